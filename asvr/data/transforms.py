@@ -1,0 +1,68 @@
+"""From a picture to the pixels that an encoder or a visual tokenizer expects."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+ASPECTS = ("square", "pad", "resize")
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Resize with PIL, scale to [0, 1], normalise; what Hugging Face's slow image processors compute.
+
+    size: (height, width) in pixels. center_crop: whether the model's own processor resizes the short
+    side and crops (CLIP) or squeezes the picture (SigLIP); ``aspect="square"`` follows it.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+    center_crop: bool = False
+
+    def __call__(self, image: Image.Image, aspect: str = "square") -> torch.Tensor:
+        """Return (3, h, w) float32.
+
+        aspect: ``square`` = the model's own processor; ``pad`` = to a square, filled with the mean
+        colour, then the same (LLaVA-1.5's finetune); ``resize`` = squeezed, whatever the processor does.
+        """
+        if aspect not in ASPECTS:
+            raise ValueError(f"image_aspect {aspect!r} is unknown: expected one of {ASPECTS}")
+        image = image.convert("RGB")
+        if aspect == "pad":
+            image = pad_to_square(image, tuple(int(m * 255) for m in self.mean))
+        if aspect != "resize" and self.center_crop:
+            image = _resize_and_crop(image, self.size, RESAMPLING[self.interpolation])
+        else:
+            image = image.resize(self.size[::-1], RESAMPLING[self.interpolation])
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) / 255
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
+        return ((pixels - mean) / std).contiguous()
+
+
+def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """Centre a picture on a square of ``color`` (LLaVA's ``expand2square``)."""
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return image
+    square = Image.new("RGB", (side, side), color)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def _resize_and_crop(image: Image.Image, size: tuple[int, int], resampling) -> Image.Image:
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    image = image.resize((max(width, int(image.width * scale)), max(height, int(image.height * scale))), resampling)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

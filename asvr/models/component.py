@@ -1,0 +1,26 @@
+"""What every part of a model has: where its weights come from, and a fingerprint of them."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+class Component(nn.Module):
+    """A part of the model. ``source`` names the files its weights were loaded from (a name or folder),
+    or is None when it was initialised here: such weights stand in no other file, so checkpoints hold them.
+    """
+
+    source: str | None = None
+
+    def fingerprint(self) -> str:
+        return fingerprint(self)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 (16 hex digits) over names, dtypes, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,28 @@
+"""The contract of a vision encoder.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
+"""
+
+from torch import Tensor
+
+from asvr.data.transforms import ImageTransform
+from asvr.models.component import Component
+
+
+class Encoder(Component):
+    """``forward(pixels (I, 3, h, w)) -> features_INE``, patches in raster order, no class token.
+
+    width: ``E``. grid: (rows, columns) of visual tokens. transform: what turns a picture into pixels.
+    A subclass sets them in its constructor, which must also work under ``torch.device("meta")``.
+    """
+
+    width: int
+    grid: tuple[int, int]
+    transform: ImageTransform
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must turn pixels (I, 3, h, w) into features_INE")
