@@ -1,0 +1,7 @@
+"""Vision encoders: pixels in, a grid of features out."""
+
+from asvr.models.encoders.base import Encoder
+from asvr.models.encoders.huggingface import HFVisionEncoder
+from asvr.models.encoders.timm import TimmEncoder
+
+__all__ = ["Encoder", "HFVisionEncoder", "TimmEncoder"]

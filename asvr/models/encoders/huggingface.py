@@ -1,0 +1,125 @@
+"""Vision towers of Hugging Face transformers: SigLIP, SigLIP2, CLIP, DINOv2 and their like.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from asvr.data.transforms import ImageTransform
+from asvr.models.encoders.base import Encoder
+from asvr.models.hf import find_folder, load_strict, read_config, resolve_dtype
+from asvr.registry import ENCODERS
+
+# (mean, std, centre crop) of each family's own image processor, used where a folder has no preprocessor file.
+_HALF = (0.5, 0.5, 0.5)
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), True)
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), True)
+_FAMILIES = {"siglip": (_HALF, _HALF, False), "clip": _CLIP, "dinov2": _IMAGENET, "dinov3": _IMAGENET}
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+@ENCODERS.register_module()
+class HFVisionEncoder(Encoder):
+    """The patch features of one layer of a Hugging Face vision tower.
+
+    name: a folder or model name (see ``asvr.zoo``); None builds ``arch`` with random weights.
+    layer: index into the tower's ``hidden_states``, as in transformers: 0 is the patch embedding, -1 the
+        last block's output before any final norm, -2 (LLaVA, ASVR) the block before it. Blocks that the
+        layer does not need are dropped.
+    arch: fields of the tower's configuration with ``model_type``; a folder's own configuration wins over it.
+    transform: fields of ``ImageTransform`` that replace the model's own.
+
+    Matches ``hidden_states[mm_vision_select_layer]`` of the released code's SigLIP tower.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        layer: int = -2,
+        arch: dict | None = None,
+        dtype: str = "float32",
+        transform: dict | None = None,
+        load_weights: bool = True,
+    ):
+        super().__init__()
+        folder = find_folder(name, load_weights, "vision encoder", arch)
+        config = read_config(folder, arch, name)
+        config = getattr(config, "vision_config", config)
+        if hasattr(config, "vision_use_head"):
+            config.vision_use_head = False  # SigLIP's pooling head gives nothing to a patch feature
+        if folder is not None and load_weights:
+            ignore = ("text_model.", "logit_scale", "logit_bias", "visual_projection", "text_projection", "head.", "vision_model.head.")
+            self.model = load_strict(AutoModel, folder, config, resolve_dtype(dtype), ignore)
+            self.source = name
+        else:
+            self.model = AutoModel.from_config(config, dtype=resolve_dtype(dtype))
+        self.layer = _keep_layers(self.model, layer)
+        self.width = config.hidden_size
+        self.naflex = config.model_type == "siglip2_vision_model"
+        side = round(config.num_patches**0.5) * config.patch_size if self.naflex else config.image_size
+        self.patch = config.patch_size
+        self.grid = (side // self.patch, side // self.patch)
+        self.transform = _transform(folder, config.model_type, side, transform or {})
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        inputs = self._naflex_inputs(pixels) if self.naflex else dict(pixel_values=pixels.to(self.model.dtype))
+        hidden = self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]
+        return hidden[:, -self.num_tokens :]  # class and register tokens stand in front of the patches
+
+    def _naflex_inputs(self, pixels: Tensor) -> dict:
+        """SigLIP2's variable-resolution towers take patches (I, N, patch * patch * 3), a mask and the grids."""
+        images, (rows, columns), p = pixels.shape[0], self.grid, self.patch
+        patches = pixels.unflatten(2, (rows, p)).unflatten(4, (columns, p))  # (I, 3, rows, p, columns, p)
+        patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(images, self.num_tokens, p * p * 3)
+        return dict(
+            pixel_values=patches.to(self.model.dtype),
+            pixel_attention_mask=torch.ones(images, self.num_tokens, dtype=torch.long, device=pixels.device),
+            spatial_shapes=torch.tensor([self.grid], device="cpu").repeat(images, 1),
+        )
+
+
+def _keep_layers(model: nn.Module, layer: int) -> int:
+    """Drop the blocks after ``layer`` and return its index counted from the front."""
+    parent = next((m for m in model.modules() if isinstance(_blocks(m), nn.ModuleList)), None)
+    if parent is None:
+        raise ValueError(f"{type(model).__name__} has no list of transformer blocks (`layers` or `layer`): not supported")
+    name = "layers" if isinstance(getattr(parent, "layers", None), nn.ModuleList) else "layer"
+    blocks = getattr(parent, name)
+    index = layer if layer >= 0 else len(blocks) + 1 + layer
+    if not 0 <= index <= len(blocks):
+        raise ValueError(f"encoder layer={layer}: this tower has {len(blocks)} blocks, so {-len(blocks) - 1}..{len(blocks)}")
+    setattr(parent, name, blocks[:index])
+    return index
+
+
+def _blocks(module: nn.Module):
+    return getattr(module, "layers", None) or getattr(module, "layer", None)
+
+
+def _transform(folder: Path | None, model_type: str, side: int, overrides: dict) -> ImageTransform:
+    family = next((v for k, v in _FAMILIES.items() if model_type.startswith(k)), None)
+    file = folder / "preprocessor_config.json" if folder is not None else None
+    fields = dict(size=(side, side))
+    if family is not None:
+        fields.update(mean=family[0], std=family[1], center_crop=family[2])
+    if file is not None and file.is_file():
+        own = json.loads(file.read_text())
+        if "image_mean" in own:
+            fields.update(mean=tuple(own["image_mean"]), std=tuple(own["image_std"]))
+        if "do_center_crop" in own:
+            fields.update(center_crop=bool(own["do_center_crop"]))
+        if own.get("resample") in _RESAMPLE:
+            fields.update(interpolation=_RESAMPLE[own["resample"]])
+    elif family is None and not {"mean", "std"} <= overrides.keys():
+        raise ValueError(
+            f"vision tower {model_type!r}: its normalisation is unknown (no preprocessor_config.json): "
+            "set transform=dict(mean=..., std=...)"
+        )
+    fields.update(overrides)
+    return ImageTransform(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

@@ -1,0 +1,92 @@
+"""Any timm model through ``forward_intermediates``.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
+"""
+
+import torch
+from torch import Tensor
+
+from asvr import zoo
+from asvr.data.transforms import ImageTransform
+from asvr.models.encoders.base import Encoder
+from asvr.models.hf import resolve_dtype
+from asvr.registry import ENCODERS
+
+
+@ENCODERS.register_module()
+class TimmEncoder(Encoder):
+    """A feature map of a timm model, flattened to tokens.
+
+    model: timm's model name. weights: a weights file, a ``package:NAME`` that ships one (see ``asvr.zoo``),
+        or None for random weights.
+    match: ``name`` = the file has timm's keys; ``order`` = it has the same tensors in the same order under
+        other names (a port of the same network); every shape must agree.
+    layer: index into timm's intermediate features, -1 the last. What comes after it is dropped.
+    image_size: side of the square input in pixels; None: the model's own. mean, std: replace the model's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        weights: str | None = None,
+        match: str = "name",
+        layer: int = -1,
+        image_size: int | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        dtype: str = "float32",
+        load_weights: bool = True,
+    ):
+        super().__init__()
+        import timm  # here: it needs a working torchvision, which other encoders do not
+
+        if match not in ("name", "order"):
+            raise ValueError(f"TimmEncoder match={match!r}: expected 'name' or 'order'")
+        if not timm.is_model(model):
+            raise ValueError(f"timm has no model {model!r}; near: {timm.list_models(f'*{model[:6]}*')[:5]}")
+        own = timm.get_pretrained_cfg(model)
+        side = image_size or own.input_size[-1]
+        kwargs = dict(img_size=side) if own.fixed_input_size else {}
+        self.model = timm.create_model(model, pretrained=False, **kwargs)
+        if weights is not None and load_weights:
+            _load(self.model, str(zoo.require(weights, what="timm encoder weights")), match)
+            self.source = weights
+        self.model.prune_intermediate_layers([layer], prune_norm=False, prune_head=True)
+        self.model.to(resolve_dtype(dtype))
+        self.dtype = resolve_dtype(dtype)
+        with torch.device("meta"):
+            probe = timm.create_model(model, pretrained=False, **kwargs).eval()
+            shape = probe.forward_intermediates(torch.empty(1, 3, side, side), indices=[layer], intermediates_only=True)[0].shape
+        self.width, self.grid = shape[1], (shape[2], shape[3])
+        self.transform = ImageTransform(
+            size=(side, side),
+            mean=tuple(mean or own.mean),
+            std=tuple(std or own.std),
+            interpolation=own.interpolation or "bicubic",
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        (features,) = self.model.forward_intermediates(pixels, indices=[-1], intermediates_only=True)
+        return features.flatten(2).transpose(1, 2)
+
+
+def _load(model: torch.nn.Module, path: str, match: str) -> None:
+    """Strictly, by name or by order; raises with the first keys that do not fit."""
+    if path.endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        weights = load_file(path)
+    else:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    own = model.state_dict()
+    if match == "order":
+        shapes = [tuple(v.shape) for v in weights.values()]
+        if shapes != [tuple(v.shape) for v in own.values()]:
+            raise ValueError(f"{path}: its tensors are not this model's in order ({len(shapes)} against {len(own)})")
+        weights = dict(zip(own, weights.values(), strict=True))
+    missing, extra = own.keys() - weights.keys(), weights.keys() - own.keys()
+    if missing or extra:
+        raise ValueError(f"{path}: missing {sorted(missing)[:5]}, unexpected {sorted(extra)[:5]}")
+    model.load_state_dict(weights)

@@ -1,0 +1,114 @@
+"""Depth transformers: autoregressive over the residual levels of one visual token.
+
+Legend: ``P`` visual positions, ``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width,
+``F`` feed-forward width (2 W).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asvr.models.heads.base import Head, classifiers_of
+from asvr.registry import HEADS
+
+EPS = 1e-6
+
+
+class DepthFeedForward(nn.Module):
+    """Linear, GELU, linear with weights of its own at every depth."""
+
+    def __init__(self, *, width: int, depth: int):
+        super().__init__()
+        self.up_DFW = nn.Parameter(torch.randn(depth, 2 * width, width) * width**-0.5)
+        self.down_DWF = nn.Parameter(torch.randn(depth, width, 2 * width) * (2 * width) ** -0.5)
+
+    def forward(self, x_PDW: Tensor) -> Tensor:
+        hidden_DPF = F.gelu(torch.bmm(x_PDW.transpose(0, 1), self.up_DFW.mT))
+        return torch.bmm(hidden_DPF, self.down_DWF.mT).transpose(0, 1)
+
+
+class DepthLayer(nn.Module):
+    """Causal attention over depth, then the feed-forward of each depth, both pre-normalised."""
+
+    def __init__(self, *, width: int, depth: int, num_heads: int, residual_from_norm: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.residual_from_norm = residual_from_norm
+        self.norm1 = nn.RMSNorm(width, eps=EPS)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.RMSNorm(width, eps=EPS)
+        self.feed_forward = DepthFeedForward(width=width, depth=depth)
+
+    def forward(self, x_PDW: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm1(x_PDW)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (P, heads, D, W / heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x_PDW = x_PDW + self.out(mixed.transpose(1, 2).flatten(2))
+        normed = self.norm2(x_PDW)
+        return (normed if self.residual_from_norm else x_PDW) + self.feed_forward(normed)
+
+
+@HEADS.register_module()
+class DepthTransformerHead(Head):
+    """A small causal transformer over depth.
+
+    Its inputs are the projected hidden state, then the running sums of the code vectors of the depths
+    before: ``[z, in(e1), in(e1 + e2), ...]``. Depth is told apart by the feed-forward weights and
+    classifiers of each depth; there is no positional embedding.
+
+    width: ``W``, divisible by num_heads. layers: number of blocks.
+    """
+
+    residual_from_norm = False
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        codebook_sizes: list[int],
+        code_width: int,
+        width: int = 2048,
+        layers: int = 3,
+        num_heads: int = 16,
+    ):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"head.width={width} is not divisible by head.num_heads={num_heads}")
+        depth = len(codebook_sizes)
+        self.input = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Linear(width, width))
+        self.code_input = nn.Linear(code_width, width)
+        self.layers = nn.ModuleList(
+            DepthLayer(width=width, depth=depth, num_heads=num_heads, residual_from_norm=self.residual_from_norm)
+            for _ in range(layers)
+        )
+        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.classifiers = classifiers_of(width, codebook_sizes)
+
+    def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
+        first_P1W = self.input(hidden_PH).unsqueeze(1)
+        sums_PDC = vectors_PDC[:, :-1].cumsum(1)
+        x_PDW = torch.cat([first_P1W, self.code_input(sums_PDC).to(first_P1W.dtype)], dim=1)
+        for layer in self.layers:
+            x_PDW = layer(x_PDW)
+        return self.norm(x_PDW)
+
+
+@HEADS.register_module()
+class ReleasedHead(DepthTransformerHead):
+    """The released code's head (``rqtransformer/modeling_rqtransformer.py``, class RQTransformer), quirks kept:
+
+    - the second residual adds the feed-forward to the *normed* tensor, not to its input;
+    - each layer has two feed-forward biases that are never used. They are kept as frozen parameters, so that
+      sizes and checkpoints agree;
+    - no positional embedding; inputs are cumulative sums of code vectors.
+    """
+
+    residual_from_norm = True
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        for layer in self.layers:
+            width = layer.out.out_features
+            layer.unused_bias1 = nn.Parameter(torch.zeros(2 * width), requires_grad=False)
+            layer.unused_bias2 = nn.Parameter(torch.zeros(width), requires_grad=False)

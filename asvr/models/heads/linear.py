@@ -1,0 +1,21 @@
+"""A linear head: every depth from the hidden state alone.
+
+Legend: ``P`` visual positions, ``H`` LLM width, ``D`` code depth, ``C`` code width.
+"""
+
+from torch import Tensor
+
+from asvr.models.heads.base import Head, classifiers_of
+from asvr.registry import HEADS
+
+
+@HEADS.register_module()
+class LinearHead(Head):
+    """One classifier a depth on the hidden state; depths are predicted independently of one another."""
+
+    def __init__(self, *, hidden_size: int, codebook_sizes: list[int], code_width: int):
+        super().__init__()
+        self.classifiers = classifiers_of(hidden_size, codebook_sizes)
+
+    def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
+        return hidden_PH.unsqueeze(1).expand(-1, len(self.classifiers), -1)

@@ -1,0 +1,85 @@
+"""What the Hugging Face encoder and LLM share: a configuration from a folder or from the config file,
+and strict loading of weights."""
+
+import logging
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from asvr import zoo
+
+logger = logging.getLogger("asvr")
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown: expected one of {sorted(DTYPES)}")
+    return DTYPES[name]
+
+
+def find_folder(name: str | None, load_weights: bool, what: str, arch: dict | None) -> Path | None:
+    """The model's folder; None where it is to be built from ``arch``.
+
+    Raises ``MissingWeights`` when weights are wanted and the folder is nowhere, ``ValueError`` when there is
+    neither a folder nor an architecture.
+    """
+    folder = None
+    if name is not None:
+        folder = zoo.require(name, what=what, arch=arch) if load_weights else zoo.resolve(name)
+    if folder is None and arch is None:
+        raise ValueError(f"{what}: name={name!r} has no local folder and no `arch` is given to build it from")
+    return folder
+
+
+def read_config(folder: Path | None, arch: dict | None, name: str | None, **overrides) -> PretrainedConfig:
+    """The architecture: the folder's own config.json, or ``arch`` where there is no folder.
+
+    Where both are there the folder wins, and every field of ``arch`` that it contradicts is named in a warning.
+    """
+    given = _from_arch(arch, **overrides) if arch is not None else None
+    if folder is None:
+        return given
+    config = AutoConfig.from_pretrained(folder)
+    if given is not None:
+        own = _same_kind(config, given.model_type)
+        different = [k for k in arch if k != "model_type" and getattr(own, k, None) != getattr(given, k)]
+        if different:
+            listing = ", ".join(f"{k}={getattr(own, k, None)!r} (config: {arch[k]!r})" for k in different)
+            logger.warning("%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing)
+    return config
+
+
+def _from_arch(arch: dict, **overrides) -> PretrainedConfig:
+    arch = dict(arch, **overrides)
+    if "model_type" not in arch:
+        raise ValueError(f"arch needs `model_type` (such as 'llama' or 'siglip_vision_model'); given: {sorted(arch)}")
+    return AutoConfig.for_model(arch.pop("model_type"), **arch)
+
+
+def _same_kind(config: PretrainedConfig, model_type: str) -> PretrainedConfig:
+    vision = getattr(config, "vision_config", None)
+    return vision if vision is not None and vision.model_type == model_type else config
+
+
+def load_strict(auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, may_ignore: tuple[str, ...] = ()):
+    """``auto_class.from_pretrained`` on the CPU that refuses missing and mis-shaped weights.
+
+    may_ignore: prefixes of keys that the file may have and the model does not need.
+    """
+    model, info = auto_class.from_pretrained(
+        folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
+    )
+    unexpected = [k for k in info["unexpected_keys"] if not k.startswith(may_ignore)]
+    problems = {
+        "missing": sorted(info["missing_keys"]),
+        "unexpected": sorted(unexpected),
+        "mis-shaped": sorted(str(k) for k in info["mismatched_keys"]),
+    }
+    problems = {kind: keys for kind, keys in problems.items() if keys}
+    if problems:
+        listing = "; ".join(f"{kind} {keys[:5]} ({len(keys)} in all)" for kind, keys in problems.items())
+        raise ValueError(f"{folder}: the weights do not fit {type(model).__name__}: {listing}")
+    return model

@@ -1,0 +1,82 @@
+"""A Hugging Face causal LM behind a narrow interface.
+
+Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width, ``V`` vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from asvr.models.component import Component
+from asvr.models.hf import find_folder, load_strict, read_config, resolve_dtype
+from asvr.registry import LLMS
+
+# Models that change their logits after the LM head: our loss, which applies the head itself, would be wrong.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@LLMS.register_module()
+class HFCausalLM(Component):
+    """Any model that ``AutoModelForCausalLM`` builds.
+
+    name: a folder or model name (see ``asvr.zoo``); None builds ``arch`` with random weights.
+    arch: fields of its configuration with ``model_type``; a folder's own configuration wins over it.
+    vocab_size: the text tokenizer's size. It becomes the vocabulary of a model built from ``arch`` alone, and
+        must not exceed that of loaded weights.
+    gradient_checkpointing: recompute each block's activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        arch: dict | None = None,
+        dtype: str = "float32",
+        gradient_checkpointing: bool = False,
+        vocab_size: int | None = None,
+        load_weights: bool = True,
+    ):
+        super().__init__()
+        folder = find_folder(name, load_weights, "LLM", arch)
+        from_scratch = name is None and vocab_size is not None
+        config = read_config(folder, arch, name, **(dict(vocab_size=vocab_size) if from_scratch else {}))
+        for field in _LOGIT_CHANGES:
+            if getattr(config, field, None) not in (None, 1.0):
+                raise ValueError(f"LLM {name or config.model_type}: `{field}` is not supported by the text loss")
+        if vocab_size is not None and vocab_size > config.vocab_size:
+            raise ValueError(
+                f"LLM {name or config.model_type} has {config.vocab_size} embeddings, the text tokenizer {vocab_size} "
+                "entries: they do not belong together (check text_tokenizer.name against model.llm.name)"
+            )
+        if folder is not None and load_weights:
+            self.model = load_strict(AutoModelForCausalLM, folder, config, resolve_dtype(dtype), ("model.rotary_emb",))
+            self.source = name
+        else:
+            self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(dict(use_reentrant=False))
+        self.hidden_size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.num_layers = config.num_hidden_layers
+
+    @property
+    def lm_head(self) -> torch.nn.Linear:
+        return self.model.get_output_embeddings()
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(input_ids)
+
+    def hidden(self, embeds_BTH: Tensor, taps: set[int] = frozenset()) -> dict[int, Tensor]:
+        """Hidden states hidden_BTH by tap: -1 after the final norm, any other an index into ``hidden_states``.
+
+        Rows are padded on the right, so causal attention alone keeps real tokens from seeing padding and no
+        mask is needed.
+        """
+        inner = taps - {-1}
+        out = self.model.get_decoder()(inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner))
+        return {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner}}
+
+    @torch.inference_mode()
+    def generate(self, embeds_BTH: Tensor, attention_mask_BT: Tensor, **kwargs) -> Tensor:
+        """New token ids (B, T') for left-padded prompts; keywords are those of transformers' ``generate``."""
+        return self.model.generate(inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **kwargs)

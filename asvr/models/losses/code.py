@@ -1,0 +1,43 @@
+"""Cross-entropy of visual codes, depth by depth.
+
+Legend: ``P`` supervised visual positions, ``D`` code depth, ``W`` head width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from asvr.models.losses.linear_cross_entropy import linear_cross_entropy
+from asvr.registry import LOSSES
+
+
+@LOSSES.register_module()
+class CodeCrossEntropy(nn.Module):
+    """``sum_d w_d CE_d / sum_d w_d``, summed over positions.
+
+    depth_weights: one weight a depth; None weighs all depths alike, which is the released code's
+    ``(1/8) sum_d CE`` (``asvr/model/language_model/asvr_llama.py``).
+    label_smoothing: probability mass spread over all codes, in [0, 1).
+    """
+
+    def __init__(self, *, depth_weights: list[float] | None = None, label_smoothing: float = 0.0):
+        super().__init__()
+        if depth_weights is not None and (min(depth_weights) < 0 or sum(depth_weights) <= 0):
+            raise ValueError(f"loss.depth_weights={depth_weights}: expected weights >= 0 with a sum > 0")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"loss.label_smoothing={label_smoothing}: expected a number in [0, 1)")
+        self.depth_weights = depth_weights
+        self.label_smoothing = label_smoothing
+
+    def forward(self, states_PDW: Tensor, classifiers: nn.ModuleList, codes_PD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss summed over positions (nats) and the number of right codes at each depth (D,)."""
+        weights = self.depth_weights or [1.0] * len(classifiers)
+        if len(weights) != len(classifiers):
+            raise ValueError(f"loss.depth_weights has {len(weights)} entries, the codes have depth {len(classifiers)}")
+        losses, corrects = [], []
+        for d, classifier in enumerate(classifiers):
+            loss, correct = linear_cross_entropy(
+                states_PDW[:, d], classifier, codes_PD[:, d], label_smoothing=self.label_smoothing
+            )
+            losses.append(weights[d] * loss)
+            corrects.append(correct)
+        return torch.stack(losses).sum() / sum(weights), torch.stack(corrects)

@@ -1,0 +1,104 @@
+"""A reconstruction target: which codes, from which hidden states, by which head and loss.
+
+Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M`` on the tokenizer's,
+``D`` code depth, ``P`` supervised visual positions, ``H`` LLM width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from asvr.models.heads.base import Head
+from asvr.models.tokenizers.base import VisualTokenizer
+from asvr.registry import HEADS, LOSSES, VISUAL_TOKENIZERS
+
+
+@dataclass
+class Target:
+    """One entry of the model's ``reconstruction`` list.
+
+    weight: factor of its loss. shift: 1 = the hidden state before a visual token predicts it (the paper's
+    equation 2), 0 = the one at its own position (the released code). tap: which hidden state, -1 after the
+    LLM's final norm. index_N: for each encoder position the tokenizer's position, None where the grids agree.
+    shares_encoder: the tokenizer quantises the model's own encoder features.
+    """
+
+    name: str
+    tokenizer: VisualTokenizer
+    head: Head
+    criterion: nn.Module
+    weight: float
+    shift: int
+    tap: int
+    index_N: Tensor | None
+    shares_encoder: bool
+
+    def loss(self, hidden_PH: Tensor, codes_PD: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss summed over positions, and the number of right codes at each depth (D,)."""
+        return self.criterion(self.states(hidden_PH, codes_PD), self.head.classifiers, codes_PD)
+
+    def states(self, hidden_PH: Tensor, codes_PD: Tensor) -> Tensor:
+        with torch.no_grad():
+            vectors_PDC = self.tokenizer.embed(codes_PD)
+        return self.head(hidden_PH, vectors_PDC)
+
+    @torch.no_grad()
+    def predict(self, hidden_PH: Tensor, codes_PD: Tensor) -> Tensor:
+        """The most probable code at each depth given the true codes of the depths before, codes_PD."""
+        states_PDW = self.states(hidden_PH, codes_PD)
+        return torch.stack([c(states_PDW[:, d]).argmax(-1) for d, c in enumerate(self.head.classifiers)], dim=1)
+
+    def to_encoder_grid(self, codes_IMD: Tensor) -> Tensor:
+        """codes_IND: each encoder position takes the code of the cell its centre lies in."""
+        return codes_IMD if self.index_N is None else codes_IMD[:, self.index_N.to(codes_IMD.device)]
+
+
+def build_target(
+    entry: dict, *, key: str, encoder, llm, load_weights: bool
+) -> Target:
+    """Build one entry of ``reconstruction``; ``key`` is its place in the config, for messages.
+
+    Raises ``ValueError`` where the tokenizer's grid is not the encoder's and ``resample`` is not set, where
+    ``shift`` is missing (it decides the objective, so it has no default), or ``tap`` is no layer of the LLM.
+    """
+    entry = dict(entry)
+    shift = entry.get("shift")
+    if shift not in (0, 1):
+        raise ValueError(f"{key}.shift={shift!r}: expected 1 (the paper's equation 2) or 0 (the released code)")
+    tap = entry.get("tap", -1)
+    if not -1 <= tap <= llm.num_layers:
+        raise ValueError(f"{key}.tap={tap}: expected -1 (after the final norm) or a layer in 0..{llm.num_layers}")
+    tokenizer_config = dict(entry["tokenizer"])
+    shares_encoder = tokenizer_config.get("encoder", encoder) in (None, encoder) and tokenizer_config["type"] == "SemanticTokenizer"
+    if shares_encoder:
+        tokenizer_config["encoder"] = encoder
+    tokenizer = VISUAL_TOKENIZERS.build(tokenizer_config, default_args=dict(load_weights=load_weights))
+    sizes = dict(hidden_size=llm.hidden_size, codebook_sizes=tokenizer.codebook_sizes, code_width=tokenizer.code_width)
+    return Target(
+        name=entry["name"],
+        tokenizer=tokenizer,
+        head=HEADS.build(entry["head"], default_args=sizes),
+        criterion=LOSSES.build(entry.get("loss", dict(type="CodeCrossEntropy"))),
+        weight=entry.get("weight", 1.0),
+        shift=shift,
+        tap=tap,
+        index_N=_resample(key, tokenizer, encoder.grid, entry.get("resample")),
+        shares_encoder=shares_encoder,
+    )
+
+
+def _resample(key: str, tokenizer: VisualTokenizer, grid: tuple[int, int], rule: str | None) -> Tensor | None:
+    if tuple(tokenizer.grid) == tuple(grid):
+        return None
+    if rule != "nearest":
+        raise ValueError(
+            f"{key}: the tokenizer's grid is {tokenizer.grid[0]}x{tokenizer.grid[1]}, the encoder's {grid[0]}x{grid[1]}: "
+            "choose sizes that agree, or set resample='nearest' (each encoder position takes the code of the cell "
+            "its centre lies in)"
+        )
+    rows, columns = (
+        torch.tensor([int((i + 0.5) * own / wanted) for i in range(wanted)], device="cpu")
+        for own, wanted in zip(tokenizer.grid, grid, strict=True)
+    )
+    return (rows[:, None] * tokenizer.grid[1] + columns).flatten()

@@ -1,0 +1,184 @@
+"""The model on one page: a vision-language model that also reconstructs what it sees.
+
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visual tokens of an image, ``H`` LLM
+width, ``E`` encoder width, ``D`` code depth, ``C`` code width, ``S`` supervised text positions, ``P`` supervised
+visual positions.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from asvr.data.batch import IMAGE_TOKEN, Batch, visual_sources
+from asvr.models.losses import linear_cross_entropy
+from asvr.models.targets import Target, build_target
+from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
+
+
+@MODELS.register_module()
+class VLM(nn.Module):
+    """Encoder, projector and LLM, with a list of reconstruction targets.
+
+    encoder, projector, llm: component configs; widths between them are derived.
+    reconstruction: one entry a target, ``dict(name, tokenizer, head, loss, weight, shift, tap, resample)``: see
+        ``asvr.models.targets``. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
+    vocab_size: entries of the text tokenizer; None only where the LLM's configuration tells it.
+    load_weights: False builds the architecture alone (under ``torch.device("meta")``: in no memory).
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: dict,
+        projector: dict,
+        llm: dict,
+        reconstruction: list[dict],
+        vocab_size: int | None = None,
+        load_weights: bool = True,
+    ):
+        super().__init__()
+        self.encoder = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
+        self.llm = LLMS.build(llm, default_args=dict(vocab_size=vocab_size, load_weights=load_weights))
+        widths = dict(in_width=self.encoder.width, out_width=self.llm.hidden_size)
+        self.projector = PROJECTORS.build(projector, default_args=widths)
+        self.targets: list[Target] = [
+            build_target(entry, key=f"model.reconstruction[{i}]", encoder=self.encoder, llm=self.llm, load_weights=load_weights)
+            for i, entry in enumerate(reconstruction)
+        ]
+        names = [target.name for target in self.targets]
+        if len(set(names)) != len(names):
+            raise ValueError(f"model.reconstruction: names must differ, given {names}")
+        self.heads = nn.ModuleDict({target.name: target.head for target in self.targets})
+        self.tokenizers = nn.ModuleDict({target.name: target.tokenizer for target in self.targets})
+
+    # The forward pass ------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Summed losses in nats (``text``, and each target's name) and counts of right predictions (``correct_*``).
+
+        A batch without images carries no visual loss and encodes nothing. The caller divides by the number of
+        supervised tokens of the whole optimisation step: see ``train_step``.
+        """
+        embeds_BTH, features_INE = self.embed(batch)
+        hidden = self.llm.hidden(embeds_BTH, {target.tap for target in self.targets} | {-1})
+        hidden = {tap: states_BTH.flatten(0, 1) for tap, states_BTH in hidden.items()}
+
+        out = {}
+        if batch.num_text_targets:
+            hidden_SH = hidden[-1][batch.text_source_S]
+            out["text"], out["correct_text"] = linear_cross_entropy(hidden_SH, self.llm.lm_head, batch.text_target_S)
+        for target in self.targets:
+            if batch.num_visual_targets(target.shift):
+                source_P, token_P = visual_sources(batch, target.shift)
+                codes_PD = self.codes(target, batch, features_INE).flatten(0, 1)
+                codes_PD = codes_PD if token_P is None else codes_PD[token_P]
+                out[target.name], out[f"correct_{target.name}"] = target.loss(hidden[target.tap][source_P], codes_PD)
+        return out
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """embeds_BTH, projected visual features on their placeholders; and the features, None without images."""
+        embeds_BTH = self.llm.embed(batch.input_ids_BT.masked_fill(batch.input_ids_BT == IMAGE_TOKEN, 0))
+        if not batch.num_images:
+            return embeds_BTH, None
+        features_INE = batch.features_INE if batch.features_INE is not None else self.encode(batch.pixels["encoder"])
+        visual_INH = self.projector(features_INE).to(embeds_BTH.dtype)
+        flat = embeds_BTH.flatten(0, 1).index_copy(0, batch.image_positions_IN.flatten(), visual_INH.flatten(0, 1))
+        return flat.view_as(embeds_BTH), features_INE
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """features_INE; without a graph while the encoder is frozen."""
+        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        with torch.set_grad_enabled(trained):
+            return self.encoder(pixels)
+
+    @torch.no_grad()
+    def codes(self, target: Target, batch: Batch, features_INE: Tensor) -> Tensor:
+        """codes_IND of a target, on the encoder's grid: cached, from the encoder's own features, or from pixels."""
+        if target.name in batch.codes:
+            codes_IMD = batch.codes[target.name].long()
+        elif target.shares_encoder:
+            codes_IMD = target.tokenizer.quantize(features_INE)
+        else:
+            codes_IMD = target.tokenizer.encode(batch.pixels[target.name])
+        return target.to_encoder_grid(codes_IMD)
+
+    # Training --------------------------------------------------------------------------------------------
+
+    def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
+        """One optimisation step over all micro-batches of ``window``.
+
+        Each loss is divided by its number of supervised tokens in the whole window, so that accumulation does
+        not change the objective. Returns sums over the window as tensors on the device (no synchronisation):
+        losses and accuracies, already normalised.
+        """
+        totals = self.count_targets(window)
+        logs: dict[str, Tensor] = {}
+        for batch in window:
+            with optim_wrapper.optim_context(self):
+                out = self(batch.to(self.device))
+                losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
+                loss = torch.stack([*losses, self.touch(batch)]).sum()
+            optim_wrapper.backward(loss)
+            for key, value in out.items():
+                value = value.detach() / totals[key.removeprefix("correct_")]
+                logs[key] = logs[key] + value if key in logs else value
+        optim_wrapper.step()
+        optim_wrapper.zero_grad()
+        return logs
+
+    def weights(self) -> dict[str, float]:
+        return {"text": 1.0, **{target.name: target.weight for target in self.targets}}
+
+    def count_targets(self, window: list[Batch]) -> dict[str, int]:
+        """Supervised tokens of a window by loss; counts that the collate function made, so nothing is synchronised."""
+        counts = {"text": sum(batch.num_text_targets for batch in window)}
+        for target in self.targets:
+            counts[target.name] = sum(batch.num_visual_targets(target.shift) for batch in window)
+        return counts
+
+    def touch(self, batch: Batch) -> Tensor:
+        """A zero that depends on every trained parameter that this batch leaves out.
+
+        Without it a batch without images (or without text) would leave gradients of some parts undefined, and
+        processes that average gradients would wait for one another.
+        """
+        idle = [] if batch.num_images else [self.projector, self.heads, self.encoder]
+        idle += [] if batch.num_text_targets else [self.llm]
+        parameters = [p for module in idle for p in module.parameters() if p.requires_grad]
+        zero = torch.zeros((), device=self.device)
+        return zero + 0 * sum(p.sum() for p in parameters) if parameters else zero
+
+    # Parts -----------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.llm.lm_head.weight.device
+
+    def components(self) -> dict[str, nn.Module]:
+        """The parts that a stage's ``train`` may name, and the tokenizers, which are never trained here."""
+        parts = dict(encoder=self.encoder, projector=self.projector, llm=self.llm, heads=self.heads)
+        return parts | {f"tokenizer.{name}": tokenizer for name, tokenizer in self.tokenizers.items()}
+
+    def train_only(self, names: list[str]) -> None:
+        """Give gradients to the named components and to nothing else."""
+        parts = self.components()
+        unknown = [n for n in names if n not in parts or n.startswith("tokenizer.")]
+        if unknown:
+            raise ValueError(f"train={names}: unknown {unknown}; expected some of encoder, projector, llm, heads")
+        for name, module in parts.items():
+            for key, parameter in module.named_parameters():
+                parameter.requires_grad_(name in names and "unused_bias" not in key)
+
+    def train(self, mode: bool = True) -> "VLM":
+        """As usual, but what is frozen stays in eval mode: batch norms and dropout of a frozen encoder must not move.
+        A frozen LLM is the exception: gradients pass through it, and its gradient checkpointing works in training
+        mode only."""
+        super().train(mode)
+        for name, module in self.components().items():
+            if name != "llm" and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+    def views(self) -> dict[str, object]:
+        """What pixels the model wants: name -> ``ImageTransform``."""
+        own = {t.name: t.tokenizer.transform for t in self.targets if not t.shares_encoder}
+        return {"encoder": self.encoder.transform, **own}
