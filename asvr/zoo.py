@@ -26,15 +26,18 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".gguf")
 @dataclass(frozen=True)
 class Wanted:
     """A model that is needed. what: the config key or the component that needs it. size_bytes: of the
-    weights it reads. fetch: the command that brings it here, where the default of its name is wrong."""
+    weights it reads; where it is None, computed from ``arch``, its transformers configuration. fetch: the
+    command that brings it here, where the default of its name is wrong."""
 
     name: str
     what: str
     size_bytes: int | None = None
+    arch: dict | None = None
     fetch: str | None = None
 
     def describe(self) -> str:
-        size = f" ({self.size_bytes / 1e9:.2f} GB of weights)" if self.size_bytes else ""
+        size_bytes = self.size_bytes or (arch_bytes(self.arch) if self.arch else None)
+        size = f" ({size_bytes / 1e9:.2f} GB of weights)" if size_bytes else ""
         return (
             f"- {self.what}: {self.name}{size}\n"
             f"    looked at: {'; '.join(places(self.name))}\n"
@@ -64,7 +67,9 @@ def resolve(name: str) -> Path | None:
     return _in_hub_cache(name)
 
 
-def require(name: str, *, what: str, size_bytes: int | None = None, fetch: str | None = None) -> Path:
+def require(
+    name: str, *, what: str, size_bytes: int | None = None, arch: dict | None = None, fetch: str | None = None
+) -> Path:
     """The local folder (or file) of a model.
 
     Raises `MissingWeights`, with the places looked at and the command that fetches it, unless the user
@@ -74,7 +79,7 @@ def require(name: str, *, what: str, size_bytes: int | None = None, fetch: str |
     if path is None and os.environ.get("ASVR_DOWNLOAD") == "1" and _on_hub(name):
         path = _download(name)
     if path is None:
-        raise MissingWeights([Wanted(name, what, size_bytes, fetch)])
+        raise MissingWeights([Wanted(name, what, size_bytes, arch, fetch)])
     return path
 
 
@@ -84,8 +89,13 @@ def missing(wanted: Iterable[Wanted]) -> list[Wanted]:
     for model in wanted:
         if model.name in absent:
             first = absent[model.name]
-            size = max(first.size_bytes or 0, model.size_bytes or 0) or None
-            absent[model.name] = replace(first, what=f"{first.what}, {model.what}", size_bytes=size)
+            absent[model.name] = replace(
+                first,
+                what=f"{first.what}, {model.what}",
+                size_bytes=first.size_bytes or model.size_bytes,
+                arch=first.arch or model.arch,
+                fetch=first.fetch or model.fetch,
+            )
         elif resolve(model.name) is None:
             absent[model.name] = model
     return list(absent.values())
@@ -100,6 +110,19 @@ def require_all(wanted: Iterable[Wanted]) -> None:
             absent.remove(model)
     if absent:
         raise MissingWeights(absent)
+
+
+def arch_bytes(arch: dict) -> int:
+    """Size of the weights of a transformers configuration (with ``model_type``), in the ``dtype`` that it
+    names, float32 if none. Builds the model on the meta device."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**arch)
+    auto_class = AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModel
+    with torch.device("meta"):
+        model = auto_class.from_config(config)
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def places(name: str) -> list[str]:

@@ -1,0 +1,78 @@
+"""Loading a config file, and the config of one of its stages."""
+
+import copy
+import os
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+
+from asvr.registry import SCOPE, register_all
+
+DELETE = "_delete_"
+
+
+def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
+    """Read a config file, apply ``cfg_options`` (dotted keys; a number picks an entry of a list), import its
+    ``custom_imports`` and make every component known.
+
+    Modules in ``custom_imports`` are looked up from the current directory too.
+    Raises ``ValueError`` naming the option or module that does not fit.
+    """
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    for key, value in (cfg_options or {}).items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"--cfg-options {key}={value!r} does not fit {path}: {error}") from error
+    cfg.setdefault("default_scope", SCOPE)
+    init_default_scope(cfg.default_scope)
+    if "custom_imports" in cfg:
+        _import_custom(cfg.custom_imports)
+    register_all()
+    return cfg
+
+
+def stage_config(cfg: Config, name: str) -> Config:
+    """The config that a stage runs with: its entries merged over the rest, as MMEngine merges a file over its
+    ``_base_`` (dicts deeply, all else replaced, ``_delete_=True`` replaces a dict as well).
+
+    Instead of ``stages`` it holds the stage's ``train``, the components that are trained.
+    """
+    if name not in cfg.get("stages", {}):
+        raise ValueError(f"the config has no stage {name!r}: expected one of {list(cfg.get('stages', {}))}")
+    stage = copy.deepcopy(cfg)
+    overrides = stage.pop("stages")[name]
+    try:
+        stage.merge_from_dict(overrides)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"stages.{name} does not fit the rest of the config: {error}") from error
+    _drop_marks(stage._cfg_dict)
+    return stage
+
+
+def _drop_marks(value) -> None:
+    """MMEngine leaves ``_delete_`` in a dict that had nothing to replace."""
+    if isinstance(value, dict):
+        value.pop(DELETE, None)
+        for item in value.values():
+            _drop_marks(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _drop_marks(item)
+
+
+def _import_custom(custom_imports: dict) -> None:
+    here = os.getcwd()
+    if here not in sys.path:  # `python tools/train.py` puts tools/ there, not the current directory
+        sys.path.insert(0, here)
+    try:
+        import_modules_from_strings(**custom_imports)
+    except (ImportError, TypeError) as error:
+        cause = f" ({error.__context__})" if error.__context__ else ""
+        raise ValueError(
+            f"custom_imports: {error}{cause}; expected dict(imports=['module', ...]), "
+            f"with modules that are installed or found from {here}"
+        ) from error
