@@ -1,7 +1,8 @@
-"""Registries of the library, children of MMEngine's, so that a config names a component by ``type``.
+"""Registries of the library, so that a config names a component by ``type``.
 
 A user's own component needs no change here: decorate it with one of these registries in any file and
-name the file in the config's ``custom_imports``.
+name the file in the config's ``custom_imports``. Those that MMEngine's Runner builds from are children of
+its own, which lets one parent have one child a scope; the parts of a model have registries of their own.
 """
 
 import importlib
@@ -15,22 +16,22 @@ from mmengine.registry import Registry
 SCOPE = "asvr"
 
 
-def _child(name: str, parent: Registry, location: str) -> Registry:
+def _registry(name: str, location: str, parent: Registry | None = None) -> Registry:
     return Registry(name, parent=parent, scope=SCOPE, locations=[location])
 
 
-MODELS = _child("model", _MODELS, "asvr.models.vlm")
-ENCODERS = _child("encoder", _MODELS, "asvr.models.encoders")
-PROJECTORS = _child("projector", _MODELS, "asvr.models.projectors")
-VISUAL_TOKENIZERS = _child("visual tokenizer", _MODELS, "asvr.models.tokenizers")
-LLMS = _child("llm", _MODELS, "asvr.models.llms")
-HEADS = _child("head", _MODELS, "asvr.models.heads")
-LOSSES = _child("loss", _MODELS, "asvr.models.losses")
-TEXT_TOKENIZERS = Registry("text tokenizer", scope=SCOPE, locations=["asvr.data.text_tokenizer"])
-TEMPLATES = Registry("template", scope=SCOPE, locations=["asvr.data.templates"])
-DATASETS = _child("dataset", _DATASETS, "asvr.data")
-HOOKS = _child("hook", _HOOKS, "asvr.engine.hooks")
-LOOPS = _child("loop", _LOOPS, "asvr.engine.loops")
+MODELS = _registry("model", "asvr.models.vlm", _MODELS)
+ENCODERS = _registry("encoder", "asvr.models.encoders")
+PROJECTORS = _registry("projector", "asvr.models.projectors")
+VISUAL_TOKENIZERS = _registry("visual tokenizer", "asvr.models.tokenizers")
+LLMS = _registry("llm", "asvr.models.llms")
+HEADS = _registry("head", "asvr.models.heads")
+LOSSES = _registry("loss", "asvr.models.losses")
+TEXT_TOKENIZERS = _registry("text tokenizer", "asvr.data.text_tokenizer")
+TEMPLATES = _registry("template", "asvr.data.templates")
+DATASETS = _registry("dataset", "asvr.data", _DATASETS)
+HOOKS = _registry("hook", "asvr.engine.hooks", _HOOKS)
+LOOPS = _registry("loop", "asvr.engine.loops", _LOOPS)
 
 ALL = (MODELS, ENCODERS, PROJECTORS, VISUAL_TOKENIZERS, LLMS, HEADS, LOSSES, TEXT_TOKENIZERS, TEMPLATES, DATASETS, HOOKS, LOOPS)
 

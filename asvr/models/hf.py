@@ -28,7 +28,7 @@ def find_folder(name: str | None, load_weights: bool, what: str, arch: dict | No
     """
     folder = None
     if name is not None:
-        folder = zoo.require(name, what=what, arch=arch) if load_weights else zoo.resolve(name)
+        folder = zoo.require(name, what=what) if load_weights else zoo.resolve(name)
     if folder is None and arch is None:
         raise ValueError(f"{what}: name={name!r} has no local folder and no `arch` is given to build it from")
     return folder

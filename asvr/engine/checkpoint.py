@@ -1,0 +1,165 @@
+"""Checkpoints: a folder with the weights that stand in no other file, and the state to go on from.
+
+``model.safetensors``  weights of every component that was trained or initialised here
+``state.pt``           optimiser, schedule, random states (tensors and plain values only)
+``checkpoint.json``    step, stage, configuration, fingerprints of the frozen weights, SHA-256 of the two files
+
+A folder is written under a temporary name and renamed when complete, so that a kill leaves no half checkpoint.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+PREFIX = "step_"
+FILES = ("model.safetensors", "state.pt")
+
+
+def random_state() -> dict:
+    version, key, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return dict(
+        python=[version, list(key), gauss],
+        numpy=[kind, keys.tolist(), position, has_gauss, cached],
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
+
+
+def set_random_state(state: dict) -> None:
+    version, key, gauss = state["python"]
+    random.setstate((version, tuple(key), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def own_components(model: nn.Module) -> dict[str, nn.Module]:
+    """Components whose weights must be saved: trained ones, and those that were initialised here. The rest is frozen,
+    stands in the files it came from, and is named by its fingerprint. Tokenizers have folders of their own."""
+    return {
+        name: module
+        for name, module in model.components().items()
+        if not name.startswith("tokenizer.") and (module.source is None or any(p.requires_grad for p in module.parameters()))
+    }
+
+
+def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
+    own = own_components(model)
+    return {
+        name: dict(source=module.source, fingerprint=module.fingerprint())
+        for name, module in model.components().items()
+        if name not in own
+    }
+
+
+def save(folder: Path, *, model: nn.Module, state: dict, meta: dict) -> None:
+    """Write ``folder`` atomically. meta: what ``checkpoint.json`` holds besides the hashes."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, module in own_components(model).items()
+        for key, value in _untied(module).items()
+    }
+    save_file(weights, partial / FILES[0])
+    torch.save(state, partial / FILES[1])
+    hashes = {name: _sha256(partial / name) for name in FILES}
+    (partial / "checkpoint.json").write_text(json.dumps(dict(meta, sha256=hashes), indent=1))
+    for file in partial.iterdir():
+        _flush(file)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest complete checkpoint under ``folder``; a damaged one raises ``ValueError`` that names it."""
+    found = sorted(folder.glob(f"{PREFIX}*")) if folder.is_dir() else []
+    return found[-1] if found else None
+
+
+def prune(folder: Path, keep: int) -> None:
+    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def read_meta(folder: Path) -> dict:
+    file = folder / "checkpoint.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} is no checkpoint: it has no checkpoint.json")
+    meta = json.loads(file.read_text())
+    for name, expected in meta["sha256"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+            raise ValueError(f"{folder / name} is damaged (its SHA-256 is not the one written): delete {folder} to go on from the one before")
+    return meta
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Load a checkpoint's weights; strict. A component that the model froze may be in the file (a stage before
+    trained it); it then counts as initialised here, so that later checkpoints hold it too."""
+    read_meta(folder)
+    weights = load_file(folder / FILES[0])
+    components = model.components()
+    by_component: dict[str, dict] = {}
+    for key, value in weights.items():
+        name, _, rest = key.partition(".")
+        by_component.setdefault(name, {})[rest] = value
+    missing = own_components(model).keys() - by_component.keys()
+    unknown = by_component.keys() - components.keys()
+    if missing or unknown:
+        raise ValueError(f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?")
+    for name, own in by_component.items():
+        module = components[name]
+        expected = _untied(module)
+        wrong = sorted(expected.keys() ^ own.keys()) or [k for k in own if own[k].shape != expected[k].shape]
+        if wrong:
+            raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
+        module.load_state_dict(own, strict=False)  # tied copies, left out of the file, are the only keys it lacks
+        module.source = None
+
+
+def load_state(folder: Path) -> dict:
+    return torch.load(folder / FILES[1], map_location="cpu", weights_only=True)
+
+
+def check_frozen(folder: Path, model: nn.Module) -> None:
+    """Raise ``ValueError`` if frozen weights are not those that the checkpoint was made with."""
+    own, there = frozen_fingerprints(model), read_meta(folder)["frozen"]
+    for name in own.keys() & there.keys():
+        if own[name]["fingerprint"] != there[name]["fingerprint"]:
+            raise ValueError(
+                f"{folder} was made with other frozen weights of {name}: {there[name]['source']} "
+                f"({there[name]['fingerprint']}), here {own[name]['source']} ({own[name]['fingerprint']})"
+            )
+
+
+def _untied(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict with one name for each tensor: safetensors refuses tied weights."""
+    seen, out = set(), {}
+    for key, value in module.state_dict().items():
+        place = (value.data_ptr(), value.shape)
+        if value.numel() == 0 or place not in seen:
+            out[key] = value
+            seen.add(place)
+    return out
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _flush(file: Path) -> None:
+    with open(file, "rb+") as stream:
+        os.fsync(stream.fileno())

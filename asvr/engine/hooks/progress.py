@@ -1,0 +1,117 @@
+"""Progress bar, readable log lines and JSON lines, with one synchronisation an interval."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+from tqdm import tqdm
+
+from asvr.engine.log import logger
+from asvr.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """Logs means over ``interval`` steps.
+
+    Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
+    acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
+    padding not counted), data_time_percent (of the interval, waiting for input), peak_memory_gib, eta_s.
+    """
+
+    priority = "BELOW_NORMAL"
+
+    def __init__(self, *, file: str, stage: str, interval: int):
+        if interval < 1:
+            raise ValueError(f"runtime.log_interval={interval} must be at least 1")
+        self.file, self.stage, self.interval = Path(file), stage, interval
+
+    def before_train(self, runner) -> None:
+        _forget_after(self.file, self.stage, runner.iter)
+        self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step", disable=None)
+        self.first, self.begin = runner.iter, time.perf_counter()
+        self.seconds_spoken = self.begin
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = self.tokens = self.images = 0
+        self.data_time, self.start = 0.0, time.perf_counter()
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        for key, value in dict(outputs, grad_norm=runner.optim_wrapper.grad_norm).items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value
+        self.steps += 1
+        self.tokens += sum(batch.num_tokens for batch in data_batch)
+        self.images += sum(batch.num_images for batch in data_batch)
+        self.data_time += runner.train_loop.data_time
+        self.bar.update(1)
+        if runner.iter % self.interval == 0 or runner.iter == runner.max_iters:
+            self._log(runner)
+
+    def after_train(self, runner) -> None:
+        self.bar.close()
+
+    def _log(self, runner) -> None:
+        means = {key: (value / self.steps).tolist() for key, value in self.sums.items()}  # the interval's one sync
+        elapsed = time.perf_counter() - self.start
+        weights = runner.model.weights()
+        record = dict(
+            stage=self.stage,
+            step=runner.iter,
+            steps=runner.max_iters,
+            lr=runner.optim_wrapper.optimizer.param_groups[0]["lr"],
+            loss=sum(weight * means[name] for name, weight in weights.items() if name in means),
+            **{f"loss_{name}": means[name] for name in weights if name in means},
+            **{f"acc_{name}": means[f"correct_{name}"] for name in weights if f"correct_{name}" in means},
+            grad_norm=means["grad_norm"],
+            tokens_per_s=self.tokens / elapsed,
+            images_per_s=self.images / elapsed,
+            data_time_percent=100 * self.data_time / elapsed,
+            peak_memory_gib=_peak_memory_gib(runner.model.device),
+            eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
+        )
+        with open(self.file, "a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        self.bar.set_postfix_str(f"loss {record['loss']:.3f}")
+        logger.info(_line(record))
+        self._reset()
+
+
+def _line(record: dict) -> str:
+    """A log line for people."""
+    parts = [f"{record['stage']} {record['step']}/{record['steps']}", f"lr {record['lr']:.2e}", f"loss {record['loss']:.4f}"]
+    for key, value in record.items():
+        if key.startswith("loss_"):
+            parts.append(f"{key[5:]} {value:.4f}")
+        if key.startswith("acc_"):
+            values = value if isinstance(value, list) else [value]
+            parts.append(f"acc {'/'.join(f'{100 * v:.1f}' for v in values)} %")
+    eta = int(record["eta_s"])
+    return ", ".join([
+        *parts,
+        f"{record['tokens_per_s']:.0f} tokens/s",
+        f"{record['images_per_s']:.0f} images/s",
+        f"data {record['data_time_percent']:.0f} %",
+        f"peak {record['peak_memory_gib']:.2f} GiB",
+        f"{eta // 60}:{eta % 60:02d} left",
+    ])
+
+
+def _peak_memory_gib(device: torch.device) -> float:
+    """Of the accelerator; on the CPU, the process's largest resident size."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _forget_after(file: Path, stage: str, step: int) -> None:
+    """Drop lines of this stage after ``step``: a resumed run writes them again."""
+    if file.is_file():
+        lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        file.write_text("".join(json.dumps(line) + "\n" for line in kept))

@@ -1,0 +1,76 @@
+"""The training loop: one iteration is one optimisation step."""
+
+import time
+
+from mmengine.runner import BaseLoop
+from torch import Tensor
+
+from asvr.data.batch import Batch
+from asvr.registry import LOOPS
+
+
+@LOOPS.register_module()
+class StepLoop(BaseLoop):
+    """Runs ``steps`` optimisation steps of ``accumulate`` micro-batches.
+
+    MMEngine's own loop steps once a micro-batch and, on resume, reads and drops every batch already used;
+    here the sampler is moved to its position instead (``iter`` is set before ``run``).
+    """
+
+    def __init__(self, runner, dataloader, steps: int, accumulate: int):
+        super().__init__(runner, dataloader)
+        self._max_iters = steps
+        self._iter = 0
+        self.accumulate = accumulate
+        self.data_time = 0.0
+        self.window: list[Batch] = []
+
+    @property
+    def max_iters(self) -> int:
+        return self._max_iters
+
+    @property
+    def max_epochs(self) -> int:
+        return 1
+
+    @property
+    def iter(self) -> int:
+        return self._iter
+
+    @iter.setter
+    def iter(self, value: int) -> None:
+        self._iter = value
+
+    @property
+    def epoch(self) -> int:
+        return 0
+
+    def run(self):
+        runner = self.runner
+        runner.call_hook("before_train")
+        runner.call_hook("before_train_epoch")
+        runner.model.train()
+        if self._iter < self._max_iters:
+            self.dataloader.batch_sampler.seek(self._iter * self.accumulate)
+            batches = iter(self.dataloader)
+            while self._iter < self._max_iters:
+                self.run_iter(batches)
+        runner.call_hook("after_train_epoch")
+        runner.call_hook("after_train")
+        return runner.model
+
+    def run_iter(self, batches) -> None:
+        start = time.perf_counter()
+        self.window = self._next_window(batches)
+        self.data_time = time.perf_counter() - start
+        self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=self.window)
+        logs: dict[str, Tensor] = self.runner.model.train_step(self.window, self.runner.optim_wrapper)
+        self._iter += 1
+        self.runner.call_hook("after_train_iter", batch_idx=self._iter - 1, data_batch=self.window, outputs=logs)
+
+    def _next_window(self, batches) -> list[Batch]:
+        """``accumulate`` micro-batches; where bad samples were skipped (policy ``skip``) it may be fewer, never none."""
+        window: list[Batch] = []
+        while not window:
+            window = [b for b in (next(batches) for _ in range(self.accumulate)) if b is not None]
+        return window

@@ -1,0 +1,71 @@
+"""Optimiser, learning-rate schedule and mixed precision."""
+
+from contextlib import contextmanager
+
+import torch
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from torch import nn
+
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+
+
+class AutocastOptimWrapper(OptimWrapper):
+    """MMEngine's optimiser wrapper with bf16 autocast on any device, and clipping without a synchronisation.
+
+    ``grad_norm`` is the norm before clipping of the last step, a tensor on the device.
+    """
+
+    def __init__(self, optimizer, *, precision: str, clip_grad: float | None):
+        super().__init__(optimizer)
+        if precision not in PRECISIONS:
+            raise ValueError(f"optim.precision={precision!r}: expected one of {sorted(PRECISIONS)}")
+        self.dtype = PRECISIONS[precision]
+        self.max_norm = clip_grad
+        self.grad_norm = None
+
+    @contextmanager
+    def optim_context(self, model: nn.Module):
+        with torch.autocast(model.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            yield
+
+    def step(self, **kwargs) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        max_norm = self.max_norm if self.max_norm is not None else float("inf")
+        self.grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        self.optimizer.step(**kwargs)
+
+
+def build_optim_wrapper(model: nn.Module, config: dict) -> AutocastOptimWrapper:
+    """AdamW (fused) on the trained parameters.
+
+    config: ``optim`` of the config. Weight decay applies to matrices only, not to biases and norms.
+    ``lr_scale`` multiplies the learning rate of a component: ``dict(heads=2.0)``.
+    """
+    scales = config.get("lr_scale", {})
+    groups: dict[tuple, list] = {}
+    for name, module in model.components().items():
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                decay = config["weight_decay"] if parameter.ndim >= 2 else 0.0
+                groups.setdefault((scales.get(name, 1.0), decay), []).append(parameter)
+    if not groups:
+        raise ValueError("nothing to train: `train` of this stage names no component with parameters")
+    parameters = [
+        dict(params=members, lr=config["lr"] * scale, weight_decay=decay) for (scale, decay), members in groups.items()
+    ]
+    optimizer = torch.optim.AdamW(parameters, lr=config["lr"], betas=tuple(config["betas"]), fused=True)
+    return AutocastOptimWrapper(optimizer, precision=config["precision"], clip_grad=config["clip_grad"])
+
+
+def build_schedulers(optim_wrapper: AutocastOptimWrapper, config: dict, steps: int) -> list:
+    """Linear warm-up over ``warmup_ratio`` of the steps, then a cosine to ``min_lr_ratio`` of the peak."""
+    warmup = round(config["warmup_ratio"] * steps)
+    schedulers = []
+    if warmup:
+        schedulers.append(LinearLR(optim_wrapper, start_factor=1 / (warmup + 1), end=warmup, by_epoch=False))
+    if steps > warmup:
+        ratio = config.get("min_lr_ratio", 0.0)
+        schedulers.append(
+            CosineAnnealingLR(optim_wrapper, T_max=steps - warmup, eta_min_ratio=ratio, begin=warmup, end=steps, by_epoch=False)
+        )
+    return schedulers
