@@ -1,0 +1,25 @@
+# Appearance as pixels: the codes of Janus' VQGAN (LlamaGen's VQ-16), one a token; 432 pixels give SigLIP's 27 x 27.
+# Not in the paper, whose appearance codes come from SigLIP's 6th layer (asvr_vicuna7b_appearance.py).
+# python tools/train.py configs/asvr_vicuna7b_pixel.py
+_base_ = ['./llava_vicuna7b.py']
+
+model = dict(
+    reconstruction=[
+        dict(
+            name='pixel',
+            tokenizer=dict(
+                type='PixelTokenizer',
+                name='deepseek-community/Janus-Pro-1B',
+                image_size=432,
+                arch=dict(
+                    embed_dim=8,
+                    num_embeddings=16384,
+                    latent_channels=256,
+                    base_channels=128,
+                    channel_multiplier=[1, 1, 2, 2, 4],
+                    num_res_blocks=2)),
+            head=dict(type='DepthTransformerHead', width=2048, layers=3, num_heads=16),
+            loss=dict(type='CodeCrossEntropy'),
+            weight=1.0,
+            shift=1)
+    ])
