@@ -116,10 +116,10 @@ def arch_bytes(arch: dict) -> int:
     """Size of the weights of a transformers configuration (with ``model_type``), in the ``dtype`` that it
     names, float32 if none. Builds the model on the meta device."""
     import torch
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
 
     config = AutoConfig.for_model(**arch)
-    auto_class = AutoModelForCausalLM if type(config) in AutoModelForCausalLM._model_mapping else AutoModel
+    auto_class = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
     with torch.device("meta"):
         model = auto_class.from_config(config)
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())

@@ -1,0 +1,69 @@
+"""What is checked before a run: names and fields, sizes, and that every pretrained model is here."""
+
+from mmengine.config import Config
+from torch import device, nn
+
+from asvr import zoo
+from asvr.config import stage_config
+from asvr.models.encoders.base import Encoder
+from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
+from asvr.validate import check_config, find
+
+# The fields of this library's components that name pretrained weights.
+WEIGHT_FIELDS = ("name", "weights")
+
+
+def preflight(cfg: Config) -> None:
+    """Everything that can be known without reading a weight or a picture.
+
+    Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
+    `asvr.zoo.MissingWeights` naming all pretrained models that are not on this machine.
+    """
+    check_config(cfg)
+    models = check_sizes(cfg)
+    zoo.require_all(wanted_weights(cfg, next(iter(models.values()))))
+
+
+def check_sizes(cfg: Config) -> dict[str, nn.Module]:
+    """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit."""
+    return {name: build_meta(stage_config(cfg, name)) for name in cfg.stages}
+
+
+def build_meta(stage: Config) -> nn.Module:
+    """The model of a stage on the meta device: no weights, no memory. Only what ``train`` names has gradients."""
+    with device("meta"):
+        model = MODELS.build(stage.model, default_args=dict(load_weights=False))
+    model.train_only(list(stage.train))
+    return model.train()
+
+
+def wanted_weights(cfg: Config, model: nn.Module) -> list[zoo.Wanted]:
+    """Every pretrained model that a config names. model: the one built from it, for sizes."""
+    wanted = _wanted("text_tokenizer", cfg.text_tokenizer, TEXT_TOKENIZERS)
+    wanted += _wanted("model.encoder", cfg.model.encoder, ENCODERS)
+    wanted += _wanted("model.llm", cfg.model.llm, LLMS)
+    for i, (entry, target) in enumerate(zip(cfg.model.reconstruction, model.targets, strict=True)):
+        key = f"model.reconstruction[{i}].tokenizer"
+        wanted += _wanted(key, entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=_own_bytes(target.tokenizer))
+        if isinstance(entry.tokenizer.get("encoder"), dict):
+            wanted += _wanted(f"{key}.encoder", entry.tokenizer.encoder, ENCODERS)
+    return wanted
+
+
+def _wanted(key: str, component: dict, registry, size_bytes: int | None = None) -> list[zoo.Wanted]:
+    """A user's own component finds its weights in its own way, so only this library's are looked at."""
+    if not find(registry, component["type"]).__module__.startswith("asvr."):
+        return []
+    names = [component[field] for field in WEIGHT_FIELDS if component.get(field)]
+    arch = component.get("arch") if "model_type" in (component.get("arch") or {}) else None
+    return [zoo.Wanted(name, key, size_bytes, arch) for name in names]
+
+
+def _own_bytes(tokenizer: nn.Module) -> int:
+    """Bytes of a tokenizer without the encoder that it may hold."""
+    encoders = [module for module in tokenizer.modules() if isinstance(module, Encoder)]
+    return tensor_bytes(tokenizer) - sum(tensor_bytes(encoder) for encoder in encoders)
+
+
+def tensor_bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())

@@ -1,0 +1,144 @@
+"""The plain fields of a config, section by section: what each may hold.
+
+Components (dicts with ``type``) are not listed here: their fields are the arguments of their constructors.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from asvr.data.transforms import ASPECTS
+
+SHIFTS = (0, 1)
+TRAINABLE = ("encoder", "projector", "llm", "heads")
+
+
+@dataclass(frozen=True)
+class Field:
+    """expected: what `test` accepts, in words."""
+
+    expected: str
+    test: Callable[[Any], bool]
+    required: bool = True
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return _is_int(value) or isinstance(value, float)
+
+
+def one_of(*choices, required: bool = True) -> Field:
+    def test(value) -> bool:
+        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices)
+
+    return Field("one of " + ", ".join(map(repr, choices)), test, required)
+
+
+def count(low: int = 1, required: bool = True) -> Field:
+    return Field(f"a whole number, at least {low}", lambda value: _is_int(value) and value >= low, required)
+
+
+def number(low: float, high: float = float("inf"), *, above: bool = False, required: bool = True) -> Field:
+    """A number from ``low`` (or above it) to below ``high``."""
+    words = f"a number {'above' if above else 'from'} {low}" + (f" to below {high}" if high < float("inf") else "")
+
+    def test(value) -> bool:
+        return _is_number(value) and (low < value if above else low <= value) and value < high
+
+    return Field(words, test, required)
+
+
+def optional(field: Field) -> Field:
+    """The field, or None; it may be left out."""
+    return Field(f"{field.expected}, or None", lambda value: value is None or field.test(value), required=False)
+
+
+COMPONENT = Field("a component, dict(type=...)", lambda value: isinstance(value, dict))
+NAME = Field("a name of letters, digits and _", lambda value: isinstance(value, str) and value.isidentifier())
+
+TARGET = dict(
+    name=NAME,
+    tokenizer=COMPONENT,
+    head=COMPONENT,
+    loss=Field(COMPONENT.expected, COMPONENT.test, required=False),
+    weight=number(0, required=False),
+    shift=one_of(*SHIFTS),
+    tap=Field("-1 (after the final norm) or the number of a layer", lambda v: _is_int(v) and v >= -1, required=False),
+    resample=one_of(None, "nearest", required=False),
+)
+
+SECTIONS = dict(
+    data=dict(
+        train=COMPONENT,
+        template=Field("the name of a template, or dict(type=...)", lambda value: isinstance(value, str | dict)),
+        max_length=count(),
+        image_aspect=one_of(*ASPECTS),
+        on_error=one_of("raise", "skip"),
+        micro_batch=count(),
+        global_batch=count(),
+        num_workers=count(0),
+    ),
+    optim=dict(
+        type=one_of("AdamW"),
+        lr=number(0, above=True),
+        betas=Field(
+            "two numbers from 0 to below 1",
+            lambda value: (
+                isinstance(value, list | tuple) and len(value) == 2 and all(number(0, 1).test(v) for v in value)
+            ),
+        ),
+        weight_decay=number(0),
+        clip_grad=Field("a number above 0, or None", lambda v: v is None or number(0, above=True).test(v)),
+        precision=one_of("float32", "bf16"),
+        lr_scale=Field(
+            f"dict of a factor for any of {', '.join(TRAINABLE)}",
+            lambda v: isinstance(v, dict) and all(k in TRAINABLE and number(0).test(f) for k, f in v.items()),
+            required=False,
+        ),
+    ),
+    schedule=dict(
+        epochs=number(0, above=True, required=False),
+        steps=count(required=False),
+        warmup_ratio=number(0, 1),
+        min_lr_ratio=number(0, 1, required=False),
+    ),
+    evaluation=dict(dataset=COMPONENT, batch_size=count(), max_new_tokens=count()),
+    runtime=dict(
+        seed=count(0),
+        device=Field("'auto', 'cpu', 'cuda' or 'cuda:0'", lambda v: isinstance(v, str) and _is_device(v)),
+        log_interval=count(),
+        checkpoint_interval=count(),
+        keep_checkpoints=count(),
+    ),
+)
+
+
+def _is_device(value: str) -> bool:
+    kind, _, index = value.partition(":")
+    return value in ("auto", "cpu", "cuda", "mps") or (kind == "cuda" and index.isdigit())
+
+
+def check_fields(key: str, value: Any, fields: dict[str, Field]) -> list[str]:
+    """The problems of one section (``key`` is its place in the config): unknown, missing and wrong fields."""
+    if not isinstance(value, dict):
+        return [f"{key}={value!r}: expected a dict with {', '.join(fields)}"]
+    problems = [f"{key}.{name}: unknown field; {nearest(name, fields)}" for name in value if name not in fields]
+    for name, field in fields.items():
+        if name in value and not field.test(value[name]):
+            problems.append(f"{key}.{name}={value[name]!r}: expected {field.expected}")
+        elif name not in value and field.required:
+            problems.append(f"{key}.{name} is missing: expected {field.expected}")
+    return problems
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'a' or 'b'?``, or all that is known where nothing is near."""
+    by_lower = {item.lower(): item for item in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(repr(by_lower[item]) for item in near) + "?"
+    return f"known: {', '.join(sorted(by_lower.values())) or 'none'}"

@@ -1,0 +1,218 @@
+"""Checking a config before anything is built and any weight is read.
+
+Every problem is collected and reported in one ``ValueError``, each with its key in the config, what was
+given, what was expected and the nearest known names.
+"""
+
+import inspect
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+from asvr.config import stage_config
+from asvr.registry import (
+    DATASETS,
+    ENCODERS,
+    HEADS,
+    LLMS,
+    LOSSES,
+    MODELS,
+    PROJECTORS,
+    TEMPLATES,
+    TEXT_TOKENIZERS,
+    VISUAL_TOKENIZERS,
+    register_all,
+)
+from asvr.schema import SECTIONS, TARGET, TRAINABLE, check_fields, nearest
+
+# Constructor arguments that the library fills in, so that a config need not.
+INJECTED = {
+    MODELS: {"vocab_size", "load_weights"},
+    ENCODERS: {"load_weights"},
+    PROJECTORS: {"in_width", "out_width"},
+    LLMS: {"vocab_size", "load_weights"},
+    VISUAL_TOKENIZERS: {"encoder", "load_weights"},
+    HEADS: {"hidden_size", "codebook_sizes", "code_width"},
+    LOSSES: set(),
+    DATASETS: {"template", "text_tokenizer", "on_error"},
+    TEXT_TOKENIZERS: {"template"},
+    TEMPLATES: set(),
+}
+# Which registry builds the component in a field of this name, wherever the field stands.
+NESTED = dict(
+    encoder=ENCODERS,
+    projector=PROJECTORS,
+    llm=LLMS,
+    tokenizer=VISUAL_TOKENIZERS,
+    head=HEADS,
+    loss=LOSSES,
+    corpus=DATASETS,
+    dataset=DATASETS,
+    train=DATASETS,
+    template=TEMPLATES,
+)
+ONCE = ("text_tokenizer", "evaluation", "runtime")
+BY_STAGE = ("model", "data", "optim", "schedule")
+OTHER = ("stages", "custom_imports", "default_scope")
+REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
+
+
+def check_config(cfg: Config) -> None:
+    """Raise ``ValueError`` with everything that is wrong in a config's keys, types, fields and plain values.
+
+    Each stage is checked as it will run. Sizes that do not fit together are found by building, which
+    `asvr.models.meta.build_meta` does without memory.
+    """
+    register_all()
+    problems = [
+        f"{key}: unknown section; {nearest(key, (*ONCE, *BY_STAGE, *OTHER))}"
+        for key in cfg
+        if key not in (*ONCE, *BY_STAGE, *OTHER)
+    ]
+    problems += [f"{key} is missing" for key in REQUIRED if key not in cfg]
+    problems += [problem for key in ONCE if key in cfg for problem in _section(key, cfg[key])]
+    problems += _stages(cfg)
+    if problems:
+        listing = "\n".join(f"- {problem}" for problem in problems)
+        raise ValueError(f"{cfg.filename or 'the config'} has {len(problems)} problem(s):\n{listing}")
+
+
+def _stages(cfg: Config) -> list[str]:
+    """Problems of the sections that a stage may override; one that all stages share is told once."""
+    stages = cfg.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        return (
+            [] if stages is None else ["stages: expected dict(NAME=dict(train=[...], ...), ...), in the order they run"]
+        )
+    found: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        for problem in _stage(cfg, name, stage):
+            found.setdefault(problem, []).append(name)
+    return [
+        problem if len(names) == len(stages) else f"stages.{', '.join(names)}: {problem}"
+        for problem, names in found.items()
+    ]
+
+
+def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
+    if not isinstance(stage, dict):
+        return [f"expected dict(train=[...], ...), not {stage!r}"]
+    problems = [f"{k}: unknown; {nearest(k, ('train', *BY_STAGE))}" for k in stage if k not in ("train", *BY_STAGE)]
+    train = stage.get("train")
+    if not isinstance(train, list | tuple) or not train:
+        problems.append(f"train={train!r}: expected a list of some of {', '.join(TRAINABLE)}")
+    else:
+        problems += [
+            f"train={list(train)}: no component {t!r}; {nearest(t, TRAINABLE)}" for t in train if t not in TRAINABLE
+        ]
+    try:
+        merged = stage_config(cfg, name)
+    except ValueError as error:
+        return [*problems, str(error)]
+    return problems + [problem for key in BY_STAGE if key in merged for problem in _section(key, merged[key])]
+
+
+def _section(key: str, value: Any) -> list[str]:
+    if key == "text_tokenizer":
+        return check_component(key, value, TEXT_TOKENIZERS)
+    if key == "model":
+        return check_component(key, value, MODELS)
+    problems = check_fields(key, value, SECTIONS[key])
+    if not isinstance(value, dict):
+        return problems
+    problems += _nested(key, value)
+    if key == "schedule" and ("epochs" in value) == ("steps" in value):
+        problems.append("schedule: expected either `epochs` or `steps`" + (", not both" if "steps" in value else ""))
+    if key == "data" and not problems and value["global_batch"] % value["micro_batch"]:
+        problems.append(
+            f"data.global_batch={value['global_batch']}: expected a multiple of data.micro_batch={value['micro_batch']}"
+        )
+    return problems
+
+
+def check_component(key: str, value: Any, registry: Registry) -> list[str]:
+    """The problems of one component: its type, its constructor's fields, and the components in it."""
+    if not isinstance(value, dict):
+        return [f"{key}={value!r}: expected a {registry.name}, dict(type=...)"]
+    if "type" not in value:
+        return [f"{key}.type is missing: expected a {registry.name}; {nearest('', registry.module_dict)}"]
+    cls = find(registry, value["type"])
+    if cls is None:
+        return [
+            f"{key}.type={value['type']!r}: no such {registry.name}; {nearest(value['type'], registry.module_dict)}"
+        ]
+    required, known, takes_any = constructor_fields(cls)
+    given = value.keys() - {"type"}
+    problems = []
+    if not takes_any:
+        own = known - INJECTED[registry]
+        problems += [
+            f"{key}.{name}: {value['type']} has no such field; {nearest(name, own)}"
+            for name in value
+            if name in given - known
+        ]
+    problems += [
+        f"{key}.{name} is missing: {value['type']} needs it" for name in sorted(required - given - INJECTED[registry])
+    ]
+    return problems + _nested(key, value)
+
+
+def _nested(key: str, value: dict) -> list[str]:
+    problems = []
+    for name, item in value.items():
+        if name == "reconstruction" and isinstance(item, list | tuple):
+            problems += _targets(f"{key}.{name}", item)
+        elif name == "template" and isinstance(item, str):
+            problems += check_component(f"{key}.{name}", dict(type=item), TEMPLATES)
+        elif name in NESTED and (
+            isinstance(item, dict) or (key == "model" and name in ("encoder", "projector", "llm"))
+        ):
+            problems += check_component(f"{key}.{name}", item, NESTED[name])
+    return problems
+
+
+def _targets(key: str, targets: list) -> list[str]:
+    problems = []
+    for i, target in enumerate(targets):
+        problems += check_fields(f"{key}[{i}]", target, TARGET)
+        problems += _nested(f"{key}[{i}]", target) if isinstance(target, dict) else []
+    names = [target.get("name") for target in targets if isinstance(target, dict)]
+    if len(set(names)) < len(names):
+        problems.append(f"{key}: the names of the targets must differ, given {names}")
+    return problems
+
+
+def find(registry: Registry, name: Any):
+    """The class of a ``type``, from a registry, its parents or (``package.module.Class``) an import; or None."""
+    if not isinstance(name, str):
+        return name if inspect.isclass(name) else None
+    if "." in name:
+        try:
+            return registry.get(name)
+        except RuntimeError:
+            return None
+    while registry is not None:
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+        registry = registry.parent
+    return None
+
+
+def constructor_fields(cls) -> tuple[set[str], set[str], bool]:
+    """Names that a constructor needs, names that it takes, and whether it takes any name.
+
+    A ``**kwargs`` is followed to the constructor of the next base class.
+    """
+    required, known = set(), set()
+    constructors = (
+        [c.__dict__["__init__"] for c in cls.__mro__ if "__init__" in c.__dict__] if inspect.isclass(cls) else [cls]
+    )
+    for constructor in constructors:
+        parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name != "self"]
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        required |= {p.name for p in named if p.default is p.empty and p.name not in known}
+        known |= {p.name for p in named}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return required, known, False
+    return required, known, True
