@@ -1,0 +1,8 @@
+"""Visual tokenizers: pixels in, a grid of discrete codes out."""
+
+from asvr.models.tokenizers.base import VisualTokenizer
+from asvr.models.tokenizers.pixel import PixelTokenizer
+from asvr.models.tokenizers.quantizer import ResidualQuantizer
+from asvr.models.tokenizers.semantic import SemanticTokenizer
+
+__all__ = ["PixelTokenizer", "ResidualQuantizer", "SemanticTokenizer", "VisualTokenizer"]

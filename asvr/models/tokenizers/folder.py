@@ -1,0 +1,80 @@
+"""Folders of weights: written whole or not at all, read strictly."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]], texts: Mapping[str, dict]) -> Path:
+    """Write one safetensors file (name, tensors) and JSON files (name -> content) to ``folder``.
+
+    Everything goes to a temporary folder next to it, which is then renamed. A folder that holds other
+    files is refused, because the rename replaces it.
+    """
+    folder = Path(folder).absolute()
+    names = {weights[0], *texts}
+    if folder.exists():
+        foreign = [path.name for path in folder.iterdir() if path.name not in names] if folder.is_dir() else [folder.name]
+        if foreign:
+            raise ValueError(f"{folder}: holds other files ({sorted(foreign)[:3]}); give a new or empty folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}.{uuid.uuid4().hex[:8]}") for kind in ("new", "old"))
+    temporary.mkdir()
+    try:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights[1].items()}
+        save_file(tensors, temporary / weights[0], metadata={"format": "pt"})
+        for name, content in texts.items():
+            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def read_json(path: Path) -> dict:
+    """Raises ValueError, naming the file, when it is missing or is not a JSON object."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file that must hold exactly the module's tensors, in their shapes.
+
+    Raises ValueError, naming the file and what differs.
+    """
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: missing, damaged or cut short ({error}); fetch or make it again") from error
+    own = module.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - weights.keys()),
+        "unexpected": sorted(weights.keys() - own.keys()),
+        "of another shape": [
+            f"{k} {tuple(weights[k].shape)}, expected {tuple(own[k].shape)}"
+            for k in own.keys() & weights.keys()
+            if weights[k].shape != own[k].shape
+        ],
+    }
+    found = "; ".join(f"{kind}: {keys[:3]} ({len(keys)} in all)" for kind, keys in problems.items() if keys)
+    if found:
+        raise ValueError(f"{path}: does not hold this tokenizer's weights: {found}")
+    module.load_state_dict(weights)
+

@@ -1,0 +1,147 @@
+"""Appearance tokens: a VQGAN whose codes can be turned back into pixels.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``V`` codes in the codebook, ``C`` code width.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import JanusVQVAE, JanusVQVAEConfig
+
+from asvr import zoo
+from asvr.data.transforms import ImageTransform
+from asvr.models.tokenizers.base import VisualTokenizer
+from asvr.models.tokenizers.folder import load_weights as load_file
+from asvr.models.tokenizers.folder import read_json, write_folder
+from asvr.models.tokenizers.precision import full_float32
+from asvr.models.tokenizers.quantizer import nearest
+from asvr.registry import VISUAL_TOKENIZERS
+
+logger = logging.getLogger("asvr")
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+TRAIN_COMMAND = "python tools/train_tokenizer.py CONFIG"
+
+
+@VISUAL_TOKENIZERS.register_module()
+class PixelTokenizer(VisualTokenizer):
+    """LlamaGen's VQGAN (https://arxiv.org/abs/2406.06525, also Janus's), on the parts of transformers'
+    ``JanusVQVAE``: one code a grid cell.
+
+    The lookup is done here, not by transformers: LlamaGen compares unit vectors (the encoder's output and
+    the code, both L2-normalised) and decodes from the unit code, while ``JanusVQVAE.encode`` compares the
+    raw vectors and only ``decode`` normalises. With raw vectors most codes differ from the original model's.
+
+    image_size: side of the square input in pixels; the grid's side is ``image_size / 2 ** (levels - 1)``,
+        whatever ``num_patches`` a folder states (the network is convolutional): VQ-16 at 432 gives 27 x 27.
+    name: a folder with ``config.json`` and ``model.safetensors`` of a ``JanusVQVAE`` (looked up by
+        `asvr.zoo`), such as `save_pretrained` writes. None: random weights, to be trained.
+    arch: fields of ``JanusVQVAEConfig``; the defaults are VQ-16. A folder's own configuration wins over it.
+    load_weights: False builds the architecture only.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        name: str | None = None,
+        arch: dict | None = None,
+        load_weights: bool = True,
+    ):
+        super().__init__()
+        folder = None
+        if name is not None:
+            folder = zoo.require(name, what="visual tokenizer") if load_weights else zoo.resolve(name)
+        config = _read_config(folder, arch or {}, name)
+        factor = 2 ** (len(config.channel_multiplier) - 1)
+        if image_size % factor:
+            near = max(1, round(image_size / factor)) * factor
+            raise ValueError(f"PixelTokenizer image_size={image_size}: expected a multiple of {factor}, such as {near}")
+        config.num_patches = image_size // factor
+        self.model = JanusVQVAE(config)
+        self.register_buffer("trained", torch.zeros((), dtype=torch.bool))  # so that a checkpoint carries it
+        self._fitted = False
+        self.grid = (config.num_patches, config.num_patches)
+        self.codebook_sizes, self.code_width = [config.num_embeddings], config.embed_dim
+        self.transform = ImageTransform(size=(image_size, image_size))
+        if folder is not None and load_weights:
+            load_file(self.model, folder / WEIGHTS)
+            self.trained.fill_(True)
+            self.source = name
+
+    @property
+    def fitted(self) -> bool:
+        if not self._fitted:
+            self._fitted = not self.trained.is_meta and bool(self.trained)
+        return self._fitted
+
+    def codebook(self) -> Tensor:
+        """The codes as unit vectors (V, C)."""
+        return F.normalize(self.model.quantize.embedding.weight, dim=-1)
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Unit vectors (I, N, C) that the encoder gives, before quantisation."""
+        z = self.model.quant_conv(self.model.encoder(pixels))
+        return F.normalize(z.flatten(2).transpose(1, 2), dim=-1)
+
+    def generate(self, vectors: Tensor) -> Tensor:
+        """Pixels (I, 3, h, w), not clamped, from code vectors (I, N, C)."""
+        z = vectors.transpose(1, 2).unflatten(2, self.grid)
+        return self.model.decoder(self.model.post_quant_conv(z))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Return codes (I, N, 1) of pixels in [-1, 1]. Raises ValueError before any training."""
+        if not self.fitted:
+            raise ValueError(
+                "PixelTokenizer: its weights are random. Train them and name the folder: "
+                f"`{TRAIN_COMMAND}`, then name='<folder>' in this tokenizer's config"
+            )
+        if pixels.shape[-2:] != self.transform.size:
+            raise ValueError(f"PixelTokenizer: pixels of {tuple(pixels.shape[-2:])}, expected {self.transform.size}")
+        with full_float32(pixels.device):
+            latents = self.latents(pixels.float())
+            return nearest(latents.flatten(0, 1), self.codebook()).view(*latents.shape[:2], 1)
+
+    def embed(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.codebook())
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        with full_float32(codes.device):
+            return self.generate(self.embed(codes).squeeze(-2)).clamp(-1, 1)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write ``config.json`` and ``model.safetensors``, which ``JanusVQVAE.from_pretrained`` reads too."""
+        config = self.model.config.to_dict() | {"architectures": [JanusVQVAE.__name__]}
+        return write_folder(folder, weights=(WEIGHTS, self.model.state_dict()), texts={CONFIG: config})
+
+
+def _read_config(folder: Path | None, arch: dict, name: str | None) -> JanusVQVAEConfig:
+    known = JanusVQVAEConfig().to_dict()
+    unknown = sorted(arch.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"PixelTokenizer arch: JanusVQVAEConfig has no field {unknown}; fields: {sorted(known)}")
+    if "num_patches" in arch:
+        raise ValueError("PixelTokenizer arch: leave num_patches out, it follows from image_size")
+    if folder is None:
+        return JanusVQVAEConfig(**arch)
+    own = read_json(folder / CONFIG)
+    if own.get("model_type") != JanusVQVAEConfig.model_type:
+        raise ValueError(
+            f"{folder / CONFIG}: model_type {own.get('model_type')!r}, expected {JanusVQVAEConfig.model_type!r} "
+            "(of a whole Janus model, save its `model.vqmodel` with save_pretrained)"
+        )
+    config = JanusVQVAEConfig.from_dict(own)
+    different = [key for key, value in arch.items() if _plain(getattr(config, key)) != _plain(value)]
+    if different:
+        listing = ", ".join(f"{key}={getattr(config, key)!r} (config: {arch[key]!r})" for key in different)
+        logger.warning("%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing)
+    return config
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,221 @@
+"""Semantic tokens: residual quantisation of the features that a vision encoder gives.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in a codebook,
+``C`` code width, which is the encoder's width ``E``.
+"""
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from asvr import zoo
+from asvr.models.component import fingerprint
+from asvr.models.encoders.base import Encoder
+from asvr.models.tokenizers.base import VisualTokenizer
+from asvr.models.tokenizers.folder import load_weights as load_file
+from asvr.models.tokenizers.folder import read_json, write_folder
+from asvr.models.tokenizers.precision import full_float32
+from asvr.models.tokenizers.quantizer import ResidualQuantizer
+from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
+
+logger = logging.getLogger("asvr")
+
+WEIGHTS, DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
+FIT_COMMAND = "python tools/train_tokenizer.py CONFIG"
+
+
+@VISUAL_TOKENIZERS.register_module()
+class SemanticTokenizer(VisualTokenizer):
+    """Residual VQ on the features of an encoder's layer (DualToken's semantic branch without its training of
+    the encoder, https://arxiv.org/abs/2503.14324).
+
+    encoder: a config, which builds a frozen encoder of the tokenizer's own, or an `Encoder` to share: it is
+        then no submodule here, so that its parameters are counted and saved once.
+    codebook_size, shared: see `ResidualQuantizer`.
+    name: a folder written by `save_pretrained` (looked up by `asvr.zoo`); its sizes and its encoder must be
+        these. None: codebooks are empty until `fit`.
+    load_weights: False builds the architecture only.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder | dict,
+        depth: int = 8,
+        codebook_size: int | list[int] = 16384,
+        shared: bool = False,
+        name: str | None = None,
+        load_weights: bool = True,
+    ):
+        super().__init__()
+        if encoder is None:
+            raise ValueError("SemanticTokenizer: `encoder` is missing: give an encoder config or an Encoder to share")
+        self.encoder_config = None
+        if isinstance(encoder, Encoder):
+            self._shared_encoder = (encoder,)  # a tuple hides it from the module tree
+        else:
+            self._shared_encoder = None
+            self.encoder_config = dict(encoder)
+            own = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
+            self.own_encoder = own.requires_grad_(False).eval()
+        width = self.encoder.width
+        self.quantizer = ResidualQuantizer(depth=depth, codebook_size=codebook_size, width=width, shared=shared)
+        self.codebook_sizes, self.code_width = self.quantizer.sizes, width
+        self.grid, self.transform = self.encoder.grid, self.encoder.transform
+        self.statistics = None
+        if name is not None and load_weights:
+            self._load(name)
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.own_encoder if self._shared_encoder is None else self._shared_encoder[0]
+
+    @property
+    def fitted(self) -> bool:
+        return self.quantizer.fitted
+
+    def train(self, mode: bool = True) -> "SemanticTokenizer":
+        super().train(mode)
+        if self._shared_encoder is None:
+            self.own_encoder.eval()
+        return self
+
+    def fingerprint(self) -> str:
+        """Of the codebooks and of the encoder, shared or not: what the codes of a picture depend on."""
+        parts = (fingerprint(self.quantizer), self.encoder.fingerprint(), str(_describe(self.encoder)))
+        return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """The encoder's features_INE, computed without autocast, as float32."""
+        with full_float32(pixels.device):
+            return self.encoder(pixels).float()
+
+    def quantize(self, features_INE: Tensor) -> Tensor:
+        """Return codes_IND of features the encoder gave (cached, or shared with the model).
+
+        Raises ValueError when the codebooks are empty or the width is not the encoder's.
+        """
+        if not self.fitted:
+            raise ValueError(
+                "SemanticTokenizer: its codebooks are empty. Fit them and name the folder: "
+                f"`{FIT_COMMAND}`, then name='<folder>' in this tokenizer's config"
+            )
+        return self.quantizer.encode(features_INE)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        return self.quantize(self.features(pixels))
+
+    def embed(self, codes: Tensor) -> Tensor:
+        return self.quantizer.embed(codes)
+
+    def fit(
+        self,
+        batches: Iterable[Tensor],
+        *,
+        vectors_per_code: int = 64,
+        iterations: int = 10,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> dict[str, list[float]]:
+        """Fill the codebooks from batches of features (..., E), in a random order of pictures.
+
+        k-means runs on the first ``vectors_per_code * V`` vectors (all of them, if there are fewer); each
+        batch after those makes one EMA step. Returns `ResidualQuantizer.statistics` of the k-means vectors
+        after the last step. Raises ValueError on empty input and on numbers that are not finite.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        wanted = vectors_per_code * max(self.codebook_sizes)
+        device = self.quantizer.codebooks[0].weight.device
+        sample, steps, restarted = [], 0, 0
+        for batch in batches:
+            batch = batch.to(device).reshape(-1, batch.shape[-1]).float()
+            if not batch.isfinite().all():
+                raise ValueError("SemanticTokenizer.fit: a batch of features holds NaN or infinity")
+            if wanted > 0:
+                sample.append(batch)
+                wanted -= len(batch)
+                if wanted <= 0:
+                    self._kmeans(sample, iterations, generator, progress)
+                continue
+            restarted += self.quantizer.update(batch, generator=generator)
+            steps += 1
+        if not sample:
+            raise ValueError("SemanticTokenizer.fit: there is no batch of features to fit")
+        if wanted > 0:
+            self._kmeans(sample, iterations, generator, progress)
+        self.statistics = self.quantizer.statistics(torch.cat(sample))
+        self.source = None
+        logger.info("semantic tokenizer: k-means, then %d EMA steps (%d dead codes restarted)", steps, restarted)
+        return self.statistics
+
+    def _kmeans(self, sample: list[Tensor], iterations: int, generator: torch.Generator, progress: bool) -> None:
+        total = iterations * self.depth
+        with tqdm(total=total, desc="k-means", unit="pass", disable=not progress) as bar:
+            vectors = torch.cat(sample)
+            self.quantizer.kmeans(vectors, iterations=iterations, generator=generator, on_iteration=bar.update)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the codebooks (``tokenizer.safetensors``) and what they belong to (``tokenizer.json``)."""
+        if not self.fitted:
+            raise ValueError("SemanticTokenizer.save_pretrained: the codebooks are empty; fit them first")
+        encoder = self.encoder
+        description = dict(
+            type="SemanticTokenizer",
+            **self._sizes(),
+            encoder=dict(**_describe(encoder), fingerprint=encoder.fingerprint(), source=encoder.source),
+            encoder_config=self.encoder_config,
+            statistics=self.statistics,
+        )
+        weights = (WEIGHTS, self.quantizer.state_dict())
+        return write_folder(folder, weights=weights, texts={DESCRIPTION: description})
+
+    def _load(self, name: str) -> None:
+        folder = zoo.require(name, what="visual tokenizer", fetch=FIT_COMMAND)
+        description = read_json(folder / DESCRIPTION)
+        expected = dict(
+            type="SemanticTokenizer",
+            **self._sizes(),
+            encoder=dict(**_describe(self.encoder), fingerprint=self.encoder.fingerprint()),
+        )
+        different = _differences(expected, description)
+        if different:
+            raise ValueError(
+                f"visual tokenizer {name!r}: {folder / DESCRIPTION} does not fit this config: {'; '.join(different)}. "
+                f"Change the config, or fit a tokenizer for it: `{FIT_COMMAND}`"
+            )
+        load_file(self.quantizer, folder / WEIGHTS)
+        self.statistics = description.get("statistics")
+        self.source = name
+
+    def _sizes(self) -> dict:
+        return dict(codebook_sizes=self.codebook_sizes, code_width=self.code_width, shared=self.quantizer.shared)
+
+
+def _describe(encoder: Encoder) -> dict:
+    """What decides the features besides the weights, as JSON values. ``layer`` where the encoder has one."""
+    transform = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(encoder.transform).items()}
+    return dict(
+        type=type(encoder).__name__,
+        width=encoder.width,
+        grid=list(encoder.grid),
+        layer=getattr(encoder, "layer", None),
+        transform=transform,
+    )
+
+
+def _differences(expected: dict, found: dict, prefix: str = "") -> list[str]:
+    lines = []
+    for key, value in expected.items():
+        other = found.get(key)
+        if isinstance(value, dict) and isinstance(other, dict):
+            lines += _differences(value, other, f"{prefix}{key}.")
+        elif value != other:
+            lines.append(f"{prefix}{key} is {other!r} in the folder, {value!r} here")
+    return lines

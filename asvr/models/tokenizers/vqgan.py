@@ -1,0 +1,106 @@
+"""What a VQGAN is trained with: quantisation, perceptual and adversarial losses.
+
+Legend: ``I`` images, ``P`` grid cells of all images, ``C`` code width. Pixels are in [-1, 1].
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asvr.models.encoders.base import Encoder
+from asvr.models.tokenizers.pixel import PixelTokenizer
+from asvr.models.tokenizers.precision import full_float32
+from asvr.models.tokenizers.quantizer import nearest
+from asvr.registry import ENCODERS
+
+
+@dataclass
+class Reconstruction:
+    """pixels (I, 3, h, w), codes_P, latents (P, C), and the two quantisation losses, not weighted.
+
+    codebook: squared distance that moves the codes to the encoder's output; commitment: the reverse.
+    """
+
+    pixels: Tensor
+    codes: Tensor
+    latents: Tensor
+    codebook: Tensor
+    commitment: Tensor
+
+
+def reconstruct(tokenizer: PixelTokenizer, pixels: Tensor) -> Reconstruction:
+    """Encode and decode with a straight-through gradient past the argmin (https://arxiv.org/abs/1711.00937)."""
+    latents = tokenizer.latents(pixels)
+    rows, codebook = latents.flatten(0, 1).float(), tokenizer.codebook()
+    with full_float32(pixels.device), torch.no_grad():
+        codes = nearest(rows, codebook.float())
+    chosen = codebook[codes]
+    straight = rows + (chosen - rows).detach()
+    return Reconstruction(
+        pixels=tokenizer.generate(straight.view_as(latents)),
+        codes=codes,
+        latents=rows.detach(),
+        codebook=F.mse_loss(chosen, rows.detach()),
+        commitment=F.mse_loss(rows, chosen.detach()),
+    )
+
+
+class PerceptualLoss(nn.Module):
+    """Mean squared distance of the unit features of a frozen encoder, as LPIPS without its learned weights.
+
+    encoder: a config of any registered encoder, or an `Encoder`. The pictures are resized to its input and
+    given its normalisation.
+    """
+
+    def __init__(self, encoder: Encoder | dict):
+        super().__init__()
+        built = encoder if isinstance(encoder, Encoder) else ENCODERS.build(encoder)
+        self.encoder = built.requires_grad_(False).eval()
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(getattr(built.transform, name)).view(3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> "PerceptualLoss":
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def features(self, pixels: Tensor) -> Tensor:
+        pixels = F.interpolate(pixels, self.encoder.transform.size, mode="bilinear", antialias=True)
+        return F.normalize(self.encoder(((pixels + 1) / 2 - self.mean) / self.std).float(), dim=-1)
+
+    def forward(self, reconstructed: Tensor, pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = self.features(pixels)
+        return (self.features(reconstructed) - target).square().sum(-1).mean()
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Real or not, one logit a patch (https://arxiv.org/abs/1611.07004), with group norm, so that a picture's
+    logits do not depend on the others in the batch. Each layer halves the resolution.
+    """
+
+    def __init__(self, *, width: int = 32, layers: int = 2):
+        blocks = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for _ in range(layers - 1):
+            blocks += [
+                nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+                nn.GroupNorm(8, 2 * width),
+                nn.LeakyReLU(0.2),
+            ]
+            width *= 2
+        super().__init__(*blocks, nn.Conv2d(width, 1, 3, padding=1))
+
+
+def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """The discriminator's loss."""
+    return (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()) / 2
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
+    """The factor that gives the adversarial loss the gradient norm of the reconstruction at ``last_layer``,
+    at most 1e4 (https://arxiv.org/abs/2012.09841, equation 7)."""
+    (a,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
+    (b,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+    return (a.norm() / (b.norm() + 1e-4)).clamp(max=1e4).detach()
