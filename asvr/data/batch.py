@@ -28,7 +28,8 @@ class Batch:
         position predicts its first token. A list of Python bools: it decides shapes.
     pixels: view name -> (I, 3, h, w). Absent when features and codes come from a cache.
     features_INE: cached encoder features. codes: target name -> (I, N, D) cached codes.
-    sample_ids: "file:index" of each sample, for messages.
+    sample_ids: "file:index" of each sample, for messages. refusals: what was left out
+        (`asvr.data.refusals.Refusal`). num_tokens: real positions, pads not counted, known on the CPU.
     """
 
     input_ids_BT: Tensor
@@ -42,6 +43,8 @@ class Batch:
     features_INE: Tensor | None = None
     codes: dict = field(default_factory=dict)
     sample_ids: list = field(default_factory=list)
+    refusals: list = field(default_factory=list)
+    num_tokens: int = 0
 
     @property
     def num_images(self) -> int:

@@ -1,0 +1,134 @@
+"""From items of a dataset to a `Batch`. Runs in the workers of the DataLoader.
+
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visual tokens of an image,
+``S`` supervised text positions.
+"""
+
+import torch
+
+from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch
+from asvr.data.images import open_image
+from asvr.data.refusals import Refusal, Refused, check_policy
+from asvr.data.transforms import ASPECTS, ImageTransform
+
+ENCODER = "encoder"  # the view that cached features replace; any other view is named after its target
+
+
+class Collate:
+    """Expand the image places to ``N`` positions each, pad on the right, and make the pixels.
+
+    num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. image_aspect: see
+    `ImageTransform`. max_length: the longest row that may arrive (the dataset has cut it), or None.
+    on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or ``skip``).
+    cache: an object with ``features(keys)`` and ``codes(target, keys)``, either of which returns a tensor
+    for all keys or None; a view that it replaces has no pixels, and no picture is opened for it.
+
+    A refused sample is left out and stands in ``Batch.refusals``. Where no sample is left, the batch is
+    one padding token with nothing to learn, so that the step still runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_image_tokens: int,
+        views: dict[str, ImageTransform],
+        pad_id: int,
+        image_aspect: str = "square",
+        max_length: int | None = None,
+        on_error: str = "raise",
+        cache=None,
+    ):
+        if image_aspect not in ASPECTS:
+            raise ValueError(f"data.image_aspect={image_aspect!r} is unknown: expected one of {ASPECTS}")
+        self.num_image_tokens = num_image_tokens
+        self.views = dict(views)
+        self.pad_id = pad_id
+        self.image_aspect = image_aspect
+        self.max_length = max_length
+        self.on_error = check_policy(on_error)
+        self.cache = cache
+
+    def __call__(self, items: list) -> Batch:
+        refusals = [item for item in items if isinstance(item, Refusal)]
+        items = [item for item in items if not isinstance(item, Refusal)]
+        cached = self._cached([key for item in items for key in item["image_keys"]])
+        views = {name: t for name, t in self.views.items() if name not in cached}
+        items, pixels, refused = self._decode(items, views)
+        if refused:  # the batch has fewer pictures than were asked for
+            cached = self._cached([key for item in items for key in item["image_keys"]])
+        rows = [self._expand(item) for item in items] or [([self.pad_id], [IGNORE], [])]
+        return Batch(
+            **self._indices(rows),
+            pixels=pixels,
+            features_INE=cached.pop(ENCODER, None),
+            codes=cached,
+            sample_ids=[item["sample_id"] for item in items],
+            refusals=refusals + refused,
+        )
+
+    def _cached(self, keys: list[str]) -> dict:
+        if self.cache is None or not keys:
+            return {}
+        found = {ENCODER: self.cache.features(keys)}
+        found |= {name: self.cache.codes(name, keys) for name in self.views if name != ENCODER}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def _decode(self, items: list[dict], views: dict) -> tuple[list[dict], dict, list[Refusal]]:
+        """Open each picture once; leave out the samples of those that cannot be read."""
+        transforms = list(dict.fromkeys(views.values()))
+        kept, refused, stacks = [], [], [[] for _ in transforms]
+        for item in items:
+            try:
+                images = [open_image(source) for source in item["images"]] if transforms else []
+            except Refused as error:
+                message = f"{item['sample_id']}: {error}"
+                if self.on_error == "raise":
+                    raise Refused(message, error.reason) from error
+                refused.append(Refusal(item["sample_id"], error.reason, message))
+                continue
+            kept.append(item)
+            for stack, transform in zip(stacks, transforms, strict=True):
+                stack += [transform(image, self.image_aspect) for image in images]
+        tensors = {t: torch.stack(stack) for t, stack in zip(transforms, stacks, strict=True) if stack}
+        return kept, {name: tensors[t] for name, t in views.items() if t in tensors}, refused
+
+    def _expand(self, item: dict) -> tuple[list[int], list[int], list[int]]:
+        """Return ids and labels with ``N`` positions an image, and where each image begins."""
+        input_ids, labels, starts = [], [], []
+        for token, label in zip(item["input_ids"], item["labels"], strict=True):
+            if token == IMAGE_TOKEN:
+                starts.append(len(input_ids))
+                input_ids += [IMAGE_TOKEN] * self.num_image_tokens
+                labels += [IGNORE] * self.num_image_tokens
+            else:
+                input_ids.append(token)
+                labels.append(label)
+        assert len(starts) == len(item["image_keys"]), f"{item['sample_id']}: marks and pictures differ in number"
+        assert self.max_length is None or len(input_ids) <= self.max_length, (
+            f"{item['sample_id']}: {len(input_ids)} positions, the limit is {self.max_length}: "
+            "dataset and collate disagree about max_length or num_image_tokens"
+        )
+        return input_ids, labels, starts
+
+    def _indices(self, rows: list[tuple[list[int], list[int], list[int]]]) -> dict:
+        lengths = [len(input_ids) for input_ids, _, _ in rows]
+        width = max(lengths)
+        sources, targets, first_IN, has_previous = [], [], [], []
+        for b, (_, labels, starts) in enumerate(rows):
+            supervised = [t for t, label in enumerate(labels) if label != IGNORE and t > 0]
+            sources += [b * width + t - 1 for t in supervised]
+            targets += [labels[t] for t in supervised]
+            first_IN += [b * width + start for start in starts]
+            has_previous += [start > 0 for start in starts]
+        ids_BT = [input_ids + [self.pad_id] * (width - len(input_ids)) for input_ids, _, _ in rows]
+        image_positions_I1 = torch.tensor(first_IN, dtype=torch.int64).view(-1, 1)
+        return dict(
+            input_ids_BT=torch.tensor(ids_BT, dtype=torch.int64),
+            attention_mask_BT=torch.arange(width) < torch.tensor(lengths).view(-1, 1),
+            position_ids_BT=torch.arange(width).repeat(len(rows), 1),
+            text_source_S=torch.tensor(sources, dtype=torch.int64),
+            text_target_S=torch.tensor(targets, dtype=torch.int64),
+            image_positions_IN=image_positions_I1 + torch.arange(self.num_image_tokens),
+            has_previous_I=has_previous,
+            num_tokens=sum(lengths),
+        )

@@ -1,0 +1,164 @@
+"""From a conversation to token ids and labels, segment by segment.
+
+A conversation is LLaVA's: ``[{'from': 'human', 'value': ...}, {'from': 'gpt', 'value': ...}, ...]``, with
+``<image>`` in a question at the place of a picture. Here one picture is ONE ``IMAGE_TOKEN``.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from asvr.data.batch import IGNORE, IMAGE_TOKEN
+from asvr.data.refusals import Refused
+from asvr.data.templates import BOS, IMAGE, IMAGE_MARK, Round, Segment, Template
+
+if TYPE_CHECKING:  # the text tokenizer loads transformers
+    from asvr.data.text_tokenizer import TextTokenizer
+
+ROLES = ("human", "gpt")
+
+
+def parse_rounds(messages: list, num_images: int, *, prompt: bool = False) -> list[Round]:
+    """Check a conversation and pair its questions with their answers.
+
+    As LLaVA does: an answer in front of the first question is dropped, and the mark of a question's
+    only image moves to its front (``<image>\\n``). Several marks in one question stay where they are
+    written. Where no question has a mark, the pictures go in front of the first one.
+
+    num_images: pictures of the record; the marks must be as many. prompt: the conversation ends with a
+    question, or its last answer is left out.
+
+    Raises: `Refused` for anything else than questions and answers in turn.
+    """
+    turns = [_turn(message, i) for i, message in enumerate(messages)]
+    if turns and turns[0][0] == "gpt":
+        turns = turns[1:]
+    for i, (role, _) in enumerate(turns):
+        if role != ROLES[i % 2]:
+            raise Refused(f"two '{role}' messages in a row: questions and answers must alternate", "roles")
+    if not turns:
+        raise Refused("the conversation has no question", "no conversation")
+    if prompt and len(turns) % 2 == 0:
+        turns = turns[:-1]
+    if not prompt and len(turns) % 2:
+        raise Refused("the last question has no answer", "no answer")
+    questions = _with_marks([value for role, value in turns if role == "human"], num_images)
+    answers = [value for role, value in turns if role == "gpt"]
+    answers += [None] * (len(questions) - len(answers))
+    return [_round(question, answer) for question, answer in zip(questions, answers, strict=True)]
+
+
+def _turn(message, i: int) -> tuple[str, str]:
+    if not isinstance(message, dict) or not isinstance(message.get("value"), str):
+        raise Refused(f"message {i} is not {{'from': role, 'value': text}}: {message!r:.80}", "malformed")
+    role = message.get("from")
+    if role not in ROLES:
+        raise Refused(f"message {i} is from {role!r}: expected one of {ROLES}", "roles")
+    return role, message["value"]
+
+
+def _with_marks(questions: list[str], num_images: int) -> list[str]:
+    marks = sum(question.count(IMAGE_MARK) for question in questions)
+    if marks == 0 and num_images:
+        marks, questions = num_images, [f"{IMAGE_MARK}\n" * num_images + questions[0], *questions[1:]]
+    if marks != num_images:
+        raise Refused(
+            f"{marks} {IMAGE_MARK} marks in the questions, {num_images} pictures in the record", "image marks"
+        )
+    return [_mark_first(question) for question in questions]
+
+
+def _mark_first(question: str) -> str:
+    if question.count(IMAGE_MARK) != 1:
+        return question
+    return f"{IMAGE_MARK}\n{question.replace(IMAGE_MARK, '').strip()}".strip()
+
+
+def _round(question: str, answer: str | None) -> Round:
+    if not question.strip():
+        raise Refused("a question is empty", "empty question")
+    if answer is not None and not answer.strip():
+        raise Refused(f"the answer to {question!r:.60} is empty", "empty answer")
+    if answer is not None and IMAGE_MARK in answer:
+        raise Refused(f"{IMAGE_MARK} stands in an answer: pictures belong to questions", "image marks")
+    return Round(question, answer)
+
+
+def segments_of(messages: list, num_images: int, template: Template, *, prompt: bool = False) -> list[Segment]:
+    """The segments of a record; one with pictures and no message is BOS and its pictures."""
+    if not messages:
+        if not num_images:
+            raise Refused("the record has neither a conversation nor a picture", "no conversation")
+        return [BOS, *[IMAGE] * num_images]
+    return list(merged(template.segments(parse_rounds(messages, num_images, prompt=prompt))))
+
+
+def merged(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Join neighbouring texts that are both learned, or both not: words are not cut inside a question."""
+    last = None
+    for segment in segments:
+        if last and last.kind == segment.kind == "text" and last.supervised == segment.supervised:
+            last = replace(last, text=last.text + segment.text)
+            continue
+        if last:
+            yield last
+        last = segment
+    if last:
+        yield last
+
+
+def encode_segments(segments: list[Segment], tokenizer: "TextTokenizer") -> tuple[list[int], list[int]]:
+    """Return (input_ids, labels). A text after BOS or a picture is encoded as the tokenizer encodes a
+    text of its own (so does LLaVA); after another text it goes on from it."""
+    input_ids, labels = [], []
+    continues = False
+    for segment in segments:
+        if segment.kind == "text":
+            ids = tokenizer.encode(segment.text, continues=continues)
+            continues = True
+        elif segment.kind == "image":
+            ids, continues = [IMAGE_TOKEN], False
+        elif segment.kind == "bos":
+            ids, continues = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]), False
+        else:
+            ids = [tokenizer.eos_id] if segment.kind == "eos" else tokenizer.encode(segment.text, control=True)
+            continues = not tokenizer.prefix_after_control
+        input_ids += ids
+        labels += ids if segment.supervised else [IGNORE] * len(ids)
+    return input_ids, labels
+
+
+def prompt_ids(messages: list, num_images: int, template: Template, tokenizer: "TextTokenizer") -> list[int]:
+    """Token ids up to where the last answer begins: a prefix of the training row's ids."""
+    return encode_segments(segments_of(messages, num_images, template, prompt=True), tokenizer)[0]
+
+
+def truncate(
+    input_ids: list[int], labels: list[int], *, max_length: int | None, num_image_tokens: int
+) -> tuple[list[int], list[int]]:
+    """Cut a row to ``max_length`` positions, where a picture takes ``num_image_tokens`` of them (None: no limit).
+
+    Only text is cut, and only at the end: every picture of the row must lie wholly inside the limit
+    together with the text in front of it, or the row is refused.
+
+    Raises: `Refused` where a picture lies beyond the limit, or where no picture and no supervised
+    token with a position in front of it is left.
+    """
+    used = kept = 0
+    for i, token in enumerate(input_ids):
+        used += num_image_tokens if token == IMAGE_TOKEN else 1
+        if max_length is None or used <= max_length:
+            kept = i + 1
+        elif token == IMAGE_TOKEN:
+            raise Refused(
+                f"a picture ends at position {used}, beyond max_length={max_length} (a picture takes "
+                f"{num_image_tokens} positions): raise max_length or shorten the text in front of it",
+                "picture beyond max_length",
+            )
+    input_ids, labels = input_ids[:kept], labels[:kept]
+    if IMAGE_TOKEN not in input_ids and all(label == IGNORE for label in labels[1:]):
+        raise Refused(
+            f"no supervised token and no picture within max_length={max_length} (the row has {used} positions)",
+            "nothing to learn",
+        )
+    return input_ids, labels

@@ -1,0 +1,110 @@
+"""easy-vqa: 5,000 pictures of a shape and 48,248 questions, as a package (MIT, Victor Zhou)."""
+
+import importlib
+import random
+import re
+from pathlib import Path
+
+from asvr.data.records import ConversationDataset
+from asvr.data.templates import IMAGE_MARK
+from asvr.registry import DATASETS
+
+SPLITS = ("train", "test")
+COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+KINDS = ("color", "shape", "has color", "has shape", "lacks color", "lacks shape")
+
+
+def question_kind(question: str) -> str:
+    """One of ``KINDS``: which color, which shape (with or without the color given), or, for yes and no,
+    whether the picture has or lacks a color or a shape."""
+    if question.startswith(("what color", "what is the color")):
+        return "color"
+    if question.startswith("what"):
+        return "shape"
+    about = "color" if any(color in question.split() for color in COLORS) else "shape"
+    return f"lacks {about}" if re.search(r"\b(not|no)\b", question) else f"has {about}"
+
+
+@DATASETS.register_module()
+class EasyVQA(ConversationDataset):
+    """Questions about the pictures of easy-vqa, in its official split: 4,000 and 1,000 pictures with
+    38,575 and 9,673 questions.
+
+    turns: questions of one conversation; those of a picture are put in an order that ``seed`` decides and
+    dealt out in turn, so that its last conversation may be shorter. With ``turns=1`` and ``seed=None``
+    they stay in the package's order. image_only: one record a picture, without a conversation.
+    with_images: False leaves the pictures out, for a blind model. max_pictures: only the first ones. For
+    the other arguments see `asvr.data.records.ConversationDataset`.
+
+    Raises: ValueError where the package is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        turns: int = 1,
+        image_only: bool = False,
+        with_images: bool = True,
+        seed: int | None = 0,
+        max_pictures: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if split not in SPLITS:
+            raise ValueError(f"EasyVQA has no split {split!r}: expected one of {SPLITS}")
+        if turns < 1:
+            raise ValueError(f"EasyVQA: turns={turns}, expected at least one question in a conversation")
+        if image_only and not with_images:
+            raise ValueError("EasyVQA: image_only=True and with_images=False leave nothing in a record")
+        self.source = f"easy-vqa/{split}"
+        package = _package()
+        paths = getattr(package, f"get_{split}_image_paths")()
+        self.paths = {str(image): Path(paths[image]) for image in sorted(paths)[:max_pictures]}
+        if image_only:
+            self.records = [dict(image=name) for name in self.paths]
+        else:
+            questions = self._questions(getattr(package, f"get_{split}_questions")())
+            self.records = self._conversations(questions, turns, seed, with_images)
+
+    def _questions(self, columns: tuple[list, list, list]) -> dict[str, list[tuple[str, str]]]:
+        """picture -> its questions and answers, in the package's order."""
+        by_picture = {name: [] for name in self.paths}
+        for question, answer, image in zip(*columns, strict=True):
+            if str(image) in by_picture:
+                by_picture[str(image)].append((question, answer))
+        return by_picture
+
+    def _conversations(self, by_picture: dict, turns: int, seed: int | None, with_images: bool) -> list[dict]:
+        records = []
+        for name, pairs in by_picture.items():
+            if seed is not None:
+                random.Random(f"{seed} {self.source} {name}").shuffle(pairs)
+            for first in range(0, len(pairs), turns):
+                picture = dict(image=name) if with_images else {}
+                records.append(picture | dict(conversations=_messages(pairs[first : first + turns], with_images)))
+        return records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, i: int) -> dict:
+        return self.records[i]
+
+    def picture(self, name: str) -> tuple[str, Path]:
+        return f"{self.source}/{name}", self.paths[name]
+
+
+def _messages(pairs: list[tuple[str, str]], with_images: bool) -> list[dict]:
+    messages = []
+    for i, (question, answer) in enumerate(pairs):
+        mark = f"{IMAGE_MARK}\n" if with_images and i == 0 else ""
+        messages += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+    return messages
+
+
+def _package():
+    try:
+        return importlib.import_module("easy_vqa")
+    except ModuleNotFoundError as error:
+        raise ValueError("EasyVQA needs the package easy-vqa: pip install -e '.[mini]'") from error

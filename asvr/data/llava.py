@@ -1,0 +1,127 @@
+"""LLaVA's annotation files, JSON lists and JSON lines, of any size: only offsets are kept in memory."""
+
+import codecs
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from asvr.data.records import ConversationDataset
+from asvr.data.refusals import Refused
+from asvr.registry import DATASETS
+
+BLOCK = 1 << 22  # bytes read at a time
+
+
+@DATASETS.register_module()
+class LlavaDataset(ConversationDataset):
+    """Records of a LLaVA annotation file, read one at a time.
+
+    ann_file: a JSON list, or JSON lines (its first character decides). image_folder: where its pictures
+    are; by default the folder of the file. A name that leads out of it is refused. For the other
+    arguments see `asvr.data.records.ConversationDataset`.
+
+    Raises: ValueError for a file that is missing or has no records.
+    """
+
+    def __init__(self, *, ann_file: str, image_folder: str = "", **kwargs):
+        super().__init__(**kwargs)
+        self.source = str(ann_file)
+        if not os.path.isfile(ann_file):
+            raise ValueError(f"ann_file {ann_file!r} is missing: expected a JSON list or JSON lines")
+        self.image_folder = os.path.abspath(image_folder or os.path.dirname(ann_file))
+        self.spans = index_records(ann_file)
+        if not len(self.spans):
+            raise ValueError(f"ann_file {ann_file!r} holds no record")
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def record(self, i: int) -> dict:
+        start, end = self.spans[i]
+        with open(self.source, "rb") as file:
+            file.seek(start)
+            text = file.read(end - start)
+        try:
+            return json.loads(text)
+        except ValueError as error:  # also a text that is not UTF-8
+            raise Refused(f"not JSON (bytes {start} to {end}): {error}", "malformed") from error
+
+    def picture(self, name: str) -> tuple[str, Path]:
+        path = os.path.normpath(os.path.join(self.image_folder, name))
+        if os.path.commonpath([self.image_folder, path]) != self.image_folder:
+            raise Refused(f"the picture {name!r} lies outside image_folder {self.image_folder}", "outside image_folder")
+        return path, Path(path)
+
+
+def index_records(path: str) -> np.ndarray:
+    """The first and the last byte (exclusive) of each record: int64 (records, 2).
+
+    Raises: ValueError for a file that is neither a JSON list nor JSON lines.
+    """
+    with open(path, "rb") as file:
+        first = file.read(1)
+        while first.isspace():
+            first = file.read(1)
+        start = file.tell()
+        if first == b"[":
+            return _index_list(file, start, path)
+        if first in (b"{", b""):
+            return _index_lines(file)
+    raise ValueError(f"ann_file {path!r} begins with {first!r}: expected '[' (a JSON list) or '{{' (JSON lines)")
+
+
+def _index_lines(file) -> np.ndarray:
+    file.seek(0)
+    ends, offset = [], 0
+    while block := file.read(BLOCK):
+        ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset + 1)
+        offset += len(block)
+    ends = np.unique(np.concatenate([*ends, [offset]]).astype(np.int64))
+    spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
+    short = np.flatnonzero(spans[:, 1] - spans[:, 0] <= 2)
+    blank = [i for i in short if not _read(file, *spans[i]).strip()]
+    return np.delete(spans, blank, axis=0)
+
+
+def _read(file, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
+
+
+def _index_list(file, offset: int, path: str) -> np.ndarray:
+    """Parse the list element by element, keeping where each one is. ``offset``: the byte behind '['."""
+    parse, decode = json.JSONDecoder().raw_decode, codecs.getincrementaldecoder("utf-8")().decode
+    file.seek(offset)
+    text, spans, want = "", [], BLOCK
+    while True:
+        block = file.read(want)
+        text += decode(block, not block)
+        at = 0
+        while True:
+            begin = _skip(text, at, " \t\r\n,")
+            if text[begin : begin + 1] == "]":
+                return np.array(spans, dtype=np.int64).reshape(-1, 2)
+            try:
+                _, end = parse(text, begin)
+            except json.JSONDecodeError as error:
+                if not block:
+                    raise ValueError(
+                        f"{path}, record {len(spans)}: the JSON list breaks near byte {offset}: {error.msg}"
+                    ) from error
+                break
+            if end == len(text) and block:  # a number may go on in the next block
+                break
+            start = offset + len(text[at:begin].encode())
+            offset = start + len(text[begin:end].encode())
+            spans.append((start, offset))
+            at = end
+        text = text[at:]
+        want = max(BLOCK, len(text))  # one record larger than a block: double, so that it stays linear
+
+
+def _skip(text: str, at: int, characters: str) -> int:
+    while at < len(text) and text[at] in characters:
+        at += 1
+    return at

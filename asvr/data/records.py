@@ -1,0 +1,153 @@
+"""What every dataset of conversations has in common: records in, items for the collate function out.
+
+A record is LLaVA's: ``{'image': name or list of names, 'conversations': [...]}``; both are optional, one
+must be there.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from asvr.data.conversation import encode_segments, segments_of, truncate
+from asvr.data.refusals import Refusal, Refused, check_policy
+from asvr.data.templates import IMAGE_MARK, build_template
+
+
+class ConversationDataset:
+    """A map-style dataset of conversations about pictures. A subclass sets ``source``, how messages call
+    it, and writes ``__len__``, ``record(i)`` and ``picture(name)``.
+
+    tokenizer, template, max_length, num_image_tokens: what an item needs (the trainer gives them); a
+    dataset without them still has records, texts and pictures. max_length: positions, of which a picture
+    takes ``num_image_tokens``; None is no limit. on_error: ``raise``, or ``skip``: a `Refusal` stands in
+    the place of the item, no other sample does, and the collate function leaves it out.
+
+    refusals: reasons and how often, of what this process has refused (a worker's are in its batches).
+    """
+
+    source: str
+
+    def __init__(self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise"):
+        if max_length is not None and num_image_tokens is None:
+            raise ValueError("max_length needs num_image_tokens: the positions that a picture takes")
+        self.tokenizer = tokenizer
+        self.template = None if template is None else build_template(template)
+        self.max_length = max_length
+        self.num_image_tokens = num_image_tokens
+        self.on_error = check_policy(on_error)
+        self.refusals: Counter = Counter()
+
+    def __len__(self) -> int:
+        raise NotImplementedError(f"{type(self).__name__} must say how many records it has")
+
+    def record(self, i: int) -> dict:
+        """Record ``i`` in LLaVA's format."""
+        raise NotImplementedError(f"{type(self).__name__} must return a record")
+
+    def picture(self, name: str) -> "tuple[str, Path | Image.Image]":
+        """The cache key of a picture of a record, and its file or itself."""
+        raise NotImplementedError(f"{type(self).__name__} must find a picture")
+
+    def sample_id(self, i: int) -> str:
+        return f"{self.source}:{i}"
+
+    def __getitem__(self, i: int) -> dict | Refusal:
+        """Return ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for a picture), ``images`` (files or
+        pictures, in the order of the marks), ``image_keys`` and ``sample_id``.
+
+        Raises: `Refused` where the policy is ``raise``.
+        """
+        return self._guarded(i, self._training_item)
+
+    def question(self, i: int) -> dict | Refusal:
+        """An item whose ``input_ids`` end where the record's last answer begins, for generation; with the
+        texts ``question`` (without image marks) and ``answer`` (None where the record has none)."""
+        return self._guarded(i, self._question_item)
+
+    def texts(self, template=None) -> Iterator[str]:
+        """Questions and answers, or the texts that ``template`` makes of them, to learn a tokenizer on."""
+        template = None if template is None else build_template(template)
+        for i in range(len(self)):
+            record = self.record(i)
+            if template is None:
+                yield from (m["value"].replace(IMAGE_MARK, "") for m in record.get("conversations") or [])
+            else:
+                segments = segments_of(record.get("conversations") or [], len(_names(record)), template)
+                yield from (segment.text for segment in segments if segment.kind == "text")
+
+    def pictures(self) -> "Iterator[tuple[str, Path | Image.Image]]":
+        """Every picture once, with its key, in the order of the records."""
+        seen = set()
+        for i in range(len(self)):
+            for name in _names(self.record(i)):
+                key, source = self.picture(name)
+                if key not in seen:
+                    seen.add(key)
+                    yield key, source
+
+    def check(self) -> Counter:
+        """Read every record, without opening a picture: the reasons of what is refused and how often.
+
+        Raises: `Refused` at the first one where the policy is ``raise``.
+        """
+        refused = [item for item in (self[i] for i in range(len(self))) if isinstance(item, Refusal)]
+        return Counter(item.reason for item in refused)
+
+    def _guarded(self, i: int, make) -> dict | Refusal:
+        try:
+            return make(i)
+        except Refused as error:
+            self.refusals[error.reason] += 1
+            message = f"{self.source}, record {i}: {error}"
+            if self.on_error == "raise":
+                raise Refused(message, error.reason) from error
+            return Refusal(self.sample_id(i), error.reason, message)
+
+    def _segments(self, i: int, prompt: bool = False) -> tuple[dict, list, dict]:
+        if self.tokenizer is None or self.template is None:
+            raise ValueError(f"{type(self).__name__} needs tokenizer= and template= to make items of its records")
+        record = self.record(i)
+        names = _names(record)
+        messages = record.get("conversations") or []
+        if not isinstance(messages, list):
+            raise Refused(f"'conversations' is not a list: {messages!r:.80}", "malformed")
+        segments = segments_of(messages, len(names), self.template, prompt=prompt)
+        keys, sources = [], []
+        for name in names:
+            key, source = self.picture(name)
+            if not isinstance(source, Image.Image) and not os.path.isfile(source):
+                raise Refused(f"the picture {source} is missing", "missing picture")
+            keys.append(key)
+            sources.append(source)
+        return record, segments, dict(images=sources, image_keys=keys, sample_id=self.sample_id(i))
+
+    def _training_item(self, i: int) -> dict:
+        _, segments, item = self._segments(i)
+        input_ids, labels = encode_segments(segments, self.tokenizer)
+        input_ids, labels = truncate(
+            input_ids, labels, max_length=self.max_length, num_image_tokens=self.num_image_tokens or 1
+        )
+        return dict(input_ids=input_ids, labels=labels, **item)
+
+    def _question_item(self, i: int) -> dict:
+        record, segments, item = self._segments(i, prompt=True)
+        input_ids, labels = encode_segments(segments, self.tokenizer)
+        messages = record.get("conversations") or []
+        asked = [m["value"].replace(IMAGE_MARK, "").strip() for m in messages if m["from"] == "human"]
+        answered = bool(messages) and messages[-1]["from"] == "gpt"
+        answer = messages[-1]["value"] if answered else None
+        return dict(input_ids=input_ids, labels=labels, question=asked[-1] if asked else "", answer=answer, **item)
+
+
+def _names(record: dict) -> list[str]:
+    """The pictures of a record."""
+    if not isinstance(record, dict):
+        raise Refused(f"the record is not an object: {record!r:.80}", "malformed")
+    names = record.get("image")
+    names = [] if names is None else names if isinstance(names, list) else [names]
+    if not all(isinstance(name, str) and name for name in names):
+        raise Refused(f"'image' is neither a file name nor a list of them: {names!r:.80}", "malformed")
+    return names

@@ -1,0 +1,28 @@
+"""A sample that cannot be used: why, and what is done about it."""
+
+from dataclasses import dataclass
+
+POLICIES = ("raise", "skip")
+
+
+class Refused(ValueError):
+    """A sample that cannot be used. ``reason`` is a short fixed name, by which refusals are counted."""
+
+    def __init__(self, message: str, reason: str = "unusable"):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What stands in the place of a refused sample under ``on_error='skip'``."""
+
+    sample_id: str
+    reason: str
+    message: str
+
+
+def check_policy(on_error: str) -> str:
+    if on_error not in POLICIES:
+        raise ValueError(f"on_error={on_error!r} is unknown: expected one of {POLICIES}")
+    return on_error

@@ -1,0 +1,178 @@
+"""Conversation templates: from questions and answers to segments of text.
+
+A template never sees a token. It says which pieces of text follow each other and which of them are
+learned; `asvr.data.conversation` encodes piece by piece, so the labels need no counting.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from asvr.data.refusals import Refused
+from asvr.registry import TEMPLATES
+
+IMAGE_MARK = "<image>"  # in a question, the place of one picture
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+LLAVA_LLAMA_2_SYSTEM = (
+    "You are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """kind: ``text``, ``bos``, ``eos``, ``image``, or ``token`` (``text`` names a special token).
+    supervised: whether the model learns to write it."""
+
+    kind: str
+    text: str = ""
+    supervised: bool = False
+
+
+BOS, IMAGE, EOS = Segment("bos"), Segment("image"), Segment("eos", supervised=True)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A question, with its image marks, and its answer. ``answer`` is None where the model is to write it."""
+
+    question: str
+    answer: str | None
+
+
+def question_segments(question: str) -> Iterator[Segment]:
+    """The text of a question around its image marks."""
+    for i, text in enumerate(question.split(IMAGE_MARK)):
+        if i:
+            yield IMAGE
+        if text:
+            yield Segment("text", text)
+
+
+class Template:
+    """What a template provides: ``segments(rounds)``. It stops in front of an answer that is None, where
+    generation begins, so a prompt is a prefix of the training row."""
+
+    def segments(self, rounds: list[Round]) -> Iterator[Segment]:
+        raise NotImplementedError(f"{type(self).__name__} must turn rounds into segments")
+
+
+@TEMPLATES.register_module(name="plain")
+@dataclass(frozen=True, kw_only=True)
+class Plain(Template):
+    """A picture and its caption, for the alignment stage (LLaVA's ``plain``): the question's words are
+    dropped, its image marks stay, and everything after them is learned, up to ``end``."""
+
+    end: str = "\n"
+
+    def segments(self, rounds: list[Round]) -> Iterator[Segment]:
+        if len(rounds) != 1 or IMAGE_MARK not in rounds[0].question:
+            raise Refused(
+                "the template 'plain' takes one picture caption, a single question with an image and its answer: "
+                "use a chat template (vicuna_v1, llama_2, mistral, chatml) for other rows",
+                "not a caption",
+            )
+        yield BOS
+        yield from (s for s in question_segments(rounds[0].question) if s.kind == "image")
+        if rounds[0].answer is not None:
+            yield Segment("text", rounds[0].answer + self.end, supervised=True)
+
+
+@TEMPLATES.register_module(name="vicuna_v1")
+@dataclass(frozen=True, kw_only=True)
+class VicunaV1(Template):
+    """``SYSTEM USER: question ASSISTANT: answer</s>USER: ...`` (LLaVA-1.5's ``v1``)."""
+
+    system: str = VICUNA_SYSTEM
+    user: str = "USER"
+    assistant: str = "ASSISTANT"
+
+    def segments(self, rounds: list[Round]) -> Iterator[Segment]:
+        yield BOS
+        if self.system:
+            yield Segment("text", f"{self.system} ")
+        for turn in rounds:
+            yield Segment("text", f"{self.user}: ")
+            yield from question_segments(turn.question)
+            yield Segment("text", f" {self.assistant}:")
+            if turn.answer is not None:
+                yield Segment("text", f" {turn.answer}", supervised=True)
+                yield EOS
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inst(Template):
+    """``[INST] question [/INST] answer </s>``. bos_each_round: whether every round begins with BOS."""
+
+    system: str = ""
+    bos_each_round: bool = False
+
+    def segments(self, rounds: list[Round]) -> Iterator[Segment]:
+        for i, turn in enumerate(rounds):
+            if i == 0 or self.bos_each_round:
+                yield BOS
+            system = f"<<SYS>>\n{self.system}\n<</SYS>>\n\n" if self.system and i == 0 else ""
+            yield Segment("text", f"[INST] {system}")
+            yield from question_segments(turn.question)
+            yield Segment("text", " [/INST]")
+            if turn.answer is not None:
+                yield Segment("text", f" {turn.answer} ", supervised=True)
+                yield EOS
+
+
+@TEMPLATES.register_module(name="llama_2")
+@dataclass(frozen=True, kw_only=True)
+class Llama2(_Inst):
+    """Llama-2-Chat's form, with LLaVA's system text; every round has its own BOS."""
+
+    system: str = LLAVA_LLAMA_2_SYSTEM
+    bos_each_round: bool = True
+
+
+@TEMPLATES.register_module(name="mistral")
+@dataclass(frozen=True, kw_only=True)
+class Mistral(_Inst):
+    """Mistral-Instruct's form (LLaVA's ``mistral_instruct``): no system text, one BOS."""
+
+
+@TEMPLATES.register_module(name="chatml")
+@dataclass(frozen=True, kw_only=True)
+class ChatML(Template):
+    """``<|im_start|>role\\n...<|im_end|>\\n`` (Qwen); the answer and its ``<|im_end|>`` are learned."""
+
+    system: str = "You are a helpful assistant."
+    start: str = "<|im_start|>"
+    end: str = "<|im_end|>"
+
+    def segments(self, rounds: list[Round]) -> Iterator[Segment]:
+        yield BOS
+        if self.system:
+            yield from self._opening("system", self.system)
+            yield from self._closing()
+        for turn in rounds:
+            yield from self._opening("user")
+            yield from question_segments(turn.question)
+            yield from self._closing()
+            yield from self._opening("assistant")
+            if turn.answer is not None:
+                yield Segment("text", turn.answer, supervised=True)
+                yield from self._closing(supervised=True)
+
+    def _opening(self, role: str, text: str = "") -> Iterator[Segment]:
+        yield Segment("token", self.start)
+        yield Segment("text", f"{role}\n{text}")
+
+    def _closing(self, supervised: bool = False) -> Iterator[Segment]:
+        yield Segment("token", self.end, supervised)
+        yield Segment("text", "\n")
+
+
+def build_template(template: "str | dict | Template") -> Template:
+    """A template from its name, its config, or itself."""
+    if isinstance(template, str):
+        template = dict(type=template)
+    return TEMPLATES.build(template) if isinstance(template, dict) else template
