@@ -9,16 +9,16 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
-from asvr.registry import SCOPE, register_all
+from asvr.registry import SCOPE
 
 DELETE = "_delete_"
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
-    """Read a config file, apply ``cfg_options`` (dotted keys; a number picks an entry of a list), import its
-    ``custom_imports`` and make every component known.
+    """Read a config file, apply ``cfg_options`` (dotted keys; a number picks an entry of a list) and import its
+    ``custom_imports``, looked up from the current directory too. The library's own components register when
+    the first of a kind is asked for.
 
-    Modules in ``custom_imports`` are looked up from the current directory too.
     Raises ``ValueError`` naming the option or module that does not fit.
     """
     cfg = Config.fromfile(path, import_custom_modules=False)
@@ -31,7 +31,6 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     init_default_scope(cfg.default_scope)
     if "custom_imports" in cfg:
         _import_custom(cfg.custom_imports)
-    register_all()
     return cfg
 
 

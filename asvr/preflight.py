@@ -26,13 +26,27 @@ def preflight(cfg: Config) -> None:
 
 def check_sizes(cfg: Config) -> dict[str, nn.Module]:
     """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit."""
-    return {name: build_meta(stage_config(cfg, name)) for name in cfg.stages}
+    models = {}
+    for name in cfg.stages:
+        stage = stage_config(cfg, name)
+        models[name] = build_meta(stage)
+        tokens = models[name].encoder.num_tokens
+        if stage.data.max_length <= tokens + 1:
+            raise ValueError(
+                f"data.max_length={stage.data.max_length} (stage {name}) has no room for text: an image alone takes "
+                f"{tokens} tokens"
+            )
+    return models
 
 
 def build_meta(stage: Config) -> nn.Module:
-    """The model of a stage on the meta device: no weights, no memory. Only what ``train`` names has gradients."""
+    """The model of a stage on the meta device: no weights, no memory. Only what ``train`` names has gradients.
+
+    Where the text tokenizer is learned from data, its ``vocab_size`` stands for its size.
+    """
+    vocab_size = stage.text_tokenizer.get("vocab_size")
     with device("meta"):
-        model = MODELS.build(stage.model, default_args=dict(load_weights=False))
+        model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, load_weights=False))
     model.train_only(list(stage.train))
     return model.train()
 

@@ -22,7 +22,6 @@ from asvr.registry import (
     TEMPLATES,
     TEXT_TOKENIZERS,
     VISUAL_TOKENIZERS,
-    register_all,
 )
 from asvr.schema import SECTIONS, TARGET, TRAINABLE, check_fields, nearest
 
@@ -62,9 +61,8 @@ def check_config(cfg: Config) -> None:
     """Raise ``ValueError`` with everything that is wrong in a config's keys, types, fields and plain values.
 
     Each stage is checked as it will run. Sizes that do not fit together are found by building, which
-    `asvr.models.meta.build_meta` does without memory.
+    `asvr.preflight.check_sizes` does without memory.
     """
-    register_all()
     problems = [
         f"{key}: unknown section; {nearest(key, (*ONCE, *BY_STAGE, *OTHER))}"
         for key in cfg
@@ -133,6 +131,7 @@ def _section(key: str, value: Any) -> list[str]:
 
 def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     """The problems of one component: its type, its constructor's fields, and the components in it."""
+    registry.import_from_location()
     if not isinstance(value, dict):
         return [f"{key}={value!r}: expected a {registry.name}, dict(type=...)"]
     if "type" not in value:

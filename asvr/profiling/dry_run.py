@@ -1,0 +1,158 @@
+"""What a config would train and need, without weights or data: ``tools/train.py CONFIG --dry-run``."""
+
+import io
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from asvr.config import stage_config
+from asvr.preflight import check_sizes
+from asvr.profiling.flops import Sample, forward_parts, training_factor
+from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, plan_memory
+from asvr.validate import check_config
+
+WIDTH = 132
+
+
+def dry_run(cfg: Config, sample: Sample = Sample()) -> str:  # noqa: B008  (a frozen dataclass)
+    """The tables as text: parameters, tokens per image, FLOPs and memory, by stage.
+
+    Raises ``ValueError`` for a wrong config, as a real run would.
+    """
+    check_config(cfg)
+    models = check_sizes(cfg)
+    model = next(iter(models.values()))
+    tables = [
+        _parameters(models),
+        _tokens(model),
+        _flops(cfg, model, sample),
+        _memory({name: plan_memory(cfg, name) for name in models}, cfg),
+    ]
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH)
+    console.print(
+        f"Dry run of {Path(cfg.filename).name if cfg.filename else 'the config'}: no weights, no data", highlight=False
+    )
+    for table in tables:
+        console.print("", table, sep="\n", highlight=False)
+    return text.getvalue()
+
+
+def _table(title: str, *columns: str, caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _parameters(models: dict[str, nn.Module]) -> Table:
+    table = _table(
+        "Parameters and codebooks, millions", "component", "class", "total", *(f"trained in {name}" for name in models)
+    )
+    by_stage = {name: model.components() for name, model in models.items()}
+    rows = []
+    for component, module in next(iter(by_stage.values())).items():
+        trained = [_millions(stage[component], trained_only=True) for stage in by_stage.values()]
+        rows.append([_millions(module), *trained])
+        kinds = (
+            {type(m).__name__ for m in module.values()}
+            if isinstance(module, nn.ModuleDict)
+            else {type(module).__name__}
+        )
+        table.add_row(component, ", ".join(sorted(kinds)) or "none", *(f"{value:,.2f}" for value in rows[-1]))
+    table.add_section()
+    table.add_row("sum", "", *(f"{sum(column):,.2f}" for column in zip(*rows, strict=True)))
+    return table
+
+
+def _millions(module: nn.Module, trained_only: bool = False) -> float:
+    tensors = module.state_dict(keep_vars=True).values()
+    return sum(t.numel() for t in tensors if t.requires_grad or not trained_only) / 1e6
+
+
+def _tokens(model: nn.Module) -> Table:
+    table = _table("Visual tokens of an image", "", "grid", "tokens", "codes", "codebooks")
+    rows, columns = model.encoder.grid
+    table.add_row("encoder", f"{rows} x {columns}", str(model.encoder.num_tokens), "", "")
+    for target in model.targets:
+        tokenizer = target.tokenizer
+        rows, columns = tokenizer.grid
+        sizes = sorted(set(tokenizer.codebook_sizes))
+        books = f"{tokenizer.depth} of {' / '.join(f'{size:,}' for size in sizes)}"
+        codes = tokenizer.num_tokens * tokenizer.depth
+        table.add_row(f"target {target.name}", f"{rows} x {columns}", str(tokenizer.num_tokens), f"{codes:,}", books)
+    return table
+
+
+def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
+    table = _table(
+        "TFLOPs of one sample (1 multiply-accumulate = 2 FLOPs)",
+        "part",
+        "forward",
+        *(f"training step, {name}" for name in cfg.stages),
+        caption=(
+            f"One sample = 1 image ({model.encoder.num_tokens} tokens) and {sample.text_tokens} text tokens, all "
+            "supervised. A training step costs forward x 1 where nothing needs a gradient, x 2 where a gradient only "
+            "passes through, x 3 where weights are trained, and + 1 where the forward pass is computed again in the "
+            "backward pass (gradient checkpointing)."
+        ),
+    )
+    parts = forward_parts(model, sample)
+    stages = [stage_config(cfg, name) for name in cfg.stages]
+    totals = [0] * len(stages)
+    for part in parts:
+        cells = []
+        for i, stage in enumerate(stages):
+            checkpointing = bool(stage.model.llm.get("gradient_checkpointing", False))
+            batch = stage.data.micro_batch
+            factor = training_factor(part, list(stage.train), micro_batch=batch, checkpointing=checkpointing)
+            totals[i] += part.flops * factor
+            cells.append(f"{_tera(part.flops * factor)}  (x {factor})")
+        table.add_row(part.name, _tera(part.flops), *cells)
+    table.add_section()
+    table.add_row("sum", _tera(sum(part.flops for part in parts)), *map(_tera, totals))
+    return table
+
+
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:,.2f}" if flops >= 1e12 else f"{flops / 1e12:.3g}"
+
+
+def _memory(plans: dict[str, MemoryPlan], cfg: Config) -> Table:
+    rows = ", ".join(f"{name} {stage_config(cfg, name).data.micro_batch}" for name in plans)
+    table = _table(
+        "Memory plan, GB (1e9 bytes)",
+        "",
+        *plans,
+        caption=(
+            f"Activations: on each card a micro-batch ({rows} rows) of data.max_length={cfg.data.max_length} tokens, "
+            "estimated as what autograd keeps for the backward pass; in brackets what the config does not do. With "
+            "several cards the states (all but activations) are taken to be sharded evenly over them. "
+            f"It fits when the sum is at most {USABLE:.0%} of the card."
+        ),
+    )
+    lines = {
+        "weights": "weights",
+        "gradients": "gradients",
+        "optimizer": "optimiser state (2 moments)",
+        "casts": "bf16 copies of trained weights",
+        "activations": "activations",
+        "activations_checkpointed": "activations, gradient checkpointing",
+    }
+    for field, label in lines.items():
+        cells = []
+        for plan in plans.values():
+            used = "activations_checkpointed" if plan.checkpointing else "activations"
+            cell = f"{getattr(plan, field) / 1e9:,.2f}"
+            cells.append(f"({cell})" if field.startswith("activations") and field != used else cell)
+        table.add_row(label, *cells)
+    table.add_section()
+    for machine in MACHINES:
+        cells = [
+            f"{p.per_card(machine) / 1e9:,.2f}  {'fits' if p.fits(machine) else 'does NOT fit'}" for p in plans.values()
+        ]
+        table.add_row(f"on each card of {machine}", *cells)
+    return table

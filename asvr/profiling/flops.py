@@ -1,0 +1,148 @@
+"""Floating-point operations of a model, component by component, on the meta device.
+
+fvcore counts multiply-accumulates (MACs); every figure here is FLOPs = 2 x MACs. Matrix products,
+convolutions and attention are counted; norms, activations and softmax are not. Attention counts all pairs
+of tokens, causal or not.
+
+Legend: ``T`` tokens in a row, ``N`` visual tokens of an image, ``E`` encoder width, ``H`` LLM width,
+``C`` code width, ``D`` code depth, ``V`` codes in a codebook, ``S`` supervised text positions.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import Tensor, nn
+
+from asvr.models.losses.linear_cross_entropy import MAX_LOGITS
+from asvr.models.targets import Target
+from asvr.models.tokenizers.base import VisualTokenizer
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one training sample is taken to be: one image, and text tokens that are all supervised."""
+
+    text_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Part:
+    """name: what is counted. component: whose training decides the backward pass (see ``VLM.components``).
+    flops: of one forward pass on one sample. rows: of a classifier, the positions of one sample that it
+    classifies, into ``classes``. blocks: whether these are the blocks that gradient checkpointing is about.
+    """
+
+    name: str
+    component: str
+    flops: int
+    rows: int = 0
+    classes: int = 1
+    blocks: bool = False
+
+
+class _Call(nn.Module):
+    """A function of ``modules`` as a module, which is what fvcore traces."""
+
+    def __init__(self, function: Callable, *modules: nn.Module):
+        super().__init__()
+        self.function = function
+        self.modules_used = nn.ModuleList(modules)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, ...], dtype=torch.float32) -> int:
+    """FLOPs of ``function`` on meta tensors of these shapes. modules: those whose weights it uses."""
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    inputs = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
+    analysis = FlopCountAnalysis(_Call(function, *modules), inputs)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's own, on deprecated parts of torch.jit
+        macs = analysis.total()
+    for module, mode in zip(modules, training, strict=True):
+        module.train(mode)
+    return 2 * int(macs)
+
+
+def _attention_macs(inputs: list, outputs: list) -> int:
+    """``q k^T`` and ``weights v`` for q (..., heads, T, C), k and v (..., kv heads, T', C).
+
+    Grouped-query attention has fewer k and v heads, which saves memory and no operation: q's heads count.
+    """
+    q, k, v = (value.type().sizes() for value in inputs[:3])
+    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
+    """The forward pass of a model on the meta device, part by part, for one sample."""
+    encoder, llm, dtype = model.encoder, model.llm, next(model.llm.parameters()).dtype
+    tokens = encoder.num_tokens + sample.text_tokens
+    blocks = flops_of(lambda x: llm.hidden(x)[-1], [llm], (1, tokens, llm.hidden_size), dtype=dtype)
+    projector = flops_of(model.projector, [model.projector], (1, encoder.num_tokens, encoder.width))
+    parts = [
+        Part("encoder", "encoder", flops_of(encoder, [encoder], (1, 3, *encoder.transform.size))),
+        Part("projector", "projector", projector),
+        Part("LLM blocks", "llm", blocks, blocks=True),
+        _classifiers("LM head", "llm", [llm.lm_head], sample.text_tokens),
+    ]
+    for target in model.targets:
+        parts += _target_parts(target, encoder.num_tokens, llm.hidden_size)
+    return parts
+
+
+def _target_parts(target: Target, positions: int, hidden_size: int) -> list[Part]:
+    tokenizer, head = target.tokenizer, target.head
+    depth, code_width = tokenizer.depth, tokenizer.code_width
+    network = 0 if target.shares_encoder else network_flops(tokenizer)
+    lookup = 2 * tokenizer.num_tokens * sum(tokenizer.codebook_sizes) * code_width
+    body = flops_of(head, [head], (positions, hidden_size), (positions, depth, code_width))
+    return [
+        Part(f"tokenizer {target.name}: network", f"tokenizer.{target.name}", network),
+        Part(f"tokenizer {target.name}: code search", f"tokenizer.{target.name}", lookup),
+        Part(f"head {target.name}", "heads", body),
+        _classifiers(f"classifiers {target.name} (depth {depth})", "heads", list(head.classifiers), positions),
+    ]
+
+
+def network_flops(tokenizer: VisualTokenizer) -> int:
+    """FLOPs for one picture of what a tokenizer computes before it searches its codebooks."""
+    encoder = getattr(tokenizer, "encoder", None)  # a semantic tokenizer's
+    network = encoder if encoder is not None else tokenizer.latents
+    return flops_of(network, [tokenizer if encoder is None else encoder], (1, 3, *tokenizer.transform.size))
+
+
+def _classifiers(name: str, component: str, linears: list[nn.Linear], rows: int) -> Part:
+    flops = sum(2 * rows * linear.in_features * linear.out_features for linear in linears)
+    return Part(name, component, flops, rows=rows, classes=max(linear.out_features for linear in linears))
+
+
+def training_factor(part: Part, train: list[str], *, micro_batch: int, checkpointing: bool) -> int:
+    """Forward passes that one training step costs a part.
+
+    1 where no gradient is needed; 2 where one only passes through, on its way to something trained; 3 where
+    weights get one too; and one more where the backward pass computes the forward pass again: the LLM's
+    blocks with ``checkpointing``, a classifier where ``micro_batch`` samples have too many logits to hold
+    (see ``linear_cross_entropy``).
+    """
+    upstream = {
+        "projector": ("encoder",),
+        "llm": ("encoder", "projector"),
+        "heads": ("encoder", "projector", "llm"),
+    }
+    if part.component in train:
+        factor = 3
+    elif any(name in train for name in upstream.get(part.component, ())):
+        factor = 2
+    else:
+        return 1
+    too_many_logits = part.rows * micro_batch > max(1, MAX_LOGITS // part.classes)
+    return factor + (checkpointing if part.blocks else too_many_logits)

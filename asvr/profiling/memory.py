@@ -1,0 +1,158 @@
+"""How much accelerator memory a stage needs.
+
+Weights, gradients and AdamW's two moments follow from the parameters. Activations are what autograd keeps
+for the backward pass, found by running the forward pass on fake tensors: shapes without data. With gradient
+checkpointing that is the input of every LLM block and the inside of one.
+"""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from asvr.config import stage_config
+from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.preflight import build_meta
+
+# Part of a card that a plan may fill; the rest is for the CUDA context, workspaces and fragmentation.
+USABLE = 0.95
+ADAM_MOMENTS = 2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """gigabytes: of one card, 1e9 bytes each."""
+
+    cards: int
+    gigabytes: int
+
+    def __str__(self) -> str:
+        return f"{self.cards} x {self.gigabytes} GB"
+
+
+MACHINES = (Machine(1, 80), Machine(8, 80), Machine(1, 141))
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one card when it holds everything. casts: half-precision copies of trained weights under autocast.
+    checkpointing: which of the two activation figures the config has."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    casts: int
+    activations: int
+    activations_checkpointed: int
+    checkpointing: bool
+
+    @property
+    def states(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.casts
+
+    def per_card(self, machine: Machine) -> int:
+        """Bytes on each card, with the states (not the activations) sharded evenly over all cards."""
+        activations = self.activations_checkpointed if self.checkpointing else self.activations
+        return self.states // machine.cards + activations
+
+    def fits(self, machine: Machine) -> bool:
+        return self.per_card(machine) <= USABLE * machine.gigabytes * 1e9
+
+
+def plan_memory(cfg: Config, stage_name: str) -> MemoryPlan:
+    """The plan of a stage.
+
+    A micro-batch is taken to be rows of ``data.max_length`` tokens with one image each, all text supervised.
+    """
+    stage = stage_config(cfg, stage_name)
+    checkpointing = bool(stage.model.llm.pop("gradient_checkpointing", False))
+    model = build_meta(stage)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = sum(p.numel() * p.element_size() for p in trained)
+    half = torch.bfloat16 if stage.optim.precision == "bf16" else None
+    casts = sum(p.numel() * half.itemsize for p in trained if p.dtype == torch.float32) if half else 0
+    rows, tokens = stage.data.micro_batch, stage.data.max_length
+    llm_dtype = next(model.llm.parameters()).dtype
+    block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * llm_dtype.itemsize
+    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    inside, outside = saved_bytes(model, rows, tokens, half)  # puts the model on fake tensors
+    return MemoryPlan(
+        weights=weights,
+        gradients=gradients,
+        optimizer=ADAM_MOMENTS * gradients,
+        casts=casts,
+        activations=inside + outside,
+        activations_checkpointed=block_inputs + inside // model.llm.num_layers + outside,
+        checkpointing=checkpointing,
+    )
+
+
+def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | None) -> tuple[int, int]:
+    """Bytes that autograd keeps for the backward pass, inside the LLM's blocks and outside of them.
+
+    Neither parameters nor their half-precision copies count.
+    """
+    kept: dict[int, tuple[torch.UntypedStorage, bool]] = {}
+    in_llm = False
+    weight_shapes = {shape for p in model.parameters() if p.ndim > 1 for shape in (p.shape, p.mT.shape)}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.dtype != half or tensor.shape not in weight_shapes:
+            kept.setdefault(storage._cdata, (storage, in_llm))
+        return tensor
+
+    def enter(*_) -> None:
+        nonlocal in_llm
+        in_llm = True
+
+    def leave(*_) -> None:
+        nonlocal in_llm
+        in_llm = False
+
+    decoder = model.llm.model.get_decoder()
+    handles = [decoder.register_forward_pre_hook(enter), decoder.register_forward_hook(leave)]
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.simplefilter("ignore")  # about kernels that fake tensors do not run
+        model.to_empty(device="cpu")
+        batch = full_batch(model, rows, tokens)
+        with (
+            saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=half, enabled=half is not None),
+        ):
+            model(batch)
+    for handle in handles:
+        handle.remove()
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    sizes = [(storage.nbytes(), inside) for place, (storage, inside) in kept.items() if place not in own]
+    return sum(size for size, inside in sizes if inside), sum(size for size, inside in sizes if not inside)
+
+
+def full_batch(model: nn.Module, rows: int, tokens: int) -> Batch:
+    """Rows with one token, one image, and text that is all supervised; codes, and features of a frozen encoder,
+    as if they came from a cache."""
+    visual = model.encoder.num_tokens
+    first = torch.arange(rows)[:, None] * tokens
+    input_ids = torch.zeros(rows, tokens, dtype=torch.long)
+    input_ids[:, 1 : 1 + visual] = IMAGE_TOKEN
+    sources = (first + torch.arange(visual, tokens - 1)).flatten()
+    frozen = not any(p.requires_grad for p in model.encoder.parameters())
+    return Batch(
+        input_ids_BT=input_ids,
+        attention_mask_BT=torch.ones(rows, tokens, dtype=torch.bool),
+        position_ids_BT=torch.arange(tokens).expand(rows, tokens),
+        text_source_S=sources,
+        text_target_S=torch.zeros_like(sources),
+        image_positions_IN=first + 1 + torch.arange(visual),
+        has_previous_I=[True] * rows,
+        pixels={} if frozen else {"encoder": torch.zeros(rows, 3, *model.encoder.transform.size)},
+        features_INE=torch.zeros(rows, visual, model.encoder.width) if frozen else None,
+        codes={
+            t.name: torch.zeros(rows, t.tokenizer.num_tokens, t.tokenizer.depth, dtype=torch.long)
+            for t in model.targets
+        },
+    )
