@@ -69,6 +69,7 @@ TARGET = dict(
     shift=one_of(*SHIFTS),
     tap=Field("-1 (after the final norm) or the number of a layer", lambda v: _is_int(v) and v >= -1, required=False),
     resample=one_of(None, "nearest", required=False),
+    fit=Field("a dict of arguments of the tokenizer's fit()", lambda v: isinstance(v, dict), required=False),
 )
 
 SECTIONS = dict(
@@ -81,6 +82,7 @@ SECTIONS = dict(
         micro_batch=count(),
         global_batch=count(),
         num_workers=count(0),
+        cache=one_of(True, False, required=False),
     ),
     optim=dict(
         type=one_of("AdamW"),

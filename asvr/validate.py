@@ -23,7 +23,7 @@ from asvr.registry import (
     TEXT_TOKENIZERS,
     VISUAL_TOKENIZERS,
 )
-from asvr.schema import SECTIONS, TARGET, TRAINABLE, check_fields, nearest
+from asvr.schema import SECTIONS, TARGET, TRAINABLE, check_fields, count, nearest
 
 # Constructor arguments that the library fills in, so that a config need not.
 INJECTED = {
@@ -34,8 +34,8 @@ INJECTED = {
     VISUAL_TOKENIZERS: {"encoder", "load_weights"},
     HEADS: {"hidden_size", "codebook_sizes", "code_width"},
     LOSSES: set(),
-    DATASETS: {"template", "text_tokenizer", "on_error"},
-    TEXT_TOKENIZERS: {"template"},
+    DATASETS: {"tokenizer", "template", "max_length", "num_image_tokens", "on_error"},
+    TEXT_TOKENIZERS: set(),
     TEMPLATES: set(),
 }
 # Which registry builds the component in a field of this name, wherever the field stands.
@@ -51,8 +51,8 @@ NESTED = dict(
     train=DATASETS,
     template=TEMPLATES,
 )
-ONCE = ("text_tokenizer", "evaluation", "runtime")
-BY_STAGE = ("model", "data", "optim", "schedule")
+ONCE = ("text_tokenizer", "runtime")
+BY_STAGE = ("model", "data", "optim", "schedule", "evaluation")
 OTHER = ("stages", "custom_imports", "default_scope")
 REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
 
@@ -122,19 +122,19 @@ def _section(key: str, value: Any) -> list[str]:
     problems += _nested(key, value)
     if key == "schedule" and ("epochs" in value) == ("steps" in value):
         problems.append("schedule: expected either `epochs` or `steps`" + (", not both" if "steps" in value else ""))
-    if key == "data" and not problems and value["global_batch"] % value["micro_batch"]:
-        problems.append(
-            f"data.global_batch={value['global_batch']}: expected a multiple of data.micro_batch={value['micro_batch']}"
-        )
+    if key == "data":
+        whole, part = value.get("global_batch"), value.get("micro_batch")
+        if count().test(whole) and count().test(part) and whole % part:
+            problems.append(f"data.global_batch={whole}: expected a multiple of data.micro_batch={part}")
     return problems
 
 
 def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     """The problems of one component: its type, its constructor's fields, and the components in it."""
-    registry.import_from_location()
     if not isinstance(value, dict):
         return [f"{key}={value!r}: expected a {registry.name}, dict(type=...)"]
     if "type" not in value:
+        registry.import_from_location()
         return [f"{key}.type is missing: expected a {registry.name}; {nearest('', registry.module_dict)}"]
     cls = find(registry, value["type"])
     if cls is None:
@@ -163,7 +163,8 @@ def _nested(key: str, value: dict) -> list[str]:
         if name == "reconstruction" and isinstance(item, list | tuple):
             problems += _targets(f"{key}.{name}", item)
         elif name == "template" and isinstance(item, str):
-            problems += check_component(f"{key}.{name}", dict(type=item), TEMPLATES)
+            if find(TEMPLATES, item) is None:
+                problems.append(f"{key}.template={item!r}: no such template; {nearest(item, TEMPLATES.module_dict)}")
         elif name in NESTED and (
             isinstance(item, dict) or (key == "model" and name in ("encoder", "projector", "llm"))
         ):
@@ -175,15 +176,29 @@ def _targets(key: str, targets: list) -> list[str]:
     problems = []
     for i, target in enumerate(targets):
         problems += check_fields(f"{key}[{i}]", target, TARGET)
-        problems += _nested(f"{key}[{i}]", target) if isinstance(target, dict) else []
+        if isinstance(target, dict):
+            problems += _nested(f"{key}[{i}]", target) + _fit(f"{key}[{i}]", target)
     names = [target.get("name") for target in targets if isinstance(target, dict)]
     if len(set(names)) < len(names):
         problems.append(f"{key}: the names of the targets must differ, given {names}")
     return problems
 
 
+def _fit(key: str, target: dict) -> list[str]:
+    """``fit`` of a target becomes arguments of its tokenizer's ``fit(batches, *, seed, ...)``."""
+    tokenizer = target.get("tokenizer")
+    cls = find(VISUAL_TOKENIZERS, tokenizer.get("type")) if isinstance(tokenizer, dict) else None
+    if cls is None or not isinstance(target.get("fit"), dict):
+        return []
+    if not hasattr(cls, "fit"):
+        return [f"{key}.fit: {tokenizer['type']} has no fit(); leave it out"]
+    known = inspect.signature(cls.fit).parameters.keys() - {"self", "batches", "seed"}
+    return [f"{key}.fit.{name}: unknown; {nearest(name, known)}" for name in target["fit"] if name not in known]
+
+
 def find(registry: Registry, name: Any):
     """The class of a ``type``, from a registry, its parents or (``package.module.Class``) an import; or None."""
+    registry.import_from_location()
     if not isinstance(name, str):
         return name if inspect.isclass(name) else None
     if "." in name:
