@@ -108,8 +108,9 @@ def merged(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 def encode_segments(segments: list[Segment], tokenizer: "TextTokenizer") -> tuple[list[int], list[int]]:
-    """Return (input_ids, labels). A text after BOS or a picture is encoded as the tokenizer encodes a
-    text of its own (so does LLaVA); after another text it goes on from it."""
+    """Return (input_ids, labels). At the beginning and behind a picture a text is encoded as one of its own
+    (so does LLaVA), behind another text it goes on from it, and behind a special token it is encoded as
+    the tokenizer does with a text that has special tokens in it."""
     input_ids, labels = [], []
     continues = False
     for segment in segments:
@@ -118,14 +119,18 @@ def encode_segments(segments: list[Segment], tokenizer: "TextTokenizer") -> tupl
             continues = True
         elif segment.kind == "image":
             ids, continues = [IMAGE_TOKEN], False
-        elif segment.kind == "bos":
-            ids, continues = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]), False
         else:
-            ids = [tokenizer.eos_id] if segment.kind == "eos" else tokenizer.encode(segment.text, control=True)
-            continues = not tokenizer.prefix_after_control
+            ids = _control_ids(segment, tokenizer)
+            continues = bool(input_ids) and not tokenizer.prefix_after_control
         input_ids += ids
         labels += ids if segment.supervised else [IGNORE] * len(ids)
     return input_ids, labels
+
+
+def _control_ids(segment: Segment, tokenizer: "TextTokenizer") -> list[int]:
+    if segment.kind == "bos":
+        return [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return [tokenizer.eos_id] if segment.kind == "eos" else tokenizer.encode(segment.text, control=True)
 
 
 def prompt_ids(messages: list, num_images: int, template: Template, tokenizer: "TextTokenizer") -> list[int]:
