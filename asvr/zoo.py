@@ -144,7 +144,7 @@ def fetch_command(name: str) -> str:
     if name.startswith(OWN):
         return f"python tools/train_tokenizer.py configs/tokenizers/{name.removeprefix(OWN).replace('-', '_')}.py"
     if not _on_hub(name):
-        return "correct the path"
+        return "a local path: correct it, or make what the header of the config describes"
     return f"hf download {name}" + (f" --local-dir $ASVR_MODEL_ZOO/{name}" if "ASVR_MODEL_ZOO" in os.environ else "")
 
 

@@ -1,5 +1,8 @@
 # Appearance as pixels: the codes of Janus' VQGAN (LlamaGen's VQ-16), one a token; 432 pixels give SigLIP's 27 x 27.
 # Not in the paper, whose appearance codes come from SigLIP's 6th layer (asvr_vicuna7b_appearance.py).
+# Its folder is cut out of a Janus model first:
+#   python -c "from transformers import JanusModel; \
+#     JanusModel.from_pretrained('deepseek-community/Janus-Pro-1B').vqmodel.save_pretrained('models/janus-vq16')"
 # python tools/train.py configs/asvr_vicuna7b_pixel.py
 _base_ = ['./llava_vicuna7b.py']
 
@@ -9,7 +12,7 @@ model = dict(
             name='pixel',
             tokenizer=dict(
                 type='PixelTokenizer',
-                name='deepseek-community/Janus-Pro-1B',
+                name='./models/janus-vq16',
                 image_size=432,
                 arch=dict(
                     embed_dim=8,

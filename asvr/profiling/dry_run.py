@@ -1,6 +1,5 @@
 """What a config would train and need, without weights or data: ``tools/train.py CONFIG --dry-run``."""
 
-import io
 from pathlib import Path
 
 from mmengine.config import Config
@@ -18,7 +17,7 @@ WIDTH = 132
 
 
 def dry_run(cfg: Config, sample: Sample = Sample()) -> str:  # noqa: B008  (a frozen dataclass)
-    """The tables as text: parameters, tokens per image, FLOPs and memory, by stage.
+    """Print tables of parameters, tokens per image, FLOPs and memory, by stage; return them as text.
 
     Raises ``ValueError`` for a wrong config, as a real run would.
     """
@@ -31,14 +30,13 @@ def dry_run(cfg: Config, sample: Sample = Sample()) -> str:  # noqa: B008  (a fr
         _flops(cfg, model, sample),
         _memory({name: plan_memory(cfg, name) for name in models}, cfg),
     ]
-    text = io.StringIO()
-    console = Console(file=text, width=WIDTH)
+    console = Console(width=WIDTH, record=True)
     console.print(
         f"Dry run of {Path(cfg.filename).name if cfg.filename else 'the config'}: no weights, no data", highlight=False
     )
     for table in tables:
         console.print("", table, sep="\n", highlight=False)
-    return text.getvalue()
+    return console.export_text()
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
@@ -62,9 +60,9 @@ def _parameters(models: dict[str, nn.Module]) -> Table:
             if isinstance(module, nn.ModuleDict)
             else {type(module).__name__}
         )
-        table.add_row(component, ", ".join(sorted(kinds)) or "none", *(f"{value:,.2f}" for value in rows[-1]))
+        table.add_row(component, ", ".join(sorted(kinds)) or "none", *map(_number, rows[-1]))
     table.add_section()
-    table.add_row("sum", "", *(f"{sum(column):,.2f}" for column in zip(*rows, strict=True)))
+    table.add_row("sum", "", *(_number(sum(column)) for column in zip(*rows, strict=True)))
     return table
 
 
@@ -88,8 +86,10 @@ def _tokens(model: nn.Module) -> Table:
 
 
 def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
+    parts = forward_parts(model, sample)
+    unit, scale = ("TFLOPs", 1e12) if sum(part.flops for part in parts) >= 1e11 else ("MFLOPs", 1e6)
     table = _table(
-        "TFLOPs of one sample (1 multiply-accumulate = 2 FLOPs)",
+        f"{unit} of one sample (1 multiply-accumulate = 2 FLOPs)",
         "part",
         "forward",
         *(f"training step, {name}" for name in cfg.stages),
@@ -100,7 +100,6 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
             "backward pass (gradient checkpointing)."
         ),
     )
-    parts = forward_parts(model, sample)
     stages = [stage_config(cfg, name) for name in cfg.stages]
     totals = [0] * len(stages)
     for part in parts:
@@ -110,15 +109,17 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
             batch = stage.data.micro_batch
             factor = training_factor(part, list(stage.train), micro_batch=batch, checkpointing=checkpointing)
             totals[i] += part.flops * factor
-            cells.append(f"{_tera(part.flops * factor)}  (x {factor})")
-        table.add_row(part.name, _tera(part.flops), *cells)
+            cells.append(f"{_number(part.flops * factor / scale)}  (x {factor})")
+        table.add_row(part.name, _number(part.flops / scale), *cells)
     table.add_section()
-    table.add_row("sum", _tera(sum(part.flops for part in parts)), *map(_tera, totals))
+    table.add_row(
+        "sum", _number(sum(part.flops for part in parts) / scale), *(_number(total / scale) for total in totals)
+    )
     return table
 
 
-def _tera(flops: int) -> str:
-    return f"{flops / 1e12:,.2f}" if flops >= 1e12 else f"{flops / 1e12:.3g}"
+def _number(value: float) -> str:
+    return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
 
 
 def _memory(plans: dict[str, MemoryPlan], cfg: Config) -> Table:
@@ -146,13 +147,14 @@ def _memory(plans: dict[str, MemoryPlan], cfg: Config) -> Table:
         cells = []
         for plan in plans.values():
             used = "activations_checkpointed" if plan.checkpointing else "activations"
-            cell = f"{getattr(plan, field) / 1e9:,.2f}"
+            cell = _number(getattr(plan, field) / 1e9)
             cells.append(f"({cell})" if field.startswith("activations") and field != used else cell)
         table.add_row(label, *cells)
     table.add_section()
     for machine in MACHINES:
         cells = [
-            f"{p.per_card(machine) / 1e9:,.2f}  {'fits' if p.fits(machine) else 'does NOT fit'}" for p in plans.values()
+            f"{_number(p.per_card(machine) / 1e9)}  {'fits' if p.fits(machine) else 'does NOT fit'}"
+            for p in plans.values()
         ]
         table.add_row(f"on each card of {machine}", *cells)
     return table

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import Tensor, nn
 
 from asvr.models.losses.linear_cross_entropy import MAX_LOGITS
@@ -62,11 +61,13 @@ def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, .
     for module in modules:
         module.eval()
     inputs = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
-    analysis = FlopCountAnalysis(_Call(function, *modules), inputs)
-    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's own, on deprecated parts of torch.jit
+        warnings.simplefilter("ignore")  # fvcore uses parts of torch.jit that are deprecated, from its import on
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(_Call(function, *modules), inputs)
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         macs = analysis.total()
     for module, mode in zip(modules, training, strict=True):
         module.train(mode)
