@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from asvr.data.conversation import encode_segments, segments_of, truncate
+from asvr.data.conversation import encode_segments, parse_rounds, segments_of, truncate
 from asvr.data.refusals import Refusal, Refused, check_policy
-from asvr.data.templates import IMAGE_MARK, build_template
+from asvr.data.templates import IMAGE_MARK, Template, build_template
 
 
 class ConversationDataset:
@@ -70,20 +70,14 @@ class ConversationDataset:
     def texts(self, template=None) -> Iterator[str]:
         """Questions and answers, or the texts that ``template`` makes of them, to learn a tokenizer on."""
         template = None if template is None else build_template(template)
-        for i in range(len(self)):
-            record = self.record(i)
-            if template is None:
-                yield from (m["value"].replace(IMAGE_MARK, "") for m in record.get("conversations") or [])
-            else:
-                segments = segments_of(record.get("conversations") or [], len(_names(record)), template)
-                yield from (segment.text for segment in segments if segment.kind == "text")
+        for found in self._each(lambda i: _texts(self.record(i), template)):
+            yield from found
 
     def pictures(self) -> "Iterator[tuple[str, Path | Image.Image]]":
-        """Every picture once, with its key, in the order of the records."""
+        """Every picture once, with its key, in the order of the records. None is opened."""
         seen = set()
-        for i in range(len(self)):
-            for name in _names(self.record(i)):
-                key, source = self.picture(name)
+        for found in self._each(lambda i: [self.picture(name) for name in _names(self.record(i))]):
+            for key, source in found:
                 if key not in seen:
                     seen.add(key)
                     yield key, source
@@ -93,10 +87,20 @@ class ConversationDataset:
 
         Raises: `Refused` at the first one where the policy is ``raise``.
         """
-        refused = [item for item in (self[i] for i in range(len(self))) if isinstance(item, Refusal)]
-        return Counter(item.reason for item in refused)
+        before = self.refusals.copy()
+        for _ in self._each(self._training_item):
+            pass
+        return self.refusals - before
 
-    def _guarded(self, i: int, make) -> dict | Refusal:
+    def _each(self, make) -> Iterator:
+        """What ``make(i)`` returns, for every record that is not refused."""
+        for i in range(len(self)):
+            made = self._guarded(i, make)
+            if not isinstance(made, Refusal):
+                yield made
+
+    def _guarded(self, i: int, make):
+        """Return ``make(i)``, or treat its refusal by the policy."""
         try:
             return make(i)
         except Refused as error:
@@ -111,10 +115,7 @@ class ConversationDataset:
             raise ValueError(f"{type(self).__name__} needs tokenizer= and template= to make items of its records")
         record = self.record(i)
         names = _names(record)
-        messages = record.get("conversations") or []
-        if not isinstance(messages, list):
-            raise Refused(f"'conversations' is not a list: {messages!r:.80}", "malformed")
-        segments = segments_of(messages, len(names), self.template, prompt=prompt)
+        segments = segments_of(_messages(record), len(names), self.template, prompt=prompt)
         keys, sources = [], []
         for name in names:
             key, source = self.picture(name)
@@ -135,7 +136,7 @@ class ConversationDataset:
     def _question_item(self, i: int) -> dict:
         record, segments, item = self._segments(i, prompt=True)
         input_ids, labels = encode_segments(segments, self.tokenizer)
-        messages = record.get("conversations") or []
+        messages = _messages(record)
         asked = [m["value"].replace(IMAGE_MARK, "").strip() for m in messages if m["from"] == "human"]
         answered = bool(messages) and messages[-1]["from"] == "gpt"
         answer = messages[-1]["value"] if answered else None
@@ -151,3 +152,20 @@ def _names(record: dict) -> list[str]:
     if not all(isinstance(name, str) and name for name in names):
         raise Refused(f"'image' is neither a file name nor a list of them: {names!r:.80}", "malformed")
     return names
+
+
+def _messages(record: dict) -> list:
+    """The conversation of a record; an absent one is empty."""
+    messages = record.get("conversations") or []
+    if not isinstance(messages, list):
+        raise Refused(f"'conversations' is not a list: {messages!r:.80}", "malformed")
+    return messages
+
+
+def _texts(record: dict, template: Template | None) -> list[str]:
+    names, messages = _names(record), _messages(record)
+    if template is not None:
+        return [s.text for s in segments_of(messages, len(names), template) if s.kind == "text"]
+    if messages:
+        parse_rounds(messages, len(names))
+    return [message["value"].replace(IMAGE_MARK, "") for message in messages]

@@ -190,3 +190,14 @@ def test_names_lead_to_the_image_folder(folder):
     dataset = LlavaDataset(ann_file=ann_file, image_folder=os.path.join(folder, "sub"))
     assert [key for key, _ in dataset.pictures()] == [str(folder / "sub/b.png")]
     assert isinstance(build(ann_file, on_error="skip")[0], Refusal)
+
+
+def test_pictures_and_texts_follow_the_policy(folder):
+    ann_file = write(folder, [GOOD[0], "{not json}", dict(image="../x.png"), GOOD[2]])
+    dataset = build(ann_file, on_error="skip")
+    assert [key for key, _ in dataset.pictures()] == [str(folder / "a.png")]
+    assert list(dataset.texts()) == ["\nwhat?", "red", "hello?", "hi"]
+    assert "hello? ASSISTANT:" in "".join(dataset.texts("vicuna_v1"))
+    for read in (LlavaDataset(ann_file=ann_file).pictures, LlavaDataset(ann_file=ann_file).texts):
+        with pytest.raises(Refused, match=f"{ann_file}, record 1: not JSON"):
+            list(read())
