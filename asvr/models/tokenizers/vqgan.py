@@ -104,3 +104,43 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     (a,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (b,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (a.norm() / (b.norm() + 1e-4)).clamp(max=1e4).detach()
+
+
+class Adversary(nn.Module):
+    """A patch discriminator with its optimiser.
+
+    weight: of the adversarial loss. start: training step from which it counts. adaptive: multiply by
+    `adaptive_weight`. width, layers: of the discriminator. lr: of its Adam.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float = 0.1,
+        start: int = 0,
+        adaptive: bool = False,
+        width: int = 32,
+        layers: int = 2,
+        lr: float = 2e-4,
+    ):
+        super().__init__()
+        self.weight, self.start, self.adaptive = weight, start, adaptive
+        self.discriminator = PatchDiscriminator(width=width, layers=layers)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.9))
+
+    def loss(self, fake: Tensor, reconstruction: Tensor, last_layer: Tensor) -> Tensor:
+        """The weighted loss of the VQGAN: it wants its pictures ``fake`` to be taken for real ones.
+
+        reconstruction: the rest of its loss; last_layer: weights of its last layer (for ``adaptive``).
+        """
+        loss = -self.discriminator(fake).mean()
+        factor = adaptive_weight(reconstruction, loss, last_layer) if self.adaptive else 1.0
+        return self.weight * factor * loss
+
+    def step(self, real: Tensor, fake: Tensor) -> Tensor:
+        """One step of the discriminator; returns its loss."""
+        loss = hinge_loss(self.discriminator(real), self.discriminator(fake.detach()))
+        self.optimizer.zero_grad()  # also drops the gradients that came from the VQGAN's loss
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()

@@ -1,0 +1,16 @@
+# A small VQGAN on easy-vqa's training pictures: 64 x 64 pixels, 8 x 8 codes out of 256. Two minutes on 2 cores.
+# python tools/train_tokenizer.py configs/tokenizers/pixel_mini.py
+tokenizer = dict(
+    type='PixelTokenizer',
+    image_size=64,
+    arch=dict(
+        base_channels=32,
+        channel_multiplier=[1, 1, 2, 2],
+        num_res_blocks=1,
+        latent_channels=32,
+        embed_dim=8,
+        num_embeddings=256))
+
+data = dict(type='EasyVQA', split='train')
+
+train = dict(steps=500, batch_size=16, lr=1e-3)
