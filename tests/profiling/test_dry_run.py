@@ -1,0 +1,64 @@
+"""The dry run of the paper's recipe, as a user starts it."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asvr.config import load_config
+from asvr.profiling.dry_run import dry_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory) -> str:
+    """What the command prints on a machine without weights."""
+    empty = str(tmp_path_factory.mktemp("empty"))
+    env = dict(os.environ, ASVR_MODEL_ZOO=empty, HF_HUB_CACHE=empty, PYTHONPATH=str(ROOT))
+    command = [sys.executable, "tools/train.py", "configs/asvr_vicuna7b.py", "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def row(text: str, name: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith("│") and name in line]
+    return [cell.strip() for cell in line.strip("│").split("│")]
+
+
+def test_parameters_in_total_and_by_stage(printed):
+    assert row(printed, "HFCausalLM")[2:] == ["6,738.42", "0", "6,738.42"]
+    assert row(printed, "DepthTransformerHead")[2:] == ["736.54"] * 3
+    assert row(printed, "SemanticTokenizer")[2:] == ["151.13", "0", "0"]
+
+
+def test_visual_tokens_and_flops(printed):
+    assert row(printed, "target semantic")[1:4] == ["27 x 27", "729", "5,832"]
+    assert row(printed, "LLM blocks")[1:] == ["11.48", "34.45  (x 3)", "45.94  (x 4)"]
+    assert "1 image (729 tokens) and 128 text tokens" in " ".join(printed.split())
+
+
+def test_memory_plan_of_the_three_machines(printed):
+    for machine, pretrain, finetune in (
+        ("1 x 80", "fits", "NOT"),
+        ("8 x 80", "fits", "fits"),
+        ("1 x 141", "fits", "NOT"),
+    ):
+        cells = row(printed, f"on each card of {machine} GB")
+        assert cells[1].endswith(pretrain) and finetune in cells[2]
+    assert "sharded evenly" in " ".join(printed.split())
+
+
+def test_it_needs_less_than_four_gibibytes(printed):
+    assert printed
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4 * 2**20  # KiB, of the largest child
+
+
+def test_a_wrong_config_is_refused_as_in_a_real_run():
+    cfg = load_config(ROOT / "configs" / "asvr_vicuna7b.py", {"data.on_error": "ignore"})
+    with pytest.raises(ValueError, match="data.on_error='ignore'"):
+        dry_run(cfg)

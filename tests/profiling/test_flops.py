@@ -1,0 +1,70 @@
+"""FLOPs against formulas, on the meta device."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from asvr.models.llms import HFCausalLM
+from asvr.profiling.flops import Part, flops_of, training_factor
+
+B, T, HEADS, KV_HEADS, WIDTH = 2, 12, 4, 2, 8
+
+
+def attend(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+@pytest.mark.parametrize("kv_heads", [HEADS, KV_HEADS])
+def test_attention_is_two_products_for_every_query_head(kv_heads):
+    q, kv = (B, HEADS, T, WIDTH), (B, kv_heads, T, WIDTH)
+    assert flops_of(attend, [], q, kv, kv) == 2 * 2 * B * HEADS * T * T * WIDTH
+
+
+def test_a_multiply_accumulate_is_two_flops():
+    assert flops_of(nn.Linear(5, 7, device="meta"), [], (3, 5)) == 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize("kv_heads", [HEADS, KV_HEADS])
+def test_an_llm_is_its_matrices_and_its_attention(kv_heads):
+    hidden, inner, layers = HEADS * WIDTH, 48, 3
+    arch = dict(
+        model_type="llama",
+        vocab_size=50,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=kv_heads,
+    )
+    with torch.device("meta"):
+        llm = HFCausalLM(arch=arch).train()
+    counted = flops_of(lambda x: llm.hidden(x)[-1], [llm], (1, T, hidden))
+    projections = hidden * (2 * hidden + 2 * kv_heads * WIDTH) + 3 * hidden * inner
+    assert counted == layers * 2 * (T * projections + 2 * T * T * hidden)
+    assert llm.training
+
+
+@pytest.mark.parametrize(
+    ("component", "train", "factor"),
+    [
+        ("encoder", ["projector"], 1),
+        ("tokenizer.semantic", ["projector", "heads", "llm"], 1),
+        ("projector", ["projector"], 3),
+        ("llm", ["projector", "heads"], 2),
+        ("llm", ["heads"], 1),
+        ("llm", ["llm"], 3),
+        ("heads", ["llm"], 2),
+        ("heads", ["heads"], 3),
+    ],
+)
+def test_the_backward_pass_costs_what_is_trained(component, train, factor):
+    assert training_factor(Part("part", component, 1), train, micro_batch=1, checkpointing=False) == factor
+
+
+def test_what_is_recomputed_costs_once_more():
+    blocks = Part("blocks", "llm", 1, blocks=True)
+    assert training_factor(blocks, ["llm"], micro_batch=1, checkpointing=True) == 4
+    assert training_factor(blocks, ["heads"], micro_batch=1, checkpointing=True) == 1  # it has no backward pass
+    classifier = Part("classifier", "heads", 1, rows=729, classes=16384)
+    assert [training_factor(classifier, ["heads"], micro_batch=n, checkpointing=True) for n in (2, 3)] == [3, 4]

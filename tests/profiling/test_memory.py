@@ -1,0 +1,121 @@
+"""The memory plan against what autograd really keeps."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from asvr.preflight import build_meta
+from asvr.profiling.memory import Machine, MemoryPlan, full_batch, plan_memory
+from asvr.registry import MODELS
+
+ROWS, TOKENS = 2, 40
+HIDDEN, LAYERS = 32, 3
+
+
+def config(**llm) -> Config:
+    arch = dict(intermediate_size=64, num_attention_heads=2)
+    tower = dict(
+        model_type="siglip_vision_model", hidden_size=16, num_hidden_layers=2, image_size=16, patch_size=4, **arch
+    )
+    decoder = dict(model_type="llama", vocab_size=100, hidden_size=HIDDEN, num_hidden_layers=LAYERS, **arch)
+    target = dict(
+        name="semantic",
+        tokenizer=dict(type="SemanticTokenizer", depth=2, codebook_size=8),
+        head=dict(type="DepthTransformerHead", width=16, layers=1, num_heads=2),
+        shift=1,
+    )
+    model = dict(
+        type="VLM",
+        encoder=dict(type="HFVisionEncoder", arch=tower),
+        projector=dict(type="MLPProjector"),
+        llm=dict(type="HFCausalLM", arch=decoder, **llm),
+        reconstruction=[target],
+    )
+    return Config(
+        dict(
+            text_tokenizer=dict(type="HFTokenizer", name="unused"),
+            model=model,
+            data=dict(micro_batch=ROWS, max_length=TOKENS),
+            optim=dict(precision="float32"),
+            stages=dict(pretrain=dict(train=["projector", "heads"]), all=dict(train=["projector", "heads", "llm"])),
+        )
+    )
+
+
+def really_kept(model: nn.Module) -> int:
+    """Bytes that a forward pass with real tensors leaves for the backward pass."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    batch = full_batch(model, ROWS, TOKENS)
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = model(batch)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    assert {"text", "semantic"} <= out.keys()
+    return sum(storage.nbytes() for place, storage in kept.items() if place not in parameters)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "all"])
+def test_activations_are_what_autograd_keeps(stage):
+    cfg = config()
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.train_only(list(cfg.stages[stage].train))
+    plan = plan_memory(cfg, stage)
+    assert plan.activations == pytest.approx(really_kept(model.train()), rel=0.1)
+
+
+def test_states_follow_from_what_is_trained():
+    cfg = config()
+    plan = plan_memory(cfg, "pretrain")
+    meta = MODELS.build(cfg.model)
+    trained = sum(p.numel() for name in ("projector", "heads") for p in meta.components()[name].parameters())
+    assert (plan.gradients, plan.optimizer, plan.casts) == (4 * trained, 8 * trained, 0)
+    cfg.optim.precision = "bf16"
+    half = plan_memory(cfg, "pretrain")
+    assert half.casts == 2 * trained and half.activations < plan.activations
+
+
+def test_gradient_checkpointing_keeps_one_block_and_the_inputs_of_all():
+    plan, plain = plan_memory(config(gradient_checkpointing=True), "all"), plan_memory(config(), "all")
+    assert plan.checkpointing and not plain.checkpointing
+    inputs = LAYERS * ROWS * TOKENS * HIDDEN * 4
+    saved = plan.activations - plan.activations_checkpointed
+    in_blocks = (saved + inputs) * LAYERS / (LAYERS - 1)
+    assert 0 < in_blocks <= plan.activations
+    assert plan.per_card(Machine(1, 80)) == plan.states + plan.activations_checkpointed
+    assert plain.per_card(Machine(1, 80)) == plain.states + plain.activations
+
+
+def test_states_are_shared_by_the_cards_and_activations_are_not():
+    plan = MemoryPlan(
+        weights=40 * 10**9,
+        gradients=20 * 10**9,
+        optimizer=20 * 10**9,
+        casts=0,
+        activations=10 * 10**9,
+        activations_checkpointed=5 * 10**9,
+        checkpointing=False,
+    )
+    assert plan.per_card(Machine(8, 80)) == 20 * 10**9
+    assert [plan.fits(Machine(*m)) for m in ((1, 80), (2, 80), (8, 20), (1, 141))] == [False, True, False, True]
+
+
+def test_a_trained_encoder_keeps_its_activations():
+    cfg = config()
+    frozen = plan_memory(cfg, "all").activations
+    cfg.stages["all"]["train"] = ["encoder", "projector", "heads", "llm"]
+    assert plan_memory(cfg, "all").activations > frozen
+
+
+def test_a_meta_model_takes_no_memory_and_trains_what_the_stage_names():
+    from asvr.config import stage_config
+
+    model = build_meta(stage_config(config(), "pretrain"))
+    assert all(p.is_meta for p in model.parameters())
+    assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"projector", "heads"}

@@ -1,0 +1,99 @@
+"""Every config in configs/ loads, survives a round trip, is right, and builds without weights."""
+
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from torch import nn
+
+from asvr.config import load_config, stage_config
+from asvr.preflight import build_meta
+from asvr.validate import check_config
+
+ROOT = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(str(p.relative_to(ROOT)) for folder in (ROOT, ROOT / "examples") for p in folder.glob("*.py"))
+
+
+def load(name: str) -> Config:
+    return load_config(ROOT / name)
+
+
+def meta(name: str, stage: str) -> nn.Module:
+    return build_meta(stage_config(load(name), stage))
+
+
+def parameters(module: nn.Module, trained: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained)
+
+
+@pytest.fixture(autouse=True)
+def no_local_weights(tmp_path, monkeypatch):
+    """The architectures that the configs state, whatever folders this machine has; components of examples/."""
+    monkeypatch.setenv("ASVR_MODEL_ZOO", str(tmp_path))
+    monkeypatch.setattr("asvr.zoo.resolve", lambda name: None)
+    monkeypatch.chdir(ROOT.parent)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_is_right_and_survives_a_round_trip(name, tmp_path):
+    cfg = load(name)
+    check_config(cfg)
+    cfg.dump(tmp_path / "config.py")
+    assert load_config(tmp_path / "config.py").to_dict() == cfg.to_dict()
+    assert f"python tools/train.py configs/{name}" in (ROOT / name).read_text(), "the header says how to run it"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_config_builds_without_weights(name):
+    cfg = load(name)
+    model = meta(name, list(cfg.stages)[-1])
+    assert all(p.is_meta for p in model.parameters())
+    assert [target.shift for target in model.targets] == [entry.shift for entry in cfg.model.reconstruction]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("asvr_vicuna7b.py", 6_738_415_616),
+        ("asvr_vicuna13b.py", 13_015_864_320),
+        ("asvr_mistral7b.py", 7_241_732_096),
+        ("asvr_qwen2_5_7b.py", 7_615_616_512),
+    ],
+)
+def test_llms_have_their_published_sizes(name, size):
+    assert parameters(meta(name, "finetune").llm) == size
+
+
+def test_the_released_head_has_the_released_size():
+    head = meta("asvr_vicuna7b_released.py", "finetune").heads["semantic"]
+    assert parameters(head) - parameters(head.input) == 723_970_048
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "7b" in name or "13b" in name])
+def test_the_papers_recipe(name):
+    """27 x 27 tokens of SigLIP; projector and heads first, then the LLM too, with the released hyper-parameters."""
+    cfg = load(name)
+    pretrain, finetune = (stage_config(cfg, stage) for stage in ("pretrain", "finetune"))
+    assert (pretrain.optim.lr, pretrain.data.global_batch, pretrain.data.template) == (1e-3, 256, "plain")
+    assert (finetune.optim.lr, finetune.data.global_batch, finetune.data.image_aspect) == (2e-5, 128, "pad")
+    model = meta(name, "pretrain")
+    assert model.encoder.grid == (27, 27)
+    trained = {part for part, module in model.components().items() if parameters(module, trained=True)}
+    assert trained == ({"projector", "heads"} if model.targets else {"projector"})
+    assert parameters(meta(name, "finetune").llm, trained=True) == parameters(model.llm)
+
+
+def test_targets_of_the_ablations():
+    targets = {
+        name: [(t.name, t.tokenizer.depth, t.shift, t.shares_encoder) for t in meta(name, "finetune").targets]
+        for name in RECIPES
+        if "vicuna7b" in name
+    }
+    assert targets == {
+        "llava_vicuna7b.py": [],
+        "asvr_vicuna7b.py": [("semantic", 8, 1, True)],
+        "asvr_vicuna7b_released.py": [("semantic", 8, 0, True)],
+        "asvr_vicuna7b_appearance.py": [("appearance", 8, 1, False)],
+        "asvr_vicuna7b_pixel.py": [("pixel", 1, 1, False)],
+        "asvr_vicuna7b_dual.py": [("semantic", 8, 1, True), ("appearance", 8, 1, False)],
+    }
