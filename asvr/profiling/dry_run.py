@@ -28,7 +28,7 @@ def dry_run(cfg: Config, sample: Sample = Sample()) -> str:  # noqa: B008  (a fr
         _parameters(models),
         _tokens(model),
         _flops(cfg, model, sample),
-        _memory({name: plan_memory(cfg, name) for name in models}, cfg),
+        _memory({name: plan_memory(stage_config(cfg, name), models[name]) for name in models}, cfg),
     ]
     console = Console(width=WIDTH, record=True)
     console.print(

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from asvr.config import stage_config
 from asvr.data.batch import IMAGE_TOKEN, Batch
-from asvr.preflight import build_meta
 
 # Part of a card that a plan may fill; the rest is for the CUDA context, workspaces and fragmentation.
 USABLE = 0.95
@@ -63,14 +61,11 @@ class MemoryPlan:
         return self.per_card(machine) <= USABLE * machine.gigabytes * 1e9
 
 
-def plan_memory(cfg: Config, stage_name: str) -> MemoryPlan:
-    """The plan of a stage.
+def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
+    """The plan of a stage, and of its model from `asvr.preflight.build_meta`, which is used up.
 
     A micro-batch is taken to be rows of ``data.max_length`` tokens with one image each, all text supervised.
     """
-    stage = stage_config(cfg, stage_name)
-    checkpointing = bool(stage.model.llm.pop("gradient_checkpointing", False))
-    model = build_meta(stage)
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in trained)
     half = torch.bfloat16 if stage.optim.precision == "bf16" else None
@@ -79,7 +74,8 @@ def plan_memory(cfg: Config, stage_name: str) -> MemoryPlan:
     llm_dtype = next(model.llm.parameters()).dtype
     block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * llm_dtype.itemsize
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    inside, outside = saved_bytes(model, rows, tokens, half)  # puts the model on fake tensors
+    model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
+    inside, outside = saved_bytes(model, rows, tokens, half)
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
@@ -87,14 +83,14 @@ def plan_memory(cfg: Config, stage_name: str) -> MemoryPlan:
         casts=casts,
         activations=inside + outside,
         activations_checkpointed=block_inputs + inside // model.llm.num_layers + outside,
-        checkpointing=checkpointing,
+        checkpointing=bool(stage.model.llm.get("gradient_checkpointing", False)),
     )
 
 
 def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | None) -> tuple[int, int]:
     """Bytes that autograd keeps for the backward pass, inside the LLM's blocks and outside of them.
 
-    Neither parameters nor their half-precision copies count.
+    Neither parameters nor their half-precision copies count. The model is moved to fake tensors.
     """
     kept: dict[int, tuple[torch.UntypedStorage, bool]] = {}
     in_llm = False
@@ -118,7 +114,9 @@ def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | No
     handles = [decoder.register_forward_pre_hook(enter), decoder.register_forward_hook(leave)]
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
         warnings.simplefilter("ignore")  # about kernels that fake tensors do not run
-        model.to_empty(device="cpu")
+        for module in model.components().values():
+            if module is not model.encoder or _trained(module):  # a frozen encoder's features are given
+                module.to_empty(device="cpu")
         batch = full_batch(model, rows, tokens)
         with (
             saved_tensors_hooks(pack, lambda tensor: tensor),
@@ -132,6 +130,10 @@ def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | No
     return sum(size for size, inside in sizes if inside), sum(size for size, inside in sizes if not inside)
 
 
+def _trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
 def full_batch(model: nn.Module, rows: int, tokens: int) -> Batch:
     """Rows with one token, one image, and text that is all supervised; codes, and features of a frozen encoder,
     as if they came from a cache."""
@@ -140,7 +142,7 @@ def full_batch(model: nn.Module, rows: int, tokens: int) -> Batch:
     input_ids = torch.zeros(rows, tokens, dtype=torch.long)
     input_ids[:, 1 : 1 + visual] = IMAGE_TOKEN
     sources = (first + torch.arange(visual, tokens - 1)).flatten()
-    frozen = not any(p.requires_grad for p in model.encoder.parameters())
+    frozen = not _trained(model.encoder)
     return Batch(
         input_ids_BT=input_ids,
         attention_mask_BT=torch.ones(rows, tokens, dtype=torch.bool),

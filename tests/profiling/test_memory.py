@@ -6,6 +6,7 @@ from mmengine.config import Config
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from asvr.config import stage_config
 from asvr.preflight import build_meta
 from asvr.profiling.memory import Machine, MemoryPlan, full_batch, plan_memory
 from asvr.registry import MODELS
@@ -44,6 +45,11 @@ def config(**llm) -> Config:
     )
 
 
+def plan_of(cfg: Config, name: str) -> MemoryPlan:
+    stage = stage_config(cfg, name)
+    return plan_memory(stage, build_meta(stage))
+
+
 def really_kept(model: nn.Module) -> int:
     """Bytes that a forward pass with real tensors leaves for the backward pass."""
     kept = {}
@@ -66,23 +72,23 @@ def test_activations_are_what_autograd_keeps(stage):
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.train_only(list(cfg.stages[stage].train))
-    plan = plan_memory(cfg, stage)
+    plan = plan_of(cfg, stage)
     assert plan.activations == pytest.approx(really_kept(model.train()), rel=0.1)
 
 
 def test_states_follow_from_what_is_trained():
     cfg = config()
-    plan = plan_memory(cfg, "pretrain")
+    plan = plan_of(cfg, "pretrain")
     meta = MODELS.build(cfg.model)
     trained = sum(p.numel() for name in ("projector", "heads") for p in meta.components()[name].parameters())
     assert (plan.gradients, plan.optimizer, plan.casts) == (4 * trained, 8 * trained, 0)
     cfg.optim.precision = "bf16"
-    half = plan_memory(cfg, "pretrain")
+    half = plan_of(cfg, "pretrain")
     assert half.casts == 2 * trained and half.activations < plan.activations
 
 
 def test_gradient_checkpointing_keeps_one_block_and_the_inputs_of_all():
-    plan, plain = plan_memory(config(gradient_checkpointing=True), "all"), plan_memory(config(), "all")
+    plan, plain = plan_of(config(gradient_checkpointing=True), "all"), plan_of(config(), "all")
     assert plan.checkpointing and not plain.checkpointing
     inputs = LAYERS * ROWS * TOKENS * HIDDEN * 4
     saved = plan.activations - plan.activations_checkpointed
@@ -108,14 +114,12 @@ def test_states_are_shared_by_the_cards_and_activations_are_not():
 
 def test_a_trained_encoder_keeps_its_activations():
     cfg = config()
-    frozen = plan_memory(cfg, "all").activations
+    frozen = plan_of(cfg, "all").activations
     cfg.stages["all"]["train"] = ["encoder", "projector", "heads", "llm"]
-    assert plan_memory(cfg, "all").activations > frozen
+    assert plan_of(cfg, "all").activations > frozen
 
 
 def test_a_meta_model_takes_no_memory_and_trains_what_the_stage_names():
-    from asvr.config import stage_config
-
     model = build_meta(stage_config(config(), "pretrain"))
     assert all(p.is_meta for p in model.parameters())
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"projector", "heads"}
