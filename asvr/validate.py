@@ -5,6 +5,7 @@ given, what was expected and the nearest known names.
 """
 
 import inspect
+import itertools
 from typing import Any
 
 from mmengine.config import Config
@@ -53,6 +54,8 @@ NESTED = dict(
 )
 ONCE = ("text_tokenizer", "runtime")
 BY_STAGE = ("model", "data", "optim", "schedule", "evaluation")
+OF_STAGE = ("train", "init", *BY_STAGE)
+SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
 OTHER = ("stages", "custom_imports", "default_scope")
 REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
 
@@ -96,7 +99,7 @@ def _stages(cfg: Config) -> list[str]:
 def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
     if not isinstance(stage, dict):
         return [f"expected dict(train=[...], ...), not {stage!r}"]
-    problems = [f"{k}: unknown; {nearest(k, ('train', *BY_STAGE))}" for k in stage if k not in ("train", *BY_STAGE)]
+    problems = [f"{k}: unknown; {nearest(k, OF_STAGE)}" for k in stage if k not in OF_STAGE]
     train = stage.get("train")
     if not isinstance(train, list | tuple) or not train:
         problems.append(f"train={train!r}: expected a list of some of {', '.join(TRAINABLE)}")
@@ -104,6 +107,11 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
         problems += [
             f"train={list(train)}: no component {t!r}; {nearest(t, TRAINABLE)}" for t in train if t not in TRAINABLE
         ]
+    starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
+    if "init" in stage and stage["init"] not in starts:
+        problems.append(
+            f"init={stage['init']!r}: expected 'scratch' or a stage before this one; {nearest(stage['init'], starts)}"
+        )
     try:
         merged = stage_config(cfg, name)
     except ValueError as error:
@@ -116,6 +124,8 @@ def _section(key: str, value: Any) -> list[str]:
         return check_component(key, value, TEXT_TOKENIZERS)
     if key == "model":
         return check_component(key, value, MODELS)
+    if key == "evaluation" and value is None:  # a stage that is not evaluated
+        return []
     problems = check_fields(key, value, SECTIONS[key])
     if not isinstance(value, dict):
         return problems

@@ -50,7 +50,7 @@ def own_components(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.components().items()
-        if not name.startswith("tokenizer.") and (module.source is None or any(p.requires_grad for p in module.parameters()))
+        if not name.startswith("tokenizer.") and (getattr(module, "source", None) is None or any(p.requires_grad for p in module.parameters()))
     }
 
 

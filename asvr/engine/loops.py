@@ -22,6 +22,7 @@ class StepLoop(BaseLoop):
         self._max_iters = steps
         self._iter = 0
         self.accumulate = accumulate
+        self.samples_per_step = accumulate * self.dataloader.batch_sampler.micro_batch
         self.data_time = 0.0
         self.window: list[Batch] = []
 
@@ -51,7 +52,7 @@ class StepLoop(BaseLoop):
         runner.call_hook("before_train_epoch")
         runner.model.train()
         if self._iter < self._max_iters:
-            self.dataloader.batch_sampler.seek(self._iter * self.accumulate)
+            self.dataloader.batch_sampler.seek(self._iter * self.samples_per_step)
             batches = iter(self.dataloader)
             while self._iter < self._max_iters:
                 self.run_iter(batches)
@@ -61,16 +62,9 @@ class StepLoop(BaseLoop):
 
     def run_iter(self, batches) -> None:
         start = time.perf_counter()
-        self.window = self._next_window(batches)
+        self.window = [next(batches) for _ in range(self.accumulate)]
         self.data_time = time.perf_counter() - start
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=self.window)
         logs: dict[str, Tensor] = self.runner.model.train_step(self.window, self.runner.optim_wrapper)
         self._iter += 1
         self.runner.call_hook("after_train_iter", batch_idx=self._iter - 1, data_batch=self.window, outputs=logs)
-
-    def _next_window(self, batches) -> list[Batch]:
-        """``accumulate`` micro-batches; where bad samples were skipped (policy ``skip``) it may be fewer, never none."""
-        window: list[Batch] = []
-        while not window:
-            window = [b for b in (next(batches) for _ in range(self.accumulate)) if b is not None]
-        return window

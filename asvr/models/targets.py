@@ -4,6 +4,7 @@ Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M
 ``D`` code depth, ``P`` supervised visual positions, ``H`` LLM width.
 """
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -54,9 +55,20 @@ class Target:
         return codes_IMD if self.index_N is None else codes_IMD[:, self.index_N.to(codes_IMD.device)]
 
 
-def build_target(
-    entry: dict, *, key: str, encoder, llm, load_weights: bool
-) -> Target:
+def build_tokenizer(config: dict, encoder, load_weights: bool = True) -> VisualTokenizer:
+    """A tokenizer that takes an ``encoder`` and is given none quantises the model's own."""
+    fields = inspect.signature(VISUAL_TOKENIZERS.get(config["type"])).parameters
+    if "encoder" in fields and config.get("encoder") is None:
+        config = dict(config, encoder=encoder)
+    return VISUAL_TOKENIZERS.build(config, default_args=dict(load_weights=load_weights))
+
+
+def shares_encoder(tokenizer: VisualTokenizer, encoder) -> bool:
+    """Whether codes come from the features of the model's own encoder, which then runs once for both."""
+    return getattr(tokenizer, "encoder", None) is encoder
+
+
+def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> Target:
     """Build one entry of ``reconstruction``; ``key`` is its place in the config, for messages.
 
     Raises ``ValueError`` where the tokenizer's grid is not the encoder's and ``resample`` is not set, where
@@ -69,11 +81,7 @@ def build_target(
     tap = entry.get("tap", -1)
     if not -1 <= tap <= llm.num_layers:
         raise ValueError(f"{key}.tap={tap}: expected -1 (after the final norm) or a layer in 0..{llm.num_layers}")
-    tokenizer_config = dict(entry["tokenizer"])
-    shares_encoder = tokenizer_config.get("encoder", encoder) in (None, encoder) and tokenizer_config["type"] == "SemanticTokenizer"
-    if shares_encoder:
-        tokenizer_config["encoder"] = encoder
-    tokenizer = VISUAL_TOKENIZERS.build(tokenizer_config, default_args=dict(load_weights=load_weights))
+    tokenizer = build_tokenizer(entry["tokenizer"], encoder, load_weights)
     sizes = dict(hidden_size=llm.hidden_size, codebook_sizes=tokenizer.codebook_sizes, code_width=tokenizer.code_width)
     return Target(
         name=entry["name"],
@@ -84,7 +92,7 @@ def build_target(
         shift=shift,
         tap=tap,
         index_N=_resample(key, tokenizer, encoder.grid, entry.get("resample")),
-        shares_encoder=shares_encoder,
+        shares_encoder=shares_encoder(tokenizer, encoder),
     )
 
 
@@ -93,8 +101,8 @@ def _resample(key: str, tokenizer: VisualTokenizer, grid: tuple[int, int], rule:
         return None
     if rule != "nearest":
         raise ValueError(
-            f"{key}: the tokenizer's grid is {tokenizer.grid[0]}x{tokenizer.grid[1]}, the encoder's {grid[0]}x{grid[1]}: "
-            "choose sizes that agree, or set resample='nearest' (each encoder position takes the code of the cell "
+            f"{key}: the tokenizer's grid is {'x'.join(map(str, tokenizer.grid))}, the encoder's "
+            f"{'x'.join(map(str, grid))}: choose sizes that agree, or set resample='nearest' (each encoder position takes the code of the cell "
             "its centre lies in)"
         )
     rows, columns = (

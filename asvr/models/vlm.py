@@ -41,7 +41,13 @@ class VLM(nn.Module):
         widths = dict(in_width=self.encoder.width, out_width=self.llm.hidden_size)
         self.projector = PROJECTORS.build(projector, default_args=widths)
         self.targets: list[Target] = [
-            build_target(entry, key=f"model.reconstruction[{i}]", encoder=self.encoder, llm=self.llm, load_weights=load_weights)
+            build_target(
+                entry,
+                key=f"model.reconstruction[{i}]",
+                encoder=self.encoder,
+                llm=self.llm,
+                load_weights=load_weights,
+            )
             for i, entry in enumerate(reconstruction)
         ]
         names = [target.name for target in self.targets]
@@ -85,9 +91,11 @@ class VLM(nn.Module):
         return flat.view_as(embeds_BTH), features_INE
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """features_INE; without a graph while the encoder is frozen."""
-        trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
-        with torch.set_grad_enabled(trained):
+        """features_INE. A frozen encoder runs without a graph and in its own precision, so that its features, and
+        the codes made of them, are the same online and cached."""
+        if torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters()):
+            return self.encoder(pixels)
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
             return self.encoder(pixels)
 
     @torch.no_grad()

@@ -52,7 +52,9 @@ class TimmEncoder(Encoder):
         if weights is not None and load_weights:
             _load(self.model, str(zoo.require(weights, what="timm encoder weights")), match)
             self.source = weights
-        self.model.prune_intermediate_layers([layer], prune_norm=False, prune_head=True)
+        count = len(self.model.feature_info) if hasattr(self.model, "feature_info") else len(self.model.blocks)
+        self.layer = layer if layer >= 0 else count + layer  # counted from the front: pruning moves the back
+        self.model.prune_intermediate_layers([self.layer], prune_norm=False, prune_head=True)
         self.model.to(resolve_dtype(dtype))
         self.dtype = resolve_dtype(dtype)
         with torch.device("meta"):
@@ -68,7 +70,7 @@ class TimmEncoder(Encoder):
 
     def forward(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        (features,) = self.model.forward_intermediates(pixels, indices=[-1], intermediates_only=True)
+        (features,) = self.model.forward_intermediates(pixels, indices=[self.layer], intermediates_only=True)
         return features.flatten(2).transpose(1, 2)
 
 

@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
@@ -54,22 +54,28 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
+def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
     """Load a safetensors file that must hold exactly the module's tensors, in their shapes.
 
-    Raises ValueError, naming the file and what differs.
+    prefix: only the tensors under it count, without it. Where the file is split, the parts stand in
+    ``<path>.index.json``, as Hugging Face writes them. Raises ValueError, naming the file and what differs.
     """
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: missing, damaged or cut short ({error}); fetch or make it again") from error
+    index = path.with_name(path.name + ".index.json")
+    if index.is_file() and not path.is_file():
+        parts = sorted({file for key, file in read_json(index)["weight_map"].items() if key.startswith(prefix)})
+        paths = [path.with_name(part) for part in parts]
+    else:
+        paths = [path]
+    weights = {}
+    for part in paths:
+        weights |= _read(part, prefix)
     own = module.state_dict()
     problems = {
         "missing": sorted(own.keys() - weights.keys()),
         "unexpected": sorted(weights.keys() - own.keys()),
         "of another shape": [
             f"{k} {tuple(weights[k].shape)}, expected {tuple(own[k].shape)}"
-            for k in own.keys() & weights.keys()
+            for k in sorted(own.keys() & weights.keys())
             if weights[k].shape != own[k].shape
         ],
     }
@@ -78,3 +84,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
         raise ValueError(f"{path}: does not hold this tokenizer's weights: {found}")
     module.load_state_dict(weights)
 
+
+def _read(path: Path, prefix: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: missing, damaged or cut short ({error}); fetch or make it again") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import JanusVQVAE, JanusVQVAEConfig
+from transformers import JanusConfig, JanusVQVAE, JanusVQVAEConfig
 
 from asvr import zoo
 from asvr.data.transforms import ImageTransform
@@ -23,6 +23,7 @@ from asvr.registry import VISUAL_TOKENIZERS
 logger = logging.getLogger("asvr")
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WHOLE_MODEL_PREFIX = "model.vqmodel."  # of JanusForConditionalGeneration
 TRAIN_COMMAND = "python tools/train_tokenizer.py CONFIG"
 
 
@@ -37,8 +38,9 @@ class PixelTokenizer(VisualTokenizer):
 
     image_size: side of the square input in pixels; the grid's side is ``image_size / 2 ** (levels - 1)``,
         whatever ``num_patches`` a folder states (the network is convolutional): VQ-16 at 432 gives 27 x 27.
-    name: a folder with ``config.json`` and ``model.safetensors`` of a ``JanusVQVAE`` (looked up by
-        `asvr.zoo`), such as `save_pretrained` writes. None: random weights, to be trained.
+    name: a folder with ``config.json`` and ``model.safetensors`` of a ``JanusVQVAE``, such as `save_pretrained`
+        writes, or of a whole Janus model, of which only the VQGAN is read (looked up by `asvr.zoo`). None:
+        random weights, to be trained.
     arch: fields of ``JanusVQVAEConfig``; the defaults are VQ-16. A folder's own configuration wins over it.
     load_weights: False builds the architecture only.
     """
@@ -55,7 +57,7 @@ class PixelTokenizer(VisualTokenizer):
         folder = None
         if name is not None:
             folder = zoo.require(name, what="visual tokenizer") if load_weights else zoo.resolve(name)
-        config = _read_config(folder, arch or {}, name)
+        config, prefix = _read_config(folder, arch or {}, name)
         factor = 2 ** (len(config.channel_multiplier) - 1)
         if image_size % factor:
             near = max(1, round(image_size / factor)) * factor
@@ -68,7 +70,7 @@ class PixelTokenizer(VisualTokenizer):
         self.codebook_sizes, self.code_width = [config.num_embeddings], config.embed_dim
         self.transform = ImageTransform(size=(image_size, image_size))
         if folder is not None and load_weights:
-            load_file(self.model, folder / WEIGHTS)
+            load_file(self.model, folder / WEIGHTS, prefix)
             self.trained.fill_(True)
             self.source = name
 
@@ -120,7 +122,8 @@ class PixelTokenizer(VisualTokenizer):
         return write_folder(folder, weights=(WEIGHTS, self.model.state_dict()), texts={CONFIG: config})
 
 
-def _read_config(folder: Path | None, arch: dict, name: str | None) -> JanusVQVAEConfig:
+def _read_config(folder: Path | None, arch: dict, name: str | None) -> tuple[JanusVQVAEConfig, str]:
+    """The architecture, and the prefix of its weights in the folder's file."""
     known = JanusVQVAEConfig().to_dict()
     unknown = sorted(arch.keys() - known.keys())
     if unknown:
@@ -128,19 +131,21 @@ def _read_config(folder: Path | None, arch: dict, name: str | None) -> JanusVQVA
     if "num_patches" in arch:
         raise ValueError("PixelTokenizer arch: leave num_patches out, it follows from image_size")
     if folder is None:
-        return JanusVQVAEConfig(**arch)
-    own = read_json(folder / CONFIG)
+        return JanusVQVAEConfig(**arch), ""
+    own, prefix = read_json(folder / CONFIG), ""
+    if own.get("model_type") == JanusConfig.model_type:
+        own, prefix = own["vq_config"], WHOLE_MODEL_PREFIX
     if own.get("model_type") != JanusVQVAEConfig.model_type:
         raise ValueError(
-            f"{folder / CONFIG}: model_type {own.get('model_type')!r}, expected {JanusVQVAEConfig.model_type!r} "
-            "(of a whole Janus model, save its `model.vqmodel` with save_pretrained)"
+            f"{folder / CONFIG}: model_type {own.get('model_type')!r}, "
+            f"expected {JanusVQVAEConfig.model_type!r} or {JanusConfig.model_type!r}"
         )
     config = JanusVQVAEConfig.from_dict(own)
     different = [key for key, value in arch.items() if _plain(getattr(config, key)) != _plain(value)]
     if different:
         listing = ", ".join(f"{key}={getattr(config, key)!r} (config: {arch[key]!r})" for key in different)
         logger.warning("%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing)
-    return config
+    return config, prefix
 
 
 def _plain(value):

@@ -1,0 +1,89 @@
+"""From a config to the objects of a run."""
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from torch.utils.data import DataLoader
+
+from asvr.data.collate import Collate
+from asvr.data.samplers import BatchSampler, ResumableSampler
+from asvr.registry import DATASETS, MODELS, TEXT_TOKENIZERS
+
+
+def build_text_tokenizer(cfg: Config, work_dir: Path):
+    """The text tokenizer, written to ``work_dir/text_tokenizer`` for whoever loads the model later."""
+    tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
+    tokenizer.save_pretrained(work_dir / "text_tokenizer")
+    return tokenizer
+
+
+def build_model(cfg: Config, vocab_size: int):
+    """The model of a stage with its weights, from the seed; only what ``train`` names gets gradients."""
+    torch.manual_seed(cfg.runtime.seed)
+    model = MODELS.build(cfg.model, default_args=dict(vocab_size=vocab_size))
+    model.train_only(list(cfg.train))
+    return model
+
+
+def build_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"runtime.device={name!r}: this torch sees no CUDA device; use 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
+    """config: the dataset's own; data: the ``data`` section, whose template and limits it gets."""
+    return DATASETS.build(
+        config,
+        default_args=dict(
+            tokenizer=tokenizer,
+            template=data.template,
+            max_length=data.max_length,
+            num_image_tokens=num_image_tokens,
+            on_error=data.on_error,
+        ),
+    )
+
+
+def build_collate(data: Config, model, tokenizer, cache=None) -> Collate:
+    return Collate(
+        num_image_tokens=model.encoder.num_tokens,
+        views=model.views(),
+        pad_id=tokenizer.pad_id,
+        image_aspect=data.image_aspect,
+        max_length=data.max_length,
+        on_error=data.on_error,
+        cache=cache,
+    )
+
+
+def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
+    """Micro-batches without end, in an order that the seed alone decides."""
+    data = cfg.data
+    sampler = ResumableSampler(length=len(dataset), seed=cfg.runtime.seed)
+    return DataLoader(
+        dataset,
+        batch_sampler=BatchSampler(sampler, micro_batch=data.micro_batch),
+        collate_fn=collate,
+        num_workers=data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if data.num_workers else None,
+        generator=torch.Generator().manual_seed(cfg.runtime.seed),  # so that it draws nothing from the global one
+        multiprocessing_context="fork" if data.num_workers else None,
+    )
+
+
+def num_steps(cfg: Config, num_samples: int) -> int:
+    if "steps" in cfg.schedule:
+        return cfg.schedule.steps
+    return math.ceil(num_samples * cfg.schedule.epochs / cfg.data.global_batch)
+
+
+def refuse_many_processes() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("WORLD_SIZE > 1: training runs in one process; start it without torchrun")

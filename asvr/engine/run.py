@@ -1,0 +1,95 @@
+"""What ``tools/train.py`` does: check, prepare, train stage after stage, evaluate, draw the summary."""
+
+import json
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+
+from asvr.config import stage_config
+from asvr.engine.build import build_dataset, refuse_many_processes
+from asvr.engine.log import logger, set_up_logging
+from asvr.engine.prepare import Prepared, prepare
+from asvr.engine.stages import run_stage
+from asvr.evaluation.accuracy import evaluate, report
+from asvr.evaluation.summary import draw_summary
+from asvr.preflight import preflight
+
+RESULTS = "results.json"
+AUTO, NEVER = "auto", "never"
+
+
+def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = AUTO) -> dict:
+    """Run all stages of a config, or ``only`` one; return the results by stage.
+
+    resume: ``auto`` goes on where ``work_dir`` stands; ``never`` starts anew and keeps what was there beside it;
+    a folder goes on from that checkpoint.
+    """
+    refuse_many_processes()
+    stages = list(cfg.stages)
+    if only is not None and only not in stages:
+        raise ValueError(f"--stage {only}: the config has no such stage; expected one of {stages}")
+    preflight(cfg)
+    if resume == NEVER:
+        _set_aside(work_dir)
+    set_up_logging(work_dir / "train.log")
+    cfg.dump(str(work_dir / "config.py"))
+    prepared = prepare(cfg, work_dir)
+    checkpoint = _named_checkpoint(resume, work_dir)
+    for name in stages if only is None else [only]:
+        start = checkpoint if checkpoint is not None and checkpoint.parent.parent.name == name else None
+        model = run_stage(cfg, name, prepared, work_dir, start)
+        _evaluate_stage(cfg, name, model, prepared, work_dir)
+    results = _read(work_dir / RESULTS)
+    for name, result in results.items():
+        logger.info("%s: %s", name, report(result))
+    if (work_dir / "metrics.jsonl").is_file():
+        draw_summary(work_dir, results)
+        logger.info("written: %s", ", ".join(str(work_dir / f) for f in ("summary.png", "metrics.jsonl", RESULTS)))
+    return results
+
+
+def _evaluate_stage(cfg: Config, name: str, model, prepared: Prepared, work_dir: Path) -> None:
+    stage = stage_config(cfg, name)
+    results = _read(work_dir / RESULTS)
+    if not stage.get("evaluation") or name in results:
+        return
+    settings = dict(stage.evaluation)
+    dataset = build_dataset(settings.pop("dataset"), stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
+    result = evaluate(
+        model,
+        dataset,
+        prepared.text_tokenizer,
+        data=stage.data,
+        cache=prepared.cache,
+        samples_file=work_dir / name / "answers.jsonl",
+        precision=stage.optim.precision,
+        **settings,
+    )
+    partial = work_dir / f".{RESULTS}"
+    partial.write_text(json.dumps(results | {name: result}, indent=1) + "\n")
+    os.replace(partial, work_dir / RESULTS)
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _named_checkpoint(resume: str, work_dir: Path) -> Path | None:
+    if resume in (AUTO, NEVER):
+        return None
+    folder = Path(resume).resolve()
+    if not (folder / "checkpoint.json").is_file():
+        raise ValueError(f"--resume {resume}: expected 'auto', 'never' or a checkpoint folder (…/checkpoints/step_…)")
+    if work_dir.resolve() not in folder.parents:
+        raise ValueError(f"--resume {resume} is not a checkpoint of {work_dir}: name its run with --work-dir")
+    return folder
+
+
+def _set_aside(work_dir: Path) -> None:
+    """Rename an existing run to ``<name>.old-<n>``: nothing is deleted."""
+    if work_dir.exists():
+        n = 1
+        while (old := work_dir.with_name(f"{work_dir.name}.old-{n}")).exists():
+            n += 1
+        work_dir.rename(old)

@@ -1,0 +1,153 @@
+"""Runs the stages of a config in order: what is finished is skipped, what was interrupted goes on.
+
+    work_dir/
+      config.py  metrics.jsonl  results.json  summary.png  train.log
+      text_tokenizer/  tokenizers/<target>/  cache/
+      <stage>/checkpoints/step_00000500/   <stage>/done.json
+"""
+
+import json
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from asvr.config import stage_config
+from asvr.engine import checkpoint
+from asvr.engine.build import (
+    build_collate,
+    build_dataset,
+    build_device,
+    build_model,
+    build_train_loader,
+    num_steps,
+)
+from asvr.engine.hooks import CheckpointHook, ProgressHook
+from asvr.engine.log import logger
+from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.prepare import Prepared
+
+DONE = "done.json"
+SCRATCH = "scratch"
+# Settings that may change between an interrupted run and its continuation: they do not touch the result.
+_FREE = ("runtime.log_interval", "runtime.checkpoint_interval", "runtime.keep_checkpoints", "data.num_workers", "evaluation")
+
+
+def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
+    """Train one stage to its end and return the model, or load it where the stage is finished.
+
+    resume_from: the checkpoint to go on from; None takes the newest of this stage, if there is one.
+    Raises ``ValueError`` where a checkpoint belongs to another configuration or other frozen weights.
+    """
+    stage = stage_config(cfg, name)
+    folder = work_dir / name
+    identity = _identity(stage)
+    model = build_model(stage, len(prepared.text_tokenizer)).to(build_device(stage.runtime.device))
+    newest = resume_from or checkpoint.newest(folder / "checkpoints")
+    if newest is not None:
+        _check_same_run(newest, identity, model)
+        checkpoint.load_weights(newest, model)
+    if (folder / DONE).is_file():
+        logger.info("stage %s is finished: skipped (%s)", name, folder)
+        return model
+    if newest is None and (start := _start_of(cfg, name, work_dir)) is not None:
+        checkpoint.load_weights(start, model)
+        logger.info("stage %s starts from %s", name, start)
+
+    runner = _build_runner(stage, name, model, prepared, work_dir, identity)
+    if newest is not None:
+        _restore(runner, newest)
+        logger.info("stage %s goes on from step %d of %d (%s)", name, runner.iter, runner.max_iters, newest)
+    begin = time.perf_counter()
+    runner.train()
+    _write_json(folder / DONE, dict(steps=runner.max_iters, seconds=round(time.perf_counter() - begin, 1)))
+    return model
+
+
+def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, identity: dict) -> Runner:
+    folder, data, runtime = work_dir / name, stage.data, stage.runtime
+    dataset = build_dataset(data.train, data, prepared.text_tokenizer, model.encoder.num_tokens)
+    steps = num_steps(stage, len(dataset))
+    optim_wrapper = build_optim_wrapper(model, stage.optim)
+    meta = dict(stage=name, config=identity, frozen=checkpoint.frozen_fingerprints(model))
+    logger.info("stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train)
+    return Runner(
+        model=model,
+        work_dir=str(folder / "mmengine"),
+        experiment_name=f"{name}_{time.time_ns()}",  # MMEngine's own is one a second, and shared between runs
+        train_dataloader=build_train_loader(stage, dataset, build_collate(data, model, prepared.text_tokenizer, prepared.cache)),
+        train_cfg=dict(type="StepLoop", steps=steps, accumulate=data.global_batch // data.micro_batch),
+        optim_wrapper=optim_wrapper,
+        param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
+        default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
+        custom_hooks=[
+            ProgressHook(file=str(work_dir / "metrics.jsonl"), stage=name, interval=runtime.log_interval),
+            CheckpointHook(
+                folder=str(folder / "checkpoints"),
+                interval=runtime.checkpoint_interval,
+                keep=runtime.keep_checkpoints,
+                meta=meta,
+            ),
+        ],
+        visualizer=dict(type="Visualizer", vis_backends=None),
+        randomness=dict(seed=runtime.seed),
+        env_cfg=dict(dist_cfg=dict(backend="gloo")),
+        default_scope="asvr",
+        log_level="WARNING",
+    )
+
+
+def _restore(runner: Runner, folder: Path) -> None:
+    """Optimiser, schedule, position in the data and random states; the weights are loaded already."""
+    state = checkpoint.load_state(folder)
+    runner.optim_wrapper.optimizer.load_state_dict(state["optimizer"])
+    for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
+        scheduler.load_state_dict(values)
+    runner.train_loop.iter = checkpoint.read_meta(folder)["step"]
+    checkpoint.set_random_state(state["random"])
+
+
+def _start_of(cfg: Config, name: str, work_dir: Path) -> Path | None:
+    """The last checkpoint of the stage that this one starts from: ``init``, or the stage before it."""
+    names = list(cfg.stages)
+    before = names[: names.index(name)]
+    init = cfg.stages[name].get("init", before[-1] if before else SCRATCH)
+    if init == SCRATCH:
+        return None
+    if init not in before:
+        raise ValueError(f"stages.{name}.init={init!r}: expected {SCRATCH!r} or a stage before it, {before}")
+    if not (work_dir / init / DONE).is_file():
+        raise ValueError(f"stage {name!r} starts from stage {init!r}, which is not finished in {work_dir}: run it first")
+    return checkpoint.newest(work_dir / init / "checkpoints")
+
+
+def _check_same_run(folder: Path, identity: dict, model) -> None:
+    there = checkpoint.read_meta(folder)["config"]
+    different = sorted(key for key in identity.keys() | there.keys() if identity.get(key) != there.get(key))
+    if different:
+        listing = "; ".join(f"{key}: {there.get(key)!r} there, {identity.get(key)!r} here" for key in different[:5])
+        raise ValueError(
+            f"{folder} belongs to another configuration ({listing}). Take another --work-dir, or start anew with --resume never"
+        )
+    checkpoint.check_frozen(folder, model)
+
+
+def _identity(stage: Config) -> dict:
+    """Dotted key -> value of every setting that the result depends on."""
+    flat: dict = {}
+
+    def visit(prefix: str, value) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, item)
+        else:
+            flat[prefix] = json.loads(json.dumps(value))
+
+    for key in ("text_tokenizer", "model", "data", "optim", "schedule", "train", "runtime"):
+        visit(key, stage.to_dict()[key])
+    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}
+
+
+def _write_json(file: Path, value: dict) -> None:
+    file.write_text(json.dumps(value, indent=1) + "\n")

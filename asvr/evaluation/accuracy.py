@@ -1,0 +1,153 @@
+"""Accuracy on questions with known answers, and on the codes of the pictures.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth.
+"""
+
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from asvr.data.batch import Batch, visual_sources
+from asvr.data.refusals import Refusal
+from asvr.engine.build import build_collate
+from asvr.engine.optim import PRECISIONS
+from asvr.evaluation.generation import generate
+
+NO_KIND = "all"
+
+
+def normalise(answer: str) -> str:
+    """Case, outer blanks and a closing full stop do not count."""
+    return answer.strip().rstrip(".").strip().lower()
+
+
+def evaluate(
+    model,
+    dataset,
+    tokenizer,
+    *,
+    data,
+    cache=None,
+    samples_file: Path,
+    precision: str,
+    batch_size: int = 64,
+    max_new_tokens: int = 32,
+    limit: int | None = None,
+    num_examples: int = 6,
+) -> dict:
+    """Ask every question of ``dataset`` (its last answer is the expected one) and compare.
+
+    samples_file: gets one JSON object a question: id, kind, question, expected, answer, right.
+    limit: only the first questions. num_examples: how many pictures, evenly spaced, are kept with a map of which
+    of their visual tokens were predicted right.
+    Returns accuracy in [0, 1], in all and by kind; code accuracy by target and depth on the pictures, given
+    the true codes of the depths before (as in training); questions refused; seconds; the examples.
+    """
+    start = time.perf_counter()
+    model.eval()
+    items = [dataset.question(i) for i in range(min(len(dataset), limit or len(dataset)))]
+    asked = [(i, item) for i, item in enumerate(items) if not isinstance(item, Refusal)]
+    if not asked:
+        raise ValueError(f"evaluation: {dataset.source} has no question that can be asked")
+    asked.sort(key=lambda pair: len(pair[1]["input_ids"]))  # rows of like length waste little on padding
+    collate = build_collate(data, model, tokenizer, cache)
+    rows, device, dtype = {}, model.device, PRECISIONS[precision]
+    with tqdm(total=len(asked), desc="answers", unit="question", disable=None) as bar:
+        for first in range(0, len(asked), batch_size):
+            chunk = asked[first : first + batch_size]
+            batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk])
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+                answers = generate(model, batch.to(device), tokenizer, max_new_tokens=max_new_tokens)
+            for (i, item), answer in zip(chunk, answers, strict=True):
+                rows[i] = _row(dataset, i, item, answer)
+            bar.update(len(chunk))
+    samples_file.parent.mkdir(parents=True, exist_ok=True)
+    samples_file.write_text("".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)))
+    codes, examples = _codes(model, dataset, asked, rows, collate, batch_size, num_examples, dtype)
+    return dict(
+        _summary(rows.values()),
+        codes=codes,
+        refused=len(items) - len(asked),
+        seconds=round(time.perf_counter() - start, 1),
+        examples=examples,
+    )
+
+
+def _row(dataset, i: int, item: dict, answer: str) -> dict:
+    if item["answer"] is None:
+        raise ValueError(f"{item['sample_id']}: this question has no answer to compare with; it must end with a 'gpt' turn")
+    return dict(
+        id=item["sample_id"],
+        kind=dataset.record(i).get("category", NO_KIND),
+        question=item["question"],
+        expected=item["answer"],
+        answer=answer,
+        right=normalise(answer) == normalise(item["answer"]),
+    )
+
+
+def _summary(rows) -> dict:
+    by_kind = defaultdict(list)
+    for row in rows:
+        by_kind[row["kind"]].append(row["right"])
+    everything = [right for rights in by_kind.values() for right in rights]
+    return dict(
+        accuracy=sum(everything) / len(everything),
+        right=sum(everything),
+        total=len(everything),
+        by_kind={kind: dict(accuracy=sum(r) / len(r), total=len(r)) for kind, r in sorted(by_kind.items())},
+    )
+
+
+@torch.inference_mode()
+def _codes(model, dataset, asked, rows, collate, batch_size: int, num_examples: int, dtype) -> tuple[dict, list[dict]]:
+    """Code accuracy on each distinct picture, and the examples."""
+    first_question = {}
+    for i, item in sorted(asked):
+        if len(item["image_keys"]) == 1:
+            first_question.setdefault(item["image_keys"][0], (i, item))
+    if not first_question or not model.targets:
+        return {}, []
+    pictures = list(first_question.values())
+    spaced = range(0, len(pictures), max(1, len(pictures) // num_examples))
+    chosen = {pictures[j][0] for j in list(spaced)[:num_examples]} if num_examples else set()
+    right = {target.name: [] for target in model.targets}
+    examples = []
+    for first in range(0, len(pictures), batch_size):
+        chunk = pictures[first : first + batch_size]
+        batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk]).to(model.device)
+        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+            right_IND = {target.name: right_codes(model, target, batch) for target in model.targets}
+        for name, value in right_IND.items():
+            right[name].append(value.float().nanmean(1).cpu())
+        for row, (i, item) in enumerate(chunk):
+            if i in chosen:
+                maps = {name: value[row].mean(-1).view(*model.encoder.grid).tolist() for name, value in right_IND.items()}
+                examples.append(dict(rows[i], image=str(item["images"][0]), maps=maps))
+    return {name: torch.cat(values).mean(0).tolist() for name, values in right.items()}, examples
+
+
+def right_codes(model, target, batch: Batch) -> torch.Tensor:
+    """1 where a code was predicted right, else 0 (I, N, D); NaN at a position that no hidden state predicts."""
+    embeds_BTH, features_INE = model.embed(batch)
+    hidden = model.llm.hidden(embeds_BTH, {target.tap})[target.tap].flatten(0, 1)
+    codes_IND = model.codes(target, batch, features_INE)
+    source_P, token_P = visual_sources(batch, target.shift)
+    codes_PD = codes_IND.flatten(0, 1)
+    token_P = torch.arange(len(codes_PD), device=codes_PD.device) if token_P is None else token_P
+    right = torch.full(codes_PD.shape, float("nan"), device=codes_PD.device)
+    right[token_P] = (target.predict(hidden[source_P], codes_PD[token_P]) == codes_PD[token_P]).float()
+    return right.view(codes_IND.shape)
+
+
+def report(result: dict) -> str:
+    """One line for people."""
+    kinds = ", ".join(f"{kind} {100 * r['accuracy']:.1f} %" for kind, r in result["by_kind"].items())
+    text = f"{100 * result['accuracy']:.2f} % of {result['total']} questions ({kinds})"
+    for name, values in result["codes"].items():
+        text += f"; {name} codes {' / '.join(f'{100 * v:.1f}' for v in values)} % by depth"
+    return text + (f"; {result['refused']} questions refused" if result["refused"] else "")

@@ -1,0 +1,37 @@
+"""Greedy answers for a batch of prompts with pictures.
+
+Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width.
+"""
+
+import torch
+from torch import Tensor
+
+from asvr.data.batch import Batch
+
+
+@torch.inference_mode()
+def generate(model, batch: Batch, tokenizer, *, max_new_tokens: int, **kwargs) -> list[str]:
+    """Answers to the prompts of ``batch`` (rows that end where an answer begins), one text a row.
+
+    kwargs go to transformers' ``generate``; by default it is greedy.
+    """
+    embeds_BTH, _ = model.embed(batch)
+    embeds_BTH, mask_BT = pad_left(embeds_BTH, batch.attention_mask_BT)
+    new_ids = model.llm.generate(
+        embeds_BTH,
+        mask_BT,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_id,
+        eos_token_id=tokenizer.eos_id,
+        **dict(dict(do_sample=False), **kwargs),
+    )
+    return [tokenizer.decode(ids).strip() for ids in new_ids.tolist()]
+
+
+def pad_left(embeds_BTH: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Move padding from the right to the left, where generation needs it."""
+    width = mask_BT.shape[1]
+    shift_B1 = width - mask_BT.sum(1, keepdim=True)
+    index_BT = (torch.arange(width, device=mask_BT.device) - shift_B1) % width
+    moved = embeds_BTH.gather(1, index_BT.unsqueeze(-1).expand_as(embeds_BTH))
+    return moved, mask_BT.gather(1, index_BT)

@@ -1,0 +1,101 @@
+"""A picture of a run: losses, accuracy of codes and answers, and what the model sees."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+BLUE, ORANGE, GREY = "#2864a8", "#d1742c", "#777777"
+
+
+def draw_summary(work_dir: Path, results: dict) -> Path:
+    """Draw ``summary.png`` from ``metrics.jsonl`` and the results of the stages."""
+    import matplotlib  # here: it takes a second to import, and training does not need it
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
+    stages = list(dict.fromkeys(line["stage"] for line in lines))
+    examples = next((r["examples"] for r in reversed(list(results.values())) if r["examples"]), [])
+    height = 3.4 if not examples else 7.2
+    figure = plt.figure(figsize=(13, height), layout="constrained")
+    parts = figure.subfigures(2, 1, height_ratios=[1, 1.05]) if examples else [figure]
+    loss_axis, code_axis, answer_axis = parts[0].subplots(1, 3)
+    last_stage = stages[-1]
+    _curves(loss_axis, lines, stages, "loss_", "loss, nats a token", lambda v: v)
+    _depths(code_axis, [line for line in lines if line["stage"] == last_stage], last_stage)
+    _answers(answer_axis, results)
+    if examples:
+        _examples(parts[1], examples)
+    file = work_dir / "summary.png"
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+    return file
+
+
+def _curves(axis, lines: list[dict], stages: list[str], prefix: str, label: str, scale) -> None:
+    """One curve a loss, the stages after one another."""
+    offset = 0
+    for stage in stages:
+        own = [line for line in lines if line["stage"] == stage]
+        for key, color in zip([k for k in own[-1] if k.startswith(prefix)], (BLUE, ORANGE, GREY), strict=False):
+            points = [(offset + line["step"], scale(line[key])) for line in own if key in line]
+            name = f"{key.removeprefix(prefix)}" if stage == stages[-1] else None
+            axis.plot(*zip(*points, strict=True), color=color, label=name, linewidth=1.3)
+        axis.axvline(offset, color=GREY, linewidth=0.6, linestyle=":")
+        axis.text(offset, 1.0, f" {stage}", transform=axis.get_xaxis_transform(), va="bottom", fontsize=8, color=GREY)
+        offset += own[-1]["steps"]
+    axis.set(xlabel="step", ylabel=label, yscale="log")
+    axis.legend(frameon=False, fontsize=8)
+
+
+def _depths(axis, lines: list[dict], stage: str) -> None:
+    """Accuracy of each depth of each target."""
+    for key in [k for k in lines[-1] if k.startswith("acc_") and isinstance(lines[-1][k], list)]:
+        for depth in range(len(lines[-1][key])):
+            points = [(line["step"], 100 * line[key][depth]) for line in lines if key in line]
+            shade = 1 - 0.6 * depth / max(1, len(lines[-1][key]) - 1)
+            axis.plot(*zip(*points, strict=True), color=ORANGE, alpha=shade, label=f"{key[4:]}, depth {depth + 1}", linewidth=1.3)
+    axis.set(xlabel=f"step of {stage}", ylabel="codes predicted right, %", ylim=(0, 100))
+    if axis.lines:
+        axis.legend(frameon=False, fontsize=8)
+    else:
+        axis.text(0.5, 0.5, "no reconstruction target", transform=axis.transAxes, ha="center", color=GREY)
+
+
+def _answers(axis, results: dict) -> None:
+    """Accuracy of the answers by kind of question, one bar a stage that was evaluated."""
+    if not results:
+        axis.text(0.5, 0.5, "not evaluated", transform=axis.transAxes, ha="center", color=GREY)
+        return
+    kinds = ["all", *[k for k in next(iter(results.values()))["by_kind"] if k != "all"]]
+    width = 0.8 / len(results)
+    for j, (stage, result) in enumerate(results.items()):
+        values = [result["accuracy"]] + [result["by_kind"].get(k, dict(accuracy=0))["accuracy"] for k in kinds[1:]]
+        color = BLUE if j == len(results) - 1 else "#bbbbbb"
+        places = np.arange(len(kinds)) + (j - (len(results) - 1) / 2) * width
+        bars = axis.barh(places, [100 * v for v in values], height=width, color=color, label=stage)
+        axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
+    axis.set(xlabel="questions answered right, %", xlim=(0, 115))
+    axis.set_yticks(range(len(kinds)), kinds)
+    axis.invert_yaxis()
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+def _examples(figure, examples: list[dict]) -> None:
+    """Each picture with its question, the answer, and a map of the tokens predicted right."""
+    figure.suptitle("Pictures of the test set, and the share of each visual token's codes that was predicted right", fontsize=10)
+    axes = figure.subplots(2, len(examples), squeeze=False)
+    for column, example in enumerate(examples):
+        picture, share = axes[0, column], axes[1, column]
+        picture.imshow(Image.open(example["image"]).convert("RGB"))
+        mark = "right" if example["right"] else f"wrong: {example['expected']}"
+        picture.set_title(f"{example['question']}\n{example['answer']} ({mark})", fontsize=8)
+        name, values = next(iter(example["maps"].items()))
+        drawn = share.imshow(np.array(values), vmin=0, vmax=1, cmap="viridis")
+        share.set_title(f"{name}: {100 * np.nanmean(values):.0f} %", fontsize=8)
+        for axis in (picture, share):
+            axis.set(xticks=[], yticks=[])
+    figure.colorbar(drawn, ax=axes[1, :].tolist(), shrink=0.8)

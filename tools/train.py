@@ -1,0 +1,55 @@
+"""Train a config: python tools/train.py configs/asvr_mini.py"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="a config file, such as configs/asvr_mini.py")
+    parser.add_argument("--work-dir", type=Path, help="where everything is written (default: work_dirs/<config name>)")
+    parser.add_argument("--stage", help="run only this stage")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|CHECKPOINT",
+        help="auto (default): go on where the work dir stands; never: start anew, the old run is renamed; "
+        "or a checkpoint folder to go on from",
+    )
+    parser.add_argument("--seed", type=int, help="replaces runtime.seed")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build on the meta device, print sizes, FLOPs and the memory plan, and stop; needs no weights",
+    )
+    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides: optim.lr=1e-4 ...")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from mmengine.config import DictAction  # here: --help need not wait for torch
+
+    from asvr.config import load_config
+
+    options = argparse.Namespace(cfg_options=None)
+    DictAction("--cfg-options", "cfg_options")(None, options, args.cfg_options)
+    if args.seed is not None:
+        options.cfg_options["runtime.seed"] = args.seed
+    cfg = load_config(args.config, options.cfg_options)
+    if args.dry_run:
+        from asvr.profiling.dry_run import dry_run
+
+        dry_run(cfg)
+        return
+    from asvr.engine.run import run
+
+    run(cfg, args.work_dir or Path("work_dirs") / Path(args.config).stem, only=args.stage, resume=args.resume)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
