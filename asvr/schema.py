@@ -108,7 +108,13 @@ SECTIONS = dict(
         warmup_ratio=number(0, 1),
         min_lr_ratio=number(0, 1, required=False),
     ),
-    evaluation=dict(dataset=COMPONENT, batch_size=count(), max_new_tokens=count()),
+    evaluation=dict(
+        dataset=COMPONENT,
+        batch_size=count(required=False),
+        max_new_tokens=count(required=False),
+        limit=optional(count()),
+        num_examples=count(0, required=False),
+    ),
     runtime=dict(
         seed=count(0),
         device=Field("'auto', 'cpu', 'cuda' or 'cuda:0'", lambda v: isinstance(v, str) and _is_device(v)),

@@ -89,6 +89,10 @@ def problems(cfg: Config) -> list[str]:
 
 def test_a_right_config_passes():
     check_config(config())
+    evaluation = dict(dataset=dict(type="EasyVQA", split="test"))
+    check_config(
+        config(**{"evaluation": evaluation, "stages.pretrain.evaluation": None, "stages.finetune.init": "pretrain"})
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,15 @@ def test_a_right_config_passes():
             "stages.pretrain: train=['head']: no component 'head'; did you mean 'heads'?",
         ),
         ({"stages.pretrain.optm": {}}, "stages.pretrain: optm: unknown; did you mean 'optim'?"),
+        (
+            {"stages.finetune.init": "pretrian"},
+            "stages.finetune: init='pretrian': expected 'scratch' or a stage before",
+        ),
+        (
+            {"stages.pretrain.init": "finetune"},
+            "stages.pretrain: init='finetune': expected 'scratch' or a stage before",
+        ),
+        ({"evaluation": dict(dataset=dict(type="EasyVQA"), batch=3)}, "evaluation.batch: unknown field; did you mean"),
         ({"stages.finetune.optim.lr": "1e-4"}, "stages.finetune: optim.lr='1e-4': expected a number above 0"),
     ],
 )

@@ -95,7 +95,8 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
         *(f"training step, {name}" for name in cfg.stages),
         caption=(
             f"One sample = 1 image ({model.encoder.num_tokens} tokens) and {sample.text_tokens} text tokens, all "
-            "supervised. A training step costs forward x 1 where nothing needs a gradient, x 2 where a gradient only "
+            "supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing needs a "
+            "gradient, x 2 where a gradient only "
             "passes through, x 3 where weights are trained, and + 1 where the forward pass is computed again in the "
             "backward pass (gradient checkpointing)."
         ),
@@ -105,9 +106,13 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
     for part in parts:
         cells = []
         for i, stage in enumerate(stages):
-            checkpointing = bool(stage.model.llm.get("gradient_checkpointing", False))
-            batch = stage.data.micro_batch
-            factor = training_factor(part, list(stage.train), micro_batch=batch, checkpointing=checkpointing)
+            factor = training_factor(
+                part,
+                list(stage.train),
+                micro_batch=stage.data.micro_batch,
+                checkpointing=bool(stage.model.llm.get("gradient_checkpointing", False)),
+                cached=bool(stage.data.get("cache", False)),
+            )
             totals[i] += part.flops * factor
             cells.append(f"{_number(part.flops * factor / scale)}  (x {factor})")
         table.add_row(part.name, _number(part.flops / scale), *cells)

@@ -8,6 +8,7 @@ Legend: ``T`` tokens in a row, ``N`` visual tokens of an image, ``E`` encoder wi
 ``C`` code width, ``D`` code depth, ``V`` codes in a codebook, ``S`` supervised text positions.
 """
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,18 +61,28 @@ def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, .
     training = [module.training for module in modules]
     for module in modules:
         module.eval()
-    inputs = tuple(torch.empty(shape, dtype=dtype, device="meta") for shape in shapes)
+    call = _Call(function, *modules)
+    try:
+        macs = _macs(call, shapes, dtype, "meta")
+    except TypeError:
+        # Tracing makes sizes tensors, and torch's meta convolution takes no padding computed from them, which
+        # TensorFlow's "same" padding in timm is (torch 2.15). On the CPU such a network, a small one, can be traced.
+        macs = _macs(copy.deepcopy(call).to_empty(device="cpu"), shapes, dtype, "cpu")
+    for module, mode in zip(modules, training, strict=True):
+        module.train(mode)
+    return 2 * macs
+
+
+def _macs(call: _Call, shapes: tuple, dtype: torch.dtype, device: str) -> int:
+    inputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fvcore uses parts of torch.jit that are deprecated, from its import on
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(_Call(function, *modules), inputs)
+        analysis = FlopCountAnalysis(call, inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        macs = analysis.total()
-    for module, mode in zip(modules, training, strict=True):
-        module.train(mode)
-    return 2 * int(macs)
+        return int(analysis.total())
 
 
 def _attention_macs(inputs: list, outputs: list) -> int:
@@ -126,14 +137,16 @@ def _classifiers(name: str, component: str, linears: list[nn.Linear], rows: int)
     return Part(name, component, flops, rows=rows, classes=max(linear.out_features for linear in linears))
 
 
-def training_factor(part: Part, train: list[str], *, micro_batch: int, checkpointing: bool) -> int:
+def training_factor(part: Part, train: list[str], *, micro_batch: int, checkpointing: bool, cached: bool) -> int:
     """Forward passes that one training step costs a part.
 
-    1 where no gradient is needed; 2 where one only passes through, on its way to something trained; 3 where
+    0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes through, on its way to something trained; 3 where
     weights get one too; and one more where the backward pass computes the forward pass again: the LLM's
     blocks with ``checkpointing``, a classifier where ``micro_batch`` samples have too many logits to hold
     (see ``linear_cross_entropy``).
     """
+    if cached and part.component not in train and part.component.startswith(("encoder", "tokenizer.")):
+        return 0
     upstream = {
         "projector": ("encoder",),
         "llm": ("encoder", "projector"),

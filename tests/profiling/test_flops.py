@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from asvr.models.encoders import TimmEncoder
 from asvr.models.llms import HFCausalLM
 from asvr.profiling.flops import Part, flops_of, training_factor
 
@@ -45,6 +46,14 @@ def test_an_llm_is_its_matrices_and_its_attention(kv_heads):
     assert llm.training
 
 
+def test_a_timm_network_that_pads_as_tensorflow_does():
+    """EfficientNet-Lite0 is published with 407 M multiply-adds; its classifier and last convolution are not used."""
+    with torch.device("meta"):
+        encoder = TimmEncoder(model="tf_efficientnet_lite0")
+    macs = flops_of(encoder, [encoder], (1, 3, 224, 224)) / 2
+    assert 407e6 - 7 * 7 * 320 * 1280 - 1280 * 1000 == pytest.approx(macs, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("component", "train", "factor"),
     [
@@ -59,12 +68,25 @@ def test_an_llm_is_its_matrices_and_its_attention(kv_heads):
     ],
 )
 def test_the_backward_pass_costs_what_is_trained(component, train, factor):
-    assert training_factor(Part("part", component, 1), train, micro_batch=1, checkpointing=False) == factor
+    assert (
+        training_factor(Part("part", component, 1), train, micro_batch=1, checkpointing=False, cached=False) == factor
+    )
 
 
 def test_what_is_recomputed_costs_once_more():
     blocks = Part("blocks", "llm", 1, blocks=True)
-    assert training_factor(blocks, ["llm"], micro_batch=1, checkpointing=True) == 4
-    assert training_factor(blocks, ["heads"], micro_batch=1, checkpointing=True) == 1  # it has no backward pass
+    assert training_factor(blocks, ["llm"], micro_batch=1, checkpointing=True, cached=False) == 4
+    assert (
+        training_factor(blocks, ["heads"], micro_batch=1, checkpointing=True, cached=False) == 1
+    )  # it has no backward pass
     classifier = Part("classifier", "heads", 1, rows=729, classes=16384)
-    assert [training_factor(classifier, ["heads"], micro_batch=n, checkpointing=True) for n in (2, 3)] == [3, 4]
+    assert [
+        training_factor(classifier, ["heads"], micro_batch=n, checkpointing=True, cached=False) for n in (2, 3)
+    ] == [3, 4]
+
+
+def test_what_is_cached_costs_nothing():
+    def factor(component, train):
+        return training_factor(Part("part", component, 1), train, micro_batch=1, checkpointing=False, cached=True)
+
+    assert [factor(c, ["projector"]) for c in ("encoder", "tokenizer.semantic", "projector")] == [0, 0, 3]
