@@ -1,8 +1,9 @@
 """Train a config: python tools/train.py configs/asvr_mini.py"""
 
 import argparse
-import sys
 from pathlib import Path
+
+from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,25 +24,22 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         help="build on the meta device, print sizes, FLOPs and the memory plan, and stop; needs no weights",
     )
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides: optim.lr=1e-4 ...")
+    add_cfg_options(parser)
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    from mmengine.config import DictAction  # here: --help need not wait for torch
+    from asvr.config import load_config  # here: --help need not wait for torch
 
-    from asvr.config import load_config
-
-    options = argparse.Namespace(cfg_options=None)
-    DictAction("--cfg-options", "cfg_options")(None, options, args.cfg_options)
+    options = parse_cfg_options(args.cfg_options)
     if args.seed is not None:
-        options.cfg_options["runtime.seed"] = args.seed
-    cfg = load_config(args.config, options.cfg_options)
+        options["runtime.seed"] = args.seed
+    cfg = load_config(args.config, options)
     if args.dry_run:
         from asvr.profiling.dry_run import dry_run
 
-        dry_run(cfg)
+        print(dry_run(cfg))
         return
     from asvr.engine.run import run
 
@@ -49,7 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_tool(main)

@@ -32,7 +32,7 @@ class EasyVQA(ConversationDataset):
 
     turns: questions of one conversation; those of a picture are put in an order that ``seed`` decides and
     dealt out in turn, so that its last conversation may be shorter. With ``turns=1`` and ``seed=None``
-    they stay in the package's order. image_only: one record a picture, without a conversation.
+    they stay in the package's order. A record of one question has its kind as ``category``. image_only: one record a picture, without a conversation.
     with_images: False leaves the pictures out, for a blind model. max_pictures: only the first ones. For
     the other arguments see `asvr.data.records.ConversationDataset`.
 
@@ -81,8 +81,11 @@ class EasyVQA(ConversationDataset):
             if seed is not None:
                 random.Random(f"{seed} {self.source} {name}").shuffle(pairs)
             for first in range(0, len(pairs), turns):
-                picture = dict(image=name) if with_images else {}
-                records.append(picture | dict(conversations=_messages(pairs[first : first + turns], with_images)))
+                chosen = pairs[first : first + turns]
+                record = dict(image=name) if with_images else {}
+                if len(chosen) == 1:
+                    record["category"] = question_kind(chosen[0][0])
+                records.append(record | dict(conversations=_messages(chosen, with_images)))
         return records
 
     def __len__(self) -> int:

@@ -50,7 +50,8 @@ def own_components(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.components().items()
-        if not name.startswith("tokenizer.") and (getattr(module, "source", None) is None or any(p.requires_grad for p in module.parameters()))
+        if not name.startswith("tokenizer.")
+        and (getattr(module, "source", None) is None or any(p.requires_grad for p in module.parameters()))
     }
 
 
@@ -101,7 +102,9 @@ def read_meta(folder: Path) -> dict:
     meta = json.loads(file.read_text())
     for name, expected in meta["sha256"].items():
         if not (folder / name).is_file() or _sha256(folder / name) != expected:
-            raise ValueError(f"{folder / name} is damaged (its SHA-256 is not the one written): delete {folder} to go on from the one before")
+            raise ValueError(
+                f"{folder / name} is damaged (its SHA-256 is not the one written): delete {folder} to go on from the one before"
+            )
     return meta
 
 
@@ -118,7 +121,9 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     missing = own_components(model).keys() - by_component.keys()
     unknown = by_component.keys() - components.keys()
     if missing or unknown:
-        raise ValueError(f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?")
+        raise ValueError(
+            f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?"
+        )
     for name, own in by_component.items():
         module = components[name]
         expected = _untied(module)

@@ -66,6 +66,8 @@ def build_schedulers(optim_wrapper: AutocastOptimWrapper, config: dict, steps: i
     if steps > warmup:
         ratio = config.get("min_lr_ratio", 0.0)
         schedulers.append(
-            CosineAnnealingLR(optim_wrapper, T_max=steps - warmup, eta_min_ratio=ratio, begin=warmup, end=steps, by_epoch=False)
+            CosineAnnealingLR(
+                optim_wrapper, T_max=steps - warmup, eta_min_ratio=ratio, begin=warmup, end=steps, by_epoch=False
+            )
         )
     return schedulers

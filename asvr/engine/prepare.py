@@ -58,7 +58,9 @@ def pictures_of(cfg: Config) -> tuple[list[str], dict]:
     for name in cfg.stages:
         stage = stage_config(cfg, name)
         if stage.data.image_aspect != cfg.data.image_aspect:
-            raise ValueError(f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}")
+            raise ValueError(
+                f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}"
+            )
         datasets.append(stage.data.train)
         if stage.get("evaluation"):
             evaluations.append(stage.evaluation.dataset)

@@ -10,7 +10,7 @@ from asvr.config import stage_config
 from asvr.engine.build import build_dataset, refuse_many_processes
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
-from asvr.engine.stages import run_stage
+from asvr.engine.stages import require_finished, run_stage
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
 from asvr.preflight import preflight
@@ -52,23 +52,64 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
 def _evaluate_stage(cfg: Config, name: str, model, prepared: Prepared, work_dir: Path) -> None:
     stage = stage_config(cfg, name)
     results = _read(work_dir / RESULTS)
-    if not stage.get("evaluation") or name in results:
-        return
-    settings = dict(stage.evaluation)
+    if stage.get("evaluation") and name not in results:
+        result = _evaluate(stage, model, prepared, dict(stage.evaluation), work_dir / name / "answers.jsonl")
+        _write(work_dir / RESULTS, results | {name: result})
+
+
+def _evaluate(stage: Config, model, prepared: Prepared, settings: dict, samples_file: Path) -> dict:
     dataset = build_dataset(settings.pop("dataset"), stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
-    result = evaluate(
+    return evaluate(
         model,
         dataset,
         prepared.text_tokenizer,
         data=stage.data,
         cache=prepared.cache,
-        samples_file=work_dir / name / "answers.jsonl",
+        samples_file=samples_file,
         precision=stage.optim.precision,
         **settings,
     )
-    partial = work_dir / f".{RESULTS}"
-    partial.write_text(json.dumps(results | {name: result}, indent=1) + "\n")
-    os.replace(partial, work_dir / RESULTS)
+
+
+def evaluate_run(
+    cfg: Config,
+    work_dir: Path,
+    *,
+    stage: str | None,
+    questions: Path | None,
+    image_folder: Path,
+    limit: int | None,
+    out: Path | None,
+) -> dict:
+    """Evaluate the trained model of ``stage`` (None: the last) on ``questions``, or on the config's own data.
+
+    Writes ``result.json`` and ``answers.jsonl`` to ``out``; raises ``ValueError`` where the stage is not finished.
+    """
+    name = stage or list(cfg.stages)[-1]
+    preflight(cfg)
+    settings = dict(stage_config(cfg, name).get("evaluation") or {})
+    if questions is not None:
+        settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
+    if "dataset" not in settings:
+        raise ValueError("no questions: give --questions FILE, or `evaluation` in the config")
+    out = out or work_dir / "evaluation"
+    require_finished(work_dir, name)
+    set_up_logging(out / "evaluate.log")
+    prepared = prepare(cfg, work_dir)
+    if questions is not None:
+        prepared.cache = None  # it holds the pictures of the config's own data
+    model = run_stage(cfg, name, prepared, work_dir)
+    result = _evaluate(stage_config(cfg, name), model, prepared, dict(settings, limit=limit), out / "answers.jsonl")
+    _write(out / "result.json", result)
+    logger.info("%s: %s", name, report(result))
+    logger.info("written: %s", out)
+    return result
+
+
+def _write(file: Path, value: dict) -> None:
+    partial = file.with_name(f".{file.name}")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, file)
 
 
 def _read(file: Path) -> dict:

@@ -1,9 +1,9 @@
 """Runs the stages of a config in order: what is finished is skipped, what was interrupted goes on.
 
-    work_dir/
-      config.py  metrics.jsonl  results.json  summary.png  train.log
-      text_tokenizer/  tokenizers/<target>/  cache/
-      <stage>/checkpoints/step_00000500/   <stage>/done.json
+work_dir/
+  config.py  metrics.jsonl  results.json  summary.png  train.log
+  text_tokenizer/  tokenizers/<target>/  cache/
+  <stage>/checkpoints/step_00000500/   <stage>/done.json
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 from asvr.config import stage_config
 from asvr.engine import checkpoint
@@ -31,7 +32,13 @@ from asvr.engine.prepare import Prepared
 DONE = "done.json"
 SCRATCH = "scratch"
 # Settings that may change between an interrupted run and its continuation: they do not touch the result.
-_FREE = ("runtime.log_interval", "runtime.checkpoint_interval", "runtime.keep_checkpoints", "data.num_workers", "evaluation")
+_FREE = (
+    "runtime.log_interval",
+    "runtime.checkpoint_interval",
+    "runtime.keep_checkpoints",
+    "data.num_workers",
+    "evaluation",
+)
 
 
 def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
@@ -65,18 +72,28 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     return model
 
 
+def require_finished(work_dir: Path, name: str) -> None:
+    if not (work_dir / name / DONE).is_file():
+        raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
+
+
 def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, identity: dict) -> Runner:
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
     dataset = build_dataset(data.train, data, prepared.text_tokenizer, model.encoder.num_tokens)
     steps = num_steps(stage, len(dataset))
     optim_wrapper = build_optim_wrapper(model, stage.optim)
+    experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
     meta = dict(stage=name, config=identity, frozen=checkpoint.frozen_fingerprints(model))
-    logger.info("stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train)
+    logger.info(
+        "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
+    )
     return Runner(
         model=model,
         work_dir=str(folder / "mmengine"),
-        experiment_name=f"{name}_{time.time_ns()}",  # MMEngine's own is one a second, and shared between runs
-        train_dataloader=build_train_loader(stage, dataset, build_collate(data, model, prepared.text_tokenizer, prepared.cache)),
+        experiment_name=experiment,
+        train_dataloader=build_train_loader(
+            stage, dataset, build_collate(data, model, prepared.text_tokenizer, prepared.cache)
+        ),
         train_cfg=dict(type="StepLoop", steps=steps, accumulate=data.global_batch // data.micro_batch),
         optim_wrapper=optim_wrapper,
         param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
@@ -90,7 +107,7 @@ def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir:
                 meta=meta,
             ),
         ],
-        visualizer=dict(type="Visualizer", vis_backends=None),
+        visualizer=Visualizer.get_instance(experiment, vis_backends=None),
         randomness=dict(seed=runtime.seed),
         env_cfg=dict(dist_cfg=dict(backend="gloo")),
         default_scope="asvr",
@@ -117,8 +134,7 @@ def _start_of(cfg: Config, name: str, work_dir: Path) -> Path | None:
         return None
     if init not in before:
         raise ValueError(f"stages.{name}.init={init!r}: expected {SCRATCH!r} or a stage before it, {before}")
-    if not (work_dir / init / DONE).is_file():
-        raise ValueError(f"stage {name!r} starts from stage {init!r}, which is not finished in {work_dir}: run it first")
+    require_finished(work_dir, init)
     return checkpoint.newest(work_dir / init / "checkpoints")
 
 

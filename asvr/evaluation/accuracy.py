@@ -79,7 +79,9 @@ def evaluate(
 
 def _row(dataset, i: int, item: dict, answer: str) -> dict:
     if item["answer"] is None:
-        raise ValueError(f"{item['sample_id']}: this question has no answer to compare with; it must end with a 'gpt' turn")
+        raise ValueError(
+            f"{item['sample_id']}: this question has no answer to compare with; it must end with a 'gpt' turn"
+        )
     return dict(
         id=item["sample_id"],
         kind=dataset.record(i).get("category", NO_KIND),
@@ -126,7 +128,9 @@ def _codes(model, dataset, asked, rows, collate, batch_size: int, num_examples: 
             right[name].append(value.float().nanmean(1).cpu())
         for row, (i, item) in enumerate(chunk):
             if i in chosen:
-                maps = {name: value[row].mean(-1).view(*model.encoder.grid).tolist() for name, value in right_IND.items()}
+                maps = {
+                    name: value[row].mean(-1).view(*model.encoder.grid).tolist() for name, value in right_IND.items()
+                }
                 examples.append(dict(rows[i], image=str(item["images"][0]), maps=maps))
     return {name: torch.cat(values).mean(0).tolist() for name, values in right.items()}, examples
 

@@ -57,7 +57,13 @@ def _depths(axis, lines: list[dict], stage: str) -> None:
         for depth in range(len(lines[-1][key])):
             points = [(line["step"], 100 * line[key][depth]) for line in lines if key in line]
             shade = 1 - 0.6 * depth / max(1, len(lines[-1][key]) - 1)
-            axis.plot(*zip(*points, strict=True), color=ORANGE, alpha=shade, label=f"{key[4:]}, depth {depth + 1}", linewidth=1.3)
+            axis.plot(
+                *zip(*points, strict=True),
+                color=ORANGE,
+                alpha=shade,
+                label=f"{key[4:]}, depth {depth + 1}",
+                linewidth=1.3,
+            )
     axis.set(xlabel=f"step of {stage}", ylabel="codes predicted right, %", ylim=(0, 100))
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
@@ -86,7 +92,9 @@ def _answers(axis, results: dict) -> None:
 
 def _examples(figure, examples: list[dict]) -> None:
     """Each picture with its question, the answer, and a map of the tokens predicted right."""
-    figure.suptitle("Pictures of the test set, and the share of each visual token's codes that was predicted right", fontsize=10)
+    figure.suptitle(
+        "Pictures of the test set, and the share of each visual token's codes that was predicted right", fontsize=10
+    )
     axes = figure.subplots(2, len(examples), squeeze=False)
     for column, example in enumerate(examples):
         picture, share = axes[0, column], axes[1, column]

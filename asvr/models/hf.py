@@ -64,7 +64,9 @@ def _same_kind(config: PretrainedConfig, model_type: str) -> PretrainedConfig:
     return vision if vision is not None and vision.model_type == model_type else config
 
 
-def load_strict(auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, may_ignore: tuple[str, ...] = ()):
+def load_strict(
+    auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, may_ignore: tuple[str, ...] = ()
+):
     """``auto_class.from_pretrained`` on the CPU that refuses missing and mis-shaped weights.
 
     may_ignore: prefixes of keys that the file may have and the model does not need.

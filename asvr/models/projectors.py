@@ -28,7 +28,9 @@ class MLPProjector(Component):
     def __init__(self, *, in_width: int, out_width: int, layers: int = 2):
         super().__init__()
         if layers < 2:
-            raise ValueError(f"MLPProjector layers={layers}: needs at least 2; for one layer use type='LinearProjector'")
+            raise ValueError(
+                f"MLPProjector layers={layers}: needs at least 2; for one layer use type='LinearProjector'"
+            )
         modules = [nn.Linear(in_width, out_width)]
         for _ in range(layers - 1):
             modules += [nn.GELU(), nn.Linear(out_width, out_width)]

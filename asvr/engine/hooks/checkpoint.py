@@ -17,7 +17,9 @@ class CheckpointHook(Hook):
 
     def __init__(self, *, folder: str, interval: int, keep: int, meta: dict):
         if interval < 1 or keep < 1:
-            raise ValueError(f"runtime.checkpoint_interval={interval} and runtime.keep_checkpoints={keep} must be at least 1")
+            raise ValueError(
+                f"runtime.checkpoint_interval={interval} and runtime.keep_checkpoints={keep} must be at least 1"
+            )
         self.folder, self.interval, self.keep, self.meta = Path(folder), interval, keep, meta
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:

@@ -82,7 +82,11 @@ class ProgressHook(Hook):
 
 def _line(record: dict) -> str:
     """A log line for people."""
-    parts = [f"{record['stage']} {record['step']}/{record['steps']}", f"lr {record['lr']:.2e}", f"loss {record['loss']:.4f}"]
+    parts = [
+        f"{record['stage']} {record['step']}/{record['steps']}",
+        f"lr {record['lr']:.2e}",
+        f"loss {record['loss']:.4f}",
+    ]
     for key, value in record.items():
         if key.startswith("loss_"):
             parts.append(f"{key[5:]} {value:.4f}")
@@ -90,14 +94,16 @@ def _line(record: dict) -> str:
             values = value if isinstance(value, list) else [value]
             parts.append(f"acc {'/'.join(f'{100 * v:.1f}' for v in values)} %")
     eta = int(record["eta_s"])
-    return ", ".join([
-        *parts,
-        f"{record['tokens_per_s']:.0f} tokens/s",
-        f"{record['images_per_s']:.0f} images/s",
-        f"data {record['data_time_percent']:.0f} %",
-        f"peak {record['peak_memory_gib']:.2f} GiB",
-        f"{eta // 60}:{eta % 60:02d} left",
-    ])
+    return ", ".join(
+        [
+            *parts,
+            f"{record['tokens_per_s']:.0f} tokens/s",
+            f"{record['images_per_s']:.0f} images/s",
+            f"data {record['data_time_percent']:.0f} %",
+            f"peak {record['peak_memory_gib']:.2f} GiB",
+            f"{eta // 60}:{eta % 60:02d} left",
+        ]
+    )
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -54,7 +54,15 @@ class HFVisionEncoder(Encoder):
         if hasattr(config, "vision_use_head"):
             config.vision_use_head = False  # SigLIP's pooling head gives nothing to a patch feature
         if folder is not None and load_weights:
-            ignore = ("text_model.", "logit_scale", "logit_bias", "visual_projection", "text_projection", "head.", "vision_model.head.")
+            ignore = (
+                "text_model.",
+                "logit_scale",
+                "logit_bias",
+                "visual_projection",
+                "text_projection",
+                "head.",
+                "vision_model.head.",
+            )
             self.model = load_strict(AutoModel, folder, config, resolve_dtype(dtype), ignore)
             self.source = name
         else:
@@ -88,12 +96,16 @@ def _keep_layers(model: nn.Module, layer: int) -> int:
     """Drop the blocks after ``layer`` and return its index counted from the front."""
     parent = next((m for m in model.modules() if isinstance(_blocks(m), nn.ModuleList)), None)
     if parent is None:
-        raise ValueError(f"{type(model).__name__} has no list of transformer blocks (`layers` or `layer`): not supported")
+        raise ValueError(
+            f"{type(model).__name__} has no list of transformer blocks (`layers` or `layer`): not supported"
+        )
     name = "layers" if isinstance(getattr(parent, "layers", None), nn.ModuleList) else "layer"
     blocks = getattr(parent, name)
     index = layer if layer >= 0 else len(blocks) + 1 + layer
     if not 0 <= index <= len(blocks):
-        raise ValueError(f"encoder layer={layer}: this tower has {len(blocks)} blocks, so {-len(blocks) - 1}..{len(blocks)}")
+        raise ValueError(
+            f"encoder layer={layer}: this tower has {len(blocks)} blocks, so {-len(blocks) - 1}..{len(blocks)}"
+        )
     setattr(parent, name, blocks[:index])
     return index
 

@@ -59,7 +59,9 @@ class TimmEncoder(Encoder):
         self.dtype = resolve_dtype(dtype)
         with torch.device("meta"):
             probe = timm.create_model(model, pretrained=False, **kwargs).eval()
-            shape = probe.forward_intermediates(torch.empty(1, 3, side, side), indices=[layer], intermediates_only=True)[0].shape
+            shape = probe.forward_intermediates(
+                torch.empty(1, 3, side, side), indices=[layer], intermediates_only=True
+            )[0].shape
         self.width, self.grid = shape[1], (shape[2], shape[3])
         self.transform = ImageTransform(
             size=(side, side),

@@ -1,0 +1,40 @@
+"""What the command-line tools share."""
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent)
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides: optim.lr=1e-4 ..."
+    )
+
+
+def parse_cfg_options(values: list[str]) -> dict:
+    """``["optim.lr=1e-4"]`` -> ``{"optim.lr": 1e-4}``, read as MMEngine reads them."""
+    from mmengine.config import DictAction  # here: --help need not wait for torch
+
+    options = argparse.Namespace(cfg_options={})
+    if values:
+        wrong = [value for value in values if "=" not in value]
+        if wrong:
+            raise ValueError(f"--cfg-options {wrong[0]!r}: expected KEY=VALUE")
+        DictAction("--cfg-options", "cfg_options")(None, options, values)
+    return options.cfg_options
+
+
+def run_tool(main) -> None:
+    """Run a tool's main function. A ``ValueError`` raised by this library is the user's to mend and is told in plain
+    text, exit code 1; any other error keeps its traceback."""
+    try:
+        main()
+    except ValueError as error:
+        if not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from the last checkpoint")
