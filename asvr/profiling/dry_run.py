@@ -95,10 +95,9 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
         *(f"training step, {name}" for name in cfg.stages),
         caption=(
             f"One sample = 1 image ({model.encoder.num_tokens} tokens) and {sample.text_tokens} text tokens, all "
-            "supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing needs a "
-            "gradient, x 2 where a gradient only "
-            "passes through, x 3 where weights are trained, and + 1 where the forward pass is computed again in the "
-            "backward pass (gradient checkpointing)."
+            "supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing needs "
+            "a gradient, x 2 where a gradient only passes through, x 3 where weights are trained, and + 1 where the "
+            "forward pass is computed again in the backward pass (gradient checkpointing)."
         ),
     )
     stages = [stage_config(cfg, name) for name in cfg.stages]

@@ -140,10 +140,10 @@ def _classifiers(name: str, component: str, linears: list[nn.Linear], rows: int)
 def training_factor(part: Part, train: list[str], *, micro_batch: int, checkpointing: bool, cached: bool) -> int:
     """Forward passes that one training step costs a part.
 
-    0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes through, on its way to something trained; 3 where
-    weights get one too; and one more where the backward pass computes the forward pass again: the LLM's
-    blocks with ``checkpointing``, a classifier where ``micro_batch`` samples have too many logits to hold
-    (see ``linear_cross_entropy``).
+    0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes
+    through, on its way to something trained; 3 where weights get one too; and one more where the backward pass
+    computes the forward pass again: the LLM's blocks with ``checkpointing``, a classifier where ``micro_batch``
+    samples have too many logits to hold (see ``linear_cross_entropy``).
     """
     if cached and part.component not in train and part.component.startswith(("encoder", "tokenizer.")):
         return 0
