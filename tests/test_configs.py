@@ -8,8 +8,22 @@ from torch import nn
 
 from asvr.config import load_config, stage_config
 from asvr.preflight import build_meta
+from asvr.registry import (
+    DATASETS,
+    ENCODERS,
+    HEADS,
+    LLMS,
+    LOSSES,
+    PROJECTORS,
+    TEMPLATES,
+    TEXT_TOKENIZERS,
+    VISUAL_TOKENIZERS,
+    register_all,
+)
+from asvr.schema import SECTIONS, TARGET
 from asvr.validate import check_config
 
+COMPONENTS = (DATASETS, ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, TEMPLATES, TEXT_TOKENIZERS, VISUAL_TOKENIZERS)
 ROOT = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(str(p.relative_to(ROOT)) for folder in (ROOT, ROOT / "examples") for p in folder.glob("*.py"))
 
@@ -97,3 +111,17 @@ def test_targets_of_the_ablations():
         "asvr_vicuna7b_pixel.py": [("pixel", 1, 1, False)],
         "asvr_vicuna7b_dual.py": [("semantic", 8, 1, True), ("appearance", 8, 1, False)],
     }
+
+
+def test_the_readme_names_every_recipe_field_and_component():
+    register_all()
+    text = (ROOT / "README.md").read_text()
+    fields = {name for fields in (TARGET, *SECTIONS.values()) for name in fields}
+    components = {name for registry in COMPONENTS for name, cls in registry.module_dict.items() if is_ours(cls)}
+    assert {"MLPProjector", "EasyVQA", "vicuna_v1"} <= components
+    recipes = {name for name in RECIPES if "/" not in name}
+    assert [name for name in sorted(fields | components | recipes) if name not in text] == []
+
+
+def is_ours(cls: type) -> bool:
+    return cls.__module__.startswith("asvr.")

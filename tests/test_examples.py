@@ -1,0 +1,52 @@
+"""The example of one's own components keeps the library's contracts."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from asvr.models.losses import CodeCrossEntropy  # noqa: E402
+from examples.my_components import AdditiveHead, ColorPatches, FocalCodeLoss, NormProjector  # noqa: E402
+
+P, D, C, H, V = 5, 3, 4, 6, 7
+
+
+@pytest.fixture
+def head() -> nn.Module:
+    torch.manual_seed(0)
+    return AdditiveHead(hidden_size=H, codebook_sizes=[V] * D, code_width=C, width=8)
+
+
+def test_the_encoder_reads_patches_in_raster_order():
+    encoder = ColorPatches(image_size=16, patch=8, cells=2)
+    pixels = torch.zeros(1, 3, 16, 16)
+    pixels[0, 1, 8:, :8] = 1.0  # green, at the bottom left
+    features = encoder(pixels)
+    assert features.shape == (1, encoder.num_tokens, encoder.width) == (1, 4, 12)
+    assert [token.sum().item() for token in features[0]] == [0, 0, 4, 0]
+    assert NormProjector(in_width=12, out_width=H)(features).shape == (1, 4, H)
+
+
+def test_sizes_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="must divide"):
+        ColorPatches(image_size=60, patch=8)
+
+
+def test_a_depth_sees_the_codes_before_it_and_not_its_own(head):
+    hidden, vectors = torch.randn(P, H), torch.randn(P, D, C)
+    changed = vectors.clone()
+    changed[:, 1] += 1
+    before, after = head(hidden, vectors), head(hidden, changed)
+    assert torch.equal(before[:, :2], after[:, :2]) and not torch.allclose(before[:, 2], after[:, 2])
+
+
+def test_the_focal_loss_without_focus_is_cross_entropy(head):
+    states, codes = head(torch.randn(P, H), torch.randn(P, D, C)), torch.randint(V, (P, D))
+    loss, correct = FocalCodeLoss(gamma=0)(states, head.classifiers, codes)
+    expected, expected_correct = CodeCrossEntropy()(states, head.classifiers, codes)
+    torch.testing.assert_close(loss, expected)
+    assert torch.equal(correct, expected_correct)
+    assert FocalCodeLoss(gamma=2)(states, head.classifiers, codes)[0] < loss
