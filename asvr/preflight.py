@@ -7,7 +7,7 @@ from asvr import zoo
 from asvr.config import stage_config
 from asvr.models.encoders.base import Encoder
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
-from asvr.validate import check_config, find
+from asvr.validate import OWN, check_config, find
 
 # The fields of this library's components that name pretrained weights.
 WEIGHT_FIELDS = ("name", "weights")
@@ -42,11 +42,15 @@ def check_sizes(cfg: Config) -> dict[str, nn.Module]:
 def build_meta(stage: Config) -> nn.Module:
     """The model of a stage on the meta device: no weights, no memory. Only what ``train`` names has gradients.
 
-    Where the text tokenizer is learned from data, its ``vocab_size`` stands for its size.
+    Where the text tokenizer is learned from data, its ``vocab_size`` stands for its size. Raises ``ValueError``
+    where the parts do not fit.
     """
     vocab_size = stage.text_tokenizer.get("vocab_size")
-    with device("meta"):
-        model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, load_weights=False))
+    try:
+        with device("meta"):
+            model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, load_weights=False))
+    except ValueError as error:  # the libraries beneath raise it for sizes too
+        raise ValueError(f"the model cannot be built: {error}") from error
     model.train_only(list(stage.train))
     return model.train()
 
@@ -66,7 +70,7 @@ def wanted_weights(cfg: Config, model: nn.Module) -> list[zoo.Wanted]:
 
 def _wanted(key: str, component: dict, registry, size_bytes: int | None = None) -> list[zoo.Wanted]:
     """A user's own component finds its weights in its own way, so only this library's are looked at."""
-    if not find(registry, component["type"]).__module__.startswith("asvr."):
+    if not find(registry, component["type"]).__module__.startswith(OWN):
         return []
     names = [component[field] for field in WEIGHT_FIELDS if component.get(field)]
     arch = component.get("arch") if "model_type" in (component.get("arch") or {}) else None

@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
+from asvr.arch import check_arch
 from asvr.config import stage_config
 from asvr.registry import (
     DATASETS,
@@ -55,6 +56,7 @@ NESTED = dict(
 ONCE = ("text_tokenizer", "runtime")
 BY_STAGE = ("model", "data", "optim", "schedule", "evaluation")
 OF_STAGE = ("train", "init", *BY_STAGE)
+OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
 SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
 OTHER = ("stages", "custom_imports", "default_scope")
 REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
@@ -164,6 +166,8 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     problems += [
         f"{key}.{name} is missing: {value['type']} needs it" for name in sorted(required - given - INJECTED[registry])
     ]
+    if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and cls.__module__.startswith(OWN):
+        problems += check_arch(f"{key}.arch", value["arch"])
     return problems + _nested(key, value)
 
 

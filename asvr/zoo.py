@@ -36,7 +36,11 @@ class Wanted:
     fetch: str | None = None
 
     def describe(self) -> str:
-        size_bytes = self.size_bytes or (arch_bytes(self.arch) if self.arch else None)
+        size_bytes = self.size_bytes
+        if size_bytes is None and self.arch:
+            from asvr.arch import arch_bytes  # here: it loads torch and transformers
+
+            size_bytes = arch_bytes(self.arch)
         size = f" ({size_bytes / 1e9:.2f} GB of weights)" if size_bytes else ""
         return (
             f"- {self.what}: {self.name}{size}\n"
@@ -110,19 +114,6 @@ def require_all(wanted: Iterable[Wanted]) -> None:
             absent.remove(model)
     if absent:
         raise MissingWeights(absent)
-
-
-def arch_bytes(arch: dict) -> int:
-    """Size of the weights of a transformers configuration (with ``model_type``), in the ``dtype`` that it
-    names, float32 if none. Builds the model on the meta device."""
-    import torch
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM
-
-    config = AutoConfig.for_model(**arch)
-    auto_class = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
-    with torch.device("meta"):
-        model = auto_class.from_config(config)
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
 def places(name: str) -> list[str]:
