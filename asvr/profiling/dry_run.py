@@ -1,5 +1,6 @@
 """What a config would train and need, without weights or data: ``tools/train.py CONFIG --dry-run``."""
 
+import io
 from pathlib import Path
 
 from mmengine.config import Config
@@ -17,7 +18,7 @@ WIDTH = 132
 
 
 def dry_run(cfg: Config, sample: Sample = Sample()) -> str:  # noqa: B008  (a frozen dataclass)
-    """Print tables of parameters, tokens per image, FLOPs and memory, by stage; return them as text.
+    """Tables of parameters, tokens per image, FLOPs and memory, by stage, as text.
 
     Raises ``ValueError`` for a wrong config, as a real run would.
     """
@@ -30,13 +31,14 @@ def dry_run(cfg: Config, sample: Sample = Sample()) -> str:  # noqa: B008  (a fr
         _flops(cfg, model, sample),
         _memory({name: plan_memory(stage_config(cfg, name), models[name]) for name in models}, cfg),
     ]
-    console = Console(width=WIDTH, record=True)
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH)
     console.print(
         f"Dry run of {Path(cfg.filename).name if cfg.filename else 'the config'}: no weights, no data", highlight=False
     )
     for table in tables:
         console.print("", table, sep="\n", highlight=False)
-    return console.export_text()
+    return text.getvalue().rstrip()
 
 
 def _table(title: str, *columns: str, caption: str | None = None) -> Table:
