@@ -15,9 +15,10 @@ from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, plan_memory
 from asvr.validate import check_config
 
 WIDTH = 132
+SAMPLE = Sample()
 
 
-def dry_run(cfg: Config, sample: Sample = Sample()) -> str:  # noqa: B008  (a frozen dataclass)
+def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
     """Tables of parameters, tokens per image, FLOPs and memory, by stage, as text.
 
     Raises ``ValueError`` for a wrong config, as a real run would.
