@@ -4,13 +4,13 @@ tokenizer = dict(
     type='PixelTokenizer',
     image_size=64,
     arch=dict(
-        base_channels=32,
-        channel_multiplier=[1, 1, 2, 2],
-        num_res_blocks=1,
+        base_channels=64,  # 32 groups in each norm: with 32 channels every channel's mean, and so the colour, is lost
+        channel_multiplier=[1, 1, 1, 1],
+        num_res_blocks=0,
         latent_channels=32,
         embed_dim=8,
         num_embeddings=256))
 
 data = dict(type='EasyVQA', split='train')
 
-train = dict(steps=500, batch_size=16, lr=1e-3)
+train = dict(steps=250, batch_size=8, lr=2e-3)

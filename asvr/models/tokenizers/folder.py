@@ -21,7 +21,8 @@ def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]
     folder = Path(folder).absolute()
     names = {weights[0], *texts}
     if folder.exists():
-        foreign = [path.name for path in folder.iterdir() if path.name not in names] if folder.is_dir() else [folder.name]
+        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+        foreign = inside - names
         if foreign:
             raise ValueError(f"{folder}: holds other files ({sorted(foreign)[:3]}); give a new or empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -82,7 +82,7 @@ class ResidualQuantizer(nn.Module):
         super().__init__()
         sizes = [codebook_size] * depth if isinstance(codebook_size, int) else list(codebook_size)
         if depth < 1 or len(sizes) != depth or min(sizes) < 1:
-            raise ValueError(f"codebook_size={codebook_size}: expected a positive number, or {depth} of them (depth={depth})")
+            raise ValueError(f"codebook_size={codebook_size}, depth={depth}: expected a positive number, or one a level")
         if shared and len(set(sizes)) > 1:
             raise ValueError(f"shared=True needs one codebook_size for all levels, not {sizes}")
         if shared and sizes[0] < depth:
@@ -143,7 +143,9 @@ class ResidualQuantizer(nn.Module):
             residual = self._rows(x)
             for level in range(self.depth):
                 size = self.sizes[level]
-                first, last = (level * size // self.depth, (level + 1) * size // self.depth) if self.shared else (0, size)
+                first, last = 0, size
+                if self.shared:
+                    first, last = level * size // self.depth, (level + 1) * size // self.depth
                 book = self.book(level)
                 centres = _kmeans(residual, last - first, iterations, generator, self.memory, on_iteration)
                 book.weight[first:last] = centres

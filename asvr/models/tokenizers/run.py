@@ -61,7 +61,8 @@ def check(cfg) -> tuple[str, Callable]:
         problems += [] if problems else [f"tokenizer.type={kind!r}: {nearest(str(kind), KINDS)}"]
         raise ValueError(_listing(cfg, problems))
     section, function = KINDS[kind]
-    problems += [f"{key}: unknown section; {nearest(key, (*KNOWN, section))}" for key in cfg if key not in (*KNOWN, section)]
+    known = (*KNOWN, section)
+    problems += [f"{key}: unknown section; {nearest(key, known)}" for key in cfg if key not in known]
     problems += check_component("tokenizer", cfg.tokenizer, VISUAL_TOKENIZERS)
     problems += check_component("data", cfg.data, DATASETS)
     options = cfg.get(section, {})

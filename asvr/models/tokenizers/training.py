@@ -82,6 +82,7 @@ def train_pixel_tokenizer(
     batch_size: int = 32,
     lr: float = 1e-3,
     warmup_ratio: float = 0.03,
+    plain_ratio: float = 0.2,
     l1_weight: float = 1.0,
     l2_weight: float = 1.0,
     codebook_weight: float = 1.0,
@@ -98,7 +99,8 @@ def train_pixel_tokenizer(
     """Train a VQGAN on a dataset's pictures (its ``pictures()``), reconstructing by L1 and squared error.
 
     perceptual: ``dict(encoder=..., weight=...)``, see `PerceptualLoss`. adversarial: arguments of `Adversary`.
-    held_out: pictures that are only measured on. AdamW, linear warm-up, cosine to zero.
+    held_out: pictures that are only measured on. AdamW, linear warm-up, cosine to zero. plain_ratio: the part of
+    the steps that train the autoencoder without quantisation; the codes then start at outputs of the encoder.
     Writes ``metrics.jsonl`` and ``summary.png`` (held-out pictures above their reconstructions) to ``work_dir``
     and returns the report, measured on the held-out pictures.
     """
@@ -112,7 +114,7 @@ def train_pixel_tokenizer(
     batch_size = min(batch_size, len(train))
     loader = DataLoader(train, batch_size, True, num_workers=num_workers, generator=generator, drop_last=True)
     tokenizer.to(device).train()
-    trainer = _Trainer(tokenizer, steps, lr, warmup_ratio, perceptual, adversarial, generator)
+    trainer = _Trainer(tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator)
     weights = dict(l1=l1_weight, l2=l2_weight, codebook=codebook_weight, commitment=commitment_weight)
     started, rows = time.perf_counter(), []
     with tqdm(total=steps, desc="VQGAN", unit="step") as bar:
@@ -156,9 +158,10 @@ def evaluate_pixel_tokenizer(tokenizer: PixelTokenizer, loader) -> tuple[dict, t
 class _Trainer:
     """The modules and optimisers of a VQGAN's training, and one step of it."""
 
-    def __init__(self, tokenizer, steps, lr, warmup_ratio, perceptual, adversarial, generator):
+    def __init__(self, tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator):
         device = tokenizer.trained.device
-        self.tokenizer, self.generator, self.last_restart = tokenizer, generator, 0.8 * steps
+        self.tokenizer, self.generator = tokenizer, generator
+        self.first_quantized, self.last_restart = round(plain_ratio * steps), 0.8 * steps
         self.optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
         warmup = max(1, round(warmup_ratio * steps))
 
@@ -174,16 +177,15 @@ class _Trainer:
         self.used_V = torch.zeros(tokenizer.codebook_sizes[0], dtype=torch.bool, device=device)
 
     def step(self, step: int, pixels: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
-        if step % RESTART_INTERVAL == 0 and step <= self.last_restart:
+        quantized_steps = step - self.first_quantized
+        quantized = quantized_steps >= 0
+        if quantized and quantized_steps % RESTART_INTERVAL == 0 and step <= self.last_restart:
             self._restart_unused(pixels)
-        result = reconstruct(self.tokenizer, pixels)
-        self.used_V[result.codes] = True
-        parts = dict(
-            l1=F.l1_loss(result.pixels, pixels),
-            l2=F.mse_loss(result.pixels, pixels),
-            codebook=result.codebook,
-            commitment=result.commitment,
-        )
+        result = reconstruct(self.tokenizer, pixels, quantized=quantized)
+        parts = dict(l1=F.l1_loss(result.pixels, pixels), l2=F.mse_loss(result.pixels, pixels))
+        if quantized:
+            self.used_V[result.codes] = True
+            parts |= dict(codebook=result.codebook, commitment=result.commitment)
         loss = sum(weights[name] * part for name, part in parts.items())
         if self.perceptual is not None:
             parts["perceptual"] = self.perceptual(result.pixels, pixels)
@@ -203,7 +205,7 @@ class _Trainer:
 
     @torch.no_grad()
     def _restart_unused(self, pixels: Tensor) -> None:
-        """Move codes that no grid cell took to random outputs of the encoder; at the first step, all codes."""
+        """Move codes that no grid cell took to random outputs of the encoder; at the first time, all codes."""
         rows_PC = self.tokenizer.latents(pixels).flatten(0, 1)
         unused = (~self.used_V).nonzero().squeeze(1)
         chosen = torch.randint(len(rows_PC), (len(unused),), generator=self.generator)

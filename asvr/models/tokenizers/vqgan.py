@@ -30,14 +30,17 @@ class Reconstruction:
     commitment: Tensor
 
 
-def reconstruct(tokenizer: PixelTokenizer, pixels: Tensor) -> Reconstruction:
-    """Encode and decode with a straight-through gradient past the argmin (https://arxiv.org/abs/1711.00937)."""
+def reconstruct(tokenizer: PixelTokenizer, pixels: Tensor, *, quantized: bool = True) -> Reconstruction:
+    """Encode and decode with a straight-through gradient past the argmin (https://arxiv.org/abs/1711.00937).
+
+    quantized: False decodes what the encoder gives, for the start of a training.
+    """
     latents = tokenizer.latents(pixels)
     rows, codebook = latents.flatten(0, 1).float(), tokenizer.codebook()
     with full_float32(pixels.device), torch.no_grad():
         codes = nearest(rows, codebook.float())
     chosen = codebook[codes]
-    straight = rows + (chosen - rows).detach()
+    straight = rows + (chosen - rows).detach() if quantized else rows
     return Reconstruction(
         pixels=tokenizer.generate(straight.view_as(latents)),
         codes=codes,
