@@ -138,7 +138,8 @@ def _memory(plans: dict[str, MemoryPlan], cfg: Config) -> Table:
         caption=(
             f"Activations: on each card a micro-batch ({rows} rows) of data.max_length={cfg.data.max_length} tokens, "
             "estimated as what autograd keeps for the backward pass; in brackets what the config does not do. With "
-            "several cards the states (all but activations) are taken to be sharded evenly over them. "
+            "several cards the states (all but activations) are taken to be sharded evenly over them; that is a "
+            "projection, training runs in one process. "
             f"It fits when the sum is at most {USABLE:.0%} of the card."
         ),
     )
