@@ -82,7 +82,7 @@ class ResidualQuantizer(nn.Module):
         super().__init__()
         sizes = [codebook_size] * depth if isinstance(codebook_size, int) else list(codebook_size)
         if depth < 1 or len(sizes) != depth or min(sizes) < 1:
-            raise ValueError(f"codebook_size={codebook_size}, depth={depth}: expected a positive number, or one a level")
+            raise ValueError(f"codebook_size={codebook_size}, depth={depth}: expected a positive number or one a level")
         if shared and len(set(sizes)) > 1:
             raise ValueError(f"shared=True needs one codebook_size for all levels, not {sizes}")
         if shared and sizes[0] < depth:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import asvr.data.image_folder  # noqa: F401  registers ImageFolder
 from asvr.config import load_config
 from asvr.models.tokenizers.training import fit_semantic_tokenizer, train_pixel_tokenizer
 from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss

@@ -23,6 +23,7 @@ from asvr.models.tokenizers.report import draw_levels, draw_reconstructions
 from asvr.models.tokenizers.semantic import SemanticTokenizer
 from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss, reconstruct
 
+METRICS = "metrics.jsonl"
 RESTART_INTERVAL = 50  # steps without use after which a code of the VQGAN is replaced
 
 
@@ -67,8 +68,9 @@ def fit_semantic_tokenizer(
     tokenizer.encoder.to(device).eval()
     features = (tokenizer.features(pixels.to(device)) for pixels in tqdm(loader, desc="features", unit="batch"))
     levels = tokenizer.fit(features, vectors_per_code=vectors_per_code, iterations=iterations, seed=seed)
-    rows = [dict(level=i, **{key: levels[key][i] for key in levels}) for i in range(tokenizer.depth)]
-    _write_lines(work_dir, rows)
+    with (work_dir / METRICS).open("w") as file:
+        for i in range(tokenizer.depth):
+            file.write(json.dumps(dict(level=i, **{key: levels[key][i] for key in levels})) + "\n")
     draw_levels(levels, work_dir / "summary.png")
     return dict(levels, pictures=len(sources), seconds=time.perf_counter() - started)
 
@@ -117,19 +119,19 @@ def train_pixel_tokenizer(
     trainer = _Trainer(tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator)
     weights = dict(l1=l1_weight, l2=l2_weight, codebook=codebook_weight, commitment=commitment_weight)
     started, rows = time.perf_counter(), []
-    with tqdm(total=steps, desc="VQGAN", unit="step") as bar:
+    with tqdm(total=steps, desc="VQGAN", unit="step") as bar, (work_dir / METRICS).open("w", buffering=1) as file:
         for step, pixels in zip(range(steps), _forever(loader), strict=False):
             losses = trainer.step(step, pixels.to(device), weights)
             bar.update()
             if step % log_interval == 0 or step == steps - 1:
                 rows.append(dict(step=step, **{name: value.item() for name, value in losses.items()}))
+                file.write(json.dumps(rows[-1]) + "\n")
                 bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
     seconds = time.perf_counter() - started
     tokenizer.trained.fill_(True)
     tokenizer.eval()
     tokenizer.source = None
     report, picture = evaluate_pixel_tokenizer(tokenizer, DataLoader(test, batch_size))
-    _write_lines(work_dir, rows)
     draw_reconstructions(*picture, rows, work_dir / "summary.png")
     return dict(report, pictures=len(train), held_out=held_out, steps=steps, seconds=seconds)
 
@@ -227,8 +229,3 @@ def _shuffled(dataset, generator: torch.Generator) -> list:
 def _forever(loader: DataLoader) -> Iterator[Tensor]:
     while True:
         yield from loader
-
-
-def _write_lines(work_dir: Path, rows: list[dict]) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (work_dir / "metrics.jsonl").write_text(text)
