@@ -98,8 +98,11 @@ def prune(folder: Path, keep: int) -> None:
 def read_meta(folder: Path) -> dict:
     file = folder / "checkpoint.json"
     if not file.is_file():
-        raise ValueError(f"{folder} is no checkpoint: it has no checkpoint.json")
-    meta = json.loads(file.read_text())
+        raise ValueError(f"{folder} is no checkpoint: it has no checkpoint.json; delete it")
+    try:
+        meta = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): delete {folder} to go on from the one before") from error
     for name, expected in meta["sha256"].items():
         if not (folder / name).is_file() or _sha256(folder / name) != expected:
             raise ValueError(
@@ -109,8 +112,9 @@ def read_meta(folder: Path) -> dict:
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
-    """Load a checkpoint's weights; strict. A component that the model froze may be in the file (a stage before
-    trained it); it then counts as initialised here, so that later checkpoints hold it too."""
+    """Load a checkpoint's weights; strict. What is not in the file must stand in files of its own (an LLM that the
+    stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
+    counts as initialised here, so that later checkpoints hold it too."""
     read_meta(folder)
     weights = load_file(folder / FILES[0])
     components = model.components()
@@ -118,7 +122,8 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     for key, value in weights.items():
         name, _, rest = key.partition(".")
         by_component.setdefault(name, {})[rest] = value
-    missing = own_components(model).keys() - by_component.keys()
+    homeless = {n for n, m in own_components(model).items() if getattr(m, "source", None) is None and m.state_dict()}
+    missing = homeless - by_component.keys()
     unknown = by_component.keys() - components.keys()
     if missing or unknown:
         raise ValueError(

@@ -1,6 +1,7 @@
 """What is computed once before training: features and codes of frozen parts, and codebooks fitted on the
 training pictures."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,13 @@ from asvr.registry import DATASETS, ENCODERS
 
 @dataclass
 class Prepared:
-    """The text tokenizer, and the cache of features and codes (None where ``data.cache`` is off)."""
+    """What the stages start from.
 
+    cfg: the config, with the folder of a fitted tokenizer as its ``name`` in place of ``fit``.
+    cache: features and codes of all pictures, None where ``data.cache`` is off.
+    """
+
+    cfg: Config
     text_tokenizer: object
     cache: FeatureCache | None
 
@@ -26,20 +32,21 @@ class Prepared:
 def prepare(cfg: Config, work_dir: Path) -> Prepared:
     """Everything that stands before the first stage; what is there already is reused.
 
-    A target with ``fit`` gets its tokenizer fitted on the training pictures, saved under
-    ``work_dir/tokenizers/<target>`` and named in ``cfg`` in place of ``fit``.
+    A target with ``fit`` gets its tokenizer fitted on the training pictures and saved under
+    ``work_dir/tokenizers/<target>``. ``cfg`` itself is left as it is: it says what a run is, wherever it lies.
     """
+    cfg = copy.deepcopy(cfg)
     tokenizer = build_text_tokenizer(cfg, work_dir)
     targets = [target for target in cfg.model.reconstruction if "fit" in target]
     if not cfg.data.get("cache", False):
         if targets:
             raise ValueError(f"reconstruction target {targets[0]['name']!r} has `fit`, which needs data.cache=True")
-        return Prepared(tokenizer, None)
+        return Prepared(cfg, tokenizer, None)
 
     device = build_device(cfg.runtime.device)
     encoder = ENCODERS.build(cfg.model.encoder).requires_grad_(False).eval().to(device)
     training, all_pictures = pictures_of(cfg)
-    cache = build_feature_cache(work_dir / "cache", encoder, all_pictures, cfg.data.image_aspect)
+    cache = build_feature_cache(work_dir / "cache", encoder, all_pictures, cfg.data.image_aspect, device)
     for target in targets:
         folder = work_dir / "tokenizers" / target["name"]
         _fit(target, folder, encoder, cache, training, cfg.runtime.seed)
@@ -48,8 +55,10 @@ def prepare(cfg: Config, work_dir: Path) -> Prepared:
     for target in cfg.model.reconstruction:
         visual = build_tokenizer(target["tokenizer"], encoder).to(device)
         shared = shares_encoder(visual, encoder)
-        cache.add_codes(target["name"], visual, shared=shared, pictures=all_pictures, aspect=cfg.data.image_aspect)
-    return Prepared(tokenizer, cache)
+        cache.add_codes(
+            target["name"], visual, shared=shared, pictures=all_pictures, aspect=cfg.data.image_aspect, device=device
+        )
+    return Prepared(cfg, tokenizer, cache)
 
 
 def pictures_of(cfg: Config) -> tuple[list[str], dict]:

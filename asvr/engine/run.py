@@ -35,8 +35,9 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     set_up_logging(work_dir / "train.log")
     cfg.dump(str(work_dir / "config.py"))
     prepared = prepare(cfg, work_dir)
-    checkpoint = _named_checkpoint(resume, work_dir)
-    for name in stages if only is None else [only]:
+    chosen = stages if only is None else [only]
+    checkpoint = _named_checkpoint(resume, work_dir, chosen)
+    for name in chosen:
         start = checkpoint if checkpoint is not None and checkpoint.parent.parent.name == name else None
         model = run_stage(cfg, name, prepared, work_dir, start)
         _evaluate_stage(cfg, name, model, prepared, work_dir)
@@ -116,7 +117,7 @@ def _read(file: Path) -> dict:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _named_checkpoint(resume: str, work_dir: Path) -> Path | None:
+def _named_checkpoint(resume: str, work_dir: Path, stages: list[str]) -> Path | None:
     if resume in (AUTO, NEVER):
         return None
     folder = Path(resume).resolve()
@@ -124,6 +125,8 @@ def _named_checkpoint(resume: str, work_dir: Path) -> Path | None:
         raise ValueError(f"--resume {resume}: expected 'auto', 'never' or a checkpoint folder (…/checkpoints/step_…)")
     if work_dir.resolve() not in folder.parents:
         raise ValueError(f"--resume {resume} is not a checkpoint of {work_dir}: name its run with --work-dir")
+    if folder.parent.parent.name not in stages:
+        raise ValueError(f"--resume {resume} is not a checkpoint of a stage that is to run: {', '.join(stages)}")
     return folder
 
 

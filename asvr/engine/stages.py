@@ -44,24 +44,26 @@ _FREE = (
 def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
     """Train one stage to its end and return the model, or load it where the stage is finished.
 
-    resume_from: the checkpoint to go on from; None takes the newest of this stage, if there is one.
+    resume_from: the checkpoint to go on from, even where the stage is finished; None takes the newest of this
+    stage, if there is one.
     Raises ``ValueError`` where a checkpoint belongs to another configuration or other frozen weights.
     """
-    stage = stage_config(cfg, name)
+    stage = stage_config(prepared.cfg, name)
     folder = work_dir / name
-    identity = _identity(stage)
+    identity = _identity(stage_config(cfg, name))
     model = build_model(stage, len(prepared.text_tokenizer)).to(build_device(stage.runtime.device))
     newest = resume_from or checkpoint.newest(folder / "checkpoints")
     if newest is not None:
         _check_same_run(newest, identity, model)
         checkpoint.load_weights(newest, model)
-    if (folder / DONE).is_file():
+    if resume_from is None and (folder / DONE).is_file():
         logger.info("stage %s is finished: skipped (%s)", name, folder)
         return model
     if newest is None and (start := _start_of(cfg, name, work_dir)) is not None:
         checkpoint.load_weights(start, model)
         logger.info("stage %s starts from %s", name, start)
 
+    (folder / DONE).unlink(missing_ok=True)
     runner = _build_runner(stage, name, model, prepared, work_dir, identity)
     if newest is not None:
         _restore(runner, newest)
@@ -121,6 +123,9 @@ def _restore(runner: Runner, folder: Path) -> None:
     runner.optim_wrapper.optimizer.load_state_dict(state["optimizer"])
     for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(values)
+    for hook in runner.hooks:
+        if (name := type(hook).__name__) in state["hooks"]:
+            hook.load_state_dict(state["hooks"][name])
     runner.train_loop.iter = checkpoint.read_meta(folder)["step"]
     checkpoint.set_random_state(state["random"])
 

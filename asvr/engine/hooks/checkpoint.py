@@ -30,6 +30,7 @@ class CheckpointHook(Hook):
         state = dict(
             optimizer=runner.optim_wrapper.optimizer.state_dict(),
             schedulers=[scheduler.state_dict() for scheduler in runner.param_schedulers],
+            hooks={type(h).__name__: h.state_dict() for h in runner.hooks if hasattr(h, "state_dict")},
             random=checkpoint.random_state(),
         )
         checkpoint.save(

@@ -2,23 +2,26 @@
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
 from tqdm import tqdm
 
+from asvr.data.refusals import Refusal
 from asvr.engine.log import logger
 from asvr.registry import HOOKS
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Logs means over ``interval`` steps.
+    """Logs means over ``interval`` steps, or over those of them that have the loss at all.
 
     Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
     acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
-    padding not counted), data_time_percent (of the interval, waiting for input), peak_memory_gib, eta_s.
+    padding not counted), data_time_percent (of the interval, waiting for input), peak_memory_gib, eta_s, refused
+    (reason -> samples left out since the stage began; only where there are any).
     """
 
     priority = "BELOW_NORMAL"
@@ -27,23 +30,36 @@ class ProgressHook(Hook):
         if interval < 1:
             raise ValueError(f"runtime.log_interval={interval} must be at least 1")
         self.file, self.stage, self.interval = Path(file), stage, interval
+        self.refused: Counter = Counter()
+        self._reset()
+
+    def state_dict(self) -> dict:
+        """The part of an interval that is done, so that a resumed run writes the same lines."""
+        return dict(sums=self.sums, counts=dict(self.counts), steps=self.steps, refused=dict(self.refused))
+
+    def load_state_dict(self, state: dict) -> None:
+        self.sums, self.steps = state["sums"], state["steps"]
+        self.counts, self.refused = Counter(state["counts"]), Counter(state["refused"])
 
     def before_train(self, runner) -> None:
         _forget_after(self.file, self.stage, runner.iter)
         self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step", disable=None)
-        self.first, self.begin = runner.iter, time.perf_counter()
-        self.seconds_spoken = self.begin
-        self._reset()
+        self.sums = {key: value.to(runner.model.device) for key, value in self.sums.items()}
+        self.first = runner.iter
+        self.begin = self.start = time.perf_counter()
 
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
+        self.counts: Counter = Counter()
         self.steps = self.tokens = self.images = 0
         self.data_time, self.start = 0.0, time.perf_counter()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         for key, value in dict(outputs, grad_norm=runner.optim_wrapper.grad_norm).items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value
+            self.counts[key] += 1
         self.steps += 1
+        self._count_refusals([refusal for batch in data_batch for refusal in batch.refusals])
         self.tokens += sum(batch.num_tokens for batch in data_batch)
         self.images += sum(batch.num_images for batch in data_batch)
         self.data_time += runner.train_loop.data_time
@@ -51,11 +67,18 @@ class ProgressHook(Hook):
         if runner.iter % self.interval == 0 or runner.iter == runner.max_iters:
             self._log(runner)
 
+    def _count_refusals(self, refusals: list[Refusal]) -> None:
+        for refusal in refusals:
+            if refusal.reason not in self.refused:
+                logger.warning("left out: %s (further ones with this reason are only counted)", refusal.message)
+            self.refused[refusal.reason] += 1
+
     def after_train(self, runner) -> None:
         self.bar.close()
 
     def _log(self, runner) -> None:
-        means = {key: (value / self.steps).tolist() for key, value in self.sums.items()}  # the interval's one sync
+        sums = {key: value.tolist() for key, value in self.sums.items()}  # the only synchronisation of the interval
+        means = {key: _divide(value, self.counts[key]) for key, value in sums.items()}
         elapsed = time.perf_counter() - self.start
         weights = runner.model.weights()
         record = dict(
@@ -63,7 +86,7 @@ class ProgressHook(Hook):
             step=runner.iter,
             steps=runner.max_iters,
             lr=runner.optim_wrapper.optimizer.param_groups[0]["lr"],
-            loss=sum(weight * means[name] for name, weight in weights.items() if name in means),
+            loss=sum(weight * sums[name] for name, weight in weights.items() if name in sums) / self.steps,
             **{f"loss_{name}": means[name] for name in weights if name in means},
             **{f"acc_{name}": means[f"correct_{name}"] for name in weights if f"correct_{name}" in means},
             grad_norm=means["grad_norm"],
@@ -72,6 +95,7 @@ class ProgressHook(Hook):
             data_time_percent=100 * self.data_time / elapsed,
             peak_memory_gib=_peak_memory_gib(runner.model.device),
             eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
+            **(dict(refused=dict(self.refused)) if self.refused else {}),
         )
         with open(self.file, "a") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -94,6 +118,8 @@ def _line(record: dict) -> str:
             values = value if isinstance(value, list) else [value]
             parts.append(f"acc {'/'.join(f'{100 * v:.1f}' for v in values)} %")
     eta = int(record["eta_s"])
+    if "refused" in record:
+        parts.append(f"left out {', '.join(f'{n} ({reason})' for reason, n in record['refused'].items())}")
     return ", ".join(
         [
             *parts,
@@ -104,6 +130,10 @@ def _line(record: dict) -> str:
             f"{eta // 60}:{eta % 60:02d} left",
         ]
     )
+
+
+def _divide(value: float | list[float], by: int) -> float | list[float]:
+    return [v / by for v in value] if isinstance(value, list) else value / by
 
 
 def _peak_memory_gib(device: torch.device) -> float:

@@ -1,0 +1,201 @@
+"""A run that was killed goes on as if nothing had happened, or says why it cannot."""
+
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, STEPS, TINY, read_metrics, tiny_command, tiny_env
+
+from asvr.config import load_config
+from asvr.engine import run as engine_run
+from asvr.engine.run import run
+
+EXACT = ("stage", "step", "steps", "lr", "loss", "loss_text", "loss_semantic", "acc_text", "acc_semantic", "grad_norm")
+
+
+def curve(work_dir: Path) -> list[dict]:
+    return [{key: line[key] for key in EXACT if key in line} for line in read_metrics(work_dir)]
+
+
+def weights(work_dir: Path, stage: str, step: int | None = None) -> bytes:
+    return (checkpoints(work_dir, stage) / f"step_{step or STEPS[stage]:08d}" / "model.safetensors").read_bytes()
+
+
+def checkpoints(work_dir: Path, stage: str) -> Path:
+    return work_dir / stage / "checkpoints"
+
+
+def steps_of(work_dir: Path, stage: str) -> list[int]:
+    return sorted(int(folder.name[5:]) for folder in checkpoints(work_dir, stage).glob("step_*"))
+
+
+def kill_in(work_dir: Path, stage: str, step: int) -> None:
+    """Run the command, and kill it once the log has ``step`` of ``stage``."""
+    with open(work_dir.with_suffix(".out"), "w") as out:
+        process = subprocess.Popen(tiny_command(work_dir), cwd=ROOT, env=tiny_env(), stdout=out, stderr=out)
+    while not any(line["stage"] == stage and line["step"] >= step for line in read_metrics(work_dir)):
+        assert process.poll() is None, work_dir.with_suffix(".out").read_text()
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not (work_dir / stage / "done.json").exists(), "it finished before the kill: give the stage more steps"
+
+
+@pytest.fixture
+def copy(tiny_run, tmp_path, monkeypatch) -> Path:
+    """A copy of the finished run to change; drawing it again is left out."""
+    monkeypatch.setattr(engine_run, "draw_summary", lambda work_dir, results: None)
+    return Path(shutil.copytree(tiny_run, tmp_path / "copy"))
+
+
+def interrupted(work_dir: Path, keep: int) -> int:
+    """Make it look as if the last stage had been killed behind its checkpoint number ``keep``; return its step."""
+    (work_dir / "finetune" / "done.json").unlink()
+    for step in steps_of(work_dir, "finetune")[keep + 1 :]:
+        shutil.rmtree(checkpoints(work_dir, "finetune") / f"step_{step:08d}")
+    return steps_of(work_dir, "finetune")[-1]
+
+
+def again(work_dir: Path, changes: dict | None = None, **kwargs) -> dict:
+    return run(load_config(ROOT / "configs/asvr_mini.py", TINY | (changes or {})), work_dir, **kwargs)
+
+
+def test_killed_twice_it_ends_with_the_same_weights_and_curves(tiny_run, tmp_path):
+    work_dir = tmp_path / "killed"
+    kill_in(work_dir, "pretrain", 10)
+    kill_in(work_dir, "finetune", 25)
+    assert steps_of(work_dir, "finetune"), "no checkpoint was written before the kill"
+    log_before = (work_dir / "train.log").read_text()
+    subprocess.run(tiny_command(work_dir), cwd=ROOT, env=tiny_env(), check=True, capture_output=True)
+    resumed = (work_dir / "train.log").read_text().removeprefix(log_before)
+    assert "stage pretrain is finished: skipped" in resumed and "stage finetune goes on from step" in resumed
+    for stage in STEPS:
+        assert weights(work_dir, stage) == weights(tiny_run, stage), f"the weights of {stage} differ"
+    assert curve(work_dir) == curve(tiny_run)
+    own, other = (json.loads((folder / "results.json").read_text()) for folder in (work_dir, tiny_run))
+    assert {k: (r["accuracy"], r["codes"]) for k, r in own.items()} == {
+        k: (r["accuracy"], r["codes"]) for k, r in other.items()
+    }
+
+
+def test_stages_differ_from_one_another(tiny_run):
+    """Otherwise the comparison above would prove little."""
+    assert len({weights(tiny_run, stage) for stage in STEPS}) == len(STEPS)
+    assert weights(tiny_run, "finetune", 49) != weights(tiny_run, "finetune", 56) != weights(tiny_run, "finetune")
+
+
+def test_half_a_checkpoint_is_harmless(copy, tiny_run):
+    assert interrupted(copy, keep=1) == 56
+    half = checkpoints(copy, "finetune") / ".step_00000060.partial"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"cut short")
+    again(copy)
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+    assert curve(copy) == curve(tiny_run)
+    assert steps_of(copy, "finetune") == [49, 56, 60] and not half.exists()
+
+
+def test_stopped_between_the_last_checkpoint_and_the_end_of_its_stage(copy, tiny_run):
+    assert interrupted(copy, keep=2) == 60
+    again(copy)
+    assert (copy / "finetune" / "done.json").is_file()
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune") and curve(copy) == curve(tiny_run)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(name, copy, tiny_run):
+    step = interrupted(copy, keep=1)
+    folder = checkpoints(copy, "finetune") / f"step_{step:08d}"
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is damaged.*delete {folder}"):
+        again(copy)
+    shutil.rmtree(folder)
+    again(copy)
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+
+
+def test_a_cut_description_is_refused(copy):
+    file = checkpoints(copy, "finetune") / f"step_{interrupted(copy, keep=0):08d}" / "checkpoint.json"
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(ValueError, match="checkpoint.json is damaged.*delete"):
+        again(copy)
+
+
+@pytest.mark.parametrize(
+    "changes, key",
+    [
+        ({"optim.lr": 1e-3}, "optim.lr: 0.002 there, 0.001 here"),
+        ({"data.global_batch": 16}, "data.global_batch"),
+        ({"runtime.seed": 1}, "runtime.seed"),
+        ({"model.reconstruction.0.fit.iterations": 3}, "model.reconstruction"),
+        ({"stages.blind.schedule.steps": 5}, "schedule.steps"),
+    ],
+)
+def test_a_changed_config_is_refused(copy, changes, key):
+    with pytest.raises(ValueError, match=f"another configuration .*{key}.*--resume never"):
+        again(copy, changes)
+
+
+def test_what_does_not_touch_the_result_may_change(copy, tiny_run):
+    interrupted(copy, keep=1)
+    again(copy, {"runtime.log_interval": 3, "runtime.checkpoint_interval": 2, "data.num_workers": 1})
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+
+
+def test_other_frozen_weights_are_refused(copy):
+    file = checkpoints(copy, "finetune") / f"step_{interrupted(copy, keep=1):08d}" / "checkpoint.json"
+    meta = json.loads(file.read_text())
+    meta["frozen"]["encoder"]["fingerprint"] = "0" * 16
+    file.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="other frozen weights of encoder: package:efficientnet.*0{16}"):
+        again(copy)
+
+
+def test_never_starts_anew_and_keeps_the_old_run(copy, tiny_run):
+    for count in (1, 2):
+        again(copy, only="blind", resume="never")
+        assert (copy.with_name(f"copy.old-{count}") / "blind" / "done.json").is_file()
+    assert weights(copy.with_name("copy.old-1"), "finetune") == weights(tiny_run, "finetune")
+    assert weights(copy, "blind") == weights(tiny_run, "blind")
+    assert not (copy / "finetune").exists()
+
+
+def test_goes_on_from_a_named_checkpoint_even_of_a_finished_stage(copy, tiny_run):
+    (copy / "train.log").unlink()
+    again(copy, resume=str(checkpoints(copy, "finetune") / "step_00000049"))
+    assert "stage finetune goes on from step 49 of 60" in (copy / "train.log").read_text()
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+    assert curve(copy) == curve(tiny_run)
+
+
+def test_a_named_checkpoint_must_be_one_of_this_run(copy, tiny_run):
+    with pytest.raises(ValueError, match="expected 'auto', 'never' or a checkpoint folder"):
+        again(copy, resume=str(copy / "finetune"))
+    with pytest.raises(ValueError, match="not a checkpoint of .*--work-dir"):
+        again(copy, resume=str(checkpoints(tiny_run, "finetune") / "step_00000049"))
+    with pytest.raises(ValueError, match="not a checkpoint of a stage that is to run: finetune"):
+        again(copy, resume=str(checkpoints(copy, "blind") / "step_00000004"), only="finetune")
+
+
+def test_a_finished_run_is_left_as_it_is(copy):
+    before = {p: p.stat().st_mtime_ns for p in copy.rglob("*") if p.suffix in (".safetensors", ".pt", ".jsonl")}
+    results = again(copy)
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert results["finetune"]["total"] > 0
+
+
+def test_one_stage_at_a_time(tmp_path, monkeypatch, tiny_run):
+    monkeypatch.setattr(engine_run, "draw_summary", lambda work_dir, results: None)
+    with pytest.raises(ValueError, match="--stage tune: .*expected one of \\['blind', 'pretrain', 'finetune'\\]"):
+        again(tmp_path / "run", only="tune")
+    with pytest.raises(ValueError, match="stage 'pretrain' is not finished .*run it first") as error:
+        again(tmp_path / "run", {"stages.finetune.init": "pretrain"}, only="finetune")
+    assert str(tmp_path / "run") in str(error.value)
+    again(tmp_path / "run", only="blind")
+    assert weights(tmp_path / "run", "blind") == weights(tiny_run, "blind")
+    assert not (tmp_path / "run" / "pretrain").exists()
