@@ -1,0 +1,116 @@
+import importlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from asvr.models.losses import CodeCrossEntropy, linear_cross_entropy
+
+module = importlib.import_module("asvr.models.losses.linear_cross_entropy")
+S, H, V = 11, 6, 13
+
+
+def problem(bias=True):
+    torch.manual_seed(0)
+    linear = nn.Linear(H, V, bias=bias)
+    return torch.randn(S, H, requires_grad=True), linear, torch.randint(0, V, (S,))
+
+
+def gradients(loss, hidden, linear):
+    return torch.autograd.grad(loss, [hidden, *linear.parameters()])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("rows", [1, 3, S, 2 * S])
+def test_chunks_do_not_change_values_or_gradients(monkeypatch, bias, smoothing, rows):
+    hidden_SH, linear, target_S = problem(bias)
+    logits_SV = linear(hidden_SH)
+    plain = F.cross_entropy(logits_SV, target_S, label_smoothing=smoothing) * S
+    wanted = gradients(plain, hidden_SH, linear)
+
+    monkeypatch.setattr(module, "MAX_LOGITS", rows * V)
+    loss, correct = linear_cross_entropy(hidden_SH, linear, target_S, label_smoothing=smoothing)
+    assert loss.dtype == torch.float32 and loss.shape == () and abs(loss - plain) < 1e-6 * plain
+    assert correct == (logits_SV.argmax(-1) == target_S).sum()
+    for own, other in zip(gradients(loss, hidden_SH, linear), wanted, strict=True):
+        assert torch.allclose(own, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [4 * V, 2**20])
+def test_never_more_logits_than_the_limit(monkeypatch, limit):
+    hidden_SH, linear, target_S = problem()
+    seen, original = [], F.linear
+
+    def spy(*args):
+        out = original(*args)
+        seen.append(out.numel())
+        return out
+
+    monkeypatch.setattr(module, "MAX_LOGITS", limit)
+    monkeypatch.setattr(F, "linear", spy)
+    linear_cross_entropy(hidden_SH, linear, target_S)[0].backward()
+    assert max(seen) <= limit and len(seen) == (1 if limit > S * V else 2 * -(-S // 4))
+
+
+def test_softmax_is_float32_under_autocast():
+    hidden_SH, linear, target_S = problem()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = linear_cross_entropy(hidden_SH, linear, target_S)
+        rounded = linear(hidden_SH)
+    assert rounded.dtype == torch.bfloat16 and loss.dtype == torch.float32
+    assert torch.allclose(loss, F.cross_entropy(rounded.float(), target_S, reduction="sum"), rtol=1e-6)
+
+
+def codes(sizes=(5, 9, 3)):
+    torch.manual_seed(1)
+    classifiers = nn.ModuleList(nn.Linear(H, size) for size in sizes)
+    codes_PD = torch.stack([torch.randint(0, size, (S,)) for size in sizes], dim=1)
+    return torch.randn(S, len(sizes), H), classifiers, codes_PD
+
+
+def by_depth(states_PDW, classifiers, codes_PD, **kwargs):
+    return [
+        F.cross_entropy(classifier(states_PDW[:, d]), codes_PD[:, d], reduction="sum", **kwargs)
+        for d, classifier in enumerate(classifiers)
+    ]
+
+
+def test_depths_weigh_alike_and_positions_are_summed():
+    states_PDW, classifiers, codes_PD = codes()
+    loss, correct_D = CodeCrossEntropy()(states_PDW, classifiers, codes_PD)
+    assert torch.allclose(loss, sum(by_depth(states_PDW, classifiers, codes_PD)) / 3)
+    wanted = [(c(states_PDW[:, d]).argmax(-1) == codes_PD[:, d]).sum().item() for d, c in enumerate(classifiers)]
+    assert correct_D.tolist() == wanted
+    halves = [CodeCrossEntropy()(states_PDW[part], classifiers, codes_PD[part])[0] for part in (slice(4), slice(4, S))]
+    assert torch.allclose(loss, sum(halves))
+
+
+def test_depth_weights_and_smoothing():
+    states_PDW, classifiers, codes_PD = codes()
+    criterion = CodeCrossEntropy(depth_weights=[2.0, 1.0, 0.0], label_smoothing=0.1)
+    first, second, _ = by_depth(states_PDW, classifiers, codes_PD, label_smoothing=0.1)
+    assert torch.allclose(criterion(states_PDW, classifiers, codes_PD)[0], (2 * first + second) / 3)
+    plain = CodeCrossEntropy(depth_weights=[2.0, 1.0, 0.0])(states_PDW, classifiers, codes_PD)[0]
+    assert abs(plain - criterion(states_PDW, classifiers, codes_PD)[0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(depth_weights=[-1.0, 2.0]), "depth_weights"),
+        (dict(depth_weights=[0.0, 0.0]), "sum > 0"),
+        (dict(label_smoothing=1.0), r"label_smoothing=1\.0"),
+        (dict(label_smoothing=-0.1), "label_smoothing"),
+    ],
+)
+def test_impossible_weights_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        CodeCrossEntropy(**fields)
+
+
+def test_weights_of_another_depth_are_refused():
+    states_PDW, classifiers, codes_PD = codes()
+    with pytest.raises(ValueError, match=r"2 entries.*depth 3"):
+        CodeCrossEntropy(depth_weights=[1.0, 1.0])(states_PDW, classifiers, codes_PD)
