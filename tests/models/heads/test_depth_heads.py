@@ -118,7 +118,9 @@ def test_states_are_those_of_the_formula(kind, residual_from_norm):
             parameter += 0.1 * torch.randn_like(parameter)
         own = head(hidden_PH, vectors_PDC)
         assert torch.allclose(own, reference_states(head, hidden_PH, vectors_PDC, residual_from_norm), atol=1e-5)
-        assert not torch.allclose(own, reference_states(head, hidden_PH, vectors_PDC, not residual_from_norm), atol=1e-2)
+        assert not torch.allclose(
+            own, reference_states(head, hidden_PH, vectors_PDC, not residual_from_norm), atol=1e-2
+        )
 
 
 def test_size_of_the_released_head():
