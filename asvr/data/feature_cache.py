@@ -4,7 +4,6 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width, ``D`
 """
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -60,13 +59,14 @@ class FeatureCache:
         for start in range(0, len(keys), BATCH):
             yield self.features(keys[start : start + BATCH])
 
-    def add_codes(self, target: str, tokenizer, *, shared: bool, pictures: dict, aspect: str) -> None:
+    def add_codes(
+        self, target: str, tokenizer, *, shared: bool, pictures: dict, aspect: str, device: torch.device
+    ) -> None:
         """Codes of every picture by ``tokenizer``: from the cached features where it shares the encoder
         (no picture is opened then), else from its own pixels. Kept in the folder under its fingerprint."""
         file = self.folder / f"codes.{target}.{tokenizer.fingerprint()}.npy"
         if not file.is_file():
             keys = list(self.rows)
-            device = next(itertools.chain(tokenizer.parameters(), tokenizer.buffers())).device
             source = self.batches(keys) if shared else pixel_batches(keys, pictures, tokenizer.transform, aspect)
             encode = tokenizer.quantize if shared else tokenizer.encode
             dtype = np.int16 if max(tokenizer.codebook_sizes) <= 2**15 else np.int32
@@ -81,14 +81,14 @@ class FeatureCache:
         self.codes_IND[target] = np.load(file, mmap_mode="r")
 
 
-def build_feature_cache(root: Path, encoder, pictures: dict, aspect: str) -> FeatureCache:
-    """The cache of ``pictures`` (key -> file or picture) under ``root``; computed unless it is there."""
+def build_feature_cache(root: Path, encoder, pictures: dict, aspect: str, device: torch.device) -> FeatureCache:
+    """The cache of ``pictures`` (key -> file or picture) under ``root``; computed on ``device`` unless it is there."""
     folder = folder_of(root, encoder, pictures, aspect)
     if not (folder / INDEX).is_file():
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        device, keys = next(encoder.parameters()).device, list(pictures)
+        keys = list(pictures)
         out = None
         with tqdm(total=len(keys), desc="features", unit="picture", disable=None) as bar, torch.inference_mode():
             for row, pixels in zip(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from asvr import compat
 from asvr.models.component import Component
 from asvr.models.hf import find_folder, load_strict, read_config, resolve_dtype
 from asvr.registry import LLMS
@@ -54,7 +55,7 @@ class HFCausalLM(Component):
         else:
             self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(dict(use_reentrant=False))
+            compat.enable_activation_checkpointing(self.model)
         self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
         self.num_layers = config.num_hidden_layers

@@ -23,15 +23,19 @@ class LinearProjector(Component):
 
 @PROJECTORS.register_module()
 class MLPProjector(Component):
-    """Linear layers with GELU between them, features_INE -> visual_INH; ``layers=2`` is LLaVA's ``mlp2x_gelu``."""
+    """Linear layers with GELU between them, features_INE -> visual_INH; ``layers=2`` is LLaVA's ``mlp2x_gelu``.
 
-    def __init__(self, *, in_width: int, out_width: int, layers: int = 2):
+    norm: a layer norm in front, for encoders whose features are not normalised.
+    """
+
+    def __init__(self, *, in_width: int, out_width: int, layers: int = 2, norm: bool = False):
         super().__init__()
         if layers < 2:
             raise ValueError(
                 f"MLPProjector layers={layers}: needs at least 2; for one layer use type='LinearProjector'"
             )
-        modules = [nn.Linear(in_width, out_width)]
+        modules = [nn.LayerNorm(in_width)] if norm else []
+        modules.append(nn.Linear(in_width, out_width))
         for _ in range(layers - 1):
             modules += [nn.GELU(), nn.Linear(out_width, out_width)]
         self.mlp = nn.Sequential(*modules)

@@ -8,15 +8,13 @@ Legend: ``T`` tokens in a row, ``N`` visual tokens of an image, ``E`` encoder wi
 ``C`` code width, ``D`` code depth, ``V`` codes in a codebook, ``S`` supervised text positions.
 """
 
-import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from asvr.compat import count_macs
 from asvr.models.losses.linear_cross_entropy import MAX_LOGITS
 from asvr.models.targets import Target
 from asvr.models.tokenizers.base import VisualTokenizer
@@ -62,36 +60,10 @@ def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, .
     for module in modules:
         module.eval()
     call = _Call(function, *modules)
-    try:
-        macs = _macs(call, shapes, dtype, "meta")
-    except TypeError:
-        # Tracing makes sizes tensors, and torch's meta convolution takes no padding computed from them, which
-        # TensorFlow's "same" padding in timm is (torch 2.15). On the CPU such a network, a small one, can be traced.
-        macs = _macs(copy.deepcopy(call).to_empty(device="cpu"), shapes, dtype, "cpu")
+    macs = count_macs(call, shapes, dtype)
     for module, mode in zip(modules, training, strict=True):
         module.train(mode)
     return 2 * macs
-
-
-def _macs(call: _Call, shapes: tuple, dtype: torch.dtype, device: str) -> int:
-    inputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fvcore uses parts of torch.jit that are deprecated, from its import on
-        from fvcore.nn import FlopCountAnalysis
-
-        analysis = FlopCountAnalysis(call, inputs)
-        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        return int(analysis.total())
-
-
-def _attention_macs(inputs: list, outputs: list) -> int:
-    """``q k^T`` and ``weights v`` for q (..., heads, T, C), k and v (..., kv heads, T', C).
-
-    Grouped-query attention has fewer k and v heads, which saves memory and no operation: q's heads count.
-    """
-    q, k, v = (value.type().sizes() for value in inputs[:3])
-    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
 def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:

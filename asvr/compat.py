@@ -1,0 +1,54 @@
+"""Workarounds for dependencies, each with the version it is for. tests/test_compat.py fails when one is no longer
+needed."""
+
+import copy
+import warnings
+from math import prod
+
+import torch
+from torch import nn
+
+
+def enable_activation_checkpointing(model) -> None:
+    """Recompute a Hugging Face model's blocks in the backward pass.
+
+    transformers 5.23 renamed the method and warns about the old name, which is the only one in 5.17.
+    """
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(dict(use_reentrant=False))
+    else:
+        model.gradient_checkpointing_enable(dict(use_reentrant=False))
+
+
+def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
+    """Multiply-adds of ``call`` on inputs of these shapes by fvcore, on the meta device.
+
+    fvcore 0.1.5 counts nothing for scaled_dot_product_attention: it gets a handler. Tracing makes sizes tensors,
+    and the meta convolution of torch 2.15 takes no padding computed from them, which TensorFlow's "same" padding in
+    timm is: such a network, a small one, is traced on the CPU.
+    """
+    try:
+        return _trace(call, shapes, dtype, "meta")
+    except TypeError:
+        return _trace(copy.deepcopy(call).to_empty(device="cpu"), shapes, dtype, "cpu")
+
+
+def _trace(call: nn.Module, shapes: tuple, dtype: torch.dtype, device: str) -> int:
+    inputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fvcore uses parts of torch.jit that are deprecated, from its import on
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(call, inputs)
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        return int(analysis.total())
+
+
+def _attention_macs(inputs: list, outputs: list) -> int:
+    """``q k^T`` and ``weights v`` for q (..., heads, T, C), k and v (..., kv heads, T', C).
+
+    Grouped-query attention has fewer k and v heads, which saves memory and no operation: q's heads count.
+    """
+    q, k, v = (value.type().sizes() for value in inputs[:3])
+    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])

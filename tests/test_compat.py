@@ -1,0 +1,43 @@
+"""Each test fails when a workaround in asvr/compat.py is no longer needed."""
+
+import inspect
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from asvr import compat
+
+
+class Attention(nn.Module):
+    def forward(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_fvcore_still_counts_nothing_for_attention():
+    from fvcore.nn import FlopCountAnalysis
+
+    inputs = tuple(torch.zeros(1, 2, 5, 4) for _ in range(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        analysis = FlopCountAnalysis(Attention(), inputs).unsupported_ops_warnings(False).tracer_warnings("none")
+        assert analysis.total() == 0
+    assert compat.count_macs(Attention(), ((1, 2, 5, 4),) * 3, torch.float32) == 2 * 5 * 5 * (4 + 4)
+
+
+def test_meta_convolution_still_refuses_traced_padding():
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        network = timm.create_model("tf_efficientnet_lite0").eval()
+    with pytest.raises(TypeError):
+        compat._trace(network, ((1, 3, 64, 64),), torch.float32, "meta")
+    assert compat.count_macs(network, ((1, 3, 64, 64),), torch.float32) > 10**7
+
+
+def test_checkpointing_has_two_names_or_one():
+    """When the oldest supported transformers has the new name, the old one can go."""
+    from transformers import PreTrainedModel
+
+    assert "gradient_checkpointing_enable" in dict(inspect.getmembers(PreTrainedModel)), "drop the old name"

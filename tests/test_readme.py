@@ -1,0 +1,78 @@
+"""The README's snippets: Python is executed, commands are parsed by the tools they name."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+
+
+def test_there_are_snippets():
+    assert len(PYTHON) >= 3
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("code", [code for code in PYTHON if "import" in code])
+def test_python_snippets_run(code):
+    import torch
+
+    from asvr.registry import PROJECTORS
+
+    names = {}
+    exec(code, names)  # noqa: S102
+    try:
+        projector = PROJECTORS.build(dict(type="NormedLinear"), default_args=dict(in_width=8, out_width=4))
+        assert projector(torch.zeros(2, 3, 8)).shape == (2, 3, 4)
+    finally:
+        PROJECTORS.module_dict.pop("NormedLinear")
+
+
+def test_reconstruction_snippet_is_a_valid_config():
+    from asvr.config import load_config
+    from asvr.preflight import check_sizes
+    from asvr.validate import check_config
+
+    names = {}
+    exec(next(code for code in PYTHON if code.startswith("reconstruction")), names)  # noqa: S102
+    cfg = load_config(ROOT / "configs/llava_vicuna7b.py")
+    cfg.model.reconstruction = names["reconstruction"]
+    check_config(cfg)
+    assert check_sizes(cfg)["pretrain"].targets[0].tokenizer.depth == 8
+
+
+def test_own_data_snippet_is_a_valid_config(tmp_path):
+    from asvr.config import load_config, stage_config
+    from asvr.validate import check_config
+
+    code = next(code for code in PYTHON if "my_data.py" in code)
+    file = tmp_path / "my_data.py"
+    file.write_text(code.replace("./asvr_vicuna7b.py", str(ROOT / "configs/asvr_vicuna7b.py")))
+    cfg = load_config(file)
+    check_config(cfg)
+    assert stage_config(cfg, "finetune").data.train.ann_file == "my.jsonl"
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "tools/" in c])
+def test_commands_name_files_and_options_that_exist(command):
+    words = shlex.split(command.split("&&")[-1])
+    assert words[0] == "python"
+    tool = ROOT / words[1]
+    usage = subprocess.run([sys.executable, tool, "--help"], capture_output=True, text=True, check=True).stdout
+    assert (ROOT / words[2]).is_file()
+    for option in (word for word in words if word.startswith("--")):
+        assert option in usage
+
+
+def test_dry_run_command_runs():
+    command = next(c for c in COMMANDS if "--dry-run" in c)
+    words = shlex.split(command)[1:]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "llm" in done.stdout and "FLOP" in done.stdout
