@@ -37,7 +37,15 @@ STEPS = dict(blind=4, pretrain=40, finetune=60)
 def tiny_command(work_dir: Path) -> list[str]:
     options = [f"{key}={value}" for key, value in TINY.items()]
     config = ROOT / "configs/asvr_mini.py"
-    return [sys.executable, str(ROOT / "tools/train.py"), str(config), "--work-dir", str(work_dir), "--cfg-options", *options]
+    return [
+        sys.executable,
+        str(ROOT / "tools/train.py"),
+        str(config),
+        "--work-dir",
+        str(work_dir),
+        "--cfg-options",
+        *options,
+    ]
 
 
 def tiny_env() -> dict:

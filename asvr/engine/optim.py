@@ -62,7 +62,8 @@ def build_schedulers(optim_wrapper: AutocastOptimWrapper, config: dict, steps: i
     warmup = round(config["warmup_ratio"] * steps)
     schedulers = []
     if warmup:
-        schedulers.append(LinearLR(optim_wrapper, start_factor=1 / (warmup + 1), end=warmup, by_epoch=False))
+        # `end` is the step after the last one that it changes: the peak, where the cosine begins
+        schedulers.append(LinearLR(optim_wrapper, start_factor=1 / (warmup + 1), end=warmup + 1, by_epoch=False))
     if steps > warmup:
         ratio = config.get("min_lr_ratio", 0.0)
         schedulers.append(

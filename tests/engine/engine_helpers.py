@@ -1,0 +1,85 @@
+"""A tiny model, and the little of MMEngine's runner that hooks look at."""
+
+from types import SimpleNamespace
+
+import torch
+
+from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch
+from asvr.data.collate import Collate
+from asvr.models.vlm import VLM
+
+LLAMA = dict(
+    model_type="llama",
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=64,
+)
+SIGLIP = dict(
+    model_type="siglip_vision_model",
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+)
+TARGET = dict(
+    name="semantic",
+    tokenizer=dict(type="SemanticTokenizer", depth=2, codebook_size=4),
+    head=dict(type="DepthTransformerHead", width=8, layers=1, num_heads=2),
+    loss=dict(type="CodeCrossEntropy"),
+    weight=0.5,
+    shift=1,
+)
+
+
+def tiny_model(train=("projector", "heads", "llm"), *, reconstruction=(TARGET,), tied=False) -> VLM:
+    """With a fitted tokenizer; its encoder counts as loaded from files. 32 words, 4 visual tokens of an image."""
+    torch.manual_seed(0)
+    model = VLM(
+        encoder=dict(type="HFVisionEncoder", arch=SIGLIP),
+        projector=dict(type="MLPProjector", layers=2),
+        llm=dict(type="HFCausalLM", arch=dict(LLAMA, tie_word_embeddings=tied)),
+        reconstruction=[dict(entry) for entry in reconstruction],
+        vocab_size=32,
+    )
+    model.encoder.source = "a/tower"
+    for target in model.targets:
+        target.tokenizer.fit([torch.randn(16, 4, 8)], progress=False)
+    model.train_only(list(train))
+    return model.train()
+
+
+def collate(model: VLM) -> Collate:
+    return Collate(num_image_tokens=model.encoder.num_tokens, views=model.views(), pad_id=0, on_error="skip")
+
+
+def item(*, words: int = 5, image=None, sample_id: str = "rows.json:0") -> dict:
+    """A sample of ``words`` words behind BOS, all but the first two supervised, with or without an image."""
+    ids = [1, *([IMAGE_TOKEN] if image is not None else []), *range(3, 3 + words)]
+    labels = [token if place >= 2 and token != IMAGE_TOKEN else IGNORE for place, token in enumerate(ids)]
+    images = [] if image is None else [image]
+    return dict(input_ids=ids, labels=labels, images=images, image_keys=[str(i) for i in images], sample_id=sample_id)
+
+
+def runner(model: VLM, optim_wrapper, *, steps: int = 10) -> SimpleNamespace:
+    """What a hook reads of a runner; call ``advance`` for a step on a window of batches."""
+    return SimpleNamespace(
+        model=model,
+        optim_wrapper=optim_wrapper,
+        param_schedulers=[],
+        hooks=[],
+        iter=0,
+        max_iters=steps,
+        train_loop=SimpleNamespace(data_time=0.0),
+    )
+
+
+def advance(state: SimpleNamespace, window: list[Batch], *hooks) -> dict:
+    logs = state.model.train_step(window, state.optim_wrapper)
+    state.iter += 1
+    for hook in hooks:
+        hook.after_train_iter(state, state.iter - 1, window, logs)
+    return logs
