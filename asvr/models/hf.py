@@ -2,10 +2,12 @@
 and strict loading of weights."""
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import logging as hf_logging
 
 from asvr import zoo
 
@@ -64,6 +66,17 @@ def _same_kind(config: PretrainedConfig, model_type: str) -> PretrainedConfig:
     return vision if vision is not None and vision.model_type == model_type else config
 
 
+@contextmanager
+def _without_report():
+    """transformers lists keys that do not fit as warnings, those that nobody needs among them; here they are errors."""
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+
+
 def load_strict(
     auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, may_ignore: tuple[str, ...] = ()
 ):
@@ -71,9 +84,16 @@ def load_strict(
 
     may_ignore: prefixes of keys that the file may have and the model does not need.
     """
-    model, info = auto_class.from_pretrained(
-        folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True, trust_remote_code=False
-    )
+    with _without_report():
+        model, info = auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the file's name
+            local_files_only=True,
+            trust_remote_code=False,
+        )
     unexpected = [k for k in info["unexpected_keys"] if not k.startswith(may_ignore)]
     problems = {
         "missing": sorted(info["missing_keys"]),

@@ -106,7 +106,7 @@ def _keep_layers(model: nn.Module, layer: int) -> int:
         raise ValueError(
             f"encoder layer={layer}: this tower has {len(blocks)} blocks, so {-len(blocks) - 1}..{len(blocks)}"
         )
-    setattr(parent, name, blocks[:index])
+    setattr(parent, name, blocks[: max(index, 1)])  # transformers records hidden states where a block runs
     return index
 
 
