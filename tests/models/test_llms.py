@@ -1,0 +1,169 @@
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from asvr.models.llms import HFCausalLM
+
+SIZES = dict(
+    vocab_size=48,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+)
+ARCHS = {
+    "llama": dict(model_type="llama", num_key_value_heads=4, **SIZES),
+    "mistral": dict(model_type="mistral", num_key_value_heads=2, head_dim=4, sliding_window=None, **SIZES),
+    "qwen2": dict(model_type="qwen2", num_key_value_heads=2, tie_word_embeddings=True, **SIZES),
+}
+
+
+def save(kind, folder, **changes):
+    torch.manual_seed(0)
+    arch = dict(ARCHS[kind], **changes)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(arch.pop("model_type"), **arch))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    model.eval().save_pretrained(folder)
+    return model
+
+
+def ids(rows=2, length=7):
+    return torch.randint(3, 48, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", ARCHS)
+def test_folders_load_and_give_the_models_own_states(kind, tmp_path):
+    model = save(kind, tmp_path)
+    llm = HFCausalLM(name=str(tmp_path), vocab_size=48).eval()
+    assert llm.source == str(tmp_path)
+    assert (llm.hidden_size, llm.vocab_size, llm.num_layers) == (16, 48, 3)
+    embeds_BTH = llm.embed(ids())
+    with torch.no_grad():
+        out = model(input_ids=ids(), output_hidden_states=True)
+        hidden = llm.hidden(embeds_BTH, {-1, 0, 1, 2})
+        assert set(hidden) == {-1, 0, 1, 2}
+        for tap in (0, 1, 2):
+            assert torch.allclose(hidden[tap], out.hidden_states[tap], atol=1e-5)
+        # -1 is what the LM head reads.
+        assert torch.allclose(llm.lm_head(hidden[-1]), out.logits, atol=1e-5)
+        assert torch.equal(hidden[0], embeds_BTH)
+
+
+def test_only_the_last_state_is_kept_when_only_it_is_asked_for():
+    llm = HFCausalLM(arch=ARCHS["llama"])
+    assert set(llm.hidden(llm.embed(ids()), {-1})) == {-1}
+
+
+@pytest.mark.parametrize("kind", ARCHS)
+def test_padding_on_the_right_changes_no_real_state(kind):
+    torch.manual_seed(0)
+    llm = HFCausalLM(arch=ARCHS[kind]).eval()
+    embeds_BTH = llm.embed(ids())
+    padded_BTH = torch.cat([embeds_BTH, 50 * torch.randn(2, 4, 16)], dim=1)
+    with torch.no_grad():
+        short, long = llm.hidden(embeds_BTH, {-1, 1}), llm.hidden(padded_BTH, {-1, 1})
+    for tap in (-1, 1):
+        assert torch.allclose(short[tap], long[tap][:, :7], atol=1e-5)
+
+
+def test_tied_embeddings_stay_tied_and_need_no_head_in_the_file(tmp_path):
+    save("qwen2", tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    llm = HFCausalLM(name=str(tmp_path))
+    assert llm.lm_head.weight is llm.model.get_input_embeddings().weight
+    save("llama", tmp_path / "untied")
+    untied = HFCausalLM(name=str(tmp_path / "untied"))
+    assert not torch.equal(untied.lm_head.weight, untied.model.get_input_embeddings().weight)
+
+
+def test_a_missing_weight_is_an_error_that_names_it(tmp_path):
+    save("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    for key in ("lm_head.weight", "model.layers.1.mlp.up_proj.weight"):
+        weights = load_file(file)
+        kept = weights.pop(key)
+        save_file(weights, file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"missing.*{key}"):
+            HFCausalLM(name=str(tmp_path))
+        save_file(weights | {key: kept}, file, metadata={"format": "pt"})
+    HFCausalLM(name=str(tmp_path))
+
+
+def test_rotary_frequencies_of_old_files_are_ignored(tmp_path):
+    save("llama", tmp_path)
+    file = tmp_path / "model.safetensors"
+    old = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(2) for i in range(3)}
+    save_file(load_file(file) | old, file, metadata={"format": "pt"})
+    assert HFCausalLM(name=str(tmp_path)).source == str(tmp_path)
+
+
+def test_a_tokenizer_with_more_entries_than_the_model_is_refused(tmp_path):
+    save("llama", tmp_path)
+    with pytest.raises(ValueError, match=r"48 embeddings.*49.*text_tokenizer\.name"):
+        HFCausalLM(name=str(tmp_path), vocab_size=49)
+    assert HFCausalLM(name=str(tmp_path), vocab_size=40).vocab_size == 48
+
+
+def test_a_model_from_scratch_takes_the_tokenizers_size():
+    llm = HFCausalLM(arch=ARCHS["llama"], vocab_size=61)
+    assert llm.vocab_size == 61 and llm.lm_head.out_features == 61 and llm.source is None
+
+
+def test_the_folders_configuration_wins_with_a_warning(tmp_path, caplog):
+    save("llama", tmp_path)
+    with caplog.at_level(logging.WARNING, logger="asvr"):
+        llm = HFCausalLM(name=str(tmp_path), arch=dict(ARCHS["llama"], num_hidden_layers=5))
+    assert llm.num_layers == 3
+    (record,) = [r for r in caplog.records if r.name == "asvr"]
+    assert "num_hidden_layers=3 (config: 5)" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("arch", "field"),
+    [
+        (dict(model_type="gemma2", head_dim=4, num_key_value_heads=4, **SIZES), "final_logit_softcapping"),
+        (dict(model_type="cohere", num_key_value_heads=4, logit_scale=0.25, **SIZES), "logit_scale"),
+        (dict(model_type="granite", num_key_value_heads=4, logits_scaling=8.0, **SIZES), "logits_scaling"),
+    ],
+)
+def test_models_that_change_their_logits_are_refused(arch, field):
+    with pytest.raises(ValueError, match=rf"`{field}` is not supported"):
+        HFCausalLM(arch=arch)
+    neutral = {"final_logit_softcapping": None}.get(field, 1.0)
+    assert HFCausalLM(arch=dict(arch, **{field: neutral})).num_layers == 3
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        llm = HFCausalLM(arch=ARCHS["llama"], gradient_checkpointing=checkpointing).train()
+        llm.lm_head(llm.hidden(llm.embed(ids()), {-1})[-1]).logsumexp(-1).sum().backward()
+        gradients.append([p.grad for p in llm.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_generation_continues_embedded_prompts_greedily():
+    torch.manual_seed(0)
+    llm = HFCausalLM(arch=ARCHS["llama"]).eval()
+    prompt = ids(1)
+    own = llm.generate(llm.embed(prompt), torch.ones(1, 7, dtype=torch.long), max_new_tokens=4, do_sample=False)
+    sequence = prompt
+    for _ in range(4):
+        with torch.no_grad():
+            sequence = torch.cat([sequence, llm.model(sequence).logits[:, -1:].argmax(-1)], dim=1)
+        if sequence[0, -1] == llm.model.generation_config.eos_token_id:
+            break
+    assert torch.equal(own, sequence[:, 7:])
+
+
+def test_meta_device_without_weights():
+    with torch.device("meta"):
+        llm = HFCausalLM(name="nowhere/at-all", arch=ARCHS["mistral"], load_weights=False, dtype="bfloat16")
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in llm.parameters())
