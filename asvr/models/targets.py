@@ -42,7 +42,7 @@ class Target:
     def states(self, hidden_PH: Tensor, codes_PD: Tensor) -> Tensor:
         with torch.no_grad():
             vectors_PDC = self.tokenizer.embed(codes_PD)
-        return self.head(hidden_PH, vectors_PDC)
+        return self.head(hidden_PH.float(), vectors_PDC)  # a frozen LLM may be half precision
 
     @torch.no_grad()
     def predict(self, hidden_PH: Tensor, codes_PD: Tensor) -> Tensor:
@@ -102,7 +102,8 @@ def _resample(key: str, tokenizer: VisualTokenizer, grid: tuple[int, int], rule:
     if rule != "nearest":
         raise ValueError(
             f"{key}: the tokenizer's grid is {'x'.join(map(str, tokenizer.grid))}, the encoder's "
-            f"{'x'.join(map(str, grid))}: choose sizes that agree, or set resample='nearest' (each encoder position takes the code of the cell "
+            f"{'x'.join(map(str, grid))}: choose sizes that agree, or set resample='nearest' (each encoder position "
+            "takes the code of the cell "
             "its centre lies in)"
         )
     rows, columns = (

@@ -86,7 +86,7 @@ class VLM(nn.Module):
         if not batch.num_images:
             return embeds_BTH, None
         features_INE = batch.features_INE if batch.features_INE is not None else self.encode(batch.pixels["encoder"])
-        visual_INH = self.projector(features_INE).to(embeds_BTH.dtype)
+        visual_INH = self.projector(features_INE.float()).to(embeds_BTH.dtype)  # frozen parts may be half precision
         flat = embeds_BTH.flatten(0, 1).index_copy(0, batch.image_positions_IN.flatten(), visual_INH.flatten(0, 1))
         return flat.view_as(embeds_BTH), features_INE
 
@@ -144,13 +144,18 @@ class VLM(nn.Module):
         return counts
 
     def touch(self, batch: Batch) -> Tensor:
-        """A zero that depends on every trained parameter that this batch leaves out.
+        """A zero that depends on every trained parameter that this batch's losses leave out.
 
-        Without it a batch without images (or without text) would leave gradients of some parts undefined, and
+        Without it a batch without images, text or losses would leave gradients of some parts undefined, and
         processes that average gradients would wait for one another.
         """
-        idle = [] if batch.num_images else [self.projector, self.heads, self.encoder]
-        idle += [] if batch.num_text_targets else [self.llm]
+        text = batch.num_text_targets
+        visual = [target.name for target in self.targets if batch.num_visual_targets(target.shift)]
+        idle = [head for name, head in self.heads.items() if name not in visual]
+        if not text:
+            idle.append(self.llm)
+        if not batch.num_images or not (text or visual):
+            idle += [self.projector, self.encoder]
         parameters = [p for module in idle for p in module.parameters() if p.requires_grad]
         zero = torch.zeros((), device=self.device)
         return zero + 0 * sum(p.sum() for p in parameters) if parameters else zero

@@ -1,0 +1,114 @@
+"""Features and codes from the cache are those that the model computes online."""
+
+import pytest
+import torch
+from vlm_helpers import ENCODER, PIXEL, RESNET, SEMANTIC, build, collate, row, step_gradients
+
+from asvr.data.batch import IMAGE_TOKEN
+from asvr.data.easy_vqa import EasyVQA
+from asvr.data.feature_cache import build_feature_cache, folder_of
+
+CPU = torch.device("cpu")
+ENCODERS = {"hf": ENCODER, "hf bf16": dict(ENCODER, dtype="bfloat16"), "timm": RESNET}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    pytest.importorskip("easy_vqa")
+    return dict(list(EasyVQA(split="train", max_pictures=4).pictures()))
+
+
+def samples(pictures):
+    ids = [1, IMAGE_TOKEN, 5, 6, 7]
+    labels = [-100, -100, 5, 6, 7]
+    return [
+        dict(input_ids=ids, labels=labels, images=[file], image_keys=[key], sample_id=f"rows.json:{i}")
+        for i, (key, file) in enumerate(pictures.items())
+    ]
+
+
+def cached(model, pictures, root):
+    cache = build_feature_cache(root, model.encoder, pictures, "square", CPU)
+    for target in model.targets:
+        cache.add_codes(
+            target.name,
+            target.tokenizer,
+            shared=target.shares_encoder,
+            pictures=pictures,
+            aspect="square",
+            device=CPU,
+        )
+    return cache
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_features_codes_and_gradients_are_bitwise_the_same(encoder, pictures, tmp_path):
+    pixel = dict(PIXEL, resample="nearest")
+    model = build(encoder=ENCODERS[encoder], reconstruction=[SEMANTIC, pixel])
+    online = collate(model, samples(pictures))
+    stored = collate(model, samples(pictures), cache=cached(model, pictures, tmp_path))
+    assert set(online.pixels) == {"encoder", "pixel"} and not online.codes
+    assert stored.pixels == {} and "pixel" in stored.codes
+    features = [model.embed(batch)[1] for batch in (online, stored)]
+    assert torch.equal(*features) and features[0].dtype == features[1].dtype
+    for target in model.targets:
+        assert torch.equal(model.codes(target, online, features[0]), model.codes(target, stored, features[1]))
+    (first, first_logs), (second, second_logs) = (step_gradients(model, [batch]) for batch in (online, stored))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(first_logs[name], second_logs[name]) for name in first_logs)
+
+
+def test_a_cache_is_read_again_and_opens_no_picture(pictures, tmp_path):
+    model = build()
+    first = cached(model, pictures, tmp_path)
+    model.encoder.forward = lambda pixels: pytest.fail("encoded again")
+    second = cached(model, pictures, tmp_path)
+    keys = list(reversed(pictures))
+    assert first.folder == second.folder and torch.equal(first.features(keys), second.features(keys))
+    assert torch.equal(first.codes("semantic", keys), second.codes("semantic", keys))
+    assert torch.equal(first.features(keys), first.features(list(pictures)).flip(0))
+    missing = [dict(sample, images=["no/such/file.png"]) for sample in samples(pictures)]
+    assert collate(model, missing, cache=second).num_images == len(pictures)
+
+
+def test_the_folder_follows_what_the_features_depend_on(pictures, tmp_path):
+    key, file = next(iter(pictures.items()))
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(file.read_bytes())
+    model, other = build(), build(seed=1)
+    same = folder_of(tmp_path, model.encoder, {key: copy}, "square")
+    assert same == folder_of(tmp_path, model.encoder, {key: file}, "square")
+    assert same != folder_of(tmp_path, other.encoder, {key: copy}, "square")
+    assert same != folder_of(tmp_path, model.encoder, {key: copy}, "pad")
+    assert same != folder_of(tmp_path, model.encoder, {"other": copy}, "square")
+    data = bytearray(copy.read_bytes())
+    data[len(data) // 2] ^= 1
+    copy.write_bytes(bytes(data))
+    assert same != folder_of(tmp_path, model.encoder, {key: copy}, "square")
+
+
+def test_codes_follow_their_tokenizer(pictures, tmp_path):
+    model, other = build(), build()
+    other.targets[0].tokenizer.fit([torch.randn(64, 4, 8)], progress=False)
+    cache = cached(model, pictures, tmp_path)
+    before = cache.codes("semantic", list(pictures))
+    again = cached(other, pictures, tmp_path)
+    assert again.folder == cache.folder
+    assert not torch.equal(before, again.codes("semantic", list(pictures)))
+
+
+def test_a_picture_that_the_cache_does_not_have_is_named(pictures, tmp_path):
+    model = build()
+    cache = cached(model, pictures, tmp_path)
+    with pytest.raises(ValueError, match=r"no features of 9-0 \(1 pictures\)"):
+        collate(model, [row("biww", 9)], cache=cache)
+
+
+def test_interrupted_writing_leaves_no_cache(pictures, tmp_path, monkeypatch):
+    model = build()
+    forward = model.encoder.forward
+    monkeypatch.setattr(model.encoder, "forward", lambda pixels: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        cached(model, pictures, tmp_path)
+    monkeypatch.setattr(model.encoder, "forward", forward)
+    assert cached(model, pictures, tmp_path).features(list(pictures)).isfinite().all()
