@@ -63,8 +63,9 @@ class FeatureCache:
         self, target: str, tokenizer, *, shared: bool, pictures: dict, aspect: str, device: torch.device
     ) -> None:
         """Codes of every picture by ``tokenizer``: from the cached features where it shares the encoder
-        (no picture is opened then), else from its own pixels. Kept in the folder under its fingerprint."""
-        file = self.folder / f"codes.{target}.{tokenizer.fingerprint()}.npy"
+        (no picture is opened then), else from its own pixels. Kept in the folder under a digest of the tokenizer."""
+        depends_on = f"{tokenizer.fingerprint()} {tokenizer.transform} {tokenizer.grid}"
+        file = self.folder / f"codes.{target}.{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.npy"
         if not file.is_file():
             keys = list(self.rows)
             source = self.batches(keys) if shared else pixel_batches(keys, pictures, tokenizer.transform, aspect)

@@ -97,6 +97,16 @@ def test_codes_follow_their_tokenizer(pictures, tmp_path):
     assert not torch.equal(before, again.codes("semantic", list(pictures)))
 
 
+def test_codes_follow_the_size_that_their_tokenizer_sees(pictures, tmp_path):
+    """Its weights are the same at every size."""
+    sizes = []
+    for image_size in (4, 8):
+        tokenizer = dict(PIXEL["tokenizer"], image_size=image_size)
+        model = build(reconstruction=[dict(PIXEL, tokenizer=tokenizer, resample="nearest")])
+        sizes.append(cached(model, pictures, tmp_path).codes("pixel", list(pictures)).shape[1])
+    assert sizes == [4, 16]
+
+
 def test_a_picture_that_the_cache_does_not_have_is_named(pictures, tmp_path):
     model = build()
     cache = cached(model, pictures, tmp_path)

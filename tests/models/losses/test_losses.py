@@ -89,10 +89,10 @@ def test_depths_weigh_alike_and_positions_are_summed():
 
 def test_depth_weights_and_smoothing():
     states_PDW, classifiers, codes_PD = codes()
-    criterion = CodeCrossEntropy(depth_weights=[2.0, 1.0, 0.0], label_smoothing=0.1)
+    criterion = CodeCrossEntropy(depth_weights=[3.0, 1.0, 0.0], label_smoothing=0.1)
     first, second, _ = by_depth(states_PDW, classifiers, codes_PD, label_smoothing=0.1)
-    assert torch.allclose(criterion(states_PDW, classifiers, codes_PD)[0], (2 * first + second) / 3)
-    plain = CodeCrossEntropy(depth_weights=[2.0, 1.0, 0.0])(states_PDW, classifiers, codes_PD)[0]
+    assert torch.allclose(criterion(states_PDW, classifiers, codes_PD)[0], (3 * first + second) / 4)
+    plain = CodeCrossEntropy(depth_weights=[3.0, 1.0, 0.0])(states_PDW, classifiers, codes_PD)[0]
     assert abs(plain - criterion(states_PDW, classifiers, codes_PD)[0]) > 1e-3
 
 
