@@ -19,8 +19,10 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     ``custom_imports``, looked up from the current directory too. The library's own components register when
     the first of a kind is asked for.
 
-    Raises ``ValueError`` naming the option or module that does not fit.
+    Raises ``ValueError`` naming the file that is missing, or the option or module that does not fit.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no config file {path}")
     cfg = Config.fromfile(path, import_custom_modules=False)
     for key, value in (cfg_options or {}).items():
         try:

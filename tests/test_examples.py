@@ -1,13 +1,17 @@
 """The example of one's own components keeps the library's contracts."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from asvr.config import load_config  # noqa: E402
+from asvr.engine.run import run  # noqa: E402
 from asvr.models.losses import CodeCrossEntropy  # noqa: E402
 from examples.my_components import AdditiveHead, ColorPatches, FocalCodeLoss, NormProjector  # noqa: E402
 
@@ -50,3 +54,28 @@ def test_the_focal_loss_without_focus_is_cross_entropy(head):
     torch.testing.assert_close(loss, expected)
     assert torch.equal(correct, expected_correct)
     assert FocalCodeLoss(gamma=2)(states, head.classifiers, codes)[0] < loss
+
+
+def test_the_example_config_trains_with_every_own_component(tmp_path, monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("asvr.engine.run.draw_summary", lambda work_dir, results: None)
+    called = set()
+    for part in (ColorPatches, NormProjector, AdditiveHead, FocalCodeLoss):
+        monkeypatch.setattr(part, "forward", _noting(part.forward, part.__name__, called))
+    few = {"text_tokenizer.corpus.max_pictures": 8, "data.train.max_pictures": 8, "schedule.steps": 3}
+    options = few | {"model.reconstruction.0.tokenizer.codebook_size": 8, "runtime.log_interval": 1}
+    run(load_config(root / "configs/examples/custom_components.py", options), tmp_path)
+    assert called == {"ColorPatches", "NormProjector", "AdditiveHead", "FocalCodeLoss"}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3] and lines[0]["loss_semantic"] > 0
+    weights = load_file(tmp_path / "train" / "checkpoints" / "step_00000003" / "model.safetensors")
+    assert {"projector.norm.weight", "heads.semantic.hidden_input.weight"} <= weights.keys()
+
+
+def _noting(forward, name: str, called: set):
+    def noted(self, *args, **kwargs):
+        called.add(name)
+        return forward(self, *args, **kwargs)
+
+    return noted

@@ -2,23 +2,24 @@
 
 import argparse
 
-from mmengine.config import DictAction
-
-from asvr.models.tokenizers.run import run_config
+from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
 
 
-def main() -> None:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config")
     parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
     parser.add_argument("--seed", type=int, help="default: the config's, or 0")
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE")
-    args = parser.parse_args()
-    try:
-        run_config(args.config, work_dir=args.work_dir, seed=args.seed, cfg_options=args.cfg_options)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from asvr.models.tokenizers.run import run_config  # here: --help need not wait for torch
+
+    run_config(args.config, work_dir=args.work_dir, seed=args.seed, cfg_options=parse_cfg_options(args.cfg_options))
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

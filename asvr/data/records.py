@@ -136,11 +136,17 @@ class ConversationDataset:
     def _question_item(self, i: int) -> dict:
         record, segments, item = self._segments(i, prompt=True)
         input_ids, labels = encode_segments(segments, self.tokenizer)
+        self._refuse_longer(len(input_ids) + len(item["images"]) * ((self.num_image_tokens or 1) - 1))
         messages = _messages(record)
         asked = [m["value"].replace(IMAGE_MARK, "").strip() for m in messages if m["from"] == "human"]
         answered = bool(messages) and messages[-1]["from"] == "gpt"
         answer = messages[-1]["value"] if answered else None
         return dict(input_ids=input_ids, labels=labels, question=asked[-1] if asked else "", answer=answer, **item)
+
+    def _refuse_longer(self, used: int) -> None:
+        """A question is never cut: what its answer begins behind would be lost."""
+        if self.max_length is not None and used > self.max_length:
+            raise Refused(f"the question takes {used} positions, more than max_length={self.max_length}", "too long")
 
 
 def _names(record: dict) -> list[str]:

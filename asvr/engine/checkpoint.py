@@ -106,7 +106,8 @@ def read_meta(folder: Path) -> dict:
     for name, expected in meta["sha256"].items():
         if not (folder / name).is_file() or _sha256(folder / name) != expected:
             raise ValueError(
-                f"{folder / name} is damaged (its SHA-256 is not the one written): delete {folder} to go on from the one before"
+                f"{folder / name} is damaged (its SHA-256 is not the one written): "
+                f"delete {folder} to go on from the one before"
             )
     return meta
 

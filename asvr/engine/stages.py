@@ -149,7 +149,8 @@ def _check_same_run(folder: Path, identity: dict, model) -> None:
     if different:
         listing = "; ".join(f"{key}: {there.get(key)!r} there, {identity.get(key)!r} here" for key in different[:5])
         raise ValueError(
-            f"{folder} belongs to another configuration ({listing}). Take another --work-dir, or start anew with --resume never"
+            f"{folder} belongs to another configuration ({listing}). "
+            "Take another --work-dir, or start anew with --resume never"
         )
     checkpoint.check_frozen(folder, model)
 

@@ -14,7 +14,6 @@ LLAMA = dict(
     intermediate_size=24,
     num_hidden_layers=1,
     num_attention_heads=2,
-    max_position_embeddings=64,
 )
 SIGLIP = dict(
     model_type="siglip_vision_model",
@@ -35,15 +34,18 @@ TARGET = dict(
 )
 
 
-def tiny_model(train=("projector", "heads", "llm"), *, reconstruction=(TARGET,), tied=False) -> VLM:
-    """With a fitted tokenizer; its encoder counts as loaded from files. 32 words, 4 visual tokens of an image."""
+def tiny_model(
+    train=("projector", "heads", "llm"), *, reconstruction=(TARGET,), tied=False, vocab_size=32, max_positions=64
+) -> VLM:
+    """With a fitted tokenizer; its encoder counts as loaded from files. 4 visual tokens of an image."""
     torch.manual_seed(0)
+    llama = dict(LLAMA, tie_word_embeddings=tied, max_position_embeddings=max_positions)
     model = VLM(
         encoder=dict(type="HFVisionEncoder", arch=SIGLIP),
         projector=dict(type="MLPProjector", layers=2),
-        llm=dict(type="HFCausalLM", arch=dict(LLAMA, tie_word_embeddings=tied)),
+        llm=dict(type="HFCausalLM", arch=llama),
         reconstruction=[dict(entry) for entry in reconstruction],
-        vocab_size=32,
+        vocab_size=vocab_size,
     )
     model.encoder.source = "a/tower"
     for target in model.targets:

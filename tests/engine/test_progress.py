@@ -61,7 +61,7 @@ def test_a_run_writes_every_field_of_every_interval(tiny_run):
             assert 0 <= line["data_time_percent"] <= 100
             assert "refused" not in line
         assert own[-1]["eta_s"] == 0 and all(line["eta_s"] > 0 for line in own[:-1])
-        assert own[0]["loss"] > own[-1]["loss"]
+        assert len(own) == 1 or own[0]["loss"] > own[-1]["loss"]
     blind, pictures, both = ([line for line in lines if line["stage"] == stage][-1] for stage in STEPS)
     assert blind["images_per_s"] == 0 and "loss_semantic" not in blind and "loss_text" in blind
     assert pictures["images_per_s"] > 0 and "loss_text" not in pictures
@@ -195,19 +195,8 @@ def test_lines_are_written_for_people_too(model, tmp_path, spoken):
     for _ in range(2):
         advance(state, [picture_batch(model, 3)], hook)
     (message,) = [record.getMessage() for record in spoken.records]
-    for part in (
-        "tune 2/10",
-        "lr 1.00e-03",
-        "loss ",
-        "text ",
-        "semantic ",
-        "acc ",
-        "tokens/s",
-        "images/s",
-        "GiB",
-        "left",
-    ):
-        assert part in message
+    parts = ("tune 2/10", "lr 1.00e-03", "loss ", "text ", "semantic ", "acc ", "tokens/s", "images/s", "GiB", "left")
+    assert [part for part in parts if part not in message] == []
 
 
 def test_a_resumed_stage_replaces_its_lines_behind_the_checkpoint(model, tmp_path):

@@ -1,0 +1,246 @@
+"""The recipes train for real when the folders are there: tiny random models in Hugging Face's own layout."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, read_metrics, tiny_env
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, SiglipConfig, SiglipModel
+
+from asvr.config import load_config
+from asvr.engine import run as engine_run
+from asvr.engine.run import evaluate_run, run
+from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
+
+sys.path.append(str(ROOT / "tests" / "data"))
+from data_helpers import byte_level, sentencepiece_like  # noqa: E402
+
+SIGLIP = "google/siglip-so400m-patch14-384"
+TOKENIZER = "asvr/siglip-so400m-rvq8"
+SIZES = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+)
+LLMS = {
+    "lmsys/vicuna-7b-v1.5": (LlamaConfig, sentencepiece_like),
+    "mistralai/Mistral-7B-Instruct-v0.2": (MistralConfig, sentencepiece_like),
+    "Qwen/Qwen2.5-7B-Instruct": (Qwen2Config, byte_level),
+}
+RECIPES = {
+    "llava_vicuna7b.py": [],
+    "asvr_vicuna7b.py": ["semantic"],
+    "asvr_vicuna7b_released.py": ["semantic"],
+    "asvr_mistral7b.py": ["semantic"],
+    "asvr_qwen2_5_7b.py": ["semantic"],
+}
+# Nothing of a model but the size of its head is in here: widths, layers and grids come from the folders.
+HEAD = {
+    "model.reconstruction.0.tokenizer.depth": 2,
+    "model.reconstruction.0.tokenizer.codebook_size": 8,
+    "model.reconstruction.0.head.width": 16,
+    "model.reconstruction.0.head.layers": 1,
+    "model.reconstruction.0.head.num_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("zoo")
+    torch.manual_seed(0)
+    tower = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
+    text = dict(tower, vocab_size=16, max_position_embeddings=8)
+    SiglipModel(
+        SiglipConfig(text_config=text, vision_config=dict(tower, image_size=28, patch_size=14))
+    ).save_pretrained(root / SIGLIP)
+    processor = dict(
+        do_resize=True, size=dict(height=28, width=28), resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    (root / SIGLIP / "preprocessor_config.json").write_text(json.dumps(processor))
+    for name, (config, tokenizer) in LLMS.items():
+        text_tokenizer = tokenizer()
+        ids = dict(bos_token_id=1, eos_token_id=2)
+        llm = AutoModelForCausalLM.from_config(config(vocab_size=len(text_tokenizer) + 3, **SIZES, **ids))
+        llm.to(torch.bfloat16).save_pretrained(root / name)
+        text_tokenizer.save_pretrained(root / name)
+    encoder = ENCODERS.build(dict(type="HFVisionEncoder", name=str(root / SIGLIP), layer=-2, dtype="bfloat16"))
+    rvq = VISUAL_TOKENIZERS.build(dict(type="SemanticTokenizer", depth=2, codebook_size=8, encoder=encoder))
+    rvq.fit([encoder(torch.rand(12, 3, 28, 28)).detach()], progress=False)
+    rvq.save_pretrained(root / TOKENIZER)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """LLaVA rows: one picture, two pictures, text only; pictures of several shapes."""
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(6):
+        Image.new("RGB", (20 + 10 * i, 30), (40 * i, 200 - 30 * i, 90)).save(folder / f"{i}.png")
+
+    def turns(question: str, answer: str) -> list[dict]:
+        return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+    captions = [
+        dict(image=f"{i}.png", conversations=turns("<image>\nwhat is it?", "a small red house")) for i in range(6)
+    ]
+    chats = [
+        dict(image="0.png", conversations=turns("<image>\nwhat color is the car?", "it is blue")),
+        dict(image=["1.png", "2.png"], conversations=turns("<image> and <image>: the picture?", "two dogs")),
+        dict(conversations=turns("how many dogs are there?", "there are two") + turns("what color?", "red")),
+        dict(image="3.png", conversations=turns("what is in the picture?\n<image>", "a house on the hill")),
+    ]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "chats.json").write_text(json.dumps(chats))
+    return folder
+
+
+def options(data: Path, targets: list[str]) -> dict:
+    return {
+        "data.train.ann_file": str(data / "captions.json"),
+        "data.train.image_folder": str(data),
+        "stages.finetune.data.train.ann_file": str(data / "chats.json"),
+        "stages.finetune.data.train.image_folder": str(data),
+        "data.max_length": 200,
+        "data.num_workers": 0,
+        "data.micro_batch": 2,
+        "data.global_batch": 4,
+        "stages.finetune.data.micro_batch": 2,
+        "stages.finetune.data.global_batch": 4,
+        "stages.pretrain.schedule": dict(epochs=2),  # of 6 rows in steps of 4: 3 steps
+        "stages.finetune.schedule": dict(epochs=3),  # of 4 rows: 3 steps
+        "runtime.log_interval": 1,
+        "runtime.device": "cpu",
+        **(HEAD if targets else {}),
+    }
+
+
+@pytest.fixture(autouse=True)
+def use_zoo(zoo, monkeypatch, request):
+    monkeypatch.setenv("ASVR_MODEL_ZOO", str(zoo))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(engine_run, "draw_summary", lambda work_dir, results: None)
+
+
+def train(recipe: str, data: Path, work_dir: Path, changes: dict | None = None, **kwargs) -> dict:
+    cfg = load_config(ROOT / "configs" / recipe, options(data, RECIPES[recipe]) | (changes or {}))
+    return run(cfg, work_dir, **kwargs)
+
+
+def final(work_dir: Path, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(sorted((work_dir / stage / "checkpoints").iterdir())[-1] / "model.safetensors")
+
+
+def sources(work_dir: Path, stage: str) -> dict:
+    meta = sorted((work_dir / stage / "checkpoints").iterdir())[-1] / "checkpoint.json"
+    return {name: entry["source"] for name, entry in json.loads(meta.read_text())["frozen"].items()}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_both_stages_train(recipe, zoo, data, tmp_path):
+    train(recipe, data, tmp_path)
+    lines = read_metrics(tmp_path)
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        (s, n) for s in ("pretrain", "finetune") for n in (1, 2, 3)
+    ]
+    for line in lines:
+        assert line["grad_norm"] > 0 and 0 < line["loss_text"] < 20
+        assert {key[5:] for key in line if key.startswith("loss_")} == {"text", *RECIPES[recipe]}
+    cfg = load_config(ROOT / "configs" / recipe)
+    llm = cfg.model.llm.name
+    trained, before = final(tmp_path, "finetune"), final(tmp_path, "pretrain")
+    assert {key.split(".")[0] for key in before} == {"projector"} | ({"heads"} if RECIPES[recipe] else set())
+    assert {key.split(".")[0] for key in trained} == {key.split(".")[0] for key in before} | {"llm"}
+    frozen = {"encoder": SIGLIP} | {f"tokenizer.{name}": TOKENIZER for name in RECIPES[recipe]}
+    assert sources(tmp_path, "pretrain") == frozen | {"llm": llm} and sources(tmp_path, "finetune") == frozen
+    with safe_open(zoo / llm / "model.safetensors", "pt") as file:
+        weights = {f"llm.model.{key}": file.get_tensor(key) for key in file.keys()}
+    assert weights.keys() == {key for key in trained if key.startswith("llm.")}
+    moved = [key for key, value in weights.items() if not torch.equal(value.float(), trained[key].float())]
+    assert "llm.model.model.layers.0.self_attn.q_proj.weight" in moved
+    assert all(not torch.equal(trained[key], value) for key, value in before.items() if value.ndim > 1)
+
+
+def test_a_recipe_goes_on_and_refuses_another_tower(zoo, data, tmp_path):
+    train("asvr_vicuna7b.py", data, tmp_path / "whole")
+    train("asvr_vicuna7b.py", data, tmp_path / "run", {"runtime.checkpoint_interval": 2})
+    folder = tmp_path / "run" / "finetune"
+    (folder / "done.json").unlink()
+    for file in (folder / "checkpoints" / "step_00000003").iterdir():
+        file.unlink()
+    (folder / "checkpoints" / "step_00000003").rmdir()
+    weights = zoo / SIGLIP / "model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        tensors = load_file(weights)
+        save_file({key: value + 0.01 for key, value in tensors.items()}, weights, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="encoder.fingerprint is .* in the folder"):
+            train("asvr_vicuna7b.py", data, tmp_path / "run")
+    finally:
+        weights.write_bytes(kept)
+    train("asvr_vicuna7b.py", data, tmp_path / "run")
+    whole, resumed = final(tmp_path / "whole", "finetune"), final(tmp_path / "run", "finetune")
+    assert whole.keys() == resumed.keys() and all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_a_trained_recipe_answers_a_question_file(data, tmp_path):
+    train("llava_vicuna7b.py", data, tmp_path)
+    cfg = load_config(ROOT / "configs/llava_vicuna7b.py", options(data, []))
+    result = evaluate_run(
+        cfg,
+        tmp_path,
+        stage=None,
+        questions=data / "chats.json",
+        image_folder=data,
+        limit=3,
+        out=tmp_path / "answers",
+    )
+    rows = [json.loads(line) for line in (tmp_path / "answers" / "answers.jsonl").read_text().splitlines()]
+    assert result["total"] == len(rows) == 3
+    assert [row["expected"] for row in rows] == ["it is blue", "two dogs", "red"]
+
+
+def test_broken_rows_are_left_out_and_counted(data, tmp_path):
+    rows = json.loads((data / "captions.json").read_text())
+    rows[2] = dict(image="none.png", conversations=rows[2]["conversations"])
+    file = tmp_path / "broken.json"
+    file.write_text(json.dumps(rows))
+    changes = {"data.train.ann_file": str(file)}
+    with pytest.raises(ValueError, match="broken.json, record 2: the picture .*none.png is missing"):
+        train("llava_vicuna7b.py", data, tmp_path / "raise", changes, only="pretrain")
+    train("llava_vicuna7b.py", data, tmp_path / "skip", changes | {"data.on_error": "skip"}, only="pretrain")
+    assert read_metrics(tmp_path / "skip")[-1]["refused"] == {"missing picture": 2}  # 12 samples of 6 rows
+    assert "broken.json, record 2" in (tmp_path / "skip" / "train.log").read_text()
+
+
+@pytest.mark.parametrize("recipe", ["asvr_vicuna7b.py"])
+def test_without_the_folders_every_missing_model_is_named(recipe, data, tmp_path):
+    (tmp_path / "empty").mkdir()
+    env = dict(tiny_env(), ASVR_MODEL_ZOO=str(tmp_path / "empty"), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "cache"))
+    command = [
+        sys.executable,
+        str(ROOT / "tools/train.py"),
+        str(ROOT / "configs" / recipe),
+        "--work-dir",
+        str(tmp_path / "w"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "3 pretrained models are missing" in done.stderr
+    for name, size, fetch in (
+        (SIGLIP, "GB", f"hf download {SIGLIP}"),
+        ("lmsys/vicuna-7b-v1.5", "13.48 GB", "hf download lmsys/vicuna-7b-v1.5"),
+        (TOKENIZER, "GB", "python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_rvq8.py"),
+    ):
+        entry = done.stderr.split(f": {name}")[1].split("\n- ")[0]
+        assert size in entry.splitlines()[0] and fetch in entry
+        assert str(tmp_path / "empty" / name) in entry
+    assert "Hugging Face cache" in done.stderr and not (tmp_path / "w").exists()
