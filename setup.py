@@ -25,6 +25,8 @@ setup(
         "pyyaml",
         "safetensors",
         "tokenizers",
+        "sentencepiece",  # with protobuf, for models that ship only a tokenizer.model (Vicuna)
+        "protobuf",
         "numpy",
         "pillow",
         "tqdm",

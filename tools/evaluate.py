@@ -1,4 +1,6 @@
-"""Answer questions with a trained run: python tools/evaluate.py configs/asvr_mini.py --questions FILE --image-folder DIR
+"""Answer questions with a trained run.
+
+python tools/evaluate.py configs/asvr_mini.py [--questions FILE --image-folder DIR]
 
 FILE is LLaVA-format JSON or JSONL whose last turn is the expected answer; without it, the config's evaluation data.
 """

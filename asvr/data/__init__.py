@@ -1,6 +1,7 @@
 """Data: from records and pictures to a `Batch`."""
 
 from asvr.data.easy_vqa import EasyVQA
+from asvr.data.image_folder import ImageFolder
 from asvr.data.llava import LlavaDataset
 
-__all__ = ["EasyVQA", "LlavaDataset"]
+__all__ = ["EasyVQA", "ImageFolder", "LlavaDataset"]

@@ -32,7 +32,8 @@ class EasyVQA(ConversationDataset):
 
     turns: questions of one conversation; those of a picture are put in an order that ``seed`` decides and
     dealt out in turn, so that its last conversation may be shorter. With ``turns=1`` and ``seed=None``
-    they stay in the package's order. A record of one question has its kind as ``category``. image_only: one record a picture, without a conversation.
+    they stay in the package's order. A record of one question has its kind as ``category``. image_only:
+    one record a picture, without a conversation.
     with_images: False leaves the pictures out, for a blind model. max_pictures: only the first ones. For
     the other arguments see `asvr.data.records.ConversationDataset`.
 

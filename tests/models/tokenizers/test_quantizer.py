@@ -188,8 +188,14 @@ def test_shared_codebook_is_one_tensor():
 
 
 @pytest.mark.parametrize(
-    "fields", [dict(depth=0, codebook_size=4), dict(depth=2, codebook_size=[4]), dict(depth=1, codebook_size=0),
-               dict(depth=2, codebook_size=[4, 8], shared=True), dict(depth=4, codebook_size=2, shared=True)]
+    "fields",
+    [
+        dict(depth=0, codebook_size=4),
+        dict(depth=2, codebook_size=[4]),
+        dict(depth=1, codebook_size=0),
+        dict(depth=2, codebook_size=[4, 8], shared=True),
+        dict(depth=4, codebook_size=2, shared=True),
+    ],
 )
 def test_wrong_sizes_are_refused(fields):
     with pytest.raises(ValueError, match="codebook_size"):
