@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from asvr.data.images import open_image
+from asvr.engine.log import progress_bar
 
 BATCH = 32
 INDEX = "index.json"
@@ -72,7 +72,7 @@ class FeatureCache:
             encode = tokenizer.quantize if shared else tokenizer.encode
             dtype = np.int16 if max(tokenizer.codebook_sizes) <= 2**15 else np.int32
             out = np.empty((len(keys), tokenizer.num_tokens, tokenizer.depth), dtype)
-            with tqdm(total=len(keys), desc=f"codes {target}", unit="picture", disable=None) as bar:
+            with progress_bar(total=len(keys), desc=f"codes {target}", unit="picture") as bar:
                 for row, batch in zip(range(0, len(keys), BATCH), source, strict=True):
                     out[row : row + BATCH] = encode(batch.to(device)).cpu().numpy()
                     bar.update(len(batch))
@@ -91,7 +91,7 @@ def build_feature_cache(root: Path, encoder, pictures: dict, aspect: str, device
         partial.mkdir(parents=True)
         keys = list(pictures)
         out = None
-        with tqdm(total=len(keys), desc="features", unit="picture", disable=None) as bar, torch.inference_mode():
+        with progress_bar(total=len(keys), desc="features", unit="picture") as bar, torch.inference_mode():
             for row, pixels in zip(
                 range(0, len(keys), BATCH), pixel_batches(keys, pictures, encoder.transform, aspect), strict=True
             ):

@@ -1,12 +1,18 @@
 """One logger: readable lines to the terminal (above a progress bar, if there is one) and to a file."""
 
 import logging
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 logger = logging.getLogger("asvr")
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+
+
+def progress_bar(**kwargs) -> tqdm:
+    """A progress bar with rate and time left; where nobody watches a terminal, a line every ten seconds."""
+    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, **kwargs)
 
 
 class _TqdmHandler(logging.Handler):

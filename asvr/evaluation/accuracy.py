@@ -9,11 +9,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from asvr.data.batch import Batch, visual_sources
 from asvr.data.refusals import Refusal
 from asvr.engine.build import build_collate
+from asvr.engine.log import progress_bar
 from asvr.engine.optim import PRECISIONS
 from asvr.evaluation.generation import generate
 
@@ -56,7 +56,7 @@ def evaluate(
     asked.sort(key=lambda pair: len(pair[1]["input_ids"]))  # rows of like length waste little on padding
     collate = build_collate(data, model, tokenizer, cache)
     rows, device, dtype = {}, model.device, PRECISIONS[precision]
-    with tqdm(total=len(asked), desc="answers", unit="question", disable=None) as bar:
+    with progress_bar(total=len(asked), desc="answers", unit="question") as bar:
         for first in range(0, len(asked), batch_size):
             chunk = asked[first : first + batch_size]
             batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk])

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
-from tqdm import tqdm
 
 from asvr.data.refusals import Refusal
-from asvr.engine.log import logger
+from asvr.engine.log import logger, progress_bar
 from asvr.registry import HOOKS
 
 
@@ -43,7 +42,7 @@ class ProgressHook(Hook):
 
     def before_train(self, runner) -> None:
         _forget_after(self.file, self.stage, runner.iter)
-        self.bar = tqdm(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step", disable=None)
+        self.bar = progress_bar(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step")
         self.sums = {key: value.to(runner.model.device) for key, value in self.sums.items()}
         self.first = runner.iter
         self.begin = self.start = time.perf_counter()
