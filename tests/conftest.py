@@ -24,6 +24,7 @@ TINY = {
     "model.reconstruction.0.head.width": 16,
     "data.micro_batch": 4,
     "data.global_batch": 8,
+    "optim.lr": 2e-3,
     "schedule.steps": 60,
     "stages.blind.schedule.steps": 4,
     "stages.pretrain.schedule.steps": 40,

@@ -147,12 +147,14 @@ def load_state(folder: Path) -> dict:
 def check_frozen(folder: Path, model: nn.Module) -> None:
     """Raise ``ValueError`` if frozen weights are not those that the checkpoint was made with."""
     own, there = frozen_fingerprints(model), read_meta(folder)["frozen"]
-    for name in own.keys() & there.keys():
-        if own[name]["fingerprint"] != there[name]["fingerprint"]:
-            raise ValueError(
-                f"{folder} was made with other frozen weights of {name}: {there[name]['source']} "
-                f"({there[name]['fingerprint']}), here {own[name]['source']} ({own[name]['fingerprint']})"
-            )
+    different = [
+        f"{name}: {there[name]['source']} ({there[name]['fingerprint']}), "
+        f"here {own[name]['source']} ({own[name]['fingerprint']})"
+        for name in own
+        if name in there and own[name]["fingerprint"] != there[name]["fingerprint"]
+    ]
+    if different:
+        raise ValueError(f"{folder} was made with other frozen weights of {'; '.join(different)}")
 
 
 def _untied(module: nn.Module) -> dict[str, torch.Tensor]:
