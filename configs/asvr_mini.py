@@ -23,7 +23,7 @@ model = dict(
             model_type='llama',
             hidden_size=128,
             intermediate_size=384,
-            num_hidden_layers=3,
+            num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=512,
             initializer_range=0.08,  # about width ** -0.5; transformers' 0.02 is meant for wide models
@@ -50,7 +50,7 @@ data = dict(
     global_batch=16,
     num_workers=0)
 optim = dict(type='AdamW', lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
-schedule = dict(steps=2400, warmup_ratio=0.05)
+schedule = dict(steps=2000, warmup_ratio=0.05)
 
 stages = dict(
     blind=dict(

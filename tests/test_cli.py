@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, tiny_env
+from run_helpers import ROOT, tiny_env
 
 from asvr.cli import parse_cfg_options, run_tool
 

@@ -177,6 +177,12 @@ class VLM(nn.Module):
         unknown = [n for n in names if n not in parts or n.startswith("tokenizer.")]
         if unknown:
             raise ValueError(f"train={names}: unknown {unknown}; expected some of encoder, projector, llm, heads")
+        moving = [target.name for target in self.targets if target.shares_encoder]
+        if "encoder" in names and moving:
+            raise ValueError(
+                f"train={names}: target {moving[0]!r} quantises the encoder's own features, which would move with it; "
+                "give its tokenizer an `encoder` of its own"
+            )
         for name, module in parts.items():
             for key, parameter in module.named_parameters():
                 parameter.requires_grad_(name in names and "unused_bias" not in key)

@@ -6,9 +6,9 @@ import traceback
 
 import pytest
 import torch
-from conftest import STEPS, TINY, read_metrics
 from engine_helpers import TARGET, advance, collate, item, runner, tiny_model
 from PIL import Image
+from run_helpers import STEPS, TINY, read_metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asvr.data.batch import Batch

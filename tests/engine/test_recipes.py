@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, read_metrics, tiny_env
 from PIL import Image
+from run_helpers import ROOT, read_metrics, tiny_env
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, SiglipConfig, SiglipModel

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, STEPS, TINY, read_metrics, tiny_command, tiny_env
+from run_helpers import ROOT, STEPS, TINY, read_metrics, tiny_command, tiny_env
 
 from asvr.config import load_config
 from asvr.engine import run as engine_run

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, TINY, tiny_env
 from PIL import Image
+from run_helpers import ROOT, TINY, tiny_env
 
 from asvr.evaluation import accuracy
 from asvr.evaluation.accuracy import evaluate, normalise, report, right_codes

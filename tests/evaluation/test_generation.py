@@ -4,8 +4,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
+from run_helpers import ROOT
 
 sys.path.append(str(ROOT / "tests" / "engine"))
 from engine_helpers import collate, item, tiny_model  # noqa: E402
