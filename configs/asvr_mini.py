@@ -66,5 +66,5 @@ stages = dict(
         schedule=dict(steps=100),
         evaluation=None),
     finetune=dict(train=['projector', 'heads', 'llm']))
-evaluation = dict(dataset=dict(type='EasyVQA', split='test', seed=None), batch_size=128, max_new_tokens=4)
+evaluation = dict(dataset=dict(type='EasyVQA', split='test', seed=None), batch_size=128, max_new_tokens=8)
 runtime = dict(log_interval=50, checkpoint_interval=400)

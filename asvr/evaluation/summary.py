@@ -1,5 +1,6 @@
 """A picture of a run: losses, accuracy of codes and answers, and what the model sees."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def draw_summary(work_dir: Path, results: dict) -> Path:
     parts = figure.subfigures(2, 1, height_ratios=[1, 1.05]) if examples else [figure]
     loss_axis, code_axis, answer_axis = parts[0].subplots(1, 3)
     last_stage = stages[-1]
-    _curves(loss_axis, lines, stages, "loss_", "loss, nats a token", lambda v: v)
+    _curves(loss_axis, lines, stages)
     _depths(code_axis, [line for line in lines if line["stage"] == last_stage], last_stage)
     _answers(answer_axis, results)
     if examples:
@@ -35,19 +36,24 @@ def draw_summary(work_dir: Path, results: dict) -> Path:
     return file
 
 
-def _curves(axis, lines: list[dict], stages: list[str], prefix: str, label: str, scale) -> None:
-    """One curve a loss, the stages after one another."""
+def _curves(axis, lines: list[dict], stages: list[str]) -> None:
+    """One curve a loss, in one colour through all stages, which stand after one another."""
+    keys = sorted({key for line in lines for key in line if key.startswith("loss_")}, key=lambda k: k != "loss_text")
+    colors = dict(zip(keys, itertools.cycle((BLUE, ORANGE, GREY)), strict=False))
     offset = 0
-    for stage in stages:
+    for j, stage in enumerate(stages):
         own = [line for line in lines if line["stage"] == stage]
-        for key, color in zip([k for k in own[-1] if k.startswith(prefix)], (BLUE, ORANGE, GREY), strict=False):
-            points = [(offset + line["step"], scale(line[key])) for line in own if key in line]
-            name = f"{key.removeprefix(prefix)}" if stage == stages[-1] else None
-            axis.plot(*zip(*points, strict=True), color=color, label=name, linewidth=1.3)
+        for key in keys:
+            points = [(offset + line["step"], line[key]) for line in own if key in line]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colors[key], linewidth=1.3)
         axis.axvline(offset, color=GREY, linewidth=0.6, linestyle=":")
-        axis.text(offset, 1.0, f" {stage}", transform=axis.get_xaxis_transform(), va="bottom", fontsize=8, color=GREY)
+        place = 1.0 + 0.05 * (len(stages) - 1 - j)  # stepped, so that names of short stages do not overlap
+        axis.text(offset, place, stage, transform=axis.get_xaxis_transform(), va="bottom", fontsize=8, color=GREY)
         offset += own[-1]["steps"]
-    axis.set(xlabel="step", ylabel=label, yscale="log")
+    for key in keys:
+        axis.plot([], [], color=colors[key], label=key.removeprefix("loss_"))
+    axis.set(xlabel="step", ylabel="loss, nats a token", yscale="log")
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -100,7 +106,7 @@ def _examples(figure, examples: list[dict]) -> None:
         picture, share = axes[0, column], axes[1, column]
         picture.imshow(Image.open(example["image"]).convert("RGB"))
         mark = "right" if example["right"] else f"wrong: {example['expected']}"
-        picture.set_title(f"{example['question']}\n{example['answer']} ({mark})", fontsize=8)
+        picture.set_title(f"{example['question']}\n{example['answer']} ({mark})", fontsize=7)
         name, values = next(iter(example["maps"].items()))
         drawn = share.imshow(np.array(values), vmin=0, vmax=1, cmap="viridis")
         share.set_title(f"{name}: {100 * np.nanmean(values):.0f} %", fontsize=8)
