@@ -93,7 +93,7 @@ def _answers(axis, results: dict) -> None:
     axis.set(xlabel="questions answered right, %", xlim=(0, 115))
     axis.set_yticks(range(len(kinds)), kinds)
     axis.invert_yaxis()
-    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    axis.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 1.12), ncols=len(results))
 
 
 def _examples(figure, examples: list[dict]) -> None:
