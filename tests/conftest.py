@@ -1,10 +1,14 @@
 """A tiny run of ``configs/asvr_mini.py`` that several test files look at."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from run_helpers import ROOT, tiny_command, tiny_env
+
+# Bitwise comparisons of runs here with runs in processes of their own: as many threads in both.
+os.environ["OMP_NUM_THREADS"] = tiny_env()["OMP_NUM_THREADS"]
 
 
 @pytest.fixture(scope="session")

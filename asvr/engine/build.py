@@ -33,8 +33,6 @@ def build_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"runtime.device={name!r}: this torch sees no CUDA device; use 'auto' or 'cpu'")
-    if name == "cpu":
-        torch.set_flush_denormal(True)  # tiny gradients and probabilities would make a step several times slower
     return torch.device(name)
 
 
