@@ -66,6 +66,15 @@ def pictures_of(cfg: Config) -> tuple[list[str], dict]:
     datasets, evaluations = [], []
     for name in cfg.stages:
         stage = stage_config(cfg, name)
+        if "encoder" in stage.train:
+            raise ValueError(
+                f"data.cache holds features of a frozen encoder, and stage {name} trains it: set data.cache=False"
+            )
+        for key in ("encoder", "reconstruction"):
+            if stage.model[key] != cfg.model[key]:
+                raise ValueError(
+                    f"data.cache serves all stages, and stages.{name}.model.{key} differs: set data.cache=False"
+                )
         if stage.data.image_aspect != cfg.data.image_aspect:
             raise ValueError(
                 f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}"

@@ -100,7 +100,13 @@ def evaluate_run(
     if questions is not None:
         prepared.cache = None  # it holds the pictures of the config's own data
     model = run_stage(cfg, name, prepared, work_dir)
-    result = _evaluate(stage_config(cfg, name), model, prepared, dict(settings, limit=limit), out / "answers.jsonl")
+    result = _evaluate(
+        stage_config(cfg, name),
+        model,
+        prepared,
+        settings | ({} if limit is None else dict(limit=limit)),
+        out / "answers.jsonl",
+    )
     _write(out / "result.json", result)
     logger.info("%s: %s", name, report(result))
     logger.info("written: %s", out)

@@ -57,8 +57,10 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
         _check_same_run(newest, identity, model)
         checkpoint.load_weights(newest, model)
     if resume_from is None and (folder / DONE).is_file():
-        logger.info("stage %s is finished: skipped (%s)", name, folder)
-        return model
+        if newest is not None and checkpoint.read_meta(newest)["step"] == _read_done(folder)["steps"]:
+            logger.info("stage %s is finished: skipped (%s)", name, folder)
+            return model
+        logger.warning("stage %s was finished, but its last checkpoint is gone: it is trained again", name)
     if newest is None and (start := _start_of(cfg, name, work_dir)) is not None:
         checkpoint.load_weights(start, model)
         logger.info("stage %s starts from %s", name, start)
@@ -77,6 +79,10 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
 def require_finished(work_dir: Path, name: str) -> None:
     if not (work_dir / name / DONE).is_file():
         raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
+
+
+def _read_done(folder: Path) -> dict:
+    return json.loads((folder / DONE).read_text())
 
 
 def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, identity: dict) -> Runner:
@@ -140,7 +146,12 @@ def _start_of(cfg: Config, name: str, work_dir: Path) -> Path | None:
     if init not in before:
         raise ValueError(f"stages.{name}.init={init!r}: expected {SCRATCH!r} or a stage before it, {before}")
     require_finished(work_dir, init)
-    return checkpoint.newest(work_dir / init / "checkpoints")
+    start = checkpoint.newest(work_dir / init / "checkpoints")
+    if start is None or checkpoint.read_meta(start)["step"] != _read_done(work_dir / init)["steps"]:
+        raise ValueError(
+            f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"
+        )
+    return start
 
 
 def _check_same_run(folder: Path, identity: dict, model) -> None:

@@ -201,3 +201,20 @@ def test_one_stage_at_a_time(tmp_path, monkeypatch, tiny_run):
     again(tmp_path / "run", only="blind")
     assert weights(tmp_path / "run", "blind") == weights(tiny_run, "blind")
     assert not (tmp_path / "run" / "pretrain").exists()
+
+
+def test_a_finished_stage_without_its_last_checkpoint_is_trained_again(tiny_run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    shutil.rmtree(sorted((copy / "finetune" / "checkpoints").glob("step_*"))[-1])
+    done = subprocess.run(tiny_command(copy), cwd=ROOT, env=tiny_env(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "its last checkpoint is gone" in (copy / "train.log").read_text()
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+
+
+def test_a_cache_is_refused_where_the_encoder_is_trained(tmp_path):
+    command = tiny_command(tmp_path / "run") + ["stages.finetune.train=[encoder,llm]"]
+    done = subprocess.run(command, cwd=ROOT, env=tiny_env(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "data.cache" in done.stderr and "finetune" in done.stderr
