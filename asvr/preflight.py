@@ -4,7 +4,7 @@ from mmengine.config import Config
 from torch import device, nn
 
 from asvr import zoo
-from asvr.config import stage_config
+from asvr.config import distinct, stage_config
 from asvr.models.encoders.base import Encoder
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
 from asvr.validate import OWN, check_config, find
@@ -21,7 +21,8 @@ def preflight(cfg: Config) -> None:
     """
     check_config(cfg)
     models = check_sizes(cfg)
-    zoo.require_all(wanted_weights(cfg, next(iter(models.values()))))
+    wanted = [w for name, model in models.items() for w in wanted_weights(stage_config(cfg, name), model)]
+    zoo.require_all(distinct(wanted))
 
 
 def check_sizes(cfg: Config) -> dict[str, nn.Module]:
@@ -30,6 +31,12 @@ def check_sizes(cfg: Config) -> dict[str, nn.Module]:
     for name in cfg.stages:
         stage = stage_config(cfg, name)
         models[name] = build_meta(stage)
+        moving = [target.name for target in models[name].targets if target.shares_encoder]
+        if "encoder" in stage.train and moving:
+            raise ValueError(
+                f"stages.{name}.train names the encoder, and target {moving[0]!r} quantises its features, which would "
+                "move with it: give that target's tokenizer an `encoder` of its own"
+            )
         tokens = models[name].encoder.num_tokens
         if stage.data.max_length <= tokens + 1:
             raise ValueError(

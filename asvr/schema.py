@@ -127,7 +127,7 @@ SECTIONS = dict(
 
 def _is_device(value: str) -> bool:
     kind, _, index = value.partition(":")
-    return value in ("auto", "cpu", "cuda", "mps") or (kind == "cuda" and index.isdigit())
+    return value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdigit())
 
 
 def check_fields(key: str, value: Any, fields: dict[str, Field]) -> list[str]:

@@ -5,7 +5,10 @@
 _base_ = ['./_base_/runtime.py']
 
 text_tokenizer = dict(
-    type='ByteLevelBPE', vocab_size=400, template='vicuna_v1', corpus=dict(type='EasyVQA', split='train'))
+    type='ByteLevelBPE',
+    vocab_size=512,
+    template=dict(type='vicuna_v1', system=''),
+    corpus=dict(type='EasyVQA', split='train'))
 
 model = dict(
     type='VLM',

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from run_helpers import ROOT, tiny_env
 
 from asvr.cli import parse_cfg_options, run_tool
+from asvr.data.refusals import Refused
 
 HEAVY = ("torch", "transformers", "timm", "mmengine", "matplotlib")
 
@@ -107,6 +109,21 @@ def test_a_bug_keeps_its_traceback():
 
     with pytest.raises(ValueError, match="invalid literal"):
         run_tool(from_elsewhere)
+
+
+class OneRefused(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        raise Refused("rows.json, record 0: the picture is missing", "missing picture")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_refused_sample_is_told_in_plain_words(workers):
+    with pytest.raises(SystemExit) as end:
+        run_tool(lambda: list(torch.utils.data.DataLoader(OneRefused(), num_workers=workers)))
+    assert end.value.code == "error: rows.json, record 0: the picture is missing"
 
 
 def test_evaluate_before_training_is_refused(tool, tmp_path):

@@ -222,6 +222,11 @@ def test_grids_that_differ_pass_where_the_config_says_how():
     check_sizes(config(**{"model.reconstruction.0.tokenizer": PIXEL_3X3, "model.reconstruction.0.resample": "nearest"}))
 
 
+def test_an_encoder_is_not_trained_under_a_target_of_its_own_features():
+    with pytest.raises(ValueError, match=r"stages.pretrain.train names the encoder.*'semantic'.*`encoder` of its own"):
+        check_sizes(config(**{"stages.pretrain.train": ["encoder", "heads"]}))
+
+
 def test_every_missing_model_is_in_one_error(tmp_path, monkeypatch):
     monkeypatch.setenv("ASVR_MODEL_ZOO", str(tmp_path))
     monkeypatch.delenv("ASVR_DOWNLOAD", raising=False)
@@ -236,6 +241,9 @@ def test_every_missing_model_is_in_one_error(tmp_path, monkeypatch):
         preflight(cfg)
     assert [model.name for model in error.value.models] == ["no-org/llm", "no-org/tower", "asvr/no-codes"]
     assert error.value.models[2].size_bytes >= 2 * 8 * 16 * 4  # depth, codes, width, float32
+    late = config(**{"stages.pretrain.model": dict(encoder=dict(name="no-org/tower"))})
+    with pytest.raises(MissingWeights, match="no-org/tower"):
+        preflight(late)
 
 
 def test_a_stage_is_merged_as_a_file_over_its_base():

@@ -20,8 +20,8 @@ class Collate:
     num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. image_aspect: see
     `ImageTransform`. max_length: the longest row that may arrive (the dataset has cut it), or None.
     on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or ``skip``).
-    cache: an object with ``features(keys)`` and ``codes(target, keys)``, either of which returns a tensor
-    for all keys or None; a view that it replaces has no pixels, and no picture is opened for it.
+    cache: an `asvr.data.feature_cache.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
+    two return a tensor for all keys or None. A view that they replace has no pixels, and no picture is opened for it.
 
     A refused sample is left out and stands in ``Batch.refusals``. Where no sample is left, the batch is
     one padding token with nothing to learn, so that the step still runs.
@@ -51,9 +51,11 @@ class Collate:
     def __call__(self, items: list) -> Batch:
         refusals = [item for item in items if isinstance(item, Refusal)]
         items = [item for item in items if not isinstance(item, Refusal)]
+        if self.cache is not None:
+            items, _, refused = self._guarded(items, lambda item: self.cache.check(item["image_keys"]))
+            refusals += refused
         cached = self._cached([key for item in items for key in item["image_keys"]])
-        views = {name: t for name, t in self.views.items() if name not in cached}
-        items, pixels, refused = self._decode(items, views)
+        items, pixels, refused = self._decode(items, {n: t for n, t in self.views.items() if n not in cached})
         if refused:  # the batch has fewer pictures than were asked for
             cached = self._cached([key for item in items for key in item["image_keys"]])
         rows = [self._expand(item) for item in items] or [([self.pad_id], [IGNORE], [])]
@@ -74,23 +76,33 @@ class Collate:
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _decode(self, items: list[dict], views: dict) -> tuple[list[dict], dict, list[Refusal]]:
-        """Open each picture once; leave out the samples of those that cannot be read."""
+        """Open each picture once and make what the views want of it."""
         transforms = list(dict.fromkeys(views.values()))
-        kept, refused, stacks = [], [], [[] for _ in transforms]
+
+        def pixels(item: dict) -> list[list]:
+            images = [open_image(source) for source in item["images"]] if transforms else []
+            return [[transform(image, self.image_aspect) for image in images] for transform in transforms]
+
+        items, decoded, refused = self._guarded(items, pixels)
+        stacks = {t: [image for of_item in decoded for image in of_item[i]] for i, t in enumerate(transforms)}
+        tensors = {t: torch.stack(stack) for t, stack in stacks.items() if stack}
+        return items, {name: tensors[t] for name, t in views.items() if t in tensors}, refused
+
+    def _guarded(self, items: list[dict], make) -> tuple[list[dict], list, list[Refusal]]:
+        """The items that ``make`` does not refuse, what it made of them, and the refusals."""
+        kept, made, refused = [], [], []
         for item in items:
             try:
-                images = [open_image(source) for source in item["images"]] if transforms else []
+                result = make(item)
             except Refused as error:
                 message = f"{item['sample_id']}: {error}"
                 if self.on_error == "raise":
                     raise Refused(message, error.reason) from error
                 refused.append(Refusal(item["sample_id"], error.reason, message))
-                continue
-            kept.append(item)
-            for stack, transform in zip(stacks, transforms, strict=True):
-                stack += [transform(image, self.image_aspect) for image in images]
-        tensors = {t: torch.stack(stack) for t, stack in zip(transforms, stacks, strict=True) if stack}
-        return kept, {name: tensors[t] for name, t in views.items() if t in tensors}, refused
+            else:
+                kept.append(item)
+                made.append(result)
+        return kept, made, refused
 
     def _expand(self, item: dict) -> tuple[list[int], list[int], list[int]]:
         """Return ids and labels with ``N`` positions an image, and where each image begins."""

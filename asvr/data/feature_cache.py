@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from asvr.data.images import open_image
-from asvr.engine.log import progress_bar
+from asvr.data.refusals import Refused, check_policy
+from asvr.engine.log import logger, progress_bar
 
 BATCH = 32
 INDEX = "index.json"
@@ -25,18 +26,27 @@ INDEX = "index.json"
 class FeatureCache:
     """Encoder features and target codes by picture key, read from ``folder``.
 
-    What ``Collate`` asks: ``features(keys)`` -> (I, N, E) and ``codes(target, keys)`` -> (I, N, D), or None
-    where the cache has none. The folder's name is a digest of the encoder, the transform and the bytes of all
+    What ``Collate`` asks: ``check(keys)``, ``features(keys)`` -> (I, N, E) and ``codes(target, keys)`` -> (I, N, D),
+    or None where the cache has none. The folder's name is a digest of the encoder, the transform and the bytes of all
     pictures (see `folder_of`), so that a cache can't be stale; it is renamed when complete, so that none is partial.
+
+    rows: key -> row of a picture. refused: key -> (message, reason) of a picture that could not be read.
     """
 
     def __init__(self, folder: Path):
         index = json.loads((folder / INDEX).read_text())
         self.folder = folder
         self.rows = {key: row for row, key in enumerate(index["keys"])}
+        self.refused = index["refused"]
         self.dtype = getattr(torch, index["dtype"])
         self.features_INE = np.load(folder / "features.npy", mmap_mode="r")
         self.codes_IND: dict[str, np.ndarray] = {}
+
+    def check(self, keys: list[str]) -> None:
+        """Raise `Refused` where one of the pictures could not be read when the cache was made."""
+        for key in keys:
+            if key in self.refused:
+                raise Refused(*self.refused[key])
 
     def features(self, keys: list[str]) -> Tensor:
         return torch.from_numpy(self.features_INE[self._rows(keys)]).view(self.dtype)
@@ -60,15 +70,18 @@ class FeatureCache:
             yield self.features(keys[start : start + BATCH])
 
     def add_codes(
-        self, target: str, tokenizer, *, shared: bool, pictures: dict, aspect: str, device: torch.device
+        self, target: str, tokenizer, *, shared: bool, pictures: dict, aspect: str, device: torch.device, config: dict
     ) -> None:
         """Codes of every picture by ``tokenizer``: from the cached features where it shares the encoder
-        (no picture is opened then), else from its own pixels. Kept in the folder under a digest of the tokenizer."""
-        depends_on = f"{tokenizer.fingerprint()} {tokenizer.transform} {tokenizer.grid}"
+        (no picture is opened then), else from its own pixels. Kept in the folder under a digest of the tokenizer and
+        its ``config``."""
+        depends_on = f"{tokenizer.fingerprint()} {tokenizer.transform} {tokenizer.grid} {_text(config)}"
         file = self.folder / f"codes.{target}.{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.npy"
         if not file.is_file():
             keys = list(self.rows)
-            source = self.batches(keys) if shared else pixel_batches(keys, pictures, tokenizer.transform, aspect)
+            source = self.batches(keys)
+            if not shared:
+                source = (pixels for _, pixels in pixel_batches(keys, pictures, tokenizer.transform, aspect))
             encode = tokenizer.quantize if shared else tokenizer.encode
             dtype = np.int16 if max(tokenizer.codebook_sizes) <= 2**15 else np.int32
             out = np.empty((len(keys), tokenizer.num_tokens, tokenizer.depth), dtype)
@@ -82,48 +95,94 @@ class FeatureCache:
         self.codes_IND[target] = np.load(file, mmap_mode="r")
 
 
-def build_feature_cache(root: Path, encoder, pictures: dict, aspect: str, device: torch.device) -> FeatureCache:
-    """The cache of ``pictures`` (key -> file or picture) under ``root``; computed on ``device`` unless it is there."""
-    folder = folder_of(root, encoder, pictures, aspect)
+def build_feature_cache(
+    root: Path,
+    encoder,
+    pictures: dict,
+    aspect: str,
+    device: torch.device,
+    *,
+    config: dict,
+    on_error: str = "raise",
+) -> FeatureCache:
+    """The cache of ``pictures`` (key -> file or picture) under ``root``; computed on ``device`` unless it is there.
+
+    config: what decides the encoder's output besides its weights. on_error: what happens where a picture cannot be
+    read: ``raise``, or ``skip``, which notes it, so that its samples are refused when they come.
+    """
+    folder = folder_of(root, encoder, pictures, aspect, config)
+    refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        keys = list(pictures)
-        out = None
-        with progress_bar(total=len(keys), desc="features", unit="picture") as bar, torch.inference_mode():
-            for row, pixels in zip(
-                range(0, len(keys), BATCH), pixel_batches(keys, pictures, encoder.transform, aspect), strict=True
-            ):
+        kept, out = [], None
+        batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused)
+        with progress_bar(total=len(pictures), desc="features", unit="picture") as bar, torch.inference_mode():
+            for keys, pixels in batches:
                 features_INE = encoder(pixels.to(device)).cpu()
                 if out is None:
                     dtype = str(features_INE.dtype).removeprefix("torch.")
-                    shape = (len(keys), *features_INE.shape[1:])
+                    shape = (
+                        len(pictures),
+                        *features_INE.shape[1:],
+                    )  # as many rows as are refused stay empty at the end
                     out = np.lib.format.open_memmap(
                         partial / "features.npy", "w+", _numpy_dtype(features_INE.dtype), shape
                     )
-                out[row : row + BATCH] = _bits(features_INE)
-                bar.update(len(pixels))
+                out[len(kept) : len(kept) + len(keys)] = _bits(features_INE)
+                kept += keys
+                bar.update(len(keys))
+        if out is None:
+            raise ValueError(f"none of the {len(pictures)} pictures can be read: {next(iter(refused.values()))[0]}")
         out.flush()
-        (partial / INDEX).write_text(json.dumps(dict(keys=keys, dtype=dtype)))
+        (partial / INDEX).write_text(json.dumps(dict(keys=kept, dtype=dtype, refused=refused or {})))
         os.replace(partial, folder)
-    return FeatureCache(folder)
+    cache = FeatureCache(folder)
+    if cache.refused:
+        message, _ = next(iter(cache.refused.values()))
+        logger.warning("%d of %d pictures are left out, first: %s", len(cache.refused), len(pictures), message)
+    return cache
 
 
-def folder_of(root: Path, encoder, pictures: dict, aspect: str) -> Path:
+def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) -> Path:
     """The folder is named by what its content depends on: encoder, transform and the bytes of every picture."""
-    digest = hashlib.sha256(
-        f"{encoder.fingerprint()} {encoder.transform} {getattr(encoder, 'layer', '')} {aspect}".encode()
-    )
+    digest = hashlib.sha256(f"{encoder.fingerprint()} {encoder.transform} {aspect} {_text(config)}".encode())
     for key, source in pictures.items():
-        content = source.tobytes() if isinstance(source, Image.Image) else Path(source).read_bytes()
-        digest.update(key.encode() + hashlib.sha256(content).digest())
+        digest.update(key.encode() + hashlib.sha256(_content(source)).digest())
     return root / digest.hexdigest()[:16]
 
 
-def pixel_batches(keys: list[str], pictures: dict, transform, aspect: str) -> Iterator[Tensor]:
-    for start in range(0, len(keys), BATCH):
-        yield torch.stack([transform(open_image(pictures[key]), aspect) for key in keys[start : start + BATCH]])
+def _content(source: "Path | Image.Image") -> bytes:
+    if isinstance(source, Image.Image):
+        return source.tobytes()
+    try:
+        return Path(source).read_bytes()
+    except OSError as error:  # told where the picture is opened
+        return str(error).encode()
+
+
+def _text(config: dict) -> str:
+    return json.dumps(config, sort_keys=True, default=str)
+
+
+def pixel_batches(
+    keys: list[str], pictures: dict, transform, aspect: str, refused: dict | None = None
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Keys and pixels. refused: gets key -> (message, reason) of what cannot be read; None raises `Refused`."""
+    batch: dict[str, Tensor] = {}
+    for key in keys:
+        try:
+            batch[key] = transform(open_image(pictures[key]), aspect)
+        except Refused as error:
+            if refused is None:
+                raise
+            refused[key] = (str(error), error.reason)
+        if len(batch) == BATCH:
+            yield list(batch), torch.stack(list(batch.values()))
+            batch = {}
+    if batch:
+        yield list(batch), torch.stack(list(batch.values()))
 
 
 def _numpy_dtype(dtype: torch.dtype):

@@ -55,7 +55,12 @@ def question_segments(question: str) -> Iterator[Segment]:
 
 class Template:
     """What a template provides: ``segments(rounds)``. It stops in front of an answer that is None, where
-    generation begins, so a prompt is a prefix of the training row."""
+    generation begins, so a prompt is a prefix of the training row.
+
+    stop: the special token that ends an answer where it is not EOS. stop_text: the text that does."""
+
+    stop: str | None = None
+    stop_text: str | None = None
 
     def segments(self, rounds: list[Round]) -> Iterator[Segment]:
         raise NotImplementedError(f"{type(self).__name__} must turn rounds into segments")
@@ -68,6 +73,10 @@ class Plain(Template):
     dropped, its image marks stay, and everything after them is learned, up to ``end``."""
 
     end: str = "\n"
+
+    @property
+    def stop_text(self) -> str:
+        return self.end
 
     def segments(self, rounds: list[Round]) -> Iterator[Segment]:
         if len(rounds) != 1 or IMAGE_MARK not in rounds[0].question:
@@ -147,6 +156,10 @@ class ChatML(Template):
     system: str = "You are a helpful assistant."
     start: str = "<|im_start|>"
     end: str = "<|im_end|>"
+
+    @property
+    def stop(self) -> str:
+        return self.end
 
     def segments(self, rounds: list[Round]) -> Iterator[Segment]:
         yield BOS

@@ -2,22 +2,15 @@
 
 import math
 import os
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
 from torch.utils.data import DataLoader
 
+from asvr.config import stage_config
 from asvr.data.collate import Collate
 from asvr.data.samplers import BatchSampler, ResumableSampler
-from asvr.registry import DATASETS, MODELS, TEXT_TOKENIZERS
-
-
-def build_text_tokenizer(cfg: Config, work_dir: Path):
-    """The text tokenizer, written to ``work_dir/text_tokenizer`` for whoever loads the model later."""
-    tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
-    tokenizer.save_pretrained(work_dir / "text_tokenizer")
-    return tokenizer
+from asvr.registry import DATASETS, MODELS
 
 
 def build_model(cfg: Config, vocab_size: int):
@@ -48,6 +41,24 @@ def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
             on_error=data.on_error,
         ),
     )
+
+
+def check_data(cfg: Config) -> None:
+    """Build every dataset of every stage, so that what is missing is told before the first stage, not after it."""
+    for name in cfg.stages:
+        for key, config in dataset_configs(stage_config(cfg, name)).items():
+            try:
+                DATASETS.build(config)
+            except ValueError as error:
+                raise ValueError(f"stage {name}, {key}: {error}") from error
+
+
+def dataset_configs(stage: Config) -> dict[str, dict]:
+    """What a stage trains on, and is evaluated on, by its key in the config; with the stage's policy on refusals."""
+    configs = {"data.train": stage.data.train}
+    if stage.get("evaluation"):
+        configs["evaluation.dataset"] = stage.evaluation.dataset
+    return {key: dict(dict(on_error=stage.data.on_error), **config) for key, config in configs.items()}
 
 
 def build_collate(data: Config, model, tokenizer, cache=None) -> Collate:

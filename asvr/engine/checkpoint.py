@@ -80,12 +80,16 @@ def save(folder: Path, *, model: nn.Module, state: dict, meta: dict) -> None:
     (partial / "checkpoint.json").write_text(json.dumps(dict(meta, sha256=hashes), indent=1))
     for file in partial.iterdir():
         _flush(file)
-    shutil.rmtree(folder, ignore_errors=True)
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():  # a step that is saved again; moved away first, so that no half of it keeps the name
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
     os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest complete checkpoint under ``folder``; a damaged one raises ``ValueError`` that names it."""
+    """The newest checkpoint under ``folder``, or None. Whether its files are whole is seen when they are loaded."""
     found = sorted(folder.glob(f"{PREFIX}*")) if folder.is_dir() else []
     return found[-1] if found else None
 
@@ -96,28 +100,31 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def read_meta(folder: Path) -> dict:
+    """What ``checkpoint.json`` says; raises ``ValueError`` where it is missing or damaged."""
     file = folder / "checkpoint.json"
     if not file.is_file():
         raise ValueError(f"{folder} is no checkpoint: it has no checkpoint.json; delete it")
     try:
-        meta = json.loads(file.read_text())
+        return json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): delete {folder} to go on from the one before") from error
-    for name, expected in meta["sha256"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
-            raise ValueError(
-                f"{folder / name} is damaged (its SHA-256 is not the one written): "
-                f"delete {folder} to go on from the one before"
-            )
-    return meta
+
+
+def _whole(folder: Path, name: str) -> Path:
+    """The file, when its SHA-256 is the one that was written."""
+    file = folder / name
+    if not file.is_file() or _sha256(file) != read_meta(folder)["sha256"][name]:
+        raise ValueError(
+            f"{file} is damaged (its SHA-256 is not the one written): delete {folder} to go on from the one before"
+        )
+    return file
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Load a checkpoint's weights; strict. What is not in the file must stand in files of its own (an LLM that the
     stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
     counts as initialised here, so that later checkpoints hold it too."""
-    read_meta(folder)
-    weights = load_file(folder / FILES[0])
+    weights = load_file(_whole(folder, FILES[0]))
     components = model.components()
     by_component: dict[str, dict] = {}
     for key, value in weights.items():
@@ -141,7 +148,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def load_state(folder: Path) -> dict:
-    return torch.load(folder / FILES[1], map_location="cpu", weights_only=True)
+    return torch.load(_whole(folder, FILES[1]), map_location="cpu", weights_only=True)
 
 
 def check_frozen(folder: Path, model: nn.Module) -> None:

@@ -2,17 +2,20 @@
 training pictures."""
 
 import copy
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
 
-from asvr.config import stage_config
+from asvr.config import distinct, stage_config
 from asvr.data.feature_cache import FeatureCache, build_feature_cache
-from asvr.engine.build import build_device, build_text_tokenizer
+from asvr.engine.build import build_device, dataset_configs
 from asvr.engine.log import logger
 from asvr.models.targets import build_tokenizer, shares_encoder
+from asvr.preflight import WEIGHT_FIELDS
 from asvr.registry import DATASETS, ENCODERS
 
 
@@ -29,26 +32,35 @@ class Prepared:
     cache: FeatureCache | None
 
 
-def prepare(cfg: Config, work_dir: Path) -> Prepared:
+def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     """Everything that stands before the first stage; what is there already is reused.
 
     A target with ``fit`` gets its tokenizer fitted on the training pictures and saved under
-    ``work_dir/tokenizers/<target>``. ``cfg`` itself is left as it is: it says what a run is, wherever it lies.
+    ``work_dir/tokenizers/<target>-<digest of what it was fitted with>``. ``cfg`` itself is left as it is: it says
+    what a run is, wherever it lies.
     """
     cfg = copy.deepcopy(cfg)
-    tokenizer = build_text_tokenizer(cfg, work_dir)
     targets = [target for target in cfg.model.reconstruction if "fit" in target]
     if not cfg.data.get("cache", False):
         if targets:
             raise ValueError(f"reconstruction target {targets[0]['name']!r} has `fit`, which needs data.cache=True")
-        return Prepared(cfg, tokenizer, None)
+        return Prepared(cfg, text_tokenizer, None)
 
     device = build_device(cfg.runtime.device)
     encoder = ENCODERS.build(cfg.model.encoder).requires_grad_(False).eval().to(device)
     training, all_pictures = pictures_of(cfg)
-    cache = build_feature_cache(work_dir / "cache", encoder, all_pictures, cfg.data.image_aspect, device)
+    cache = build_feature_cache(
+        work_dir / "cache",
+        encoder,
+        all_pictures,
+        cfg.data.image_aspect,
+        device,
+        config=_without_weights(cfg.model.encoder),
+        on_error=cfg.data.on_error,
+    )
+    training = [key for key in training if key in cache.rows]
     for target in targets:
-        folder = work_dir / "tokenizers" / target["name"]
+        folder = work_dir / "tokenizers" / f"{target['name']}-{_fit_digest(target, cache, training, cfg.runtime.seed)}"
         _fit(target, folder, encoder, cache, training, cfg.runtime.seed)
         target["tokenizer"]["name"] = str(folder)
         del target["fit"]
@@ -56,14 +68,20 @@ def prepare(cfg: Config, work_dir: Path) -> Prepared:
         visual = build_tokenizer(target["tokenizer"], encoder).to(device)
         shared = shares_encoder(visual, encoder)
         cache.add_codes(
-            target["name"], visual, shared=shared, pictures=all_pictures, aspect=cfg.data.image_aspect, device=device
+            target["name"],
+            visual,
+            shared=shared,
+            pictures=all_pictures,
+            aspect=cfg.data.image_aspect,
+            device=device,
+            config=_without_weights(target["tokenizer"]),
         )
-    return Prepared(cfg, tokenizer, cache)
+    return Prepared(cfg, text_tokenizer, cache)
 
 
 def pictures_of(cfg: Config) -> tuple[list[str], dict]:
     """Keys of the training pictures of all stages, and every picture (key -> file), the evaluation's among them."""
-    datasets, evaluations = [], []
+    training, everything = [], []
     for name in cfg.stages:
         stage = stage_config(cfg, name)
         if "encoder" in stage.train:
@@ -79,16 +97,25 @@ def pictures_of(cfg: Config) -> tuple[list[str], dict]:
             raise ValueError(
                 f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}"
             )
-        datasets.append(stage.data.train)
-        if stage.get("evaluation"):
-            evaluations.append(stage.evaluation.dataset)
-    training = {key: source for config in _distinct(datasets) for key, source in DATASETS.build(config).pictures()}
-    evaluated = {key: source for config in _distinct(evaluations) for key, source in DATASETS.build(config).pictures()}
-    return list(training), training | evaluated
+        configs = dataset_configs(stage)
+        training.append(configs["data.train"])
+        everything += configs.values()
+    return list(_pictures(training)), _pictures(training) | _pictures(everything)
 
 
-def _distinct(configs: list) -> list:
-    return [config for i, config in enumerate(configs) if config not in configs[:i]]
+def _pictures(configs: list) -> dict:
+    return {key: source for config in distinct(configs) for key, source in DATASETS.build(config).pictures()}
+
+
+def _without_weights(component: dict) -> dict:
+    """What decides a component's output besides its weights, which its fingerprint stands for."""
+    return {key: value for key, value in component.items() if key not in WEIGHT_FIELDS}
+
+
+def _fit_digest(target: dict, cache: FeatureCache, keys: list[str], seed: int) -> str:
+    """The cache's folder stands for the encoder and the pictures."""
+    parts = [target["tokenizer"].to_dict(), target["fit"].to_dict(), cache.folder.name, keys, seed]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _fit(target: dict, folder: Path, encoder, cache: FeatureCache, keys: list[str], seed: int) -> None:

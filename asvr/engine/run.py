@@ -7,13 +7,14 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.config import stage_config
-from asvr.engine.build import build_dataset, refuse_many_processes
+from asvr.engine.build import build_dataset, check_data, refuse_many_processes
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
-from asvr.engine.stages import require_finished, run_stage
+from asvr.engine.stages import check_run, require_finished, run_stage, weights_digest
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
 from asvr.preflight import preflight
+from asvr.registry import TEXT_TOKENIZERS
 
 RESULTS = "results.json"
 AUTO, NEVER = "auto", "never"
@@ -30,13 +31,17 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     if only is not None and only not in stages:
         raise ValueError(f"--stage {only}: the config has no such stage; expected one of {stages}")
     preflight(cfg)
-    if resume == NEVER:
-        _set_aside(work_dir)
-    set_up_logging(work_dir / "train.log")
-    cfg.dump(str(work_dir / "config.py"))
-    prepared = prepare(cfg, work_dir)
+    check_data(cfg)
+    text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
     chosen = stages if only is None else [only]
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
+    if resume == NEVER:
+        _set_aside(work_dir if only is None else work_dir / only)
+    check_run(cfg, chosen, text_tokenizer, work_dir)
+    set_up_logging(work_dir / "train.log")
+    cfg.dump(str(work_dir / "config.py"))
+    text_tokenizer.save_pretrained(work_dir / "text_tokenizer")  # for whoever loads the model later
+    prepared = prepare(cfg, work_dir, text_tokenizer)
     for name in chosen:
         start = checkpoint if checkpoint is not None and checkpoint.parent.parent.name == name else None
         model = run_stage(cfg, name, prepared, work_dir, start)
@@ -51,11 +56,17 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
 
 
 def _evaluate_stage(cfg: Config, name: str, model, prepared: Prepared, work_dir: Path) -> None:
+    """A result is kept while the weights and the settings that it was made with are the same."""
     stage = stage_config(cfg, name)
     results = _read(work_dir / RESULTS)
-    if stage.get("evaluation") and name not in results:
+    if not stage.get("evaluation"):
+        return
+    made_with = json.loads(
+        json.dumps(dict(weights=weights_digest(work_dir, name), settings=stage.evaluation.to_dict()))
+    )
+    if results.get(name, {}).get("made_with") != made_with:
         result = _evaluate(stage, model, prepared, dict(stage.evaluation), work_dir / name / "answers.jsonl")
-        _write(work_dir / RESULTS, results | {name: result})
+        _write(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
 
 
 def _evaluate(stage: Config, model, prepared: Prepared, settings: dict, samples_file: Path) -> dict:
@@ -96,7 +107,9 @@ def evaluate_run(
     out = out or work_dir / "evaluation"
     require_finished(work_dir, name)
     set_up_logging(out / "evaluate.log")
-    prepared = prepare(cfg, work_dir)
+    text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
+    check_run(cfg, [name], text_tokenizer, work_dir)
+    prepared = prepare(cfg, work_dir, text_tokenizer)
     if questions is not None:
         prepared.cache = None  # it holds the pictures of the config's own data
     model = run_stage(cfg, name, prepared, work_dir)
@@ -137,7 +150,7 @@ def _named_checkpoint(resume: str, work_dir: Path, stages: list[str]) -> Path | 
 
 
 def _set_aside(work_dir: Path) -> None:
-    """Rename an existing run to ``<name>.old-<n>``: nothing is deleted."""
+    """Rename an existing run (or one stage of it) to ``<name>.old-<n>``: nothing is deleted."""
     if work_dir.exists():
         n = 1
         while (old := work_dir.with_name(f"{work_dir.name}.old-{n}")).exists():

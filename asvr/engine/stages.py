@@ -28,9 +28,9 @@ from asvr.engine.hooks import CheckpointHook, ProgressHook
 from asvr.engine.log import logger
 from asvr.engine.optim import build_optim_wrapper, build_schedulers
 from asvr.engine.prepare import Prepared
+from asvr.validate import SCRATCH
 
 DONE = "done.json"
-SCRATCH = "scratch"
 # Settings that may change between an interrupted run and its continuation: they do not touch the result.
 _FREE = (
     "runtime.log_interval",
@@ -50,7 +50,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     """
     stage = stage_config(prepared.cfg, name)
     folder = work_dir / name
-    identity = _identity(stage_config(cfg, name))
+    identity = _identity(cfg, name, prepared.text_tokenizer)
     model = build_model(stage, len(prepared.text_tokenizer)).to(build_device(stage.runtime.device))
     newest = resume_from or checkpoint.newest(folder / "checkpoints")
     if newest is not None:
@@ -61,7 +61,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
             logger.info("stage %s is finished: skipped (%s)", name, folder)
             return model
         logger.warning("stage %s was finished, but its last checkpoint is gone: it is trained again", name)
-    if newest is None and (start := _start_of(cfg, name, work_dir)) is not None:
+    if newest is None and (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
         checkpoint.load_weights(start, model)
         logger.info("stage %s starts from %s", name, start)
 
@@ -76,9 +76,22 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     return model
 
 
+def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> None:
+    """Raise ``ValueError`` where a stage's newest checkpoint in ``work_dir`` belongs to another configuration, before
+    anything there is written anew."""
+    for name in names:
+        if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
+            _check_config(newest, _identity(cfg, name, text_tokenizer))
+
+
 def require_finished(work_dir: Path, name: str) -> None:
     if not (work_dir / name / DONE).is_file():
         raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
+
+
+def weights_digest(work_dir: Path, name: str) -> str:
+    """SHA-256 of a finished stage's weights."""
+    return checkpoint.read_meta(checkpoint.newest(work_dir / name / "checkpoints"))["sha256"]["model.safetensors"]
 
 
 def _read_done(folder: Path) -> dict:
@@ -91,7 +104,7 @@ def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir:
     steps = num_steps(stage, len(dataset))
     optim_wrapper = build_optim_wrapper(model, stage.optim)
     experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
-    meta = dict(stage=name, config=identity, frozen=checkpoint.frozen_fingerprints(model))
+    meta = dict(stage=name, config=identity, samples=len(dataset), frozen=checkpoint.frozen_fingerprints(model))
     logger.info(
         "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
     )
@@ -125,6 +138,12 @@ def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir:
 
 def _restore(runner: Runner, folder: Path) -> None:
     """Optimiser, schedule, position in the data and random states; the weights are loaded already."""
+    samples, there = len(runner.train_dataloader.dataset), checkpoint.read_meta(folder)["samples"]
+    if samples != there:
+        raise ValueError(
+            f"{folder} was trained on {there} samples, data.train has {samples} now: the order of the data would be "
+            "another one. Bring the data back, or start anew with --resume never"
+        )
     state = checkpoint.load_state(folder)
     runner.optim_wrapper.optimizer.load_state_dict(state["optimizer"])
     for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
@@ -136,25 +155,33 @@ def _restore(runner: Runner, folder: Path) -> None:
     checkpoint.set_random_state(state["random"])
 
 
-def _start_of(cfg: Config, name: str, work_dir: Path) -> Path | None:
+def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | None:
     """The last checkpoint of the stage that this one starts from: ``init``, or the stage before it."""
-    names = list(cfg.stages)
-    before = names[: names.index(name)]
-    init = cfg.stages[name].get("init", before[-1] if before else SCRATCH)
+    init = _init_of(cfg, name)
     if init == SCRATCH:
         return None
-    if init not in before:
-        raise ValueError(f"stages.{name}.init={init!r}: expected {SCRATCH!r} or a stage before it, {before}")
     require_finished(work_dir, init)
     start = checkpoint.newest(work_dir / init / "checkpoints")
     if start is None or checkpoint.read_meta(start)["step"] != _read_done(work_dir / init)["steps"]:
         raise ValueError(
             f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"
         )
+    _check_config(start, _identity(cfg, init, text_tokenizer))
     return start
 
 
+def _init_of(cfg: Config, name: str) -> str:
+    names = list(cfg.stages)
+    before = names[: names.index(name)]
+    return cfg.stages[name].get("init", before[-1] if before else SCRATCH)
+
+
 def _check_same_run(folder: Path, identity: dict, model) -> None:
+    _check_config(folder, identity)
+    checkpoint.check_frozen(folder, model)
+
+
+def _check_config(folder: Path, identity: dict) -> None:
     there = checkpoint.read_meta(folder)["config"]
     different = sorted(key for key in identity.keys() | there.keys() if identity.get(key) != there.get(key))
     if different:
@@ -163,12 +190,12 @@ def _check_same_run(folder: Path, identity: dict, model) -> None:
             f"{folder} belongs to another configuration ({listing}). "
             "Take another --work-dir, or start anew with --resume never"
         )
-    checkpoint.check_frozen(folder, model)
 
 
-def _identity(stage: Config) -> dict:
-    """Dotted key -> value of every setting that the result depends on."""
-    flat: dict = {}
+def _identity(cfg: Config, name: str, text_tokenizer) -> dict:
+    """Dotted key -> value of every setting that the result depends on, and what it was resolved to."""
+    stage = stage_config(cfg, name)
+    flat: dict = {"init": _init_of(cfg, name), "text_tokenizer.fingerprint": text_tokenizer.fingerprint()}
 
     def visit(prefix: str, value) -> None:
         if isinstance(value, dict):

@@ -60,11 +60,19 @@ def evaluate(
         for first in range(0, len(asked), batch_size):
             chunk = asked[first : first + batch_size]
             batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk])
+            chunk = _kept(chunk, batch)
+            if not chunk:
+                continue
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-                answers = generate(model, batch.to(device), tokenizer, max_new_tokens=max_new_tokens)
+                answers = generate(
+                    model, batch.to(device), tokenizer, template=dataset.template, max_new_tokens=max_new_tokens
+                )
             for (i, item), answer in zip(chunk, answers, strict=True):
                 rows[i] = _row(dataset, i, item, answer)
             bar.update(len(chunk))
+    if not rows:
+        raise ValueError(f"evaluation: no picture of {dataset.source} can be read")
+    asked = [(i, item) for i, item in asked if i in rows]
     samples_file.parent.mkdir(parents=True, exist_ok=True)
     samples_file.write_text("".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)))
     codes, examples = _codes(model, dataset, asked, rows, collate, batch_size, num_examples, dtype)
@@ -75,6 +83,12 @@ def evaluate(
         seconds=round(time.perf_counter() - start, 1),
         examples=examples,
     )
+
+
+def _kept(chunk: list[tuple[int, dict]], batch: Batch) -> list[tuple[int, dict]]:
+    """The questions that the collate function did not refuse (policy ``skip``), in the order of the batch's rows."""
+    kept = set(batch.sample_ids)
+    return [(i, item) for i, item in chunk if item["sample_id"] in kept]
 
 
 def _row(dataset, i: int, item: dict, answer: str) -> dict:

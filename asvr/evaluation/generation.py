@@ -10,11 +10,15 @@ from asvr.data.batch import Batch
 
 
 @torch.inference_mode()
-def generate(model, batch: Batch, tokenizer, *, max_new_tokens: int, **kwargs) -> list[str]:
+def generate(model, batch: Batch, tokenizer, *, template=None, max_new_tokens: int, **kwargs) -> list[str]:
     """Answers to the prompts of ``batch`` (rows that end where an answer begins), one text a row.
 
-    kwargs go to transformers' ``generate``; by default it is greedy.
+    An answer ends at EOS, or where ``template`` ends it. kwargs go to transformers' ``generate``; by default it is
+    greedy.
     """
+    stops = [tokenizer.eos_id]
+    if template is not None and template.stop is not None:
+        stops += tokenizer.encode(template.stop, control=True)
     embeds_BTH, _ = model.embed(batch)
     embeds_BTH, mask_BT = pad_left(embeds_BTH, batch.attention_mask_BT)
     new_ids = model.llm.generate(
@@ -22,10 +26,13 @@ def generate(model, batch: Batch, tokenizer, *, max_new_tokens: int, **kwargs) -
         mask_BT,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_id,
-        eos_token_id=tokenizer.eos_id,
+        eos_token_id=stops,
         **dict(dict(do_sample=False), **kwargs),
     )
-    return [tokenizer.decode(ids).strip() for ids in new_ids.tolist()]
+    answers = [tokenizer.decode(ids) for ids in new_ids.tolist()]
+    if template is not None and template.stop_text is not None:
+        answers = [answer.split(template.stop_text)[0] for answer in answers]
+    return [answer.strip() for answer in answers]
 
 
 def pad_left(embeds_BTH: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:

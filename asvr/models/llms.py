@@ -5,7 +5,7 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width, ``V`` vocabulary.
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from asvr import compat
 from asvr.models.component import Component
@@ -56,6 +56,8 @@ class HFCausalLM(Component):
             self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
         if gradient_checkpointing:
             compat.enable_activation_checkpointing(self.model)
+        # A folder's own defaults (a repetition penalty, sampling) must not change what greedy means.
+        self.model.generation_config = GenerationConfig()
         self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
         self.num_layers = config.num_hidden_layers

@@ -82,12 +82,16 @@ def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> 
     if not -1 <= tap <= llm.num_layers:
         raise ValueError(f"{key}.tap={tap}: expected -1 (after the final norm) or a layer in 0..{llm.num_layers}")
     tokenizer = build_tokenizer(entry["tokenizer"], encoder, load_weights)
+    criterion = LOSSES.build(entry.get("loss", dict(type="CodeCrossEntropy")))
+    weights = getattr(criterion, "depth_weights", None)
+    if weights is not None and len(weights) != tokenizer.depth:
+        raise ValueError(f"{key}.loss.depth_weights has {len(weights)} entries, the codes have depth {tokenizer.depth}")
     sizes = dict(hidden_size=llm.hidden_size, codebook_sizes=tokenizer.codebook_sizes, code_width=tokenizer.code_width)
     return Target(
         name=entry["name"],
         tokenizer=tokenizer,
         head=HEADS.build(entry["head"], default_args=sizes),
-        criterion=LOSSES.build(entry.get("loss", dict(type="CodeCrossEntropy"))),
+        criterion=criterion,
         weight=entry.get("weight", 1.0),
         shift=shift,
         tap=tap,

@@ -5,8 +5,6 @@ width, ``E`` encoder width, ``D`` code depth, ``C`` code width, ``S`` supervised
 visual positions.
 """
 
-import logging
-
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +12,6 @@ from asvr.data.batch import IMAGE_TOKEN, Batch, visual_sources
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Target, build_target
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
-
-logger = logging.getLogger("asvr")
 
 
 @MODELS.register_module()
@@ -181,14 +177,6 @@ class VLM(nn.Module):
         unknown = [n for n in names if n not in parts or n.startswith("tokenizer.")]
         if unknown:
             raise ValueError(f"train={names}: unknown {unknown}; expected some of encoder, projector, llm, heads")
-        moving = [target.name for target in self.targets if target.shares_encoder]
-        if "encoder" in names and moving:
-            logger.warning(
-                "train=%s: target %r quantises the encoder's own features, which move with it; "
-                "give its tokenizer an `encoder` of its own",
-                names,
-                moving[0],
-            )
         for name, module in parts.items():
             for key, parameter in module.named_parameters():
                 parameter.requires_grad_(name in names and "unused_bias" not in key)

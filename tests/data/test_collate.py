@@ -85,6 +85,10 @@ class Cache:
     def __init__(self, features=True, codes=()):
         self.give, self.targets = features, codes
 
+    def check(self, keys):
+        if "unreadable" in keys:
+            raise Refused("the picture cannot be read", "unreadable picture")
+
     def features(self, keys):
         return torch.tensor([[[float(key[-1])]] for key in keys]) if self.give else None
 
@@ -120,6 +124,15 @@ def test_cached_features_belong_to_the_samples_that_are_left(tmp_path):
     rows = [broken, item([1, IMAGE_TOKEN], name="a")]
     batch = make(views=dict(encoder=SMALL, pixel=LARGE), on_error="skip", cache=Cache())(rows)
     assert batch.features_INE.flatten().tolist() == [0] and batch.pixels["pixel"].shape[0] == 1
+
+
+def test_what_the_cache_could_not_read_takes_its_sample_with_it():
+    rows = [item([1, IMAGE_TOKEN], name="broken") | dict(image_keys=["unreadable"]), item([1, IMAGE_TOKEN], name="a")]
+    batch = make(on_error="skip", cache=Cache())(rows)
+    assert batch.sample_ids == ["a"] and batch.features_INE.flatten().tolist() == [0]
+    assert [(r.sample_id, r.reason) for r in batch.refusals] == [("broken", "unreadable picture")]
+    with pytest.raises(Refused, match="broken: the picture cannot be read"):
+        make(cache=Cache())(rows)
 
 
 def test_a_batch_of_refusals_still_runs_and_teaches_nothing():

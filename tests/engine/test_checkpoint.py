@@ -136,7 +136,12 @@ def test_a_kill_at_any_time_leaves_no_half_checkpoint(tmp_path, monkeypatch):
         assert checkpoint.newest(tmp_path).name == "step_00000001"
     save(tmp_path / "step_00000002", model)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000001", "step_00000002"]
-    checkpoint.read_meta(checkpoint.newest(tmp_path))
+    with monkeypatch.context() as patch:  # a step that is saved again
+        patch.setattr(torch, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path / "step_00000002", model)
+    checkpoint.load_weights(checkpoint.newest(tmp_path), tiny_model())
+    checkpoint.load_state(checkpoint.newest(tmp_path))
 
 
 def test_the_newest_are_kept(tmp_path):

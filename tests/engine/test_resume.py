@@ -136,11 +136,70 @@ def test_a_cut_description_is_refused(copy):
         ({"runtime.seed": 1}, "runtime.seed"),
         ({"model.reconstruction.0.fit.iterations": 3}, "model.reconstruction"),
         ({"schedule.steps": 61}, "schedule.steps: 60 there, 61 here"),
+        ({"stages.finetune.init": "scratch"}, "init: 'pretrain' there, 'scratch' here"),
+        ({"text_tokenizer.vocab_size": 300}, "text_tokenizer.fingerprint"),
     ],
 )
-def test_a_changed_config_is_refused(copy, changes, key):
+def test_a_changed_config_is_refused_and_the_run_left_as_it_is(copy, changes, key):
+    def content() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+
+    before = content()
     with pytest.raises(ValueError, match=f"another configuration .*{key}.*--resume never"):
         again(copy, changes)
+    assert content() == before
+
+
+def test_a_stage_does_not_start_from_another_configurations_weights(copy):
+    shutil.rmtree(copy / "finetune")
+    with pytest.raises(ValueError, match="pretrain.* another configuration .*data.image_aspect"):
+        again(copy, {"data.image_aspect": "pad"})
+
+
+def test_other_samples_are_refused(copy):
+    file = checkpoints(copy, "finetune") / f"step_{interrupted(copy, keep=1):08d}" / "checkpoint.json"
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps(meta | dict(samples=meta["samples"] + 1)))
+    with pytest.raises(ValueError, match=rf"was trained on {meta['samples'] + 1} samples, .* {meta['samples']} now"):
+        again(copy)
+
+
+def test_a_missing_dataset_of_a_later_stage_is_told_at_once(tmp_path):
+    missing = {
+        "stages.finetune.data.train": dict(type="LlavaDataset", ann_file="no/such.json", _delete_=True),
+        "data.cache": False,
+    }
+    with pytest.raises(ValueError, match="stage finetune, data.train: ann_file 'no/such.json' is missing"):
+        again(tmp_path / "run", missing, only=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_result_is_kept_until_its_weights_or_settings_change(copy, monkeypatch):
+    measured = []
+    evaluate = engine_run.evaluate
+    monkeypatch.setattr(
+        engine_run, "evaluate", lambda *a, **settings: measured.append(settings) or evaluate(*a, **settings)
+    )
+    again(copy)
+    assert not measured
+    results = again(copy, {"evaluation.limit": 5})
+    assert len(measured) == 1 and results["finetune"]["total"] == 5 < results["blind"]["total"]
+    interrupted(copy, keep=1)
+    again(copy, {"evaluation.limit": 5})  # trained again to bitwise the same weights
+    assert len(measured) == 1
+    file = copy / "results.json"
+    digest = results["finetune"]["made_with"]["weights"]
+    file.write_text(file.read_text().replace(digest, "0" * 64))
+    again(copy, {"evaluation.limit": 5})
+    assert len(measured) == 2 and digest in file.read_text()
+
+
+def test_codebooks_are_fitted_anew_for_another_fit(tiny_run, tmp_path):
+    shutil.copytree(tiny_run / "cache", tmp_path / "run" / "cache")
+    shutil.copytree(tiny_run / "tokenizers", tmp_path / "run" / "tokenizers")
+    (first,) = (tmp_path / "run" / "tokenizers").iterdir()
+    again(tmp_path / "run", {"model.reconstruction.0.fit.iterations": 1}, only="blind")
+    assert first.name.startswith("semantic-") and len(list(first.parent.iterdir())) == 2
 
 
 def test_what_does_not_touch_the_result_may_change(copy, tiny_run):
@@ -158,13 +217,22 @@ def test_other_frozen_weights_are_refused(copy):
         again(copy)
 
 
-def test_never_starts_anew_and_keeps_the_old_run(copy, tiny_run):
+def test_never_starts_a_stage_anew_and_keeps_the_old_one(copy, tiny_run):
     for count in (1, 2):
-        again(copy, only="blind", resume="never")
-        assert (copy.with_name(f"copy.old-{count}") / "blind" / "done.json").is_file()
-    assert weights(copy.with_name("copy.old-1"), "finetune") == weights(tiny_run, "finetune")
-    assert weights(copy, "blind") == weights(tiny_run, "blind")
-    assert not (copy / "finetune").exists()
+        again(copy, only="finetune", resume="never")
+        assert (copy / f"finetune.old-{count}" / "done.json").is_file()
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+
+
+def test_never_starts_a_run_anew_and_keeps_the_old_one(copy, tmp_path):
+    with pytest.raises(ValueError, match="expected 'auto', 'never' or a checkpoint folder"):
+        again(copy, only=None, resume=str(copy / "nothing"))
+    shutil.rmtree(copy / "cache")
+    (copy / "blind" / "marker").touch()
+    fewer = {"schedule.steps": 2, "stages.blind.schedule.steps": 2, "stages.pretrain.schedule.steps": 2}
+    again(copy, fewer, only=None, resume="never")
+    assert (tmp_path / "copy.old-1" / "blind" / "marker").is_file()
+    assert not (copy / "blind" / "marker").exists() and steps_of(copy, "finetune") == [2]
 
 
 def test_goes_on_from_a_named_checkpoint_even_of_a_finished_stage(copy, tiny_run):
@@ -214,7 +282,5 @@ def test_a_finished_stage_without_its_last_checkpoint_is_trained_again(tiny_run,
 
 
 def test_a_cache_is_refused_where_the_encoder_is_trained(tmp_path):
-    command = tiny_command(tmp_path / "run") + ["stages.finetune.train=[encoder,llm]"]
-    done = subprocess.run(command, cwd=ROOT, env=tiny_env(), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "data.cache" in done.stderr and "finetune" in done.stderr
+    with pytest.raises(ValueError, match="data.cache holds features of a frozen encoder, and stage finetune trains it"):
+        again(tmp_path / "run", {"stages.finetune.train": ["encoder", "llm"], "model.reconstruction": []}, only=None)

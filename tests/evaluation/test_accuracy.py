@@ -63,7 +63,7 @@ def ask(rows, folder, monkeypatch, answers: dict | None = None, **kwargs) -> dic
     if answers is not None:
         batches = []
 
-        def say(model, batch, tokenizer, *, max_new_tokens):
+        def say(model, batch, tokenizer, *, template, max_new_tokens):
             batches.append(batch)
             return [answers[int(name.rsplit(":", 1)[1])] for name in batch.sample_ids]
 
@@ -163,6 +163,19 @@ def test_what_cannot_be_asked_is_counted_or_refused(rows, tmp_path):
         evaluate(model(), dataset(rows, tmp_path), byte_level(), samples_file=tmp_path / "a.jsonl", **own)
     with pytest.raises(ValueError, match="no question that can be asked"):
         evaluate(model(), dataset(rows[:1], tmp_path, on_error="skip"), byte_level(), samples_file=tmp_path, **own)
+
+
+def test_a_picture_that_cannot_be_read_takes_its_questions_with_it(rows, tmp_path):
+    data = dataset(rows, tmp_path, on_error="skip")
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    own = dict(data=SimpleNamespace(**vars(DATA) | dict(on_error="skip")), precision="float32", max_new_tokens=1)
+    result = evaluate(model(), data, byte_level(), samples_file=tmp_path / "a.jsonl", batch_size=1, **own)
+    assert (result["total"], result["refused"]) == (2, 2)
+    asked = [json.loads(line)["question"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert asked == ["is it blue and rather large?", "how many legs has a dog?"]
+    own["data"].on_error = "raise"
+    with pytest.raises(ValueError, match="questions.json:[03]: the picture .*0.png cannot be read"):
+        evaluate(model(), data, byte_level(), samples_file=tmp_path / "a.jsonl", **own)
 
 
 def test_a_question_longer_than_the_limit_is_refused(rows, tmp_path):

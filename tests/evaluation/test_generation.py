@@ -1,6 +1,7 @@
 """Answers in a batch are the answers one by one."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from run_helpers import ROOT
 sys.path.append(str(ROOT / "tests" / "engine"))
 from engine_helpers import collate, item, tiny_model  # noqa: E402
 
+from asvr.data.templates import build_template  # noqa: E402
 from asvr.evaluation.generation import generate, pad_left  # noqa: E402
 
 
@@ -71,6 +73,35 @@ def test_the_end_token_ends_an_answer(model):
     ending.eos_id = int(words[2])
     (shorter,) = generate(model, collate(model)([prompts()[0]]), ending, max_new_tokens=6)
     assert shorter.split() == words[: words.index(words[2]) + 1]
+
+
+def test_a_template_ends_an_answer_too(model):
+    row = collate(model)([prompts()[0]])
+    words = generate(model, row, Words(), max_new_tokens=6)[0].split()
+
+    class Control(Words):
+        def encode(self, text, *, control):
+            assert control
+            return [int(text)]
+
+    (by_token,) = generate(
+        model, row, Control(), template=SimpleNamespace(stop=words[2], stop_text=None), max_new_tokens=6
+    )
+    assert by_token.split() == words[: words.index(words[2]) + 1]
+    (by_text,) = generate(
+        model, row, Words(), template=SimpleNamespace(stop=None, stop_text=" " + words[2]), max_new_tokens=6
+    )
+    assert by_text.split() == words[: words.index(words[2])]
+
+
+def test_templates_end_an_answer_as_they_write_it():
+    assert build_template("chatml").stop == "<|im_end|>" and build_template("plain").stop_text == "\n"
+    assert build_template("vicuna_v1").stop is build_template("vicuna_v1").stop_text is None
+
+
+def test_a_folders_own_generation_settings_do_not_count(model):
+    """Greedy is the most probable token, whatever ``generation_config.json`` says."""
+    assert model.llm.model.generation_config.repetition_penalty in (None, 1.0)
 
 
 def test_pad_left_moves_padding_only():

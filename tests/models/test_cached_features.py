@@ -27,8 +27,8 @@ def samples(pictures):
     ]
 
 
-def cached(model, pictures, root):
-    cache = build_feature_cache(root, model.encoder, pictures, "square", CPU)
+def cached(model, pictures, root, on_error="raise"):
+    cache = build_feature_cache(root, model.encoder, pictures, "square", CPU, config={}, on_error=on_error)
     for target in model.targets:
         cache.add_codes(
             target.name,
@@ -37,6 +37,7 @@ def cached(model, pictures, root):
             pictures=pictures,
             aspect="square",
             device=CPU,
+            config={},
         )
     return cache
 
@@ -76,15 +77,16 @@ def test_the_folder_follows_what_the_features_depend_on(pictures, tmp_path):
     copy = tmp_path / "copy.png"
     copy.write_bytes(file.read_bytes())
     model, other = build(), build(seed=1)
-    same = folder_of(tmp_path, model.encoder, {key: copy}, "square")
-    assert same == folder_of(tmp_path, model.encoder, {key: file}, "square")
-    assert same != folder_of(tmp_path, other.encoder, {key: copy}, "square")
-    assert same != folder_of(tmp_path, model.encoder, {key: copy}, "pad")
-    assert same != folder_of(tmp_path, model.encoder, {"other": copy}, "square")
+    same = folder_of(tmp_path, model.encoder, {key: copy}, "square", {})
+    assert same == folder_of(tmp_path, model.encoder, {key: file}, "square", {})
+    assert same != folder_of(tmp_path, other.encoder, {key: copy}, "square", {})
+    assert same != folder_of(tmp_path, model.encoder, {key: copy}, "pad", {})
+    assert same != folder_of(tmp_path, model.encoder, {"other": copy}, "square", {})
+    assert same != folder_of(tmp_path, model.encoder, {key: copy}, "square", dict(layer=-1))
     data = bytearray(copy.read_bytes())
     data[len(data) // 2] ^= 1
     copy.write_bytes(bytes(data))
-    assert same != folder_of(tmp_path, model.encoder, {key: copy}, "square")
+    assert same != folder_of(tmp_path, model.encoder, {key: copy}, "square", {})
 
 
 def test_codes_follow_their_tokenizer(pictures, tmp_path):
@@ -112,6 +114,44 @@ def test_a_picture_that_the_cache_does_not_have_is_named(pictures, tmp_path):
     cache = cached(model, pictures, tmp_path)
     with pytest.raises(ValueError, match=r"no features of 9-0 \(1 pictures\)"):
         collate(model, [row("biww", 9)], cache=cache)
+
+
+@pytest.fixture
+def damaged(pictures, tmp_path):
+    """The pictures, of which the second is cut off and the third is gone."""
+    files = dict(pictures)
+    _, second, third, *_ = files
+    files[second] = tmp_path / "cut.png"
+    files[second].write_bytes(pictures[second].read_bytes()[:60])
+    files[third] = tmp_path / "gone.png"
+    return files
+
+
+def test_pictures_that_cannot_be_read_are_refused_with_their_samples(damaged, tmp_path, caplog):
+    model = build(reconstruction=[SEMANTIC, dict(PIXEL, resample="nearest")])
+    whole = [key for key, file in damaged.items() if file.parent != tmp_path]
+    for _ in range(2):  # computed, and read again
+        cache = cached(model, damaged, tmp_path / "cache", on_error="skip")
+        assert "2 of 4 pictures are left out, first: the picture" in caplog.text
+        caplog.clear()
+    batch = collate(model, samples(damaged), cache=cache, on_error="skip")
+    assert batch.num_images == 2 and not batch.pixels
+    assert torch.equal(batch.features_INE, cached(model, {k: damaged[k] for k in whole}, tmp_path).features(whole))
+    assert [(r.sample_id, r.reason) for r in batch.refusals] == [
+        ("rows.json:1", "unreadable picture"),
+        ("rows.json:2", "missing picture"),
+    ]
+    with pytest.raises(ValueError, match="rows.json:1: the picture .*cut.png cannot be read"):
+        collate(model, samples(damaged), cache=cache)
+
+
+def test_a_picture_that_cannot_be_read_is_told_by_default(damaged, tmp_path):
+    with pytest.raises(ValueError, match="the picture .*cut.png cannot be read"):
+        cached(build(), damaged, tmp_path / "cache")
+    unreadable = {key: file for key, file in damaged.items() if file.parent == tmp_path}
+    with pytest.raises(ValueError, match="none of the 2 pictures can be read: the picture"):
+        cached(build(), unreadable, tmp_path / "cache", on_error="skip")
+    assert not [f for f in (tmp_path / "cache").iterdir() if not f.name.startswith(".")]
 
 
 def test_interrupted_writing_leaves_no_cache(pictures, tmp_path, monkeypatch):

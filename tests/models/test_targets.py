@@ -32,6 +32,10 @@ def test_two_targets_of_one_name_are_refused():
         (dict(shift=None), r"shift=None"),
         (dict(tap=3), r"tap=3.*0\.\.2"),
         (dict(tap=-2), r"tap=-2"),
+        (
+            dict(loss=dict(type="CodeCrossEntropy", depth_weights=[1.0])),
+            r"reconstruction\[0\]\.loss\.depth_weights has 1 entries, the codes have depth 3",
+        ),
     ],
 )
 def test_an_impossible_target_is_refused_by_its_key(change, message):

@@ -1,6 +1,7 @@
 """Progress bar, readable log lines and JSON lines, with one synchronisation an interval."""
 
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -147,6 +148,9 @@ def _peak_memory_gib(device: torch.device) -> float:
 def _forget_after(file: Path, stage: str, step: int) -> None:
     """Drop lines of this stage after ``step``: a resumed run writes them again."""
     if file.is_file():
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
+        whole, _, _ = file.read_text().rpartition("\n")  # a kill may have torn the last line
+        lines = [json.loads(line) for line in whole.splitlines()]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial = file.with_name(f".{file.name}")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, file)

@@ -86,9 +86,9 @@ class DepthTransformerHead(Head):
         self.classifiers = classifiers_of(width, codebook_sizes)
 
     def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
-        first_P1W = self.input(hidden_PH).unsqueeze(1)
         sums_PDC = vectors_PDC[:, :-1].cumsum(1)
-        x_PDW = torch.cat([first_P1W, self.code_input(sums_PDC).to(first_P1W.dtype)], dim=1)
+        x_PDW = torch.cat([self.input(hidden_PH).unsqueeze(1), self.code_input(sums_PDC)], dim=1)
+        x_PDW = x_PDW.to(self.norm.weight.dtype)  # under autocast the residual stream stays in the weights' precision
         for layer in self.layers:
             x_PDW = layer(x_PDW)
         return self.norm(x_PDW)

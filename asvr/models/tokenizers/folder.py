@@ -27,6 +27,8 @@ def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]
             raise ValueError(f"{folder}: holds other files ({sorted(foreign)[:3]}); give a new or empty folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{kind}.{uuid.uuid4().hex[:8]}") for kind in ("new", "old"))
+    for left in folder.parent.glob(f".{folder.name}.new.*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights[1].items()}

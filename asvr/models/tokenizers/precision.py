@@ -13,8 +13,9 @@ def full_float32(device: torch.device):
     """
     matmul_precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn
-    convolutions = cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic,
-                               allow_tf32=False)
+    convolutions = cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
     torch.set_float32_matmul_precision("highest")
     try:
         with convolutions, torch.autocast(device.type, enabled=False):

@@ -4,6 +4,7 @@ Legend: ``I`` images, ``P`` grid cells of all images, ``V`` codes in a codebook,
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from asvr.data.images import open_image
+from asvr.data.refusals import Refused
 from asvr.data.transforms import ImageTransform
 from asvr.models.tokenizers.pixel import PixelTokenizer
 from asvr.models.tokenizers.quantizer import code_usage
@@ -23,21 +25,56 @@ from asvr.models.tokenizers.report import draw_levels, draw_reconstructions
 from asvr.models.tokenizers.semantic import SemanticTokenizer
 from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss, reconstruct
 
+logger = logging.getLogger("asvr")
+
 METRICS = "metrics.jsonl"
 RESTART_INTERVAL = 50  # steps without use after which a code of the VQGAN is replaced
 
 
 class Pictures(Dataset):
-    """Pixels (3, h, w) of pictures (files or PIL images). Raises ``Refused``, naming the file, for a broken one."""
+    """Pixels (3, h, w) of pictures (files or PIL images). A broken one raises ``Refused``, naming the file; under
+    ``on_error='skip'`` it is told and gives None."""
 
-    def __init__(self, sources: list, transform: ImageTransform, aspect: str):
-        self.sources, self.transform, self.aspect = sources, transform, aspect
+    def __init__(self, sources: list, transform: ImageTransform, aspect: str, on_error: str):
+        self.sources, self.transform, self.aspect, self.on_error = sources, transform, aspect, on_error
 
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, i: int) -> Tensor:
-        return self.transform(open_image(self.sources[i]), self.aspect)
+    def __getitem__(self, i: int) -> Tensor | None:
+        try:
+            return self.transform(open_image(self.sources[i]), self.aspect)
+        except Refused as error:
+            if self.on_error == "raise":
+                raise
+            logger.warning("left out: %s", error)
+            return None
+
+
+class Batches:
+    """Batches of pixels (I, 3, h, w) of what can be read, each epoch in another order where ``generator`` is given."""
+
+    def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
+        self.loader = DataLoader(
+            pictures,
+            batch_size,
+            shuffle=generator is not None,
+            drop_last=generator is not None,
+            num_workers=num_workers,
+            generator=generator,
+            collate_fn=_stack,
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (pixels for pixels in self.loader if pixels is not None)
+
+
+def _stack(pixels: list[Tensor | None]) -> Tensor | None:
+    kept = [image for image in pixels if image is not None]
+    return torch.stack(kept) if kept else None
 
 
 def fit_semantic_tokenizer(
@@ -62,8 +99,8 @@ def fit_semantic_tokenizer(
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     sources = _shuffled(dataset, generator)
-    pictures = Pictures(sources, tokenizer.transform, image_aspect)
-    loader = DataLoader(pictures, batch_size, num_workers=num_workers, generator=generator)
+    pictures = Pictures(sources, tokenizer.transform, image_aspect, dataset.on_error)
+    loader = Batches(pictures, batch_size, num_workers=num_workers)
     tokenizer.to(device).eval()
     tokenizer.encoder.to(device).eval()
     features = (tokenizer.features(pixels.to(device)) for pixels in tqdm(loader, desc="features", unit="batch"))
@@ -112,9 +149,12 @@ def train_pixel_tokenizer(
     sources = _shuffled(dataset, generator)
     if not 0 < held_out < len(sources):
         raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} pictures")
-    test, train = (Pictures(s, tokenizer.transform, image_aspect) for s in (sources[:held_out], sources[held_out:]))
+    test, train = (
+        Pictures(part, tokenizer.transform, image_aspect, dataset.on_error)
+        for part in (sources[:held_out], sources[held_out:])
+    )
     batch_size = min(batch_size, len(train))
-    loader = DataLoader(train, batch_size, True, num_workers=num_workers, generator=generator, drop_last=True)
+    loader = Batches(train, batch_size, num_workers=num_workers, generator=generator)
     tokenizer.to(device).train()
     trainer = _Trainer(tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator)
     weights = dict(l1=l1_weight, l2=l2_weight, codebook=codebook_weight, commitment=commitment_weight)
@@ -131,7 +171,7 @@ def train_pixel_tokenizer(
     tokenizer.trained.fill_(True)
     tokenizer.eval()
     tokenizer.source = None
-    report, picture = evaluate_pixel_tokenizer(tokenizer, DataLoader(test, batch_size))
+    report, picture = evaluate_pixel_tokenizer(tokenizer, Batches(test, batch_size))
     draw_reconstructions(*picture, rows, work_dir / "summary.png")
     return dict(report, pictures=len(train), held_out=held_out, steps=steps, seconds=seconds)
 
@@ -226,6 +266,11 @@ def _shuffled(dataset, generator: torch.Generator) -> list:
     return [sources[i] for i in torch.randperm(len(sources), generator=generator).tolist()]
 
 
-def _forever(loader: DataLoader) -> Iterator[Tensor]:
+def _forever(batches: Batches) -> Iterator[Tensor]:
     while True:
-        yield from loader
+        seen = 0
+        for pixels in batches:
+            seen += 1
+            yield pixels
+        if not seen:
+            raise ValueError("none of the training pictures can be read")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import torch
@@ -54,6 +55,26 @@ def test_optional_terms_are_trained_with(picture_folder, tmp_path):
 def test_same_seed_same_weights(picture_folder, tmp_path):
     runs = [train(picture_folder, tmp_path / str(i), steps=3, seed=s)[0] for i, s in enumerate((5, 5, 6))]
     assert runs[0].fingerprint() == runs[1].fingerprint() != runs[2].fingerprint()
+
+
+@pytest.mark.parametrize("kind", ["pixel", "semantic"])
+def test_broken_pictures_are_left_out_or_named(kind, picture_folder, tmp_path):
+    folder = tmp_path / "pictures"
+    shutil.copytree(picture_folder, folder)
+    for file in sorted(folder.rglob("*.png"))[:9]:
+        file.write_bytes(b"no picture")
+
+    def make(on_error):
+        dataset = ImageFolder(root=str(folder), on_error=on_error)
+        if kind == "pixel":
+            tokenizer = PixelTokenizer(image_size=8, arch=ARCH)
+            return train_pixel_tokenizer(tokenizer, dataset, work_dir=tmp_path, **QUICK | dict(steps=12, batch_size=3))
+        tokenizer = SemanticTokenizer(encoder=dict(type="TinyPatchEncoder"), depth=2, codebook_size=8)
+        return fit_semantic_tokenizer(tokenizer, dataset, work_dir=tmp_path, batch_size=2)
+
+    assert 0 < make("skip")["relative_error"][0] < 2
+    with pytest.raises(ValueError, match="the picture .*png cannot be read"):
+        make("raise")
 
 
 def test_too_few_pictures(picture_folder, tmp_path):
