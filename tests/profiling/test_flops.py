@@ -42,7 +42,8 @@ def test_an_llm_is_its_matrices_and_its_attention(kv_heads):
         llm = HFCausalLM(arch=arch).train()
     counted = flops_of(lambda x: llm.hidden(x)[-1], [llm], (1, T, hidden))
     projections = hidden * (2 * hidden + 2 * kv_heads * WIDTH) + 3 * hidden * inner
-    assert counted == layers * 2 * (T * projections + 2 * T * T * hidden)
+    # transformers 5.17 makes the angles of its rotary embedding by a (tiny) matrix product.
+    assert counted == pytest.approx(layers * 2 * (T * projections + 2 * T * T * hidden), rel=1e-3)
     assert llm.training
 
 

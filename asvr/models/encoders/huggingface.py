@@ -51,7 +51,7 @@ class HFVisionEncoder(Encoder):
         folder = find_folder(name, load_weights, "vision encoder", arch)
         config = read_config(folder, arch, name)
         config = getattr(config, "vision_config", config)
-        if hasattr(config, "vision_use_head"):
+        if config.model_type.startswith("siglip"):
             config.vision_use_head = False  # SigLIP's pooling head gives nothing to a patch feature
         if folder is not None and load_weights:
             ignore = (

@@ -173,3 +173,15 @@ def test_linear_head_does_not_look_at_codes():
 def test_a_width_that_the_attention_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"width=10.*num_heads=4"):
         DepthTransformerHead(hidden_size=H, codebook_sizes=SIZES, code_width=C, width=10, num_heads=4)
+
+
+@pytest.mark.parametrize("kind", DEPTH)
+def test_under_autocast_the_residual_stream_stays_float32(kind):
+    head, (hidden, vectors) = build(kind), inputs()
+    seen = []
+    for layer in head.layers:
+        layer.norm2.register_forward_hook(lambda module, given, out: seen.append((given[0].dtype, out.dtype)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = head(hidden.bfloat16(), vectors)
+    assert seen == [(torch.float32, torch.float32)] * len(head.layers) and out.dtype == torch.float32
+    assert torch.allclose(out, head(hidden, vectors), atol=0.1)
