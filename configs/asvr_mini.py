@@ -27,7 +27,7 @@ model = dict(
             hidden_size=128,
             intermediate_size=384,
             num_hidden_layers=2,
-            num_attention_heads=8,
+            num_attention_heads=4,
             max_position_embeddings=512,
             initializer_range=0.08,  # about width ** -0.5; transformers' 0.02 is meant for wide models
             tie_word_embeddings=False)),
@@ -38,7 +38,7 @@ model = dict(
             fit=dict(vectors_per_code=512, iterations=15),
             head=dict(type='DepthTransformerHead', width=64, layers=1, num_heads=4),
             loss=dict(type='CodeCrossEntropy'),
-            weight=0.3,  # the codes are many and the questions few: at 1.0 some kinds of question are not learned in time
+            weight=0.3,  # the codes are many and the questions few: at 1.0 some kinds of question come late
             shift=1)
     ])
 
@@ -53,7 +53,7 @@ data = dict(
     global_batch=16,
     num_workers=0)
 optim = dict(type='AdamW', lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
-schedule = dict(steps=1500, warmup_ratio=0.05)
+schedule = dict(steps=2000, warmup_ratio=0.05)
 
 stages = dict(
     blind=dict(
