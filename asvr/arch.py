@@ -25,7 +25,7 @@ def check_arch(key: str, arch: dict) -> list[str]:
         return unknown
     try:
         AutoConfig.for_model(**arch)
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except (StrictDataclassError, ValueError, TypeError, ArithmeticError) as error:
         return [f"{key}: {' '.join(str(error).split())}"]
     return []
 

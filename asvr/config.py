@@ -1,6 +1,7 @@
 """Loading a config file, and the config of one of its stages."""
 
 import copy
+import logging
 import os
 import sys
 from pathlib import Path
@@ -29,11 +30,39 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
             cfg.merge_from_dict({key: value})
         except (KeyError, TypeError) as error:
             raise ValueError(f"--cfg-options {key}={value!r} does not fit {path}: {error}") from error
+    _check_options(cfg, cfg_options or {})
     cfg.setdefault("default_scope", SCOPE)
     init_default_scope(cfg.default_scope)
     if "custom_imports" in cfg:
         _import_custom(cfg.custom_imports)
     return cfg
+
+
+def _check_options(cfg: Config, options: dict) -> None:
+    """Tell of an option that stages replace by their own value: an error where all of them do, else a warning."""
+    stages = cfg.get("stages")
+    for key, value in options.items():
+        shadowed = [name for name, stage in (stages or {}).items() if _sets(stage, key.split("."))]
+        if not shadowed:
+            continue
+        message = f"--cfg-options {key}={value!r} has no effect in {', '.join(shadowed)}: the config sets it there"
+        example = f"stages.{shadowed[0]}.{key}"
+        if len(shadowed) == len(stages):
+            raise ValueError(f"{message}: name the stage, {example}={value!r}")
+        logging.getLogger("asvr").warning("%s (%s would)", message, example)
+
+
+def _sets(value, path: list[str]) -> bool:
+    """Whether a stage's overrides replace what stands at ``path``. What a stage switches off (None) it does not."""
+    for key in path:
+        if value is None:
+            return False
+        if not isinstance(value, dict) or value.get(DELETE):
+            return True
+        if key not in value:
+            return False
+        value = value[key]
+    return not isinstance(value, dict) or bool(value.get(DELETE))
 
 
 def stage_config(cfg: Config, name: str) -> Config:

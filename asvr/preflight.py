@@ -7,22 +7,25 @@ from asvr import zoo
 from asvr.config import distinct, stage_config
 from asvr.models.encoders.base import Encoder
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
-from asvr.validate import OWN, check_config, find
+from asvr.validate import OWN, check_config, constructor_fields, find
 
 # The fields of this library's components that name pretrained weights.
 WEIGHT_FIELDS = ("name", "weights")
 
 
-def preflight(cfg: Config) -> None:
-    """Everything that can be known without reading a weight or a picture.
+def preflight(cfg: Config) -> dict[str, int]:
+    """Everything that can be known without reading a weight or a picture. Returns the tokens of an image by stage.
 
     Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
     `asvr.zoo.MissingWeights` naming all pretrained models that are not on this machine.
     """
     check_config(cfg)
+    stages = {name: stage_config(cfg, name) for name in cfg.stages}
+    if any(_needs_folder(stage) for stage in stages.values()):
+        zoo.require_all(distinct([w for stage in stages.values() for w in wanted_weights(stage)]))
     models = check_sizes(cfg)
-    wanted = [w for name, model in models.items() for w in wanted_weights(stage_config(cfg, name), model)]
-    zoo.require_all(distinct(wanted))
+    zoo.require_all(distinct([w for name, model in models.items() for w in wanted_weights(stages[name], model)]))
+    return {name: model.encoder.num_tokens for name, model in models.items()}
 
 
 def check_sizes(cfg: Config) -> dict[str, nn.Module]:
@@ -56,20 +59,33 @@ def build_meta(stage: Config) -> nn.Module:
     try:
         with device("meta"):
             model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, load_weights=False))
-    except ValueError as error:  # the libraries beneath raise it for sizes too
+    except zoo.MissingWeights:
+        raise
+    except (ValueError, TypeError, ArithmeticError) as error:  # the libraries beneath raise them for values and sizes
         raise ValueError(f"the model cannot be built: {error}") from error
     model.train_only(list(stage.train))
     return model.train()
 
 
-def wanted_weights(cfg: Config, model: nn.Module) -> list[zoo.Wanted]:
-    """Every pretrained model that a config names. model: the one built from it, for sizes."""
+def _needs_folder(cfg: Config) -> bool:
+    """Whether a part has no `arch`, so that its architecture too stands in its folder alone."""
+    own = [target.tokenizer.get("encoder") for target in cfg.model.reconstruction]
+    parts = [(ENCODERS, cfg.model.encoder), (LLMS, cfg.model.llm), *((ENCODERS, e) for e in own if isinstance(e, dict))]
+    return any(
+        part.get("name") and not part.get("arch") and "arch" in constructor_fields(find(registry, part["type"]))[1]
+        for registry, part in parts
+    )
+
+
+def wanted_weights(cfg: Config, model: nn.Module | None = None) -> list[zoo.Wanted]:
+    """Every pretrained model that a config names. model: the one built from it, for the sizes of tokenizers."""
     wanted = _wanted("text_tokenizer", cfg.text_tokenizer, TEXT_TOKENIZERS)
     wanted += _wanted("model.encoder", cfg.model.encoder, ENCODERS)
     wanted += _wanted("model.llm", cfg.model.llm, LLMS)
-    for i, (entry, target) in enumerate(zip(cfg.model.reconstruction, model.targets, strict=True)):
+    for i, entry in enumerate(cfg.model.reconstruction):
         key = f"model.reconstruction[{i}].tokenizer"
-        wanted += _wanted(key, entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=_own_bytes(target.tokenizer))
+        size_bytes = None if model is None else _own_bytes(model.targets[i].tokenizer)
+        wanted += _wanted(key, entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=size_bytes)
         if isinstance(entry.tokenizer.get("encoder"), dict):
             wanted += _wanted(f"{key}.encoder", entry.tokenizer.encoder, ENCODERS)
     return wanted

@@ -5,8 +5,6 @@ name the file in the config's ``custom_imports``. Those that MMEngine's Runner b
 its own, which lets one parent have one child a scope; the parts of a model have registries of their own.
 """
 
-import importlib
-
 from mmengine.registry import DATASETS as _DATASETS
 from mmengine.registry import HOOKS as _HOOKS
 from mmengine.registry import LOOPS as _LOOPS
@@ -32,25 +30,3 @@ TEMPLATES = _registry("template", "asvr.data.templates")
 DATASETS = _registry("dataset", "asvr.data", _DATASETS)
 HOOKS = _registry("hook", "asvr.engine.hooks", _HOOKS)
 LOOPS = _registry("loop", "asvr.engine.loops", _LOOPS)
-
-ALL = (
-    MODELS,
-    ENCODERS,
-    PROJECTORS,
-    VISUAL_TOKENIZERS,
-    LLMS,
-    HEADS,
-    LOSSES,
-    TEXT_TOKENIZERS,
-    TEMPLATES,
-    DATASETS,
-    HOOKS,
-    LOOPS,
-)
-
-
-def register_all() -> None:
-    """Import every module that registers a component of this library."""
-    for registry in ALL:
-        for location in registry._locations:
-            importlib.import_module(location)

@@ -120,6 +120,11 @@ def test_a_right_config_passes():
         ({"model.reconstruction.0.wieght": 1}, "model.reconstruction[0].wieght: unknown field; did you mean 'weight'?"),
         ({"model.reconstruction.0.shift": 2}, "model.reconstruction[0].shift=2: expected one of 0, 1"),
         ({"model.reconstruction.0.shift": True}, "model.reconstruction[0].shift=True: expected one of 0, 1"),
+        ({"model.encoder.layer": "last"}, "model.encoder.layer='last': expected int"),
+        ({"model.encoder.layer": True}, "model.encoder.layer=True: expected int"),
+        ({"model.llm.arch.num_attention_heads": 0}, "model.llm.arch: integer division or modulo by zero"),
+        ({"model.llm.name": 7}, "model.llm.name=7: expected str | None"),
+        ({"model.reconstruction": None}, "model.reconstruction=None: expected list[dict]"),
         ({"model.reconstruction.0.weight": -1}, "model.reconstruction[0].weight=-1: expected a number from 0"),
         ({"model.reconstruction.0.resample": "near"}, "model.reconstruction[0].resample='near': expected one of None"),
         (
@@ -204,6 +209,8 @@ def test_a_field_that_a_base_class_takes_is_known():
     ("change", "message"),
     [
         ({"model.reconstruction.0.head.num_heads": 3}, r"width=16 is not divisible by head\.num_heads=3"),
+        ({"model.reconstruction.0.head.num_heads": 0}, r"not divisible by head\.num_heads=0"),
+        ({"model.encoder.transform": dict(size=[6, 6])}, r"transform\.size=.*reads 16 x 16 pixels; leave it out"),
         ({"model.reconstruction.0.tap": 9}, r"model\.reconstruction\[0\]\.tap=9"),
         ({"model.encoder.layer": 7}, r"layer=7"),
         ({"model.encoder.arch.hidden_size": 15}, r"the model cannot be built: .*15"),
@@ -220,6 +227,15 @@ def test_sizes_that_do_not_fit_are_named_without_weights(change, message):
 
 def test_grids_that_differ_pass_where_the_config_says_how():
     check_sizes(config(**{"model.reconstruction.0.tokenizer": PIXEL_3X3, "model.reconstruction.0.resample": "nearest"}))
+
+
+def test_a_name_without_an_architecture_is_reported_as_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASVR_MODEL_ZOO", str(tmp_path))
+    monkeypatch.delenv("ASVR_DOWNLOAD", raising=False)
+    cfg = config(**{"model.llm": dict(_delete_=True, type="HFCausalLM", name="no-org/llm")})
+    for check in (preflight, check_sizes):
+        with pytest.raises(MissingWeights, match="hf download no-org/llm"):
+            check(cfg)
 
 
 def test_an_encoder_is_not_trained_under_a_target_of_its_own_features():
@@ -262,6 +278,20 @@ def test_a_stage_is_merged_as_a_file_over_its_base():
     assert stage_config(cfg, "pretrain").data.train == dict(type="EasyVQA")
     with pytest.raises(ValueError, match="no stage 'tune'.*pretrain"):
         stage_config(cfg, "tune")
+
+
+def test_an_option_that_stages_replace_is_told(tmp_path, caplog):
+    (tmp_path / "base.py").write_text(f"stages = {dict(a=dict(optim=dict(lr=1.0)), b=dict(data=dict(_delete_=True)))}")
+    file = str(tmp_path / "base.py")
+    load_config(file, {"optim.lr": 2.0})
+    assert "--cfg-options optim.lr=2.0 has no effect in a" in caplog.text and "stages.a.optim.lr" in caplog.text
+    caplog.clear()
+    load_config(file, {"optim.betas": [0, 1], "stages.a.optim.lr": 3.0, "optim": dict(betas=[0, 1])})
+    assert not caplog.text
+    load_config(file, {"data.train.root": "x"})
+    assert "no effect in b" in caplog.text
+    with pytest.raises(ValueError, match="no effect in a, b.*stages.a.optim.lr=2.0"):
+        load_config(file, {"stages.b.optim": dict(lr=1.0), "optim.lr": 2.0})
 
 
 def test_options_and_custom_imports(tmp_path, monkeypatch):

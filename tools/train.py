@@ -39,6 +39,8 @@ def main() -> None:
     if args.dry_run:
         from asvr.profiling.dry_run import dry_run
 
+        if args.stage is not None or args.resume != "auto" or args.work_dir is not None:
+            print("--dry-run shows all stages and writes nothing: --stage, --resume and --work-dir are ignored")
         print(dry_run(cfg))
         return
     from asvr.engine.run import run

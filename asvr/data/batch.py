@@ -21,7 +21,7 @@ class Batch:
     training step needs no ``nonzero`` and no synchronisation.
 
     input_ids_BT: token ids, ``IMAGE_TOKEN`` where a visual token goes, padded on the right.
-    attention_mask_BT: True on real tokens. position_ids_BT: 0, 1, ... within each sample.
+    attention_mask_BT: True on real tokens.
     text_source_S: flat positions (``b * T + t``) whose hidden state predicts ``text_target_S``.
     image_positions_IN: flat positions of each image's visual tokens, in raster order.
     has_previous_I: False where an image is the first thing of its sample, so that with ``shift=1`` no
@@ -34,7 +34,6 @@ class Batch:
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
-    position_ids_BT: Tensor
     text_source_S: Tensor
     text_target_S: Tensor
     image_positions_IN: Tensor

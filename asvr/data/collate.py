@@ -4,6 +4,8 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visu
 ``S`` supervised text positions.
 """
 
+from collections.abc import Iterable
+
 import torch
 
 from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch
@@ -17,9 +19,10 @@ ENCODER = "encoder"  # the view that cached features replace; any other view is 
 class Collate:
     """Expand the image places to ``N`` positions each, pad on the right, and make the pixels.
 
-    num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. image_aspect: see
-    `ImageTransform`. max_length: the longest row that may arrive (the dataset has cut it), or None.
-    on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or ``skip``).
+    num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. targets: names whose codes
+    the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that may arrive (the dataset
+    has cut it), or None. on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or
+    ``skip``).
     cache: an `asvr.data.feature_cache.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
     two return a tensor for all keys or None. A view that they replace has no pixels, and no picture is opened for it.
 
@@ -33,6 +36,7 @@ class Collate:
         num_image_tokens: int,
         views: dict[str, ImageTransform],
         pad_id: int,
+        targets: Iterable[str] = (),
         image_aspect: str = "square",
         max_length: int | None = None,
         on_error: str = "raise",
@@ -42,6 +46,7 @@ class Collate:
             raise ValueError(f"data.image_aspect={image_aspect!r} is unknown: expected one of {ASPECTS}")
         self.num_image_tokens = num_image_tokens
         self.views = dict(views)
+        self.targets = list(targets)
         self.pad_id = pad_id
         self.image_aspect = image_aspect
         self.max_length = max_length
@@ -72,7 +77,7 @@ class Collate:
         if self.cache is None or not keys:
             return {}
         found = {ENCODER: self.cache.features(keys)}
-        found |= {name: self.cache.codes(name, keys) for name in self.views if name != ENCODER}
+        found |= {name: self.cache.codes(name, keys) for name in self.targets}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def _decode(self, items: list[dict], views: dict) -> tuple[list[dict], dict, list[Refusal]]:
@@ -137,7 +142,6 @@ class Collate:
         return dict(
             input_ids_BT=torch.tensor(ids_BT, dtype=torch.int64),
             attention_mask_BT=torch.arange(width) < torch.tensor(lengths).view(-1, 1),
-            position_ids_BT=torch.arange(width).repeat(len(rows), 1),
             text_source_S=torch.tensor(sources, dtype=torch.int64),
             text_target_S=torch.tensor(targets, dtype=torch.int64),
             image_positions_IN=image_positions_I1 + torch.arange(self.num_image_tokens),

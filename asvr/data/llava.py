@@ -1,6 +1,7 @@
 """LLaVA's annotation files, JSON lists and JSON lines, of any size: only offsets are kept in memory."""
 
 import codecs
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -47,6 +48,10 @@ class LlavaDataset(ConversationDataset):
             return json.loads(text)
         except ValueError as error:  # also a text that is not UTF-8
             raise Refused(f"not JSON (bytes {start} to {end}): {error}", "malformed") from error
+
+    def fingerprint(self) -> str:
+        with open(self.source, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
     def picture(self, name: str) -> tuple[str, Path]:
         path = os.path.normpath(os.path.join(self.image_folder, name))

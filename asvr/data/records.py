@@ -4,6 +4,8 @@ A record is LLaVA's: ``{'image': name or list of names, 'conversations': [...]}`
 must be there.
 """
 
+import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -67,6 +69,16 @@ class ConversationDataset:
         texts ``question`` (without image marks) and ``answer`` (None where the record has none)."""
         return self._guarded(i, self._question_item)
 
+    def fingerprint(self) -> str:
+        """SHA-256 (16 hex digits) of the records: where it is equal, an index means the same sample."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            try:
+                digest.update(json.dumps(self.record(i), sort_keys=True).encode())
+            except Refused as error:
+                digest.update(str(error).encode())
+        return digest.hexdigest()[:16]
+
     def texts(self, template=None) -> Iterator[str]:
         """Questions and answers, or the texts that ``template`` makes of them, to learn a tokenizer on."""
         template = None if template is None else build_template(template)
@@ -81,16 +93,6 @@ class ConversationDataset:
                 if key not in seen:
                     seen.add(key)
                     yield key, source
-
-    def check(self) -> Counter:
-        """Read every record, without opening a picture: the reasons of what is refused and how often.
-
-        Raises: `Refused` at the first one where the policy is ``raise``.
-        """
-        before = self.refusals.copy()
-        for _ in self._each(self._training_item):
-            pass
-        return self.refusals - before
 
     def _each(self, make) -> Iterator:
         """What ``make(i)`` returns, for every record that is not refused."""

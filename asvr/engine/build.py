@@ -43,12 +43,15 @@ def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
     )
 
 
-def check_data(cfg: Config) -> None:
-    """Build every dataset of every stage, so that what is missing is told before the first stage, not after it."""
+def check_data(cfg: Config, tokenizer, num_image_tokens: dict[str, int]) -> None:
+    """Build every dataset of every stage and make an item of each, so that a missing file, or a template that the
+    tokenizer cannot write, is told before the first stage. num_image_tokens: by stage."""
     for name in cfg.stages:
-        for key, config in dataset_configs(stage_config(cfg, name)).items():
+        stage = stage_config(cfg, name)
+        for key, config in dataset_configs(stage).items():
             try:
-                DATASETS.build(config)
+                dataset = build_dataset(config, stage.data, tokenizer, num_image_tokens[name])
+                dataset[0]
             except ValueError as error:
                 raise ValueError(f"stage {name}, {key}: {error}") from error
 
@@ -61,10 +64,16 @@ def dataset_configs(stage: Config) -> dict[str, dict]:
     return {key: dict(dict(on_error=stage.data.on_error), **config) for key, config in configs.items()}
 
 
+def data_fingerprint(dataset) -> str | None:
+    """`ConversationDataset.fingerprint`, or None where a user's dataset has none."""
+    return dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
+
+
 def build_collate(data: Config, model, tokenizer, cache=None) -> Collate:
     return Collate(
         num_image_tokens=model.encoder.num_tokens,
         views=model.views(),
+        targets=[target.name for target in model.targets],
         pad_id=tokenizer.pad_id,
         image_aspect=data.image_aspect,
         max_length=data.max_length,

@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 
 from asvr.config import distinct, stage_config
-from asvr.data.feature_cache import FeatureCache, build_feature_cache
+from asvr.data.feature_cache import FeatureCache, build_feature_cache, pixel_batches
 from asvr.engine.build import build_device, dataset_configs
 from asvr.engine.log import logger
 from asvr.models.targets import build_tokenizer, shares_encoder
@@ -61,7 +61,9 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     training = [key for key in training if key in cache.rows]
     for target in targets:
         folder = work_dir / "tokenizers" / f"{target['name']}-{_fit_digest(target, cache, training, cfg.runtime.seed)}"
-        _fit(target, folder, encoder, cache, training, cfg.runtime.seed)
+        if not folder.is_dir():
+            pictures = {key: all_pictures[key] for key in training}
+            _fit(target, folder, encoder, cache, pictures, cfg.data.image_aspect, cfg.runtime.seed, device)
         target["tokenizer"]["name"] = str(folder)
         del target["fit"]
     for target in cfg.model.reconstruction:
@@ -118,13 +120,20 @@ def _fit_digest(target: dict, cache: FeatureCache, keys: list[str], seed: int) -
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _fit(target: dict, folder: Path, encoder, cache: FeatureCache, keys: list[str], seed: int) -> None:
-    if folder.is_dir():
-        return
-    logger.info("fitting the tokenizer of target %r on %d pictures", target["name"], len(keys))
-    tokenizer = build_tokenizer(target["tokenizer"], encoder)
+def _fit(
+    target: dict, folder: Path, encoder, cache: FeatureCache, pictures: dict, aspect: str, seed: int, device
+) -> None:
+    """Fit a target's tokenizer on the features that it will quantise: the cached ones, or its own encoder's."""
+    logger.info("fitting the tokenizer of target %r on %d pictures", target["name"], len(pictures))
+    tokenizer = build_tokenizer(target["tokenizer"], encoder).to(device)
+    keys = list(pictures)
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()
-    statistics = tokenizer.fit(cache.batches([keys[i] for i in order]), seed=seed, **target["fit"])
+    keys = [keys[i] for i in order]
+    batches = cache.batches(keys)
+    if not shares_encoder(tokenizer, encoder):
+        found = pixel_batches(keys, pictures, tokenizer.transform, aspect)
+        batches = (tokenizer.features(pixels.to(device)) for _, pixels in found)
+    statistics = tokenizer.fit(batches, seed=seed, **target["fit"])
     tokenizer.save_pretrained(folder)
     for name, values in statistics.items():
         logger.info("  %s by depth: %s", name, ", ".join(f"{value:.3f}" for value in values))

@@ -7,13 +7,14 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.config import stage_config
-from asvr.engine.build import build_dataset, check_data, refuse_many_processes
+from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint, refuse_many_processes
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
-from asvr.engine.stages import check_run, require_finished, run_stage, weights_digest
+from asvr.engine.stages import check_run, load_stage, require_finished, run_stage, weights_digest
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
 from asvr.preflight import preflight
+from asvr.profiling.memory import warn_of_memory
 from asvr.registry import TEXT_TOKENIZERS
 
 RESULTS = "results.json"
@@ -28,17 +29,18 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     """
     refuse_many_processes()
     stages = list(cfg.stages)
+    num_image_tokens = preflight(cfg)
     if only is not None and only not in stages:
         raise ValueError(f"--stage {only}: the config has no such stage; expected one of {stages}")
-    preflight(cfg)
-    check_data(cfg)
     text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
+    check_data(cfg, text_tokenizer, num_image_tokens)
     chosen = stages if only is None else [only]
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER:
         _set_aside(work_dir if only is None else work_dir / only)
     check_run(cfg, chosen, text_tokenizer, work_dir)
     set_up_logging(work_dir / "train.log")
+    warn_of_memory(cfg, build_device(cfg.runtime.device))
     cfg.dump(str(work_dir / "config.py"))
     text_tokenizer.save_pretrained(work_dir / "text_tokenizer")  # for whoever loads the model later
     prepared = prepare(cfg, work_dir, text_tokenizer)
@@ -51,7 +53,8 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
         logger.info("%s: %s", name, report(result))
     if (work_dir / "metrics.jsonl").is_file():
         draw_summary(work_dir, results)
-        logger.info("written: %s", ", ".join(str(work_dir / f) for f in ("summary.png", "metrics.jsonl", RESULTS)))
+        files = [work_dir / name for name in ("summary.png", "metrics.jsonl", RESULTS)]
+        logger.info("written: %s", ", ".join(str(file) for file in files if file.is_file()))
     return results
 
 
@@ -61,16 +64,23 @@ def _evaluate_stage(cfg: Config, name: str, model, prepared: Prepared, work_dir:
     results = _read(work_dir / RESULTS)
     if not stage.get("evaluation"):
         return
-    made_with = json.loads(
-        json.dumps(dict(weights=weights_digest(work_dir, name), settings=stage.evaluation.to_dict()))
+    settings = dict(stage.evaluation)
+    dataset = _questions(settings.pop("dataset"), stage, model, prepared)
+    made_with = dict(
+        weights=weights_digest(work_dir, name),
+        data=data_fingerprint(dataset),
+        settings=json.loads(json.dumps(stage.evaluation.to_dict())),
     )
     if results.get(name, {}).get("made_with") != made_with:
-        result = _evaluate(stage, model, prepared, dict(stage.evaluation), work_dir / name / "answers.jsonl")
+        result = _evaluate(stage, model, prepared, dataset, settings, work_dir / name / "answers.jsonl")
         _write(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
 
 
-def _evaluate(stage: Config, model, prepared: Prepared, settings: dict, samples_file: Path) -> dict:
-    dataset = build_dataset(settings.pop("dataset"), stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
+def _questions(config: dict, stage: Config, model, prepared: Prepared):
+    return build_dataset(config, stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
+
+
+def _evaluate(stage: Config, model, prepared: Prepared, dataset, settings: dict, samples_file: Path) -> dict:
     return evaluate(
         model,
         dataset,
@@ -112,14 +122,11 @@ def evaluate_run(
     prepared = prepare(cfg, work_dir, text_tokenizer)
     if questions is not None:
         prepared.cache = None  # it holds the pictures of the config's own data
-    model = run_stage(cfg, name, prepared, work_dir)
-    result = _evaluate(
-        stage_config(cfg, name),
-        model,
-        prepared,
-        settings | ({} if limit is None else dict(limit=limit)),
-        out / "answers.jsonl",
-    )
+    model, config = load_stage(cfg, name, prepared, work_dir), stage_config(cfg, name)
+    if limit is not None:
+        settings["limit"] = limit
+    dataset = _questions(settings.pop("dataset"), config, model, prepared)
+    result = _evaluate(config, model, prepared, dataset, settings, out / "answers.jsonl")
     _write(out / "result.json", result)
     logger.info("%s: %s", name, report(result))
     logger.info("written: %s", out)

@@ -2,7 +2,7 @@
 
 work_dir/
   config.py  metrics.jsonl  results.json  summary.png  train.log
-  text_tokenizer/  tokenizers/<target>/  cache/
+  text_tokenizer/  tokenizers/<target>-<digest>/  cache/
   <stage>/checkpoints/step_00000500/   <stage>/done.json
 """
 
@@ -22,6 +22,7 @@ from asvr.engine.build import (
     build_device,
     build_model,
     build_train_loader,
+    data_fingerprint,
     num_steps,
 )
 from asvr.engine.hooks import CheckpointHook, ProgressHook
@@ -37,6 +38,7 @@ _FREE = (
     "runtime.checkpoint_interval",
     "runtime.keep_checkpoints",
     "data.num_workers",
+    "data.on_error",  # what is refused is left out of its batch; no other sample moves
     "evaluation",
 )
 
@@ -50,23 +52,29 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     """
     stage = stage_config(prepared.cfg, name)
     folder = work_dir / name
-    identity = _identity(cfg, name, prepared.text_tokenizer)
-    model = build_model(stage, len(prepared.text_tokenizer)).to(build_device(stage.runtime.device))
     newest = resume_from or checkpoint.newest(folder / "checkpoints")
-    if newest is not None:
-        _check_same_run(newest, identity, model)
-        checkpoint.load_weights(newest, model)
     if resume_from is None and (folder / DONE).is_file():
-        if newest is not None and checkpoint.read_meta(newest)["step"] == _read_done(folder)["steps"]:
+        if _last_checkpoint(work_dir, name) is not None:
             logger.info("stage %s is finished: skipped (%s)", name, folder)
-            return model
+            return load_stage(cfg, name, prepared, work_dir)
         logger.warning("stage %s was finished, but its last checkpoint is gone: it is trained again", name)
-    if newest is None and (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
-        checkpoint.load_weights(start, model)
-        logger.info("stage %s starts from %s", name, start)
+    if newest is not None:
+        model = load_stage(cfg, name, prepared, work_dir, newest)
+    else:
+        model = build_model(stage, len(prepared.text_tokenizer)).to(build_device(stage.runtime.device))
+        if (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
+            checkpoint.check_frozen(start, model)
+            checkpoint.load_weights(start, model)
+            logger.info("stage %s starts from %s", name, start)
 
     (folder / DONE).unlink(missing_ok=True)
-    runner = _build_runner(stage, name, model, prepared, work_dir, identity)
+    meta = dict(
+        stage=name,
+        config=_identity(cfg, name, prepared.text_tokenizer),
+        start=checkpoint.read_meta(newest)["start"] if newest is not None else start_digest(cfg, name, work_dir),
+        frozen=checkpoint.frozen_fingerprints(model),
+    )
+    runner = _build_runner(stage, name, model, prepared, work_dir, meta)
     if newest is not None:
         _restore(runner, newest)
         logger.info("stage %s goes on from step %d of %d (%s)", name, runner.iter, runner.max_iters, newest)
@@ -76,12 +84,32 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     return model
 
 
+def load_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folder: Path | None = None):
+    """The model of a stage with the weights of a checkpoint; ``folder`` None is the last one of a finished stage.
+
+    Raises ``ValueError`` where that is gone, or belongs to another configuration or other frozen weights.
+    """
+    if folder is None:
+        require_finished(work_dir, name)
+        folder = _last_checkpoint(work_dir, name)
+    if folder is None:
+        raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: tools/train.py makes it again")
+    stage = stage_config(prepared.cfg, name)
+    model = build_model(stage, len(prepared.text_tokenizer)).to(build_device(stage.runtime.device))
+    _check_config(folder, _identity(cfg, name, prepared.text_tokenizer))
+    _check_start(folder, cfg, name, work_dir)
+    checkpoint.check_frozen(folder, model)
+    checkpoint.load_weights(folder, model)
+    return model
+
+
 def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> None:
     """Raise ``ValueError`` where a stage's newest checkpoint in ``work_dir`` belongs to another configuration, before
     anything there is written anew."""
     for name in names:
         if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
             _check_config(newest, _identity(cfg, name, text_tokenizer))
+            _check_start(newest, cfg, name, work_dir)
 
 
 def require_finished(work_dir: Path, name: str) -> None:
@@ -94,17 +122,27 @@ def weights_digest(work_dir: Path, name: str) -> str:
     return checkpoint.read_meta(checkpoint.newest(work_dir / name / "checkpoints"))["sha256"]["model.safetensors"]
 
 
-def _read_done(folder: Path) -> dict:
-    return json.loads((folder / DONE).read_text())
+def start_digest(cfg: Config, name: str, work_dir: Path) -> str | None:
+    """`weights_digest` of what a stage starts from; None where it starts from scratch, or those weights are gone."""
+    init = _init_of(cfg, name)
+    return weights_digest(work_dir, init) if init != SCRATCH and _last_checkpoint(work_dir, init) else None
 
 
-def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, identity: dict) -> Runner:
+def _last_checkpoint(work_dir: Path, name: str) -> Path | None:
+    """The checkpoint at the end of a finished stage, if it is still there."""
+    newest = checkpoint.newest(work_dir / name / "checkpoints")
+    if newest is None or not (work_dir / name / DONE).is_file():
+        return None
+    steps = json.loads((work_dir / name / DONE).read_text())["steps"]
+    return newest if checkpoint.read_meta(newest)["step"] == steps else None
+
+
+def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
     dataset = build_dataset(data.train, data, prepared.text_tokenizer, model.encoder.num_tokens)
     steps = num_steps(stage, len(dataset))
     optim_wrapper = build_optim_wrapper(model, stage.optim)
     experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
-    meta = dict(stage=name, config=identity, samples=len(dataset), frozen=checkpoint.frozen_fingerprints(model))
     logger.info(
         "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
     )
@@ -125,7 +163,7 @@ def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir:
                 folder=str(folder / "checkpoints"),
                 interval=runtime.checkpoint_interval,
                 keep=runtime.keep_checkpoints,
-                meta=meta,
+                meta=meta | dict(samples=len(dataset), data=data_fingerprint(dataset)),
             ),
         ],
         visualizer=Visualizer.get_instance(experiment, vis_backends=None),
@@ -138,11 +176,12 @@ def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir:
 
 def _restore(runner: Runner, folder: Path) -> None:
     """Optimiser, schedule, position in the data and random states; the weights are loaded already."""
-    samples, there = len(runner.train_dataloader.dataset), checkpoint.read_meta(folder)["samples"]
-    if samples != there:
+    dataset, meta = runner.train_dataloader.dataset, checkpoint.read_meta(folder)
+    now = len(dataset), data_fingerprint(dataset)
+    if now != (meta["samples"], meta["data"]):
         raise ValueError(
-            f"{folder} was trained on {there} samples, data.train has {samples} now: the order of the data would be "
-            "another one. Bring the data back, or start anew with --resume never"
+            f"{folder} was trained on other data: {meta['samples']} samples ({meta['data']}), data.train has "
+            f"{now[0]} ({now[1]}) now. Bring the data back, or start anew with --resume never"
         )
     state = checkpoint.load_state(folder)
     runner.optim_wrapper.optimizer.load_state_dict(state["optimizer"])
@@ -151,7 +190,7 @@ def _restore(runner: Runner, folder: Path) -> None:
     for hook in runner.hooks:
         if (name := type(hook).__name__) in state["hooks"]:
             hook.load_state_dict(state["hooks"][name])
-    runner.train_loop.iter = checkpoint.read_meta(folder)["step"]
+    runner.train_loop.iter = meta["step"]
     checkpoint.set_random_state(state["random"])
 
 
@@ -161,8 +200,8 @@ def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | 
     if init == SCRATCH:
         return None
     require_finished(work_dir, init)
-    start = checkpoint.newest(work_dir / init / "checkpoints")
-    if start is None or checkpoint.read_meta(start)["step"] != _read_done(work_dir / init)["steps"]:
+    start = _last_checkpoint(work_dir, init)
+    if start is None:
         raise ValueError(
             f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"
         )
@@ -176,11 +215,6 @@ def _init_of(cfg: Config, name: str) -> str:
     return cfg.stages[name].get("init", before[-1] if before else SCRATCH)
 
 
-def _check_same_run(folder: Path, identity: dict, model) -> None:
-    _check_config(folder, identity)
-    checkpoint.check_frozen(folder, model)
-
-
 def _check_config(folder: Path, identity: dict) -> None:
     there = checkpoint.read_meta(folder)["config"]
     different = sorted(key for key in identity.keys() | there.keys() if identity.get(key) != there.get(key))
@@ -189,6 +223,15 @@ def _check_config(folder: Path, identity: dict) -> None:
         raise ValueError(
             f"{folder} belongs to another configuration ({listing}). "
             "Take another --work-dir, or start anew with --resume never"
+        )
+
+
+def _check_start(folder: Path, cfg: Config, name: str, work_dir: Path) -> None:
+    now = start_digest(cfg, name, work_dir)
+    if now is not None and checkpoint.read_meta(folder)["start"] != now:
+        raise ValueError(
+            f"{folder} was trained from weights of stage {_init_of(cfg, name)!r} that were replaced since: "
+            f"train it anew with --stage {name} --resume never"
         )
 
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from asvr.data.batch import Batch, visual_sources
 from asvr.data.refusals import Refusal
@@ -75,7 +76,7 @@ def evaluate(
     asked = [(i, item) for i, item in asked if i in rows]
     samples_file.parent.mkdir(parents=True, exist_ok=True)
     samples_file.write_text("".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)))
-    codes, examples = _codes(model, dataset, asked, rows, collate, batch_size, num_examples, dtype)
+    codes, examples = _codes(model, samples_file.parent, asked, rows, collate, batch_size, num_examples, dtype)
     return dict(
         _summary(rows.values()),
         codes=codes,
@@ -120,8 +121,10 @@ def _summary(rows) -> dict:
 
 
 @torch.inference_mode()
-def _codes(model, dataset, asked, rows, collate, batch_size: int, num_examples: int, dtype) -> tuple[dict, list[dict]]:
-    """Code accuracy on each distinct picture, and the examples."""
+def _codes(
+    model, folder: Path, asked, rows, collate, batch_size: int, num_examples: int, dtype
+) -> tuple[dict, list[dict]]:
+    """Code accuracy on each distinct picture, and the examples, whose pictures stand in ``folder`` if nowhere else."""
     first_question = {}
     for i, item in sorted(asked):
         if len(item["image_keys"]) == 1:
@@ -145,8 +148,18 @@ def _codes(model, dataset, asked, rows, collate, batch_size: int, num_examples: 
                 maps = {
                     name: value[row].mean(-1).view(*model.encoder.grid).tolist() for name, value in right_IND.items()
                 }
-                examples.append(dict(rows[i], image=str(item["images"][0]), maps=maps))
+                examples.append(
+                    dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=maps)
+                )
     return {name: torch.cat(values).mean(0).tolist() for name, values in right.items()}, examples
+
+
+def _file_of(source, file: Path) -> str:
+    """The picture's own file, or ``file``, where it is written if it has none."""
+    if isinstance(source, Image.Image):
+        source.save(file)
+        return str(file)
+    return str(source)
 
 
 def right_codes(model, target, batch: Batch) -> torch.Tensor:

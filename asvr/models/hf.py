@@ -25,14 +25,13 @@ def resolve_dtype(name: str) -> torch.dtype:
 def find_folder(name: str | None, load_weights: bool, what: str, arch: dict | None) -> Path | None:
     """The model's folder; None where it is to be built from ``arch``.
 
-    Raises ``MissingWeights`` when weights are wanted and the folder is nowhere, ``ValueError`` when there is
-    neither a folder nor an architecture.
+    Raises ``MissingWeights`` when the folder is nowhere and its weights or its architecture are wanted.
     """
     folder = None
     if name is not None:
-        folder = zoo.require(name, what=what) if load_weights else zoo.resolve(name)
+        folder = zoo.require(name, what=what) if load_weights or arch is None else zoo.resolve(name)
     if folder is None and arch is None:
-        raise ValueError(f"{what}: name={name!r} has no local folder and no `arch` is given to build it from")
+        raise ValueError(f"{what}: neither a `name` nor an `arch` to build it from is given")
     return folder
 
 

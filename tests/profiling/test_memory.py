@@ -1,5 +1,7 @@
 """The memory plan against what autograd really keeps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -8,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from asvr.config import stage_config
 from asvr.preflight import build_meta
-from asvr.profiling.memory import Machine, MemoryPlan, full_batch, plan_memory
+from asvr.profiling.memory import Machine, MemoryPlan, full_batch, plan_memory, warn_of_memory
 from asvr.registry import MODELS
 
 ROWS, TOKENS = 2, 40
@@ -87,6 +89,21 @@ def test_states_follow_from_what_is_trained():
     assert half.casts == 2 * trained and half.activations < plan.activations
 
 
+def card(cards: int, gigabytes: int) -> Machine:
+    return Machine(cards, f"{gigabytes} GB", gigabytes * 1e9)
+
+
+@pytest.mark.parametrize("card_bytes, warned", [(80e6, []), (1.2e6, ["all"])])
+def test_a_stage_that_does_not_fit_the_device_is_told_before_it_runs(card_bytes, warned, monkeypatch, caplog):
+    device = SimpleNamespace(total_memory=card_bytes)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
+    warn_of_memory(config(), torch.device("cuda"))
+    assert sorted(record.args[0] for record in caplog.records) == warned
+    caplog.clear()
+    warn_of_memory(config(), torch.device("cpu"))
+    assert not caplog.records
+
+
 def test_gradient_checkpointing_keeps_one_block_and_the_inputs_of_all():
     plan, plain = plan_of(config(gradient_checkpointing=True), "all"), plan_of(config(), "all")
     assert plan.checkpointing and not plain.checkpointing
@@ -94,8 +111,8 @@ def test_gradient_checkpointing_keeps_one_block_and_the_inputs_of_all():
     saved = plan.activations - plan.activations_checkpointed
     in_blocks = (saved + inputs) * LAYERS / (LAYERS - 1)
     assert 0 < in_blocks <= plan.activations
-    assert plan.per_card(Machine(1, 80)) == plan.states + plan.activations_checkpointed
-    assert plain.per_card(Machine(1, 80)) == plain.states + plain.activations
+    assert plan.per_card(card(1, 80)) == plan.states + plan.activations_checkpointed
+    assert plain.per_card(card(1, 80)) == plain.states + plain.activations
 
 
 def test_states_are_shared_by_the_cards_and_activations_are_not():
@@ -108,8 +125,8 @@ def test_states_are_shared_by_the_cards_and_activations_are_not():
         activations_checkpointed=5 * 10**9,
         checkpointing=False,
     )
-    assert plan.per_card(Machine(8, 80)) == 20 * 10**9
-    assert [plan.fits(Machine(*m)) for m in ((1, 80), (2, 80), (8, 20), (1, 141))] == [False, True, False, True]
+    assert plan.per_card(card(8, 80)) == 20 * 10**9
+    assert [plan.fits(card(*m)) for m in ((1, 80), (2, 80), (8, 20), (1, 141))] == [False, True, False, True]
 
 
 def test_a_trained_encoder_keeps_its_activations():

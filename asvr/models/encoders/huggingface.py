@@ -32,7 +32,7 @@ class HFVisionEncoder(Encoder):
         last block's output before any final norm, -2 (LLaVA, ASVR) the block before it. Blocks that the
         layer does not need are dropped.
     arch: fields of the tower's configuration with ``model_type``; a folder's own configuration wins over it.
-    transform: fields of ``ImageTransform`` that replace the model's own.
+    transform: fields of ``ImageTransform``, but not its size, that replace the model's own.
 
     Matches ``hidden_states[mm_vision_select_layer]`` of the released code's SigLIP tower.
     """
@@ -118,6 +118,8 @@ def _transform(folder: Path | None, model_type: str, side: int, overrides: dict)
     family = next((v for k, v in _FAMILIES.items() if model_type.startswith(k)), None)
     file = folder / "preprocessor_config.json" if folder is not None else None
     fields = dict(size=(side, side))
+    if "size" in overrides:
+        raise ValueError(f"transform.size={overrides['size']!r}: this tower reads {side} x {side} pixels; leave it out")
     if family is not None:
         fields.update(mean=family[0], std=family[1], center_crop=family[2])
     if file is not None and file.is_file():

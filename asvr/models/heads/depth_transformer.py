@@ -73,7 +73,7 @@ class DepthTransformerHead(Head):
         num_heads: int = 16,
     ):
         super().__init__()
-        if width % num_heads:
+        if num_heads < 1 or width % num_heads:
             raise ValueError(f"head.width={width} is not divisible by head.num_heads={num_heads}")
         depth = len(codebook_sizes)
         self.input = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Linear(width, width))

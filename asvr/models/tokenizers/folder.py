@@ -19,12 +19,7 @@ def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]
     files is refused, because the rename replaces it.
     """
     folder = Path(folder).absolute()
-    names = {weights[0], *texts}
-    if folder.exists():
-        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
-        foreign = inside - names
-        if foreign:
-            raise ValueError(f"{folder}: holds other files ({sorted(foreign)[:3]}); give a new or empty folder")
+    refuse_other_files(folder, {weights[0], *texts})
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}.{kind}.{uuid.uuid4().hex[:8]}") for kind in ("new", "old"))
     for left in folder.parent.glob(f".{folder.name}.new.*"):  # of a process that was killed
@@ -42,6 +37,15 @@ def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def refuse_other_files(folder: Path, names: set[str]) -> None:
+    """Raise ValueError where ``folder``, which is going to be replaced, holds anything but files of these names."""
+    if folder.exists():
+        inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+        foreign = inside - names
+        if foreign:
+            raise ValueError(f"{folder}: holds other files ({sorted(foreign)[:3]}); give a new or empty folder")
 
 
 def read_json(path: Path) -> dict:

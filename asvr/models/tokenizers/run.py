@@ -11,6 +11,8 @@ import torch
 
 import asvr.data.image_folder  # noqa: F401  registers ImageFolder
 from asvr.config import load_config
+from asvr.models.tokenizers import pixel, semantic
+from asvr.models.tokenizers.folder import refuse_other_files
 from asvr.models.tokenizers.training import fit_semantic_tokenizer, train_pixel_tokenizer
 from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss
 from asvr.registry import DATASETS, VISUAL_TOKENIZERS
@@ -23,6 +25,10 @@ logger = logging.getLogger("asvr")
 KINDS = dict(
     SemanticTokenizer=("fit", fit_semantic_tokenizer),
     PixelTokenizer=("train", train_pixel_tokenizer),
+)
+FILES = dict(
+    SemanticTokenizer=(semantic.WEIGHTS, semantic.DESCRIPTION),
+    PixelTokenizer=(pixel.WEIGHTS, pixel.CONFIG),
 )
 KNOWN = ("tokenizer", "data", "name", "default_scope", "custom_imports")
 
@@ -43,6 +49,7 @@ def run_config(
     if seed is not None:
         options["seed"] = seed
     folder = _folder(cfg, work_dir)
+    refuse_other_files(folder, set(FILES[cfg.tokenizer.type]))  # before the work, not after it
     torch.manual_seed(options.get("seed", 0))
     dataset = DATASETS.build(cfg.data)
     tokenizer = VISUAL_TOKENIZERS.build(cfg.tokenizer)

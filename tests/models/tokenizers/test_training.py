@@ -129,6 +129,15 @@ def test_a_config_gives_a_tokenizer_that_loads(text, picture_folder, tmp_path, m
     assert loaded.fitted and loaded.fingerprint() == report["fingerprint"]
 
 
+def test_a_folder_with_other_files_is_refused_before_the_work(picture_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("asvr.models.tokenizers.run.DATASETS", None)  # reading a picture would fail
+    (tmp_path / "work" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "work" / "tokenizer" / "notes.txt").touch()
+    monkeypatch.setattr("asvr.models.tokenizers.run.check", lambda cfg: ("fit", fit_semantic_tokenizer))
+    with pytest.raises(ValueError, match="work/tokenizer: holds other files .*notes.txt"):
+        run_config(write(tmp_path, SEMANTIC, picture_folder), work_dir=tmp_path / "work")
+
+
 def test_a_name_goes_to_the_model_zoo(picture_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("ASVR_MODEL_ZOO", str(tmp_path / "zoo"))
     path = write(tmp_path, SEMANTIC + "name = 'asvr/tiny'\n", picture_folder)
