@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import pprint
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mmengine.utils import import_modules_from_strings
 from asvr.registry import SCOPE
 
 DELETE = "_delete_"
+MODEL_FILE = "asvr.json"
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
@@ -34,8 +36,15 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     cfg.setdefault("default_scope", SCOPE)
     init_default_scope(cfg.default_scope)
     if "custom_imports" in cfg:
-        _import_custom(cfg.custom_imports)
+        import_custom(cfg.custom_imports)
     return cfg
+
+
+def dump_config(cfg: Config, file: Path) -> None:
+    """Write a config as a file that `load_config` reads. MMEngine's own dump sorts keys, and so would the stages run
+    in another order."""
+    sections = [f"{key} = {pprint.pformat(v, width=110, sort_dicts=False)}\n" for key, v in cfg.to_dict().items()]
+    file.write_text("\n".join(sections))
 
 
 def _check_options(cfg: Config, options: dict) -> None:
@@ -83,6 +92,11 @@ def stage_config(cfg: Config, name: str) -> Config:
     return stage
 
 
+def is_model_folder(init: str) -> bool:
+    """Whether an ``init`` is a folder that `asvr.pretrained.Pretrained.save_pretrained` wrote."""
+    return (Path(init) / MODEL_FILE).is_file()
+
+
 def distinct(configs: list) -> list:
     """Each once, in order; configs are not hashable."""
     return [config for i, config in enumerate(configs) if config not in configs[:i]]
@@ -99,7 +113,8 @@ def _drop_marks(value) -> None:
             _drop_marks(item)
 
 
-def _import_custom(custom_imports: dict) -> None:
+def import_custom(custom_imports: dict) -> None:
+    """Import a config's modules, looked up from the current directory too; ``ValueError`` where that fails."""
     here = os.getcwd()
     if here not in sys.path:  # `python tools/train.py` puts tools/ there, not the current directory
         sys.path.insert(0, here)

@@ -5,12 +5,10 @@ from torch import device, nn
 
 from asvr import zoo
 from asvr.config import distinct, stage_config
+from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.encoders.base import Encoder
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
 from asvr.validate import OWN, check_config, constructor_fields, find
-
-# The fields of this library's components that name pretrained weights.
-WEIGHT_FIELDS = ("name", "weights")
 
 
 def preflight(cfg: Config) -> dict[str, int]:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 
 from asvr.arch import check_arch
-from asvr.config import stage_config
+from asvr.config import MODEL_FILE, is_model_folder, stage_config
 from asvr.registry import (
     DATASETS,
     ENCODERS,
@@ -113,9 +113,10 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
             f"train={list(train)}: no component {t!r}; {nearest(t, TRAINABLE)}" for t in train if t not in TRAINABLE
         ]
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
-    if "init" in stage and stage["init"] not in starts:
+    if "init" in stage and stage["init"] not in starts and not is_model_folder(str(stage["init"])):
         problems.append(
-            f"init={stage['init']!r}: expected 'scratch' or a stage before this one; {nearest(stage['init'], starts)}"
+            f"init={stage['init']!r}: expected 'scratch' or a stage before this one, or a model's folder (with "
+            f"{MODEL_FILE}); {nearest(stage['init'], starts)}"
         )
     try:
         merged = stage_config(cfg, name)

@@ -20,8 +20,8 @@ class Batch:
     """One micro-batch. Every index is computed by the collate function, on the CPU, so that the
     training step needs no ``nonzero`` and no synchronisation.
 
-    input_ids_BT: token ids, ``IMAGE_TOKEN`` where a visual token goes, padded on the right.
-    attention_mask_BT: True on real tokens.
+    input_ids_BT: token ids, ``IMAGE_TOKEN`` where a visual token goes, padded.
+    attention_mask_BT: True on real tokens. left_padded: whether the padding of any row stands in front of it.
     text_source_S: flat positions (``b * T + t``) whose hidden state predicts ``text_target_S``.
     image_positions_IN: flat positions of each image's visual tokens, in raster order.
     has_previous_I: False where an image is the first thing of its sample, so that with ``shift=1`` no
@@ -44,6 +44,7 @@ class Batch:
     sample_ids: list = field(default_factory=list)
     refusals: list = field(default_factory=list)
     num_tokens: int = 0
+    left_padded: bool = False
 
     @property
     def num_images(self) -> int:

@@ -17,12 +17,12 @@ ENCODER = "encoder"  # the view that cached features replace; any other view is 
 
 
 class Collate:
-    """Expand the image places to ``N`` positions each, pad on the right, and make the pixels.
+    """Expand the image places to ``N`` positions each, pad, and make the pixels.
 
     num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. targets: names whose codes
     the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that may arrive (the dataset
     has cut it), or None. on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or
-    ``skip``).
+    ``skip``). padding_side: ``right``, which needs no attention mask, or ``left``.
     cache: an `asvr.data.feature_cache.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
     two return a tensor for all keys or None. A view that they replace has no pixels, and no picture is opened for it.
 
@@ -40,6 +40,7 @@ class Collate:
         image_aspect: str = "square",
         max_length: int | None = None,
         on_error: str = "raise",
+        padding_side: str = "right",
         cache=None,
     ):
         if image_aspect not in ASPECTS:
@@ -51,6 +52,7 @@ class Collate:
         self.image_aspect = image_aspect
         self.max_length = max_length
         self.on_error = check_policy(on_error)
+        self.padding_side = padding_side
         self.cache = cache
 
     def __call__(self, items: list) -> Batch:
@@ -128,23 +130,29 @@ class Collate:
         return input_ids, labels, starts
 
     def _indices(self, rows: list[tuple[list[int], list[int], list[int]]]) -> dict:
-        lengths = [len(input_ids) for input_ids, _, _ in rows]
-        width = max(lengths)
-        sources, targets, first_IN, has_previous = [], [], [], []
-        for b, (_, labels, starts) in enumerate(rows):
+        lengths = torch.tensor([len(input_ids) for input_ids, _, _ in rows])
+        width = int(lengths.max())
+        padding = width - lengths
+        begin_B = padding if self.padding_side == "left" else torch.zeros_like(padding)
+        sources, targets, first_IN, has_previous, ids_BT = [], [], [], [], []
+        for b, (input_ids, labels, starts) in enumerate(rows):
+            first = b * width + int(begin_B[b])
             supervised = [t for t, label in enumerate(labels) if label != IGNORE and t > 0]
-            sources += [b * width + t - 1 for t in supervised]
+            sources += [first + t - 1 for t in supervised]
             targets += [labels[t] for t in supervised]
-            first_IN += [b * width + start for start in starts]
+            first_IN += [first + start for start in starts]
             has_previous += [start > 0 for start in starts]
-        ids_BT = [input_ids + [self.pad_id] * (width - len(input_ids)) for input_ids, _, _ in rows]
+            before = int(begin_B[b])
+            ids_BT.append([self.pad_id] * before + input_ids + [self.pad_id] * (int(padding[b]) - before))
+        place_BT = torch.arange(width) - begin_B[:, None]
         image_positions_I1 = torch.tensor(first_IN, dtype=torch.int64).view(-1, 1)
         return dict(
             input_ids_BT=torch.tensor(ids_BT, dtype=torch.int64),
-            attention_mask_BT=torch.arange(width) < torch.tensor(lengths).view(-1, 1),
+            attention_mask_BT=(place_BT >= 0) & (place_BT < lengths[:, None]),
+            left_padded=bool(begin_B.any()),
             text_source_S=torch.tensor(sources, dtype=torch.int64),
             text_target_S=torch.tensor(targets, dtype=torch.int64),
             image_positions_IN=image_positions_I1 + torch.arange(self.num_image_tokens),
             has_previous_I=has_previous,
-            num_tokens=sum(lengths),
+            num_tokens=int(lengths.sum()),
         )

@@ -14,8 +14,8 @@ from asvr.config import distinct, stage_config
 from asvr.data.feature_cache import FeatureCache, build_feature_cache, pixel_batches
 from asvr.engine.build import build_device, dataset_configs
 from asvr.engine.log import logger
+from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.targets import build_tokenizer, shares_encoder
-from asvr.preflight import WEIGHT_FIELDS
 from asvr.registry import DATASETS, ENCODERS
 
 

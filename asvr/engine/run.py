@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.config import stage_config
+from asvr.config import dump_config, stage_config
 from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint, refuse_many_processes
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
@@ -41,7 +41,7 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     check_run(cfg, chosen, text_tokenizer, work_dir)
     set_up_logging(work_dir / "train.log")
     warn_of_memory(cfg, build_device(cfg.runtime.device))
-    cfg.dump(str(work_dir / "config.py"))
+    dump_config(cfg, work_dir / "config.py")
     text_tokenizer.save_pretrained(work_dir / "text_tokenizer")  # for whoever loads the model later
     prepared = prepare(cfg, work_dir, text_tokenizer)
     for name in chosen:

@@ -6,6 +6,8 @@ work_dir/
   <stage>/checkpoints/step_00000500/   <stage>/done.json
 """
 
+import copy
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from asvr.config import stage_config
+from asvr.config import MODEL_FILE, is_model_folder, stage_config
 from asvr.engine import checkpoint
 from asvr.engine.build import (
     build_collate,
@@ -29,6 +31,7 @@ from asvr.engine.hooks import CheckpointHook, ProgressHook
 from asvr.engine.log import logger
 from asvr.engine.optim import build_optim_wrapper, build_schedulers
 from asvr.engine.prepare import Prepared
+from asvr.pretrained import start_from
 from asvr.validate import SCRATCH
 
 DONE = "done.json"
@@ -61,7 +64,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     if newest is not None:
         model = load_stage(cfg, name, prepared, work_dir, newest)
     else:
-        model = build_model(stage, len(prepared.text_tokenizer)).to(build_device(stage.runtime.device))
+        model = _fresh_model(cfg, name, prepared)
         if (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
             checkpoint.check_frozen(start, model)
             checkpoint.load_weights(start, model)
@@ -94,13 +97,36 @@ def load_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folde
         folder = _last_checkpoint(work_dir, name)
     if folder is None:
         raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: tools/train.py makes it again")
-    stage = stage_config(prepared.cfg, name)
-    model = build_model(stage, len(prepared.text_tokenizer)).to(build_device(stage.runtime.device))
+    model = _fresh_model(cfg, name, prepared)
     _check_config(folder, _identity(cfg, name, prepared.text_tokenizer))
     _check_start(folder, cfg, name, work_dir)
     checkpoint.check_frozen(folder, model)
     checkpoint.load_weights(folder, model)
     return model
+
+
+def _fresh_model(cfg: Config, name: str, prepared: Prepared):
+    """The model that a stage's checkpoints are loaded into: as the config says, or out of the folder ``init``."""
+    stage = stage_config(prepared.cfg, name)
+    model = build_model(stage, len(prepared.text_tokenizer))
+    if is_model_folder(init := _init_of(cfg, name)):
+        start_from(model, Path(init), cached=prepared.cache is not None)
+        logger.info("stage %s starts from %s", name, init)
+    return model.to(build_device(stage.runtime.device))
+
+
+def finished_model(cfg: Config, name: str, text_tokenizer, work_dir: Path) -> tuple:
+    """The model of a finished stage, and the stage's config, from the work dir alone: without data or cache."""
+    cfg_here = copy.deepcopy(cfg)
+    require_finished(work_dir, name)
+    folder = _last_checkpoint(work_dir, name)
+    for target in cfg_here.model.reconstruction:
+        if "fit" in target and folder is not None:
+            fitted = checkpoint.read_meta(folder)["frozen"][f"tokenizer.{target['name']}"]["source"]
+            target["tokenizer"]["name"] = str((work_dir / "tokenizers" / Path(fitted).name).absolute())
+            del target["fit"]
+    model = load_stage(cfg, name, Prepared(cfg_here, text_tokenizer, None), work_dir)
+    return model, stage_config(cfg_here, name)
 
 
 def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> None:
@@ -123,8 +149,11 @@ def weights_digest(work_dir: Path, name: str) -> str:
 
 
 def start_digest(cfg: Config, name: str, work_dir: Path) -> str | None:
-    """`weights_digest` of what a stage starts from; None where it starts from scratch, or those weights are gone."""
+    """What a stage starts from: `weights_digest` of a stage, or SHA-256 of a model folder's description, which holds
+    those of its weights; None where it starts from scratch, or those weights are gone."""
     init = _init_of(cfg, name)
+    if is_model_folder(init):
+        return hashlib.sha256((Path(init) / MODEL_FILE).read_bytes()).hexdigest()
     return weights_digest(work_dir, init) if init != SCRATCH and _last_checkpoint(work_dir, init) else None
 
 
@@ -197,7 +226,7 @@ def _restore(runner: Runner, folder: Path) -> None:
 def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | None:
     """The last checkpoint of the stage that this one starts from: ``init``, or the stage before it."""
     init = _init_of(cfg, name)
-    if init == SCRATCH:
+    if init == SCRATCH or is_model_folder(init):
         return None
     require_finished(work_dir, init)
     start = _last_checkpoint(work_dir, init)
@@ -230,7 +259,7 @@ def _check_start(folder: Path, cfg: Config, name: str, work_dir: Path) -> None:
     now = start_digest(cfg, name, work_dir)
     if now is not None and checkpoint.read_meta(folder)["start"] != now:
         raise ValueError(
-            f"{folder} was trained from weights of stage {_init_of(cfg, name)!r} that were replaced since: "
+            f"{folder} was trained from weights of {_init_of(cfg, name)!r} that were replaced since: "
             f"train it anew with --stage {name} --resume never"
         )
 

@@ -5,6 +5,9 @@ import hashlib
 import torch
 from torch import nn
 
+# Fields of a component's config that name the files its weights come from.
+WEIGHT_FIELDS = ("name", "weights")
+
 
 class Component(nn.Module):
     """A part of the model. ``source`` names the files its weights were loaded from (a name or folder),
@@ -15,6 +18,11 @@ class Component(nn.Module):
 
     def fingerprint(self) -> str:
         return fingerprint(self)
+
+    def portable(self, config: dict) -> dict:
+        """``config`` of this component, without the files that it names: together with the weights, which stand
+        elsewhere, all that is needed to build it anew."""
+        return {key: value for key, value in config.items() if key not in WEIGHT_FIELDS}
 
 
 def fingerprint(module: nn.Module) -> str:

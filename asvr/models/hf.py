@@ -53,6 +53,13 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
     return config
 
 
+def arch_of(config: PretrainedConfig) -> dict:
+    """A configuration as an ``arch``: `read_config` makes the same of it."""
+    left_out = ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype")
+    own = {key: value for key, value in config.to_diff_dict().items() if key not in left_out}
+    return dict(own, model_type=config.model_type)
+
+
 def _from_arch(arch: dict, **overrides) -> PretrainedConfig:
     arch = dict(arch, **overrides)
     if "model_type" not in arch:

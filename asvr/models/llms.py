@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from asvr import compat
 from asvr.models.component import Component
-from asvr.models.hf import find_folder, load_strict, read_config, resolve_dtype
+from asvr.models.hf import arch_of, find_folder, load_strict, read_config, resolve_dtype
 from asvr.registry import LLMS
 
 # Models that change their logits after the LM head: our loss, which applies the head itself, would be wrong.
@@ -66,17 +66,26 @@ class HFCausalLM(Component):
     def lm_head(self) -> torch.nn.Linear:
         return self.model.get_output_embeddings()
 
+    def portable(self, config: dict) -> dict:
+        return dict(super().portable(config), arch=arch_of(self.model.config))
+
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(input_ids)
 
-    def hidden(self, embeds_BTH: Tensor, taps: set[int] = frozenset()) -> dict[int, Tensor]:
+    def hidden(
+        self, embeds_BTH: Tensor, taps: set[int] = frozenset(), mask_BT: Tensor | None = None
+    ) -> dict[int, Tensor]:
         """Hidden states hidden_BTH by tap: -1 after the final norm, any other an index into ``hidden_states``.
 
-        Rows are padded on the right, so causal attention alone keeps real tokens from seeing padding and no
-        mask is needed.
+        mask_BT: True on real tokens, for rows that are padded on the left. Padding on the right needs none: causal
+        attention alone keeps real tokens from seeing it.
         """
-        inner = taps - {-1}
-        out = self.model.get_decoder()(inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner))
+        inner, padding = taps - {-1}, {}
+        if mask_BT is not None:
+            padding = dict(attention_mask=mask_BT.long(), position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0))
+        out = self.model.get_decoder()(
+            inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner), **padding
+        )
         return {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner}}
 
     @torch.inference_mode()

@@ -65,7 +65,8 @@ class VLM(nn.Module):
         supervised tokens of the whole optimisation step: see ``train_step``.
         """
         embeds_BTH, features_INE = self.embed(batch)
-        hidden = self.llm.hidden(embeds_BTH, {target.tap for target in self.targets} | {-1})
+        mask_BT = batch.attention_mask_BT if batch.left_padded else None
+        hidden = self.llm.hidden(embeds_BTH, {target.tap for target in self.targets} | {-1}, mask_BT)
         hidden = {tap: states_BTH.flatten(0, 1) for tap, states_BTH in hidden.items()}
 
         out = {}
@@ -190,6 +191,16 @@ class VLM(nn.Module):
             if name != "llm" and not any(p.requires_grad for p in module.parameters()):
                 module.eval()
         return self
+
+    def portable(self, config: dict) -> dict:
+        """``config`` of this model, without the files that it names; see `Component.portable`."""
+        parts = {name: getattr(self, name).portable(config[name]) for name in ("encoder", "projector", "llm")}
+        targets = []
+        for entry, target in zip(config["reconstruction"], self.targets, strict=True):
+            own = {key: value for key, value in entry.items() if key != "fit"}
+            head = target.head.portable(entry["head"])
+            targets.append(dict(own, tokenizer=target.tokenizer.portable(entry["tokenizer"]), head=head))
+        return dict(config, **parts, reconstruction=targets)
 
     def views(self) -> dict[str, object]:
         """What pixels the model wants: name -> ``ImageTransform``."""

@@ -4,6 +4,7 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from transformers import AutoModel
 
 from asvr.data.transforms import ImageTransform
 from asvr.models.encoders.base import Encoder
-from asvr.models.hf import find_folder, load_strict, read_config, resolve_dtype
+from asvr.models.hf import arch_of, find_folder, load_strict, read_config, resolve_dtype
 from asvr.registry import ENCODERS
 
 # (mean, std, centre crop) of each family's own image processor, used where a folder has no preprocessor file.
@@ -79,6 +80,10 @@ class HFVisionEncoder(Encoder):
         inputs = self._naflex_inputs(pixels) if self.naflex else dict(pixel_values=pixels.to(self.model.dtype))
         hidden = self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]
         return hidden[:, -self.num_tokens :]  # class and register tokens stand in front of the patches
+
+    def portable(self, config: dict) -> dict:
+        transform = {key: value for key, value in asdict(self.transform).items() if key != "size"}
+        return dict(super().portable(config), arch=arch_of(self.model.config), transform=transform)
 
     def _naflex_inputs(self, pixels: Tensor) -> dict:
         """SigLIP2's variable-resolution towers take patches (I, N, patch * patch * 3), a mask and the grids."""

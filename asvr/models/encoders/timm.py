@@ -70,6 +70,10 @@ class TimmEncoder(Encoder):
             interpolation=own.interpolation or "bicubic",
         )
 
+    def portable(self, config: dict) -> dict:
+        own = self.transform
+        return dict(super().portable(config), image_size=own.size[0], mean=own.mean, std=own.std)
+
     def forward(self, pixels: Tensor) -> Tensor:
         pixels = pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
         (features,) = self.model.forward_intermediates(pixels, indices=[self.layer], intermediates_only=True)

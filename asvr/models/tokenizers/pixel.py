@@ -116,6 +116,12 @@ class PixelTokenizer(VisualTokenizer):
         with full_float32(codes.device):
             return self.generate(self.embed(codes).squeeze(-2)).clamp(-1, 1)
 
+    def portable(self, config: dict) -> dict:
+        known = JanusVQVAEConfig().to_dict()
+        left_out = ("num_patches", "transformers_version", "architectures", "dtype", "model_type", "_name_or_path")
+        arch = {k: v for k, v in self.model.config.to_dict().items() if k in known and k not in left_out}
+        return dict(super().portable(config), arch={k: v for k, v in arch.items() if v != known[k]})
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write ``config.json`` and ``model.safetensors``, which ``JanusVQVAE.from_pretrained`` reads too."""
         config = self.model.config.to_dict() | {"architectures": [JanusVQVAE.__name__]}

@@ -1,7 +1,7 @@
 """Semantic tokens: residual quantisation of the features that a vision encoder gives.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in a codebook,
-``C`` code width, which is the encoder's width ``E``.
+``E`` encoder width, ``C`` code width, which is ``E`` unless there is a projection.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from asvr import zoo
@@ -21,6 +21,7 @@ from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.models.tokenizers.folder import load_weights as load_file
 from asvr.models.tokenizers.folder import read_json, write_folder
 from asvr.models.tokenizers.precision import full_float32
+from asvr.models.tokenizers.projections import build_projection
 from asvr.models.tokenizers.quantizer import ResidualQuantizer
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
@@ -38,6 +39,8 @@ class SemanticTokenizer(VisualTokenizer):
     encoder: a config, which builds a frozen encoder of the tokenizer's own, or an `Encoder` to share: it is
         then no submodule here, so that its parameters are counted and saved once.
     codebook_size, shared: see `ResidualQuantizer`.
+    projection: what stands in front of the quantiser in an imported tokenizer, see `build_projection`; such a
+        tokenizer cannot be fitted here.
     name: a folder written by `save_pretrained` (looked up by `asvr.zoo`); its sizes and its encoder must be
         these. None: codebooks are empty until `fit`.
     load_weights: False builds the architecture only.
@@ -50,6 +53,7 @@ class SemanticTokenizer(VisualTokenizer):
         depth: int = 8,
         codebook_size: int | list[int] = 16384,
         shared: bool = False,
+        projection: dict | None = None,
         name: str | None = None,
         load_weights: bool = True,
     ):
@@ -65,6 +69,10 @@ class SemanticTokenizer(VisualTokenizer):
             own = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
             self.own_encoder = own.requires_grad_(False).eval()
         width = self.encoder.width
+        self.projection_config, self.projection = projection, None
+        if projection is not None:
+            self.projection = build_projection(projection, in_width=width, grid=self.encoder.grid)
+            width = self.projection.width
         self.quantizer = ResidualQuantizer(depth=depth, codebook_size=codebook_size, width=width, shared=shared)
         self.codebook_sizes, self.code_width = self.quantizer.sizes, width
         self.grid, self.transform = self.encoder.grid, self.encoder.transform
@@ -88,7 +96,7 @@ class SemanticTokenizer(VisualTokenizer):
 
     def fingerprint(self) -> str:
         """Of the codebooks and of the encoder, shared or not: what the codes of a picture depend on."""
-        parts = (fingerprint(self.quantizer), self.encoder.fingerprint(), str(_describe(self.encoder)))
+        parts = (fingerprint(self._weights()), self.encoder.fingerprint(), str(_describe(self.encoder)))
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
@@ -107,7 +115,20 @@ class SemanticTokenizer(VisualTokenizer):
                 "SemanticTokenizer: its codebooks are empty. Fit them and name the folder: "
                 f"`{FIT_COMMAND}`, then name='<folder>' in this tokenizer's config"
             )
-        return self.quantizer.encode(features_INE)
+        return self.quantizer.encode(self._projected(features_INE))
+
+    @torch.no_grad()
+    def _projected(self, features_INE: Tensor) -> Tensor:
+        if self.projection is None:
+            return features_INE
+        with full_float32(features_INE.device):
+            return self.projection(features_INE.float())
+
+    def _weights(self) -> nn.Module:
+        """What the tokenizer's folder holds."""
+        if self.projection is None:
+            return self.quantizer
+        return nn.ModuleDict(dict(quantizer=self.quantizer, projection=self.projection))
 
     def encode(self, pixels: Tensor) -> Tensor:
         return self.quantize(self.features(pixels))
@@ -128,8 +149,11 @@ class SemanticTokenizer(VisualTokenizer):
 
         k-means runs on the first ``vectors_per_code * V`` vectors (all of them, if there are fewer); each
         batch after those makes one EMA step. Returns `ResidualQuantizer.statistics` of the k-means vectors
-        after the last step. Raises ValueError on empty input and on numbers that are not finite.
+        after the last step. Raises ValueError on empty input, on numbers that are not finite, and with a
+        ``projection``, which was trained together with its codebooks.
         """
+        if self.projection is not None:
+            raise ValueError("SemanticTokenizer.fit: a tokenizer with a `projection` is imported, not fitted")
         generator = torch.Generator().manual_seed(seed)
         wanted = vectors_per_code * max(self.codebook_sizes)
         device = self.quantizer.codebooks[0].weight.device
@@ -161,6 +185,12 @@ class SemanticTokenizer(VisualTokenizer):
             vectors = torch.cat(sample)
             self.quantizer.kmeans(vectors, iterations=iterations, generator=generator, on_iteration=bar.update)
 
+    def portable(self, config: dict) -> dict:
+        own = super().portable(config)
+        if self._shared_encoder is None:
+            own["encoder"] = self.own_encoder.portable(self.encoder_config)
+        return own
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the codebooks (``tokenizer.safetensors``) and what they belong to (``tokenizer.json``)."""
         if not self.fitted:
@@ -173,7 +203,7 @@ class SemanticTokenizer(VisualTokenizer):
             encoder_config=self.encoder_config,
             statistics=self.statistics,
         )
-        weights = (WEIGHTS, self.quantizer.state_dict())
+        weights = (WEIGHTS, self._weights().state_dict())
         return write_folder(folder, weights=weights, texts={DESCRIPTION: description})
 
     def _load(self, name: str) -> None:
@@ -190,12 +220,13 @@ class SemanticTokenizer(VisualTokenizer):
                 f"visual tokenizer {name!r}: {folder / DESCRIPTION} does not fit this config: {'; '.join(different)}. "
                 f"Change the config, or fit a tokenizer for it: `{FIT_COMMAND}`"
             )
-        load_file(self.quantizer, folder / WEIGHTS)
+        load_file(self._weights(), folder / WEIGHTS)
         self.statistics = description.get("statistics")
         self.source = name
 
     def _sizes(self) -> dict:
-        return dict(codebook_sizes=self.codebook_sizes, code_width=self.code_width, shared=self.quantizer.shared)
+        sizes = dict(codebook_sizes=self.codebook_sizes, code_width=self.code_width, shared=self.quantizer.shared)
+        return sizes if self.projection_config is None else sizes | dict(projection=dict(self.projection_config))
 
 
 def _describe(encoder: Encoder) -> dict:

@@ -1,0 +1,1 @@
+"""Weights of other software in, and out to it."""

@@ -1,0 +1,222 @@
+"""A model as one folder: save it, load it, ask it, train it on.
+
+folder/
+  asvr.json          the model's configuration, template and image settings, SHA-256 of the weights
+  model.safetensors  all weights: encoder, projector, LLM, heads, visual tokenizers (split above 5 GB, with an index)
+  text_tokenizer/    Hugging Face's tokenizer files
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from mmengine.config import Config
+from torch import nn
+
+from asvr.checkpoints.reading import open_checkpoint
+from asvr.config import MODEL_FILE, import_custom, load_config
+from asvr.data.collate import Collate
+from asvr.data.conversation import encode_segments, segments_of
+from asvr.data.templates import build_template
+from asvr.engine.build import build_device
+from asvr.evaluation.generation import generate
+from asvr.registry import MODELS, TEXT_TOKENIZERS
+
+FORMAT = 1
+TEXT_TOKENIZER = "text_tokenizer"
+
+
+@dataclass(kw_only=True)
+class Pretrained:
+    """A model with what it needs to answer: ``asvr.load`` makes it.
+
+    config: of the `VLM`, as in ``model`` of a config file. template, image_aspect: as in ``data``.
+    custom_imports: modules that register its own components. text_tokenizer: None where the checkpoint that it was
+    imported from had none; such a model cannot be asked.
+    """
+
+    model: nn.Module
+    config: dict
+    text_tokenizer: object | None
+    template: str | dict
+    image_aspect: str
+    custom_imports: dict | None = None
+
+    def to(self, device: str | torch.device) -> "Pretrained":
+        self.model.to(device)
+        return self
+
+    def chat(self, image, question: str, *, max_new_tokens: int = 128, **kwargs) -> str:
+        """The answer to one question. image: a file or picture, a list of them, or None for text alone.
+
+        ``<image>`` in the question says where a picture stands; otherwise it stands in front. kwargs go to
+        transformers' ``generate``; by default it is greedy.
+        """
+        images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
+        messages = [{"from": "human", "value": question}]
+        return self.generate([dict(images=images, messages=messages)], max_new_tokens=max_new_tokens, **kwargs)[0]
+
+    def generate(self, prompts: list[dict], *, max_new_tokens: int = 128, **kwargs) -> list[str]:
+        """Answers to several conversations at once: ``dict(images=[...], messages=[...])`` with LLaVA's messages,
+        the last of which is a question."""
+        template = build_template(self.template)
+        items = [self._item(i, prompt, template) for i, prompt in enumerate(prompts)]
+        collate = Collate(
+            num_image_tokens=self.model.encoder.num_tokens,
+            views=dict(encoder=self.model.encoder.transform),
+            pad_id=self.text_tokenizer.pad_id,
+            image_aspect=self.image_aspect,
+        )
+        batch = collate(items).to(self.model.device)
+        return generate(
+            self.model, batch, self.text_tokenizer, template=template, max_new_tokens=max_new_tokens, **kwargs
+        )
+
+    def _item(self, i: int, prompt: dict, template) -> dict:
+        if self.text_tokenizer is None:
+            raise ValueError("this model has no text tokenizer: import it again with --text-tokenizer FOLDER")
+        images = prompt.get("images", [])
+        segments = segments_of(prompt["messages"], len(images), template, prompt=True)
+        input_ids, labels = encode_segments(segments, self.text_tokenizer)
+        keys = [f"{i}-{j}" for j in range(len(images))]
+        return dict(input_ids=input_ids, labels=labels, images=images, image_keys=keys, sample_id=f"prompt {i}")
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the folder, whole or not at all. Raises ``ValueError`` where it exists."""
+        folder = Path(folder).absolute()
+        if folder.exists():
+            raise ValueError(f"{folder} exists: give a new folder")
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_torch_state_dict(self.model.state_dict(), partial)
+        hashes = {file.name: _sha256(file) for file in sorted(partial.glob("*.safetensors"))}
+        if self.text_tokenizer is not None:
+            self.text_tokenizer.save_pretrained(partial / TEXT_TOKENIZER)
+        description = dict(
+            format=FORMAT,
+            model=self.model.portable(self.config),
+            template=self.template,
+            image_aspect=self.image_aspect,
+            custom_imports=self.custom_imports,
+            sha256=hashes,
+        )
+        (partial / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n")
+        os.replace(partial, folder)
+        return folder
+
+
+def load(folder: str | Path, *, device: str = "auto", stage: str | None = None) -> Pretrained:
+    """The model of a folder that `Pretrained.save_pretrained` wrote, or of a finished run's work dir.
+
+    stage: of a work dir, None the last. Raises ``ValueError`` where it is neither, or is damaged.
+    """
+    folder = Path(folder)
+    if (folder / MODEL_FILE).is_file():
+        found = _load_folder(folder)
+    elif (folder / "config.py").is_file():
+        found = _load_work_dir(folder, stage)
+    else:
+        raise ValueError(f"{folder}: neither a folder with {MODEL_FILE} nor a run's work dir with config.py")
+    found.model.eval()
+    return found.to(build_device(device))
+
+
+def read_description(folder: Path) -> dict:
+    """What ``asvr.json`` says. Raises ``ValueError`` where it is damaged, newer than this library, or not here."""
+    try:
+        description = json.loads((folder / MODEL_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / MODEL_FILE}: cannot be read ({error})") from error
+    if description.get("format") != FORMAT:
+        raise ValueError(f"{folder / MODEL_FILE}: format {description.get('format')!r}, this library reads {FORMAT}")
+    return description
+
+
+def read_weights(folder: Path, description: dict) -> dict[str, torch.Tensor]:
+    """All tensors of a folder. Raises ``ValueError`` where a file is missing or is not the one that was written."""
+    for name, expected in description["sha256"].items():
+        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+            raise ValueError(f"{folder / name}: missing or damaged (its SHA-256 is not the one written)")
+    checkpoint = open_checkpoint(folder)
+    return {key: checkpoint[key] for key in checkpoint.keys()}
+
+
+def load_into(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Load weights strictly; only tied copies, which the file leaves out, may be missing."""
+    own = model.state_dict()
+    places = {tensor.data_ptr() for key, tensor in own.items() if key in weights and tensor.numel()}
+    missing = [k for k in own if k not in weights and own[k].numel() and own[k].data_ptr() not in places]
+    unexpected = sorted(weights.keys() - own.keys())
+    misshaped = [key for key in weights if key in own and own[key].shape != weights[key].shape]
+    found = dict(missing=missing, unexpected=unexpected, misshaped=misshaped)
+    if any(found.values()):
+        listing = "; ".join(f"{kind}: {keys[:5]} ({len(keys)} in all)" for kind, keys in found.items() if keys)
+        raise ValueError(f"{source}: its weights do not fit this model: {listing}")
+    model.load_state_dict(weights, strict=False)
+
+
+def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
+    """Give a model the weights of a folder, to train it on. cached: features and codes of the model as it is are
+    in use already, so its encoder and tokenizers must be the folder's: ``ValueError`` where they are not."""
+    parts = model.components()
+    before = {name: part.fingerprint() for name, part in parts.items() if _makes_targets(name)}
+    load_into(model, read_weights(folder, read_description(folder)), folder)
+    other = [name for name, fingerprint in before.items() if parts[name].fingerprint() != fingerprint]
+    if cached and other:
+        raise ValueError(
+            f"init={str(folder)!r}: its {', '.join(other)} differ from the config's, whose outputs are cached: "
+            "set data.cache=False, or name the same weights in the config"
+        )
+    for name, part in parts.items():
+        if name in other or name not in before or part.source is None:
+            part.source = str(folder)
+
+
+def _makes_targets(name: str) -> bool:
+    return name == "encoder" or name.startswith("tokenizer.")
+
+
+def _load_folder(folder: Path) -> Pretrained:
+    description = read_description(folder)
+    if description["custom_imports"]:
+        import_custom(description["custom_imports"])
+    model = MODELS.build(description["model"])
+    load_into(model, read_weights(folder, description), folder)
+    tokenizer = None
+    if (folder / TEXT_TOKENIZER).is_dir():
+        tokenizer = TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=str((folder / TEXT_TOKENIZER).absolute())))
+    return Pretrained(
+        model=model,
+        config=description["model"],
+        text_tokenizer=tokenizer,
+        template=description["template"],
+        image_aspect=description["image_aspect"],
+        custom_imports=description["custom_imports"],
+    )
+
+
+def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
+    from asvr.engine.stages import finished_model  # here: training imports this module for its own folders
+
+    cfg: Config = load_config(work_dir / "config.py")
+    tokenizer = TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=str((work_dir / TEXT_TOKENIZER).absolute())))
+    model, config = finished_model(cfg, stage or list(cfg.stages)[-1], tokenizer, work_dir)
+    return Pretrained(
+        model=model,
+        config=config.model.to_dict(),
+        text_tokenizer=tokenizer,
+        template=config.data.template if isinstance(config.data.template, str) else config.data.template.to_dict(),
+        image_aspect=config.data.image_aspect,
+        custom_imports=cfg.get("custom_imports"),
+    )
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,116 @@
+"""A model as one folder answers, and computes, as the one that was saved."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from run_helpers import ROOT, TINY
+
+import asvr
+from asvr.config import load_config
+from asvr.data.easy_vqa import EasyVQA
+from asvr.engine.run import run
+
+QUESTIONS = ["what color is the shape?", "is there a circle in the image?", "what shape is in the image?"]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run):
+    return asvr.load(tiny_run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def saved(trained, tmp_path_factory):
+    return trained.save_pretrained(tmp_path_factory.mktemp("saved") / "model")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list:
+    return [file for _, file in EasyVQA(split="test", max_pictures=4).pictures()]
+
+
+def test_a_work_dir_answers_as_its_evaluation_did(trained, tiny_run):
+    rows = [json.loads(line) for line in (tiny_run / "finetune" / "answers.jsonl").read_text().splitlines()]
+    dataset = EasyVQA(split="test", max_pictures=TINY["evaluation.dataset.max_pictures"], seed=None)
+    prompts = []
+    for row in rows:
+        record = dataset.record(int(row["id"].rsplit(":", 1)[1]))
+        prompts.append(dict(images=[dataset.picture(record["image"])[1]], messages=record["conversations"][:1]))
+    assert trained.generate(prompts, max_new_tokens=8) == [row["answer"] for row in rows]
+
+
+def test_a_folder_is_the_model_that_was_saved(trained, saved, pictures):
+    loaded = asvr.load(saved, device="cpu")
+    own, other = trained.model.state_dict(), loaded.model.state_dict()
+    assert own.keys() == other.keys() and all(torch.equal(own[key], other[key]) for key in own)
+    assert loaded.model.encoder.transform == trained.model.encoder.transform
+    assert loaded.text_tokenizer.fingerprint() == trained.text_tokenizer.fingerprint()
+    for question in QUESTIONS:
+        for images in (None, pictures[0], Image.open(pictures[1]), pictures[:2]):
+            assert loaded.chat(images, question, max_new_tokens=6) == trained.chat(images, question, max_new_tokens=6)
+    again = loaded.save_pretrained(saved.with_name("again"))
+    assert (again / "asvr.json").read_text() == (saved / "asvr.json").read_text()
+
+
+def test_it_needs_none_of_the_files_that_it_came_from(saved):
+    description = json.loads((saved / "asvr.json").read_text())
+    assert "package:" not in json.dumps(description) and "tokenizers/" not in json.dumps(description["model"])
+    assert "fit" not in description["model"]["reconstruction"][0]
+
+
+def test_training_goes_on_from_a_folder(saved, tiny_run, tmp_path):
+    changes = {"stages.finetune.init": str(saved), "schedule.steps": 3, "optim.lr": 1e-9}
+    cfg = load_config(ROOT / "configs/asvr_mini.py", TINY | changes)
+    run(cfg, tmp_path / "on", only="finetune")
+    model = asvr.load(tmp_path / "on", device="cpu").model
+    before = asvr.load(saved, device="cpu").model
+    for name in ("llm", "projector", "heads"):
+        own, start = (getattr(m, name).state_dict() for m in (model, before))
+        assert all(torch.allclose(own[key], start[key], atol=1e-6) for key in own)
+    assert "starts from" in (tmp_path / "on" / "train.log").read_text()
+    other = load_config(ROOT / "configs/asvr_mini.py", TINY | changes | {"model.reconstruction.0.fit.iterations": 1})
+    with pytest.raises(ValueError, match="its tokenizer.semantic differ from the config's, whose outputs are cached"):
+        run(other, tmp_path / "other", only="finetune")
+
+
+def test_a_start_folder_that_was_replaced_is_refused(saved, tmp_path):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    cfg = load_config(ROOT / "configs/asvr_mini.py", TINY | {"stages.finetune.init": str(copy), "schedule.steps": 1})
+    run(cfg, tmp_path / "run", only="finetune")
+    description = json.loads((copy / "asvr.json").read_text())
+    (copy / "asvr.json").write_text(json.dumps(description | dict(image_aspect="pad")))
+    with pytest.raises(ValueError, match="trained from weights of .*copy' that were replaced since"):
+        run(cfg, tmp_path / "run", only="finetune")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "asvr.json").write_text("{"), "asvr.json: cannot be read"),
+        (lambda f: (f / "asvr.json").write_text('{"format": 99}'), "format 99, this library reads 1"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x"), "model.safetensors: missing or damaged"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing or damaged"),
+        (lambda f: shutil.rmtree(f), "neither a folder with asvr.json nor a run's work dir"),
+    ],
+)
+def test_what_cannot_be_loaded_is_told(damage, message, saved, tmp_path):
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(ValueError, match=message):
+        asvr.load(copy)
+
+
+def test_an_existing_folder_is_not_written_over(trained, saved):
+    with pytest.raises(ValueError, match="exists: give a new folder"):
+        trained.save_pretrained(saved)
+    assert not [p for p in saved.parent.iterdir() if p.name.startswith(".")]
+
+
+def test_an_unfinished_run_is_refused(tiny_run, tmp_path):
+    copy = shutil.copytree(tiny_run, tmp_path / "copy")
+    (copy / "finetune" / "done.json").unlink()
+    with pytest.raises(ValueError, match="stage 'finetune' is not finished"):
+        asvr.load(copy)
+    assert asvr.load(copy, stage="pretrain", device="cpu").model is not None
