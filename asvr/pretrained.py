@@ -20,6 +20,7 @@ from torch import nn
 
 from asvr.checkpoints.reading import open_checkpoint
 from asvr.config import MODEL_FILE, import_custom, load_config
+from asvr.data.batch import Batch
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.templates import build_template
@@ -64,18 +65,25 @@ class Pretrained:
     def generate(self, prompts: list[dict], *, max_new_tokens: int = 128, **kwargs) -> list[str]:
         """Answers to several conversations at once: ``dict(images=[...], messages=[...])`` with LLaVA's messages,
         the last of which is a question."""
+        return generate(
+            self.model,
+            self.batch(prompts),
+            self.text_tokenizer,
+            template=build_template(self.template),
+            max_new_tokens=max_new_tokens,
+            **kwargs,
+        )
+
+    def batch(self, prompts: list[dict]) -> Batch:
+        """The conversations of `generate` as a batch on the model's device, each up to where its answer begins."""
         template = build_template(self.template)
-        items = [self._item(i, prompt, template) for i, prompt in enumerate(prompts)]
         collate = Collate(
             num_image_tokens=self.model.encoder.num_tokens,
             views=dict(encoder=self.model.encoder.transform),
             pad_id=self.text_tokenizer.pad_id,
             image_aspect=self.image_aspect,
         )
-        batch = collate(items).to(self.model.device)
-        return generate(
-            self.model, batch, self.text_tokenizer, template=template, max_new_tokens=max_new_tokens, **kwargs
-        )
+        return collate([self._item(i, prompt, template) for i, prompt in enumerate(prompts)]).to(self.model.device)
 
     def _item(self, i: int, prompt: dict, template) -> dict:
         if self.text_tokenizer is None:

@@ -1,0 +1,77 @@
+"""What ``tools/convert.py`` does."""
+
+from pathlib import Path
+
+from asvr.checkpoints.detect import describe, detect
+from asvr.checkpoints.dualtoken import import_dualtoken
+from asvr.checkpoints.export import export_llava
+from asvr.checkpoints.llava import import_llava
+from asvr.checkpoints.reading import Checkpoint, open_checkpoint
+from asvr.checkpoints.released import import_released
+from asvr.pretrained import Pretrained, load
+from asvr.registry import TEXT_TOKENIZERS
+
+
+def show(source: Path) -> str:
+    return describe(open_checkpoint(source))
+
+
+def import_checkpoint(
+    source: Path,
+    out: Path,
+    *,
+    heads: int | None,
+    tower: str,
+    branch: str,
+    encoder: str | None,
+    text_tokenizer: str | None,
+    template: str,
+    image_aspect: str,
+) -> str:
+    """Write a model's folder (or a tokenizer's) to ``out``, which must not exist; return what was done, in words."""
+    if out.exists():
+        raise ValueError(f"{out} exists: give a new folder")
+    checkpoint = open_checkpoint(source)
+    kind = detect(checkpoint)
+    if not kind.supported:
+        raise ValueError(f"{source}: {kind.what} ({kind.name}) is not imported by this tool")
+    if kind.name.startswith("dualtoken"):
+        config, tokenizer = import_dualtoken(checkpoint, branch, prefix=kind.prefix, name=tower, num_heads=heads)
+        tokenizer.save_pretrained(out)
+        return f"{source}: {kind.what}, its {branch} branch -> {out}; its config: {config}"
+    if kind.name == "asvr":
+        config, model = import_released(checkpoint, heads)
+    else:
+        config, model = import_llava(checkpoint, encoder)
+    tokenizer = _text_tokenizer(checkpoint, text_tokenizer)
+    if tokenizer is not None and len(tokenizer) > model.llm.vocab_size:
+        raise ValueError(
+            f"{source}: its LLM has {model.llm.vocab_size} embeddings, the text tokenizer {len(tokenizer)} entries: "
+            "they do not belong together; name another with --text-tokenizer"
+        )
+    Pretrained(
+        model=model, config=config, text_tokenizer=tokenizer, template=template, image_aspect=image_aspect
+    ).save_pretrained(out)
+    without = "" if tokenizer else " (without a text tokenizer: it can be trained on, but not asked)"
+    return f"{source}: {kind.what} -> {out}{without}; asvr.load reads it"
+
+
+def _text_tokenizer(checkpoint: Checkpoint, name: str | None):
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    if name is None and not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
+        return None
+    return TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=name or str(folder.absolute())))
+
+
+def export(
+    source: Path, out: Path, *, format: str, stage: str | None, image_aspect: str | None, template: str | None
+) -> str:
+    """Write a trained model to ``out``, which must not exist; return what was done, in words."""
+    if out.exists():
+        raise ValueError(f"{out} exists: give a new folder")
+    found = load(source, device="cpu", stage=stage)
+    found.image_aspect = image_aspect or found.image_aspect
+    found.template = template or found.template
+    if format == "asvr":
+        return f"{found.save_pretrained(out)}: asvr.load reads it"
+    return f"{export_llava(found, out)}: LlavaForConditionalGeneration and AutoProcessor read it"

@@ -1,0 +1,169 @@
+"""``tools/convert.py``: what a checkpoint is, in, and out."""
+
+import ast
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from run_helpers import ROOT
+from safetensors.torch import load_file, save_file
+
+import asvr
+from asvr.cli import run_tool
+from asvr.models.tokenizers.folder import load_weights
+from asvr.models.tokenizers.semantic import WEIGHTS, SemanticTokenizer
+
+sys.path.append(str(ROOT / "tests" / "data"))
+from data_helpers import sentencepiece_like  # noqa: E402
+from test_released import GOLDEN, LLM, TOWER  # noqa: E402
+
+RQVAE = "model.vision_tokenizer.vision_tower.rqvaesiglip."
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Run the tool in this process; return its exit code's text, or None, and what it printed."""
+
+    def run(*arguments) -> tuple[str | None, str]:
+        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
+        main = runpy.run_path(str(ROOT / "tools" / "convert.py"))["main"]
+        try:
+            run_tool(main)
+        except SystemExit as end:
+            return str(end.code), capsys.readouterr().out
+        return None, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    return load_file(GOLDEN / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def released(weights, tmp_path_factory):
+    """A released checkpoint with a tokenizer beside it, wide enough for it."""
+    folder = tmp_path_factory.mktemp("released")
+    tokenizer = sentencepiece_like("always")
+    weights = dict(weights)
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[key] = torch.cat([weights[key], weights[key]])[: len(tokenizer)]
+        assert len(weights[key]) == len(tokenizer)
+    save_file(weights, folder / "model.safetensors")
+    config = dict(LLM, model_type="asvr_llama", mm_vision_tower="siglip-so400m-patch14-384")
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def dualtoken(weights, generation: str) -> dict[str, torch.Tensor]:
+    """The golden tokenizer by itself, in the layout of a generation."""
+    own = {key.removeprefix(RQVAE): value.clone() for key, value in weights.items() if key.startswith(RQVAE)}
+    if generation == "a":  # the features of the 26th layer are projected too
+        projection = {k: v.flip(0) for k, v in own.items() if k.startswith("prequant_visual.")}
+        own |= {key.replace("prequant_visual", "prequant_semantic"): value for key, value in projection.items()}
+    return own
+
+
+def test_show_tells_what_it_is(tool, released, weights, tmp_path):
+    error, text = tool("show", released)
+    assert error is None and "a model of the released ASVR code (asvr)" in text
+    assert "semantic codes: depth 8 (or 1 shared), 64 codes of width 32" in text and "torch.bfloat16" in text
+    for generation in "ab":
+        file = tmp_path / f"{generation}.pt"
+        torch.save(dict(epoch=1, state_dict=dualtoken(weights, generation)), file)
+        error, text = tool("show", file)
+        assert error is None and f"(dualtoken-{generation})" in text and "under 'state_dict'" in text
+    save_file(dict(other=torch.zeros(2)), tmp_path / "other.safetensors")
+    error, text = tool("show", tmp_path / "other.safetensors")
+    assert "of no kind that is known here (first: other)" in error and not text
+
+
+def test_a_released_model_comes_in_and_answers(tool, released, tmp_path):
+    error, text = tool("import", released, tmp_path / "out", "--heads", 4)
+    assert error is None and "a model of the released ASVR code" in text
+    found = asvr.load(tmp_path / "out", device="cpu")
+    assert found.model.encoder.model.config.num_hidden_layers == TOWER["num_hidden_layers"]
+    assert isinstance(found.chat(None, "what color is the car?", max_new_tokens=3), str)
+    assert found.config["reconstruction"][0]["shift"] == 0
+
+
+@pytest.mark.parametrize("generation", ["a", "b"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_dualtoken_tokenizer_gives_the_codes_of_a_straight_line_computation(
+    generation, shared, tool, weights, tmp_path
+):
+    own = dualtoken(weights, generation)
+    if shared:
+        for level in range(1, 8):
+            own[f"quantizer_semantic.codebooks.{level}.weight"] = own["quantizer_semantic.codebooks.0.weight"].clone()
+    torch.save(dict(state_dict=own), tmp_path / "t.pt")
+    error, text = tool("import", tmp_path / "t.pt", tmp_path / "out", "--heads", 4, "--tower", "siglip-x-384")
+    assert error is None and f"'shared': {shared}" in text
+    config = ast.literal_eval(text.split("its config: ")[1].strip())  # printed as a config is written
+    encoder = dict(config.pop("encoder"))
+    kept = SemanticTokenizer(**{k: v for k, v in config.items() if k != "type"}, encoder=encoder)
+    load_weights(kept._weights(), tmp_path / "out" / WEIGHTS)
+    features = torch.randn(1, 729, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(kept.quantize(features), straight_line(own, features))
+
+
+def straight_line(own: dict, features: torch.Tensor) -> torch.Tensor:
+    """Codes of features by the definition, one level after another."""
+    w = {key: value.float() for key, value in own.items()}
+    x = features[0]
+    if "prequant_semantic.conv1.weight" in w:
+        grid = x.T.reshape(1, 32, 27, 27)
+        name = "prequant_semantic."
+        h = F.group_norm(grid, 32, w[f"{name}norm1.weight"], w[f"{name}norm1.bias"], 1e-6)
+        h = F.conv2d(h * h.sigmoid(), w[f"{name}conv1.weight"], w[f"{name}conv1.bias"])
+        h = F.group_norm(h, 32, w[f"{name}norm2.weight"], w[f"{name}norm2.bias"], 1e-6)
+        h = F.conv2d(h * h.sigmoid(), w[f"{name}conv2.weight"], w[f"{name}conv2.bias"], padding=1)
+        x = (grid + h).reshape(32, 729).T
+    codes = []
+    for level in range(8):
+        book = w[f"quantizer_semantic.codebooks.{level}.weight"][:-1]
+        code = (x[:, None] - book[None]).square().sum(-1).argmin(1)
+        codes.append(code)
+        x = x - book[code]
+    return torch.stack(codes, dim=1)[None]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"PK\x03\x04 cut short", "damaged, cut short"), (None, "there is no such file")],
+)
+def test_a_bad_source_is_one_line_and_leaves_nothing(content, message, tool, tmp_path):
+    if content is not None:
+        (tmp_path / "x.pt").write_bytes(content)
+    error, _ = tool("import", tmp_path / "x.pt", tmp_path / "out")
+    assert error.startswith("error: ") and message in error and "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_vocabulary_is_refused(tool, released, tmp_path):
+    """A tokenizer with more entries than the LLM has embeddings would ask for rows that are not there."""
+    weights = load_file(released / "model.safetensors")
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        weights[key] = weights[key][:100].clone()
+    folder = tmp_path / "small"
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((released / name).read_bytes())
+    error, _ = tool("import", folder, tmp_path / "out", "--heads", 4)
+    assert "100 embeddings" in error and "do not belong together" in error and not (tmp_path / "out").exists()
+
+
+def test_export_of_a_run(tool, tiny_run, tmp_path):
+    error, _ = tool("export", tiny_run, tmp_path / "out")
+    assert "cannot be a LLaVA folder: its encoder is TimmEncoder" in error and not (tmp_path / "out").exists()
+    error, text = tool("export", tiny_run, tmp_path / "out", "--format", "asvr")
+    assert error is None and "asvr.load reads it" in text
+    assert asvr.load(tmp_path / "out", device="cpu").chat(None, "is there a circle?", max_new_tokens=2) is not None
+    error, _ = tool("export", tiny_run, tmp_path / "out", "--format", "asvr")
+    assert "exists: give a new folder" in error
