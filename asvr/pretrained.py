@@ -76,6 +76,8 @@ class Pretrained:
 
     def batch(self, prompts: list[dict]) -> Batch:
         """The conversations of `generate` as a batch on the model's device, each up to where its answer begins."""
+        if self.text_tokenizer is None:
+            raise ValueError("this model has no text tokenizer: import it again with --text-tokenizer FOLDER")
         template = build_template(self.template)
         collate = Collate(
             num_image_tokens=self.model.encoder.num_tokens,
@@ -86,8 +88,6 @@ class Pretrained:
         return collate([self._item(i, prompt, template) for i, prompt in enumerate(prompts)]).to(self.model.device)
 
     def _item(self, i: int, prompt: dict, template) -> dict:
-        if self.text_tokenizer is None:
-            raise ValueError("this model has no text tokenizer: import it again with --text-tokenizer FOLDER")
         images = prompt.get("images", [])
         segments = segments_of(prompt["messages"], len(images), template, prompt=True)
         input_ids, labels = encode_segments(segments, self.text_tokenizer)

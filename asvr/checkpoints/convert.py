@@ -1,5 +1,7 @@
 """What ``tools/convert.py`` does."""
 
+import os
+import shutil
 from pathlib import Path
 
 from asvr.checkpoints.detect import describe, detect
@@ -8,8 +10,12 @@ from asvr.checkpoints.export import export_llava
 from asvr.checkpoints.llava import import_llava
 from asvr.checkpoints.reading import Checkpoint, open_checkpoint
 from asvr.checkpoints.released import import_released
+from asvr.models.hf import arch_of
+from asvr.models.tokenizers.semantic import SemanticTokenizer
 from asvr.pretrained import Pretrained, load
 from asvr.registry import TEXT_TOKENIZERS
+
+TOWER, CODES = "tower", "codes"
 
 
 def show(source: Path) -> str:
@@ -37,7 +43,7 @@ def import_checkpoint(
         raise ValueError(f"{source}: {kind.what} ({kind.name}) is not imported by this tool")
     if kind.name.startswith("dualtoken"):
         config, tokenizer = import_dualtoken(checkpoint, branch, prefix=kind.prefix, name=tower, num_heads=heads)
-        tokenizer.save_pretrained(out)
+        config = _save_tokenizer(tokenizer, config, out)
         return f"{source}: {kind.what}, its {branch} branch -> {out}; its config: {config}"
     if kind.name == "asvr":
         config, model = import_released(checkpoint, heads)
@@ -54,6 +60,20 @@ def import_checkpoint(
     ).save_pretrained(out)
     without = "" if tokenizer else " (without a text tokenizer: it can be trained on, but not asked)"
     return f"{source}: {kind.what} -> {out}{without}; asvr.load reads it"
+
+
+def _save_tokenizer(tokenizer: SemanticTokenizer, config: dict, out: Path) -> dict:
+    """Write the tower as a Hugging Face folder and the codes beside it; return the config that reads both."""
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    tower = tokenizer.encoder.model
+    tower.config.num_hidden_layers = tokenizer.encoder.layer  # later blocks are not there
+    encoder = dict(type="HFVisionEncoder", name=str(out / TOWER), layer=-1, arch=arch_of(tower.config))
+    tokenizer.encoder_config, tokenizer.own_encoder.source = encoder, str(out / TOWER)
+    tower.save_pretrained(partial / TOWER)
+    tokenizer.save_pretrained(partial / CODES)
+    os.replace(partial, out)
+    return dict(config, name=str(out / CODES), encoder=encoder)
 
 
 def _text_tokenizer(checkpoint: Checkpoint, name: str | None):

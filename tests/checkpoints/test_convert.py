@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import runpy
 import sys
 
@@ -10,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from run_helpers import ROOT
 from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import asvr
 from asvr.cli import run_tool
-from asvr.models.tokenizers.folder import load_weights
-from asvr.models.tokenizers.semantic import WEIGHTS, SemanticTokenizer
+from asvr.registry import VISUAL_TOKENIZERS
 
 sys.path.append(str(ROOT / "tests" / "data"))
 from data_helpers import sentencepiece_like  # noqa: E402
@@ -105,11 +106,14 @@ def test_a_dualtoken_tokenizer_gives_the_codes_of_a_straight_line_computation(
     error, text = tool("import", tmp_path / "t.pt", tmp_path / "out", "--heads", 4, "--tower", "siglip-x-384")
     assert error is None and f"'shared': {shared}" in text
     config = ast.literal_eval(text.split("its config: ")[1].strip())  # printed as a config is written
-    encoder = dict(config.pop("encoder"))
-    kept = SemanticTokenizer(**{k: v for k, v in config.items() if k != "type"}, encoder=encoder)
-    load_weights(kept._weights(), tmp_path / "out" / WEIGHTS)
+    tokenizer = VISUAL_TOKENIZERS.build(config)  # as a target's config names it
+    assert tokenizer.encoder.layer == 26 and tokenizer.transform.size == (384, 384)
     features = torch.randn(1, 729, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(kept.quantize(features), straight_line(own, features))
+    assert torch.equal(tokenizer.quantize(features), straight_line(own, features))
+    pixels = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        same = tokenizer.encode(pixels) == straight_line(own, tokenizer.encoder(pixels))
+    assert same.all(-1).float().mean() > 0.99  # distances are summed up in another order: a near tie may fall apart
 
 
 def straight_line(own: dict, features: torch.Tensor) -> torch.Tensor:
@@ -167,3 +171,29 @@ def test_export_of_a_run(tool, tiny_run, tmp_path):
     assert asvr.load(tmp_path / "out", device="cpu").chat(None, "is there a circle?", max_new_tokens=2) is not None
     error, _ = tool("export", tiny_run, tmp_path / "out", "--format", "asvr")
     assert "exists: give a new folder" in error
+
+
+def test_a_llava_checkpoint_gives_projector_and_llm(tool, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("ASVR_MODEL_ZOO", str(tmp_path))
+    tower = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+    CLIPVisionModel(CLIPVisionConfig(image_size=28, patch_size=14, **tower)).save_pretrained(tmp_path / "org" / "clip")
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    kept = {k: v for k, v in weights.items() if re.match(r"model\.(layers|norm|embed|mm_projector)|lm_head", k)}
+    parts = [dict(list(kept.items())[::2]), dict(list(kept.items())[1::2])]
+    for i, part in enumerate(parts):
+        torch.save(part, folder / f"pytorch_model-{i}.bin")
+    index = {key: f"pytorch_model-{i}.bin" for i, part in enumerate(parts) for key in part}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(dict(weight_map=index)))
+    config = dict(LLM, model_type="llava_llama", mm_vision_tower="org/clip", mm_projector_type="mlp2x_gelu")
+    (folder / "config.json").write_text(json.dumps(config))
+    error, text = tool("import", folder, tmp_path / "out")
+    assert error is None and "a LLaVA-1.5 model" in text and "without a text tokenizer" in text
+    found = asvr.load(tmp_path / "out", device="cpu")
+    assert torch.equal(found.model.projector.mlp[2].weight, weights["model.mm_projector.2.weight"].float())
+    assert torch.equal(found.model.llm.lm_head.weight, weights["lm_head.weight"].float())
+    with pytest.raises(ValueError, match="no text tokenizer"):
+        found.chat(None, "hello?")
+    (folder / "config.json").write_text(json.dumps(config | dict(mm_projector_type="linear")))
+    error, _ = tool("import", folder, tmp_path / "linear")
+    assert "mm_projector_type 'linear'" in error
