@@ -43,17 +43,17 @@ model = dict(
     ])
 
 data = dict(
-    train=dict(type='EasyVQA', split='train', turns=6),
+    train=dict(type='EasyVQA', split='train'),
     template=dict(type='vicuna_v1', system=''),
-    max_length=256,
+    max_length=128,
     image_aspect='square',
     on_error='raise',
     cache=True,
-    micro_batch=16,
-    global_batch=16,
+    micro_batch=64,
+    global_batch=64,
     num_workers=0)
-optim = dict(type='AdamW', lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
-schedule = dict(steps=2000, warmup_ratio=0.05)
+optim = dict(type='AdamW', lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
+schedule = dict(steps=1500, warmup_ratio=0.05)
 
 stages = dict(
     blind=dict(
@@ -65,7 +65,7 @@ stages = dict(
     pretrain=dict(
         init='scratch',
         train=['projector', 'heads', 'llm'],
-        data=dict(train=dict(image_only=True, turns=1)),
+        data=dict(train=dict(image_only=True)),
         schedule=dict(steps=100),
         evaluation=None),
     finetune=dict(train=['projector', 'heads', 'llm']))
