@@ -53,7 +53,7 @@ data = dict(
     global_batch=64,
     num_workers=0)
 optim = dict(type='AdamW', lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
-schedule = dict(steps=1500, warmup_ratio=0.05)
+schedule = dict(steps=1100, warmup_ratio=0.05)
 
 stages = dict(
     blind=dict(
