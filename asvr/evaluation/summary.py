@@ -112,4 +112,4 @@ def _examples(figure, examples: list[dict]) -> None:
         share.set_title(f"{name}: {100 * np.nanmean(values):.0f} %", fontsize=8)
         for axis in (picture, share):
             axis.set(xticks=[], yticks=[])
-    figure.colorbar(drawn, ax=axes[1, :].tolist(), shrink=0.8)
+    figure.colorbar(drawn, ax=axes.ravel().tolist(), shrink=0.5)

@@ -116,7 +116,7 @@ def _line(record: dict) -> str:
             parts.append(f"{key[5:]} {value:.4f}")
         if key.startswith("acc_"):
             values = value if isinstance(value, list) else [value]
-            parts.append(f"acc {'/'.join(f'{100 * v:.1f}' for v in values)} %")
+            parts.append(f"{key.removeprefix('acc_')} acc {'/'.join(f'{100 * v:.1f}' for v in values)} %")
     eta = int(record["eta_s"])
     if "refused" in record:
         parts.append(f"left out {', '.join(f'{n} ({reason})' for reason, n in record['refused'].items())}")
