@@ -158,15 +158,15 @@ def read_weights(folder: Path, description: dict) -> dict[str, torch.Tensor]:
 def load_into(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
     """Load weights strictly; only tied copies, which the file leaves out, may be missing."""
     own = model.state_dict()
-    places = {tensor.data_ptr() for key, tensor in own.items() if key in weights and tensor.numel()}
-    missing = [k for k in own if k not in weights and own[k].numel() and own[k].data_ptr() not in places]
+    places = {tensor.data_ptr() for key, tensor in own.items() if key in weights}
+    missing = [key for key in own if key not in weights and own[key].data_ptr() not in places]
     unexpected = sorted(weights.keys() - own.keys())
     misshaped = [key for key in weights if key in own and own[key].shape != weights[key].shape]
     found = dict(missing=missing, unexpected=unexpected, misshaped=misshaped)
     if any(found.values()):
         listing = "; ".join(f"{kind}: {keys[:5]} ({len(keys)} in all)" for kind, keys in found.items() if keys)
         raise ValueError(f"{source}: its weights do not fit this model: {listing}")
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(own | weights)  # a tied copy is loaded from itself: it shares its storage with the other
 
 
 def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:

@@ -32,6 +32,18 @@ TINY = {
 STEPS = dict(blind=4, pretrain=40, finetune=60)
 
 
+# A vision tower with 4 visual tokens.
+SIGLIP = dict(
+    model_type="siglip_vision_model",
+    hidden_size=8,
+    intermediate_size=12,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    image_size=8,
+    patch_size=4,
+)
+
+
 def tiny_command(work_dir: Path) -> list[str]:
     options = [f"{key}={value}" for key, value in TINY.items()]
     config = ROOT / "configs/asvr_mini.py"

@@ -37,6 +37,7 @@ def import_llava(checkpoint: Checkpoint, encoder: str | None = None) -> tuple[di
         reconstruction=[],
     )
     model = MODELS.build(config)
-    own = {key: value for key, value in model.state_dict().items() if not key.startswith("encoder.")}
-    model.load_state_dict(translate(checkpoint, RULES, own), strict=False)  # all but the tower, which is loaded
+    loaded = model.state_dict()  # of which the tower is right already
+    own = {key: value for key, value in loaded.items() if not key.startswith("encoder.")}
+    model.load_state_dict(loaded | translate(checkpoint, RULES, own))
     return config, model.eval()

@@ -6,7 +6,6 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visu
 
 from dataclasses import dataclass, field, fields
 
-import torch
 from torch import Tensor
 
 # In input_ids, the place of one visual token (the number LLaVA uses for a whole image).
@@ -25,7 +24,8 @@ class Batch:
     text_source_S: flat positions (``b * T + t``) whose hidden state predicts ``text_target_S``.
     image_positions_IN: flat positions of each image's visual tokens, in raster order.
     has_previous_I: False where an image is the first thing of its sample, so that with ``shift=1`` no
-        position predicts its first token. A list of Python bools: it decides shapes.
+        position predicts its first token. A list of Python bools: it decides shapes. preceded_P: flat indices into
+        (I*N) of the visual tokens that a position predicts then; None where it is all of them.
     pixels: view name -> (I, 3, h, w). Absent when features and codes come from a cache.
     features_INE: cached encoder features. codes: target name -> (I, N, D) cached codes.
     sample_ids: "file:index" of each sample, for messages. refusals: what was left out
@@ -38,6 +38,7 @@ class Batch:
     text_target_S: Tensor
     image_positions_IN: Tensor
     has_previous_I: list
+    preceded_P: Tensor | None = None
     pixels: dict = field(default_factory=dict)
     features_INE: Tensor | None = None
     codes: dict = field(default_factory=dict)
@@ -90,9 +91,6 @@ def visual_sources(batch: Batch, shift: int) -> tuple[Tensor, Tensor | None]:
     ``shift=1``: the position before it (the paper's equation 2).
     """
     source_IN = batch.image_positions_IN - shift
-    if shift == 0 or all(batch.has_previous_I):
+    if shift == 0 or batch.preceded_P is None:
         return source_IN.flatten(), None
-    keep = torch.ones(source_IN.shape, dtype=torch.bool)
-    keep[[i for i, previous in enumerate(batch.has_previous_I) if not previous], 0] = False
-    token_P = keep.flatten().nonzero().squeeze(1).to(source_IN.device, non_blocking=True)
-    return source_IN.flatten()[token_P], token_P
+    return source_IN.flatten()[batch.preceded_P], batch.preceded_P

@@ -154,5 +154,13 @@ class Collate:
             text_target_S=torch.tensor(targets, dtype=torch.int64),
             image_positions_IN=image_positions_I1 + torch.arange(self.num_image_tokens),
             has_previous_I=has_previous,
+            preceded_P=self._preceded(has_previous),
             num_tokens=int(lengths.sum()),
         )
+
+    def _preceded(self, has_previous: list[bool]) -> torch.Tensor | None:
+        if all(has_previous):
+            return None
+        keep_IN = torch.ones(len(has_previous), self.num_image_tokens, dtype=torch.bool)
+        keep_IN[:, 0] = torch.tensor(has_previous)
+        return keep_IN.flatten().nonzero().squeeze(1)

@@ -1,13 +1,12 @@
 """A picture of a run: losses, accuracy of codes and answers, and what the model sees."""
 
-import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-BLUE, ORANGE, GREY = "#2864a8", "#d1742c", "#777777"
+COLORS = BLUE, ORANGE, GREY = "#2864a8", "#d1742c", "#777777"
 
 
 def draw_summary(work_dir: Path, results: dict) -> Path:
@@ -39,7 +38,7 @@ def draw_summary(work_dir: Path, results: dict) -> Path:
 def _curves(axis, lines: list[dict], stages: list[str]) -> None:
     """One curve a loss, in one colour through all stages, which stand after one another."""
     keys = sorted({key for line in lines for key in line if key.startswith("loss_")}, key=lambda k: k != "loss_text")
-    colors = dict(zip(keys, itertools.cycle((BLUE, ORANGE, GREY)), strict=False))
+    colors = {key: COLORS[i % len(COLORS)] for i, key in enumerate(keys)}
     offset = 0
     for j, stage in enumerate(stages):
         own = [line for line in lines if line["stage"] == stage]

@@ -52,7 +52,10 @@ class Target:
 
     def to_encoder_grid(self, codes_IMD: Tensor) -> Tensor:
         """codes_IND: each encoder position takes the code of the cell its centre lies in."""
-        return codes_IMD if self.index_N is None else codes_IMD[:, self.index_N.to(codes_IMD.device)]
+        if self.index_N is None:
+            return codes_IMD
+        self.index_N = self.index_N.to(codes_IMD.device)  # copied at the first step only
+        return codes_IMD[:, self.index_N]
 
 
 def build_tokenizer(config: dict, encoder, load_weights: bool = True) -> VisualTokenizer:

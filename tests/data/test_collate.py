@@ -38,6 +38,7 @@ def test_a_batch_by_hand():
     assert batch.text_source_S.tolist() == [2, 3, 6, 10] and batch.text_target_S.tolist() == [5, 6, 7, 8]
     assert batch.image_positions_IN.tolist() == [[1, 2], [5, 6]]
     assert batch.has_previous_I == [True, False] and batch.num_tokens == 10
+    assert batch.preceded_P.tolist() == [0, 1, 3]  # of two images with two tokens: not the first of the second
     assert visual_sources(batch, 1)[0].tolist() == [0, 1, 5]
     assert batch.pixels["encoder"].shape == (2, 3, 4, 4)
 

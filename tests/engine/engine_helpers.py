@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import torch
+from run_helpers import SIGLIP
 
 from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch
 from asvr.data.collate import Collate
@@ -14,15 +15,6 @@ LLAMA = dict(
     intermediate_size=24,
     num_hidden_layers=1,
     num_attention_heads=2,
-)
-SIGLIP = dict(
-    model_type="siglip_vision_model",
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    image_size=8,
-    patch_size=4,
 )
 TARGET = dict(
     name="semantic",

@@ -3,21 +3,13 @@
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from run_helpers import SIGLIP
 
 from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch
 from asvr.data.collate import Collate
 from asvr.engine.optim import AutocastOptimWrapper
 from asvr.models.vlm import VLM
 
-SIGLIP = dict(
-    model_type="siglip_vision_model",
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    image_size=8,
-    patch_size=4,
-)
 LLAMA = dict(
     model_type="llama",
     hidden_size=16,
