@@ -4,47 +4,74 @@ import os
 import shutil
 from pathlib import Path
 
-from asvr.checkpoints.detect import describe, detect
+from asvr.checkpoints.detect import Kind, describe, detect
 from asvr.checkpoints.dualtoken import import_dualtoken
 from asvr.checkpoints.export import export_llava
 from asvr.checkpoints.llava import import_llava
 from asvr.checkpoints.reading import Checkpoint, open_checkpoint
 from asvr.checkpoints.released import import_released
+from asvr.checkpoints.vqgan import import_vqgan
 from asvr.models.hf import arch_of
 from asvr.models.tokenizers.semantic import SemanticTokenizer
 from asvr.pretrained import Pretrained, load
 from asvr.registry import TEXT_TOKENIZERS
 
 TOWER, CODES = "tower", "codes"
+# Options of `import_checkpoint` that each kind takes.
+OF_A_MODEL = {"text_tokenizer", "template", "image_aspect"}
+OPTIONS = dict(
+    asvr=OF_A_MODEL | {"heads"},
+    llava=OF_A_MODEL | {"encoder"},
+    dualtoken={"heads", "tower", "branch", "depth"},
+    rqvae={"image_size", "depth"},
+    taming={"image_size"},
+    llamagen={"image_size"},
+    janus={"image_size"},
+)
 
 
 def show(source: Path) -> str:
     return describe(open_checkpoint(source))
 
 
-def import_checkpoint(
-    source: Path,
-    out: Path,
-    *,
-    heads: int | None,
-    tower: str,
-    branch: str,
-    encoder: str | None,
-    text_tokenizer: str | None,
-    template: str,
-    image_aspect: str,
-) -> str:
-    """Write a model's folder (or a tokenizer's) to ``out``, which must not exist; return what was done, in words."""
+def import_checkpoint(source: Path, out: Path, **options) -> str:
+    """Write a model's folder (or a tokenizer's) to ``out``, which must not exist; return what was done, in words.
+
+    options: those of the command line by name, None where they were not given. Raises ``ValueError`` for one that the
+    kind of checkpoint does not take.
+    """
     if out.exists():
         raise ValueError(f"{out} exists: give a new folder")
     checkpoint = open_checkpoint(source)
     kind = detect(checkpoint)
     if not kind.supported:
         raise ValueError(f"{source}: {kind.what} ({kind.name}) is not imported by this tool")
+    options = {name: value for name, value in options.items() if value is not None}
+    known = OPTIONS[kind.name.split("-")[0]]
+    useless = [f"--{name.replace('_', '-')}" for name in sorted(options.keys() - known)]
+    if useless:
+        takes = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(known))
+        raise ValueError(f"{source}: {', '.join(useless)}: no option of {kind.what}, which takes {takes}")
     if kind.name.startswith("dualtoken"):
-        config, tokenizer = import_dualtoken(checkpoint, branch, prefix=kind.prefix, name=tower, num_heads=heads)
-        config = _save_tokenizer(tokenizer, config, out)
-        return f"{source}: {kind.what}, its {branch} branch -> {out}; its config: {config}"
+        return _import_dualtoken(checkpoint, kind, out, **options)
+    if kind.name in ("asvr", "llava"):
+        return _import_model(checkpoint, kind, out, **options)
+    config, tokenizer = import_vqgan(checkpoint, kind.name, prefix=kind.prefix(checkpoint), **options)
+    tokenizer.save_pretrained(out)
+    return f"{source}: {kind.what} -> {out}; its config: {dict(config, name=str(out))}"
+
+
+def _import_model(
+    checkpoint: Checkpoint,
+    kind: Kind,
+    out: Path,
+    *,
+    heads: int | None = None,
+    encoder: str | None = None,
+    text_tokenizer: str | None = None,
+    template: str = "vicuna_v1",
+    image_aspect: str = "square",
+) -> str:
     if kind.name == "asvr":
         config, model = import_released(checkpoint, heads)
     else:
@@ -52,14 +79,37 @@ def import_checkpoint(
     tokenizer = _text_tokenizer(checkpoint, text_tokenizer)
     if tokenizer is not None and len(tokenizer) > model.llm.vocab_size:
         raise ValueError(
-            f"{source}: its LLM has {model.llm.vocab_size} embeddings, the text tokenizer {len(tokenizer)} entries: "
-            "they do not belong together; name another with --text-tokenizer"
+            f"{checkpoint.path}: its LLM has {model.llm.vocab_size} embeddings, the text tokenizer {len(tokenizer)} "
+            "entries: they do not belong together; name another with --text-tokenizer"
         )
     Pretrained(
         model=model, config=config, text_tokenizer=tokenizer, template=template, image_aspect=image_aspect
     ).save_pretrained(out)
     without = "" if tokenizer else " (without a text tokenizer: it can be trained on, but not asked)"
-    return f"{source}: {kind.what} -> {out}{without}; asvr.load reads it"
+    return f"{checkpoint.path}: {kind.what} -> {out}{without}; asvr.load reads it"
+
+
+def _import_dualtoken(
+    checkpoint: Checkpoint,
+    kind: Kind,
+    out: Path,
+    *,
+    heads: int | None = None,
+    tower: str = "",
+    branch: str = "semantic",
+    depth: int | None = None,
+) -> str:
+    config, tokenizer = import_dualtoken(
+        checkpoint,
+        branch,
+        generation="d" if kind.name == "dualtoken-d" else "ab",
+        prefix=kind.prefix(checkpoint),
+        name=tower,
+        num_heads=heads,
+        depth=depth,
+    )
+    config = _save_tokenizer(tokenizer, config, out)
+    return f"{checkpoint.path}: {kind.what}, its {branch} branch -> {out}; its config: {config}"
 
 
 def _save_tokenizer(tokenizer: SemanticTokenizer, config: dict, out: Path) -> dict:
@@ -67,8 +117,9 @@ def _save_tokenizer(tokenizer: SemanticTokenizer, config: dict, out: Path) -> di
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     tower = tokenizer.encoder.model
-    tower.config.num_hidden_layers = tokenizer.encoder.layer  # later blocks are not there
-    encoder = dict(type="HFVisionEncoder", name=str(out / TOWER), layer=-1, arch=arch_of(tower.config))
+    layer = tokenizer.encoder.layer
+    tower.config.num_hidden_layers = max(layer) if isinstance(layer, list) else layer  # later blocks are not there
+    encoder = dict(type="HFVisionEncoder", name=str(out / TOWER), layer=layer, arch=arch_of(tower.config))
     tokenizer.encoder_config, tokenizer.own_encoder.source = encoder, str(out / TOWER)
     tower.save_pretrained(partial / TOWER)
     tokenizer.save_pretrained(partial / CODES)

@@ -1,24 +1,30 @@
 """What a checkpoint is, told from its keys before anything is loaded."""
 
+import math
 import re
-from collections import Counter
 from dataclasses import dataclass
 
-from asvr.checkpoints import released
-from asvr.checkpoints.dualtoken import BRANCHES
+import torch
+
+from asvr.checkpoints import dualtoken, llava, released, vqgan
 from asvr.checkpoints.reading import Checkpoint
+from asvr.checkpoints.rules import sort_keys
 
 
 @dataclass(frozen=True)
 class Kind:
     """name: as in the tool's output. supported: whether `tools/convert.py import` reads it. marks: patterns, each of
-    which some key must match. prefix: in front of a tokenizer's keys."""
+    which some key must match; an optional first group is the prefix of its keys."""
 
     name: str
     what: str
     marks: tuple[str, ...]
     supported: bool = True
-    prefix: str = ""
+
+    def prefix(self, checkpoint: Checkpoint) -> str:
+        """What stands in front of the keys."""
+        match = next(m for key in checkpoint.keys() if (m := re.fullmatch(self.marks[0], key)))
+        return (match[1] or "") if match.re.groups else ""
 
 
 # In the order of trial: what holds another kind inside comes first.
@@ -32,45 +38,64 @@ KINDS = (
         "dualtoken-d",
         "a DualToken tokenizer, generation D (April 2026)",
         (r"(rqvaesiglip\.)?prequant_sem\.attn\.qkv\.weight",),
-        False,
     ),
     Kind(
         "dualtoken-c",
         "a DualToken tokenizer, generation C (March 2026)",
         (r"(rqvaesiglip\.)?quantizer_(sem|pixel|pix)\..*",),
-        False,
+        supported=False,
     ),
     Kind(
         "dualtoken-a",
         "a DualToken tokenizer, generation A (projected to 256)",
-        (r"prequant_semantic\.conv1\.weight", r"quantizer_semantic\.codebooks\.0\.weight"),
+        (r"(rqvaesiglip\.)?prequant_semantic\.conv1\.weight", r"(rqvaesiglip\.)?quantizer_semantic\.codebooks\..*"),
     ),
     Kind(
         "dualtoken-b",
         "a DualToken tokenizer, generation B (ASVR's)",
-        (r"quantizer_semantic\.codebooks\.0\.weight", r"siglip_model\..*"),
+        (r"(rqvaesiglip\.)?quantizer_semantic\.codebooks\..*", r"(rqvaesiglip\.)?siglip_model\..*"),
     ),
     Kind(
-        "dualtoken-a",
-        "a DualToken tokenizer, generation A (projected to 256)",
-        (r"rqvaesiglip\.prequant_semantic\.conv1\.weight", r"rqvaesiglip\.quantizer_semantic\..*"),
-        prefix="rqvaesiglip.",
+        "vilau",
+        "a VILA-U tokenizer",
+        (r"(rqvaesiglip\.)?quantizer\.codebooks\..*", r"(rqvaesiglip\.)?siglip_model\..*"),
+        supported=False,
     ),
     Kind(
-        "dualtoken-b",
-        "a DualToken tokenizer, generation B (ASVR's)",
-        (r"rqvaesiglip\.quantizer_semantic\.codebooks\.0\.weight",),
-        prefix="rqvaesiglip.",
+        "rqvae",
+        "an RQ-VAE (kakaobrain/rq-vae-transformer)",
+        (r"quantizer\.codebooks\.0\.weight", r"encoder\.down\.0\.block\.0\..*"),
+    ),
+    Kind(
+        "llamagen",
+        "a LlamaGen VQGAN (VQ-8, VQ-16), or a Janus model in its own layout",
+        (r"(gen_vision_model\.)?quantize\.embedding\.weight", r"(gen_vision_model\.)?encoder\.conv_blocks\.0\.res\..*"),
     ),
     Kind(
         "janus",
-        "a Janus model or its VQGAN in transformers' layout: name its folder in PixelTokenizer(name=...)",
+        "a Janus model or its VQGAN in transformers' layout",
         (
             r"(model\.vqmodel\.)?quantize\.embedding\.weight",
             r"(model\.vqmodel\.)?encoder\.down\.0\.block\.0\..*",
-            r"(model\.vqmodel\.)?decoder\.up\.0\.block\.0\..*",
+            r"(model\.vqmodel\.)?decoder\.up\.0\.upsample\..*",
         ),
-        False,
+    ),
+    Kind(
+        "taming-remapped",
+        "a taming-transformers VQGAN whose codes are renumbered",
+        (r"quantize\.used", r"encoder\.down\.0\.block\.0\..*"),
+        supported=False,
+    ),
+    Kind(
+        "taming",
+        "a taming-transformers VQGAN",
+        (r"quantize\.embedding\.weight", r"encoder\.down\.0\.block\.0\..*"),
+    ),
+    Kind(
+        "taming-gumbel",
+        "a taming-transformers VQGAN with Gumbel quantisation",
+        (r"quantize\.proj\.weight", r"quantize\.embed\.weight"),
+        supported=False,
     ),
     Kind("llava", "a LLaVA-1.5 model: projector and LLM", (r"model\.mm_projector\.0\.weight", r"lm_head\.weight")),
 )
@@ -88,31 +113,68 @@ def detect(checkpoint: Checkpoint) -> Kind:
     )
 
 
+def rules_of(checkpoint: Checkpoint, kind: Kind) -> list:
+    """What the import does with each key, without reading the weights.
+
+    Raises ``ValueError`` where the kind is not imported, or where the file alone does not tell its sizes.
+    """
+    if kind.name == "llava":
+        return llava.RULES
+    if not kind.supported:
+        raise ValueError(f"{checkpoint.path}: {kind.what} ({kind.name}) is not imported by this tool")
+    prefix = kind.prefix(checkpoint)
+    with torch.device("meta"):
+        if kind.name == "asvr":
+            return released.plan(checkpoint, num_heads=1)[-1]  # the number of heads changes no key
+        if kind.name.startswith("dualtoken"):
+            generation = "d" if kind.name == "dualtoken-d" else "ab"
+            return dualtoken.plan(checkpoint, "semantic", generation=generation, prefix=prefix, num_heads=1)[-1]
+        return vqgan.plan(checkpoint, kind.name, prefix=prefix)[-1]
+
+
 def describe(checkpoint: Checkpoint) -> str:
-    """What `tools/convert.py show` prints: kind, where the weights stood, sizes, dtypes, which keys are for what."""
+    """What `tools/convert.py show` prints: kind, where the weights stood, sizes, dtypes, and what each key is for."""
     kind = detect(checkpoint)
-    groups = Counter(
-        re.split(r"\.\d+\.", key)[0].rsplit(".weight", 1)[0].rsplit(".bias", 1)[0] for key in checkpoint.keys()
-    )
-    numbers = Counter()
-    for key, shape in checkpoint.shapes.items():
-        group = re.split(r"\.\d+\.", key)[0].rsplit(".weight", 1)[0].rsplit(".bias", 1)[0]
-        count = 1
-        for side in shape:
-            count *= side
-        numbers[group] += count
+    total = sum(_count(checkpoint, key) for key in checkpoint.keys())
+    try:
+        uses = _uses(checkpoint, rules_of(checkpoint, kind))
+    except ValueError as error:  # told, not raised: the rest can be shown all the same
+        uses = dict.fromkeys(checkpoint.keys(), f"? ({error})")
+    groups = {}
+    for key, use in uses.items():
+        keys, numbers = groups.get((_group(key), use), (0, 0))
+        groups[_group(key), use] = (keys + 1, numbers + _count(checkpoint, key))
     lines = [
         f"{checkpoint.path}: {kind.what} ({kind.name})" + ("" if kind.supported else "; not imported by this tool"),
-        f"keys: {len(checkpoint.shapes)}, numbers: {sum(numbers.values()):,}"
+        f"keys: {len(checkpoint.shapes)}, numbers: {total:,}"
         + (f", under {checkpoint.wrapper!r}" if checkpoint.wrapper else ""),
         f"dtypes: {', '.join(sorted({str(checkpoint[key].dtype) for key in _samples(checkpoint)}))}",
         f"config.json: {'yes' if checkpoint.config is not None else 'no'}",
-        *sizes(checkpoint, kind),
+        *sizes(checkpoint),
         "",
-        f"{'keys':>6}  {'numbers':>15}  group",
-        *(f"{groups[name]:>6}  {numbers[name]:>15,}  {name}" for name in sorted(groups)),
+        f"{'keys':>6}  {'numbers':>15}  {'group':<56}  use"
+        + (" (import of the semantic branch)" if kind.name.startswith("dualtoken") else ""),
+        *(f"{keys:>6}  {n:>15,}  {group:<56}  {use}" for (group, use), (keys, n) in sorted(groups.items())),
     ]
     return "\n".join(lines)
+
+
+def _uses(checkpoint: Checkpoint, rules: list) -> dict[str, str]:
+    used, ignored, unknown = sort_keys(checkpoint.keys(), rules)
+    return (
+        {key: f"-> {_group(ours)}" for ours, (key, _) in used.items()}
+        | {key: f"ignored: {why}" for key, why in ignored.items()}
+        | dict.fromkeys(unknown, "unknown: the import would refuse it")
+    )
+
+
+def _group(key: str) -> str:
+    """A key up to its first number, without ``weight`` and ``bias``."""
+    return re.sub(r"\.(weight|bias)$", "", re.split(r"\.\d+\.", key)[0])
+
+
+def _count(checkpoint: Checkpoint, key: str) -> int:
+    return math.prod(checkpoint.shapes[key])
 
 
 def _samples(checkpoint: Checkpoint) -> list[str]:
@@ -120,21 +182,18 @@ def _samples(checkpoint: Checkpoint) -> list[str]:
     return list({shape: key for key, shape in checkpoint.shapes.items()}.values())
 
 
-def sizes(checkpoint: Checkpoint, kind: Kind) -> list[str]:
-    """Sizes that its tensors tell."""
-    lines = []
-    prefix = released.RQVAE if kind.name == "asvr" else kind.prefix
-    for branch, (_, quantizer, projection) in BRANCHES.items():
-        keys = [
-            k for k in checkpoint.keys() if re.fullmatch(re.escape(prefix + quantizer) + r"codebooks\.\d+\.weight", k)
-        ]
-        if keys:
-            rows, width = checkpoint.shapes[keys[0]]
-            projected = f"{prefix}{projection}conv1.weight" in checkpoint
-            lines.append(
-                f"{branch} codes: depth {len(keys)} (or 1 shared), {rows - 1} codes of width {width}"
-                + (", behind a projection" if projected else "")
-            )
+def sizes(checkpoint: Checkpoint) -> list[str]:
+    """Sizes of codebooks and of the LLM."""
+    books = {}
+    for key, shape in checkpoint.shapes.items():
+        if m := re.fullmatch(r"(?:.*\.)?(quantizer\w*)\.codebooks\.\d+\.weight", key):
+            books.setdefault((m[1], shape[0] - 1, shape[1]), []).append(key)
+        elif re.fullmatch(r"(.*\.)?quantize\.embedding\.weight", key):
+            books.setdefault(("quantize", *shape), []).append(key)
+    lines = [
+        f"{name}: {len(keys)} codebook(s) of {count} codes of width {width}"
+        for (name, count, width), keys in sorted(books.items())
+    ]
     if "lm_head.weight" in checkpoint:
         vocabulary, width = checkpoint.shapes["lm_head.weight"]
         lines.append(f"LLM: vocabulary {vocabulary}, width {width}")

@@ -1,93 +1,157 @@
 """Tokenizers of DualToken (github.com/songweii/DualToken), also inside released ASVR checkpoints."""
 
 import re
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
+from asvr.checkpoints.codebooks import codebook_rules, codebook_sizes, uniform_shares
 from asvr.checkpoints.reading import Checkpoint
 from asvr.checkpoints.rules import Ignored, Rule, translate
 from asvr.checkpoints.siglip import tower_arch, tower_rules
 from asvr.models.tokenizers.semantic import SemanticTokenizer
 
-# Branch -> layer of the tower (as in ``hidden_states``) and the names of its quantiser and its projection.
-BRANCHES = dict(
-    semantic=(-2, "quantizer_semantic.", "prequant_semantic."),
-    appearance=(6, "quantizer.", "prequant_visual."),
-)
-OTHERS = r"(decoder|post_quant_conv|postquant_\w+|prequant_\w+|quantizer\w*)\..*"
+
+@dataclass(frozen=True)
+class Branch:
+    """layer: of the tower, as in ``hidden_states``. quantizer, before, after: names of its parts, without the dot.
+    config: its entry of ``rqvaesiglip`` in ``config.json``, where it has one. pixels: whether it has the decoder."""
+
+    layer: int
+    quantizer: str
+    before: str
+    after: str
+    config: str | None = None
+    pixels: bool = False
 
 
-def drop_padding(weight: Tensor) -> Tensor:
-    """Codebooks of the RQ-VAE lineage have one row more, for padding, which no search may find."""
-    return weight[:-1]
+GENERATIONS = {
+    "ab": dict(
+        semantic=Branch(-2, "quantizer_semantic", "prequant_semantic", "postquant_semantic"),
+        appearance=Branch(6, "quantizer", "prequant_visual", "postquant_visual", pixels=True),
+    ),
+    "d": dict(
+        semantic=Branch(26, "quantizer_sem", "prequant_sem", "postquant_sem", "vq_sem"),
+        appearance=Branch(6, "quantizer_pix", "prequant_pix", "postquant_pix", "vq_pix", pixels=True),
+    ),
+}
+SHORTCUT = "prequant_shortcut"
+# The layer and the weight of generation D's shortcut where no config.json states them: the release's.
+SHORTCUT_LAYER, SHORTCUT_WEIGHT = 4, 0.6
+IGNORED = [
+    (r"siglip_model\.(text_model\..*|logit_\w+)", "SigLIP's text side"),
+    (r"(decoder|post_quant_conv)\..*", "turns appearance codes into pixels"),
+    (r"postquant_\w+\..*", "turns codes back into features, for training or for pixels"),
+    (r"(prequant|quantizer)\w*\..*", "the other branch"),
+]
 
 
-def codebook_sizes(checkpoint: Checkpoint, prefix: str) -> dict:
-    """``depth``, ``codebook_size`` and ``shared`` of the codebooks under ``prefix``.
-
-    A shared codebook stands there once or once a level; ``depth`` of one that stands there once is not to be seen.
-    """
-    levels = sorted(
-        int(m[1])
-        for key in checkpoint.keys()
-        if (m := re.fullmatch(re.escape(prefix) + r"codebooks\.(\d+)\.weight", key))
-    )
-    if levels != list(range(len(levels))) or not levels:
-        raise ValueError(f"{checkpoint.path}: codebooks {levels} under {prefix}, expected 0, 1, ...")
-    keys = [f"{prefix}codebooks.{i}.weight" for i in levels]
-    sizes = [checkpoint.rows(key) - 1 for key in keys]
-    first = checkpoint[keys[0]]
-    shared = len(keys) > 1 and all(
-        size == sizes[0] and torch.equal(checkpoint[key], first) for key, size in zip(keys[1:], sizes[1:], strict=True)
-    )
-    return dict(depth=len(keys), codebook_size=sizes[0] if len(set(sizes)) == 1 else sizes, shared=shared)
-
-
-def codebook_rules(prefix: str, ours: str, shared: bool) -> list:
-    """Rules from codebooks under ``prefix`` to those of a `ResidualQuantizer` under ``ours``."""
-    theirs = re.escape(prefix)
-    copies = r"codebooks\.0\.weight" if shared else r"codebooks\.(\d+)\.weight"
-    return [Rule(f"{theirs}{copies}", rf"{ours}codebooks.{'0' if shared else chr(92) + '1'}.weight", drop_padding)]
-
-
-def uniform_shares(expected: dict[str, Tensor], ours: str) -> dict[str, Tensor]:
-    """Our moving shares of codes, which a checkpoint without moving averages does not have: all codes alike."""
-    keys = [key for key in expected if key.startswith(ours) and key.endswith(".share")]
-    return {key: torch.full_like(expected[key], 1 / len(expected[key])) for key in keys}
-
-
-def import_dualtoken(
-    checkpoint: Checkpoint, branch: str, *, prefix: str = "", name: str = "", num_heads: int | None = None
-) -> tuple[dict, SemanticTokenizer]:
-    """The config and the tokenizer of one branch of DualToken's first two generations (A and B).
-
-    branch: ``semantic`` (the 26th layer's features; projected to 256 in generation A, as they are in B) or
-    ``appearance`` (the 6th layer's, through ``prequant_visual``). prefix: of its keys. name, num_heads: see
-    `tower_arch`. The pixel decoder is not read. Raises ``ValueError`` with all keys that do not fit.
-    """
-    if branch not in BRANCHES:
-        raise ValueError(f"branch {branch!r}: expected one of {', '.join(BRANCHES)}")
-    layer, quantizer, projection = BRANCHES[branch]
-    tower = f"{prefix}siglip_model.vision_model."
-    encoder = dict(type="HFVisionEncoder", layer=layer, arch=tower_arch(checkpoint, tower, name, num_heads))
-    config = dict(
-        type="SemanticTokenizer", **codebook_sizes(checkpoint, f"{prefix}{quantizer}"), projection=None, encoder=encoder
-    )
-    conv = f"{prefix}{projection}conv1.weight"
-    if conv in checkpoint:
-        config["projection"] = dict(type="resnet", width=checkpoint.rows(conv))
-    tokenizer = SemanticTokenizer(**{key: value for key, value in config.items() if key != "type"})
-    theirs = re.escape(prefix)
-    rules = [
-        *tower_rules(tower, "own_encoder.model.", tokenizer.encoder.model),
-        *codebook_rules(f"{prefix}{quantizer}", "quantizer.", config["shared"]),
-        Rule(rf"{theirs}{re.escape(projection)}(.*)", r"projection.\1"),
-        Ignored(rf"{theirs}siglip_model\.(text_model\..*|logit_\w+)", "SigLIP's text side"),
-        Ignored(rf"{theirs}{OTHERS}", "the other branch, the pixel decoder, or moving averages"),
-        Ignored(rf"(?!{theirs}).*" if prefix else r"(?!)", "not the tokenizer's"),
-    ]
+def import_dualtoken(checkpoint: Checkpoint, branch: str, **options) -> tuple[dict, SemanticTokenizer]:
+    """The config and the tokenizer of one branch, see `plan`. Raises ``ValueError`` with all keys that do not fit."""
+    config, tokenizer, keys = plan(checkpoint, branch, **options)
     expected = tokenizer.state_dict()
-    tensors = translate(checkpoint, rules, expected, made=[r".*\.share"]) | uniform_shares(expected, "quantizer.")
-    tokenizer.load_state_dict(tensors)
+    tensors = translate(checkpoint, keys, expected, made=[r".*\.share"])
+    tokenizer.load_state_dict(tensors | uniform_shares(expected, "quantizer."))
     return config, tokenizer.eval()
+
+
+def plan(
+    checkpoint: Checkpoint,
+    branch: str,
+    *,
+    generation: str = "ab",
+    prefix: str = "",
+    name: str = "",
+    num_heads: int | None = None,
+    depth: int | None = None,
+) -> tuple[dict, SemanticTokenizer, list]:
+    """The config of one branch of DualToken, its tokenizer without weights, and the rules for its keys.
+
+    branch: ``semantic`` (the 26th layer's features; projected to 256 in generation A, to 32 in D, as they are in B) or
+    ``appearance`` (the 6th layer's, projected, in D with the 4th's besides; its codes can be turned into pixels).
+    generation: ``ab`` or ``d``. prefix: of its keys. name, num_heads: see `tower_arch`. depth: of codes whose shared
+    codebook was saved once, where no ``config.json`` states it. Raises ``ValueError`` where sizes cannot be told.
+    """
+    branches = GENERATIONS[generation]
+    if branch not in branches:
+        raise ValueError(f"branch {branch!r}: expected one of {', '.join(branches)}")
+    parts, stated = branches[branch], (checkpoint.config or {}).get("rqvaesiglip", {})
+    tower = f"{prefix}siglip_model.vision_model."
+    encoder = dict(type="HFVisionEncoder", layer=parts.layer, arch=tower_arch(checkpoint, tower, name, num_heads))
+    code_shape = (stated.get(parts.config, {}) if parts.config else stated).get("code_shape", [None])
+    sizes = codebook_sizes(checkpoint, f"{prefix}{parts.quantizer}.", depth or code_shape[-1])
+    projection = projection_config(checkpoint, f"{prefix}{parts.before}.")
+    if generation == "d" and parts.pixels and f"{prefix}{SHORTCUT}.proj.weight" in checkpoint:
+        encoder["layer"] = [parts.layer, stated.get("layer_shortcut") or SHORTCUT_LAYER]
+        projection["shortcut"] = stated.get("weight_shortcut") or SHORTCUT_WEIGHT
+    config = dict(type="SemanticTokenizer", **sizes, projection=projection, encoder=encoder)
+    if parts.pixels and f"{prefix}decoder.conv_in.weight" in checkpoint:
+        size = stated.get("decoder_latent_shape")
+        config["decoder"] = decoder_config(checkpoint, prefix, parts.after, size, encoder["arch"]["image_size"])
+    tokenizer = SemanticTokenizer(**{key: value for key, value in config.items() if key != "type"})
+    return config, tokenizer, rules(prefix, parts, config, tokenizer)
+
+
+def rules(prefix: str, parts: Branch, config: dict, tokenizer: SemanticTokenizer) -> list:
+    """Every key of a DualToken checkpoint, and what it is in this branch's tokenizer."""
+    theirs, tower = re.escape(prefix), f"{prefix}siglip_model.vision_model."
+    main = "projection.main." if (config["projection"] or {}).get("shortcut") else "projection."
+    found = [
+        *tower_rules(tower, "own_encoder.model.", tokenizer.encoder.model),
+        *codebook_rules(f"{prefix}{parts.quantizer}.", "quantizer.", config["shared"]),
+        Rule(rf"{theirs}{parts.before}\.(.*)", rf"{main}\1"),
+    ]
+    if config["projection"] and "shortcut" in config["projection"]:
+        found.append(Rule(rf"{theirs}{SHORTCUT}\.(.*)", r"projection.shortcut.\1"))
+    if "decoder" in config:
+        coarsest = len(config["decoder"]["channel_multiplier"]) - 1
+        found += [
+            Rule(rf"{theirs}{parts.after}\.(.*)", r"decoder.projection.\1"),
+            Rule(rf"{theirs}post_quant_conv\.(.*)", r"decoder.input.\1"),
+            # their up.0 is the finest level, Janus's the coarsest
+            Rule(rf"{theirs}decoder\.up\.(\d+)\.(.*)", lambda m: f"decoder.decoder.up.{coarsest - int(m[1])}.{m[2]}"),
+            Rule(rf"{theirs}decoder\.(.*)", r"decoder.decoder.\1"),
+        ]
+    found += [Ignored(theirs + pattern, why) for pattern, why in IGNORED]
+    return [*found, Ignored(rf"(?!{theirs}).*" if prefix else r"(?!)", "not the tokenizer's")]
+
+
+def projection_config(checkpoint: Checkpoint, prefix: str) -> dict | None:
+    """The config of the projection under ``prefix``, or None where there is none."""
+    if f"{prefix}conv1.weight" in checkpoint:
+        return dict(type="resnet", width=checkpoint.rows(f"{prefix}conv1.weight"))
+    if f"{prefix}attn.qkv.weight" in checkpoint:
+        return dict(type="attention", width=checkpoint.rows(f"{prefix}proj.weight"))
+    return None
+
+
+def decoder_config(
+    checkpoint: Checkpoint, prefix: str, after: str, latent_size: list[int] | None, image_size: int
+) -> dict:
+    """The config of `FeatureDecoder`. latent_size: the side lengths of the grid that is decoded; None: such that the
+    picture has ``image_size``. Raises ``ValueError`` where that is not possible."""
+    pattern = re.escape(prefix) + r"decoder\.up\.(\d+)\.(block|attn)\.(\d+)\..*"
+    found = {(int(m[1]), m[2], int(m[3])) for key in checkpoint.keys() if (m := re.fullmatch(pattern, key))}
+    levels = 1 + max(level for level, _, _ in found)
+    attention = sorted({level for level, kind, _ in found if kind == "attn"})
+    base = checkpoint.rows(f"{prefix}decoder.norm_out.weight")
+    widths = [checkpoint.rows(f"{prefix}decoder.up.{level}.block.0.conv1.weight") for level in range(levels)]
+    factor = 2 ** (levels - 1)
+    if latent_size is None and image_size % factor:
+        raise ValueError(
+            f"{checkpoint.path}: no picture of {image_size} pixels comes out of its decoder, which enlarges {factor} "
+            "times: name the tower, which tells its image size (--tower siglip-so400m-patch14-384), or put config.json "
+            "beside the file"
+        )
+    projection = projection_config(checkpoint, f"{prefix}{after}.")
+    if projection is None:
+        raise ValueError(f"{checkpoint.path}: a decoder without {prefix}{after}")
+    if projection["type"] == "attention":
+        projection["causal"] = True
+    return dict(
+        projection=projection,
+        latent_size=latent_size or [image_size // factor] * 2,
+        latent_width=checkpoint.rows(f"{prefix}post_quant_conv.conv1.weight"),
+        base_channels=base,
+        channel_multiplier=[width // base for width in widths],
+        num_res_blocks=max(number for level, kind, number in found if kind == "block" and level == 0),
+        attention_levels=None if attention == [levels - 1] else attention,
+    )

@@ -61,6 +61,8 @@ def refuse_inexpressible(source: Pretrained) -> None:
     reasons = []
     if not isinstance(model.encoder, HFVisionEncoder) or model.encoder.model.config.model_type not in TOWERS:
         reasons.append(f"its encoder is {_kind(model.encoder)}; LLaVA folders take {', '.join(TOWERS)}")
+    elif isinstance(model.encoder.layer, list):
+        reasons.append(f"its encoder gives the features of several layers ({model.encoder.layer})")
     if not isinstance(model.projector, MLPProjector) or [type(m).__name__ for m in model.projector.mlp] != [
         "Linear",
         "GELU",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
-from asvr.checkpoints.dualtoken import codebook_rules, codebook_sizes, uniform_shares
+from asvr.checkpoints.codebooks import codebook_rules, codebook_sizes, uniform_shares
 from asvr.checkpoints.reading import Checkpoint
 from asvr.checkpoints.rules import Ignored, Rule, translate
 from asvr.checkpoints.siglip import tower_arch, tower_rules
@@ -30,6 +30,7 @@ def model_config(checkpoint: Checkpoint, num_heads: int | None = None) -> dict:
     if checkpoint.config is None:
         raise ValueError(f"{checkpoint.path}: config.json is missing beside the weights, which has the LLM's sizes")
     layers = {m[1] for key in checkpoint.keys() if (m := re.match(re.escape(HEAD) + r"head_transformer\.(\d+)\.", key))}
+    classifiers = [key for key in checkpoint.keys() if re.fullmatch(re.escape(HEAD) + r"heads\.\d+\.weight", key)]
     width = checkpoint.rows(f"{HEAD}headnorm.weight")
     name = checkpoint.config.get("mm_vision_tower", "")
     own = tower_arch(checkpoint, f"{RQVAE}siglip_model.vision_model.", name, num_heads)
@@ -43,7 +44,7 @@ def model_config(checkpoint: Checkpoint, num_heads: int | None = None) -> dict:
                 name="semantic",
                 tokenizer=dict(
                     type="SemanticTokenizer",
-                    **codebook_sizes(checkpoint, f"{RQVAE}quantizer_semantic."),
+                    **codebook_sizes(checkpoint, f"{RQVAE}quantizer_semantic.", len(classifiers)),
                     encoder=dict(type="HFVisionEncoder", layer=LAYER, arch=own),
                 ),
                 head=dict(type="ReleasedHead", width=width, layers=len(layers), num_heads=max(1, width // HEAD_WIDTH)),
@@ -79,9 +80,6 @@ def rules(model, shared: bool) -> list:
             f"{RQVAE}siglip_model.vision_model.", "tokenizers.semantic.own_encoder.model.", semantic.encoder.model
         ),
         *codebook_rules(f"{RQVAE}quantizer_semantic.", "tokenizers.semantic.quantizer.", shared),
-        Ignored(
-            rf"{unused}rqvaesiglip\.quantizer_semantic\..*", "a copy of the shared codebook, or its moving averages"
-        ),
         Ignored(rf"{unused}rqvaesiglip\.siglip_model\.(text_model\..*|logit_\w+)", "SigLIP's text side"),
         Ignored(
             rf"{unused}rqvaesiglip\.(decoder|post_quant_conv|postquant_visual)\..*",
@@ -124,9 +122,15 @@ def released_tensors(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str
     return tensors | uniform_shares(expected, "tokenizers.semantic.quantizer.")
 
 
-def import_released(checkpoint: Checkpoint, num_heads: int | None = None) -> tuple[dict, torch.nn.Module]:
-    """The config and the `VLM` of a released checkpoint; see `model_config` and `released_tensors`."""
+def plan(checkpoint: Checkpoint, num_heads: int | None = None) -> tuple[dict, torch.nn.Module, list]:
+    """The config of a released checkpoint (`model_config`), its `VLM` without weights, and the rules for its keys."""
     config = model_config(checkpoint, num_heads)
     model = MODELS.build(config)
+    return config, model, rules(model, model.tokenizers["semantic"].quantizer.shared)
+
+
+def import_released(checkpoint: Checkpoint, num_heads: int | None = None) -> tuple[dict, torch.nn.Module]:
+    """The config and the `VLM` of a released checkpoint; see `model_config` and `released_tensors`."""
+    config, model, _ = plan(checkpoint, num_heads)
     model.load_state_dict(released_tensors(checkpoint, model))
     return config, model.eval()

@@ -15,10 +15,11 @@ def _same(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """pattern: of the whole foreign key. to: our key, with its groups as ``\\1``. how: what is done to the tensor."""
+    """pattern: of the whole foreign key. to: our key, with its groups as ``\\1``, or a function of the match. how: what
+    is done to the tensor."""
 
     pattern: str
-    to: str
+    to: str | Callable[[re.Match], str]
     how: Callable[[Tensor], Tensor] = _same
 
 

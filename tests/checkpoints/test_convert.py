@@ -73,7 +73,9 @@ def dualtoken(weights, generation: str) -> dict[str, torch.Tensor]:
 def test_show_tells_what_it_is(tool, released, weights, tmp_path):
     error, text = tool("show", released)
     assert error is None and "a model of the released ASVR code (asvr)" in text
-    assert "semantic codes: depth 8 (or 1 shared), 64 codes of width 32" in text and "torch.bfloat16" in text
+    assert "quantizer_semantic: 8 codebook(s) of 64 codes of width 32" in text and "torch.bfloat16" in text
+    assert re.search(r" 4 .* projector +-> heads\.semantic\.input\n", text + "\n") and "unknown" not in text
+    assert re.search(r"text_model.* ignored: SigLIP's text side", text)
     for generation in "ab":
         file = tmp_path / f"{generation}.pt"
         torch.save(dict(epoch=1, state_dict=dualtoken(weights, generation)), file)

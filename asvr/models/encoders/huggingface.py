@@ -31,7 +31,7 @@ class HFVisionEncoder(Encoder):
     name: a folder or model name (see ``asvr.zoo``); None builds ``arch`` with random weights.
     layer: index into the tower's ``hidden_states``, as in transformers: 0 is the patch embedding, -1 the
         last block's output before any final norm, -2 (LLaVA, ASVR) the block before it. Blocks that the
-        layer does not need are dropped.
+        layer does not need are dropped. A list: the features of these layers side by side, ``E`` all of them together.
     arch: fields of the tower's configuration with ``model_type``; a folder's own configuration wins over it.
     transform: fields of ``ImageTransform``, but not its size, that replace the model's own.
 
@@ -42,7 +42,7 @@ class HFVisionEncoder(Encoder):
         self,
         *,
         name: str | None = None,
-        layer: int = -2,
+        layer: int | list[int] = -2,
         arch: dict | None = None,
         dtype: str = "float32",
         transform: dict | None = None,
@@ -69,7 +69,7 @@ class HFVisionEncoder(Encoder):
         else:
             self.model = AutoModel.from_config(config, dtype=resolve_dtype(dtype))
         self.layer = _keep_layers(self.model, layer)
-        self.width = config.hidden_size
+        self.width = config.hidden_size * (len(self.layer) if isinstance(self.layer, list) else 1)
         self.naflex = config.model_type == "siglip2_vision_model"
         side = round(config.num_patches**0.5) * config.patch_size if self.naflex else config.image_size
         self.patch = config.patch_size
@@ -78,7 +78,8 @@ class HFVisionEncoder(Encoder):
 
     def forward(self, pixels: Tensor) -> Tensor:
         inputs = self._naflex_inputs(pixels) if self.naflex else dict(pixel_values=pixels.to(self.model.dtype))
-        hidden = self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]
+        states = self.model(**inputs, output_hidden_states=True).hidden_states
+        hidden = torch.cat([states[i] for i in self.layer], -1) if isinstance(self.layer, list) else states[self.layer]
         return hidden[:, -self.num_tokens :]  # class and register tokens stand in front of the patches
 
     def portable(self, config: dict) -> dict:
@@ -97,8 +98,8 @@ class HFVisionEncoder(Encoder):
         )
 
 
-def _keep_layers(model: nn.Module, layer: int) -> int:
-    """Drop the blocks after ``layer`` and return its index counted from the front."""
+def _keep_layers(model: nn.Module, layer: int | list[int]) -> int | list[int]:
+    """Drop the blocks after ``layer`` and return its index (or indices) counted from the front."""
     parent = next((m for m in model.modules() if isinstance(_blocks(m), nn.ModuleList)), None)
     if parent is None:
         raise ValueError(
@@ -106,13 +107,14 @@ def _keep_layers(model: nn.Module, layer: int) -> int:
         )
     name = "layers" if isinstance(getattr(parent, "layers", None), nn.ModuleList) else "layer"
     blocks = getattr(parent, name)
-    index = layer if layer >= 0 else len(blocks) + 1 + layer
-    if not 0 <= index <= len(blocks):
+    several = isinstance(layer, list)
+    indices = [one if one >= 0 else len(blocks) + 1 + one for one in (layer if several else [layer])]
+    if not indices or not all(0 <= index <= len(blocks) for index in indices):
         raise ValueError(
             f"encoder layer={layer}: this tower has {len(blocks)} blocks, so {-len(blocks) - 1}..{len(blocks)}"
         )
-    setattr(parent, name, blocks[: max(index, 1)])  # transformers records hidden states where a block runs
-    return index
+    setattr(parent, name, blocks[: max(*indices, 1)])  # transformers records hidden states where a block runs
+    return indices if several else indices[0]
 
 
 def _blocks(module: nn.Module):

@@ -1,15 +1,17 @@
 """Appearance tokens: a VQGAN whose codes can be turned back into pixels.
 
-Legend: ``I`` images, ``N`` visual tokens of an image, ``V`` codes in the codebook, ``C`` code width.
+Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in the codebook, ``C`` code width.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import JanusConfig, JanusVQVAE, JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock
 
 from asvr import zoo
 from asvr.data.transforms import ImageTransform
@@ -25,12 +27,16 @@ logger = logging.getLogger("asvr")
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 WHOLE_MODEL_PREFIX = "model.vqmodel."  # of JanusForConditionalGeneration
 TRAIN_COMMAND = "python tools/train_tokenizer.py CONFIG"
+# Fields of `arch` that JanusVQVAEConfig does not have, and what they are in a Janus model. attention_levels: levels of
+# the encoder, 0 the finest, that have attention besides the middle; None is the coarsest.
+OWN_FIELDS = dict(depth=1, unit_vectors=True, attention_levels=None)
 
 
 @VISUAL_TOKENIZERS.register_module()
 class PixelTokenizer(VisualTokenizer):
-    """LlamaGen's VQGAN (https://arxiv.org/abs/2406.06525, also Janus's), on the parts of transformers'
-    ``JanusVQVAE``: one code a grid cell.
+    """A VQGAN on the parts of transformers' ``JanusVQVAE``: LlamaGen's (https://arxiv.org/abs/2406.06525, also
+    Janus's), or an imported one of taming-transformers (https://arxiv.org/abs/2012.09841) or RQ-VAE
+    (https://arxiv.org/abs/2203.01941), whose networks are the same.
 
     The lookup is done here, not by transformers: LlamaGen compares unit vectors (the encoder's output and
     the code, both L2-normalised) and decodes from the unit code, while ``JanusVQVAE.encode`` compares the
@@ -41,7 +47,10 @@ class PixelTokenizer(VisualTokenizer):
     name: a folder with ``config.json`` and ``model.safetensors`` of a ``JanusVQVAE``, such as `save_pretrained`
         writes, or of a whole Janus model, of which only the VQGAN is read (looked up by `asvr.zoo`). None:
         random weights, to be trained.
-    arch: fields of ``JanusVQVAEConfig``; the defaults are VQ-16. A folder's own configuration wins over it.
+    arch: fields of ``JanusVQVAEConfig``; the defaults are VQ-16. Besides: ``unit_vectors`` (default True: as LlamaGen;
+        False: raw vectors, as taming and RQ-VAE), ``depth`` (default 1: one code a grid cell; more: residual codes out
+        of one codebook, as RQ-VAE, which can be imported but not trained here) and ``attention_levels`` (see
+        `OWN_FIELDS`). A folder's own configuration wins over it.
     load_weights: False builds the architecture only.
     """
 
@@ -57,17 +66,21 @@ class PixelTokenizer(VisualTokenizer):
         folder = None
         if name is not None:
             folder = zoo.require(name, what="visual tokenizer") if load_weights else zoo.resolve(name)
-        config, prefix = _read_config(folder, arch or {}, name)
+        config, own, prefix = _read_config(folder, arch or {}, name)
         factor = 2 ** (len(config.channel_multiplier) - 1)
         if image_size % factor:
             near = max(1, round(image_size / factor)) * factor
             raise ValueError(f"PixelTokenizer image_size={image_size}: expected a multiple of {factor}, such as {near}")
         config.num_patches = image_size // factor
         self.model = JanusVQVAE(config)
+        if own["attention_levels"] is not None:
+            for levels in (self.model.encoder.down, self.model.decoder.up[::-1]):
+                place_attention(levels, config, own["attention_levels"])
+        self.own_fields, self.unit_vectors = own, own["unit_vectors"]
         self.register_buffer("trained", torch.zeros((), dtype=torch.bool))  # so that a checkpoint carries it
         self._fitted = False
         self.grid = (config.num_patches, config.num_patches)
-        self.codebook_sizes, self.code_width = [config.num_embeddings], config.embed_dim
+        self.codebook_sizes, self.code_width = [config.num_embeddings] * own["depth"], config.embed_dim
         self.transform = ImageTransform(size=(image_size, image_size))
         if folder is not None and load_weights:
             load_file(self.model, folder / WEIGHTS, prefix)
@@ -81,13 +94,14 @@ class PixelTokenizer(VisualTokenizer):
         return self._fitted
 
     def codebook(self) -> Tensor:
-        """The codes as unit vectors (V, C)."""
-        return F.normalize(self.model.quantize.embedding.weight, dim=-1)
+        """The codes (V, C), as unit vectors where ``unit_vectors``."""
+        weight = self.model.quantize.embedding.weight
+        return F.normalize(weight, dim=-1) if self.unit_vectors else weight
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Unit vectors (I, N, C) that the encoder gives, before quantisation."""
-        z = self.model.quant_conv(self.model.encoder(pixels))
-        return F.normalize(z.flatten(2).transpose(1, 2), dim=-1)
+        """Vectors (I, N, C) that the encoder gives, before quantisation; as unit vectors where ``unit_vectors``."""
+        z = self.model.quant_conv(self.model.encoder(pixels)).flatten(2).transpose(1, 2)
+        return F.normalize(z, dim=-1) if self.unit_vectors else z
 
     def generate(self, vectors: Tensor) -> Tensor:
         """Pixels (I, 3, h, w), not clamped, from code vectors (I, N, C)."""
@@ -96,7 +110,7 @@ class PixelTokenizer(VisualTokenizer):
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return codes (I, N, 1) of pixels in [-1, 1]. Raises ValueError before any training."""
+        """Return codes (I, N, D) of pixels in [-1, 1]. Raises ValueError before any training."""
         if not self.fitted:
             raise ValueError(
                 "PixelTokenizer: its weights are random. Train them and name the folder: "
@@ -105,8 +119,12 @@ class PixelTokenizer(VisualTokenizer):
         if pixels.shape[-2:] != self.transform.size:
             raise ValueError(f"PixelTokenizer: pixels of {tuple(pixels.shape[-2:])}, expected {self.transform.size}")
         with full_float32(pixels.device):
-            latents = self.latents(pixels.float())
-            return nearest(latents.flatten(0, 1), self.codebook()).view(*latents.shape[:2], 1)
+            latents, codebook_VC = self.latents(pixels.float()), self.codebook()
+            residual, codes = latents.flatten(0, 1), []
+            for _ in self.codebook_sizes:
+                codes.append(nearest(residual, codebook_VC))
+                residual = residual - codebook_VC[codes[-1]]
+            return torch.stack(codes, dim=-1).unflatten(0, latents.shape[:2])
 
     def embed(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook())
@@ -114,44 +132,72 @@ class PixelTokenizer(VisualTokenizer):
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         with full_float32(codes.device):
-            return self.generate(self.embed(codes).squeeze(-2)).clamp(-1, 1)
+            return self.generate(self.embed(codes).sum(-2)).clamp(-1, 1)
 
     def portable(self, config: dict) -> dict:
         known = JanusVQVAEConfig().to_dict()
         left_out = ("num_patches", "transformers_version", "architectures", "dtype", "model_type", "_name_or_path")
         arch = {k: v for k, v in self.model.config.to_dict().items() if k in known and k not in left_out}
+        arch, known = arch | self.own_fields, known | OWN_FIELDS
         return dict(super().portable(config), arch={k: v for k, v in arch.items() if v != known[k]})
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, which ``JanusVQVAE.from_pretrained`` reads too."""
-        config = self.model.config.to_dict() | {"architectures": [JanusVQVAE.__name__]}
+        """Write ``config.json`` and ``model.safetensors``, which ``JanusVQVAE.from_pretrained`` reads too (where
+        ``attention_levels`` is None; what else of `OWN_FIELDS` is not Janus's, it does not know)."""
+        own = {key: value for key, value in self.own_fields.items() if value != OWN_FIELDS[key]}
+        config = self.model.config.to_dict() | {"architectures": [JanusVQVAE.__name__]} | own
         return write_folder(folder, weights=(WEIGHTS, self.model.state_dict()), texts={CONFIG: config})
 
 
-def _read_config(folder: Path | None, arch: dict, name: str | None) -> tuple[JanusVQVAEConfig, str]:
-    """The architecture, and the prefix of its weights in the folder's file."""
-    known = JanusVQVAEConfig().to_dict()
+def _read_config(folder: Path | None, arch: dict, name: str | None) -> tuple[JanusVQVAEConfig, dict, str]:
+    """The architecture, its `OWN_FIELDS`, and the prefix of its weights in the folder's file."""
+    known = JanusVQVAEConfig().to_dict() | OWN_FIELDS
     unknown = sorted(arch.keys() - known.keys())
     if unknown:
         raise ValueError(f"PixelTokenizer arch: JanusVQVAEConfig has no field {unknown}; fields: {sorted(known)}")
     if "num_patches" in arch:
         raise ValueError("PixelTokenizer arch: leave num_patches out, it follows from image_size")
     if folder is None:
-        return JanusVQVAEConfig(**arch), ""
-    own, prefix = read_json(folder / CONFIG), ""
-    if own.get("model_type") == JanusConfig.model_type:
-        own, prefix = own["vq_config"], WHOLE_MODEL_PREFIX
-    if own.get("model_type") != JanusVQVAEConfig.model_type:
+        return *_split(arch), ""
+    found, prefix = read_json(folder / CONFIG), ""
+    if found.get("model_type") == JanusConfig.model_type:
+        found, prefix = found["vq_config"], WHOLE_MODEL_PREFIX
+    if found.get("model_type") != JanusVQVAEConfig.model_type:
         raise ValueError(
-            f"{folder / CONFIG}: model_type {own.get('model_type')!r}, "
+            f"{folder / CONFIG}: model_type {found.get('model_type')!r}, "
             f"expected {JanusVQVAEConfig.model_type!r} or {JanusConfig.model_type!r}"
         )
-    config = JanusVQVAEConfig.from_dict(own)
-    different = [key for key, value in arch.items() if _plain(getattr(config, key)) != _plain(value)]
+    config, own = _split(found)
+    values = config.to_dict() | own
+    different = [key for key, value in arch.items() if _plain(values[key]) != _plain(value)]
     if different:
-        listing = ", ".join(f"{key}={getattr(config, key)!r} (config: {arch[key]!r})" for key in different)
+        listing = ", ".join(f"{key}={values[key]!r} (config: {arch[key]!r})" for key in different)
         logger.warning("%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing)
-    return config, prefix
+    return config, own, prefix
+
+
+def _split(fields: dict) -> tuple[JanusVQVAEConfig, dict]:
+    """Janus's configuration and our own fields."""
+    own = {key: _plain(fields.get(key, default)) for key, default in OWN_FIELDS.items()}
+    if own["depth"] < 1 or (own["depth"] > 1 and own["unit_vectors"]):
+        raise ValueError(
+            f"PixelTokenizer arch: depth={own['depth']}, unit_vectors={own['unit_vectors']}: expected depth 1, or more "
+            "with unit_vectors=False (what a unit vector leaves over is none)"
+        )
+    config = JanusVQVAEConfig.from_dict({key: value for key, value in fields.items() if key not in OWN_FIELDS})
+    levels = len(config.channel_multiplier)
+    wrong = [level for level in own["attention_levels"] or [] if level not in range(levels)]
+    if wrong:
+        raise ValueError(f"PixelTokenizer arch.attention_levels: {wrong}, expected levels 0 to {levels - 1}")
+    return config, own
+
+
+def place_attention(levels: Sequence[nn.Module], config: JanusVQVAEConfig, chosen: list[int]) -> None:
+    """Give the blocks of the ``chosen`` levels of an encoder or decoder (finest first) attention, and no others;
+    transformers has it on the coarsest level only."""
+    for index, (level, multiplier) in enumerate(zip(levels, config.channel_multiplier, strict=True)):
+        blocks = len(level.block) if index in chosen else 0
+        level.attn = nn.ModuleList(JanusVQVAEAttnBlock(config.base_channels * multiplier) for _ in range(blocks))
 
 
 def _plain(value):

@@ -3,6 +3,7 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width, ``C`` code width.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -33,16 +34,81 @@ class ResnetProjection(nn.Module):
         return out.flatten(2).transpose(1, 2)
 
 
+class AttentionProjection(nn.Module):
+    """One block that changes the width: attention and a linear map side by side, then a gated MLP.
+
+    Where the width shrinks, the heads' outputs are averaged; where it grows, they stand side by side; either way a head
+    is as wide as the narrower side. causal: a token attends to those before it. Matches ``AttnProjection`` of
+    DualToken's generation D (``modeling_rqvaesiglip.py``), whose names it keeps: ``prequant_*`` are not causal,
+    ``postquant_*`` are.
+    """
+
+    def __init__(self, *, in_width: int, width: int, causal: bool = False):
+        super().__init__()
+        self.width, self.causal, self.averaged = width, causal, in_width > width
+        self.norm1, self.norm3, self.norm2 = nn.LayerNorm(in_width), nn.LayerNorm(in_width), nn.LayerNorm(width)
+        self.attn = nn.Module()
+        wide, self.head_width = max(in_width, width), min(in_width, width)
+        self.attn.qkv = nn.Linear(in_width, 3 * wide, bias=False)
+        self.attn.q_bias, self.attn.v_bias = (nn.Parameter(torch.zeros(wide)) for _ in range(2))
+        self.attn.register_buffer("zero_k_bias", torch.zeros(wide))
+        self.attn.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(in_width, width)
+        self.mlp = nn.Module()
+        self.mlp.norm = nn.LayerNorm(width, eps=EPS)
+        self.mlp.w0, self.mlp.w1 = nn.Linear(width, 2 * width), nn.Linear(width, 2 * width)
+        self.mlp.w2 = nn.Linear(2 * width, width)
+
+    def forward(self, features_INE: Tensor) -> Tensor:
+        x = self.proj(self.norm3(features_INE)) + self._attend(self.norm1(features_INE))
+        hidden = self.mlp.norm(self.norm2(x))
+        return x + self.mlp.w2(F.gelu(self.mlp.w0(hidden), approximate="tanh") * self.mlp.w1(hidden))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.attn.q_bias, self.attn.zero_k_bias, self.attn.v_bias])
+        qkv = F.linear(x, self.attn.qkv.weight, bias).unflatten(-1, (3, -1, self.head_width))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        heads = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        out = heads.mean(1) if self.averaged else heads.transpose(1, 2).flatten(2)
+        return self.attn.proj(out)
+
+
+class ShortcutProjection(nn.Module):
+    """``main(features of one layer) + weight * shortcut(features of another)``, which stand side by side in the input.
+
+    Matches the pixel branch of DualToken's generation D (``prequant_pix``, ``prequant_shortcut``).
+    """
+
+    def __init__(self, main: nn.Module, shortcut: nn.Module, *, weight: float):
+        super().__init__()
+        self.main, self.shortcut, self.weight, self.width = main, shortcut, weight, main.width
+
+    def forward(self, features_INE: Tensor) -> Tensor:
+        first, second = features_INE.chunk(2, dim=-1)
+        return self.main(first) + self.weight * self.shortcut(second)
+
+
 def build_projection(config: dict, *, in_width: int, grid: tuple[int, int]) -> nn.Module:
-    """config: ``dict(type='resnet', width=...)``; ``width`` defaults to the encoder's."""
-    config = dict(config)
-    kind = config.pop("type", None)
-    if kind != "resnet":
-        raise ValueError(f"tokenizer.projection.type={kind!r}: expected 'resnet'")
-    unknown = config.keys() - {"width"}
+    """config: ``dict(type='resnet', width=...)`` or ``dict(type='attention', width=..., causal=False)``; ``width``
+    defaults to the input's. ``shortcut=WEIGHT`` besides: the input is two layers' features, and the second's have a
+    projection of their own, whose output is added with this weight. Raises ``ValueError`` for anything else.
+    """
+    fields = {"resnet": {"width", "shortcut"}, "attention": {"width", "shortcut", "causal"}}
+    options = dict(config)
+    kind, weight = options.pop("type", None), options.pop("shortcut", None)
+    if kind not in fields:
+        raise ValueError(f"projection.type={kind!r}: expected one of {', '.join(fields)}")
+    unknown = options.keys() - fields[kind]
     if unknown:
-        raise ValueError(f"tokenizer.projection: unknown {sorted(unknown)}; expected type and width")
-    width = config.get("width", in_width)
+        raise ValueError(f"projection: unknown {sorted(unknown)}; expected type, {', '.join(sorted(fields[kind]))}")
+    if weight is not None:
+        parts = [build_projection(dict(options, type=kind), in_width=in_width // 2, grid=grid) for _ in range(2)]
+        return ShortcutProjection(*parts, weight=weight).requires_grad_(False)
+    width = options.pop("width", in_width)
+    if kind == "attention":
+        if max(width, in_width) % min(width, in_width):
+            raise ValueError(f"projection: {in_width} -> {width}, expected one to divide the other")
+        return AttentionProjection(in_width=in_width, width=width, **options).requires_grad_(False)
     if in_width % GROUPS or width % GROUPS:
-        raise ValueError(f"tokenizer.projection: {in_width} -> {width}, expected multiples of {GROUPS}")
+        raise ValueError(f"projection: {in_width} -> {width}, expected multiples of {GROUPS}")
     return ResnetProjection(in_width=in_width, width=width, grid=grid).requires_grad_(False)

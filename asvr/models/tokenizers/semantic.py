@@ -18,6 +18,7 @@ from asvr import zoo
 from asvr.models.component import fingerprint
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.base import VisualTokenizer
+from asvr.models.tokenizers.feature_decoder import FeatureDecoder
 from asvr.models.tokenizers.folder import load_weights as load_file
 from asvr.models.tokenizers.folder import read_json, write_folder
 from asvr.models.tokenizers.precision import full_float32
@@ -41,6 +42,7 @@ class SemanticTokenizer(VisualTokenizer):
     codebook_size, shared: see `ResidualQuantizer`.
     projection: what stands in front of the quantiser in an imported tokenizer, see `build_projection`; such a
         tokenizer cannot be fitted here.
+    decoder: what turns codes into pixels in an imported tokenizer, see `FeatureDecoder`.
     name: a folder written by `save_pretrained` (looked up by `asvr.zoo`); its sizes and its encoder must be
         these. None: codebooks are empty until `fit`.
     load_weights: False builds the architecture only.
@@ -54,6 +56,7 @@ class SemanticTokenizer(VisualTokenizer):
         codebook_size: int | list[int] = 16384,
         shared: bool = False,
         projection: dict | None = None,
+        decoder: dict | None = None,
         name: str | None = None,
         load_weights: bool = True,
     ):
@@ -76,6 +79,9 @@ class SemanticTokenizer(VisualTokenizer):
         self.quantizer = ResidualQuantizer(depth=depth, codebook_size=codebook_size, width=width, shared=shared)
         self.codebook_sizes, self.code_width = self.quantizer.sizes, width
         self.grid, self.transform = self.encoder.grid, self.encoder.transform
+        self.decoder_config, self.decoder = decoder, None
+        if decoder is not None:
+            self.decoder = FeatureDecoder(width=width, grid=self.grid, **decoder).requires_grad_(False)
         self.statistics = None
         if name is not None and load_weights:
             self._load(name)
@@ -126,15 +132,22 @@ class SemanticTokenizer(VisualTokenizer):
 
     def _weights(self) -> nn.Module:
         """What the tokenizer's folder holds."""
-        if self.projection is None:
-            return self.quantizer
-        return nn.ModuleDict(dict(quantizer=self.quantizer, projection=self.projection))
+        others = dict(projection=self.projection, decoder=self.decoder)
+        others = {name: module for name, module in others.items() if module is not None}
+        return nn.ModuleDict(dict(quantizer=self.quantizer, **others)) if others else self.quantizer
 
     def encode(self, pixels: Tensor) -> Tensor:
         return self.quantize(self.features(pixels))
 
     def embed(self, codes: Tensor) -> Tensor:
         return self.quantizer.embed(codes)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        if self.decoder is None:
+            return super().decode(codes)
+        with full_float32(codes.device):
+            return self.decoder(self.quantizer.decode(codes)).clamp(-1, 1)
 
     def fit(
         self,
@@ -226,7 +239,8 @@ class SemanticTokenizer(VisualTokenizer):
 
     def _sizes(self) -> dict:
         sizes = dict(codebook_sizes=self.codebook_sizes, code_width=self.code_width, shared=self.quantizer.shared)
-        return sizes if self.projection_config is None else sizes | dict(projection=dict(self.projection_config))
+        others = dict(projection=self.projection_config, decoder=self.decoder_config)
+        return sizes | {name: dict(config) for name, config in others.items() if config is not None}
 
 
 def _describe(encoder: Encoder) -> dict:

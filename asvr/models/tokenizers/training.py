@@ -143,6 +143,8 @@ def train_pixel_tokenizer(
     Writes ``metrics.jsonl`` and ``summary.png`` (held-out pictures above their reconstructions) to ``work_dir``
     and returns the report, measured on the held-out pictures.
     """
+    if tokenizer.depth > 1:
+        raise ValueError(f"tokenizer.arch.depth={tokenizer.depth}: residual codes of pixels are imported, not trained")
     work_dir, device = _prepare(work_dir, device)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
