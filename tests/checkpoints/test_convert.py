@@ -1,6 +1,5 @@
 """``tools/convert.py``: what a checkpoint is, in, and out."""
 
-import ast
 import json
 import re
 import runpy
@@ -8,20 +7,16 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from run_helpers import ROOT
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import asvr
 from asvr.cli import run_tool
-from asvr.registry import VISUAL_TOKENIZERS
 
 sys.path.append(str(ROOT / "tests" / "data"))
 from data_helpers import sentencepiece_like  # noqa: E402
 from test_released import GOLDEN, LLM, TOWER  # noqa: E402
-
-RQVAE = "model.vision_tokenizer.vision_tower.rqvaesiglip."
 
 
 @pytest.fixture
@@ -61,26 +56,12 @@ def released(weights, tmp_path_factory):
     return folder
 
 
-def dualtoken(weights, generation: str) -> dict[str, torch.Tensor]:
-    """The golden tokenizer by itself, in the layout of a generation."""
-    own = {key.removeprefix(RQVAE): value.clone() for key, value in weights.items() if key.startswith(RQVAE)}
-    if generation == "a":  # the features of the 26th layer are projected too
-        projection = {k: v.flip(0) for k, v in own.items() if k.startswith("prequant_visual.")}
-        own |= {key.replace("prequant_visual", "prequant_semantic"): value for key, value in projection.items()}
-    return own
-
-
 def test_show_tells_what_it_is(tool, released, weights, tmp_path):
     error, text = tool("show", released)
     assert error is None and "a model of the released ASVR code (asvr)" in text
     assert "quantizer_semantic: 8 codebook(s) of 64 codes of width 32" in text and "torch.bfloat16" in text
     assert re.search(r" 4 .* projector +-> heads\.semantic\.input\n", text + "\n") and "unknown" not in text
     assert re.search(r"text_model.* ignored: SigLIP's text side", text)
-    for generation in "ab":
-        file = tmp_path / f"{generation}.pt"
-        torch.save(dict(epoch=1, state_dict=dualtoken(weights, generation)), file)
-        error, text = tool("show", file)
-        assert error is None and f"(dualtoken-{generation})" in text and "under 'state_dict'" in text
     save_file(dict(other=torch.zeros(2)), tmp_path / "other.safetensors")
     error, text = tool("show", tmp_path / "other.safetensors")
     assert "of no kind that is known here (first: other)" in error and not text
@@ -93,50 +74,6 @@ def test_a_released_model_comes_in_and_answers(tool, released, tmp_path):
     assert found.model.encoder.model.config.num_hidden_layers == TOWER["num_hidden_layers"]
     assert isinstance(found.chat(None, "what color is the car?", max_new_tokens=3), str)
     assert found.config["reconstruction"][0]["shift"] == 0
-
-
-@pytest.mark.parametrize("generation", ["a", "b"])
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_dualtoken_tokenizer_gives_the_codes_of_a_straight_line_computation(
-    generation, shared, tool, weights, tmp_path
-):
-    own = dualtoken(weights, generation)
-    if shared:
-        for level in range(1, 8):
-            own[f"quantizer_semantic.codebooks.{level}.weight"] = own["quantizer_semantic.codebooks.0.weight"].clone()
-    torch.save(dict(state_dict=own), tmp_path / "t.pt")
-    error, text = tool("import", tmp_path / "t.pt", tmp_path / "out", "--heads", 4, "--tower", "siglip-x-384")
-    assert error is None and f"'shared': {shared}" in text
-    config = ast.literal_eval(text.split("its config: ")[1].strip())  # printed as a config is written
-    tokenizer = VISUAL_TOKENIZERS.build(config)  # as a target's config names it
-    assert tokenizer.encoder.layer == 26 and tokenizer.transform.size == (384, 384)
-    features = torch.randn(1, 729, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(tokenizer.quantize(features), straight_line(own, features))
-    pixels = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    with torch.no_grad():
-        same = tokenizer.encode(pixels) == straight_line(own, tokenizer.encoder(pixels))
-    assert same.all(-1).float().mean() > 0.99  # distances are summed up in another order: a near tie may fall apart
-
-
-def straight_line(own: dict, features: torch.Tensor) -> torch.Tensor:
-    """Codes of features by the definition, one level after another."""
-    w = {key: value.float() for key, value in own.items()}
-    x = features[0]
-    if "prequant_semantic.conv1.weight" in w:
-        grid = x.T.reshape(1, 32, 27, 27)
-        name = "prequant_semantic."
-        h = F.group_norm(grid, 32, w[f"{name}norm1.weight"], w[f"{name}norm1.bias"], 1e-6)
-        h = F.conv2d(h * h.sigmoid(), w[f"{name}conv1.weight"], w[f"{name}conv1.bias"])
-        h = F.group_norm(h, 32, w[f"{name}norm2.weight"], w[f"{name}norm2.bias"], 1e-6)
-        h = F.conv2d(h * h.sigmoid(), w[f"{name}conv2.weight"], w[f"{name}conv2.bias"], padding=1)
-        x = (grid + h).reshape(32, 729).T
-    codes = []
-    for level in range(8):
-        book = w[f"quantizer_semantic.codebooks.{level}.weight"][:-1]
-        code = (x[:, None] - book[None]).square().sum(-1).argmin(1)
-        codes.append(code)
-        x = x - book[code]
-    return torch.stack(codes, dim=1)[None]
 
 
 @pytest.mark.parametrize(
