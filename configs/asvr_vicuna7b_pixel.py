@@ -1,8 +1,8 @@
 # Appearance as pixels: the codes of Janus' VQGAN (LlamaGen's VQ-16), one a token; 432 pixels give SigLIP's 27 x 27.
 # Not in the paper, whose appearance codes come from SigLIP's 6th layer (asvr_vicuna7b_appearance.py).
-# Its folder is cut out of a Janus model first:
-#   python -c "from transformers import JanusModel; \
-#     JanusModel.from_pretrained('deepseek-community/Janus-Pro-1B').vqmodel.save_pretrained('models/janus-vq16')"
+# Its folder is cut out of a Janus model first, or comes from LlamaGen's vq_ds16_c2i.pt by the same command:
+#   hf download deepseek-community/Janus-Pro-1B --local-dir Janus-Pro-1B
+#   python tools/convert.py import Janus-Pro-1B models/janus-vq16 --image-size 432
 # python tools/train.py configs/asvr_vicuna7b_pixel.py
 _base_ = ['./llava_vicuna7b.py']
 

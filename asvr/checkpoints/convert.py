@@ -58,7 +58,7 @@ def import_checkpoint(source: Path, out: Path, **options) -> str:
         return _import_model(checkpoint, kind, out, **options)
     config, tokenizer = import_vqgan(checkpoint, kind.name, prefix=kind.prefix(checkpoint), **options)
     tokenizer.save_pretrained(out)
-    return f"{source}: {kind.what} -> {out}; its config: {dict(config, name=str(out))}"
+    return f"{source}: {kind.what} -> {out}\nIts config: {dict(config, name=str(out))}"
 
 
 def _import_model(
@@ -109,7 +109,7 @@ def _import_dualtoken(
         depth=depth,
     )
     config = _save_tokenizer(tokenizer, config, out)
-    return f"{checkpoint.path}: {kind.what}, its {branch} branch -> {out}; its config: {config}"
+    return f"{checkpoint.path}: {kind.what}, its {branch} branch -> {out}\nIts config: {config}"
 
 
 def _save_tokenizer(tokenizer: SemanticTokenizer, config: dict, out: Path) -> dict:

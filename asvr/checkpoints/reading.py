@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,10 +74,28 @@ def _files(path: Path) -> list[Path]:
             return parts
         if (path / name).is_file():
             return [path / name]
+    if list(path.glob("global_step*")) or list(path.glob("*_model_states.pt")):
+        return _deepspeed(path)
     found = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", *PICKLED))
     if len(found) == 1:
         return found
     raise ValueError(f"{path}: expected one of {', '.join(NAMES)} (or its .index.json); give one file by name")
+
+
+def _deepspeed(path: Path) -> list[Path]:
+    """The model's file in a folder that DeepSpeed saved (the step that ``latest`` names), which holds all weights up to
+    ZeRO stage 2. Stage 3 and model parallelism scatter them over files in DeepSpeed's own order."""
+    latest = path / "latest"
+    steps = sorted(path.glob("global_step*"), key=lambda step: int(re.sub(r"\D", "", step.name) or 0))
+    folder = path / latest.read_text().strip() if latest.is_file() else (steps[-1] if steps else path)
+    found = sorted(folder.glob("*_model_states.pt"))
+    if len(found) != 1 or found[0].name.startswith("zero_pp_rank"):
+        script, whole = path / "zero_to_fp32.py", path / "whole"
+        raise ValueError(
+            f"{folder}: its weights are scattered over {len(found)} files (ZeRO stage 3 or model parallelism): put "
+            f"them together with DeepSpeed's own script, `python {script} {path} {whole}`, and give {whole}"
+        )
+    return found
 
 
 def _open(file: Path) -> tuple[dict, dict, str | None]:

@@ -141,4 +141,3 @@ def _stated_depth(path: Path) -> int | None:
         return int(shape[2])
     except (yaml.YAMLError, KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"{file}: expected arch.hparams.code_shape with three numbers") from error
-

@@ -76,6 +76,27 @@ def test_a_released_model_comes_in_and_answers(tool, released, tmp_path):
     assert found.config["reconstruction"][0]["shift"] == 0
 
 
+def test_what_deepspeed_saved(tool, released, weights, tmp_path):
+    """ZeRO stage 2 leaves all weights in one file of the step's folder; stage 3 scatters them."""
+    for step in (9, 10):
+        (tmp_path / f"global_step{step}").mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((released / name).read_bytes())
+    state = dict(
+        module=load_file(released / "model.safetensors"), ds_version="0.12.3", param_shapes=[{"w": torch.Size([2])}]
+    )
+    torch.save(state, tmp_path / "global_step10" / "mp_rank_00_model_states.pt")
+    error, text = tool("import", tmp_path, tmp_path / "out", "--heads", 4)
+    assert error is None and isinstance(
+        asvr.load(tmp_path / "out", device="cpu").chat(None, "?", max_new_tokens=1), str
+    )
+    (tmp_path / "latest").write_text("global_step9\n")
+    for rank in range(2):
+        torch.save(state, tmp_path / "global_step9" / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt")
+    error, _ = tool("import", tmp_path, tmp_path / "out2", "--heads", 4)
+    assert "scattered over 2 files" in error and "zero_to_fp32.py" in error and not (tmp_path / "out2").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"", "is empty"), (b"PK\x03\x04 cut short", "damaged, cut short"), (None, "there is no such file")],

@@ -11,7 +11,7 @@ from run_helpers import ROOT
 from safetensors.torch import load_file, save_file
 from test_convert import tool  # noqa: F401  a fixture
 from test_released import GOLDEN
-from test_vqgan import Listing
+from test_vqgan_import import Listing
 from vqgan_reference import Layout, Maker, decoder, run_block, run_decoder
 
 from asvr.checkpoints import dualtoken
@@ -147,7 +147,7 @@ def test_codes_and_pictures_are_those_of_a_straight_line_computation(
     options = ("--heads", 4, "--tower", "siglip-x-384", "--branch", branch)
     error, text = tool("import", tmp_path / "t.pt", tmp_path / "out", *options)
     assert error is None and f"'shared': {shared}" in text
-    config = ast.literal_eval(text.split("its config: ")[1].strip())  # printed as a config is written
+    config = ast.literal_eval(text.split("Its config: ")[1].strip())  # printed as a config is written
     tokenizer = VISUAL_TOKENIZERS.build(config)  # as a target's config names it
     layers = dict(semantic=26, appearance=[6, 4] if generation == "d" else 6)
     assert tokenizer.encoder.layer == layers[branch] and tokenizer.transform.size == (384, 384)
@@ -174,7 +174,7 @@ def test_two_layers_of_a_tower_stand_side_by_side(tower, tool, tmp_path):  # noq
     (tmp_path / "config.json").write_text(json.dumps(dict(rqvaesiglip=state)))
     options = ("--heads", 4, "--branch", "appearance")
     error, text = tool("import", tmp_path / "t.safetensors", tmp_path / "out", *options)
-    config = ast.literal_eval(text.split("its config: ")[1].strip())
+    config = ast.literal_eval(text.split("Its config: ")[1].strip())
     assert config["projection"] == dict(type="attention", width=NARROW, shortcut=0.5)
     tokenizer = VISUAL_TOKENIZERS.build(config)
     pixels = torch.rand(1, 3, 378, 378) * 2 - 1

@@ -42,6 +42,7 @@ CASES = [
     ("siglip_vision_model", "mistral", "mistral", legacy),
     ("siglip_vision_model", "qwen2", "chatml", byte_level),
     ("clip_vision_model", "llama", "llama_2", legacy),
+    ("clip_vision_model", "mistral", "mistral", legacy),
     ("clip_vision_model", "qwen2", dict(type="vicuna_v1", system=""), byte_level),
 ]
 
@@ -104,6 +105,9 @@ def test_transformers_computes_and_answers_the_same(case, pictures, tmp_path):
 def inexpressible(part: str) -> dict:
     return dict(
         encoder=dict(encoder=dict(type="TimmEncoder", model="resnet18", image_size=64)),
+        layers=dict(
+            encoder=dict(type="HFVisionEncoder", layer=[2, 1], arch=dict(TOWER, model_type="clip_vision_model"))
+        ),
         projector=dict(projector=dict(type="LinearProjector")),
         norm=dict(projector=dict(type="MLPProjector", norm=True)),
         llm=dict(llm=dict(type="HFCausalLM", arch=dict(LLM, model_type="gemma", head_dim=8))),
@@ -114,6 +118,7 @@ def inexpressible(part: str) -> dict:
     ("part", "message"),
     [
         ("encoder", "its encoder is TimmEncoder"),
+        ("layers", r"its encoder gives the features of several layers \(\[2, 1\]\)"),
         ("projector", "its projector is LinearProjector"),
         ("norm", "its projector is MLPProjector.*without a norm"),
         ("llm", r"its LLM is HFCausalLM \(gemma\)"),

@@ -49,7 +49,7 @@ def test_codes_and_pictures_are_those_of_a_straight_line_computation(name, tool,
     file, tensors = save(layout, tmp_path)
     error, text = tool("import", file, tmp_path / "out", "--image-size", 32)
     assert error is None
-    config = ast.literal_eval(text.split("its config: ")[1].strip())  # printed as a target's config names it
+    config = ast.literal_eval(text.split("Its config: ")[1].strip())  # printed as a target's config names it
     tokenizer = VISUAL_TOKENIZERS.build(config)
     assert tokenizer.depth == layout.depth and tokenizer.codebook_sizes[0] == layout.codes[0]
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
