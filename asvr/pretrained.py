@@ -102,10 +102,18 @@ class Pretrained:
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_torch_state_dict(self.model.state_dict(), partial)
-        hashes = {file.name: _sha256(file) for file in sorted(partial.glob("*.safetensors"))}
+        try:
+            self._write(partial)
+            os.replace(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        save_torch_state_dict(self.model.state_dict(), folder)
+        hashes = {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))}
         if self.text_tokenizer is not None:
-            self.text_tokenizer.save_pretrained(partial / TEXT_TOKENIZER)
+            self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER)
         description = dict(
             format=FORMAT,
             model=self.model.portable(self.config),
@@ -114,9 +122,7 @@ class Pretrained:
             custom_imports=self.custom_imports,
             sha256=hashes,
         )
-        (partial / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n")
-        os.replace(partial, folder)
-        return folder
+        (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n")
 
 
 def load(folder: str | Path, *, device: str = "auto", stage: str | None = None) -> Pretrained:

@@ -121,9 +121,12 @@ def _save_tokenizer(tokenizer: SemanticTokenizer, config: dict, out: Path) -> di
     tower.config.num_hidden_layers = max(layer) if isinstance(layer, list) else layer  # later blocks are not there
     encoder = dict(type="HFVisionEncoder", name=str(out / TOWER), layer=layer, arch=arch_of(tower.config))
     tokenizer.encoder_config, tokenizer.own_encoder.source = encoder, str(out / TOWER)
-    tower.save_pretrained(partial / TOWER)
-    tokenizer.save_pretrained(partial / CODES)
-    os.replace(partial, out)
+    try:
+        tower.save_pretrained(partial / TOWER)
+        tokenizer.save_pretrained(partial / CODES)
+        os.replace(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return dict(config, name=str(out / CODES), encoder=encoder)
 
 
