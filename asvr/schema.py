@@ -82,7 +82,8 @@ SECTIONS = dict(
         micro_batch=count(),
         global_batch=count(),
         num_workers=count(0),
-        cache=one_of(True, False, required=False),
+        cache=one_of(True, False, "codes", required=False),
+        cache_dir=Field("a folder's name, or None", lambda v: v is None or isinstance(v, str), required=False),
     ),
     optim=dict(
         type=one_of("AdamW"),

@@ -1,14 +1,16 @@
 """Opening checkpoints of other software: one file or many, safetensors or pickled, without running their code."""
 
-import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from asvr.models.tokenizers.folder import read_json
 
 # What a folder's weights may be called, the first found counts.
 NAMES = ("model.safetensors", "pytorch_model.bin", "consolidated.pt")
@@ -28,7 +30,7 @@ class Checkpoint:
         self.path, self.wrapper, self.shapes = path, wrapper, shapes
         self._readers = readers
         file = (path if path.is_dir() else path.parent) / "config.json"
-        self.config = json.loads(file.read_text()) if file.is_file() else None
+        self.config = read_json(file) if file.is_file() else None
 
     def keys(self):
         return self.shapes.keys()
@@ -67,7 +69,10 @@ def _files(path: Path) -> list[Path]:
     for name in NAMES:
         index = path / f"{name}.index.json"
         if index.is_file():
-            parts = sorted({path / part for part in json.loads(index.read_text())["weight_map"].values()})
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise ValueError(f"{index}: expected a `weight_map` of keys to files")
+            parts = sorted({path / part for part in weight_map.values()})
             missing = [part.name for part in parts if not part.is_file()]
             if missing:
                 raise ValueError(f"{index} names {len(missing)} files that are not there, first {missing[0]}")
@@ -119,6 +124,10 @@ def _open_safetensors(file: Path) -> tuple[dict, dict, None]:
 
 
 def _open_pickled(file: Path) -> tuple[dict, dict, str | None]:
+    if not zipfile.is_zipfile(file):
+        raise ValueError(
+            f"{file}: damaged, cut short or no checkpoint of torch.save with zip format (torch 1.6 or later)"
+        )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -128,9 +137,7 @@ def _open_pickled(file: Path) -> tuple[dict, dict, str | None]:
             "Save its state_dict alone, best as safetensors"
         ) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{file}: damaged, cut short or no checkpoint of torch.save with zip format ({error})"
-        ) from error
+        raise ValueError(f"{file}: damaged, cut short or no checkpoint of torch.save ({error})") from error
     wrapper = next(
         (name for name in WRAPPERS if isinstance(content, dict) and isinstance(content.get(name), dict)), None
     )

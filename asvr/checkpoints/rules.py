@@ -52,13 +52,13 @@ def translate(
     """Our tensors, by our keys, in the dtype of ``expected`` (a state dict of what they are for).
 
     made: patterns of our keys that the caller makes itself. Raises ``ValueError`` with every key that is missing,
-    unexpected or of another shape.
+    unexpected, of another shape, or holds no finite floating-point numbers (quantised or damaged weights).
     """
     used, _, unknown = sort_keys(checkpoint.keys(), rules)
     wanted = {key for key in expected if not any(re.fullmatch(pattern, key) for pattern in made)}
     missing = sorted(wanted - used.keys())
     surplus = sorted(used[key][0] for key in used.keys() - wanted)
-    problems = dict(missing=missing, unexpected=sorted(unknown) + surplus, misshaped=[])
+    problems = dict(missing=missing, unexpected=sorted(unknown) + surplus, misshaped=[], unusable=[])
     tensors = {}
     for key in sorted(wanted & used.keys()):
         foreign, rule = used[key]
@@ -66,6 +66,9 @@ def translate(
         if tensor.shape != expected[key].shape:
             shapes = f"{foreign} {checkpoint.shapes[foreign]}, needed as {key} {tuple(expected[key].shape)}"
             problems["misshaped"].append(shapes)
+        elif not tensor.is_floating_point() or not tensor.isfinite().all():
+            what = "NaN or infinity" if tensor.is_floating_point() else str(tensor.dtype)
+            problems["unusable"].append(f"{foreign} ({what})")
         else:
             tensors[key] = tensor.to(expected[key].dtype)
     found = {kind: keys for kind, keys in problems.items() if keys}

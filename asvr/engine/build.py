@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import DataLoader
 
-from asvr.config import stage_config
+from asvr.config import distinct, stage_config
 from asvr.data.collate import Collate
 from asvr.data.samplers import BatchSampler, ResumableSampler
 from asvr.registry import DATASETS, MODELS
@@ -62,6 +62,20 @@ def dataset_configs(stage: Config) -> dict[str, dict]:
     if stage.get("evaluation"):
         configs["evaluation.dataset"] = stage.evaluation.dataset
     return {key: dict(dict(on_error=stage.data.on_error), **config) for key, config in configs.items()}
+
+
+def pictures_of_stages(cfg: Config) -> tuple[list[str], dict]:
+    """Keys of the training pictures of all stages, and every picture (key -> file), the evaluation's among them."""
+    training, everything = [], []
+    for name in cfg.stages:
+        configs = dataset_configs(stage_config(cfg, name))
+        training.append(configs["data.train"])
+        everything += configs.values()
+    return list(_pictures(training)), _pictures(training) | _pictures(everything)
+
+
+def _pictures(configs: list) -> dict:
+    return {key: source for config in distinct(configs) for key, source in DATASETS.build(config).pictures()}
 
 
 def data_fingerprint(dataset) -> str | None:

@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from asvr.config import distinct, stage_config
+from asvr.config import stage_config
+from asvr.data.code_cache import CodeCache
 from asvr.data.feature_cache import FeatureCache, build_feature_cache, pixel_batches
-from asvr.engine.build import build_device, dataset_configs
+from asvr.engine.build import build_device, pictures_of_stages
+from asvr.engine.codes import code_cache
 from asvr.engine.log import logger
-from asvr.models.component import WEIGHT_FIELDS
+from asvr.models.component import without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
-from asvr.registry import DATASETS, ENCODERS
+from asvr.registry import ENCODERS
 
 
 @dataclass
@@ -24,12 +26,12 @@ class Prepared:
     """What the stages start from.
 
     cfg: the config, with the folder of a fitted tokenizer as its ``name`` in place of ``fit``.
-    cache: features and codes of all pictures, None where ``data.cache`` is off.
+    cache: features and codes of all pictures, or codes alone; None where ``data.cache`` is off.
     """
 
     cfg: Config
     text_tokenizer: object
-    cache: FeatureCache | None
+    cache: FeatureCache | CodeCache | None
 
 
 def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
@@ -41,6 +43,8 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     """
     cfg = copy.deepcopy(cfg)
     targets = [target for target in cfg.model.reconstruction if "fit" in target]
+    if cfg.data.get("cache", False) == "codes":
+        return Prepared(cfg, text_tokenizer, code_cache(cfg, Path(cfg.data.get("cache_dir") or work_dir / "cache")))
     if not cfg.data.get("cache", False):
         if targets:
             raise ValueError(f"reconstruction target {targets[0]['name']!r} has `fit`, which needs data.cache=True")
@@ -55,7 +59,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
         all_pictures,
         cfg.data.image_aspect,
         device,
-        config=_without_weights(cfg.model.encoder),
+        config=without_weights(cfg.model.encoder),
         on_error=cfg.data.on_error,
     )
     training = [key for key in training if key in cache.rows]
@@ -76,14 +80,13 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
             pictures=all_pictures,
             aspect=cfg.data.image_aspect,
             device=device,
-            config=_without_weights(target["tokenizer"]),
+            config=without_weights(target["tokenizer"]),
         )
     return Prepared(cfg, text_tokenizer, cache)
 
 
 def pictures_of(cfg: Config) -> tuple[list[str], dict]:
-    """Keys of the training pictures of all stages, and every picture (key -> file), the evaluation's among them."""
-    training, everything = [], []
+    """`pictures_of_stages`, where the cached features of the frozen encoder serve all stages."""
     for name in cfg.stages:
         stage = stage_config(cfg, name)
         if "encoder" in stage.train:
@@ -99,19 +102,7 @@ def pictures_of(cfg: Config) -> tuple[list[str], dict]:
             raise ValueError(
                 f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}"
             )
-        configs = dataset_configs(stage)
-        training.append(configs["data.train"])
-        everything += configs.values()
-    return list(_pictures(training)), _pictures(training) | _pictures(everything)
-
-
-def _pictures(configs: list) -> dict:
-    return {key: source for config in distinct(configs) for key, source in DATASETS.build(config).pictures()}
-
-
-def _without_weights(component: dict) -> dict:
-    """What decides a component's output besides its weights, which its fingerprint stands for."""
-    return {key: value for key, value in component.items() if key not in WEIGHT_FIELDS}
+    return pictures_of_stages(cfg)
 
 
 def _fit_digest(target: dict, cache: FeatureCache, keys: list[str], seed: int) -> str:

@@ -41,6 +41,7 @@ _FREE = (
     "runtime.checkpoint_interval",
     "runtime.keep_checkpoints",
     "data.num_workers",
+    "data.cache_dir",
     "data.on_error",  # what is refused is left out of its batch; no other sample moves
     "evaluation",
 )

@@ -9,6 +9,11 @@ from torch import nn
 WEIGHT_FIELDS = ("name", "weights")
 
 
+def without_weights(config: dict) -> dict:
+    """What decides a component's output besides its weights, which its fingerprint stands for."""
+    return {key: value for key, value in config.items() if key not in WEIGHT_FIELDS}
+
+
 class Component(nn.Module):
     """A part of the model. ``source`` names the files its weights were loaded from (a name or folder),
     or is None when it was initialised here: such weights stand in no other file, so checkpoints hold them.
@@ -22,7 +27,7 @@ class Component(nn.Module):
     def portable(self, config: dict) -> dict:
         """``config`` of this component, without the files that it names: together with the weights, which stand
         elsewhere, all that is needed to build it anew."""
-        return {key: value for key, value in config.items() if key not in WEIGHT_FIELDS}
+        return without_weights(config)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -99,7 +99,12 @@ def test_what_deepspeed_saved(tool, released, weights, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "is empty"), (b"PK\x03\x04 cut short", "damaged, cut short"), (None, "there is no such file")],
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04 cut short", "damaged"),
+        (b"hello", "damaged, cut short or no checkpoint"),
+        (None, "there is no such file"),
+    ],
 )
 def test_a_bad_source_is_one_line_and_leaves_nothing(content, message, tool, tmp_path):
     if content is not None:
@@ -107,6 +112,19 @@ def test_a_bad_source_is_one_line_and_leaves_nothing(content, message, tool, tmp
     error, _ = tool("import", tmp_path / "x.pt", tmp_path / "out")
     assert error.startswith("error: ") and message in error and "\n" not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_descriptions_are_one_line(tool, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    error, _ = tool("show", tmp_path)
+    assert "model.safetensors.index.json: expected a `weight_map`" in error
+    (tmp_path / "model.safetensors.index.json").write_text("{bad")
+    error, _ = tool("show", tmp_path)
+    assert "model.safetensors.index.json: not a JSON file" in error
+    save_file(dict(other=torch.zeros(2)), tmp_path / "other.safetensors")
+    (tmp_path / "config.json").write_text("{bad")
+    error, _ = tool("show", tmp_path / "other.safetensors")
+    assert "config.json: not a JSON file" in error and "\n" not in error
 
 
 def test_another_vocabulary_is_refused(tool, released, tmp_path):

@@ -134,6 +134,10 @@ def spoil(tensors: dict, change: str) -> None:
         tensors["decoder.surprise.weight"] = torch.zeros(2)
     elif change == "misshaped":
         tensors["post_quant_conv.weight"] = torch.zeros(32, 5, 1, 1)
+    elif change == "nan":
+        tensors["quant_conv.bias"][1] = float("nan")
+    elif change == "int8":
+        tensors["quant_conv.bias"] = tensors["quant_conv.bias"].to(torch.int8)
     elif change == "gumbel":
         tensors["quantize.embed.weight"] = tensors.pop("quantize.embedding.weight")
         tensors["quantize.proj.weight"] = torch.zeros(2)
@@ -147,6 +151,8 @@ def spoil(tensors: dict, change: str) -> None:
         ("missing", "missing: model.decoder.mid.attn_1.q.weight (1 in all)"),
         ("unexpected", "unexpected: decoder.surprise.weight (1 in all)"),
         ("misshaped", "misshaped: post_quant_conv.weight (32, 5, 1, 1)"),
+        ("nan", "unusable: quant_conv.bias (NaN or infinity)"),
+        ("int8", "unusable: quant_conv.bias (torch.int8)"),
         ("gumbel", "Gumbel quantisation (taming-gumbel) is not imported"),
         ("remapped", "renumbered (taming-remapped) is not imported"),
     ],
@@ -165,6 +171,8 @@ def test_options_of_another_kind_and_differing_codebooks_are_refused(tool, tmp_p
     assert "--heads: no option of a taming-transformers VQGAN, which takes --image-size" in error
     error, _ = tool("import", file, tmp_path / "out", "--image-size", 30)
     assert "image_size=30: expected a multiple of 4" in error and not (tmp_path / "out").exists()
+    error, _ = tool("import", file, tmp_path / "out", "--image-size", 0)
+    assert "image_size=0: expected a multiple of 4, such as 4" in error and not (tmp_path / "out").exists()
     layout = LAYOUTS["rqvae"]
     tensors = checkpoint(layout)
     tensors["quantizer.codebooks.2.weight"] += 1

@@ -68,7 +68,7 @@ class PixelTokenizer(VisualTokenizer):
             folder = zoo.require(name, what="visual tokenizer") if load_weights else zoo.resolve(name)
         config, own, prefix = _read_config(folder, arch or {}, name)
         factor = 2 ** (len(config.channel_multiplier) - 1)
-        if image_size % factor:
+        if image_size < 1 or image_size % factor:
             near = max(1, round(image_size / factor)) * factor
             raise ValueError(f"PixelTokenizer image_size={image_size}: expected a multiple of {factor}, such as {near}")
         config.num_patches = image_size // factor

@@ -1,0 +1,200 @@
+"""Target codes of pictures, computed once, by the pictures' content; memory-mapped while training.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth.
+
+A store is a folder that is named after what codes depend on besides the picture. It grows by appending::
+
+  store.json           what it is: tokenizer, shape, dtype (written first)
+  codes.<part>.bin     rows of N * D numbers, one after another
+  index.<part>.jsonl   a line a row: the SHA-256 of the picture's bytes and the CRC-32 of the row
+
+A row counts once its line is whole; what a killed process left behind it is cut off. Each process that computes at the
+same time has a part of its own, and a reader takes all parts.
+"""
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from asvr.data.refusals import Refused
+from asvr.engine.log import logger
+
+STORE, FILES = "store.json", "files.jsonl"
+
+
+class CodeStore:
+    """The codes of one target's tokenizer.
+
+    depends_on: what its codes depend on besides the picture; the folder is ``root/<name>-<digest of it>``.
+    shape: (N, D). size: of the largest codebook. Raises ``ValueError`` where the folder holds something else.
+    """
+
+    def __init__(self, root: Path, name: str, *, depends_on: dict, shape: tuple[int, int], size: int):
+        digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.folder, self.name, self.shape = root / f"{name}-{digest}", name, shape
+        self.dtype = np.dtype(np.int16 if size <= 2**15 else np.int32)
+        self.row_bytes = shape[0] * shape[1] * self.dtype.itemsize
+        self.rows: dict[str, tuple[np.memmap, int, int]] = {}  # sha256 -> (part, row, crc32)
+        self.refused: dict[str, tuple[str, str]] = {}  # sha256 -> (message, reason)
+        description = dict(shape=list(shape), dtype=self.dtype.name, depends_on=depends_on)
+        description = json.loads(json.dumps(description, default=str))
+        file = self.folder / STORE
+        if file.is_file():
+            if json.loads(file.read_text()) != description:
+                raise ValueError(f"{file}: describes other codes than {name!r} needs: delete {self.folder}")
+            for index in sorted(self.folder.glob("index.*.jsonl")):
+                self._read_part(index)
+        else:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            partial.write_text(json.dumps(description, indent=1) + "\n")
+            partial.replace(file)
+
+    def __contains__(self, sha256: str) -> bool:
+        return sha256 in self.rows or sha256 in self.refused
+
+    def __getitem__(self, sha256: str) -> np.ndarray:
+        """The row (N, D) of a picture. Raises ``ValueError`` where its bytes are not those that were written."""
+        part, row, crc32 = self.rows[sha256]
+        values = part[row]
+        if zlib.crc32(values.tobytes()) != crc32:
+            raise ValueError(f"{part.filename}: row {row} is damaged: delete {self.folder} to compute its codes anew")
+        return values
+
+    def _read_part(self, index: Path) -> None:
+        data = self._data(index)
+        available = data.stat().st_size // self.row_bytes if data.is_file() else 0
+        part = np.memmap(data, self.dtype, "r", shape=(available, *self.shape)) if available else None
+        lost = 0
+        for line in index.read_text().split("\n")[:-1]:  # a line without its end was cut off
+            entry = json.loads(line)
+            if "refused" in entry:
+                self.refused[entry["sha256"]] = tuple(entry["refused"])
+            elif entry["row"] < available:
+                self.rows[entry["sha256"]] = (part, entry["row"], entry["crc32"])
+            else:
+                lost += 1
+        if lost:
+            logger.warning("%s: %d rows that its index names are missing; they are computed again", data, lost)
+
+    @staticmethod
+    def _data(index: Path) -> Path:
+        return index.with_name(index.name.replace("index.", "codes.")).with_suffix(".bin")
+
+    def writer(self, part: str) -> "Writer":
+        return Writer(self, self.folder / f"index.{part}.jsonl", self._data(self.folder / f"index.{part}.jsonl"))
+
+    def reload(self) -> None:
+        """Read what has been written since."""
+        self.rows.clear()
+        for index in sorted(self.folder.glob("index.*.jsonl")):
+            self._read_part(index)
+
+
+class Writer:
+    """Appends rows to one part; data first, then its lines, so that a line never names a row that is not there."""
+
+    def __init__(self, store: CodeStore, index: Path, data: Path):
+        self.store = store
+        whole = index.read_text().rpartition("\n")[0].split("\n") if index.is_file() else []
+        entries = [json.loads(line) for line in whole if line]
+        available = data.stat().st_size // store.row_bytes if data.is_file() else 0
+        kept = [entry for entry in entries if entry.get("row", -1) < available]
+        self.count = 1 + max((entry["row"] for entry in kept if "row" in entry), default=-1)
+        index.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        self.index = open(index, "a")
+        self.data = open(data, "r+b" if data.is_file() else "w+b")
+        self.data.truncate(self.count * store.row_bytes)
+        self.data.seek(0, 2)
+
+    def add(self, sha256: list[str], codes_IND: Tensor) -> None:
+        rows = codes_IND.cpu().numpy().astype(self.store.dtype)
+        assert rows.shape[1:] == self.store.shape, (rows.shape, self.store.shape)
+        self.data.write(rows.tobytes())
+        self.data.flush()
+        for key, row in zip(sha256, rows, strict=True):
+            self._line(dict(sha256=key, row=self.count, crc32=zlib.crc32(row.tobytes())))
+            self.count += 1
+        self.index.flush()
+
+    def refuse(self, sha256: str, message: str, reason: str) -> None:
+        self._line(dict(sha256=sha256, refused=[message, reason]))
+
+    def _line(self, entry: dict) -> None:
+        self.index.write(json.dumps(entry) + "\n")
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.index.close()
+        self.data.close()
+
+
+class CodeCache:
+    """What ``Collate`` asks, over the stores of all targets: ``check``, ``features`` (none) and ``codes``.
+
+    hashes: picture key -> SHA-256 of its bytes. stores: target name -> `CodeStore`.
+    """
+
+    def __init__(self, hashes: dict[str, str], stores: dict[str, CodeStore]):
+        self.hashes, self.stores = hashes, stores
+
+    def check(self, keys: list[str]) -> None:
+        """Raise `Refused` where one of the pictures could not be read when its codes were computed."""
+        for key in keys:
+            for store in self.stores.values():
+                if self.hashes[key] in store.refused:
+                    raise Refused(*store.refused[self.hashes[key]])
+
+    def features(self, keys: list[str]) -> None:
+        return None
+
+    def codes(self, target: str, keys: list[str]) -> Tensor | None:
+        """codes (I, N, D), or None for a target without a store."""
+        if target not in self.stores:
+            return None
+        store = self.stores[target]
+        return torch.from_numpy(np.stack([store[self.hashes[key]] for key in keys]))
+
+
+def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
+    """Picture key -> SHA-256 of its bytes. ``root/files.jsonl`` remembers those of files, and a file is read again only
+    where its size or its time of change differs."""
+    file = root / FILES
+    known, found = _known_files(file), {}
+    root.mkdir(parents=True, exist_ok=True)
+    with open(file, "a") as out:
+        for key, source in pictures.items():
+            if isinstance(source, Image.Image):
+                found[key] = hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()
+                continue
+            path = str(Path(source).absolute())
+            try:
+                stat = Path(path).stat()
+                state = [stat.st_size, stat.st_mtime_ns]
+                if known.get(path, (None,))[0] != state:
+                    known[path] = (state, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+                    out.write("\n" + json.dumps([path, *state, known[path][1]]))
+                found[key] = known[path][1]
+            except OSError as error:  # told where the picture is opened
+                found[key] = hashlib.sha256(str(error).encode()).hexdigest()
+    return found
+
+
+def _known_files(file: Path) -> dict[str, tuple[list[int], str]]:
+    """path -> (size and time of change, SHA-256)."""
+    known = {}
+    for line in file.read_text().split("\n") if file.is_file() else []:
+        try:
+            path, size, changed, sha256 = json.loads(line)
+        except ValueError:  # torn by a process that was killed: that file is read again
+            continue
+        known[path] = ([size, changed], sha256)
+    return known

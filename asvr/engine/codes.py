@@ -1,0 +1,165 @@
+"""Computing target codes ahead of training: what ``tools/cache_codes.py`` and ``data.cache='codes'`` do."""
+
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from torch.utils.data import DataLoader, Dataset
+
+from asvr.config import load_config, stage_config
+from asvr.data.code_cache import CodeCache, CodeStore, hash_pictures
+from asvr.data.images import open_image
+from asvr.data.refusals import Refused
+from asvr.engine.build import build_device, pictures_of_stages
+from asvr.engine.log import logger, progress_bar, set_up_logging
+from asvr.models.component import without_weights
+from asvr.models.targets import build_tokenizer
+from asvr.preflight import preflight
+from asvr.registry import ENCODERS
+
+BATCH = 32
+
+
+def code_cache(cfg: Config, root: Path, *, shard: tuple[int, int] = (0, 1), workers: int | None = None) -> CodeCache:
+    """The codes of every picture of all stages by every target's tokenizer, under ``root``; what is there is reused.
+
+    shard: (i, n) computes what is missing of every n-th picture, from the i-th, and leaves the others to processes with
+    another i; the cache is then only complete when all are done. workers: processes that open pictures; None is
+    ``data.num_workers``. Raises ``ValueError`` where stages disagree on what a target's codes are, where its tokenizer
+    is fitted in the run, or where the disk is too small; `Refused` where a picture is unreadable (``on_error``).
+    """
+    targets = distinct_targets(cfg)
+    _, pictures = pictures_of_stages(cfg)
+    device = build_device(cfg.runtime.device)
+    encoder = ENCODERS.build(cfg.model.encoder).requires_grad_(False).eval().to(device)
+    hashes, stores = hash_pictures(root, pictures), {}
+    by_hash = {sha256: pictures[key] for key, sha256 in hashes.items()}
+    for name, target in targets.items():
+        tokenizer = build_tokenizer(target["tokenizer"], encoder).to(device).eval()
+        store = stores[name] = store_of(root, name, tokenizer, target, cfg.data.image_aspect)
+        missing = [sha256 for sha256 in by_hash if sha256 not in store]
+        share = set(list(by_hash)[shard[0] :: shard[1]])  # of all: what others have done meanwhile does not move it
+        own = {sha256: by_hash[sha256] for sha256 in missing if sha256 in share}
+        _log_state(store, len(by_hash), len(missing), len(own))
+        if own:
+            workers = cfg.data.num_workers if workers is None else workers
+            _compute(store, tokenizer, own, cfg.data, device, workers, part=f"{shard[0]}-of-{shard[1]}")
+            store.reload()
+        assert shard[1] > 1 or all(sha256 in store for sha256 in by_hash)
+    return CodeCache(hashes, stores)
+
+
+def distinct_targets(cfg: Config) -> dict[str, Config]:
+    """The targets of all stages by name. Raises ``ValueError`` where two of one name have other codes."""
+    found: dict[str, Config] = {}
+    for name in cfg.stages:
+        stage = stage_config(cfg, name)
+        if stage.data.image_aspect != cfg.data.image_aspect or stage.model.encoder != cfg.model.encoder:
+            raise ValueError(
+                f"data.cache='codes': stages.{name} has another image_aspect or encoder: set data.cache=False"
+            )
+        for target in stage.model.reconstruction:
+            if "fit" in target:
+                raise ValueError(
+                    f"reconstruction target {target['name']!r} has `fit`: fit it first with tools/train_tokenizer.py "
+                    "and name its folder, or set data.cache=True"
+                )
+            if found.setdefault(target["name"], target)["tokenizer"] != target["tokenizer"]:
+                raise ValueError(
+                    f"data.cache='codes': stages.{name} has another tokenizer for target {target['name']!r}: give the "
+                    "targets different names, or set data.cache=False"
+                )
+    return found
+
+
+def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str) -> CodeStore:
+    depends_on = dict(
+        fingerprint=tokenizer.fingerprint(),
+        transform=str(tokenizer.transform),
+        aspect=aspect,
+        tokenizer=without_weights(target["tokenizer"]),
+    )
+    shape = (tokenizer.num_tokens, tokenizer.depth)
+    return CodeStore(root, name, depends_on=depends_on, shape=shape, size=max(tokenizer.codebook_sizes))
+
+
+def _log_state(store: CodeStore, pictures: int, missing: int, own: int) -> None:
+    if not missing:
+        logger.info("codes of %s: all %d pictures are in %s", store.name, pictures, store.folder)
+        return
+    needed, free = own * store.row_bytes, shutil.disk_usage(store.folder).free
+    logger.info(
+        "codes of %s: %d of %d pictures are missing in %s; computing %d: %.1f MB of disk (%.1f GB are free)",
+        *(store.name, missing, pictures, store.folder, own, needed / 1e6, free / 1e9),
+    )
+    if needed > free:
+        raise ValueError(
+            f"{store.folder}: {needed / 1e9:.1f} GB of codes, {free / 1e9:.1f} GB are free: give another folder"
+        )
+
+
+class _Pictures(Dataset):
+    """(sha256, pixels or None, what was refused or None)."""
+
+    def __init__(self, sources: dict, transform, aspect: str):
+        self.items, self.transform, self.aspect = list(sources.items()), transform, aspect
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> tuple:
+        sha256, source = self.items[i]
+        try:
+            return sha256, self.transform(open_image(source), self.aspect), None
+        except Refused as error:
+            return sha256, None, (str(error), error.reason)
+
+
+def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, workers: int, *, part: str) -> None:
+    loader = DataLoader(
+        _Pictures(sources, tokenizer.transform, data.image_aspect),
+        BATCH,
+        num_workers=workers,
+        collate_fn=list,
+        pin_memory=False,
+        multiprocessing_context="fork" if workers else None,
+    )
+    with (
+        store.writer(part) as writer,
+        progress_bar(total=len(sources), desc=f"codes {store.name}", unit="picture") as bar,
+    ):
+        for batch in loader:
+            for sha256, _, refused in batch:
+                if refused is not None and data.on_error == "raise":
+                    raise Refused(*refused)
+                if refused is not None:
+                    logger.warning("left out: %s", refused[0])
+                    writer.refuse(sha256, *refused)
+            good = [(sha256, pixels) for sha256, pixels, refused in batch if refused is None]
+            if good:
+                hashes, pixels = zip(*good, strict=True)
+                with torch.inference_mode():
+                    writer.add(list(hashes), tokenizer.encode(torch.stack(pixels).to(device)))
+            bar.update(len(batch))
+
+
+def run_config(path: str, *, out: Path | None, shard: str, workers: int | None, cfg_options: dict | None) -> None:
+    """What ``tools/cache_codes.py`` does. Raises ``ValueError`` with every problem of the config."""
+    cfg = load_config(path, cfg_options)
+    preflight(cfg)
+    index, count = parse_shard(shard)
+    out = out or cfg.data.get("cache_dir")
+    if out is None:
+        raise ValueError("where to: give --out DIR, or data.cache_dir in the config")
+    set_up_logging(Path(out) / f"cache_codes.{index}-of-{count}.log")
+    code_cache(cfg, Path(out), shard=(index, count), workers=workers)
+    print(f"train with data.cache='codes', data.cache_dir={str(out)!r}")
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not match or not int(match[1]) < int(match[2]):
+        raise ValueError(f"--shard {shard}: expected i/n with i from 0 to n - 1, such as 0/4")
+    return int(match[1]), int(match[2])
