@@ -9,6 +9,7 @@ import torch
 from asvr.checkpoints import dualtoken, llava, released, vqgan
 from asvr.checkpoints.reading import Checkpoint
 from asvr.checkpoints.rules import sort_keys
+from asvr.config import MODEL_FILE
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,23 @@ KINDS = (
         (r"quantize\.proj\.weight", r"quantize\.embed\.weight"),
         supported=False,
     ),
+    Kind(
+        "llava-hf",
+        "a LLaVA model in transformers' layout: LlavaForConditionalGeneration reads it",
+        (r"(?:model\.)?multi_modal_projector\.linear_1\.weight",),
+        supported=False,
+    ),
     Kind("llava", "a LLaVA-1.5 model: projector and LLM", (r"model\.mm_projector\.0\.weight", r"lm_head\.weight")),
 )
 
 
+OWN = Kind("own", "a model of this library: asvr.load reads it", (), supported=False)
+
+
 def detect(checkpoint: Checkpoint) -> Kind:
     """The kind of a checkpoint. Raises ``ValueError`` with its first keys where it is none that is known."""
+    if (checkpoint.path / MODEL_FILE).is_file():
+        return OWN
     for kind in KINDS:
         if all(any(re.fullmatch(mark, key) for key in checkpoint.keys()) for mark in kind.marks):
             return kind

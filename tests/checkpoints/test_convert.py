@@ -146,6 +146,7 @@ def test_export_of_a_run(tool, tiny_run, tmp_path):
     assert "cannot be a LLaVA folder: its encoder is TimmEncoder" in error and not (tmp_path / "out").exists()
     error, text = tool("export", tiny_run, tmp_path / "out", "--format", "asvr")
     assert error is None and "asvr.load reads it" in text
+    assert "(own); not imported by this tool" in tool("show", tmp_path / "out")[1]
     assert asvr.load(tmp_path / "out", device="cpu").chat(None, "is there a circle?", max_new_tokens=2) is not None
     error, _ = tool("export", tiny_run, tmp_path / "out", "--format", "asvr")
     assert "exists: give a new folder" in error

@@ -12,6 +12,7 @@ sys.path.append(str(ROOT / "tests" / "data"))
 from data_helpers import byte_level, chat, sentencepiece_like  # noqa: E402
 
 import asvr  # noqa: E402
+from asvr.checkpoints.convert import show  # noqa: E402
 from asvr.checkpoints.export import build_processor, export_llava  # noqa: E402
 from asvr.data.templates import build_template  # noqa: E402
 from asvr.pretrained import Pretrained  # noqa: E402
@@ -76,6 +77,7 @@ def pictures() -> list[Image.Image]:
 def test_transformers_computes_and_answers_the_same(case, pictures, tmp_path):
     source = tiny(*case)
     folder = export_llava(source, tmp_path / "out")
+    assert "(llava-hf); not imported by this tool" in show(folder)
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     for count in range(3):
