@@ -8,28 +8,31 @@ folder/
 
 import hashlib
 import json
-import os
-import shutil
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
 from mmengine.config import Config
+from PIL import Image
 from torch import nn
 
 from asvr.checkpoints.reading import open_checkpoint
-from asvr.config import MODEL_FILE, import_custom, load_config
+from asvr.config import MODEL_FILE, load_config
 from asvr.data.batch import Batch
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.templates import build_template
 from asvr.engine.build import build_device
 from asvr.evaluation.generation import generate
-from asvr.registry import MODELS, TEXT_TOKENIZERS
+from asvr.folders import new_folder
+from asvr.model_file import FORMAT, build_described, check_description, import_modules, read_description
+from asvr.registry import TEXT_TOKENIZERS
 
-FORMAT = 1
 TEXT_TOKENIZER = "text_tokenizer"
+
+logger = logging.getLogger("asvr")
 
 
 @dataclass(kw_only=True)
@@ -58,21 +61,37 @@ class Pretrained:
         ``<image>`` in the question says where a picture stands; otherwise it stands in front. kwargs go to
         transformers' ``generate``; by default it is greedy.
         """
+        if not isinstance(question, str):
+            raise ValueError(f"question {question!r}: expected a text")
         images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
         messages = [{"from": "human", "value": question}]
         return self.generate([dict(images=images, messages=messages)], max_new_tokens=max_new_tokens, **kwargs)[0]
 
     def generate(self, prompts: list[dict], *, max_new_tokens: int = 128, **kwargs) -> list[str]:
         """Answers to several conversations at once: ``dict(images=[...], messages=[...])`` with LLaVA's messages,
-        the last of which is a question."""
+        the last of which is a question. Raises ``ValueError`` where one is longer than the LLM has positions."""
+        batch = self.batch(prompts)
         return generate(
             self.model,
-            self.batch(prompts),
+            batch,
             self.text_tokenizer,
             template=build_template(self.template),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=self._room(batch, max_new_tokens),
             **kwargs,
         )
+
+    def _room(self, batch: Batch, max_new_tokens: int) -> int:
+        """How many tokens can follow the longest prompt: ``max_new_tokens``, or fewer (with a warning)."""
+        positions, longest = getattr(self.model.llm, "max_positions", None), batch.attention_mask_BT.shape[1]
+        if positions is None or longest + max_new_tokens <= positions:
+            return max_new_tokens
+        if longest >= positions:
+            raise ValueError(f"a prompt of {longest} tokens: the LLM has {positions} positions; shorten it")
+        logger.warning(
+            "max_new_tokens=%d: the LLM has %d positions and the prompt %d tokens, so answers end after %d",
+            *(max_new_tokens, positions, longest, positions - longest),
+        )
+        return positions - longest
 
     def batch(self, prompts: list[dict]) -> Batch:
         """The conversations of `generate` as a batch on the model's device, each up to where its answer begins."""
@@ -89,25 +108,19 @@ class Pretrained:
 
     def _item(self, i: int, prompt: dict, template) -> dict:
         images = prompt.get("images", [])
+        for image in images:
+            if not isinstance(image, str | Path | Image.Image):
+                raise ValueError(f"prompt {i}: image {image!r}: expected a file's name or a PIL picture")
         segments = segments_of(prompt["messages"], len(images), template, prompt=True)
         input_ids, labels = encode_segments(segments, self.text_tokenizer)
         keys = [f"{i}-{j}" for j in range(len(images))]
         return dict(input_ids=input_ids, labels=labels, images=images, image_keys=keys, sample_id=f"prompt {i}")
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the folder, whole or not at all. Raises ``ValueError`` where it exists."""
-        folder = Path(folder).absolute()
-        if folder.exists():
-            raise ValueError(f"{folder} exists: give a new folder")
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
+        """Write the folder, whole or not at all. Raises ``ValueError`` where it exists or cannot be written."""
+        with new_folder(folder) as partial:
             self._write(partial)
-            os.replace(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-        return folder
+        return Path(folder).absolute()
 
     def _write(self, folder: Path) -> None:
         save_torch_state_dict(self.model.state_dict(), folder)
@@ -125,31 +138,39 @@ class Pretrained:
         (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n")
 
 
-def load(folder: str | Path, *, device: str = "auto", stage: str | None = None) -> Pretrained:
+def load(
+    folder: str | Path, *, device: str = "auto", stage: str | None = None, trust_custom_imports: bool = False
+) -> Pretrained:
     """The model of a folder that `Pretrained.save_pretrained` wrote, or of a finished run's work dir.
 
-    stage: of a work dir, None the last. Raises ``ValueError`` where it is neither, or is damaged.
+    stage: of a work dir, None the last. trust_custom_imports: import, and so run, the modules that a folder of
+    `save_pretrained` names for its own components. A work dir's ``config.py`` is Python and runs: load your own runs
+    only. Raises ``ValueError`` where the folder is neither, or is damaged.
     """
-    folder = Path(folder)
+    if not isinstance(folder, str | Path):
+        raise ValueError(f"asvr.load({folder!r}): expected a folder's name")
+    folder, place = Path(folder), build_device(device)
     if (folder / MODEL_FILE).is_file():
-        found = _load_folder(folder)
+        if stage is not None:
+            raise ValueError(f"{folder}: a saved model has no stages; leave stage={stage!r} out")
+        found = _load_folder(folder, trust_custom_imports)
     elif (folder / "config.py").is_file():
         found = _load_work_dir(folder, stage)
     else:
-        raise ValueError(f"{folder}: neither a folder with {MODEL_FILE} nor a run's work dir with config.py")
+        raise ValueError(_why_no_model(folder))
     found.model.eval()
-    return found.to(build_device(device))
+    return found.to(place)
 
 
-def read_description(folder: Path) -> dict:
-    """What ``asvr.json`` says. Raises ``ValueError`` where it is damaged, newer than this library, or not here."""
-    try:
-        description = json.loads((folder / MODEL_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / MODEL_FILE}: cannot be read ({error})") from error
-    if description.get("format") != FORMAT:
-        raise ValueError(f"{folder / MODEL_FILE}: format {description.get('format')!r}, this library reads {FORMAT}")
-    return description
+def _why_no_model(folder: Path) -> str:
+    expected = f"expected a folder with {MODEL_FILE} or a run's work dir with config.py"
+    if not folder.exists():
+        return f"{folder}: there is no such folder; {expected}"
+    if folder.suffix == ".py":
+        return f"{folder} is a config: train it with tools/train.py, and give its work dir; {expected}"
+    if folder.is_file() or any(any(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin", ".pt")):
+        return f"{folder}: a checkpoint of other software? `tools/convert.py import` makes a folder of it; {expected}"
+    return f"{folder}: neither a folder with {MODEL_FILE} nor a run's work dir with config.py"
 
 
 def read_weights(folder: Path, description: dict) -> dict[str, torch.Tensor]:
@@ -196,11 +217,11 @@ def _makes_targets(name: str) -> bool:
     return name == "encoder" or name.startswith("tokenizer.")
 
 
-def _load_folder(folder: Path) -> Pretrained:
+def _load_folder(folder: Path, trust_custom_imports: bool) -> Pretrained:
     description = read_description(folder)
-    if description["custom_imports"]:
-        import_custom(description["custom_imports"])
-    model = MODELS.build(description["model"])
+    import_modules(folder / MODEL_FILE, description.get("custom_imports"), trust=trust_custom_imports)
+    check_description(folder / MODEL_FILE, description)
+    model = build_described(description["model"], folder / MODEL_FILE)
     load_into(model, read_weights(folder, description), folder)
     tokenizer = None
     if (folder / TEXT_TOKENIZER).is_dir():
@@ -211,7 +232,7 @@ def _load_folder(folder: Path) -> Pretrained:
         text_tokenizer=tokenizer,
         template=description["template"],
         image_aspect=description["image_aspect"],
-        custom_imports=description["custom_imports"],
+        custom_imports=description.get("custom_imports"),
     )
 
 

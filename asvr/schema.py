@@ -118,7 +118,7 @@ SECTIONS = dict(
     ),
     runtime=dict(
         seed=count(0),
-        device=Field("'auto', 'cpu', 'cuda' or 'cuda:0'", lambda v: isinstance(v, str) and _is_device(v)),
+        device=Field("'auto', 'cpu', 'cuda' or 'cuda:0'", lambda v: isinstance(v, str) and is_device(v)),
         log_interval=count(),
         checkpoint_interval=count(),
         keep_checkpoints=count(),
@@ -126,7 +126,7 @@ SECTIONS = dict(
 )
 
 
-def _is_device(value: str) -> bool:
+def is_device(value: str) -> bool:
     kind, _, index = value.partition(":")
     return value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdigit())
 

@@ -85,6 +85,17 @@ def test_a_start_folder_that_was_replaced_is_refused(saved, tmp_path):
         run(cfg, tmp_path / "run", only="finetune")
 
 
+def change(folder, key: str, value) -> None:
+    """Set a dotted key of ``asvr.json``."""
+    description = json.loads((folder / "asvr.json").read_text())
+    *path, last = key.split(".")
+    place = description
+    for name in path:
+        place = place[int(name) if name.isdigit() else name]
+    place[last] = value
+    (folder / "asvr.json").write_text(json.dumps(description))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -92,7 +103,15 @@ def test_a_start_folder_that_was_replaced_is_refused(saved, tmp_path):
         (lambda f: (f / "asvr.json").write_text('{"format": 99}'), "format 99, this library reads 1"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x"), "model.safetensors: missing or damaged"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing or damaged"),
-        (lambda f: shutil.rmtree(f), "neither a folder with asvr.json nor a run's work dir"),
+        (lambda f: (f / "asvr.json").write_text("[1]"), "asvr.json: expected a JSON object, found list"),
+        (lambda f: (f / "asvr.json").write_text('{"format": 1}'), "model, template, image_aspect, sha256: missing"),
+        (lambda f: change(f, "model.encoder.type", "TimmEncodr"), "model.encoder.type='TimmEncodr': no component"),
+        (lambda f: change(f, "model.surprise", 1), "model.surprise: VLM has no such field"),
+        (lambda f: change(f, "template", "foo"), "template 'foo': no such template; known: .*vicuna_v1"),
+        (lambda f: change(f, "image_aspect", "foo"), "image_aspect 'foo': expected one of square, pad, resize"),
+        (lambda f: shutil.rmtree(f), "there is no such folder; expected a folder with asvr.json"),
+        (lambda f: (f / "asvr.json").unlink(), "checkpoint of other software.*tools/convert.py import"),
+        (lambda f: [p.unlink() for p in f.iterdir() if p.is_file()], "neither a folder with asvr.json nor a run's"),
     ],
 )
 def test_what_cannot_be_loaded_is_told(damage, message, saved, tmp_path):
@@ -114,3 +133,62 @@ def test_an_unfinished_run_is_refused(tiny_run, tmp_path):
     with pytest.raises(ValueError, match="stage 'finetune' is not finished"):
         asvr.load(copy)
     assert asvr.load(copy, stage="pretrain", device="cpu").model is not None
+
+
+@pytest.mark.parametrize("key", ["model.encoder", "model.reconstruction.0.head", "model", "template"])
+@pytest.mark.parametrize("name", ["subprocess.Popen", "evil", "asvr.evil", "mmengine.Sequential"])
+def test_a_folder_cannot_name_anything_but_registered_components(key, name, saved, tmp_path, monkeypatch):
+    """MMEngine would import, and call, whatever a dotted `type` names."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    change(copy, key, dict(type=name, args=["touch", str(tmp_path / "ran")]))
+    with pytest.raises(ValueError, match=rf"type='{name}': no component of this name is registered"):
+        asvr.load(copy)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_of_a_folder_runs_only_where_that_is_agreed_to(saved, tmp_path, monkeypatch, capsys):
+    (tmp_path / "own_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    copy = shutil.copytree(saved, tmp_path / "copy")
+    change(copy, "custom_imports", dict(imports=["own_module"]))
+    with pytest.raises(ValueError, match="own_module.*runs its code.*trust_custom_imports=True"):
+        asvr.load(copy)
+    assert not (tmp_path / "ran").exists()
+    change(copy, "model.llm.arch.attn_implementation", "someone/kernel")
+    with pytest.raises(ValueError, match="llm.arch.attn_implementation='someone/kernel': not allowed"):
+        asvr.load(copy, trust_custom_imports=True)
+    assert (tmp_path / "ran").exists()
+    change(copy, "model.llm.arch.attn_implementation", None)
+    assert asvr.load(copy, device="cpu").custom_imports == dict(imports=["own_module"])  # imported by now
+    change(copy, "custom_imports", "own_module")
+    with pytest.raises(ValueError, match="custom_imports: expected an object"):
+        asvr.load(copy)
+
+
+def test_wrong_arguments_are_told(trained, saved, pictures, tmp_path, caplog):
+    (tmp_path / "config.py").write_text("")
+    for folder, message in {
+        None: "asvr.load.None.: expected a folder's name",
+        ROOT / "configs/asvr_mini.py": "is a config: train it",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            asvr.load(folder)
+    with pytest.raises(ValueError, match="device 'foo': expected 'auto', 'cpu'"):
+        asvr.load(saved, device="foo")
+    with pytest.raises(ValueError, match="a saved model has no stages"):
+        asvr.load(saved, stage="pretrain")
+    with pytest.raises(ValueError, match="prompt 0: image 5: expected a file's name"):
+        trained.chat(5, "what?")
+    with pytest.raises(ValueError, match="question 5: expected a text"):
+        trained.chat(None, 5)
+    long = trained.model.llm.max_positions
+    with pytest.raises(ValueError, match=rf"tokens: the LLM has {long} positions; shorten"):
+        trained.chat(pictures[0], "what is it? " * long)
+    with caplog.at_level("WARNING", logger="asvr"):
+        trained.chat(None, "what?", max_new_tokens=long)
+    assert "answers end after" in caplog.text
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot be made, .*file is no folder"):
+        trained.save_pretrained(tmp_path / "file" / "model")

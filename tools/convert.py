@@ -28,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     save.add_argument("out", type=Path, help="a new folder")
     save.add_argument("--format", default="llava", choices=("llava", "asvr"))
     save.add_argument("--stage", help="of a work dir; default: the last")
+    save.add_argument("--trust-custom-imports", action="store_true", help="run the modules that a saved model names")
     save.add_argument("--image-aspect", help="replaces the one of training")
     save.add_argument("--template", help="replaces the one of training")
     return parser.parse_args()

@@ -28,13 +28,15 @@ def codebook_sizes(checkpoint: Checkpoint, prefix: str, stated: int | None = Non
     if levels != list(range(len(levels))) or not levels:
         raise ValueError(f"{checkpoint.path}: codebooks {levels} under {prefix}, expected 0, 1, ...")
     keys = [f"{prefix}codebooks.{i}.weight" for i in levels]
-    sizes = [checkpoint.rows(key) - 1 for key in keys]
+    sizes = [checkpoint.shape(key, 2)[0] - 1 for key in keys]
     if len(keys) == 1:
         if stated is None:
             raise ValueError(
                 f"{checkpoint.path}: {keys[0]} stands there once, so how many levels share it is in no tensor: give "
                 "the depth of the codes (--depth), or put the release's configuration beside the file"
             )
+        if stated < 1:
+            raise ValueError(f"{checkpoint.path}: depth {stated}: expected at least 1")
         return dict(depth=stated, codebook_size=sizes[0], shared=stated > 1)
     if stated not in (None, len(keys)):
         raise ValueError(f"{checkpoint.path}: {len(keys)} codebooks under {prefix}, but the depth stated is {stated}")

@@ -1,7 +1,5 @@
 """What ``tools/convert.py`` does."""
 
-import os
-import shutil
 from pathlib import Path
 
 from asvr.checkpoints.detect import Kind, describe, detect
@@ -11,10 +9,12 @@ from asvr.checkpoints.llava import import_llava
 from asvr.checkpoints.reading import Checkpoint, open_checkpoint
 from asvr.checkpoints.released import import_released
 from asvr.checkpoints.vqgan import import_vqgan
+from asvr.folders import new_folder, require_new
 from asvr.models.hf import arch_of
 from asvr.models.tokenizers.semantic import SemanticTokenizer
 from asvr.pretrained import Pretrained, load
 from asvr.registry import TEXT_TOKENIZERS
+from asvr.validate import check_prompt
 
 TOWER, CODES = "tower", "codes"
 # Options of `import_checkpoint` that each kind takes.
@@ -40,12 +40,11 @@ def import_checkpoint(source: Path, out: Path, **options) -> str:
     options: those of the command line by name, None where they were not given. Raises ``ValueError`` for one that the
     kind of checkpoint does not take.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists: give a new folder")
+    require_new(out)
     checkpoint = open_checkpoint(source)
     kind = detect(checkpoint)
     if not kind.supported:
-        raise ValueError(f"{source}: {kind.what} ({kind.name}) is not imported by this tool")
+        raise ValueError(f"{source}: {kind.title}")
     options = {name: value for name, value in options.items() if value is not None}
     known = OPTIONS[kind.name.split("-")[0]]
     useless = [f"--{name.replace('_', '-')}" for name in sorted(options.keys() - known)]
@@ -70,8 +69,10 @@ def _import_model(
     encoder: str | None = None,
     text_tokenizer: str | None = None,
     template: str = "vicuna_v1",
-    image_aspect: str = "square",
+    image_aspect: str | None = None,
 ) -> str:
+    image_aspect = image_aspect or checkpoint.setting("image_aspect_ratio", str, "square")
+    _check_prompt(template, image_aspect)
     if kind.name == "asvr":
         config, model = import_released(checkpoint, heads)
     else:
@@ -114,20 +115,21 @@ def _import_dualtoken(
 
 def _save_tokenizer(tokenizer: SemanticTokenizer, config: dict, out: Path) -> dict:
     """Write the tower as a Hugging Face folder and the codes beside it; return the config that reads both."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     tower = tokenizer.encoder.model
     layer = tokenizer.encoder.layer
     tower.config.num_hidden_layers = max(layer) if isinstance(layer, list) else layer  # later blocks are not there
     encoder = dict(type="HFVisionEncoder", name=str(out / TOWER), layer=layer, arch=arch_of(tower.config))
     tokenizer.encoder_config, tokenizer.own_encoder.source = encoder, str(out / TOWER)
-    try:
+    with new_folder(out) as partial:
         tower.save_pretrained(partial / TOWER)
         tokenizer.save_pretrained(partial / CODES)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return dict(config, name=str(out / CODES), encoder=encoder)
+
+
+def _check_prompt(template: str | dict, image_aspect: str) -> None:
+    problems = check_prompt(template, image_aspect)
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def _text_tokenizer(checkpoint: Checkpoint, name: str | None):
@@ -138,14 +140,21 @@ def _text_tokenizer(checkpoint: Checkpoint, name: str | None):
 
 
 def export(
-    source: Path, out: Path, *, format: str, stage: str | None, image_aspect: str | None, template: str | None
+    source: Path,
+    out: Path,
+    *,
+    format: str,
+    stage: str | None,
+    image_aspect: str | None,
+    template: str | None,
+    trust_custom_imports: bool,
 ) -> str:
     """Write a trained model to ``out``, which must not exist; return what was done, in words."""
-    if out.exists():
-        raise ValueError(f"{out} exists: give a new folder")
-    found = load(source, device="cpu", stage=stage)
+    require_new(out)
+    found = load(source, device="cpu", stage=stage, trust_custom_imports=trust_custom_imports)
     found.image_aspect = image_aspect or found.image_aspect
     found.template = template or found.template
+    _check_prompt(found.template, found.image_aspect)
     if format == "asvr":
         return f"{found.save_pretrained(out)}: asvr.load reads it"
     return f"{export_llava(found, out)}: LlavaForConditionalGeneration and AutoProcessor read it"

@@ -15,12 +15,20 @@ from asvr.config import MODEL_FILE
 @dataclass(frozen=True)
 class Kind:
     """name: as in the tool's output. supported: whether `tools/convert.py import` reads it. marks: patterns, each of
-    which some key must match; an optional first group is the prefix of its keys."""
+    which some key must match; an optional first group is the prefix of its keys. instead: what reads it where that does
+    not."""
 
     name: str
     what: str
     marks: tuple[str, ...]
     supported: bool = True
+    instead: str = ""
+
+    @property
+    def title(self) -> str:
+        """What it is, in words, and what reads it where this tool's import does not."""
+        refusal = "" if self.supported else f" is not imported by this tool{': ' * bool(self.instead)}{self.instead}"
+        return f"{self.what} ({self.name}){refusal}"
 
     def prefix(self, checkpoint: Checkpoint) -> str:
         """What stands in front of the keys."""
@@ -38,7 +46,7 @@ KINDS = (
     Kind(
         "dualtoken-d",
         "a DualToken tokenizer, generation D (April 2026)",
-        (r"(rqvaesiglip\.)?prequant_sem\.attn\.qkv\.weight",),
+        (r"(rqvaesiglip\.)?prequant_sem\..*",),
     ),
     Kind(
         "dualtoken-c",
@@ -49,7 +57,7 @@ KINDS = (
     Kind(
         "dualtoken-a",
         "a DualToken tokenizer, generation A (projected to 256)",
-        (r"(rqvaesiglip\.)?prequant_semantic\.conv1\.weight", r"(rqvaesiglip\.)?quantizer_semantic\.codebooks\..*"),
+        (r"(rqvaesiglip\.)?prequant_semantic\..*", r"(rqvaesiglip\.)?quantizer_semantic\.codebooks\..*"),
     ),
     Kind(
         "dualtoken-b",
@@ -100,15 +108,16 @@ KINDS = (
     ),
     Kind(
         "llava-hf",
-        "a LLaVA model in transformers' layout: LlavaForConditionalGeneration reads it",
+        "a LLaVA model in transformers' layout",
         (r"(?:model\.)?multi_modal_projector\.linear_1\.weight",),
         supported=False,
+        instead="transformers' LlavaForConditionalGeneration reads it",
     ),
     Kind("llava", "a LLaVA-1.5 model: projector and LLM", (r"model\.mm_projector\.0\.weight", r"lm_head\.weight")),
 )
 
 
-OWN = Kind("own", "a model of this library: asvr.load reads it", (), supported=False)
+OWN = Kind("own", "a model of this library", (), supported=False, instead="asvr.load reads it as it is")
 
 
 def detect(checkpoint: Checkpoint) -> Kind:
@@ -128,12 +137,11 @@ def detect(checkpoint: Checkpoint) -> Kind:
 def rules_of(checkpoint: Checkpoint, kind: Kind) -> list:
     """What the import does with each key, without reading the weights.
 
-    Raises ``ValueError`` where the kind is not imported, or where the file alone does not tell its sizes.
+    Raises ``ValueError`` where the file alone does not tell its sizes.
     """
     if kind.name == "llava":
         return llava.RULES
-    if not kind.supported:
-        raise ValueError(f"{checkpoint.path}: {kind.what} ({kind.name}) is not imported by this tool")
+    assert kind.supported, kind
     prefix = kind.prefix(checkpoint)
     with torch.device("meta"):
         if kind.name == "asvr":
@@ -148,21 +156,27 @@ def describe(checkpoint: Checkpoint) -> str:
     """What `tools/convert.py show` prints: kind, where the weights stood, sizes, dtypes, and what each key is for."""
     kind = detect(checkpoint)
     total = sum(_count(checkpoint, key) for key in checkpoint.keys())
-    try:
-        uses = _uses(checkpoint, rules_of(checkpoint, kind))
-    except ValueError as error:  # told, not raised: the rest can be shown all the same
-        uses = dict.fromkeys(checkpoint.keys(), f"? ({error})")
+    unknown = ""
+    if kind.supported:
+        try:
+            uses = _uses(checkpoint, rules_of(checkpoint, kind))
+        except ValueError as error:  # told, not raised: the rest can be shown all the same
+            unknown = f"what its keys are used for cannot be told: {error}"
+    if not kind.supported or unknown:
+        uses = dict.fromkeys(checkpoint.keys(), "?" if unknown else "-")
     groups = {}
     for key, use in uses.items():
         keys, numbers = groups.get((_group(key), use), (0, 0))
         groups[_group(key), use] = (keys + 1, numbers + _count(checkpoint, key))
     lines = [
-        f"{checkpoint.path}: {kind.what} ({kind.name})" + ("" if kind.supported else "; not imported by this tool"),
+        f"{checkpoint.path}: {kind.title}",
         f"keys: {len(checkpoint.shapes)}, numbers: {total:,}"
         + (f", under {checkpoint.wrapper!r}" if checkpoint.wrapper else ""),
-        f"dtypes: {', '.join(sorted({str(checkpoint[key].dtype) for key in _samples(checkpoint)}))}",
+        f"dtypes: {', '.join(sorted(checkpoint.dtypes))}",
+        *([f"not tensors, left out: {', '.join(checkpoint.left_out)}"] if checkpoint.left_out else []),
         f"config.json: {'yes' if checkpoint.config is not None else 'no'}",
         *sizes(checkpoint),
+        *([unknown] if unknown else []),
         "",
         f"{'keys':>6}  {'numbers':>15}  {'group':<56}  use"
         + (" (import of the semantic branch)" if kind.name.startswith("dualtoken") else ""),
@@ -189,15 +203,12 @@ def _count(checkpoint: Checkpoint, key: str) -> int:
     return math.prod(checkpoint.shapes[key])
 
 
-def _samples(checkpoint: Checkpoint) -> list[str]:
-    """One key a shape: dtypes are the same within a kind of tensor."""
-    return list({shape: key for key, shape in checkpoint.shapes.items()}.values())
-
-
 def sizes(checkpoint: Checkpoint) -> list[str]:
     """Sizes of codebooks and of the LLM."""
     books = {}
     for key, shape in checkpoint.shapes.items():
+        if len(shape) != 2:
+            continue
         if m := re.fullmatch(r"(?:.*\.)?(quantizer\w*)\.codebooks\.\d+\.weight", key):
             books.setdefault((m[1], shape[0] - 1, shape[1]), []).append(key)
         elif re.fullmatch(r"(.*\.)?quantize\.embedding\.weight", key):
@@ -207,6 +218,6 @@ def sizes(checkpoint: Checkpoint) -> list[str]:
         for (name, count, width), keys in sorted(books.items())
     ]
     if "lm_head.weight" in checkpoint:
-        vocabulary, width = checkpoint.shapes["lm_head.weight"]
+        vocabulary, width = checkpoint.shape("lm_head.weight", 2)
         lines.append(f"LLM: vocabulary {vocabulary}, width {width}")
     return lines

@@ -73,17 +73,20 @@ def plan(
     branches = GENERATIONS[generation]
     if branch not in branches:
         raise ValueError(f"branch {branch!r}: expected one of {', '.join(branches)}")
-    parts, stated = branches[branch], (checkpoint.config or {}).get("rqvaesiglip", {})
+    parts, stated = branches[branch], _stated(checkpoint, generation)
     tower = f"{prefix}siglip_model.vision_model."
     encoder = dict(type="HFVisionEncoder", layer=parts.layer, arch=tower_arch(checkpoint, tower, name, num_heads))
-    code_shape = (stated.get(parts.config, {}) if parts.config else stated).get("code_shape", [None])
-    sizes = codebook_sizes(checkpoint, f"{prefix}{parts.quantizer}.", depth or code_shape[-1])
+    own = stated.get(parts.config, {}) if parts.config else stated
+    code_shape = own.get("code_shape", [None])
+    sizes = codebook_sizes(checkpoint, f"{prefix}{parts.quantizer}.", code_shape[-1] if depth is None else depth)
     projection = projection_config(checkpoint, f"{prefix}{parts.before}.")
-    if generation == "d" and parts.pixels and f"{prefix}{SHORTCUT}.proj.weight" in checkpoint:
-        encoder["layer"] = [parts.layer, stated.get("layer_shortcut") or SHORTCUT_LAYER]
-        projection["shortcut"] = stated.get("weight_shortcut") or SHORTCUT_WEIGHT
+    if generation == "d" and parts.pixels and checkpoint.has(f"{prefix}{SHORTCUT}."):
+        if projection is None:
+            raise ValueError(f"{checkpoint.path} does not fit: missing: {prefix}{parts.before}.*")
+        encoder["layer"] = [parts.layer, stated.get("layer_shortcut", SHORTCUT_LAYER)]
+        projection["shortcut"] = stated.get("weight_shortcut", SHORTCUT_WEIGHT)
     config = dict(type="SemanticTokenizer", **sizes, projection=projection, encoder=encoder)
-    if parts.pixels and f"{prefix}decoder.conv_in.weight" in checkpoint:
+    if parts.pixels and (checkpoint.has(f"{prefix}decoder.") or checkpoint.has(f"{prefix}post_quant_conv.")):
         size = stated.get("decoder_latent_shape")
         config["decoder"] = decoder_config(checkpoint, prefix, parts.after, size, encoder["arch"]["image_size"])
     tokenizer = SemanticTokenizer(**{key: value for key, value in config.items() if key != "type"})
@@ -115,12 +118,37 @@ def rules(prefix: str, parts: Branch, config: dict, tokenizer: SemanticTokenizer
 
 
 def projection_config(checkpoint: Checkpoint, prefix: str) -> dict | None:
-    """The config of the projection under ``prefix``, or None where there is none."""
-    if f"{prefix}conv1.weight" in checkpoint:
-        return dict(type="resnet", width=checkpoint.rows(f"{prefix}conv1.weight"))
-    if f"{prefix}attn.qkv.weight" in checkpoint:
+    """The config of the projection under ``prefix``, or None where there is none.
+
+    Raises ``ValueError`` where only a part of one is there.
+    """
+    if not checkpoint.has(prefix):
+        return None
+    if checkpoint.has(f"{prefix}attn."):
+        checkpoint.shape(f"{prefix}attn.qkv.weight", 2)
         return dict(type="attention", width=checkpoint.rows(f"{prefix}proj.weight"))
-    return None
+    return dict(type="resnet", width=checkpoint.rows(f"{prefix}conv1.weight"))
+
+
+# Fields of ``rqvaesiglip`` that are read here, and what they must be.
+STATED = dict(
+    code_shape=lambda v: isinstance(v, list) and v and isinstance(v[-1], int),
+    decoder_latent_shape=lambda v: isinstance(v, list) and len(v) == 2 and all(isinstance(n, int) for n in v),
+    layer_shortcut=lambda v: isinstance(v, int),
+    weight_shortcut=lambda v: isinstance(v, int | float),
+)
+
+
+def _stated(checkpoint: Checkpoint, generation: str) -> dict:
+    """``rqvaesiglip`` of ``config.json``, without nulls; {} where there is none."""
+    stated = (checkpoint.setting("rqvaesiglip", dict) or {}) if checkpoint.config is not None else {}
+    stated = {key: value for key, value in stated.items() if value is not None}
+    branches = [parts.config for parts in GENERATIONS[generation].values() if parts.config]
+    for place in (stated, *(stated.get(name, {}) for name in branches)):
+        wrong = [key for key, fits in STATED.items() if key in place and not fits(place[key])]
+        if wrong:
+            raise ValueError(f"{checkpoint.path}: config.json has {wrong[0]}={place[wrong[0]]!r} in rqvaesiglip")
+    return stated
 
 
 def decoder_config(
@@ -130,6 +158,8 @@ def decoder_config(
     picture has ``image_size``. Raises ``ValueError`` where that is not possible."""
     pattern = re.escape(prefix) + r"decoder\.up\.(\d+)\.(block|attn)\.(\d+)\..*"
     found = {(int(m[1]), m[2], int(m[3])) for key in checkpoint.keys() if (m := re.fullmatch(pattern, key))}
+    if not found:
+        raise ValueError(f"{checkpoint.path} does not fit: missing: {prefix}decoder.up.*")
     levels = 1 + max(level for level, _, _ in found)
     attention = sorted({level for level, kind, _ in found if kind == "attn"})
     base = checkpoint.rows(f"{prefix}decoder.norm_out.weight")

@@ -3,8 +3,6 @@
 The reconstruction heads and visual tokenizers are not needed to answer and stay behind.
 """
 
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from asvr.checkpoints.chat_templates import chat_template
 from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.templates import IMAGE_MARK, build_template
+from asvr.folders import new_folder, require_new
 from asvr.models.encoders.huggingface import HFVisionEncoder
 from asvr.models.llms import HFCausalLM
 from asvr.models.projectors import MLPProjector
@@ -39,20 +38,14 @@ def export_llava(source: Pretrained, folder: str | Path) -> Path:
     """Write ``folder``, whole or not at all. Raises ``ValueError`` with the reason where LLaVA cannot express the
     model, or where the exported processor would not give the token ids that the model was trained with."""
     folder = Path(folder).absolute()
-    if folder.exists():
-        raise ValueError(f"{folder} exists: give a new folder")
+    require_new(folder)
     refuse_inexpressible(source)
     processor, image_id = build_processor(source)
     check_ids(source, processor, image_id)
     model = build_model(source, image_id)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
@@ -63,6 +56,8 @@ def refuse_inexpressible(source: Pretrained) -> None:
         reasons.append(f"its encoder is {_kind(model.encoder)}; LLaVA folders take {', '.join(TOWERS)}")
     elif isinstance(model.encoder.layer, list):
         reasons.append(f"its encoder gives the features of several layers ({model.encoder.layer})")
+    elif model.encoder.layer == 0:
+        reasons.append("its encoder gives the patch embeddings (layer 0), in front of the first block")
     if not isinstance(model.projector, MLPProjector) or [type(m).__name__ for m in model.projector.mlp] != [
         "Linear",
         "GELU",
@@ -86,8 +81,9 @@ def _kind(part) -> str:
 
 
 def build_model(source: Pretrained, image_id: int) -> LlavaForConditionalGeneration:
-    """The model with our weights. The place of an image gets an embedding of its own, of zeros, which is never read
-    and never written."""
+    """The model with our weights. The place of an image is an id that the tokenizer gets as its next one: in most
+    models a row of zeros that the vocabulary grows by, in a model with spare rows one of those. It is never read, and
+    never written (``suppress_tokens``)."""
     ours = source.model
     tower, text = ours.encoder.model.config.to_dict(), ours.llm.model.config.to_dict()
     tower["num_hidden_layers"] = sum(1 for key in ours.encoder.model.state_dict() if key.endswith("layer_norm1.weight"))

@@ -4,50 +4,56 @@ import inspect
 import re
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from asvr.checkpoints.codebooks import codebook_rules, codebook_sizes, uniform_shares
 from asvr.checkpoints.reading import Checkpoint
 from asvr.checkpoints.rules import Ignored, Rule, translate
 from asvr.checkpoints.siglip import tower_arch, tower_rules
-from asvr.registry import MODELS
+from asvr.model_file import build_described
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
 TOKENIZER = "model.vision_tokenizer.vision_tower."
 RQVAE = f"{TOKENIZER}rqvaesiglip."
 HEAD = f"{TOKENIZER}rqtransformer_semantic."
 HEAD_WIDTH = 128  # of the attention heads of the released head: RQTransformer has embed_dim // 128 of them
-LAYER = -2
+HEAD_LAYERS = 3  # as RQTransformer always builds it
+LAYER = -2  # of the tokenizer's tower, whatever the configuration says of the encoder's
 TAG = "asvr_"  # of the released model types: asvr_llama, asvr_mistral, asvr_qwen2
 
 
 def model_config(checkpoint: Checkpoint, num_heads: int | None = None) -> dict:
     """The config of `VLM` for a released checkpoint. num_heads: of the SigLIP towers, where it is no published size.
 
-    Sizes come from the tensors, the LLM's from ``config.json``. Raises ``ValueError`` where that is missing.
+    Sizes come from the tensors, the LLM's from ``config.json``. Raises ``ValueError`` where that is missing or does not
+    fit.
     """
-    if checkpoint.config is None:
-        raise ValueError(f"{checkpoint.path}: config.json is missing beside the weights, which has the LLM's sizes")
-    layers = {m[1] for key in checkpoint.keys() if (m := re.match(re.escape(HEAD) + r"head_transformer\.(\d+)\.", key))}
-    classifiers = [key for key in checkpoint.keys() if re.fullmatch(re.escape(HEAD) + r"heads\.\d+\.weight", key)]
+    name, llm = checkpoint.setting("mm_vision_tower", str, ""), llm_arch(checkpoint)
+    refuse_other_features(checkpoint)
+    layers = checkpoint.numbers(re.escape(HEAD) + r"head_transformer\.(\d+)\..*")
+    if layers != HEAD_LAYERS:
+        raise ValueError(f"{checkpoint.path}: {layers} layers under {HEAD}, the released head has {HEAD_LAYERS}")
+    classifiers = checkpoint.numbers(re.escape(HEAD) + r"heads\.(\d+)\.weight")
     width = checkpoint.rows(f"{HEAD}headnorm.weight")
-    name = checkpoint.config.get("mm_vision_tower", "")
     own = tower_arch(checkpoint, f"{RQVAE}siglip_model.vision_model.", name, num_heads)
+    layer = checkpoint.setting("mm_vision_select_layer", int, LAYER)
     return dict(
         type="VLM",
-        encoder=dict(type="HFVisionEncoder", layer=LAYER, arch=tower_arch(checkpoint, TOWER, name, num_heads)),
+        encoder=dict(type="HFVisionEncoder", layer=layer, arch=tower_arch(checkpoint, TOWER, name, num_heads)),
         projector=dict(type="MLPProjector", layers=2),
-        llm=dict(type="HFCausalLM", arch=llm_arch(checkpoint)),
+        llm=dict(type="HFCausalLM", arch=llm),
         reconstruction=[
             dict(
                 name="semantic",
                 tokenizer=dict(
                     type="SemanticTokenizer",
-                    **codebook_sizes(checkpoint, f"{RQVAE}quantizer_semantic.", len(classifiers)),
+                    **codebook_sizes(checkpoint, f"{RQVAE}quantizer_semantic.", classifiers),
                     encoder=dict(type="HFVisionEncoder", layer=LAYER, arch=own),
                 ),
-                head=dict(type="ReleasedHead", width=width, layers=len(layers), num_heads=max(1, width // HEAD_WIDTH)),
+                head=dict(type="ReleasedHead", width=width, layers=layers, num_heads=max(1, width // HEAD_WIDTH)),
                 loss=dict(type="CodeCrossEntropy"),
                 weight=1.0,
                 shift=0,
@@ -57,14 +63,31 @@ def model_config(checkpoint: Checkpoint, num_heads: int | None = None) -> dict:
 
 
 def llm_arch(checkpoint: Checkpoint) -> dict:
-    """The LLM's part of a LLaVA-like ``config.json``."""
-    model_type = checkpoint.config["model_type"].removeprefix(TAG).removeprefix("llava_")
+    """The LLM's part of a LLaVA-like ``config.json``, nulls included: ``sliding_window: null`` is not the default.
+
+    Raises ``ValueError`` where it is none of a language model, or of sizes that no model has.
+    """
+    named = checkpoint.setting("model_type", str, "")
+    model_type = named.removeprefix(TAG).removeprefix("llava_")
     model_type = {"llava": "llama"}.get(model_type, model_type)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(f"{checkpoint.path}: config.json has model_type {checkpoint.config['model_type']!r}: no LLM")
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"{checkpoint.path}: config.json has model_type {named!r}: no language model of transformers")
     known = inspect.signature(CONFIG_MAPPING[model_type].__init__).parameters.keys() | {"rope_theta", "rope_scaling"}
-    arch = {key: value for key, value in checkpoint.config.items() if key in known and value is not None}
-    return dict(arch, model_type=model_type, vocab_size=checkpoint.rows("lm_head.weight"))
+    arch = {key: value for key, value in checkpoint.config.items() if key in known}
+    arch |= dict(model_type=model_type, vocab_size=checkpoint.rows("lm_head.weight"))
+    try:
+        AutoConfig.for_model(**arch)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
+        told = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint.path}: config.json describes no {model_type}: {told}") from error
+    return arch
+
+
+def refuse_other_features(checkpoint: Checkpoint) -> None:
+    """Raise ``ValueError`` where the model was trained on other features than the patches'."""
+    kept = checkpoint.setting("mm_vision_select_feature", str, "patch")
+    if kept != "patch":
+        raise ValueError(f"{checkpoint.path}: config.json has mm_vision_select_feature={kept!r}, expected 'patch'")
 
 
 def rules(model, shared: bool) -> list:
@@ -125,7 +148,7 @@ def released_tensors(checkpoint: Checkpoint, model: torch.nn.Module) -> dict[str
 def plan(checkpoint: Checkpoint, num_heads: int | None = None) -> tuple[dict, torch.nn.Module, list]:
     """The config of a released checkpoint (`model_config`), its `VLM` without weights, and the rules for its keys."""
     config = model_config(checkpoint, num_heads)
-    model = MODELS.build(config)
+    model = build_described(config, checkpoint.path)
     return config, model, rules(model, model.tokenizers["semantic"].quantizer.shared)
 
 

@@ -1,5 +1,6 @@
 """SigLIP's vision tower inside other checkpoints."""
 
+import math
 import re
 
 from torch import nn
@@ -7,39 +8,47 @@ from torch import nn
 from asvr.checkpoints.reading import Checkpoint
 from asvr.checkpoints.rules import Ignored, Rule
 
-# Width of an attention head, where the number of heads stands in no tensor: SO400M has 72, all smaller ones 64.
-HEAD_WIDTHS = {1152: 72, 1024: 64, 768: 64}
+# Width -> width of an attention head, which stands in no tensor, and number of blocks, of the published towers.
+PUBLISHED = {1152: (72, 27), 1024: (64, 24), 768: (64, 12)}
+# (patches a side, patch size) -> image size, where the patches leave a rest of the picture.
+WITH_REST = {(27, 14): 384}
 
 
 def tower_arch(checkpoint: Checkpoint, prefix: str, name: str = "", num_heads: int | None = None) -> dict:
     """The architecture of a tower whose keys begin with ``prefix`` (it ends in ``vision_model.``), from its tensors.
 
-    name: the tower's published name, which ends in its image size (``siglip-so400m-patch14-384``): a tower of 27 x 27
-    patches of 14 pixels reads 384, not 378, and the picture is resized to that. Without it the patches are filled.
+    name: the tower's published name, which ends in its image size (``siglip-so400m-patch14-384``). Without it the size
+    is that of the published tower with as many patches (27 x 27 patches of 14 pixels read 384, not 378).
 
-    Raises ``ValueError`` where the number of heads is neither given nor that of a published size.
+    Raises ``ValueError`` where the number of heads is neither given nor that of a published size, or where blocks are
+    missing.
     """
-    embedding, patch = f"{prefix}embeddings.position_embedding.weight", f"{prefix}embeddings.patch_embedding.weight"
-    if embedding not in checkpoint or patch not in checkpoint:
-        raise ValueError(f"{checkpoint.path}: no SigLIP vision tower under {prefix}")
-    positions, width = checkpoint.shapes[embedding]
-    side = checkpoint.shapes[patch][-1]
-    if num_heads is None and width not in HEAD_WIDTHS:
+    positions, width = checkpoint.shape(f"{prefix}embeddings.position_embedding.weight", 2)
+    patch_size = checkpoint.shape(f"{prefix}embeddings.patch_embedding.weight", 4)[-1]
+    patches = math.isqrt(positions)
+    if patches**2 != positions:
+        raise ValueError(f"{checkpoint.path}: {positions} positions under {prefix} are no square")
+    if num_heads is None and width not in PUBLISHED:
         raise ValueError(
             f"{checkpoint.path}: a tower of width {width} is of no published size, and the number of its attention "
             "heads stands in no tensor: give it (--heads)"
         )
-    layers = {
-        int(m[1]) for key in checkpoint.keys() if (m := re.match(re.escape(prefix) + r"encoder\.layers\.(\d+)\.", key))
-    }
+    if num_heads is not None and (num_heads < 1 or width % num_heads):
+        raise ValueError(f"{checkpoint.path}: --heads {num_heads}: expected a divisor of the tower's width {width}")
+    layers = checkpoint.numbers(re.escape(prefix) + r"encoder\.layers\.(\d+)\..*")
+    if width in PUBLISHED and layers != PUBLISHED[width][1]:
+        raise ValueError(
+            f"{checkpoint.path}: {layers} blocks under {prefix}, a SigLIP tower of width {width} has "
+            f"{PUBLISHED[width][1]}: the checkpoint is not whole"
+        )
     return dict(
         model_type="siglip_vision_model",
         hidden_size=width,
         intermediate_size=checkpoint.rows(f"{prefix}encoder.layers.0.mlp.fc1.weight"),
-        num_hidden_layers=len(layers),
-        num_attention_heads=num_heads or width // HEAD_WIDTHS[width],
-        image_size=_image_size(name, round(positions**0.5), side),
-        patch_size=side,
+        num_hidden_layers=layers,
+        num_attention_heads=num_heads or width // PUBLISHED[width][0],
+        image_size=_image_size(name, patches, patch_size),
+        patch_size=patch_size,
     )
 
 
@@ -47,7 +56,7 @@ def _image_size(name: str, patches: int, patch_size: int) -> int:
     named = re.search(r"-(\d+)/?$", name)
     if named and int(named[1]) // patch_size == patches:
         return int(named[1])
-    return patches * patch_size
+    return WITH_REST.get((patches, patch_size), patches * patch_size)
 
 
 def tower_rules(prefix: str, ours: str, model: nn.Module) -> list:

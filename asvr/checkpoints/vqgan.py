@@ -43,16 +43,18 @@ def plan(
     theirs = re.escape(prefix)
     rules = [
         *(Rule(theirs + rule.pattern, rule.to, rule.how) for rule in used(kind, len(arch["channel_multiplier"]))),
-        *(Ignored(theirs + rule.pattern, rule.why) for rule in IGNORED),
+        *(Ignored(theirs + rule.pattern, rule.why) for rule in IGNORED + (OF_RQVAE if kind == "rqvae" else [])),
         Ignored(rf"(?!{theirs}).*" if prefix else r"(?!)", "not the VQGAN's"),
     ]
     config = dict(type="PixelTokenizer", image_size=image_size)
     return config, PixelTokenizer(image_size=image_size, arch=arch), rules
 
 
-IGNORED = [
+OF_RQVAE = [
     Ignored(r"quantizer\.codebooks\.\d+\.weight", "a copy of the shared codebook"),
     Ignored(r"quantizer\.codebooks\.\d+\.(cluster_size_ema|embed_ema)", "moving averages of the codebook's training"),
+]
+IGNORED = [
     Ignored(r"quantize\.(embedding\.)?(cluster_size|embed_avg)", "moving averages of the codebook's training"),
     Ignored(r"quantize\.codebook_used", "which codes the last training steps used"),
     Ignored(r"loss\..*", "the discriminator and the perceptual loss"),
@@ -90,12 +92,12 @@ def architecture(checkpoint: Checkpoint, keys: list[str], kind: str, prefix: str
     """`PixelTokenizer`'s ``arch``, from the tensors. Raises ``ValueError`` where a needed one is missing."""
     level = r"encoder\.conv_blocks\.(\d+)\." if kind == "llamagen" else r"encoder\.down\.(\d+)\."
     block = "res" if kind == "llamagen" else "block"
-    levels = 1 + max(int(m[1]) for key in keys if (m := re.match(level, key)))
+    levels = 1 + max((int(m[1]) for key in keys if (m := re.match(level, key))), default=-1)
+    if levels == 0:
+        raise ValueError(f"{checkpoint.path} does not fit: missing: {prefix}encoder's blocks")
     folder = "encoder.conv_blocks" if kind == "llamagen" else "encoder.down"
 
     def rows(key: str) -> int:
-        if prefix + key not in checkpoint:
-            raise ValueError(f"{checkpoint.path}: {prefix + key} is missing")
         return checkpoint.rows(prefix + key)
 
     base = rows("encoder.conv_in.weight")
@@ -123,7 +125,9 @@ def architecture(checkpoint: Checkpoint, keys: list[str], kind: str, prefix: str
 def residual_depth(checkpoint: Checkpoint, prefix: str, depth: int | None) -> int:
     """How often an RQ-VAE looks its shared codebook up; see `codebook_sizes`. Raises ``ValueError`` where its codebooks
     differ, which `PixelTokenizer` does not have."""
-    sizes = codebook_sizes(checkpoint, f"{prefix}quantizer.", depth or _stated_depth(checkpoint.path))
+    sizes = codebook_sizes(
+        checkpoint, f"{prefix}quantizer.", _stated_depth(checkpoint.path) if depth is None else depth
+    )
     if sizes["depth"] > 1 and not sizes["shared"]:
         raise ValueError(
             f"{checkpoint.path}: its {sizes['depth']} codebooks differ; only one that all levels share can be imported"

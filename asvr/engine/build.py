@@ -11,6 +11,7 @@ from asvr.config import distinct, stage_config
 from asvr.data.collate import Collate
 from asvr.data.samplers import BatchSampler, ResumableSampler
 from asvr.registry import DATASETS, MODELS
+from asvr.schema import is_device
 
 
 def build_model(cfg: Config, vocab_size: int):
@@ -24,6 +25,8 @@ def build_model(cfg: Config, vocab_size: int):
 def build_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not is_device(name):
+        raise ValueError(f"device {name!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:0'")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"runtime.device={name!r}: this torch sees no CUDA device; use 'auto' or 'cpu'")
     return torch.device(name)

@@ -61,6 +61,7 @@ class HFCausalLM(Component):
         self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
         self.num_layers = config.num_hidden_layers
+        self.max_positions = getattr(config, "max_position_embeddings", None)
 
     @property
     def lm_head(self) -> torch.nn.Linear:

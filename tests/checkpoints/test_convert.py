@@ -59,7 +59,7 @@ def released(weights, tmp_path_factory):
 def test_show_tells_what_it_is(tool, released, weights, tmp_path):
     error, text = tool("show", released)
     assert error is None and "a model of the released ASVR code (asvr)" in text
-    assert "quantizer_semantic: 8 codebook(s) of 64 codes of width 32" in text and "torch.bfloat16" in text
+    assert "quantizer_semantic: 8 codebook(s) of 64 codes of width 32" in text and "dtypes: bfloat16" in text
     assert re.search(r" 4 .* projector +-> heads\.semantic\.input\n", text + "\n") and "unknown" not in text
     assert re.search(r"text_model.* ignored: SigLIP's text side", text)
     save_file(dict(other=torch.zeros(2)), tmp_path / "other.safetensors")
@@ -146,7 +146,7 @@ def test_export_of_a_run(tool, tiny_run, tmp_path):
     assert "cannot be a LLaVA folder: its encoder is TimmEncoder" in error and not (tmp_path / "out").exists()
     error, text = tool("export", tiny_run, tmp_path / "out", "--format", "asvr")
     assert error is None and "asvr.load reads it" in text
-    assert "(own); not imported by this tool" in tool("show", tmp_path / "out")[1]
+    assert "(own) is not imported by this tool: asvr.load" in tool("show", tmp_path / "out")[1]
     assert asvr.load(tmp_path / "out", device="cpu").chat(None, "is there a circle?", max_new_tokens=2) is not None
     error, _ = tool("export", tiny_run, tmp_path / "out", "--format", "asvr")
     assert "exists: give a new folder" in error

@@ -177,7 +177,8 @@ def test_two_layers_of_a_tower_stand_side_by_side(tower, tool, tmp_path):  # noq
     config = ast.literal_eval(text.split("Its config: ")[1].strip())
     assert config["projection"] == dict(type="attention", width=NARROW, shortcut=0.5)
     tokenizer = VISUAL_TOKENIZERS.build(config)
-    pixels = torch.rand(1, 3, 378, 378) * 2 - 1
+    assert tokenizer.transform.size == (384, 384)  # of the published tower with 27 x 27 patches
+    pixels = torch.rand(1, 3, 384, 384) * 2 - 1
     with torch.no_grad():
         states = tokenizer.encoder.model(pixel_values=pixels, output_hidden_states=True).hidden_states
     assert torch.equal(tokenizer.encoder(pixels), torch.cat([states[6], states[2]], dim=-1))
@@ -197,9 +198,10 @@ def test_what_no_tensor_tells_must_be_stated(tower, tool, tmp_path):  # noqa: F8
     error, _ = tool("import", tmp_path / "t.safetensors", tmp_path / "out3", "--heads", 4, "--branch", "sound")
     assert "branch 'sound': expected one of semantic, appearance" in error
     options = ("--heads", 4, "--branch", "appearance", "--depth", 8)
-    save_file(weights | {"decoder.up.2.block.0.conv1.weight": torch.zeros(32)}, tmp_path / "t.safetensors")
+    deep = {f"decoder.up.{i}.block.0.conv1.weight": torch.zeros(32) for i in range(2, 9)}
+    save_file(weights | deep, tmp_path / "t.safetensors")
     error, _ = tool("import", tmp_path / "t.safetensors", tmp_path / "out3", *options)
-    assert "no picture of 378 pixels" in error and not (tmp_path / "out3").exists()
+    assert "no picture of 384 pixels" in error and not (tmp_path / "out3").exists()
 
 
 @pytest.mark.parametrize(("name", "generation", "branch"), [

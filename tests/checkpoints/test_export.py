@@ -77,7 +77,7 @@ def pictures() -> list[Image.Image]:
 def test_transformers_computes_and_answers_the_same(case, pictures, tmp_path):
     source = tiny(*case)
     folder = export_llava(source, tmp_path / "out")
-    assert "(llava-hf); not imported by this tool" in show(folder)
+    assert "(llava-hf) is not imported by this tool" in show(folder)
     processor = AutoProcessor.from_pretrained(folder, backend="pil")
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
     for count in range(3):

@@ -14,6 +14,7 @@ from vqgan_reference import Layout, checkpoint, straight_line
 
 from asvr.checkpoints import vqgan
 from asvr.checkpoints.detect import detect
+from asvr.checkpoints.reading import Checkpoint
 from asvr.checkpoints.rules import sort_keys
 from asvr.models.tokenizers.pixel import PixelTokenizer
 from asvr.models.tokenizers.training import train_pixel_tokenizer
@@ -86,26 +87,16 @@ def test_every_key_of_the_published_sizes_is_used(name):
     assert tokenizer.depth == (4 if kind.name == "rqvae" else 1)
 
 
-class Listing:
+class Listing(Checkpoint):
     """A checkpoint of which only keys and shapes are known; tensors are zeros."""
-
-    path, config = KEYS, None
 
     def __init__(self, file):
         lines = [re.fullmatch(r"(\S+) \((.*)\)", line) for line in file.read_text().splitlines()]
-        self.shapes = {m[1]: tuple(int(n) for n in m[2].split(",") if n.strip()) for m in lines}
-
-    def keys(self):
-        return self.shapes.keys()
-
-    def __contains__(self, key):
-        return key in self.shapes
+        shapes = {m[1]: tuple(int(n) for n in m[2].split(",") if n.strip()) for m in lines}
+        super().__init__(file, readers={}, shapes=shapes, wrapper=None, dtypes=set(), left_out=[])
 
     def __getitem__(self, key):
         return torch.zeros((), device="cpu").expand(self.shapes[key])
-
-    def rows(self, key):
-        return self.shapes[key][0]
 
 
 def test_the_depth_of_a_codebook_saved_once_must_be_stated(tool, tmp_path):  # noqa: F811

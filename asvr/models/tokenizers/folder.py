@@ -1,9 +1,6 @@
 """Folders of weights: written whole or not at all, read strictly."""
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,31 +8,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from asvr.folders import replaced_folder
+
 
 def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]], texts: Mapping[str, dict]) -> Path:
     """Write one safetensors file (name, tensors) and JSON files (name -> content) to ``folder``.
 
-    Everything goes to a temporary folder next to it, which is then renamed. A folder that holds other
-    files is refused, because the rename replaces it.
+    A folder that holds other files is refused, because it is replaced.
     """
     folder = Path(folder).absolute()
     refuse_other_files(folder, {weights[0], *texts})
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (folder.with_name(f".{folder.name}.{kind}.{uuid.uuid4().hex[:8]}") for kind in ("new", "old"))
-    for left in folder.parent.glob(f".{folder.name}.new.*"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with replaced_folder(folder) as partial:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights[1].items()}
-        save_file(tensors, temporary / weights[0], metadata={"format": "pt"})
+        save_file(tensors, partial / weights[0], metadata={"format": "pt"})
         for name, content in texts.items():
-            (temporary / name).write_text(json.dumps(content, indent=2) + "\n")
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n")
     return folder
 
 
