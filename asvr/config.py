@@ -24,6 +24,8 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
 
     Raises ``ValueError`` naming the file that is missing, or the option or module that does not fit.
     """
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: give the config file (a run's is in its work dir, config.py)")
     if not Path(path).is_file():
         raise ValueError(f"there is no config file {path}")
     cfg = Config.fromfile(path, import_custom_modules=False)

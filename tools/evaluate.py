@@ -20,7 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--image-folder", type=Path, default=Path(), help="where the pictures of --questions are")
     parser.add_argument("--limit", type=int, help="only the first questions")
     parser.add_argument(
-        "--out", type=Path, help="folder for result.json and answers.jsonl (default: WORK_DIR/evaluation)"
+        "--out",
+        type=Path,
+        help="of result.json and answers.jsonl (default: WORK_DIR/evaluation[/QUESTIONS' name])",
     )
     add_cfg_options(parser)
     return parser.parse_args()

@@ -58,12 +58,10 @@ def refuse_inexpressible(source: Pretrained) -> None:
         reasons.append(f"its encoder gives the features of several layers ({model.encoder.layer})")
     elif model.encoder.layer == 0:
         reasons.append("its encoder gives the patch embeddings (layer 0), in front of the first block")
-    if not isinstance(model.projector, MLPProjector) or [type(m).__name__ for m in model.projector.mlp] != [
-        "Linear",
-        "GELU",
-        "Linear",
-    ]:
-        reasons.append(f"its projector is {_kind(model.projector)}; LLaVA has MLPProjector(layers=2) without a norm")
+    parts = [type(m).__name__ for m in model.projector.mlp] if isinstance(model.projector, MLPProjector) else []
+    if parts != ["Linear", "GELU", "Linear"]:
+        ours = " of ".join([_kind(model.projector), *([", ".join(parts)] if parts else [])])
+        reasons.append(f"its projector is {ours}; LLaVA has MLPProjector of Linear, GELU, Linear")
     if not isinstance(model.llm, HFCausalLM) or model.llm.model.config.model_type not in LLMS:
         reasons.append(f"its LLM is {_kind(model.llm)}; this export is tested with {', '.join(LLMS)}")
     if source.text_tokenizer is None:

@@ -12,9 +12,12 @@ A row counts once its line is whole; what a killed process left behind it is cut
 same time has a part of its own, and a reader takes all parts.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from asvr.data.images import picture_bytes
 from asvr.data.refusals import Refused
 from asvr.engine.log import logger
 
@@ -46,15 +50,18 @@ class CodeStore:
         description = json.loads(json.dumps(description, default=str))
         file = self.folder / STORE
         if file.is_file():
-            if json.loads(file.read_text()) != description:
+            if _read_json(file) != description:
                 raise ValueError(f"{file}: describes other codes than {name!r} needs: delete {self.folder}")
-            for index in sorted(self.folder.glob("index.*.jsonl")):
-                self._read_part(index)
+            self.reload()
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
             partial.write_text(json.dumps(description, indent=1) + "\n")
             partial.replace(file)
+
+    def refusal(self, sha256: str) -> tuple[str, str] | None:
+        """Message and reason where a picture could not be read; it is tried again whenever codes are computed."""
+        return None if sha256 in self.rows else self.refused.get(sha256)
 
     def __contains__(self, sha256: str) -> bool:
         return sha256 in self.rows or sha256 in self.refused
@@ -72,8 +79,7 @@ class CodeStore:
         available = data.stat().st_size // self.row_bytes if data.is_file() else 0
         part = np.memmap(data, self.dtype, "r", shape=(available, *self.shape)) if available else None
         lost = 0
-        for line in index.read_text().split("\n")[:-1]:  # a line without its end was cut off
-            entry = json.loads(line)
+        for entry in _entries(index):
             if "refused" in entry:
                 self.refused[entry["sha256"]] = tuple(entry["refused"])
             elif entry["row"] < available:
@@ -98,18 +104,21 @@ class CodeStore:
 
 
 class Writer:
-    """Appends rows to one part; data first, then its lines, so that a line never names a row that is not there."""
+    """Appends rows to one part; data first, then its lines, so that a line never names a row that is not there.
+
+    Raises ``ValueError`` where another process is writing the part.
+    """
 
     def __init__(self, store: CodeStore, index: Path, data: Path):
         self.store = store
-        whole = index.read_text().rpartition("\n")[0].split("\n") if index.is_file() else []
-        entries = [json.loads(line) for line in whole if line]
-        available = data.stat().st_size // store.row_bytes if data.is_file() else 0
+        self.data = open(os.open(data, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        _lock(self.data, data)
+        available = os.path.getsize(data) // store.row_bytes
+        entries = list(_entries(index)) if index.is_file() else []
         kept = [entry for entry in entries if entry.get("row", -1) < available]
         self.count = 1 + max((entry["row"] for entry in kept if "row" in entry), default=-1)
         index.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         self.index = open(index, "a")
-        self.data = open(data, "r+b" if data.is_file() else "w+b")
         self.data.truncate(self.count * store.row_bytes)
         self.data.seek(0, 2)
 
@@ -124,7 +133,8 @@ class Writer:
         self.index.flush()
 
     def refuse(self, sha256: str, message: str, reason: str) -> None:
-        self._line(dict(sha256=sha256, refused=[message, reason]))
+        if self.store.refused.get(sha256) != (message, reason):
+            self._line(dict(sha256=sha256, refused=[message, reason]))
 
     def _line(self, entry: dict) -> None:
         self.index.write(json.dumps(entry) + "\n")
@@ -135,6 +145,42 @@ class Writer:
     def __exit__(self, *_) -> None:
         self.index.close()
         self.data.close()
+
+
+def _lock(file, path: Path) -> None:
+    """Until the file is closed, also by the end of the process."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise ValueError(f"{path}: another process is writing it: wait for it, or give --shard i/n") from error
+    except OSError as error:  # a file system without locks
+        logger.warning("%s cannot be locked (%s): see that no other process writes it", path, error)
+
+
+def _entries(index: Path) -> Iterator[dict]:
+    """The lines of an index; one without its end was cut off. Raises ``ValueError`` for a damaged one."""
+    for number, line in enumerate(index.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            entry = json.loads(line)
+            refused = entry.get("refused")
+            if refused is None:
+                whole = min(int(entry["row"]), int(entry["crc32"])) >= 0
+            else:
+                whole = len(refused) == 2 and all(isinstance(text, str) for text in refused)
+            whole = whole and isinstance(entry["sha256"], str)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{index}: line {number} is damaged: delete {index.parent} to compute its codes anew")
+        yield entry
+
+
+def _read_json(file: Path):
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged ({error}): delete {file.parent} to compute its codes anew") from error
 
 
 class CodeCache:
@@ -150,8 +196,8 @@ class CodeCache:
         """Raise `Refused` where one of the pictures could not be read when its codes were computed."""
         for key in keys:
             for store in self.stores.values():
-                if self.hashes[key] in store.refused:
-                    raise Refused(*store.refused[self.hashes[key]])
+                if (refusal := store.refusal(self.hashes[key])) is not None:
+                    raise Refused(*refusal)
 
     def features(self, keys: list[str]) -> None:
         return None
@@ -173,7 +219,7 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
     with open(file, "a") as out:
         for key, source in pictures.items():
             if isinstance(source, Image.Image):
-                found[key] = hashlib.sha256(f"{source.mode} {source.size}".encode() + source.tobytes()).hexdigest()
+                found[key] = hashlib.sha256(picture_bytes(source)).hexdigest()
                 continue
             path = str(Path(source).absolute())
             try:
@@ -191,10 +237,10 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
 def _known_files(file: Path) -> dict[str, tuple[list[int], str]]:
     """path -> (size and time of change, SHA-256)."""
     known = {}
-    for line in file.read_text().split("\n") if file.is_file() else []:
+    for line in file.read_text(errors="replace").split("\n") if file.is_file() else []:
         try:
             path, size, changed, sha256 = json.loads(line)
-        except ValueError:  # torn by a process that was killed: that file is read again
+            known[path] = ([size, changed], sha256)
+        except (ValueError, TypeError):  # torn by a process that was killed: that file is read again
             continue
-        known[path] = ([size, changed], sha256)
     return known

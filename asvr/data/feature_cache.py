@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from asvr.data.images import open_image
+from asvr.data.images import open_image, picture_bytes
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
 
@@ -155,7 +155,7 @@ def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) ->
 
 def _content(source: "Path | Image.Image") -> bytes:
     if isinstance(source, Image.Image):
-        return source.tobytes()
+        return picture_bytes(source)
     try:
         return Path(source).read_bytes()
     except OSError as error:  # told where the picture is opened

@@ -24,3 +24,8 @@ def open_image(source: "str | Path | Image.Image") -> Image.Image:
         raise Refused(f"the picture {source} is missing", "missing picture") from error
     except BROKEN as error:
         raise Refused(f"the picture {source} cannot be read: {error}", "unreadable picture") from error
+
+
+def picture_bytes(image: Image.Image) -> bytes:
+    """What a picture in memory shows, as it will be read: its palette is part of that."""
+    return f"RGB {image.size}".encode() + image.convert("RGB").tobytes()

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from asvr import zoo
+from asvr.models.hf import without_warnings
 from asvr.registry import DATASETS, TEXT_TOKENIZERS
 
 BYTES = 256
@@ -111,6 +112,10 @@ def _without_prefix(spec: dict) -> dict:
     return spec
 
 
+# Any of these makes a folder a text tokenizer's.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
 @TEXT_TOKENIZERS.register_module()
 class HFTokenizer(TextTokenizer):
     """The tokenizer of a Hugging Face model, from a local folder. Code in the folder is never run.
@@ -122,7 +127,8 @@ class HFTokenizer(TextTokenizer):
     def __init__(self, *, name: str):
         folder = zoo.require(name, what="text tokenizer")
         try:
-            hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            with without_warnings():
+                hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
         except (ValueError, OSError, ImportError, KeyError) as error:
             raise ValueError(_unreadable(name, folder, error)) from error
         if not hf.is_fast:
@@ -131,6 +137,8 @@ class HFTokenizer(TextTokenizer):
 
 
 def _unreadable(name: str, folder: Path, error: Exception) -> str:
+    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        return f"{folder}: no text tokenizer is in it, expected one of {', '.join(TOKENIZER_FILES)}"
     message = f"the tokenizer of {name!r} ({folder}) cannot be read: {error}"
     config = folder / "tokenizer_config.json"
     if config.is_file() and "AutoTokenizer" in json.loads(config.read_text(encoding="utf-8")).get("auto_map", {}):

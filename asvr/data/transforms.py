@@ -63,7 +63,10 @@ def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Imag
 
 def _resize_and_crop(image: Image.Image, size: tuple[int, int], resampling) -> Image.Image:
     height, width = size
-    scale = max(height / image.height, width / image.width)
-    image = image.resize((max(width, int(image.width * scale)), max(height, int(image.height * scale))), resampling)
+    if height * image.width >= width * image.height:  # whole numbers: a rounded scale loses a pixel now and then
+        resized = (max(width, height * image.width // image.height), height)
+    else:
+        resized = (width, max(height, width * image.height // image.width))
+    image = image.resize(resized, resampling)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))

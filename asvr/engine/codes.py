@@ -39,7 +39,7 @@ def code_cache(cfg: Config, root: Path, *, shard: tuple[int, int] = (0, 1), work
     for name, target in targets.items():
         tokenizer = build_tokenizer(target["tokenizer"], encoder).to(device).eval()
         store = stores[name] = store_of(root, name, tokenizer, target, cfg.data.image_aspect)
-        missing = [sha256 for sha256 in by_hash if sha256 not in store]
+        missing = [sha256 for sha256 in by_hash if sha256 not in store.rows]  # what was refused is tried again
         share = set(list(by_hash)[shard[0] :: shard[1]])  # of all: what others have done meanwhile does not move it
         own = {sha256: by_hash[sha256] for sha256 in missing if sha256 in share}
         _log_state(store, len(by_hash), len(missing), len(own))

@@ -105,7 +105,8 @@ def evaluate_run(
 ) -> dict:
     """Evaluate the trained model of ``stage`` (None: the last) on ``questions``, or on the config's own data.
 
-    Writes ``result.json`` and ``answers.jsonl`` to ``out``; raises ``ValueError`` where the stage is not finished.
+    Writes ``result.json`` and ``answers.jsonl`` to ``out`` (None: ``evaluation`` in the work dir, or a folder in that
+    with the name of the questions' file); raises ``ValueError`` where the stage is not finished.
     """
     name = stage or list(cfg.stages)[-1]
     preflight(cfg)
@@ -114,7 +115,7 @@ def evaluate_run(
         settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
     if "dataset" not in settings:
         raise ValueError("no questions: give --questions FILE, or `evaluation` in the config")
-    out = out or work_dir / "evaluation"
+    out = out or work_dir / "evaluation" / (questions.stem if questions is not None else "")
     require_finished(work_dir, name)
     set_up_logging(out / "evaluate.log")
     text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)

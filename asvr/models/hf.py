@@ -73,8 +73,9 @@ def _same_kind(config: PretrainedConfig, model_type: str) -> PretrainedConfig:
 
 
 @contextmanager
-def _without_report():
-    """transformers lists keys that do not fit as warnings, those that nobody needs among them; here they are errors."""
+def without_warnings():
+    """transformers warns of keys that nobody needs, and of a ``model_type`` that is another program's; what matters is
+    an error here."""
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:
@@ -90,7 +91,7 @@ def load_strict(
 
     may_ignore: prefixes of keys that the file may have and the model does not need.
     """
-    with _without_report():
+    with without_warnings():
         model, info = auto_class.from_pretrained(
             folder,
             config=config,

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import asvr
+from asvr.checkpoints.llava import TOWER as LLAVA_TOWER
 from asvr.cli import run_tool
 
 sys.path.append(str(ROOT / "tests" / "data"))
@@ -173,6 +175,57 @@ def test_a_llava_checkpoint_gives_projector_and_llm(tool, weights, tmp_path, mon
     assert torch.equal(found.model.llm.lm_head.weight, weights["lm_head.weight"].float())
     with pytest.raises(ValueError, match="no text tokenizer"):
         found.chat(None, "hello?")
+    for change, message in (
+        (dict(mm_vision_select_feature="cls_patch"), "mm_vision_select_feature='cls_patch'"),
+        (dict(unfreeze_mm_vision_tower=True), "its vision tower was trained"),
+        (dict(mm_vision_tower=None), "names no mm_vision_tower: give it with --encoder"),
+        (dict(image_aspect_ratio="anyres"), "image_aspect 'anyres': expected one of square, pad, resize"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        error, _ = tool("import", folder, tmp_path / "other")
+        assert message in error and "\n" not in error and not (tmp_path / "other").exists()
+    own = CLIPVisionModel.from_pretrained(tmp_path / "org" / "clip").state_dict()
+    inside = {f"{LLAVA_TOWER}{key}": value.bfloat16() for key, value in own.items()}
+    for trained in (False, True):
+        if trained:
+            inside[next(key for key in inside if key.endswith("fc1.weight"))][0] += 1
+        save_file(inside, folder / "tower.safetensors")
+        save_file(kept, folder / "model.safetensors")
+        parts = dict.fromkeys(kept, "model.safetensors") | dict.fromkeys(inside, "tower.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=parts)))
+        (folder / "config.json").write_text(json.dumps(config | dict(image_aspect_ratio="pad")))
+        error, _ = tool("import", folder, tmp_path / f"inside-{trained}")
+        if trained:
+            assert "its vision tower differs from org/clip" in error and "--encoder" in error
+        else:
+            assert error is None
+            assert asvr.load(tmp_path / "inside-False", device="cpu").image_aspect == "pad"
     (folder / "config.json").write_text(json.dumps(config | dict(mm_projector_type="linear")))
     error, _ = tool("import", folder, tmp_path / "linear")
     assert "mm_projector_type 'linear'" in error
+
+
+def test_options_that_fit_nothing_are_told(tool, released, tiny_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    for options, message in (
+        (("--heads", 0), "--heads 0: expected a divisor"),
+        (("--heads", 4, "--image-aspect", "foo"), "image_aspect 'foo': expected one of square, pad, resize"),
+        (("--heads", 4, "--template", "vicuna"), "template 'vicuna': no such template; did you mean 'vicuna_v1'"),
+        (("--heads", 4, "--text-tokenizer", tmp_path), "no text tokenizer is in it"),
+    ):
+        error, _ = tool("import", released, tmp_path / "out", *options)
+        assert message in error and "\n" not in error and not (tmp_path / "out").exists()
+    error, _ = tool("import", released, tmp_path / "file" / "out", "--heads", 4)
+    assert "cannot be made" in error
+    error, _ = tool("export", tiny_run, tmp_path / "out", "--template", "foo", "--format", "asvr")
+    assert "template 'foo'" in error
+    assert tool("export", tiny_run, tmp_path / "own", "--format", "asvr")[0] is None
+    error, _ = tool("export", tmp_path / "own", tmp_path / "out", "--format", "asvr", "--stage", "finetune")
+    assert "a saved model has no stages" in error and not (tmp_path / "out").exists()
+
+
+def test_nothing_but_the_result_is_printed(released, tmp_path):
+    """transformers would warn of a model type that it does not know."""
+    command = [sys.executable, "tools/convert.py", "import", released, tmp_path / "out", "--heads", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "asvr_llama" not in done.stderr and "instantiate" not in done.stderr, done.stderr

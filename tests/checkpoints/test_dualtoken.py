@@ -204,6 +204,47 @@ def test_what_no_tensor_tells_must_be_stated(tower, tool, tmp_path):  # noqa: F8
     assert "no picture of 384 pixels" in error and not (tmp_path / "out3").exists()
 
 
+@pytest.mark.parametrize(
+    ("generation", "branch", "gone", "message"),
+    [
+        ("d", "appearance", "prequant_shortcut.proj.weight", "missing: projection.shortcut.proj.weight"),
+        ("d", "semantic", "prequant_sem.attn.qkv.weight", "missing: prequant_sem.attn.qkv.weight"),
+        ("d", "appearance", "prequant_pix", "missing: prequant_pix"),
+        ("a", "semantic", "prequant_semantic.conv1.weight", "missing: prequant_semantic.conv1.weight"),
+        ("b", "appearance", "decoder.conv_in.weight", "missing: decoder.decoder.conv_in.weight"),
+        ("b", "appearance", "decoder.norm_out.weight", "missing: decoder.norm_out.weight"),
+        ("b", "appearance", "decoder", "missing: decoder.up"),
+        ("b", "semantic", "siglip_model.vision_model.encoder.layers.25.mlp.fc1.weight", "missing: own_encoder"),
+    ],
+)
+def test_a_part_is_whole_or_an_error(generation, branch, gone, message, tower, tool, tmp_path):  # noqa: F811
+    weights = build(tower, generation, True)
+    kept = {key: value for key, value in weights.items() if key != gone and not key.startswith(f"{gone}.")}
+    assert len(kept) < len(weights)
+    torch.save(kept, tmp_path / "t.pt")
+    (tmp_path / "config.json").write_text(json.dumps(dict(rqvaesiglip=dict(decoder_latent_shape=[24, 24]))))
+    error, _ = tool("import", tmp_path / "t.pt", tmp_path / "out", "--heads", 4, "--branch", branch)
+    assert message in error and "\n" not in error and not (tmp_path / "out").exists()
+
+
+def test_settings_that_make_no_sense_are_named(tower, tool, tmp_path):  # noqa: F811
+    torch.save(build(tower, "d", True), tmp_path / "t.pt")
+    for stated in (dict(layer_shortcut="4"), dict(vq_pix=dict(code_shape=[])), dict(decoder_latent_shape=24)):
+        (tmp_path / "config.json").write_text(json.dumps(dict(rqvaesiglip=stated)))
+        error, _ = tool("import", tmp_path / "t.pt", tmp_path / "out", "--heads", 4, "--branch", "appearance")
+        assert "config.json has " in error and "in rqvaesiglip" in error
+    (tmp_path / "config.json").write_text("{}")
+    error, _ = tool("import", tmp_path / "t.pt", tmp_path / "out", "--heads", 4, "--depth", 0)
+    assert "8 codebooks under quantizer_sem., but the depth stated is 0" in error
+
+
+def test_a_tower_of_a_published_width_has_all_its_blocks():
+    found = published("asvr")
+    found.shapes = {key: shape for key, shape in found.shapes.items() if ".layers.26." not in key}
+    with pytest.raises(ValueError, match="26 blocks .* a SigLIP tower of width 1152 has 27"):
+        dualtoken.plan(found, "semantic", generation="ab", prefix=detect(found).prefix(found))
+
+
 @pytest.mark.parametrize(("name", "generation", "branch"), [
     ("asvr", "ab", "semantic"), ("asvr", "ab", "appearance"), ("dualtoken_d", "d", "semantic"),
     ("dualtoken_d", "d", "appearance"),

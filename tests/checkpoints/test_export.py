@@ -111,6 +111,7 @@ def inexpressible(part: str) -> dict:
             encoder=dict(type="HFVisionEncoder", layer=[2, 1], arch=dict(TOWER, model_type="clip_vision_model"))
         ),
         projector=dict(projector=dict(type="LinearProjector")),
+        first=dict(encoder=dict(type="HFVisionEncoder", layer=0, arch=dict(TOWER, model_type="clip_vision_model"))),
         norm=dict(projector=dict(type="MLPProjector", norm=True)),
         llm=dict(llm=dict(type="HFCausalLM", arch=dict(LLM, model_type="gemma", head_dim=8))),
     )[part]
@@ -122,7 +123,8 @@ def inexpressible(part: str) -> dict:
         ("encoder", "its encoder is TimmEncoder"),
         ("layers", r"its encoder gives the features of several layers \(\[2, 1\]\)"),
         ("projector", "its projector is LinearProjector"),
-        ("norm", "its projector is MLPProjector.*without a norm"),
+        ("norm", "its projector is MLPProjector of LayerNorm, Linear, GELU, Linear; LLaVA has"),
+        ("first", "patch embeddings .layer 0."),
         ("llm", r"its LLM is HFCausalLM \(gemma\)"),
     ],
 )

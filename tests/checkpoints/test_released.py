@@ -4,17 +4,18 @@ tests/data/golden holds its weights in the released layout, its inputs and what 
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from run_helpers import ROOT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from asvr.checkpoints.dualtoken import import_dualtoken
 from asvr.checkpoints.reading import open_checkpoint
-from asvr.checkpoints.released import RQVAE, import_released, released_tensors
+from asvr.checkpoints.released import RQVAE, import_released, plan, released_tensors
 from asvr.config import load_config
 from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.data.collate import Collate
@@ -193,8 +194,6 @@ def test_a_released_folder_is_imported_whole(checkpoint, model):
     ],
 )
 def test_keys_that_do_not_fit_are_listed(change, message, tmp_path, checkpoint):
-    from safetensors.torch import save_file
-
     weights = {key: checkpoint[key] for key in checkpoint.keys()}
     change(weights)
     save_file(weights, tmp_path / "model.safetensors")
@@ -203,9 +202,83 @@ def test_keys_that_do_not_fit_are_listed(change, message, tmp_path, checkpoint):
         import_released(open_checkpoint(tmp_path), HEADS)
 
 
+@pytest.mark.parametrize(
+    "gone",
+    [
+        r"lm_head\.weight",
+        r".*rqtransformer_semantic\.headnorm\.weight",
+        r".*rqtransformer_semantic\.heads\.3\.weight",
+        r".*rqtransformer_semantic\.head_transformer\.2\..*",
+        r".*siglip_model\.vision_model\.encoder\.layers\.0\.mlp\.fc1\.weight",
+        r"model\.vision_tower\..*position_embedding\.weight",
+        r"model\.vision_tower\..*layers\.5\..*",
+        r".*quantizer_semantic\.codebooks\.2\.weight",
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_one_line(gone, checkpoint, tmp_path):
+    weights = {key: checkpoint[key] for key in checkpoint.keys() if not re.fullmatch(gone, key)}
+    assert len(weights) < len(checkpoint.shapes)
+    _refused(weights, checkpoint.config, tmp_path, "missing|expected 0, 1|head has 3|depth stated is 7")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("model.vision_tower.vision_tower.vision_model.embeddings.position_embedding.weight", (729,), "has shape"),
+        ("model.vision_tower.vision_tower.vision_model.embeddings.position_embedding.weight", (728, 32), "no square"),
+        (f"{RQVAE}quantizer_semantic.codebooks.0.weight", (), "has shape"),
+    ],
+)
+def test_shapes_that_no_model_has_are_one_line(name, shape, message, checkpoint, tmp_path):
+    weights = {key: checkpoint[key] for key in checkpoint.keys()}
+    _refused(weights | {name: torch.zeros(shape)}, checkpoint.config, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(model_type=None), "model_type '': no language model"),
+        (dict(model_type="t5"), "model_type 't5': no language model"),
+        (dict(model_type=3), "model_type=3, expected str"),
+        (dict(hidden_size="big"), "config.json describes no llama"),
+        (dict(num_attention_heads=3), "describes no llama|no model can be built"),
+        (dict(rope_scaling=dict(rope_type="spiral", factor=2.0)), "describes no llama|no model can be built"),
+        (dict(mm_vision_select_feature="cls_patch"), "mm_vision_select_feature='cls_patch', expected 'patch'"),
+        (dict(mm_vision_select_layer="last"), "mm_vision_select_layer='last', expected int"),
+        (dict(mm_vision_select_layer=-99), "this tower has 27 blocks"),
+    ],
+)
+def test_a_config_that_fits_no_model_is_one_line(change, message, checkpoint, tmp_path):
+    weights = {key: checkpoint[key] for key in checkpoint.keys()}
+    _refused(weights, checkpoint.config | change, tmp_path, message)
+
+
+def _refused(weights: dict, config: dict, folder: Path, message: str) -> None:
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message) as error:
+        import_released(open_checkpoint(folder), HEADS)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_of_the_configuration_are_kept(checkpoint, tmp_path):
+    """Nulls are values; the encoder's layer is the configuration's, the tokenizer's always the released one."""
+    (tmp_path / "model.safetensors").symlink_to(GOLDEN / "model.safetensors")
+    mistral = dict(model_type="asvr_mistral", sliding_window=None, num_key_value_heads=4)
+    changes = dict(mistral, mm_vision_select_layer=-3, mm_vision_tower=None)
+    (tmp_path / "config.json").write_text(json.dumps(checkpoint.config | changes))
+    config, model, _ = plan(open_checkpoint(tmp_path), HEADS)
+    assert model.llm.model.config.sliding_window is None
+    assert config["encoder"]["layer"] == -3 and config["reconstruction"][0]["tokenizer"]["encoder"]["layer"] == -2
+    assert model.encoder.transform.size == (384, 384)  # as the only published tower with 27 x 27 patches
+
+
 def test_heads_that_stand_in_no_tensor_are_asked_for(checkpoint):
     with pytest.raises(ValueError, match="width 32 is of no published size.*--heads"):
         import_released(checkpoint)
+    for wrong in (0, -4, 5):
+        with pytest.raises(ValueError, match=f"--heads {wrong}: expected a divisor of the tower's width 32"):
+            import_released(checkpoint, wrong)
 
 
 def test_files_that_are_no_checkpoints_are_told(tmp_path):
@@ -231,8 +304,9 @@ class Code:
 
 def test_a_pickle_that_wants_more_than_tensors_is_refused(tmp_path, capsys):
     torch.save(dict(state_dict=dict(a=torch.zeros(2)), args=Code()), tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="holds more than tensors.*could run code"):
+    with pytest.raises(ValueError, match=r"holds more than tensors and plain values .print., which could run") as error:
         open_checkpoint(tmp_path / "a.pt")
+    assert "\x1b" not in str(error.value)
     assert "never" not in capsys.readouterr().out
 
 
@@ -251,3 +325,12 @@ def test_split_and_wrapped_files(tmp_path):
     torch.save(dict(epoch=3, state_dict=parts, optimizer={}), tmp_path / "wrapped.pt")
     wrapped = open_checkpoint(tmp_path / "wrapped.pt")
     assert wrapped.wrapper == "state_dict" and wrapped.shapes == {"a": (2,), "b": (3,)}
+    both = dict(model={"a": torch.zeros(2)}, ema=parts | {"decay": 0.9, 7: torch.zeros(1)})
+    torch.save(both, tmp_path / "both.pt")
+    ema = open_checkpoint(tmp_path / "both.pt")  # LlamaGen's order
+    assert ema.wrapper == "ema" and ema.shapes.keys() == parts.keys() and ema.left_out == ["decay", "7"]
+    for name in (5, "../wrapped.pt", str(tmp_path / "wrapped.pt")):
+        index = dict(weight_map=dict(a=name))
+        (tmp_path / "split" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match="names .*, expected files of this folder"):
+            open_checkpoint(tmp_path / "split")

@@ -97,6 +97,58 @@ def test_a_picture_that_cannot_be_read_is_refused_when_its_sample_comes(tmp_path
     with pytest.raises(Refused, match=r"b\.png cannot be read"):
         cache.check(["x", "y"])
     assert cache.features(["x"]) is None
+    with store.writer("0-of-1") as writer:  # it could be read later on
+        writer.add(["b"], codes(1))
+    CodeCache(dict(x="a", y="b"), dict(semantic=store_at(tmp_path))).check(["x", "y"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\0\0\0",
+        b"5",
+        b"{}",
+        b'{"sha256": "a"}',
+        b'{"sha256": "a", "row": -1, "crc32": 3}',
+        b'{"sha256": 7, "row": 0, "crc32": 3}',
+        b'{"sha256": "a", "refused": "x"}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_damaged_index_is_named(line, tmp_path):
+    store = store_at(tmp_path)
+    with store.writer("0-of-1") as writer:
+        writer.add(["a"], codes(1))
+    index = store.folder / "index.0-of-1.jsonl"
+    index.write_bytes(index.read_bytes() + line + b"\n")
+    with pytest.raises(ValueError, match=r"index\.0-of-1\.jsonl: line 2 is damaged: delete"):
+        store_at(tmp_path)
+    (store.folder / "store.json").write_bytes(line[:3])
+    with pytest.raises(ValueError, match=r"store\.json: .*: delete"):
+        store_at(tmp_path)
+    (tmp_path / "files.jsonl").write_bytes(line + b"\n")
+    assert hash_pictures(tmp_path, {}) == {}
+
+
+def test_a_part_has_one_writer(tmp_path):
+    store = store_at(tmp_path)
+    with store.writer("0-of-1") as writer:
+        writer.add(["a"], codes(1))
+        with pytest.raises(ValueError, match="another process is writing it.*--shard i/n"):
+            store_at(tmp_path).writer("0-of-1")
+        with store_at(tmp_path).writer("1-of-2") as other:
+            other.add(["b"], codes(1))
+    with store.writer("0-of-1") as writer:
+        writer.add(["c"], codes(1))
+    assert all(name in store_at(tmp_path) for name in "abc")
+
+
+def test_a_picture_in_memory_is_known_by_what_it_shows(tmp_path):
+    red, blue = (Image.new("P", (2, 2)) for _ in range(2))
+    red.putpalette([255, 0, 0])
+    blue.putpalette([0, 0, 255])
+    found = hash_pictures(tmp_path, dict(red=red, blue=blue, same=red.convert("RGB"), wide=Image.new("RGB", (4, 1))))
+    assert found["red"] == found["same"] and len(set(found.values())) == 3
 
 
 def test_a_file_is_hashed_again_only_where_it_changed(tmp_path, monkeypatch):

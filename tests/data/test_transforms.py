@@ -8,7 +8,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from asvr.data.transforms import ImageTransform, pad_to_square
 
 CLIP = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
-SIZES = [(40, 25), (25, 40), (33, 33), (101, 30)]
+SIZES = [(40, 25), (25, 40), (33, 33), (101, 30), (49, 98), (147, 98)]  # 1 / 49 has no exact float
 
 
 def picture(size, mode="RGB"):
@@ -64,3 +64,19 @@ def test_a_square_picture_is_not_padded():
 def test_an_unknown_aspect_is_refused():
     with pytest.raises(ValueError, match="image_aspect 'wide'"):
         ImageTransform(size=(4, 4))(picture((5, 5)), "wide")
+
+
+@pytest.mark.parametrize("side", [224, 336, 384])
+def test_crops_are_those_of_the_processor_for_every_ratio(side, monkeypatch):
+    """Sizes alone: transformers' own rule, for many sizes (a rounded scale differs in some)."""
+    asked = []
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *_, **__: asked.append(size) or Image.new("RGB", size)
+    )
+    processor = CLIPImageProcessorPil(size=dict(shortest_edge=side), crop_size=dict(height=side, width=side))
+    transform = ImageTransform(size=(side, side), center_crop=True)
+    for width, height in [(w, h) for w in range(side - 60, side + 60, 7) for h in (49, 98, 333, 480)]:
+        asked.clear()
+        transform(Image.new("RGB", (width, height)))
+        processor(Image.new("RGB", (width, height)), return_tensors="np")
+        assert len(asked) == 2 and asked[0] == asked[1], (width, height)

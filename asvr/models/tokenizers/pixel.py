@@ -3,6 +3,7 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in the codebook, ``C`` code width.
 """
 
+import hashlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +93,10 @@ class PixelTokenizer(VisualTokenizer):
         if not self._fitted:
             self._fitted = not self.trained.is_meta and bool(self.trained)
         return self._fitted
+
+    def fingerprint(self) -> str:
+        """Of the weights and of `OWN_FIELDS`, by which the same weights give other codes."""
+        return hashlib.sha256(f"{super().fingerprint()} {sorted(self.own_fields.items())}".encode()).hexdigest()[:16]
 
     def codebook(self) -> Tensor:
         """The codes (V, C), as unit vectors where ``unit_vectors``."""

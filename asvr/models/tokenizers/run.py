@@ -50,6 +50,8 @@ def run_config(
         options["seed"] = seed
     folder = _folder(cfg, work_dir)
     refuse_other_files(folder, set(FILES[cfg.tokenizer.type]))  # before the work, not after it
+    if folder.is_dir() and any(folder.iterdir()):
+        logger.warning("%s holds a tokenizer; this one will replace it", folder)
     torch.manual_seed(options.get("seed", 0))
     dataset = DATASETS.build(cfg.data)
     tokenizer = VISUAL_TOKENIZERS.build(cfg.tokenizer)

@@ -121,6 +121,17 @@ def test_save_and_load(tmp_path, caplog):
     assert not info["missing_keys"] and not info["unexpected_keys"] and reference.config.num_patches == 8
 
 
+def test_the_fingerprint_tells_what_the_weights_do_not():
+    weights = make().state_dict()
+    tokenizers = [
+        PixelTokenizer(image_size=16, arch=ARCH | own)
+        for own in ({}, dict(unit_vectors=False), dict(unit_vectors=False, depth=2))
+    ]
+    for tokenizer in tokenizers:
+        tokenizer.load_state_dict(weights)
+    assert len({tokenizer.fingerprint() for tokenizer in tokenizers}) == 3
+
+
 def test_a_checkpoint_carries_that_it_is_trained():
     other = PixelTokenizer(image_size=16, arch=ARCH).eval()
     other.load_state_dict(make().state_dict())
