@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from asvr.config import MODEL_FILE, import_custom
+from asvr.data.transforms import ASPECTS
 from asvr.registry import (
     ENCODERS,
     HEADS,
@@ -21,7 +22,8 @@ from asvr.registry import (
     TEMPLATES,
     VISUAL_TOKENIZERS,
 )
-from asvr.validate import check_component, check_prompt
+from asvr.schema import nearest
+from asvr.validate import check_component, find
 
 FORMAT = 1
 FIELDS = dict(model=dict, template=(str, dict), image_aspect=str, sha256=dict)
@@ -102,6 +104,19 @@ def _without_archs(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_archs(item) for item in value]
     return {k: _without_archs(v) for k, v in value.items() if k != "arch"} if isinstance(value, dict) else value
+
+
+def check_prompt(template: Any, image_aspect: Any, prefix: str = "") -> list[str]:
+    """The problems of a template and an ``image_aspect`` that no config file gave. prefix: in front of their names."""
+    problems = []
+    if isinstance(template, dict):
+        problems += check_component(f"{prefix}template", template, TEMPLATES)
+    elif find(TEMPLATES, template) is None:
+        names = nearest(template, TEMPLATES.module_dict)
+        problems.append(f"{prefix}template {template!r}: no such template; {names}")
+    if image_aspect not in ASPECTS:
+        problems.append(f"{prefix}image_aspect {image_aspect!r}: expected one of {', '.join(ASPECTS)}")
+    return problems
 
 
 def build_described(config: dict, source: Path) -> nn.Module:

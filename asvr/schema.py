@@ -72,6 +72,14 @@ TARGET = dict(
     fit=Field("a dict of arguments of the tokenizer's fit()", lambda v: isinstance(v, dict), required=False),
 )
 
+
+def is_pack(value) -> bool:
+    known = dict(max_tokens=count(), max_images=optional(count()))
+    return isinstance(value, bool) or (
+        isinstance(value, dict) and all(key in known and known[key].test(item) for key, item in value.items())
+    )
+
+
 SECTIONS = dict(
     data=dict(
         train=COMPONENT,
@@ -83,6 +91,8 @@ SECTIONS = dict(
         global_batch=count(),
         num_workers=count(0),
         cache=one_of(True, False, "codes", required=False),
+        pack=Field("True, False or dict(max_tokens=..., max_images=...)", is_pack, required=False),
+        group=one_of(None, "length", "modality", required=False),
         cache_dir=Field("a folder's name, or None", lambda v: v is None or isinstance(v, str), required=False),
     ),
     optim=dict(
@@ -122,6 +132,7 @@ SECTIONS = dict(
         log_interval=count(),
         checkpoint_interval=count(),
         keep_checkpoints=count(),
+        attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
     ),
 )
 

@@ -15,7 +15,6 @@ from mmengine.registry import Registry
 
 from asvr.arch import check_arch
 from asvr.config import MODEL_FILE, is_model_folder, stage_config
-from asvr.data.transforms import ASPECTS
 from asvr.registry import (
     DATASETS,
     ENCODERS,
@@ -143,6 +142,17 @@ def _section(key: str, value: Any) -> list[str]:
         whole, part = value.get("global_batch"), value.get("micro_batch")
         if count().test(whole) and count().test(part) and whole % part:
             problems.append(f"data.global_batch={whole}: expected a multiple of data.micro_batch={part}")
+        problems += _packing(value)
+    return problems
+
+
+def _packing(data: dict) -> list[str]:
+    pack, limit, problems = data.get("pack"), data.get("max_length"), []
+    if pack and data.get("group"):
+        problems.append("data.group: packed samples need no grouping; leave it out, or data.pack")
+    tokens = pack.get("max_tokens") if isinstance(pack, dict) else None
+    if count().test(tokens) and count().test(limit) and tokens < limit:
+        problems.append(f"data.pack.max_tokens={tokens}: expected at least data.max_length={limit}")
     return problems
 
 
@@ -180,19 +190,6 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and cls.__module__.startswith(OWN):
         problems += check_arch(f"{key}.arch", value["arch"])
     return problems + _nested(key, value)
-
-
-def check_prompt(template: Any, image_aspect: Any, prefix: str = "") -> list[str]:
-    """The problems of a template and an ``image_aspect`` that no config file gave. prefix: in front of their names."""
-    problems = []
-    if isinstance(template, dict):
-        problems += check_component(f"{prefix}template", template, TEMPLATES)
-    elif find(TEMPLATES, template) is None:
-        names = nearest(template, TEMPLATES.module_dict)
-        problems.append(f"{prefix}template {template!r}: no such template; {names}")
-    if image_aspect not in ASPECTS:
-        problems.append(f"{prefix}image_aspect {image_aspect!r}: expected one of {', '.join(ASPECTS)}")
-    return problems
 
 
 def _nested(key: str, value: dict) -> list[str]:

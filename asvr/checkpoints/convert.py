@@ -10,11 +10,11 @@ from asvr.checkpoints.reading import Checkpoint, open_checkpoint
 from asvr.checkpoints.released import import_released
 from asvr.checkpoints.vqgan import import_vqgan
 from asvr.folders import new_folder, require_new
+from asvr.model_file import check_prompt
 from asvr.models.hf import arch_of
 from asvr.models.tokenizers.semantic import SemanticTokenizer
 from asvr.pretrained import Pretrained, load
 from asvr.registry import TEXT_TOKENIZERS
-from asvr.validate import check_prompt
 
 TOWER, CODES = "tower", "codes"
 # Options of `import_checkpoint` that each kind takes.

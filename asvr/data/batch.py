@@ -4,8 +4,10 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visu
 ``E`` encoder width, ``D`` code depth, ``S`` supervised text positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
+import torch
 from torch import Tensor
 
 # In input_ids, the place of one visual token (the number LLaVA uses for a whole image).
@@ -15,12 +17,38 @@ IGNORE = -100
 
 
 @dataclass
+class Segments:
+    """The samples that stand one after another in the one row of a packed batch, each of which sees itself alone.
+
+    lengths: of each in tokens, Python ints since they decide shapes. offsets: where each begins, and where the last
+    ends, int32, as variable-length kernels take it. position_ids_BT: (1, T), from 0 in each sample.
+    """
+
+    lengths: list
+    offsets: Tensor
+    position_ids_BT: Tensor
+
+    @staticmethod
+    def of(lengths: list[int]) -> "Segments":
+        offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        position_ids_BT = torch.cat([torch.arange(length) for length in lengths])[None]
+        return Segments(list(lengths), offsets, position_ids_BT)
+
+    def map(self, function: Callable) -> "Segments":
+        return Segments(self.lengths, function(self.offsets), function(self.position_ids_BT))
+
+    def to(self, device) -> "Segments":
+        return self.map(lambda tensor: tensor.to(device))
+
+
+@dataclass
 class Batch:
     """One micro-batch. Every index is computed by the collate function, on the CPU, so that the
     training step needs no ``nonzero`` and no synchronisation.
 
     input_ids_BT: token ids, ``IMAGE_TOKEN`` where a visual token goes, padded.
     attention_mask_BT: True on real tokens. left_padded: whether the padding of any row stands in front of it.
+    segments: of a packed batch, which has one row and no padding; else None.
     text_source_S: flat positions (``b * T + t``) whose hidden state predicts ``text_target_S``.
     image_positions_IN: flat positions of each image's visual tokens, in raster order.
     has_previous_I: False where an image is the first thing of its sample, so that with ``shift=1`` no
@@ -46,6 +74,7 @@ class Batch:
     refusals: list = field(default_factory=list)
     num_tokens: int = 0
     left_padded: bool = False
+    segments: Segments | None = None
 
     @property
     def num_images(self) -> int:
@@ -61,26 +90,21 @@ class Batch:
         return self.image_positions_IN.numel() - skipped
 
     def to(self, device, non_blocking: bool = True) -> "Batch":
-        def move(value):
-            if isinstance(value, Tensor):
-                return value.to(device, non_blocking=non_blocking)
-            if isinstance(value, dict):
-                return {key: move(item) for key, item in value.items()}
-            return value
-
-        return Batch(**{f.name: move(getattr(self, f.name)) for f in fields(self)})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader, so that the copy to the accelerator overlaps with the step."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
-        def pin(value):
+    def _map(self, function: Callable) -> "Batch":
+        def apply(value):
             if isinstance(value, Tensor):
-                return value.pin_memory()
+                return function(value)
             if isinstance(value, dict):
-                return {key: pin(item) for key, item in value.items()}
-            return value
+                return {key: apply(item) for key, item in value.items()}
+            return value.map(function) if isinstance(value, Segments) else value
 
-        return Batch(**{f.name: pin(getattr(self, f.name)) for f in fields(self)})
+        return Batch(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
 
 
 def visual_sources(batch: Batch, shift: int) -> tuple[Tensor, Tensor | None]:

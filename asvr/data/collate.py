@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch
+from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch, Segments
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.transforms import ASPECTS, ImageTransform
@@ -22,7 +22,8 @@ class Collate:
     num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. targets: names whose codes
     the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that may arrive (the dataset
     has cut it), or None. on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or
-    ``skip``). padding_side: ``right``, which needs no attention mask, or ``left``.
+    ``skip``). padding_side: ``right``, which needs no attention mask, or ``left``. packed: all samples in one row,
+    see `asvr.data.batch.Segments`.
     cache: an `asvr.data.feature_cache.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
     two return a tensor for all keys or None. A view that they replace has no pixels, and no picture is opened for it.
 
@@ -41,6 +42,7 @@ class Collate:
         max_length: int | None = None,
         on_error: str = "raise",
         padding_side: str = "right",
+        packed: bool = False,
         cache=None,
     ):
         if image_aspect not in ASPECTS:
@@ -52,7 +54,7 @@ class Collate:
         self.image_aspect = image_aspect
         self.max_length = max_length
         self.on_error = check_policy(on_error)
-        self.padding_side = padding_side
+        self.padding_side, self.packed = padding_side, packed
         self.cache = cache
 
     def __call__(self, items: list) -> Batch:
@@ -130,33 +132,51 @@ class Collate:
         return input_ids, labels, starts
 
     def _indices(self, rows: list[tuple[list[int], list[int], list[int]]]) -> dict:
-        lengths = torch.tensor([len(input_ids) for input_ids, _, _ in rows])
-        width = int(lengths.max())
-        padding = width - lengths
-        begin_B = padding if self.padding_side == "left" else torch.zeros_like(padding)
-        sources, targets, first_IN, has_previous, ids_BT = [], [], [], [], []
-        for b, (input_ids, labels, starts) in enumerate(rows):
-            first = b * width + int(begin_B[b])
+        lengths = [len(input_ids) for input_ids, _, _ in rows]
+        layout, first_B = self._packed(rows, lengths) if self.packed else self._padded(rows, lengths)
+        sources, targets, first_IN, has_previous = [], [], [], []
+        for first, (_, labels, starts) in zip(first_B, rows, strict=True):
             supervised = [t for t, label in enumerate(labels) if label != IGNORE and t > 0]
             sources += [first + t - 1 for t in supervised]
             targets += [labels[t] for t in supervised]
             first_IN += [first + start for start in starts]
             has_previous += [start > 0 for start in starts]
-            before = int(begin_B[b])
-            ids_BT.append([self.pad_id] * before + input_ids + [self.pad_id] * (int(padding[b]) - before))
-        place_BT = torch.arange(width) - begin_B[:, None]
         image_positions_I1 = torch.tensor(first_IN, dtype=torch.int64).view(-1, 1)
         return dict(
-            input_ids_BT=torch.tensor(ids_BT, dtype=torch.int64),
-            attention_mask_BT=(place_BT >= 0) & (place_BT < lengths[:, None]),
-            left_padded=bool(begin_B.any()),
+            **layout,
             text_source_S=torch.tensor(sources, dtype=torch.int64),
             text_target_S=torch.tensor(targets, dtype=torch.int64),
             image_positions_IN=image_positions_I1 + torch.arange(self.num_image_tokens),
             has_previous_I=has_previous,
             preceded_P=self._preceded(has_previous),
-            num_tokens=int(lengths.sum()),
+            num_tokens=sum(lengths),
         )
+
+    def _padded(self, rows: list, lengths: list[int]) -> tuple[dict, list[int]]:
+        """A row a sample; and where each sample begins, counted over all rows."""
+        width = max(lengths)
+        begin_B = [width - length if self.padding_side == "left" else 0 for length in lengths]
+        ids_BT = [
+            [self.pad_id] * begin + ids + [self.pad_id] * (width - begin - len(ids))
+            for begin, (ids, _, _) in zip(begin_B, rows, strict=True)
+        ]
+        place_BT = torch.arange(width) - torch.tensor(begin_B)[:, None]
+        layout = dict(
+            input_ids_BT=torch.tensor(ids_BT, dtype=torch.int64),
+            attention_mask_BT=(place_BT >= 0) & (place_BT < torch.tensor(lengths)[:, None]),
+            left_padded=any(begin_B),
+        )
+        return layout, [b * width + begin for b, begin in enumerate(begin_B)]
+
+    def _packed(self, rows: list, lengths: list[int]) -> tuple[dict, list[int]]:
+        """One row of all samples, without padding; and where each of them begins."""
+        segments = Segments.of(lengths)
+        layout = dict(
+            input_ids_BT=torch.tensor([[token for ids, _, _ in rows for token in ids]], dtype=torch.int64),
+            attention_mask_BT=torch.ones(1, sum(lengths), dtype=torch.bool),
+            segments=segments,
+        )
+        return layout, segments.offsets[:-1].tolist()
 
     def _preceded(self, has_previous: list[bool]) -> torch.Tensor | None:
         if all(has_previous):

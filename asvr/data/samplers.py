@@ -35,12 +35,12 @@ class ResumableSampler:
 
 
 class BatchSampler:
-    """Micro-batches of a sampler's indices; they run on over the end of an epoch."""
+    """``size`` indices of a sampler at a time; they run on over the end of an epoch."""
 
-    def __init__(self, sampler: ResumableSampler, *, micro_batch: int):
-        if micro_batch < 1:
-            raise ValueError(f"micro_batch={micro_batch}: expected at least one sample")
-        self.sampler, self.micro_batch = sampler, micro_batch
+    def __init__(self, sampler: ResumableSampler, *, size: int):
+        if size < 1:
+            raise ValueError(f"size={size}: expected at least one sample")
+        self.sampler, self.size = sampler, size
 
     def seek(self, position: int) -> None:
         """Let the next iteration begin at ``position``, in samples."""
@@ -49,4 +49,4 @@ class BatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         indices = iter(self.sampler)
         while True:
-            yield list(islice(indices, self.micro_batch))
+            yield list(islice(indices, self.size))

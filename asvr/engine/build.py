@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from asvr.config import distinct, stage_config
 from asvr.data.collate import Collate
+from asvr.data.packing import StepCollate
 from asvr.data.samplers import BatchSampler, ResumableSampler
 from asvr.registry import DATASETS, MODELS
 from asvr.schema import is_device
@@ -86,7 +87,7 @@ def data_fingerprint(dataset) -> str | None:
     return dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
 
 
-def build_collate(data: Config, model, tokenizer, cache=None) -> Collate:
+def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = False) -> Collate:
     return Collate(
         num_image_tokens=model.encoder.num_tokens,
         views=model.views(),
@@ -95,21 +96,30 @@ def build_collate(data: Config, model, tokenizer, cache=None) -> Collate:
         image_aspect=data.image_aspect,
         max_length=data.max_length,
         on_error=data.on_error,
+        packed=packed,
         cache=cache,
     )
 
 
+def pack_limits(data: Config) -> dict | None:
+    """Limits of a packed micro-batch: ``data.pack``, whose ``max_tokens`` is what padded rows could hold."""
+    if not data.get("pack"):
+        return None
+    given = {} if data.pack is True else dict(data.pack)
+    return dict(dict(max_tokens=data.micro_batch * data.max_length, max_images=None), **given)
+
+
 def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
-    """Micro-batches without end, in an order that the seed alone decides."""
+    """Optimisation steps without end, each a list of micro-batches, of samples in an order that the seed decides."""
     data = cfg.data
     sampler = ResumableSampler(length=len(dataset), seed=cfg.runtime.seed)
     return DataLoader(
         dataset,
-        batch_sampler=BatchSampler(sampler, micro_batch=data.micro_batch),
-        collate_fn=collate,
+        batch_sampler=BatchSampler(sampler, size=data.global_batch),
+        collate_fn=StepCollate(collate, micro_batch=data.micro_batch, pack=pack_limits(data), group=data.get("group")),
         num_workers=data.num_workers,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if data.num_workers else None,
+        prefetch_factor=2 if data.num_workers else None,
         generator=torch.Generator().manual_seed(cfg.runtime.seed),  # so that it draws nothing from the global one
         multiprocessing_context="fork" if data.num_workers else None,
     )

@@ -11,18 +11,16 @@ from asvr.registry import LOOPS
 
 @LOOPS.register_module()
 class StepLoop(BaseLoop):
-    """Runs ``steps`` optimisation steps of ``accumulate`` micro-batches.
+    """Runs ``steps`` optimisation steps; an item of the loader is one step, a list of micro-batches.
 
     MMEngine's own loop steps once a micro-batch and, on resume, reads and drops every batch already used;
     here the sampler is moved to its position instead (``iter`` is set before ``run``).
     """
 
-    def __init__(self, runner, dataloader, steps: int, accumulate: int):
+    def __init__(self, runner, dataloader, steps: int):
         super().__init__(runner, dataloader)
         self._max_iters = steps
         self._iter = 0
-        self.accumulate = accumulate
-        self.samples_per_step = accumulate * self.dataloader.batch_sampler.micro_batch
         self.data_time = 0.0
         self.window: list[Batch] = []
 
@@ -52,7 +50,7 @@ class StepLoop(BaseLoop):
         runner.call_hook("before_train_epoch")
         runner.model.train()
         if self._iter < self._max_iters:
-            self.dataloader.batch_sampler.seek(self._iter * self.samples_per_step)
+            self.dataloader.batch_sampler.seek(self._iter * self.dataloader.batch_sampler.size)
             batches = iter(self.dataloader)
             while self._iter < self._max_iters:
                 self.run_iter(batches)
@@ -62,7 +60,7 @@ class StepLoop(BaseLoop):
 
     def run_iter(self, batches) -> None:
         start = time.perf_counter()
-        self.window = [next(batches) for _ in range(self.accumulate)]
+        self.window = next(batches)
         self.data_time = time.perf_counter() - start
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=self.window)
         logs: dict[str, Tensor] = self.runner.model.train_step(self.window, self.runner.optim_wrapper)

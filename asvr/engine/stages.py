@@ -26,11 +26,13 @@ from asvr.engine.build import (
     build_train_loader,
     data_fingerprint,
     num_steps,
+    pack_limits,
 )
 from asvr.engine.hooks import CheckpointHook, ProgressHook
 from asvr.engine.log import logger
-from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.optim import PRECISIONS, build_optim_wrapper, build_schedulers
 from asvr.engine.prepare import Prepared
+from asvr.models.attention import AUTO, use_attention
 from asvr.pretrained import start_from
 from asvr.validate import SCRATCH
 
@@ -113,7 +115,14 @@ def _fresh_model(cfg: Config, name: str, prepared: Prepared):
     if is_model_folder(init := _init_of(cfg, name)):
         start_from(model, Path(init), cached=prepared.cache is not None)
         logger.info("stage %s starts from %s", name, init)
-    return model.to(build_device(stage.runtime.device))
+    model.to(build_device(stage.runtime.device))
+    use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])
+    if stage.data.get("pack") and not model.llm.own_kernels:
+        kind = type(model.llm).__name__
+        raise ValueError(
+            f"data.pack: {kind} takes no attention kernel of ours, so samples of a row could not be kept apart"
+        )
+    return model
 
 
 def finished_model(cfg: Config, name: str, text_tokenizer, work_dir: Path) -> tuple:
@@ -181,9 +190,11 @@ def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir:
         work_dir=str(folder / "mmengine"),
         experiment_name=experiment,
         train_dataloader=build_train_loader(
-            stage, dataset, build_collate(data, model, prepared.text_tokenizer, prepared.cache)
+            stage,
+            dataset,
+            build_collate(data, model, prepared.text_tokenizer, prepared.cache, packed=pack_limits(data) is not None),
         ),
-        train_cfg=dict(type="StepLoop", steps=steps, accumulate=data.global_batch // data.micro_batch),
+        train_cfg=dict(type="StepLoop", steps=steps),
         optim_wrapper=optim_wrapper,
         param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
         default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),

@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from asvr import compat
+from asvr.data.batch import Segments
+from asvr.models.attention import PREFIX, no_mask
 from asvr.models.component import Component
 from asvr.models.hf import arch_of, find_folder, load_strict, read_config, resolve_dtype
 from asvr.registry import LLMS
@@ -74,20 +76,36 @@ class HFCausalLM(Component):
         return self.model.get_input_embeddings()(input_ids)
 
     def hidden(
-        self, embeds_BTH: Tensor, taps: set[int] = frozenset(), mask_BT: Tensor | None = None
+        self,
+        embeds_BTH: Tensor,
+        taps: set[int] = frozenset(),
+        mask_BT: Tensor | None = None,
+        segments: Segments | None = None,
     ) -> dict[int, Tensor]:
         """Hidden states hidden_BTH by tap: -1 after the final norm, any other an index into ``hidden_states``.
 
         mask_BT: True on real tokens, for rows that are padded on the left. Padding on the right needs none: causal
-        attention alone keeps real tokens from seeing it.
+        attention alone keeps real tokens from seeing it. segments: of a packed row.
         """
-        inner, padding = taps - {-1}, {}
+        inner = taps - {-1}
         if mask_BT is not None:
-            padding = dict(attention_mask=mask_BT.long(), position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0))
+            layout = dict(attention_mask=mask_BT.long(), position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0))
+        elif self.own_kernels:
+            layout = dict(attention_mask=no_mask(embeds_BTH))
+        else:
+            layout = {}
+        if segments is not None:
+            assert self.own_kernels, "packed rows need `use_attention`"
+            layout |= dict(position_ids=segments.position_ids_BT, segments=segments)
         out = self.model.get_decoder()(
-            inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner), **padding
+            inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner), **layout
         )
         return {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner}}
+
+    @property
+    def own_kernels(self) -> bool:
+        """Whether `asvr.models.attention.use_attention` has chosen its kernel."""
+        return self.model.config._attn_implementation.startswith(PREFIX)
 
     @torch.inference_mode()
     def generate(self, embeds_BTH: Tensor, attention_mask_BT: Tensor, **kwargs) -> Tensor:

@@ -66,7 +66,8 @@ class VLM(nn.Module):
         """
         embeds_BTH, features_INE = self.embed(batch)
         mask_BT = batch.attention_mask_BT if batch.left_padded else None
-        hidden = self.llm.hidden(embeds_BTH, {target.tap for target in self.targets} | {-1}, mask_BT)
+        taps = {target.tap for target in self.targets} | {-1}
+        hidden = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments)
         hidden = {tap: states_BTH.flatten(0, 1) for tap, states_BTH in hidden.items()}
 
         out = {}

@@ -111,7 +111,6 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
             factor = training_factor(
                 part,
                 list(stage.train),
-                micro_batch=stage.data.micro_batch,
                 checkpointing=bool(stage.model.llm.get("gradient_checkpointing", False)),
                 cached=bool(stage.data.get("cache", False)),
             )

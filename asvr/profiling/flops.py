@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from asvr.compat import count_macs
-from asvr.models.losses.linear_cross_entropy import MAX_LOGITS
 from asvr.models.targets import Target
 from asvr.models.tokenizers.base import VisualTokenizer
 
@@ -30,15 +29,13 @@ class Sample:
 @dataclass(frozen=True)
 class Part:
     """name: what is counted. component: whose training decides the backward pass (see ``VLM.components``).
-    flops: of one forward pass on one sample. rows: of a classifier, the positions of one sample that it
-    classifies, into ``classes``. blocks: whether these are the blocks that gradient checkpointing is about.
+    flops: of one forward pass on one sample. blocks: whether these are the blocks that gradient checkpointing is
+    about.
     """
 
     name: str
     component: str
     flops: int
-    rows: int = 0
-    classes: int = 1
     blocks: bool = False
 
 
@@ -106,16 +103,15 @@ def network_flops(tokenizer: VisualTokenizer) -> int:
 
 def _classifiers(name: str, component: str, linears: list[nn.Linear], rows: int) -> Part:
     flops = sum(2 * rows * linear.in_features * linear.out_features for linear in linears)
-    return Part(name, component, flops, rows=rows, classes=max(linear.out_features for linear in linears))
+    return Part(name, component, flops)
 
 
-def training_factor(part: Part, train: list[str], *, micro_batch: int, checkpointing: bool, cached: bool) -> int:
+def training_factor(part: Part, train: list[str], *, checkpointing: bool, cached: bool) -> int:
     """Forward passes that one training step costs a part.
 
     0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes
     through, on its way to something trained; 3 where weights get one too; and one more where the backward pass
-    computes the forward pass again: the LLM's blocks with ``checkpointing``, a classifier where ``micro_batch``
-    samples have too many logits to hold (see ``linear_cross_entropy``).
+    computes the forward pass again: the LLM's blocks with ``checkpointing``.
     """
     if cached and part.component not in train and part.component.startswith(("encoder", "tokenizer.")):
         return 0
@@ -130,5 +126,4 @@ def training_factor(part: Part, train: list[str], *, micro_batch: int, checkpoin
         factor = 2
     else:
         return 1
-    too_many_logits = part.rows * micro_batch > max(1, MAX_LOGITS // part.classes)
-    return factor + (checkpointing if part.blocks else too_many_logits)
+    return factor + (checkpointing and part.blocks)

@@ -19,6 +19,7 @@ from asvr.checkpoints.released import RQVAE, import_released, plan, released_ten
 from asvr.config import load_config
 from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.data.collate import Collate
+from asvr.models.attention import use_attention
 from asvr.registry import MODELS
 
 GOLDEN = ROOT / "tests" / "data" / "golden"
@@ -160,6 +161,13 @@ def test_losses_and_gradients(side, model, inputs, golden):
     batch = collate(model, rows(inputs), padding_side=side)
     assert batch.left_padded == (side == "left") and not batch.attention_mask_BT.all()
     check(*losses(model, [batch]), golden)
+
+
+def test_packed_rows(model, inputs, golden):
+    """Both samples in one row; then each in a row of its own."""
+    use_attention(model, "sdpa", None)
+    check(*losses(model, [collate(model, rows(inputs), packed=True)]), golden)
+    check(*losses(model, [collate(model, [row], packed=True) for row in rows(inputs)]), golden)
 
 
 def test_rows_in_accumulated_micro_batches(model, inputs, golden):

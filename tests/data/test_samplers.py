@@ -32,15 +32,15 @@ def test_order_depends_on_seed_and_epoch_and_stays_the_same_for_good():
 
 
 def test_batches_go_on_from_any_position():
-    batches = list(islice(BatchSampler(ResumableSampler(length=7, seed=5), micro_batch=3), 8))
-    again = BatchSampler(ResumableSampler(length=7, seed=5), micro_batch=3)
+    batches = list(islice(BatchSampler(ResumableSampler(length=7, seed=5), size=3), 8))
+    again = BatchSampler(ResumableSampler(length=7, seed=5), size=3)
     again.seek(9)
     assert list(islice(again, 5)) == batches[3:]
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_order_does_not_depend_on_workers(workers):
-    batches = BatchSampler(ResumableSampler(length=11, seed=4), micro_batch=2)
+    batches = BatchSampler(ResumableSampler(length=11, seed=4), size=2)
     loader = DataLoader(list(range(11)), batch_sampler=batches, num_workers=workers, collate_fn=list)
     drawn = [i for batch in islice(loader, 11) for i in batch]
     assert drawn == list(islice(ResumableSampler(length=11, seed=4), 22))
@@ -51,5 +51,5 @@ def test_mistakes_are_refused():
         ResumableSampler(length=0)
     with pytest.raises(ValueError, match="position -1"):
         ResumableSampler(length=2).seek(-1)
-    with pytest.raises(ValueError, match="micro_batch=0"):
-        BatchSampler(ResumableSampler(length=2), micro_batch=0)
+    with pytest.raises(ValueError, match="size=0"):
+        BatchSampler(ResumableSampler(length=2), size=0)

@@ -18,6 +18,7 @@ from vlm_helpers import (
 )
 
 from asvr.data.batch import visual_sources
+from asvr.models.attention import use_attention
 from asvr.models.vlm import VLM
 
 SETS = {
@@ -87,6 +88,18 @@ def test_padding_and_neighbours_change_nothing(targets):
     for name in together:
         total = sum(out[name] for out in apart if name in out)
         assert torch.allclose(together[name], total, rtol=1e-5), name
+
+
+@pytest.mark.parametrize("targets", SETS)
+def test_a_packed_row_is_the_padded_rows(targets):
+    model = build(reconstruction=SETS[targets])
+    use_attention(model, "sdpa", None)
+    window = [collate(model, rows()[:4], packed=True), collate(model, rows()[4:], packed=True)]
+    assert all(b.input_ids_BT.shape == (1, b.num_tokens) and b.attention_mask_BT.all() for b in window)
+    packed, packed_logs = step_gradients(model, window)
+    padded, padded_logs = step_gradients(model, [collate(model, rows())])
+    assert_close(packed, padded)
+    assert_close(packed_logs, padded_logs)
 
 
 def test_correct_counts_are_those_of_the_teacher_forced_predictions():

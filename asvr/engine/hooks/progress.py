@@ -20,7 +20,8 @@ class ProgressHook(Hook):
 
     Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
     acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
-    padding not counted), data_time_percent (of the interval, waiting for input), peak_memory_gib, eta_s, refused
+    padding not counted), real_tokens_percent (of all positions computed), data_time_percent (of the interval, waiting
+    for input), peak_memory_gib, eta_s, refused
     (reason -> samples left out since the stage began; only where there are any).
     """
 
@@ -51,7 +52,7 @@ class ProgressHook(Hook):
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: Counter = Counter()
-        self.steps = self.tokens = self.images = 0
+        self.steps = self.tokens = self.positions = self.images = 0
         self.data_time, self.start = 0.0, time.perf_counter()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -61,6 +62,7 @@ class ProgressHook(Hook):
         self.steps += 1
         self._count_refusals([refusal for batch in data_batch for refusal in batch.refusals])
         self.tokens += sum(batch.num_tokens for batch in data_batch)
+        self.positions += sum(batch.input_ids_BT.numel() for batch in data_batch)
         self.images += sum(batch.num_images for batch in data_batch)
         self.data_time += runner.train_loop.data_time
         self.bar.update(1)
@@ -92,6 +94,7 @@ class ProgressHook(Hook):
             grad_norm=means["grad_norm"],
             tokens_per_s=self.tokens / elapsed,
             images_per_s=self.images / elapsed,
+            real_tokens_percent=100 * self.tokens / self.positions,
             data_time_percent=100 * self.data_time / elapsed,
             peak_memory_gib=_peak_memory_gib(runner.model.device),
             eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
@@ -125,6 +128,7 @@ def _line(record: dict) -> str:
             *parts,
             f"{record['tokens_per_s']:.0f} tokens/s",
             f"{record['images_per_s']:.0f} images/s",
+            f"padding {100 - record['real_tokens_percent']:.0f} %",
             f"data {record['data_time_percent']:.0f} %",
             f"peak {record['peak_memory_gib']:.2f} GiB",
             f"{eta // 60}:{eta % 60:02d} left",

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asvr.models.attention_kernels import sdpa
 from asvr.models.heads.base import Head, classifiers_of
 from asvr.registry import HEADS
 
@@ -33,6 +34,7 @@ class DepthLayer(nn.Module):
     def __init__(self, *, width: int, depth: int, num_heads: int, residual_from_norm: bool):
         super().__init__()
         self.num_heads = num_heads
+        self.attention_kernel = sdpa  # until `asvr.models.attention.use_attention` chooses another
         self.residual_from_norm = residual_from_norm
         self.norm1 = nn.RMSNorm(width, eps=EPS)
         self.qkv = nn.Linear(width, 3 * width)
@@ -43,8 +45,8 @@ class DepthLayer(nn.Module):
     def forward(self, x_PDW: Tensor) -> Tensor:
         qkv = self.qkv(self.norm1(x_PDW)).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (P, heads, D, W / heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x_PDW = x_PDW + self.out(mixed.transpose(1, 2).flatten(2))
+        mixed = self.attention_kernel(q, k, v, segments=None, causal=True, window=None, scale=None)
+        x_PDW = x_PDW + self.out(mixed.flatten(2))
         normed = self.norm2(x_PDW)
         return (normed if self.residual_from_norm else x_PDW) + self.feed_forward(normed)
 

@@ -6,10 +6,9 @@ Legend: ``S`` rows, ``H`` width, ``V`` classes.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-# Logits held at once: 2**25 float32 = 128 MiB. Rows beyond it are recomputed in the backward pass.
-MAX_LOGITS = 2**25
+# Logits held at once: 2**24 float32 = 64 MiB.
+MAX_LOGITS = 2**24
 
 
 def linear_cross_entropy(
@@ -17,21 +16,85 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy in nats and the number of rows whose largest logit is the target's,
     both 0-dimensional float32. The softmax is float32 whatever the precision of the matrix product.
+
+    Torch's own ``linear_cross_entropy`` (2.15) works in the same way but gives no predictions: the count of right
+    ones would cost a fourth matrix product, and torch 2.11 has none.
     """
-    rows = max(1, MAX_LOGITS // linear.out_features)
-    if hidden_SH.shape[0] <= rows:
-        return _chunk(hidden_SH, linear.weight, linear.bias, target_S, label_smoothing)
-    sums = [
-        checkpoint(_chunk, h, linear.weight, linear.bias, t, label_smoothing, use_reentrant=False)
-        for h, t in zip(hidden_SH.split(rows), target_S.split(rows), strict=True)
-    ]
-    losses, corrects = zip(*sums, strict=True)
-    return torch.stack(losses).sum(), torch.stack(corrects).sum()
+    tensors = (hidden_SH, linear.weight, linear.bias)
+    if not torch.is_grad_enabled():  # autograd asks its functions for gradients even then
+        tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
+    return _LinearCrossEntropy.apply(*tensors, target_S, label_smoothing)
 
 
-def _chunk(hidden_SH, weight, bias, target_S, label_smoothing) -> tuple[Tensor, Tensor]:
-    logits_SV = F.linear(hidden_SH, weight, bias).float()
-    loss = F.cross_entropy(logits_SV, target_S, reduction="sum", label_smoothing=label_smoothing)
-    with torch.no_grad():
-        correct = (logits_SV.argmax(-1) == target_S).sum(dtype=torch.float32)
-    return loss, correct
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Chunk by chunk, the gradients are made right behind the logits: three matrix products in all, none again.
+
+    What is kept for the backward pass is the gradients themselves, which are as large as hidden states and weights.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_SH, weight_VH, bias_V, target_S, label_smoothing):
+        device = hidden_SH.device.type
+        half = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else weight_VH.dtype
+        rows = max(1, MAX_LOGITS // weight_VH.shape[0])
+        wanted = ctx.needs_input_grad[:3]
+        grads = [
+            torch.zeros_like(tensor) if needed else None
+            for tensor, needed in zip((hidden_SH, weight_VH, bias_V), wanted, strict=True)
+        ]
+        loss = torch.zeros((), device=hidden_SH.device)
+        correct = torch.zeros((), device=hidden_SH.device)
+        with torch.autocast(device, enabled=False):
+            weight, bias = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
+            for begin in range(0, hidden_SH.shape[0], rows):
+                chunk = slice(begin, begin + rows)
+                hidden, target = hidden_SH[chunk].to(dtype), target_S[chunk]
+                logits = F.linear(hidden, weight, bias).float()
+                correct += (logits.argmax(-1) == target).sum()
+                chunk_loss, error = _loss_and_error(logits, target, label_smoothing, any(wanted))
+                loss += chunk_loss
+                _add_gradients(grads, chunk, error, hidden, weight)
+        ctx.has = [grad is not None for grad in grads]
+        ctx.save_for_backward(*(grad for grad in grads if grad is not None))
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        saved = iter(ctx.saved_tensors)
+        return *(next(saved) * grad_loss if has else None for has in ctx.has), None, None
+
+
+def _loss_and_error(logits_SV: Tensor, target_S: Tensor, smoothing: float, wanted: bool):
+    """The summed loss, and its derivative by the logits (softmax minus target), which takes the logits' place."""
+    classes = logits_SV.shape[-1]
+    largest_S1 = logits_SV.amax(-1, keepdim=True)
+    logits_SV -= largest_S1
+    picked_S = logits_SV.gather(1, target_S[:, None]).squeeze(1)
+    mean_S = logits_SV.mean(-1) if smoothing else 0.0
+    probabilities_SV = logits_SV.exp_()
+    sums_S1 = probabilities_SV.sum(-1, keepdim=True)
+    loss = (sums_S1.squeeze(1).log() - (1 - smoothing) * picked_S - smoothing * mean_S).sum()
+    if not wanted:
+        return loss, None
+    probabilities_SV /= sums_S1
+    if smoothing:
+        probabilities_SV -= smoothing / classes
+    probabilities_SV.scatter_add_(1, target_S[:, None], probabilities_SV.new_full((len(target_S), 1), smoothing - 1))
+    return loss, probabilities_SV
+
+
+def _add_gradients(grads: list, chunk: slice, error_SV: Tensor | None, hidden_SH: Tensor, weight_VH: Tensor) -> None:
+    """Write or add the gradients of one chunk by hidden states, weight and bias, where they are wanted."""
+    of_hidden, of_weight, of_bias = grads
+    if of_bias is not None:
+        of_bias += error_SV.sum(0)
+    if error_SV is not None:
+        error_SV = error_SV.to(hidden_SH.dtype)
+    if of_hidden is not None:
+        of_hidden[chunk] = error_SV @ weight_VH
+    if of_weight is not None and of_weight.dtype == hidden_SH.dtype:
+        of_weight.addmm_(error_SV.T, hidden_SH)  # without a copy of the weight's size
+    elif of_weight is not None:
+        of_weight += error_SV.T @ hidden_SH

@@ -51,7 +51,41 @@ def test_never_more_logits_than_the_limit(monkeypatch, limit):
     monkeypatch.setattr(module, "MAX_LOGITS", limit)
     monkeypatch.setattr(F, "linear", spy)
     linear_cross_entropy(hidden_SH, linear, target_S)[0].backward()
-    assert max(seen) <= limit and len(seen) == (1 if limit > S * V else 2 * -(-S // 4))
+    assert max(seen) <= limit and len(seen) == (1 if limit > S * V else -(-S // 4))  # none is computed again
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has no linear_cross_entropy before 2.13")
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_torchs_own(bias, monkeypatch):
+    monkeypatch.setattr(module, "MAX_LOGITS", 3 * V)
+    hidden_SH, linear, target_S = problem(bias)
+    theirs = F.linear_cross_entropy(hidden_SH, linear.weight, target_S, linear_bias=linear.bias, reduction="sum")
+    ours, _ = linear_cross_entropy(hidden_SH, linear, target_S)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    for own, other in zip(gradients(ours, hidden_SH, linear), gradients(theirs, hidden_SH, linear), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "linear"])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    hidden_SH, linear, target_S = problem()
+    (hidden_SH if frozen == "hidden" else linear).requires_grad_(False)
+    loss, _ = linear_cross_entropy(hidden_SH, linear, target_S)
+    (2 * loss).backward()
+    grads = {"hidden": hidden_SH.grad, "linear": linear.weight.grad}
+    assert grads.pop(frozen) is None
+    hidden_SH, linear, target_S = problem()
+    (2 * F.cross_entropy(linear(hidden_SH), target_S, reduction="sum")).backward()
+    expected = linear.weight.grad if frozen == "hidden" else hidden_SH.grad
+    torch.testing.assert_close(grads.popitem()[1], expected)
+
+
+def test_no_gradient_is_computed_where_none_is_wanted(monkeypatch):
+    hidden_SH, linear, target_S = problem()
+    with torch.no_grad():
+        monkeypatch.setattr(module, "_add_gradients", lambda grads, *_: grads == [None] * 3 or pytest.fail("computed"))
+        loss, _ = linear_cross_entropy(hidden_SH, linear, target_S)
+    assert torch.allclose(loss, F.cross_entropy(linear(hidden_SH), target_S, reduction="sum"))
 
 
 def test_softmax_is_float32_under_autocast():

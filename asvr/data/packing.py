@@ -1,0 +1,72 @@
+"""Which samples of an optimisation step share a micro-batch.
+
+Packing and grouping never leave a step: its samples, and so its objective, stay the same, and only the time changes.
+"""
+
+from collections.abc import Iterable
+
+from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.data.collate import Collate
+from asvr.data.refusals import Refusal
+
+LENGTH, MODALITY = "length", "modality"
+
+
+def best_fit_decreasing(
+    lengths: list[int], images: list[int], *, max_tokens: int, max_images: int | None = None
+) -> list[list[int]]:
+    """Bins of indices, each in ascending order: the longest sample first, each into the fullest bin that has room.
+
+    A sample above a limit has a bin of its own. Lengths in tokens with all visual ones.
+    """
+    limit = float("inf") if max_images is None else max_images
+    bins: list[tuple[list[int], int, int]] = []  # indices, tokens, images
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        room = [b for b, (_, t, p) in enumerate(bins) if t + lengths[i] <= max_tokens and p + images[i] <= limit]
+        if room:
+            best = max(room, key=lambda b: bins[b][1])
+            members, tokens, pictures = bins[best]
+            bins[best] = ([*members, i], tokens + lengths[i], pictures + images[i])
+        else:
+            bins.append(([i], lengths[i], images[i]))
+    return [sorted(members) for members, _, _ in bins]
+
+
+def group_rows(lengths: list[int], images: list[int], *, rows: int, by: str) -> list[list[int]]:
+    """Micro-batches of at most ``rows`` samples of similar length: ``by="length"``, or ``"modality"``, which keeps
+    samples with and without pictures apart too."""
+    kinds = [bool(count) for count in images] if by == MODALITY else [True] * len(lengths)
+    groups = []
+    for kind in sorted(set(kinds), reverse=True):
+        members = sorted((i for i in range(len(lengths)) if kinds[i] == kind), key=lambda i: (-lengths[i], i))
+        groups += [sorted(members[begin : begin + rows]) for begin in range(0, len(members), rows)]
+    return groups
+
+
+class StepCollate:
+    """From the items of one optimisation step to its micro-batches.
+
+    micro_batch: rows of a padded micro-batch. pack: None, or the limits of a packed one, ``dict(max_tokens,
+    max_images)``. group: None (samples in their order), ``length`` or ``modality``; see `group_rows`.
+    """
+
+    def __init__(self, collate: Collate, *, micro_batch: int, pack: dict | None = None, group: str | None = None):
+        assert collate.packed == (pack is not None), "collate and pack disagree"
+        self.collate, self.micro_batch, self.pack, self.group = collate, micro_batch, pack, group
+
+    def __call__(self, items: list) -> list[Batch]:
+        refused = [item for item in items if isinstance(item, Refusal)]
+        items = [item for item in items if not isinstance(item, Refusal)]
+        groups = [[items[i] for i in group] for group in self._groups(items)] or [[]]
+        return [self.collate([*refused, *groups[0]]), *map(self.collate, groups[1:])]
+
+    def _groups(self, items: list[dict]) -> Iterable[list[int]]:
+        images = [item["input_ids"].count(IMAGE_TOKEN) for item in items]
+        more = self.collate.num_image_tokens - 1
+        lengths = [len(item["input_ids"]) + more * count for item, count in zip(items, images, strict=True)]
+        if self.pack is not None:
+            return best_fit_decreasing(lengths, images, **self.pack)
+        if self.group is not None:
+            return group_rows(lengths, images, rows=self.micro_batch, by=self.group)
+        order = list(range(len(items)))
+        return [order[begin : begin + self.micro_batch] for begin in range(0, len(order), self.micro_batch)]

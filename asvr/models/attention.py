@@ -1,0 +1,134 @@
+"""Which attention kernel runs: decided once a run, told in the log, one for LLM, vision tower and depth transformer.
+
+Legend: ``B`` rows, ``M`` heads, ``T`` tokens in a row, ``K`` width of a head.
+
+The rows of a packed batch hold several samples, each of which sees itself alone. No backend makes a ``T x T`` mask for
+that: SDPA runs sample by sample, xformers and torch's variable-length attention get the lengths.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from asvr.data.batch import Segments
+from asvr.models.attention_kernels import KERNELS
+
+logger = logging.getLogger("asvr")
+
+AUTO = "auto"
+PREFIX = "asvr_"  # of the names under which transformers finds them
+PROBE = [5, 8, 3]  # lengths that a kernel is tried with
+
+
+def no_mask(like: Tensor) -> Tensor:
+    """Stands for "causal, and the kernel knows which tokens belong together". transformers returns a mask with four
+    dimensions as it is; without one it looks for packed samples in the position ids, which waits for the device."""
+    return torch.empty(like.shape[0], 0, 0, 0, dtype=torch.bool, device=like.device)
+
+
+def _interface(kernel: Callable) -> Callable:
+    """A kernel as transformers calls it, (B, M, T, K) -> (B, T, M, K)."""
+
+    def attend(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        is_causal: bool | None = None,
+        segments: Segments | None = None,
+        sliding_window: int | None = None,
+        **kwargs,
+    ):
+        if kwargs.get("softcap") is not None:
+            raise ValueError(f"{type(module).__name__}: softcap is not supported: use an LLM without it")
+        ours = attention_mask is None or attention_mask.numel() == 0
+        if not ours or dropout:  # padding on the left, generation with a cache
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask if not ours else None, dropout, scaling, is_causal, **kwargs
+            )
+        causal = (is_causal if is_causal is not None else module.is_causal) and query.shape[2] > 1
+        window = sliding_window if causal else None
+        return kernel(query, key, value, segments=segments, causal=causal, window=window, scale=scaling), None
+
+    return attend
+
+
+for _name, _kernel in KERNELS.items():
+    AttentionInterface.register(PREFIX + _name, _interface(_kernel))
+    AttentionMaskInterface.register(PREFIX + _name, sdpa_mask)
+
+
+def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """The kernel to use, and why. wanted: a kernel's name, or ``auto``. dtype: of the products in a training step.
+
+    Raises ``ValueError`` where a kernel was asked for by name and does not work here.
+    """
+    if wanted not in (AUTO, *KERNELS):
+        raise ValueError(f"runtime.attention={wanted!r}: expected one of {', '.join((AUTO, *KERNELS))}")
+    if wanted != AUTO:
+        problem = problem_of(wanted, device, dtype)
+        if problem is not None:
+            raise ValueError(f"runtime.attention={wanted!r}: {problem}; use 'auto' or 'sdpa'")
+        return wanted, "the config asks for it"
+    reasons = []
+    for name in ("xformers", "varlen"):
+        problem = problem_of(name, device, dtype)
+        if problem is None:
+            return name, "; ".join([*reasons, f"it works on {device} in {dtype}"])
+        reasons.append(f"{name}: {problem}")
+    return "sdpa", "; ".join(reasons)
+
+
+def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a kernel cannot be used here, or None: it was tried on a few tokens and gave what SDPA gives."""
+    if name == "sdpa":
+        return None
+    if device.type != "cuda":
+        return f"needs CUDA, this is {device.type}"
+    if name == "xformers" and importlib.util.find_spec("xformers") is None:
+        return "not installed (pip install xformers)"
+    if name == "varlen" and dtype not in (torch.bfloat16, torch.float16):
+        return f"needs bf16 or fp16, not {dtype}"
+    try:
+        difference = _probe(name, device, dtype)
+    except Exception as error:  # whatever a kernel that was built for something else raises
+        return f"fails here ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+    limit = 1e-4 if dtype == torch.float32 else 3e-2
+    return None if difference < limit else f"differs from SDPA by {difference:.1e}"
+
+
+def _probe(name: str, device: torch.device, dtype: torch.dtype) -> float:
+    """The largest difference from SDPA, of outputs and gradients, on packed samples with grouped heads."""
+    generator = torch.Generator(device).manual_seed(0)
+    inputs = [
+        torch.randn(1, heads, sum(PROBE), 64, device=device, dtype=dtype, generator=generator).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+    segments, results = Segments.of(PROBE).to(device), []
+    for kernel in (KERNELS[name], KERNELS["sdpa"]):
+        with torch.enable_grad():
+            out = kernel(*inputs, segments=segments, causal=True, window=None, scale=None)
+            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    return max((own - other).abs().max().item() for own, other in zip(*results, strict=True))
+
+
+def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None) -> str:
+    """Let every part of a `VLM` use the chosen kernel; say which and why. dtype: of autocast, or None."""
+    name, why = choose(wanted, model.device, dtype or next(model.llm.parameters()).dtype)
+    logger.info("attention: %s (%s)", name, why)
+    for module in model.modules():
+        if hasattr(module, "set_attn_implementation") and hasattr(module, "config"):
+            if getattr(module, "_supports_sdpa", False):
+                module.set_attn_implementation(PREFIX + name)
+        elif hasattr(module, "attention_kernel"):
+            module.attention_kernel = KERNELS[name]
+    return name

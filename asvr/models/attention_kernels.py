@@ -1,0 +1,74 @@
+"""Attention with different libraries, all with the same arguments.
+
+query (B, M, T, K), key and value with as many heads or a divisor of that; the result is (B, T, M, K). segments: the
+samples of a packed row, or None: every row is one. window: how many tokens a token sees, itself included, or None.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from asvr.data.batch import Segments
+
+
+def sdpa(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
+    """torch's scaled_dot_product_attention, sample by sample."""
+    if segments is None:
+        return _sdpa(query, key, value, causal=causal, window=window, scale=scale).transpose(1, 2)
+    samples = zip(*(tensor.split(segments.lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    return torch.cat(
+        [_sdpa(*sample, causal=causal, window=window, scale=scale) for sample in samples], dim=2
+    ).transpose(1, 2)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: int | None, scale: float | None):
+    mask, length = None, query.shape[2]
+    if window is not None and window < length:
+        causal, mask = False, torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+    grouped = bool(key.shape[1] != query.shape[1])  # while fvcore traces, sizes are tensors
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
+def xformers(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
+    """xformers' memory-efficient attention; a packed row gets a block-diagonal causal bias."""
+    from xformers.ops import memory_efficient_attention
+    from xformers.ops.fmha import attn_bias as biases
+
+    bias = None
+    if segments is not None:
+        kind = biases.BlockDiagonalCausalMask if causal else biases.BlockDiagonalMask
+        bias = kind.from_seqlens(segments.lengths)
+        if window is not None and window < max(segments.lengths):
+            bias = bias.make_local_attention(window)
+    elif causal and window is not None and window < query.shape[2]:
+        bias = biases.LocalAttentionFromBottomRightMask(window_left=window - 1, window_right=0)
+    elif causal:
+        bias = biases.LowerTriangularMask()
+    groups = query.shape[1] // key.shape[1]
+    q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    if groups > 1:  # (B, T, groups of heads, heads that share a key, K)
+        q = q.unflatten(2, (-1, groups))
+        k, v = (tensor.unsqueeze(3).expand(*q.shape) for tensor in (k, v))
+    out = memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
+    return out.flatten(2, 3) if groups > 1 else out
+
+
+def varlen(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
+    """torch's variable-length attention, a flash attention; what is not packed goes to SDPA, which has the same."""
+    if segments is None:
+        return sdpa(query, key, value, segments=segments, causal=causal, window=window, scale=scale)
+    from torch.nn.attention.varlen import varlen_attn
+
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # torch 2.11 has no enable_gqa
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    q, k, v = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
+    longest = max(segments.lengths)
+    sides = (-1 if window is None else window - 1, 0) if causal else (-1, -1)
+    out = varlen_attn(q, k, v, segments.offsets, segments.offsets, longest, longest, scale=scale, window_size=sides)
+    return out.unsqueeze(0)
+
+
+KERNELS = dict(sdpa=sdpa, xformers=xformers, varlen=varlen)

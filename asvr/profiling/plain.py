@@ -1,0 +1,90 @@
+"""The training step as the released code does it, for comparison: the same model, weights, samples and losses.
+
+What it does that our step does not: rows padded to the longest, with a mask; logits of every position over the whole
+vocabulary, in float32; every picture through the tokenizer's own vision tower, and codes of both branches, the
+appearance ones unused; the logits of all depths at once; a blank picture for a row without one, whose results are
+multiplied by zero; all hidden states of the LLM kept. (``llava_llama.py``, ``llava_arch.py`` and
+``rqvaesigliptransformer`` of the released code.)
+
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``V`` vocabulary, ``D`` depth,
+``H`` LLM width.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asvr.data.batch import IGNORE, Batch
+
+APPEARANCE_LAYER = 6
+
+
+class PlainStep(nn.Module):
+    """The released code's forward pass around the parts of a `VLM` (with one semantic target, or none)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.target = model.targets[0] if model.targets else None
+        if self.target is not None:
+            self.tower = copy.deepcopy(model.encoder).requires_grad_(False).eval()
+            self.appearance = copy.deepcopy(self.target.tokenizer.quantizer)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Summed losses in nats, as `VLM.forward` gives them."""
+        model = self.model
+        blank = self._blank_pictures(batch)
+        pixels = torch.cat([batch.pixels["encoder"], blank]) if "encoder" in batch.pixels else blank
+        features_INE = model.encode(pixels)
+        visual_INH = model.projector(features_INE.float())
+        embeds_BTH = model.llm.embed(batch.input_ids_BT.clamp(min=0))
+        flat = embeds_BTH.flatten(0, 1).index_copy(
+            0, batch.image_positions_IN.flatten(), visual_INH[: batch.num_images].flatten(0, 1)
+        )
+        embeds_BTH = flat.view_as(embeds_BTH) + 0 * visual_INH[batch.num_images :].sum()
+        out = model.llm.model.get_decoder()(
+            inputs_embeds=embeds_BTH,
+            attention_mask=batch.attention_mask_BT.long(),
+            use_cache=False,
+            output_hidden_states=True,
+        )
+        logits_BTV = model.llm.lm_head(out.last_hidden_state).float()
+        labels = torch.full_like(batch.input_ids_BT, IGNORE).flatten()
+        labels[batch.text_source_S] = batch.text_target_S
+        losses = dict(text=F.cross_entropy(logits_BTV.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum"))
+        if self.target is not None:
+            losses[self.target.name] = self._visual_loss(batch, pixels, out.last_hidden_state.flatten(0, 1))
+        return losses
+
+    def _blank_pictures(self, batch: Batch) -> Tensor:
+        """One for each row without a picture."""
+        shape = (3, *self.model.encoder.transform.size)
+        rows = batch.input_ids_BT.shape[0] - batch.num_images
+        return torch.zeros(max(0, rows), *shape, device=batch.input_ids_BT.device)
+
+    def _visual_loss(self, batch: Batch, pixels: Tensor, hidden: Tensor) -> Tensor:
+        target, count = self.target, batch.num_images
+        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+            states = self.tower.model(pixel_values=pixels.to(self.tower.model.dtype), output_hidden_states=True)
+            codes_IND = target.tokenizer.quantizer.encode(states.hidden_states[self.tower.layer].float())
+            self.appearance.encode(states.hidden_states[APPEARANCE_LAYER].float())
+        positions = batch.image_positions_IN - target.shift
+        blank = hidden.new_zeros(len(pixels) - count, positions.shape[1], hidden.shape[-1]).flatten(0, 1)
+        hidden_PH = torch.cat([hidden[positions.flatten()], blank])
+        codes_PD = codes_IND.flatten(0, 1)
+        states_PDW = target.states(hidden_PH, codes_PD)
+        logits = [classifier(states_PDW[:, d]).float() for d, classifier in enumerate(target.head.classifiers)]
+        kept = count * positions.shape[1]
+        losses = []
+        for d, logits_PV in enumerate(logits):
+            each_P = F.cross_entropy(logits_PV, codes_PD[:, d], reduction="none")
+            losses.append(each_P[:kept].sum() + 0 * each_P[kept:].sum())
+        return torch.stack(losses).mean()
+
+
+def plain_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer:
+    """AdamW as transformers' Trainer of the released code makes it, not fused."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(parameters, lr=config["lr"], betas=tuple(config["betas"]), weight_decay=0.0)

@@ -1,0 +1,48 @@
+"""Samples for benchmarks: lengths as in LLaVA's instruction data, random words and pictures."""
+
+import numpy as np
+from PIL import Image
+
+from asvr.data.batch import IGNORE, IMAGE_TOKEN
+
+# Text tokens of a sample are log-normal: median 150, sigma 0.7, so a mean of about 190 and a long tail. One sample in 8
+# has no picture, twice as many as in llava_v1_5_mix665k (40,688 of 665,298), so that a step of 8 samples has one.
+MEDIAN, SIGMA, SHORTEST = 150, 0.7, 20
+TEXT_ONLY = 1 / 8
+ANSWERS = 0.6  # share of the text that is supervised, at the end of the sample
+PICTURE = (640, 480)  # COCO's usual size, width and height in pixels
+
+
+class SyntheticSamples:
+    """Items as a dataset gives them; the same seed gives the same ones.
+
+    text_only: share of samples without a picture; of every ``1 / text_only`` samples one is. max_length: longest row,
+    visual tokens included; longer texts are cut. vocab_size: words are drawn from the ids above 2.
+    """
+
+    def __init__(
+        self, *, num_image_tokens: int, max_length: int, vocab_size: int, text_only: float = TEXT_ONLY, seed: int = 0
+    ):
+        self.num_image_tokens, self.max_length, self.vocab_size = num_image_tokens, max_length, vocab_size
+        self.period, self.seed = round(1 / text_only) if text_only else 0, seed
+
+    def __getitem__(self, i: int) -> dict:
+        random = np.random.default_rng([self.seed, i])
+        pictures = 0 if self.period and i % self.period == self.period - 1 else 1
+        room = self.max_length - pictures * self.num_image_tokens - 1
+        length = int(np.clip(random.lognormal(np.log(MEDIAN), SIGMA), SHORTEST, room))
+        words = random.integers(3, self.vocab_size, length).tolist()
+        learned = round(ANSWERS * length)
+        head = [1] + [IMAGE_TOKEN] * pictures
+        return dict(
+            input_ids=head + words,
+            labels=[IGNORE] * (len(head) + length - learned) + words[length - learned :],
+            images=[self.picture(i)] * pictures,
+            image_keys=[str(i)] * pictures,
+            sample_id=f"synthetic:{i}",
+        )
+
+    def picture(self, i: int) -> Image.Image:
+        """Coarse noise: as expensive to resize as a photograph."""
+        cells = np.random.default_rng([self.seed, i, 1]).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+        return Image.fromarray(cells).resize(PICTURE, Image.Resampling.BILINEAR)

@@ -1,0 +1,247 @@
+"""Time and memory of a training step, of one configuration or of two side by side, and beside their floor."""
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from asvr.profiling.worker import PHASES
+
+# Dense half-precision peaks in FLOP/s, from the makers' data sheets (NVIDIA: H100, H200, A100, L40S, RTX 4090).
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+PACKAGES = ("torch", "transformers", "asvr")
+
+
+class OutOfMemory(Exception):
+    pass
+
+
+@dataclass
+class Side:
+    """One side of a comparison: what its worker is told, and what it measured."""
+
+    name: str
+    spec: dict
+    steps: list[dict] = field(default_factory=list)
+    peak_bytes: int = 0
+    info: dict = field(default_factory=dict)
+    process: subprocess.Popen | None = None
+
+    def start(self, samples: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "asvr.profiling.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.info |= self.ask(dict(self.spec, samples=samples))
+
+    def ask(self, order: dict) -> dict:
+        """Raises `OutOfMemory`, and ``ValueError`` with what the worker refused."""
+        try:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self.process.wait()
+            if code == -9:
+                raise OutOfMemory(self.name)
+            raise ValueError(f"{self.name}: its process ended with code {code}; what it wrote stands above")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise ValueError(f"{self.name}: {answer['error']}")
+        if answer.get("out_of_memory"):
+            raise OutOfMemory(self.name)
+        return answer
+
+    def run(self, steps: int, *, keep: bool) -> None:
+        answer = self.ask(dict(steps=steps))
+        self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
+        self.info["attention"] = answer["attention"]
+        if keep:
+            self.steps += answer["steps"]
+        else:
+            self.info["first_losses"] = answer["steps"][0]["losses"]
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+def compare(sides: list[Side], *, samples: int, rounds: int, steps: int) -> dict:
+    """Measure all sides in turn, round after round; halve the samples of a step where memory runs out.
+
+    Raises ``ValueError`` where one sample does not fit.
+    """
+    while True:
+        try:
+            return _compare(sides, samples, rounds, steps)
+        except OutOfMemory as error:
+            if samples == 1:
+                raise ValueError(f"{error}: out of memory with one sample a step") from error
+            samples //= 2
+            print(f"{error}: out of memory; trying {samples} samples a step", file=sys.stderr)
+        finally:
+            for side in sides:
+                side.stop()
+
+
+def _compare(sides: list[Side], samples: int, rounds: int, steps: int) -> dict:
+    for side in sides:
+        side.steps, side.peak_bytes = [], 0
+        side.spec["steps"] = 1 + rounds * steps
+        side.start(samples)
+        side.run(1, keep=False)  # warm-up; the losses of all sides must agree in it
+    together = "cuda" not in str(sides[0].spec.get("device", "")) and not _on_gpu(sides[0])
+    rates = [_rates(sides[0])]
+    for number in range(rounds):
+        for side in sides:
+            if not together:
+                _alone(side, sides, samples)
+            side.run(steps, keep=True)
+            print(f"round {number + 1}/{rounds}, {side.name}: {_seconds(side.steps[-1]):.2f} s", file=sys.stderr)
+    rates.append(_rates(sides[0]))
+    return dict(
+        samples=samples,
+        rounds=rounds,
+        machine=_machine(sides[0]),
+        flop_per_s={dtype: statistics.median(rate[dtype] for rate in rates) for dtype in rates[0]},
+        sides={side.name: _summary(side, rates) for side in sides},
+    )
+
+
+def _on_gpu(side: Side) -> bool:
+    return any(name in side.info["device"] for name in ("NVIDIA", "Tesla", "GeForce"))
+
+
+def _alone(side: Side, sides: list[Side], samples: int) -> None:
+    """On an accelerator one side holds the memory at a time: the other ends, this one starts and warms up."""
+    for other in sides:
+        if other is not side:
+            other.stop()
+    if side.process is None:
+        side.start(samples)
+        side.run(1, keep=False)
+
+
+def _rates(side: Side) -> dict[str, float]:
+    return {dtype: side.ask(dict(rate=dtype))["flop_per_s"] for dtype in ("float32", "bfloat16")}
+
+
+def _seconds(step: dict) -> float:
+    return sum(step["seconds"].values())
+
+
+def _summary(side: Side, rates: list[dict]) -> dict:
+    dtype = "bfloat16" if side.spec["precision"] == "bf16" else "float32"
+    rate = statistics.median(rate[dtype] for rate in rates)
+    seconds = statistics.median(map(_seconds, side.steps))
+    phases = {name: statistics.median(step["seconds"].get(name, 0.0) for step in side.steps) for name in PHASES}
+    tokens, images, flops, positions = (
+        statistics.mean(step[key] for step in side.steps) for key in ("tokens", "images", "flops", "positions")
+    )
+    peak = next((value for name, value in PEAKS.items() if name in side.info["device"]), None)
+    return dict(
+        seconds=seconds,
+        all_seconds=[round(_seconds(step), 3) for step in side.steps],
+        phases=phases,
+        images_per_s=images / seconds,
+        tokens_per_s=tokens / seconds,
+        real_tokens_percent=100 * tokens / positions,
+        tflop=flops / 1e12,
+        tflop_per_s=flops / seconds / 1e12,
+        floor_seconds=flops / rate,
+        of_floor_percent=100 * flops / rate / seconds,
+        mfu_percent=None if peak is None else 100 * flops / seconds / peak,
+        peak_gib=side.peak_bytes / 2**30,
+        losses=side.info["first_losses"],
+        attention=side.info["attention"],
+        spec=side.spec,
+    )
+
+
+def _machine(side: Side) -> dict:
+    return dict(
+        device=side.info["device"],
+        threads=side.info["threads"],
+        python=platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    )
+
+
+def ratios(result: dict) -> dict:
+    """The second side over the first: time, memory, and the largest relative difference of a loss that both have."""
+    first, second = result["sides"].values()
+    shared = first["losses"].keys() & second["losses"].keys()
+    return dict(
+        time=second["seconds"] / first["seconds"],
+        memory=second["peak_gib"] / first["peak_gib"],
+        loss_difference=max(abs(first["losses"][n] / second["losses"][n] - 1) for n in shared) if shared else None,
+    )
+
+
+def markdown(result: dict) -> str:
+    """A table for people: one row a side."""
+    machine = result["machine"]
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads, Python {machine['python']}, "
+        + ", ".join(f"{name} {machine[name]}" for name in PACKAGES)
+        + f"; {result['samples']} samples a step, median of {result['rounds']} rounds; matrix products "
+        + ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in result["flop_per_s"].items()),
+        "",
+        "| side | s a step | images/s | tokens/s | real tokens | TFLOP | floor, s | of the floor | MFU | peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, side in result["sides"].items():
+        mfu = "-" if side["mfu_percent"] is None else f"{side['mfu_percent']:.0f} %"
+        lines.append(
+            f"| {name} | {side['seconds']:.2f} | {side['images_per_s']:.2f} | {side['tokens_per_s']:.0f} | "
+            f"{side['real_tokens_percent']:.0f} % | {side['tflop']:.2f} | {side['floor_seconds']:.2f} | "
+            f"{side['of_floor_percent']:.0f} % | {mfu} | {side['peak_gib']:.2f} |"
+        )
+    if len(result["sides"]) == 2:
+        names, found = list(result["sides"]), ratios(result)
+        lines += ["", f"{names[1]} / {names[0]}: {found['time']:.2f} x the time, {found['memory']:.2f} x the memory"]
+        if found["loss_difference"] is not None:
+            lines[-1] += f"; losses of the first step differ by {found['loss_difference']:.1e}"
+    return "\n".join(lines) + "\n"
+
+
+def write(result: dict, out: Path) -> None:
+    """``out``.json, .md and .png."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    out.with_suffix(".md").write_text(markdown(result))
+    _draw(result, out.with_suffix(".png"))
+
+
+def _draw(result: dict, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(result["sides"])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 1.2 + 0.7 * len(names)), width_ratios=(2, 1))
+    start = [0.0] * len(names)
+    for phase in PHASES:
+        values = [side["phases"][phase] for side in result["sides"].values()]
+        left.barh(names, values, left=start, label=phase)
+        start = [a + b for a, b in zip(start, values, strict=True)]
+    floors = [side["floor_seconds"] for side in result["sides"].values()]
+    left.plot(floors, names, "k|", markersize=28, label="floor")
+    left.set_xlabel("seconds a step")
+    left.legend(fontsize=7)
+    left.invert_yaxis()
+    right.barh(names, [side["peak_gib"] for side in result["sides"].values()], color="grey")
+    right.set_xlabel("peak memory, GiB")
+    right.set_yticks([])
+    right.invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

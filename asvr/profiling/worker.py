@@ -1,0 +1,205 @@
+"""One side of a throughput comparison, in a process of its own, so that its peak memory is its own.
+
+Reads lines of JSON, answers each with one: first what to build, then ``{"steps": n}`` or ``{"rate": dtype}``.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from asvr.config import load_config, stage_config
+from asvr.data.packing import StepCollate
+from asvr.engine.build import build_collate, build_device, pack_limits
+from asvr.engine.optim import PRECISIONS, build_optim_wrapper
+from asvr.models.attention import AUTO, use_attention
+from asvr.profiling.plain import PlainStep, plain_optimizer
+from asvr.profiling.step_flops import StepFlops
+from asvr.profiling.synthetic import SyntheticSamples
+from asvr.registry import MODELS
+
+PHASES = ("data", "forward", "backward", "optimizer")
+
+
+class PadId:
+    """What `build_collate` wants of a text tokenizer."""
+
+    pad_id = 0
+
+
+class StoredCodes:
+    """Codes of the benchmark's pictures, computed before its clock runs, in place of a cache on disk."""
+
+    def __init__(self, model, samples: SyntheticSamples, count: int, aspect: str):
+        self.stored: dict[str, dict] = {target.name: {} for target in model.targets}
+        for item in (samples[i] for i in range(count)):
+            for key, picture in zip(item["image_keys"], item["images"], strict=True):
+                for target in model.targets:
+                    pixels = target.tokenizer.transform(picture, aspect)[None].to(model.device)
+                    self.stored[target.name][key] = target.tokenizer.encode(pixels)[0].to("cpu", torch.int16)
+
+    def check(self, keys: list[str]) -> None:
+        pass
+
+    def features(self, keys: list[str]) -> None:
+        return None
+
+    def codes(self, target: str, keys: list[str]) -> torch.Tensor | None:
+        return torch.stack([self.stored[target][key] for key in keys])
+
+
+class Worker:
+    """spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (a step), steps (in all)."""
+
+    def __init__(self, spec: dict):
+        cfg = load_config(spec["config"], spec["cfg_options"])
+        self.stage = stage = stage_config(cfg, spec["stage"] or list(cfg.stages)[-1])
+        self.plain, self.size = spec["plain"], spec["samples"]
+        stage.data.global_batch = stage.data.micro_batch = self.size
+        if self.plain:
+            stage.data.pack, stage.data.group, spec["codes"] = False, None, "online"
+        self.device = build_device(stage.runtime.device)
+        self.dtype = PRECISIONS[stage.optim.precision]
+        self.model = model = random_model(stage, self.device)
+        self.samples = SyntheticSamples(
+            num_image_tokens=model.encoder.num_tokens,
+            max_length=stage.data.max_length,
+            vocab_size=model.llm.vocab_size,
+        )
+        stored = None
+        if spec["codes"] == "cached" and model.targets:
+            stored = StoredCodes(model, self.samples, self.size * spec["steps"], stage.data.image_aspect)
+        self.attention = "eager transformers, masked SDPA"
+        if not self.plain:
+            self.attention = use_attention(model, stage.runtime.get("attention", AUTO), self.dtype)
+        limits = pack_limits(stage.data)
+        collate = build_collate(stage.data, model, PadId, stored, packed=limits is not None)
+        self.collate = StepCollate(collate, micro_batch=self.size, pack=limits, group=stage.data.get("group"))
+        self.flops = StepFlops(stage, cached=stored is not None)
+        if self.plain:
+            self.step, self.optimizer = PlainStep(model), plain_optimizer(model, stage.optim)
+        else:
+            self.wrapper = build_optim_wrapper(model, stage.optim)
+            self.step, self.optimizer = model, self.wrapper.optimizer
+        self.number = 0
+
+    def run(self, steps: int) -> dict:
+        """Steps one after another: seconds by phase, losses, tokens, images and FLOPs of each."""
+        return dict(steps=[self.one() for _ in range(steps)], peak_bytes=self.peak(), attention=self.attention)
+
+    def one(self) -> dict:
+        clock, model = Clock(self.device), self.model
+        first = self.number * self.size
+        window = self.collate([self.samples[i] for i in range(first, first + self.size)])
+        clock.stop("data")
+        totals, sums = model.count_targets(window), {}
+        for batch in window:
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                out = self.step(batch.to(self.device))
+                weights = {name: weight for name, weight in model.weights().items() if name in out}
+                loss = sum(out[name] * (weight / totals[name]) for name, weight in weights.items())
+            clock.stop("forward")
+            loss.backward()
+            clock.stop("backward")
+            for name in weights:
+                sums[name] = sums.get(name, 0) + out[name].detach() / totals[name]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.stage.optim.clip_grad or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        clock.stop("optimizer")
+        self.number += 1
+        return dict(
+            seconds=clock.seconds,
+            losses={name: float(value) for name, value in sums.items()},
+            tokens=sum(batch.num_tokens for batch in window),
+            positions=sum(batch.input_ids_BT.numel() for batch in window),
+            images=sum(batch.num_images for batch in window),
+            flops=self.flops(window),
+        )
+
+    def peak(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+    def rate(self, dtype: str, size: int = 2048) -> dict:
+        """FLOP/s of a matrix product of this machine, the median of several."""
+        a, b = (torch.randn(size, size, device=self.device, dtype=getattr(torch, dtype)) for _ in range(2))
+        seconds = []
+        for _ in range(8):
+            clock = Clock(self.device)
+            a @ b
+            clock.stop("product")
+            seconds.append(clock.seconds["product"])
+        return dict(flop_per_s=2 * size**3 / sorted(seconds)[len(seconds) // 2])
+
+
+class Clock:
+    """Seconds since the last stop, by name, with the device's work done."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, {}
+        self._synchronize()
+        self.last = time.perf_counter()
+
+    def stop(self, name: str) -> None:
+        self._synchronize()
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0) + now - self.last
+        self.last = now
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def random_model(stage: Config, device: torch.device):
+    """The model of a stage with random weights, whatever weights its config names, and random codebooks."""
+    torch.manual_seed(stage.runtime.seed)
+    with device:
+        vocabulary = stage.text_tokenizer.get("vocab_size")
+        model = MODELS.build(stage.model, default_args=dict(vocab_size=vocabulary, load_weights=False))
+    for target in model.targets:
+        if hasattr(target.tokenizer, "trained"):
+            target.tokenizer.trained.fill_(True)
+        for book in getattr(getattr(target.tokenizer, "quantizer", None), "codebooks", []):
+            torch.nn.init.normal_(book.weight)
+            book.share.fill_(1 / len(book.share))
+    model.train_only(list(stage.train))
+    return model.train()
+
+
+def main() -> None:
+    worker = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            if worker is None:
+                worker, answer = Worker(order), dict(ready=True)
+                answer |= dict(device=device_name(worker.device), threads=torch.get_num_threads())
+            elif "rate" in order:
+                answer = worker.rate(order["rate"])
+            else:
+                answer = worker.run(order["steps"])
+        except (torch.OutOfMemoryError, MemoryError):
+            answer = dict(out_of_memory=True)
+        except ValueError as error:
+            answer = dict(error=str(error))
+        print(json.dumps(answer), file=ANSWERS, flush=True)
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), device.type)
+
+
+if __name__ == "__main__":
+    ANSWERS, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    main()

@@ -1,0 +1,60 @@
+"""Time and memory of a training step with random weights and synthetic samples (lengths as in LLaVA's data).
+
+python benchmarks/throughput.py CONFIG                    one configuration
+python benchmarks/throughput.py CONFIG --against CONFIG2  two, in turn, in one run
+python benchmarks/throughput.py CONFIG --plain            against the released code's way of doing the same step
+
+Writes JSON, a table and a picture to --out (default: work_dirs/benchmarks/<name>).
+"""
+
+import argparse
+from pathlib import Path
+
+from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--against", help="another config, measured in turn with the first")
+    other.add_argument("--plain", action="store_true", help="the same config as the released code would run it")
+    parser.add_argument("--stage", help="default: the last")
+    parser.add_argument("--codes", default="cached", choices=("cached", "online"), help="of the first config")
+    parser.add_argument("--samples", type=int, default=8, help="of a step; fewer where memory runs out")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1, help="of each side in a round")
+    parser.add_argument("--out", type=Path, help="of the .json, .md and .png, without suffix")
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from asvr.config import load_config, stage_config  # here: --help need not wait for torch
+    from asvr.profiling.throughput import Side, compare, markdown, write
+
+    options = parse_cfg_options(args.cfg_options)
+
+    def side(path: str, name: str, *, plain: bool = False, codes: str = "cached") -> Side:
+        cfg = load_config(path, options)
+        precision = stage_config(cfg, args.stage or list(cfg.stages)[-1]).optim.precision
+        spec = dict(config=path, cfg_options=options, stage=args.stage, plain=plain, codes=codes, precision=precision)
+        return Side(name, spec)
+
+    for name in ("samples", "rounds", "steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}: expected at least 1")
+    stem = Path(args.config).stem
+    sides = [side(args.config, f"{stem}, {args.codes} codes", codes=args.codes)]
+    if args.plain:
+        sides.append(side(args.config, f"{stem}, plain", plain=True))
+    if args.against:
+        sides.append(side(args.against, Path(args.against).stem))
+    result = compare(sides, samples=args.samples, rounds=args.rounds, steps=args.steps)
+    write(result, args.out or Path("work_dirs/benchmarks") / stem)
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    run_tool(main)
