@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 
-def enable_activation_checkpointing(model) -> None:
-    """Recompute a Hugging Face model's blocks in the backward pass.
+def enable_activation_checkpointing(model, settings: dict) -> None:
+    """Let a Hugging Face model's blocks run under ``torch.utils.checkpoint`` with these keyword arguments.
 
     transformers 5.23 renamed the method and warns about the old name, which is the only one in 5.17.
     """
     if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(dict(use_reentrant=False))
+        model.activation_checkpointing_enable(settings)
     else:
-        model.gradient_checkpointing_enable(dict(use_reentrant=False))
+        model.gradient_checkpointing_enable(settings)
 
 
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:

@@ -69,6 +69,7 @@ TARGET = dict(
     shift=one_of(*SHIFTS),
     tap=Field("-1 (after the final norm) or the number of a layer", lambda v: _is_int(v) and v >= -1, required=False),
     resample=one_of(None, "nearest", required=False),
+    supervise=optional(count()),
     fit=Field("a dict of arguments of the tokenizer's fit()", lambda v: isinstance(v, dict), required=False),
 )
 

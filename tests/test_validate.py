@@ -105,8 +105,8 @@ def test_a_right_config_passes():
             "model.encoder.type='HFVisonEncoder': no such encoder; did you mean 'HFVisionEncoder'",
         ),
         (
-            {"model.llm.gradient_chekpointing": True},
-            "model.llm.gradient_chekpointing: HFCausalLM has no such field; did you mean 'gradient_checkpointing'?",
+            {"model.llm.activation_chekpointing": "full"},
+            "model.llm.activation_chekpointing: HFCausalLM has no such field; did you mean 'activation_checkpointing'?",
         ),
         (
             {"model.reconstruction.0.head.type": "DepthTransformer"},

@@ -118,3 +118,19 @@ def visual_sources(batch: Batch, shift: int) -> tuple[Tensor, Tensor | None]:
     if shift == 0 or batch.preceded_P is None:
         return source_IN.flatten(), None
     return source_IN.flatten()[batch.preceded_P], batch.preceded_P
+
+
+def drawn_sources(batch: Batch, shift: int, count: int) -> tuple[Tensor, Tensor]:
+    """As `visual_sources`, for ``count`` visual tokens of each image, drawn anew at each call.
+
+    Each is drawn with probability ``count / N``, so that the sum of their losses is ``count / N`` of the whole one on
+    average. Drawn on the CPU: what is drawn decides shapes, and nothing waits for the device.
+    """
+    images, tokens = batch.image_positions_IN.shape
+    chosen_IK = torch.rand(images, tokens, device="cpu").argsort(1)[:, :count]
+    token_P = (chosen_IK + torch.arange(images, device="cpu")[:, None] * tokens).flatten()
+    if shift and not all(batch.has_previous_I):
+        first = (chosen_IK == 0) & ~torch.tensor(batch.has_previous_I, device="cpu")[:, None]
+        token_P = token_P[~first.flatten()]
+    token_P = token_P.to(batch.image_positions_IN.device, non_blocking=True)
+    return (batch.image_positions_IN - shift).flatten()[token_P], token_P

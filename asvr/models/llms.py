@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from asvr import compat
 from asvr.data.batch import Segments
 from asvr.models.attention import PREFIX, no_mask
+from asvr.models.checkpointing import check_mode, settings
 from asvr.models.component import Component
 from asvr.models.hf import arch_of, find_folder, load_strict, read_config, resolve_dtype
 from asvr.registry import LLMS
@@ -26,7 +27,7 @@ class HFCausalLM(Component):
     arch: fields of its configuration with ``model_type``; a folder's own configuration wins over it.
     vocab_size: the text tokenizer's size. It becomes the vocabulary of a model built from ``arch`` alone, and
         must not exceed that of loaded weights.
-    gradient_checkpointing: recompute each block's activations in the backward pass.
+    activation_checkpointing: of its blocks, see `asvr.models.checkpointing`.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class HFCausalLM(Component):
         name: str | None = None,
         arch: dict | None = None,
         dtype: str = "float32",
-        gradient_checkpointing: bool = False,
+        activation_checkpointing: str = "none",
         vocab_size: int | None = None,
         load_weights: bool = True,
     ):
@@ -56,8 +57,8 @@ class HFCausalLM(Component):
             self.source = name
         else:
             self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
-        if gradient_checkpointing:
-            compat.enable_activation_checkpointing(self.model)
+        if check_mode(activation_checkpointing, "llm.activation_checkpointing") != "none":
+            compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
         # A folder's own defaults (a repetition penalty, sampling) must not change what greedy means.
         self.model.generation_config = GenerationConfig()
         self.hidden_size = config.hidden_size

@@ -22,7 +22,8 @@ class Target:
     weight: factor of its loss. shift: 1 = the hidden state before a visual token predicts it (the paper's
     equation 2), 0 = the one at its own position (the released code). tap: which hidden state, -1 after the
     LLM's final norm. index_N: for each encoder position the tokenizer's position, None where the grids agree.
-    shares_encoder: the tokenizer quantises the model's own encoder features.
+    shares_encoder: the tokenizer quantises the model's own encoder features. supervise: how many visual tokens of an
+    image carry the loss in training, drawn at random; None: all.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Target:
     tap: int
     index_N: Tensor | None
     shares_encoder: bool
+    supervise: int | None = None
 
     def loss(self, hidden_PH: Tensor, codes_PD: Tensor) -> tuple[Tensor, Tensor]:
         """The loss summed over positions, and the number of right codes at each depth (D,)."""
@@ -84,6 +86,11 @@ def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> 
     tap = entry.get("tap", -1)
     if not -1 <= tap <= llm.num_layers:
         raise ValueError(f"{key}.tap={tap}: expected -1 (after the final norm) or a layer in 0..{llm.num_layers}")
+    supervise = entry.get("supervise")
+    if supervise is not None and not 1 <= supervise <= encoder.num_tokens:
+        raise ValueError(
+            f"{key}.supervise={supervise}: expected None (all) or 1 to {encoder.num_tokens} tokens an image"
+        )
     tokenizer = build_tokenizer(entry["tokenizer"], encoder, load_weights)
     criterion = LOSSES.build(entry.get("loss", dict(type="CodeCrossEntropy")))
     weights = getattr(criterion, "depth_weights", None)
@@ -100,6 +107,7 @@ def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> 
         tap=tap,
         index_N=_resample(key, tokenizer, encoder.grid, entry.get("resample")),
         shares_encoder=shares_encoder(tokenizer, encoder),
+        supervise=supervise,
     )
 
 

@@ -8,7 +8,7 @@ visual positions.
 import torch
 from torch import Tensor, nn
 
-from asvr.data.batch import IMAGE_TOKEN, Batch, visual_sources
+from asvr.data.batch import IMAGE_TOKEN, Batch, drawn_sources, visual_sources
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Target, build_target
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
@@ -19,8 +19,8 @@ class VLM(nn.Module):
     """Encoder, projector and LLM, with a list of reconstruction targets.
 
     encoder, projector, llm: component configs; widths between them are derived.
-    reconstruction: one entry a target, ``dict(name, tokenizer, head, loss, weight, shift, tap, resample)``: see
-        ``asvr.models.targets``. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
+    reconstruction: one entry a target, ``dict(name, tokenizer, head, loss, weight, shift, tap, resample, supervise)``,
+        see ``asvr.models.targets``. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
     vocab_size: entries of the text tokenizer; None only where the LLM's configuration tells it.
     load_weights: False builds the architecture alone (under ``torch.device("meta")``: in no memory).
     """
@@ -76,11 +76,17 @@ class VLM(nn.Module):
             out["text"], out["correct_text"] = linear_cross_entropy(hidden_SH, self.llm.lm_head, batch.text_target_S)
         for target in self.targets:
             if batch.num_visual_targets(target.shift):
-                source_P, token_P = visual_sources(batch, target.shift)
+                source_P, token_P = self.sources(target, batch)
                 codes_PD = self.codes(target, batch, features_INE).flatten(0, 1)
                 codes_PD = codes_PD if token_P is None else codes_PD[token_P]
                 out[target.name], out[f"correct_{target.name}"] = target.loss(hidden[target.tap][source_P], codes_PD)
         return out
+
+    def sources(self, target: Target, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Which hidden position predicts which visual token: all, or in training ``target.supervise`` of each image."""
+        if self.training and target.supervise is not None:
+            return drawn_sources(batch, target.shift, target.supervise)
+        return visual_sources(batch, target.shift)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """embeds_BTH, projected visual features on their placeholders; and the features, None without images."""
@@ -138,11 +144,14 @@ class VLM(nn.Module):
     def weights(self) -> dict[str, float]:
         return {"text": 1.0, **{target.name: target.weight for target in self.targets}}
 
-    def count_targets(self, window: list[Batch]) -> dict[str, int]:
-        """Supervised tokens of a window by loss; counts that the collate function made, so nothing is synchronised."""
+    def count_targets(self, window: list[Batch]) -> dict[str, float]:
+        """Supervised tokens of a window by loss; counts that the collate function made, so nothing is synchronised.
+        Where a target draws some of an image's tokens, their expected number, which leaves the loss unbiased."""
         counts = {"text": sum(batch.num_text_targets for batch in window)}
         for target in self.targets:
             counts[target.name] = sum(batch.num_visual_targets(target.shift) for batch in window)
+            if self.training and target.supervise is not None:
+                counts[target.name] *= target.supervise / self.encoder.num_tokens
         return counts
 
     def touch(self, batch: Batch) -> Tensor:

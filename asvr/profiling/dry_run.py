@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from asvr.config import stage_config
+from asvr.models.checkpointing import MODES
 from asvr.preflight import check_sizes
 from asvr.profiling.flops import Sample, forward_parts, training_factor
 from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, plan_memory
@@ -100,7 +101,7 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
             f"One sample = 1 image ({model.encoder.num_tokens} tokens) and {sample.text_tokens} text tokens, all "
             "supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing needs "
             "a gradient, x 2 where a gradient only passes through, x 3 where weights are trained, and + 1 where the "
-            "forward pass is computed again in the backward pass (gradient checkpointing)."
+            "forward pass is computed again in the backward pass (activation_checkpointing='full')."
         ),
     )
     stages = [stage_config(cfg, name) for name in cfg.stages]
@@ -111,7 +112,7 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
             factor = training_factor(
                 part,
                 list(stage.train),
-                checkpointing=bool(stage.model.llm.get("gradient_checkpointing", False)),
+                checkpointing=stage.model.llm.get("activation_checkpointing") == "full",
                 cached=bool(stage.data.get("cache", False)),
             )
             totals[i] += part.flops * factor
@@ -147,16 +148,13 @@ def _memory(plans: dict[str, MemoryPlan], cfg: Config) -> Table:
         "gradients": "gradients",
         "optimizer": "optimiser state (2 moments)",
         "casts": "bf16 copies of trained weights",
-        "activations": "activations",
-        "activations_checkpointed": "activations, gradient checkpointing",
     }
     for field, label in lines.items():
-        cells = []
-        for plan in plans.values():
-            used = "activations_checkpointed" if plan.checkpointing else "activations"
-            cell = _number(getattr(plan, field) / 1e9)
-            cells.append(f"({cell})" if field.startswith("activations") and field != used else cell)
-        table.add_row(label, *cells)
+        table.add_row(label, *(_number(getattr(plan, field) / 1e9) for plan in plans.values()))
+    for mode in MODES:
+        cells = [_number(plan.activations[mode] / 1e9) for plan in plans.values()]
+        cells = [cell if plan.mode == mode else f"({cell})" for cell, plan in zip(cells, plans.values(), strict=True)]
+        table.add_row("activations" + (f", {mode} checkpointing" if mode != "none" else ""), *cells)
     table.add_section()
     for machine in MACHINES:
         cells = [

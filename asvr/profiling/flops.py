@@ -76,7 +76,7 @@ def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
         _classifiers("LM head", "llm", [llm.lm_head], sample.text_tokens),
     ]
     for target in model.targets:
-        parts += _target_parts(target, encoder.num_tokens, llm.hidden_size)
+        parts += _target_parts(target, target.supervise or encoder.num_tokens, llm.hidden_size)
     return parts
 
 

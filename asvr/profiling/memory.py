@@ -1,12 +1,14 @@
 """How much accelerator memory a stage needs.
 
 Weights, gradients and AdamW's two moments follow from the parameters. Activations are what autograd keeps
-for the backward pass, found by running the forward pass on fake tensors: shapes without data. With gradient
-checkpointing that is the input of every LLM block and the inside of one.
+for the backward pass, found by running the forward pass on fake tensors: shapes without data. With activation
+checkpointing that is the input of every LLM block (and, if selective, the results of its products) and the inside of
+one block.
 """
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +16,11 @@ from mmengine.config import Config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from asvr.config import stage_config
 from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.models.checkpointing import is_product
 from asvr.preflight import build_meta
 
 logger = logging.getLogger("asvr")
@@ -45,15 +49,14 @@ MACHINES = (Machine(1, "80 GB", 79.1 * GIB), Machine(8, "80 GB", 79.1 * GIB), Ma
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes on one card when it holds everything. casts: half-precision copies of trained weights under autocast.
-    checkpointing: which of the two activation figures the config has."""
+    activations: by mode of the LLM's activation checkpointing. mode: the config's."""
 
     weights: int
     gradients: int
     optimizer: int
     casts: int
-    activations: int
-    activations_checkpointed: int
-    checkpointing: bool
+    activations: dict[str, int]
+    mode: str
 
     @property
     def states(self) -> int:
@@ -61,8 +64,7 @@ class MemoryPlan:
 
     def per_card(self, machine: Machine) -> int:
         """Bytes on each card, with the states (not the activations) sharded evenly over all cards."""
-        activations = self.activations_checkpointed if self.checkpointing else self.activations
-        return self.states // machine.cards + activations
+        return self.states // machine.cards + self.activations[self.mode]
 
     def fits(self, machine: Machine) -> bool:
         return self.per_card(machine) <= USABLE * machine.card_bytes
@@ -82,15 +84,19 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
     block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * llm_dtype.itemsize
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
-    inside, outside = saved_bytes(model, rows, tokens, half)
+    inside, products, outside = saved_bytes(model, rows, tokens, half)
+    one_block = inside // model.llm.num_layers
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
         optimizer=ADAM_MOMENTS * gradients,
         casts=casts,
-        activations=inside + outside,
-        activations_checkpointed=block_inputs + inside // model.llm.num_layers + outside,
-        checkpointing=bool(stage.model.llm.get("gradient_checkpointing", False)),
+        activations=dict(
+            none=inside + outside,
+            selective=block_inputs + products + one_block + outside,
+            full=block_inputs + one_block + outside,
+        ),
+        mode=stage.model.llm.get("activation_checkpointing", "none"),
     )
 
 
@@ -105,7 +111,7 @@ def warn_of_memory(cfg: Config, device: torch.device) -> None:
         if not plan.fits(card):
             logger.warning(
                 "stage %s needs %.0f GiB by the plan (--dry-run shows it), %s has %.0f GiB: it is likely to run out of "
-                "memory. A smaller data.micro_batch or max_length, gradient_checkpointing or a smaller LLM needs less",
+                "memory. A smaller data.micro_batch, max_length or LLM, or activation_checkpointing, need less",
                 name,
                 plan.per_card(card) / GIB,
                 device,
@@ -113,8 +119,24 @@ def warn_of_memory(cfg: Config, device: torch.device) -> None:
             )
 
 
-def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | None) -> tuple[int, int]:
-    """Bytes that autograd keeps for the backward pass, inside the LLM's blocks and outside of them.
+class _ProductBytes(TorchDispatchMode):
+    """Adds up the results of products and attention while ``active()``."""
+
+    def __init__(self, active: Callable[[], bool]):
+        super().__init__()
+        self.active, self.total = active, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if self.active() and is_product(func):
+            results = out if isinstance(out, tuple | list) else [out]
+            self.total += sum(t.numel() * t.element_size() for t in results if isinstance(t, Tensor))
+        return out
+
+
+def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | None) -> tuple[int, int, int]:
+    """Bytes that autograd keeps for the backward pass inside the LLM's blocks, those of them (about) that are results
+    of products, and those kept outside of the blocks.
 
     Neither parameters nor their half-precision copies count. The model is moved to fake tensors.
     """
@@ -144,7 +166,9 @@ def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | No
             if module is not model.encoder or _trained(module):  # a frozen encoder's features are given
                 module.to_empty(device="cpu")
         batch = full_batch(model, rows, tokens)
+        products = _ProductBytes(lambda: in_llm)
         with (
+            products,
             saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", dtype=half, enabled=half is not None),
         ):
@@ -153,7 +177,8 @@ def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | No
         handle.remove()
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     sizes = [(storage.nbytes(), inside) for place, (storage, inside) in kept.items() if place not in own]
-    return sum(size for size, inside in sizes if inside), sum(size for size, inside in sizes if not inside)
+    inside, outside = (sum(size for size, within in sizes if within == wanted) for wanted in (True, False))
+    return inside, products.total, outside
 
 
 def _trained(module: nn.Module) -> bool:

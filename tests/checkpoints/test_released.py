@@ -86,7 +86,7 @@ def model(checkpoint):
         ROOT / "configs/asvr_vicuna7b_released.py",
         {
             "model.encoder": own,
-            "model.llm": dict(_delete_=True, type="HFCausalLM", arch=LLM, gradient_checkpointing=True),
+            "model.llm": dict(_delete_=True, type="HFCausalLM", arch=LLM, activation_checkpointing="full"),
             "model.reconstruction.0.tokenizer": dict(name=None, codebook_size=64, encoder=own),
             "model.reconstruction.0.head.width": 256,
             "model.reconstruction.0.head.num_heads": 2,

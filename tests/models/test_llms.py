@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from asvr.data.batch import Segments
 from asvr.models.llms import HFCausalLM
 
 SIZES = dict(
@@ -139,14 +140,34 @@ def test_models_that_change_their_logits_are_refused(arch, field):
     assert HFCausalLM(arch=dict(arch, **{field: neutral})).num_layers == 3
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    gradients = []
-    for checkpointing in (False, True):
+@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize("segments", [None, [3, 4]])
+def test_activation_checkpointing_changes_no_gradient_and_keeps_less(mode, segments):
+    gradients, kept = [], []
+    for activation_checkpointing in ("none", mode):
         torch.manual_seed(0)
-        llm = HFCausalLM(arch=ARCHS["llama"], gradient_checkpointing=checkpointing).train()
-        llm.lm_head(llm.hidden(llm.embed(ids()), {-1})[-1]).logsumexp(-1).sum().backward()
+        llm = HFCausalLM(arch=ARCHS["llama"], activation_checkpointing=activation_checkpointing).train()
+        llm.model.set_attn_implementation("asvr_sdpa")
+        bytes_kept = 0
+
+        def pack(tensor):
+            nonlocal bytes_kept
+            bytes_kept += tensor.numel()
+            return tensor
+
+        packed = None if segments is None else Segments.of(segments)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden = llm.hidden(llm.embed(ids(1)), {-1}, segments=packed)[-1]
+        llm.lm_head(hidden).logsumexp(-1).sum().backward()
         gradients.append([p.grad for p in llm.parameters()])
+        kept.append(bytes_kept)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+    assert kept[1] < kept[0] / 2
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="llm.activation_checkpointing='some': expected one of none, selective, full"):
+        HFCausalLM(arch=ARCHS["llama"], activation_checkpointing="some")
 
 
 def test_generation_continues_embedded_prompts_greedily():

@@ -102,6 +102,29 @@ def test_a_packed_row_is_the_padded_rows(targets):
     assert_close(packed_logs, padded_logs)
 
 
+def test_some_drawn_positions_estimate_the_whole_loss():
+    """On average over draws, images that begin a row among them; all positions where all are drawn or none trained."""
+    whole = build()
+    batch, tokens = collate(whole, rows()), whole.encoder.num_tokens
+    expected = (whole(batch)["semantic"] / whole.count_targets([batch])["semantic"]).item()
+    for count in (1, 3, tokens):
+        model = build(reconstruction=[dict(SEMANTIC, supervise=count)])
+        total = model.count_targets([batch])["semantic"]
+        assert total == whole.count_targets([batch])["semantic"] * count / tokens
+        with torch.no_grad():
+            torch.manual_seed(count)
+            draws = torch.stack([model(batch)["semantic"] / total for _ in range(1 if count == tokens else 400)])
+        error = draws.std().item() / len(draws) ** 0.5 if len(draws) > 1 else 0
+        assert draws.mean().item() == pytest.approx(expected, rel=1e-5, abs=4 * error), count
+        assert count == tokens or draws.std() > 0
+        model.eval()
+        with torch.no_grad():
+            assert torch.allclose(model(batch)["semantic"], whole.eval()(batch)["semantic"]), count
+            whole.train()
+    with pytest.raises(ValueError, match=rf"supervise={tokens + 1}: expected None .all. or 1 to {tokens}"):
+        build(reconstruction=[dict(SEMANTIC, supervise=tokens + 1)])
+
+
 def test_correct_counts_are_those_of_the_teacher_forced_predictions():
     model = build()
     target, batch = model.targets[0], collate(model, rows())

@@ -9,6 +9,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from asvr.config import stage_config
+from asvr.models.checkpointing import MODES
 from asvr.preflight import build_meta
 from asvr.profiling.memory import Machine, MemoryPlan, full_batch, plan_memory, warn_of_memory
 from asvr.registry import MODELS
@@ -75,7 +76,7 @@ def test_activations_are_what_autograd_keeps(stage):
     model = MODELS.build(cfg.model)
     model.train_only(list(cfg.stages[stage].train))
     plan = plan_of(cfg, stage)
-    assert plan.activations == pytest.approx(really_kept(model.train()), rel=0.1)
+    assert plan.activations["none"] == pytest.approx(really_kept(model.train()), rel=0.1)
 
 
 def test_states_follow_from_what_is_trained():
@@ -86,7 +87,7 @@ def test_states_follow_from_what_is_trained():
     assert (plan.gradients, plan.optimizer, plan.casts) == (4 * trained, 8 * trained, 0)
     cfg.optim.precision = "bf16"
     half = plan_of(cfg, "pretrain")
-    assert half.casts == 2 * trained and half.activations < plan.activations
+    assert half.casts == 2 * trained and half.activations["none"] < plan.activations["none"]
 
 
 def card(cards: int, gigabytes: int) -> Machine:
@@ -104,15 +105,16 @@ def test_a_stage_that_does_not_fit_the_device_is_told_before_it_runs(card_bytes,
     assert not caplog.records
 
 
-def test_gradient_checkpointing_keeps_one_block_and_the_inputs_of_all():
-    plan, plain = plan_of(config(gradient_checkpointing=True), "all"), plan_of(config(), "all")
-    assert plan.checkpointing and not plain.checkpointing
+def test_activation_checkpointing_keeps_one_block_and_the_inputs_of_all():
+    plans = {mode: plan_of(config(activation_checkpointing=mode), "all") for mode in MODES}
+    assert all(plan.mode == mode and plan.activations == plans["none"].activations for mode, plan in plans.items())
+    kept = plans["none"].activations
+    assert kept["full"] < kept["selective"] < kept["none"]
     inputs = LAYERS * ROWS * TOKENS * HIDDEN * 4
-    saved = plan.activations - plan.activations_checkpointed
-    in_blocks = (saved + inputs) * LAYERS / (LAYERS - 1)
-    assert 0 < in_blocks <= plan.activations
-    assert plan.per_card(card(1, 80)) == plan.states + plan.activations_checkpointed
-    assert plain.per_card(card(1, 80)) == plain.states + plain.activations
+    in_blocks = (kept["none"] - kept["full"] + inputs) * LAYERS / (LAYERS - 1)
+    assert 0 < in_blocks <= kept["none"]
+    for mode, plan in plans.items():
+        assert plan.per_card(card(1, 80)) == plan.states + kept[mode]
 
 
 def test_states_are_shared_by_the_cards_and_activations_are_not():
@@ -121,9 +123,8 @@ def test_states_are_shared_by_the_cards_and_activations_are_not():
         gradients=20 * 10**9,
         optimizer=20 * 10**9,
         casts=0,
-        activations=10 * 10**9,
-        activations_checkpointed=5 * 10**9,
-        checkpointing=False,
+        activations=dict(none=10 * 10**9, selective=7 * 10**9, full=5 * 10**9),
+        mode="none",
     )
     assert plan.per_card(card(8, 80)) == 20 * 10**9
     assert [plan.fits(card(*m)) for m in ((1, 80), (2, 80), (8, 20), (1, 141))] == [False, True, False, True]
@@ -131,9 +132,9 @@ def test_states_are_shared_by_the_cards_and_activations_are_not():
 
 def test_a_trained_encoder_keeps_its_activations():
     cfg = config()
-    frozen = plan_of(cfg, "all").activations
+    frozen = plan_of(cfg, "all").activations["none"]
     cfg.stages["all"]["train"] = ["encoder", "projector", "heads", "llm"]
-    assert plan_of(cfg, "all").activations > frozen
+    assert plan_of(cfg, "all").activations["none"] > frozen
 
 
 def test_a_meta_model_takes_no_memory_and_trains_what_the_stage_names():

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from asvr import compat
 from asvr.data.transforms import ImageTransform
+from asvr.models.checkpointing import check_mode, settings
 from asvr.models.encoders.base import Encoder
 from asvr.models.hf import arch_of, find_folder, load_strict, read_config, resolve_dtype
 from asvr.registry import ENCODERS
@@ -34,6 +36,7 @@ class HFVisionEncoder(Encoder):
         layer does not need are dropped. A list: the features of these layers side by side, ``E`` all of them together.
     arch: fields of the tower's configuration with ``model_type``; a folder's own configuration wins over it.
     transform: fields of ``ImageTransform``, but not its size, that replace the model's own.
+    activation_checkpointing: of its blocks where it is trained, see `asvr.models.checkpointing`.
 
     Matches ``hidden_states[mm_vision_select_layer]`` of the released code's SigLIP tower.
     """
@@ -46,6 +49,7 @@ class HFVisionEncoder(Encoder):
         arch: dict | None = None,
         dtype: str = "float32",
         transform: dict | None = None,
+        activation_checkpointing: str = "none",
         load_weights: bool = True,
     ):
         super().__init__()
@@ -68,6 +72,8 @@ class HFVisionEncoder(Encoder):
             self.source = name
         else:
             self.model = AutoModel.from_config(config, dtype=resolve_dtype(dtype))
+        if check_mode(activation_checkpointing, "encoder.activation_checkpointing") != "none":
+            compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
         self.layer = _keep_layers(self.model, layer)
         self.width = config.hidden_size * (len(self.layer) if isinstance(self.layer, list) else 1)
         self.naflex = config.model_type == "siglip2_vision_model"

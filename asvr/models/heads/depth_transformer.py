@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asvr.models.attention_kernels import sdpa
+from asvr.models.checkpointing import check_mode, run_block
 from asvr.models.heads.base import Head, classifiers_of
 from asvr.registry import HEADS
 
@@ -59,7 +60,8 @@ class DepthTransformerHead(Head):
     before: ``[z, in(e1), in(e1 + e2), ...]``. Depth is told apart by the feed-forward weights and
     classifiers of each depth; there is no positional embedding.
 
-    width: ``W``, divisible by num_heads. layers: number of blocks.
+    width: ``W``, divisible by num_heads. layers: number of blocks. activation_checkpointing: of the blocks, see
+        `asvr.models.checkpointing`.
     """
 
     residual_from_norm = False
@@ -73,10 +75,12 @@ class DepthTransformerHead(Head):
         width: int = 2048,
         layers: int = 3,
         num_heads: int = 16,
+        activation_checkpointing: str = "none",
     ):
         super().__init__()
         if num_heads < 1 or width % num_heads:
             raise ValueError(f"head.width={width} is not divisible by head.num_heads={num_heads}")
+        self.activation_checkpointing = check_mode(activation_checkpointing, "head.activation_checkpointing")
         depth = len(codebook_sizes)
         self.input = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Linear(width, width))
         self.code_input = nn.Linear(code_width, width)
@@ -92,7 +96,7 @@ class DepthTransformerHead(Head):
         x_PDW = torch.cat([self.input(hidden_PH).unsqueeze(1), self.code_input(sums_PDC)], dim=1)
         x_PDW = x_PDW.to(self.norm.weight.dtype)  # under autocast the residual stream stays in the weights' precision
         for layer in self.layers:
-            x_PDW = layer(x_PDW)
+            x_PDW = run_block(layer, x_PDW, self.activation_checkpointing)
         return self.norm(x_PDW)
 
 

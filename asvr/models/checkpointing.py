@@ -1,0 +1,44 @@
+"""Activation checkpointing: what a block keeps for the backward pass, and what it computes again there.
+
+``none`` keeps everything. ``selective`` keeps the results of matrix products and attention and computes norms,
+activations and rotations again, which cost little. ``full`` keeps a block's input and computes all of it again.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+MODES = ("none", "selective", "full")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::convolution")
+
+
+def is_product(op) -> bool:
+    """Whether an operation is a matrix product or attention, of torch or of another library."""
+    name = op.name().split(".")[0]
+    return name in PRODUCTS or "attention" in name or "attn" in name
+
+
+def _policy(ctx, op, *args, **kwargs) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if is_product(op) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def settings(mode: str) -> dict:
+    """Keyword arguments of ``torch.utils.checkpoint`` for a mode other than ``none``."""
+    if mode == "selective":
+        return dict(use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, _policy))
+    return dict(use_reentrant=False)
+
+
+def check_mode(mode: str, key: str) -> str:
+    if mode not in MODES:
+        raise ValueError(f"{key}={mode!r}: expected one of {', '.join(MODES)}")
+    return mode
+
+
+def run_block(block: nn.Module, x: torch.Tensor, mode: str) -> torch.Tensor:
+    """``block(x)``, in training with activation checkpointing."""
+    if mode == "none" or not (block.training and torch.is_grad_enabled()):
+        return block(x)
+    return checkpoint(block, x, **settings(mode))
