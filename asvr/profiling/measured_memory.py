@@ -1,0 +1,44 @@
+"""The memory that a training step really takes, to check the plan of `asvr.profiling.memory`."""
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from asvr.engine.build import build_device
+from asvr.engine.optim import PRECISIONS, build_optim_wrapper
+from asvr.models.attention import AUTO, use_attention
+from asvr.profiling.memory import full_batch
+from asvr.profiling.worker import random_model
+
+STEPS = 2  # the optimiser's state is there from the first one on
+
+
+def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
+    """The stage with micro-batches of ``rows`` x ``tokens`` and a mode of activation checkpointing in the LLM."""
+    stage.data.micro_batch = stage.data.global_batch = rows
+    stage.data.max_length = tokens
+    stage.model.llm.activation_checkpointing = mode
+    return stage
+
+
+def step_peak(stage: Config) -> int:
+    """Bytes at the peak of a step, without what the process had before."""
+    device = build_device(stage.runtime.device)
+    before = 0 if device.type == "cuda" else _resident("VmRSS")
+    model = random_model(stage, device)
+    if not any(p.requires_grad for p in model.encoder.parameters()):
+        model.encoder.to("meta")  # its features are given, as the plan has it
+    use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])
+    wrapper = build_optim_wrapper(model, stage.optim)
+    batch = full_batch(model, stage.data.micro_batch, stage.data.max_length)
+    for _ in range(STEPS):
+        model.train_step([batch], wrapper)
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split(f"{field}:")[1].split()[0])

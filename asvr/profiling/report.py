@@ -1,0 +1,154 @@
+"""What ``benchmarks/flops.py`` prints: FLOPs three ways, what a config adds to another, and the paper's figure."""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from torch.utils.flop_counter import FlopCounterMode
+
+from asvr.config import stage_config
+from asvr.models.attention import use_attention
+from asvr.preflight import build_meta
+from asvr.profiling.analytic import formulas
+from asvr.profiling.flops import Sample, forward_parts, training_factor
+from asvr.profiling.memory import plan_memory
+
+# Training FLOPs that the paper's tables give for ASVR on LLaVA-1.5's 665K samples (tables 6 and 7).
+PAPER_FLOPS, PAPER_SAMPLES = 1.53e19, 665_298
+
+
+def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
+    """Forward FLOPs by torch's own counter, of the encoder, the LLM's blocks and the heads, on the meta device."""
+    llm, encoder = model.llm, model.encoder
+    tokens = encoder.num_tokens + sample.text_tokens
+    dtype = next(llm.parameters()).dtype
+    calls = {
+        "encoder": lambda: encoder(torch.zeros(1, 3, *encoder.transform.size, device="meta")),
+        "LLM blocks": lambda: llm.hidden(torch.zeros(1, tokens, llm.hidden_size, dtype=dtype, device="meta")),
+    }
+    for target in model.targets:
+        positions = target.supervise or encoder.num_tokens
+        shapes = (positions, llm.hidden_size), (positions, target.tokenizer.depth, target.tokenizer.code_width)
+        calls[f"head {target.name}"] = lambda target=target, shapes=shapes: target.head(
+            *(torch.zeros(shape, device="meta") for shape in shapes)
+        )
+    found = {}
+    for name, call in calls.items():
+        with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            warnings.simplefilter("ignore")
+            call()
+        found[name] = counter.get_total_flops()
+    return found
+
+
+def flops_report(cfg: Config, sample: Sample) -> dict:
+    """Forward FLOPs by part and by three counts, and those of a training step by stage, online and cached."""
+    stages = {name: stage_config(cfg, name) for name in cfg.stages}
+    model = build_meta(next(iter(stages.values()))).eval()
+    parts = forward_parts(model, sample)
+    use_attention(model, "sdpa", None)  # transformers' own mask cannot be made on the meta device
+    by_formula, by_torch = formulas(model, sample), counted_by_torch(model, sample)
+    rows = [
+        dict(part=part.name, fvcore=part.flops, formula=by_formula.get(part.name), torch=by_torch.get(part.name))
+        for part in parts
+    ]
+    training = {}
+    for name, stage in stages.items():
+        full = stage.model.llm.get("activation_checkpointing") == "full"
+        online, cached = (
+            sum(_step(part, list(stage.train), full=full, cached=cached) for part in parts) for cached in (False, True)
+        )
+        training[name] = dict(online=online, cached=cached, without_recomputation=_needed(parts, list(stage.train)))
+    return dict(
+        text_tokens=sample.text_tokens,
+        image_tokens=model.encoder.num_tokens,
+        parameters={name: _count(module) for name, module in model.components().items()},
+        forward=rows,
+        training=training,
+    )
+
+
+def _step(part, train: list[str], *, full: bool, cached: bool) -> float:
+    """With cached codes: the encoder runs, tokenizers do not."""
+    without = cached and part.component.startswith("tokenizer.")
+    return 0 if without else part.flops * training_factor(part, train, checkpointing=full, cached=False)
+
+
+def _needed(parts: list, train: list[str]) -> float:
+    return sum(_step(part, train, full=False, cached=True) for part in parts)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters()) + sum(b.numel() for b in module.buffers())
+
+
+def memory_bytes(cfg: Config) -> dict[str, int]:
+    """By stage, on one card."""
+    plans = {name: plan_memory(stage_config(cfg, name), build_meta(stage_config(cfg, name))) for name in cfg.stages}
+    return {name: plan.states + plan.activations[plan.mode] for name, plan in plans.items()}
+
+
+def added(report: dict, other: dict) -> dict:
+    """What ``report`` adds to ``other`` (the same model with fewer targets), as a share of it, in percent."""
+    last = list(report["training"])[-1]
+    base = other["training"][last]["online"]
+    own, theirs = (sum(r["parameters"].values()) for r in (report, other))
+    return dict(
+        stage=last,
+        flops_online=100 * (report["training"][last]["online"] / base - 1),
+        flops_cached=100 * (report["training"][last]["cached"] / base - 1),
+        parameters=100 * (own / theirs - 1),
+    )
+
+
+def paper_ratio(report: dict) -> dict:
+    """The last stage's training FLOPs over the paper's samples, against what the paper's tables say; the paper does
+    not tell how it counts. multiply_accumulates: taking one for one FLOP, without recomputation."""
+    last = list(report["training"].values())[-1]
+    last = dict(last, multiply_accumulates=last["without_recomputation"] / 2)
+    return {key: value * PAPER_SAMPLES / PAPER_FLOPS for key, value in last.items()}
+
+
+def markdown(report: dict) -> str:
+    unit = 1e12 if sum(row["fvcore"] for row in report["forward"]) > 1e11 else 1e9
+    name = "TFLOP" if unit == 1e12 else "GFLOP"
+    lines = [
+        f"One sample: an image ({report['image_tokens']} tokens), {report['text_tokens']} text tokens, all supervised.",
+        "",
+        f"| part | forward, {name} (fvcore) | by formula | by torch's counter |",
+        "|---|---|---|---|",
+    ]
+    for row in report["forward"]:
+        others = [
+            "" if row[key] is None else f"{row[key] / unit:.3f} ({100 * (row[key] / row['fvcore'] - 1):+.2f} %)"
+            for key in ("formula", "torch")
+        ]
+        lines.append(f"| {row['part']} | {row['fvcore'] / unit:.3f} | {others[0]} | {others[1]} |")
+    lines += [
+        "",
+        f"| training step, {name} | online codes | cached codes | without recomputation |",
+        "|---|---|---|---|",
+    ]
+    for stage, values in report["training"].items():
+        cells = " | ".join(f"{values[key] / unit:.2f}" for key in ("online", "cached", "without_recomputation"))
+        lines.append(f"| {stage} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def added_in_words(found: dict) -> str:
+    memory = ", ".join(f"{value:.1f} % ({name})" for name, value in found["memory"].items())
+    return (
+        f"in {found['stage']}: FLOPs {found['flops_online']:.1f} % with online codes, {found['flops_cached']:.1f} % "
+        f"with cached ones; parameters {found['parameters']:.1f} %; memory by the plan {memory}"
+    )
+
+
+def save(out: Path | None, result, text: str) -> None:
+    """Write ``out``.json and ``out``.md (None: neither), and print the text."""
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+        out.with_suffix(".md").write_text(text)
+    print(text)

@@ -1,0 +1,108 @@
+"""Attention kernels against plain SDPA, forward and backward: padded rows, packed rows, grouped heads.
+
+python benchmarks/attention.py [--device cuda] [--dtype bfloat16] [--out FILE]
+
+"padded" is SDPA on rows padded to the longest with a causal mask that leaves padding out, as transformers makes it;
+every kernel is measured in turn on the same samples, packed.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from asvr.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--width", type=int, default=64, help="of a head")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="of the .json and .md, without suffix")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    import torch
+
+    from asvr.data.batch import IMAGE_TOKEN
+    from asvr.engine.build import build_device
+    from asvr.models.attention import problem_of
+    from asvr.models.attention_kernels import KERNELS
+    from asvr.profiling.report import save
+    from asvr.profiling.synthetic import SyntheticSamples
+    from asvr.profiling.worker import Clock, device_name
+
+    device, dtype = build_device(args.device), getattr(torch, args.dtype)
+    samples = SyntheticSamples(num_image_tokens=729, max_length=2048, vocab_size=32000)
+    items = [samples[i]["input_ids"] for i in range(args.samples)]
+    lengths = [len(ids) + 728 * ids.count(IMAGE_TOKEN) for ids in items]
+    kernels = {name: problem_of(name, device, dtype) for name in KERNELS}
+    for name, problem in kernels.items():
+        if problem:
+            print(f"{name}: {problem}")
+    working = [name for name, problem in kernels.items() if problem is None]
+    rows = []
+    for keys in sorted({args.heads, max(1, args.heads // 4)}, reverse=True):
+        seconds = {name: [] for name in ("padded", *working)}
+        for _ in range(1 + args.rounds):
+            for name in seconds:
+                run = _padded if name == "padded" else _packed
+                sizes = (lengths, args.heads, keys, args.width)
+                seconds[name].append(run(KERNELS.get(name), *sizes, device, dtype, Clock))
+        base = statistics.median(seconds["padded"][1:])
+        for name, values in seconds.items():
+            middle = statistics.median(values[1:])
+            rows.append(dict(kernel=name, heads=args.heads, key_heads=keys, seconds=middle, speedup=base / middle))
+    result = dict(device=device_name(device), dtype=args.dtype, torch=torch.__version__, lengths=lengths, rows=rows)
+    text = (
+        f"{result['device']}, {args.dtype}, torch {torch.__version__}; {len(lengths)} samples of {lengths} tokens\n\n"
+    )
+    text += "| kernel | heads / key heads | s, forward and backward | padded / it |\n|---|---|---|---|\n"
+    for row in rows:
+        heads = f"{row['heads']} / {row['key_heads']}"
+        text += f"| {row['kernel']} | {heads} | {row['seconds']:.4f} | {row['speedup']:.2f} |\n"
+    save(args.out, result, text)
+
+
+def _inputs(rows: int, tokens: int, heads: int, keys: int, width: int, device, dtype) -> list:
+    import torch
+
+    return [
+        torch.randn(rows, count, tokens, width, device=device, dtype=dtype).requires_grad_()
+        for count in (heads, keys, keys)
+    ]
+
+
+def _packed(kernel, lengths, heads, keys, width, device, dtype, clock) -> float:
+    from asvr.data.batch import Segments
+
+    inputs, segments = _inputs(1, sum(lengths), heads, keys, width, device, dtype), Segments.of(lengths).to(device)
+    timer = clock(device)
+    kernel(*inputs, segments=segments, causal=True, window=None, scale=None).sum().backward()
+    timer.stop("all")
+    return timer.seconds["all"]
+
+
+def _padded(_, lengths, heads, keys, width, device, dtype, clock) -> float:
+    import torch
+    import torch.nn.functional as F
+
+    longest = max(lengths)
+    q, k, v = _inputs(len(lengths), longest, heads, keys, width, device, dtype)
+    real = torch.arange(longest, device=device)[None] < torch.tensor(lengths, device=device)[:, None]
+    mask = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()[None, None] & real[:, None, None]
+    timer = clock(device)
+    groups = heads // keys
+    k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
+    F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+    timer.stop("all")
+    return timer.seconds["all"]
+
+
+if __name__ == "__main__":
+    run_tool(main)

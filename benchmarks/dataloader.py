@@ -1,0 +1,99 @@
+"""How fast the input side is: steps, samples and pictures a second by number of workers, without a model.
+
+python benchmarks/dataloader.py CONFIG [--workers 0 1 2]
+
+Samples are synthetic (pictures of 640 x 480 pixels, kept as JPEG in memory), the collate function is the config's own.
+"""
+
+import argparse
+import io
+import time
+from pathlib import Path
+
+from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--stage", help="default: the last")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--samples", type=int, help="of a step; default: the config's global_batch")
+    parser.add_argument("--out", type=Path, help="of the .json and .md, without suffix")
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def encoded(samples):
+    """The samples with their pictures as JPEG, so that workers have to decode them."""
+    from PIL import Image
+
+    class Encoded:
+        def __len__(self) -> int:
+            return 10**6
+
+        def __getitem__(self, i: int) -> dict:
+            item = samples[i % 64]
+            for n, picture in enumerate(item["images"]):
+                file = io.BytesIO()
+                picture.save(file, "jpeg", quality=90)
+                item["images"][n] = Image.open(file)
+            return item
+
+    return Encoded()
+
+
+def main() -> None:
+    args = parse_args()
+    from itertools import islice
+
+    from asvr.config import load_config, stage_config
+    from asvr.engine.build import build_collate, build_train_loader, pack_limits
+    from asvr.preflight import build_meta
+    from asvr.profiling.report import save
+    from asvr.profiling.synthetic import SyntheticSamples
+    from asvr.profiling.worker import PadId
+
+    cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
+    stage = stage_config(cfg, args.stage or list(cfg.stages)[-1])
+    if args.samples:
+        stage.data.global_batch = args.samples
+    model = build_meta(stage)
+    samples = SyntheticSamples(
+        num_image_tokens=model.encoder.num_tokens, max_length=stage.data.max_length, vocab_size=model.llm.vocab_size
+    )
+    collate = build_collate(stage.data, model, PadId, packed=pack_limits(stage.data) is not None)
+    rows = []
+    for workers in args.workers:
+        stage.data.num_workers = workers
+        steps = iter(build_train_loader(stage, encoded(samples), collate))
+        next(steps)  # starts the workers
+        begin = time.perf_counter()
+        windows = list(islice(steps, args.steps))
+        elapsed = time.perf_counter() - begin
+        images, tokens, positions = (
+            sum(count(batch) for window in windows for batch in window)
+            for count in (lambda b: b.num_images, lambda b: b.num_tokens, lambda b: b.input_ids_BT.numel())
+        )
+        rows.append(
+            dict(
+                workers=workers,
+                steps_per_s=args.steps / elapsed,
+                images_per_s=images / elapsed,
+                tokens_per_s=tokens / elapsed,
+                real_tokens_percent=100 * tokens / positions,
+            )
+        )
+    text = f"{args.config}, steps of {stage.data.global_batch} samples\n\n"
+    text += "| workers | steps/s | pictures/s | tokens/s | real tokens |\n|---|---|---|---|---|\n"
+    for row in rows:
+        text += (
+            f"| {row['workers']} | {row['steps_per_s']:.2f} | {row['images_per_s']:.1f} | {row['tokens_per_s']:.0f} | "
+            f"{row['real_tokens_percent']:.1f} % |\n"
+        )
+    save(args.out, rows, text)
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,66 @@
+"""The memory plan of ``--dry-run`` against measured peaks, stage by stage.
+
+python benchmarks/memory.py CONFIG [--rows 1 2] [--tokens 1024]
+
+A step runs with random weights in a process of its own: on the CPU its largest resident size less what it had before
+the model was built, on CUDA the largest allocation. Rows are full, as the plan takes them to be.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--modes", nargs="+", default=["none", "selective", "full"])
+    parser.add_argument("--out", type=Path, help="of the .json and .md, without suffix")
+    parser.add_argument("--measure", nargs=3, metavar=("STAGE", "ROWS", "MODE"), help=argparse.SUPPRESS)
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    from asvr.config import load_config, stage_config
+    from asvr.preflight import build_meta
+    from asvr.profiling.measured_memory import prepare, step_peak
+    from asvr.profiling.memory import plan_memory
+    from asvr.profiling.report import save
+
+    cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
+    if args.measure:
+        stage, rows, mode = args.measure
+        print(step_peak(prepare(stage_config(cfg, stage), int(rows), args.tokens, mode)))
+        return
+    found = []
+    for name in cfg.stages:
+        for rows in args.rows:
+            for mode in args.modes:
+                stage = prepare(stage_config(cfg, name), rows, args.tokens, mode)
+                plan = plan_memory(stage, build_meta(stage))
+                command = [sys.executable, *sys.argv, "--measure", name, str(rows), mode]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                measured = int(done.stdout.split()[-1])
+                planned = plan.states + plan.activations[plan.mode]
+                found.append(dict(stage=name, rows=rows, mode=mode, planned=planned, measured=measured))
+                print(found[-1], file=sys.stderr)
+    text = f"{args.config}, rows of {args.tokens} tokens\n\n"
+    text += "| stage | rows | checkpointing | plan, GB | measured, GB | measured / plan |\n|---|---|---|---|---|---|\n"
+    for row in found:
+        planned, measured = row["planned"], row["measured"]
+        text += (
+            f"| {row['stage']} | {row['rows']} | {row['mode']} | {planned / 1e9:.2f} | {measured / 1e9:.2f} | "
+            f"{measured / planned:.2f} |\n"
+        )
+    save(args.out, found, text)
+
+
+if __name__ == "__main__":
+    run_tool(main)
