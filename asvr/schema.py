@@ -94,6 +94,7 @@ SECTIONS = dict(
         cache=one_of(True, False, "codes", required=False),
         pack=Field("True, False or dict(max_tokens=..., max_images=...)", is_pack, required=False),
         group=one_of(None, "length", "modality", required=False),
+        cache_budget_gb=optional(number(0, above=True)),
         cache_dir=Field("a folder's name, or None", lambda v: v is None or isinstance(v, str), required=False),
     ),
     optim=dict(
@@ -134,6 +135,7 @@ SECTIONS = dict(
         checkpoint_interval=count(),
         keep_checkpoints=count(),
         attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
+        compile=one_of(True, False, required=False),
     ),
 )
 

@@ -24,6 +24,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=8, help="of a step; fewer where memory runs out")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="of each side in a round")
+    parser.add_argument(
+        "--plain-keeps-memory", action="store_true", help="let --plain keep freed memory too (asvr/malloc.py)"
+    )
     parser.add_argument("--out", type=Path, help="of the .json, .md and .png, without suffix")
     add_cfg_options(parser)
     return parser.parse_args()
@@ -40,7 +43,7 @@ def main() -> None:
         cfg = load_config(path, options)
         precision = stage_config(cfg, args.stage or list(cfg.stages)[-1]).optim.precision
         spec = dict(config=path, cfg_options=options, stage=args.stage, plain=plain, codes=codes, precision=precision)
-        return Side(name, spec)
+        return Side(name, dict(spec, keep_memory=not plain or args.plain_keeps_memory))
 
     for name in ("samples", "rounds", "steps"):
         if getattr(args, name) < 1:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+from asvr.malloc import keep_freed_memory
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,6 +31,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    keep_freed_memory()
     from asvr.config import load_config  # here: --help need not wait for torch
 
     options = parse_cfg_options(args.cfg_options)

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from asvr.data.disk import require_room
 from asvr.data.images import open_image, picture_bytes
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
@@ -104,11 +105,14 @@ def build_feature_cache(
     *,
     config: dict,
     on_error: str = "raise",
+    budget_gb: float | None = None,
 ) -> FeatureCache:
     """The cache of ``pictures`` (key -> file or picture) under ``root``; computed on ``device`` unless it is there.
 
     config: what decides the encoder's output besides its weights. on_error: what happens where a picture cannot be
-    read: ``raise``, or ``skip``, which notes it, so that its samples are refused when they come.
+    read: ``raise``, or ``skip``, which notes it, so that its samples are refused when they come. budget_gb: the most
+    that the features may take of the disk; the first batch tells what all take. Raises ``ValueError`` where that, or
+    what is free, is less.
     """
     folder = folder_of(root, encoder, pictures, aspect, config)
     refused = None if check_policy(on_error) == "raise" else {}
@@ -123,10 +127,9 @@ def build_feature_cache(
                 features_INE = encoder(pixels.to(device)).cpu()
                 if out is None:
                     dtype = str(features_INE.dtype).removeprefix("torch.")
-                    shape = (
-                        len(pictures),
-                        *features_INE.shape[1:],
-                    )  # as many rows as are refused stay empty at the end
+                    shape = (len(pictures), *features_INE.shape[1:])  # the rows of refused ones stay empty at the end
+                    needed = len(pictures) * features_INE[0].nbytes
+                    require_room(root, needed, f"features of {len(pictures)} pictures", budget_gb)
                     out = np.lib.format.open_memmap(
                         partial / "features.npy", "w+", _numpy_dtype(features_INE.dtype), shape
                     )

@@ -1,7 +1,6 @@
 """Computing target codes ahead of training: what ``tools/cache_codes.py`` and ``data.cache='codes'`` do."""
 
 import re
-import shutil
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from asvr.config import load_config, stage_config
 from asvr.data.code_cache import CodeCache, CodeStore, hash_pictures
+from asvr.data.disk import require_room
 from asvr.data.images import open_image
 from asvr.data.refusals import Refused
 from asvr.engine.build import build_device, pictures_of_stages
@@ -42,7 +42,7 @@ def code_cache(cfg: Config, root: Path, *, shard: tuple[int, int] = (0, 1), work
         missing = [sha256 for sha256 in by_hash if sha256 not in store.rows]  # what was refused is tried again
         share = set(list(by_hash)[shard[0] :: shard[1]])  # of all: what others have done meanwhile does not move it
         own = {sha256: by_hash[sha256] for sha256 in missing if sha256 in share}
-        _log_state(store, len(by_hash), len(missing), len(own))
+        _log_state(store, len(by_hash), len(missing), len(own), cfg.data.get("cache_budget_gb"))
         if own:
             workers = cfg.data.num_workers if workers is None else workers
             _compute(store, tokenizer, own, cfg.data, device, workers, part=f"{shard[0]}-of-{shard[1]}")
@@ -85,19 +85,12 @@ def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str) -> Cod
     return CodeStore(root, name, depends_on=depends_on, shape=shape, size=max(tokenizer.codebook_sizes))
 
 
-def _log_state(store: CodeStore, pictures: int, missing: int, own: int) -> None:
+def _log_state(store: CodeStore, pictures: int, missing: int, own: int, budget_gb: float | None) -> None:
     if not missing:
         logger.info("codes of %s: all %d pictures are in %s", store.name, pictures, store.folder)
         return
-    needed, free = own * store.row_bytes, shutil.disk_usage(store.folder).free
-    logger.info(
-        "codes of %s: %d of %d pictures are missing in %s; computing %d: %.1f MB of disk (%.1f GB are free)",
-        *(store.name, missing, pictures, store.folder, own, needed / 1e6, free / 1e9),
-    )
-    if needed > free:
-        raise ValueError(
-            f"{store.folder}: {needed / 1e9:.1f} GB of codes, {free / 1e9:.1f} GB are free: give another folder"
-        )
+    logger.info("codes of %s: %d of %d pictures are missing in %s", store.name, missing, pictures, store.folder)
+    require_room(store.folder, own * store.row_bytes, f"codes of {own} pictures", budget_gb)
 
 
 class _Pictures(Dataset):

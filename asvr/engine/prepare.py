@@ -61,6 +61,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
         device,
         config=without_weights(cfg.model.encoder),
         on_error=cfg.data.on_error,
+        budget_gb=cfg.data.get("cache_budget_gb"),
     )
     training = [key for key in training if key in cache.rows]
     for target in targets:

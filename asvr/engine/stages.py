@@ -33,7 +33,9 @@ from asvr.engine.log import logger
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper, build_schedulers
 from asvr.engine.prepare import Prepared
 from asvr.models.attention import AUTO, use_attention
+from asvr.models.compiling import compile_blocks
 from asvr.pretrained import start_from
+from asvr.profiling.step_flops import step_flops
 from asvr.validate import SCRATCH
 
 DONE = "done.json"
@@ -44,6 +46,7 @@ _FREE = (
     "runtime.keep_checkpoints",
     "data.num_workers",
     "data.cache_dir",
+    "data.cache_budget_gb",
     "data.on_error",  # what is refused is left out of its batch; no other sample moves
     "evaluation",
 )
@@ -80,6 +83,8 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
         start=checkpoint.read_meta(newest)["start"] if newest is not None else start_digest(cfg, name, work_dir),
         frozen=checkpoint.frozen_fingerprints(model),
     )
+    if stage.runtime.get("compile"):
+        compile_blocks(model.llm)
     runner = _build_runner(stage, name, model, prepared, work_dir, meta)
     if newest is not None:
         _restore(runner, newest)
@@ -199,7 +204,9 @@ def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir:
         param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
         default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
         custom_hooks=[
-            ProgressHook(file=str(work_dir / "metrics.jsonl"), stage=name, interval=runtime.log_interval),
+            ProgressHook(
+                file=str(work_dir / "metrics.jsonl"), stage=name, interval=runtime.log_interval, flops=step_flops(stage)
+            ),
             CheckpointHook(
                 folder=str(folder / "checkpoints"),
                 interval=runtime.checkpoint_interval,

@@ -4,6 +4,8 @@ query (B, M, T, K), key and value with as many heads or a divisor of that; the r
 samples of a packed row, or None: every row is one. window: how many tokens a token sees, itself included, or None.
 """
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,18 +36,9 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: in
 def xformers(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
     """xformers' memory-efficient attention; a packed row gets a block-diagonal causal bias."""
     from xformers.ops import memory_efficient_attention
-    from xformers.ops.fmha import attn_bias as biases
 
-    bias = None
-    if segments is not None:
-        kind = biases.BlockDiagonalCausalMask if causal else biases.BlockDiagonalMask
-        bias = kind.from_seqlens(segments.lengths)
-        if window is not None and window < max(segments.lengths):
-            bias = bias.make_local_attention(window)
-    elif causal and window is not None and window < query.shape[2]:
-        bias = biases.LocalAttentionFromBottomRightMask(window_left=window - 1, window_right=0)
-    elif causal:
-        bias = biases.LowerTriangularMask()
+    lengths = None if segments is None else tuple(segments.lengths)
+    bias = _xformers_bias(lengths, query.shape[2], causal, window, query.device)
     groups = query.shape[1] // key.shape[1]
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     if groups > 1:  # (B, T, groups of heads, heads that share a key, K)
@@ -53,6 +46,20 @@ def xformers(query, key, value, *, segments: Segments | None, causal: bool, wind
         k, v = (tensor.unsqueeze(3).expand(*q.shape) for tensor in (k, v))
     out = memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
     return out.flatten(2, 3) if groups > 1 else out
+
+
+@lru_cache(maxsize=8)
+def _xformers_bias(lengths: tuple | None, length: int, causal: bool, window: int | None, device: torch.device):
+    """What a token sees. Kept, since all layers ask for the same, and its lengths are copied to the device."""
+    from xformers.ops.fmha import attn_bias as biases
+
+    if lengths is not None:
+        kind = biases.BlockDiagonalCausalMask if causal else biases.BlockDiagonalMask
+        bias = kind.from_seqlens(lengths, device=device)
+        return bias.make_local_attention(window) if window is not None and window < max(lengths) else bias
+    if causal and window is not None and window < length:
+        return biases.LocalAttentionFromBottomRightMask(window_left=window - 1, window_right=0)
+    return biases.LowerTriangularMask() if causal else None
 
 
 def varlen(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):

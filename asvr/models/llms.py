@@ -57,6 +57,7 @@ class HFCausalLM(Component):
             self.source = name
         else:
             self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
+        self.activation_checkpointing = activation_checkpointing
         if check_mode(activation_checkpointing, "llm.activation_checkpointing") != "none":
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
         # A folder's own defaults (a repetition penalty, sampling) must not change what greedy means.
@@ -69,6 +70,12 @@ class HFCausalLM(Component):
     @property
     def lm_head(self) -> torch.nn.Linear:
         return self.model.get_output_embeddings()
+
+    @property
+    def blocks(self) -> list[torch.nn.Module]:
+        """Its transformer blocks, in order: what transformers never splits between devices."""
+        kinds = self.model._no_split_modules or ()
+        return [module for module in self.model.modules() if type(module).__name__ in kinds]
 
     def portable(self, config: dict) -> dict:
         return dict(super().portable(config), arch=arch_of(self.model.config))

@@ -4,20 +4,27 @@ What MFU and the floor of a step are made of. Each part comes from `asvr.profili
 of a sample's length is told apart by counting two lengths.
 """
 
+import logging
+
 from mmengine.config import Config
 
 from asvr.data.batch import Batch
 from asvr.preflight import build_meta
 from asvr.profiling.flops import Sample, flops_of, forward_parts, training_factor
 
+logger = logging.getLogger("asvr")
 SHORT, LONG = 256, 512
+# Dense half-precision FLOP/s by NVIDIA's data sheets (nvidia.com/en-us/data-center/h200, h100, a100, l40s; the
+# architecture paper of Ada for the RTX 4090, with float32 accumulation).
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 
 
 class StepFlops:
-    """cached: whether codes come from a cache. Recomputation in the backward pass is not counted: it is not needed."""
+    """Of a stage. What its batches bring along, features and codes out of a cache, costs nothing; recomputation in the
+    backward pass is not counted: it is not needed."""
 
-    def __init__(self, stage: Config, *, cached: bool):
-        model, self.sample, self.cached = build_meta(stage), Sample(), cached
+    def __init__(self, stage: Config):
+        model, self.sample = build_meta(stage), Sample()
         self.train = list(stage.train)
         llm = model.llm
         dtype = next(llm.parameters()).dtype
@@ -35,6 +42,7 @@ class StepFlops:
     def by_part(self, window: list[Batch]) -> dict[str, float]:
         lengths = [length for batch in window for length in _lengths(batch)]
         images = sum(batch.num_images for batch in window)
+        encoded = sum(batch.num_images for batch in window if batch.features_INE is None)
         supervised = sum(batch.num_text_targets for batch in window)
         found = {}
         for part in self.parts:
@@ -42,13 +50,30 @@ class StepFlops:
                 flops = sum(self.per_token * length + self.per_pair * length**2 / 2 for length in lengths)
             elif part.name == "LM head":
                 flops = part.flops * supervised / self.sample.text_tokens
-            elif part.component.startswith("tokenizer.") and self.cached:
-                flops = 0
+            elif part.component == "encoder":
+                flops = part.flops * encoded
+            elif part.component.startswith("tokenizer."):
+                name = part.component.removeprefix("tokenizer.")
+                flops = part.flops * sum(batch.num_images for batch in window if name not in batch.codes)
             else:
                 flops = part.flops * images
             found[part.name] = flops * training_factor(part, self.train, checkpointing=False, cached=False)
         return found
 
 
+def step_flops(stage: Config) -> StepFlops | None:
+    """To be logged beside the loss: what cannot be traced costs no run, a warning says why."""
+    try:
+        return StepFlops(stage)
+    except Exception as error:
+        logger.warning("FLOPs are not logged: %s: %s", type(error).__name__, error)
+        return None
+
+
 def _lengths(batch: Batch) -> list[int]:
     return batch.segments.lengths if batch.segments is not None else batch.attention_mask_BT.sum(1).tolist()
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense half-precision FLOP/s of a device by its maker's data sheet; None where it is not in the table."""
+    return next((peak for name, peak in PEAKS.items() if name in device_name), None)

@@ -1,6 +1,7 @@
 """Time and memory of a training step, of one configuration or of two side by side, and beside their floor."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -9,10 +10,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from asvr.malloc import ENVIRONMENT
+from asvr.profiling.step_flops import peak_flops
 from asvr.profiling.worker import PHASES
 
-# Dense half-precision peaks in FLOP/s, from the makers' data sheets (NVIDIA: H100, H200, A100, L40S, RTX 4090).
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
 PACKAGES = ("torch", "transformers", "asvr")
 
 
@@ -32,8 +33,10 @@ class Side:
     process: subprocess.Popen | None = None
 
     def start(self, samples: int) -> None:
+        command = [sys.executable, "-m", "asvr.profiling.worker"]
+        environment = dict(os.environ, **(ENVIRONMENT if self.spec["keep_memory"] else {}))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "asvr.profiling.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
         self.info |= self.ask(dict(self.spec, samples=samples))
 
@@ -145,7 +148,7 @@ def _summary(side: Side, rates: list[dict]) -> dict:
     tokens, images, flops, positions = (
         statistics.mean(step[key] for step in side.steps) for key in ("tokens", "images", "flops", "positions")
     )
-    peak = next((value for name, value in PEAKS.items() if name in side.info["device"]), None)
+    peak = peak_flops(side.info["device"])
     return dict(
         seconds=seconds,
         all_seconds=[round(_seconds(step), 3) for step in side.steps],

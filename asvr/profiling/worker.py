@@ -16,11 +16,13 @@ from asvr.data.packing import StepCollate
 from asvr.engine.build import build_collate, build_device, pack_limits
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
+from asvr.models.compiling import compile_blocks
 from asvr.profiling.plain import PlainStep, plain_optimizer
 from asvr.profiling.step_flops import StepFlops
 from asvr.profiling.synthetic import SyntheticSamples
 from asvr.registry import MODELS
 
+MOMENT, LARGEST = 0.02, 8192  # seconds, rows
 PHASES = ("data", "forward", "backward", "optimizer")
 
 
@@ -75,10 +77,12 @@ class Worker:
         self.attention = "eager transformers, masked SDPA"
         if not self.plain:
             self.attention = use_attention(model, stage.runtime.get("attention", AUTO), self.dtype)
+            if stage.runtime.get("compile"):
+                compile_blocks(model.llm)
         limits = pack_limits(stage.data)
         collate = build_collate(stage.data, model, PadId, stored, packed=limits is not None)
         self.collate = StepCollate(collate, micro_batch=self.size, pack=limits, group=stage.data.get("group"))
-        self.flops = StepFlops(stage, cached=stored is not None)
+        self.flops = StepFlops(stage)
         if self.plain:
             self.step, self.optimizer = PlainStep(model), plain_optimizer(model, stage.optim)
         else:
@@ -127,16 +131,24 @@ class Worker:
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
-    def rate(self, dtype: str, size: int = 2048) -> dict:
-        """FLOP/s of a matrix product of this machine, the median of several."""
+    def rate(self, dtype: str) -> dict:
+        """FLOP/s of a matrix product of this machine, the median of several.
+
+        The product is as large as takes a moment: some CPUs compute bfloat16 a hundred times slower than float32.
+        """
+        size, seconds = 256, self._product(256, dtype)
+        while seconds < MOMENT and size < LARGEST:
+            size *= 2
+            seconds = self._product(size, dtype)
+        return dict(flop_per_s=2 * size**3 / sorted(self._product(size, dtype) for _ in range(5))[2])
+
+    def _product(self, size: int, dtype: str) -> float:
         a, b = (torch.randn(size, size, device=self.device, dtype=getattr(torch, dtype)) for _ in range(2))
-        seconds = []
-        for _ in range(8):
-            clock = Clock(self.device)
-            a @ b
-            clock.stop("product")
-            seconds.append(clock.seconds["product"])
-        return dict(flop_per_s=2 * size**3 / sorted(seconds)[len(seconds) // 2])
+        a @ b
+        clock = Clock(self.device)
+        a @ b
+        clock.stop("product")
+        return clock.seconds["product"]
 
 
 class Clock:

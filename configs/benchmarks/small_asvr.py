@@ -7,7 +7,8 @@ model = dict(
         dict(
             name='semantic',
             tokenizer=dict(type='SemanticTokenizer', depth=8, codebook_size=4096),
-            head=dict(type='DepthTransformerHead', width=256, layers=3, num_heads=4),
+            head=dict(
+                type='DepthTransformerHead', width=256, layers=3, num_heads=4, activation_checkpointing='full'),
             loss=dict(type='CodeCrossEntropy'),
             weight=1.0,
             shift=1)

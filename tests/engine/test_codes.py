@@ -51,7 +51,7 @@ def test_training_on_codes_computed_ahead_is_bitwise_the_same(config, tmp_path):
     for shard in ("0/2", "1/2"):
         done = run("cache_codes.py", config, "--out", cache, "--shard", shard, "--workers", 1)
         assert done.returncode == 0, done.stderr
-        assert "MB of disk" in done.stderr + done.stdout and "data.cache='codes'" in done.stdout
+        assert "GB of disk" in done.stderr + done.stdout and "data.cache='codes'" in done.stdout
     options = {"data.cache": "codes", "data.cache_dir": cache}
     stored = run("train.py", config, "--work-dir", tmp_path / "stored", **options)
     assert stored.returncode == 0, stored.stderr

@@ -4,6 +4,7 @@ import pytest
 from run_helpers import ROOT, TINY, read_metrics
 
 from asvr.config import load_config
+from asvr.engine import stages
 from asvr.engine.run import run
 
 SHORT = TINY | {"schedule.steps": 6, "stages.pretrain.schedule.steps": 2, "runtime.log_interval": 1}
@@ -41,6 +42,13 @@ def test_a_run_has_the_same_losses(options, padded, tmp_path):
     share = [line["real_tokens_percent"] for line in lines]
     assert all(value == 100 for value in share) if "data.pack" in options else min(share) < 100
     assert "attention: sdpa" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_blocks_are_compiled_where_the_config_asks(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(stages, "compile_blocks", lambda llm: asked.append(len(llm.blocks)))
+    losses(tmp_path / "run", **{"runtime.compile": True})
+    assert len(asked) == 3 and min(asked) > 0  # one a stage
 
 
 def test_impossible_settings_are_told(tmp_path):

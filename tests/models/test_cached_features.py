@@ -162,3 +162,12 @@ def test_interrupted_writing_leaves_no_cache(pictures, tmp_path, monkeypatch):
         cached(model, pictures, tmp_path)
     monkeypatch.setattr(model.encoder, "forward", forward)
     assert cached(model, pictures, tmp_path).features(list(pictures)).isfinite().all()
+
+
+def test_features_stay_within_their_budget(pictures, tmp_path):
+    encoder = build().encoder
+    row = encoder.num_tokens * encoder.width * 4
+    with pytest.raises(ValueError, match="features of 4 pictures take .* more than data.cache_budget_gb"):
+        build_feature_cache(tmp_path, encoder, pictures, "square", CPU, config={}, budget_gb=3.9 * row / 1e9)
+    assert not list(tmp_path.glob("[!.]*"))
+    build_feature_cache(tmp_path, encoder, pictures, "square", CPU, config={}, budget_gb=4 * row / 1e9)

@@ -21,7 +21,7 @@ TINY = {
     "model.llm.arch.num_hidden_layers": 2,
     "model.llm.arch.num_attention_heads": 2,
     "model.llm.arch.vocab_size": 64,
-    "data.max_length": 96,
+    "data.max_length": 320,
 }
 TARGET = {
     "model.reconstruction.0.tokenizer.codebook_size": 16,
@@ -34,7 +34,8 @@ ASVR, LLAVA = (str(ROOT / f"configs/benchmarks/small_{name}.py") for name in ("a
 def spec(config=ASVR, **changes) -> dict:
     options = TINY | (TARGET if config == ASVR else {})
     return dict(
-        dict(config=config, cfg_options=options, stage=None, plain=False, codes="cached", precision="float32"),
+        dict(config=config, cfg_options=options, stage=None, plain=False, codes="cached", precision="float32")
+        | dict(keep_memory=True),
         **changes,
     )
 

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from mmengine.hooks import Hook
 
 from asvr.data.refusals import Refusal
 from asvr.engine.log import logger, progress_bar
+from asvr.profiling.step_flops import peak_flops
 from asvr.registry import HOOKS
 
 
@@ -21,17 +23,19 @@ class ProgressHook(Hook):
     Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
     acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
     padding not counted), real_tokens_percent (of all positions computed), data_time_percent (of the interval, waiting
-    for input), peak_memory_gib, eta_s, refused
-    (reason -> samples left out since the stage began; only where there are any).
+    for input), tflop_per_s (of what the samples need: no padding, no recomputation), mfu_percent (of that, on a GPU
+    whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only where
+    there are any).
     """
 
     priority = "BELOW_NORMAL"
 
-    def __init__(self, *, file: str, stage: str, interval: int):
+    def __init__(self, *, file: str, stage: str, interval: int, flops: Callable | None = None):
         if interval < 1:
             raise ValueError(f"runtime.log_interval={interval} must be at least 1")
         self.file, self.stage, self.interval = Path(file), stage, interval
         self.refused: Counter = Counter()
+        self.flops = flops  # `asvr.profiling.step_flops.StepFlops`, or None where they cannot be counted
         self._reset()
 
     def state_dict(self) -> dict:
@@ -52,7 +56,7 @@ class ProgressHook(Hook):
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: Counter = Counter()
-        self.steps = self.tokens = self.positions = self.images = 0
+        self.steps = self.tokens = self.positions = self.images = self.needed_flops = 0
         self.data_time, self.start = 0.0, time.perf_counter()
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -64,6 +68,7 @@ class ProgressHook(Hook):
         self.tokens += sum(batch.num_tokens for batch in data_batch)
         self.positions += sum(batch.input_ids_BT.numel() for batch in data_batch)
         self.images += sum(batch.num_images for batch in data_batch)
+        self.needed_flops += self.flops(data_batch) if self.flops is not None else 0
         self.data_time += runner.train_loop.data_time
         self.bar.update(1)
         if runner.iter % self.interval == 0 or runner.iter == runner.max_iters:
@@ -96,6 +101,7 @@ class ProgressHook(Hook):
             images_per_s=self.images / elapsed,
             real_tokens_percent=100 * self.tokens / self.positions,
             data_time_percent=100 * self.data_time / elapsed,
+            **self._speed(elapsed, runner.model.device),
             peak_memory_gib=_peak_memory_gib(runner.model.device),
             eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
             **(dict(refused=dict(self.refused)) if self.refused else {}),
@@ -105,6 +111,17 @@ class ProgressHook(Hook):
         self.bar.set_postfix_str(f"loss {record['loss']:.3f}")
         logger.info(_line(record))
         self._reset()
+
+    def _speed(self, elapsed: float, device: torch.device) -> dict[str, float]:
+        if self.flops is None:
+            return {}
+        speed = self.needed_flops / elapsed
+        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        return dict(tflop_per_s=speed / 1e12, **({} if peak is None else dict(mfu_percent=100 * speed / peak)))
+
+
+def _speed_in_words(tflop_per_s: float) -> str:
+    return f"{tflop_per_s:.3g} TFLOP/s" if tflop_per_s >= 1 else f"{1000 * tflop_per_s:.3g} GFLOP/s"
 
 
 def _line(record: dict) -> str:
@@ -129,6 +146,8 @@ def _line(record: dict) -> str:
             f"{record['tokens_per_s']:.0f} tokens/s",
             f"{record['images_per_s']:.0f} images/s",
             f"padding {100 - record['real_tokens_percent']:.0f} %",
+            *([_speed_in_words(record["tflop_per_s"])] if "tflop_per_s" in record else []),
+            *([f"MFU {record['mfu_percent']:.0f} %"] if "mfu_percent" in record else []),
             f"data {record['data_time_percent']:.0f} %",
             f"peak {record['peak_memory_gib']:.2f} GiB",
             f"{eta // 60}:{eta % 60:02d} left",

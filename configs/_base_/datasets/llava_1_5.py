@@ -14,4 +14,5 @@ data = dict(
     on_error='raise',
     micro_batch=4,
     global_batch=256,
+    pack=True,
     num_workers=4)

@@ -1,0 +1,48 @@
+"""Freed memory is kept: a large tensor that is made again and again faults its pages in once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from run_helpers import ROOT
+
+from asvr.malloc import ENVIRONMENT
+
+SCRIPT = """
+import sys
+if sys.argv[1] == "kept":
+    from asvr.malloc import keep_freed_memory
+    assert keep_freed_memory()
+import resource
+import torch
+torch.set_num_threads(1)
+def make():
+    return torch.ones(2**24)
+make()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    make()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(mode: str, **env: str) -> int:
+    command = [sys.executable, "-c", SCRIPT, mode]
+    own = {key: value for key, value in os.environ.items() if key not in ENVIRONMENT}
+    done = subprocess.run(command, cwd=ROOT, env=own | env, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_a_page_is_faulted_in_once():
+    plain, kept, by_environment = faults("plain"), faults("kept"), faults("plain", **ENVIRONMENT)
+    assert plain > 10 * 10_000  # 64 MiB are 16,384 pages of 4 KiB
+    assert kept < plain / 20 and by_environment < plain / 20
+
+
+def test_it_can_be_switched_off(monkeypatch):
+    from asvr.malloc import keep_freed_memory
+
+    monkeypatch.setenv("ASVR_KEEP_MEMORY", "0")
+    assert keep_freed_memory() is False
