@@ -2,11 +2,12 @@
 
 python benchmarks/memory.py CONFIG [--rows 1 2] [--tokens 1024]
 
-A step runs with random weights in a process of its own: on the CPU its largest resident size less what it had before
-the model was built, on CUDA the largest allocation. Rows are full, as the plan takes them to be.
+A step runs with random weights in a process of its own: on the CPU its largest resident size less what it had after
+a tiny step, on CUDA the largest allocation. Rows are full, as the plan takes them to be.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from asvr.config import load_config, stage_config
+    from asvr.malloc import ENVIRONMENT
     from asvr.preflight import build_meta
     from asvr.profiling.measured_memory import prepare, step_peak
     from asvr.profiling.memory import plan_memory
@@ -46,7 +48,10 @@ def main() -> None:
                 stage = prepare(stage_config(cfg, name), rows, args.tokens, mode)
                 plan = plan_memory(stage, build_meta(stage))
                 command = [sys.executable, *sys.argv, "--measure", name, str(rows), mode]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                environment = os.environ | ENVIRONMENT  # freed memory is kept, as in tools/train.py
+                done = subprocess.run(command, capture_output=True, text=True, env=environment)
+                if done.returncode:
+                    raise ValueError(f"{name}, {rows} rows, {mode}: {done.stderr.strip().splitlines()[-1]}")
                 measured = int(done.stdout.split()[-1])
                 planned = plan.states + plan.activations[plan.mode]
                 found.append(dict(stage=name, rows=rows, mode=mode, planned=planned, measured=measured))

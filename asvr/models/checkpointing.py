@@ -4,6 +4,7 @@
 activations and rotations again, which cost little. ``full`` keeps a block's input and computes all of it again.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -42,3 +43,10 @@ def run_block(block: nn.Module, x: torch.Tensor, mode: str) -> torch.Tensor:
     if mode == "none" or not (block.training and torch.is_grad_enabled()):
         return block(x)
     return checkpoint(block, x, **settings(mode))
+
+
+def run_in_chunks(function: Callable, inputs: tuple[torch.Tensor, ...], rows: int) -> torch.Tensor:
+    """``function`` of inputs whose rows have nothing to do with one another, so many at a time: for the backward pass
+    inputs alone are kept, and one chunk at a time is computed again."""
+    chunks = zip(*(tensor.split(rows) for tensor in inputs), strict=True)
+    return torch.cat([checkpoint(function, *chunk, **settings("full")) for chunk in chunks])

@@ -1,14 +1,12 @@
 """The memory that a training step really takes, to check the plan of `asvr.profiling.memory`."""
 
-from pathlib import Path
-
-import torch
 from mmengine.config import Config
 
 from asvr.engine.build import build_device
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
 from asvr.profiling.memory import full_batch
+from asvr.profiling.resident import Peak
 from asvr.profiling.worker import random_model
 
 STEPS = 2  # the optimiser's state is there from the first one on
@@ -23,9 +21,9 @@ def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
 
 
 def step_peak(stage: Config) -> int:
-    """Bytes at the peak of a step, without what the process had before."""
+    """Bytes at the peak of a step, see `Peak`."""
     device = build_device(stage.runtime.device)
-    before = 0 if device.type == "cuda" else _resident("VmRSS")
+    peak = Peak(device)
     model = random_model(stage, device)
     if not any(p.requires_grad for p in model.encoder.parameters()):
         model.encoder.to("meta")  # its features are given, as the plan has it
@@ -34,11 +32,4 @@ def step_peak(stage: Config) -> int:
     batch = full_batch(model, stage.data.micro_batch, stage.data.max_length)
     for _ in range(STEPS):
         model.train_step([batch], wrapper)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split(f"{field}:")[1].split()[0])
+    return peak.bytes()

@@ -18,6 +18,7 @@ from asvr.engine.optim import PRECISIONS, build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
 from asvr.profiling.plain import PlainStep, plain_optimizer
+from asvr.profiling.resident import Peak
 from asvr.profiling.step_flops import StepFlops
 from asvr.profiling.synthetic import SyntheticSamples
 from asvr.registry import MODELS
@@ -65,6 +66,7 @@ class Worker:
             stage.data.pack, stage.data.group, spec["codes"] = False, None, "online"
         self.device = build_device(stage.runtime.device)
         self.dtype = PRECISIONS[stage.optim.precision]
+        self.peak = Peak(self.device)
         self.model = model = random_model(stage, self.device)
         self.samples = SyntheticSamples(
             num_image_tokens=model.encoder.num_tokens,
@@ -92,7 +94,7 @@ class Worker:
 
     def run(self, steps: int) -> dict:
         """Steps one after another: seconds by phase, losses, tokens, images and FLOPs of each."""
-        return dict(steps=[self.one() for _ in range(steps)], peak_bytes=self.peak(), attention=self.attention)
+        return dict(steps=[self.one() for _ in range(steps)], peak_bytes=self.peak.bytes(), attention=self.attention)
 
     def one(self) -> dict:
         clock, model = Clock(self.device), self.model
@@ -124,12 +126,6 @@ class Worker:
             images=sum(batch.num_images for batch in window),
             flops=self.flops(window),
         )
-
-    def peak(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
     def rate(self, dtype: str) -> dict:
         """FLOP/s of a matrix product of this machine, the median of several.

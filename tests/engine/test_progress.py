@@ -60,7 +60,7 @@ def test_a_run_writes_every_field_of_every_interval(tiny_run):
             assert line["steps"] == steps and line["lr"] > 0 and line["grad_norm"] > 0
             assert line["tokens_per_s"] > 0 and line["peak_memory_gib"] > 0.05
             assert 0 <= line["data_time_percent"] <= 100
-            assert "refused" not in line
+            assert "refused" not in line and line["tflop_per_s"] > 0 and "mfu_percent" not in line
         assert own[-1]["eta_s"] == 0 and all(line["eta_s"] > 0 for line in own[:-1])
         assert len(own) == 1 or own[0]["loss"] > own[-1]["loss"]
     blind, pictures, both = ([line for line in lines if line["stage"] == stage][-1] for stage in STEPS)
@@ -76,12 +76,14 @@ def test_rates_count_real_tokens_and_images(model, tmp_path, monkeypatch):
     monkeypatch.setattr("asvr.engine.hooks.progress.time.perf_counter", lambda: now[0])
     state, hook = begin(model, tmp_path)
     state.train_loop.data_time = 0.5
+    hook.flops = lambda window: 3e12 * len(window)
     for _ in range(2):
         advance(state, [picture_batch(model, 3, 5), text_batch(model, 4)], lambda_hook := _Clock(now, 2.0), hook)
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     tokens = (1 + 4 + 3) + (1 + 4 + 5) + (1 + 4)  # BOS, four visual tokens, words; the padding of a row is not counted
     assert lambda_hook.ticks and line["tokens_per_s"] == pytest.approx(2 * tokens / 4.0)
     assert line["images_per_s"] == pytest.approx(2 * 2 / 4.0)
+    assert line["tflop_per_s"] == pytest.approx(2 * 2 * 3 / 4.0)
     assert line["data_time_percent"] == pytest.approx(100 * 1.0 / 4.0)
     assert line["eta_s"] == pytest.approx(8 * 2.0)
 

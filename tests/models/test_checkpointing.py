@@ -5,7 +5,7 @@ import torch
 from vlm_helpers import DEPTH_HEAD, ENCODER, SEMANTIC, build, collate, rows, step_gradients
 
 from asvr.models.checkpointing import is_product
-from asvr.models.heads import DepthTransformerHead
+from asvr.models.heads import DepthTransformerHead, depth_transformer
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])
@@ -20,6 +20,34 @@ def test_a_step_has_the_same_gradients(mode):
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_head_in_chunks_is_the_head(monkeypatch):
+    """Positions have nothing to do with one another: the same states and gradients, fewer kept."""
+    monkeypatch.setattr(depth_transformer, "POSITIONS", 3)
+    sizes = dict(hidden_size=8, codebook_sizes=[5, 5], code_width=4, width=8, layers=2, num_heads=2)
+    torch.manual_seed(0)
+    whole, inputs = DepthTransformerHead(**sizes), (torch.randn(8, 8), torch.randn(8, 2, 4))
+    chunked = DepthTransformerHead(**sizes, activation_checkpointing="full")
+    chunked.load_state_dict(whole.state_dict())
+    results = []
+    for head in (whole, chunked):
+        hidden = inputs[0].clone().requires_grad_()
+        states, kept = kept_bytes(head, hidden, inputs[1])
+        states.square().sum().backward()
+        results.append(([states, hidden.grad, *(p.grad for p in head.parameters() if p.grad is not None)], kept))
+    for own, other in zip(results[1][0], results[0][0], strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    assert results[1][1] < results[0][1] / 4
+    assert chunked(inputs[0][:0], inputs[1][:0]).shape == (0, 2, 8)
+
+
+def kept_bytes(head, *inputs) -> tuple:
+    """A result, and how much is kept for the backward pass."""
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        states = head(*inputs)
+    return states, sum(kept)
 
 
 def test_a_block_is_computed_again_where_it_should():

@@ -84,7 +84,7 @@ def result():
 def test_two_sides_in_turn(result, tmp_path):
     ours, plain = result["sides"].values()
     assert len(ours["all_seconds"]) == len(plain["all_seconds"]) == 2
-    assert ours["peak_gib"] > 0.1 and ours["floor_seconds"] == pytest.approx(
+    assert ours["peak_gib"] > 0.001 and ours["floor_seconds"] == pytest.approx(
         ours["tflop"] * 1e12 / result["flop_per_s"]["float32"], rel=0.5
     )
     found = ratios(result)

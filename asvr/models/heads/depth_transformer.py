@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asvr.models.attention_kernels import sdpa
-from asvr.models.checkpointing import check_mode, run_block
+from asvr.models.checkpointing import check_mode, run_block, run_in_chunks
 from asvr.models.heads.base import Head, classifiers_of
 from asvr.registry import HEADS
 
 EPS = 1e-6
+POSITIONS = 512  # computed again at a time: enough for products to run at full speed
 
 
 class DepthFeedForward(nn.Module):
@@ -60,8 +61,9 @@ class DepthTransformerHead(Head):
     before: ``[z, in(e1), in(e1 + e2), ...]``. Depth is told apart by the feed-forward weights and
     classifiers of each depth; there is no positional embedding.
 
-    width: ``W``, divisible by num_heads. layers: number of blocks. activation_checkpointing: of the blocks, see
-        `asvr.models.checkpointing`.
+    width: ``W``, divisible by num_heads. layers: number of blocks. activation_checkpointing: see
+        `asvr.models.checkpointing`; ``full`` keeps the inputs of the whole head, and computes it again some positions
+        at a time.
     """
 
     residual_from_norm = False
@@ -92,11 +94,17 @@ class DepthTransformerHead(Head):
         self.classifiers = classifiers_of(width, codebook_sizes)
 
     def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
+        if self.activation_checkpointing == "full" and self.training and torch.is_grad_enabled():
+            return run_in_chunks(self.states, (hidden_PH, vectors_PDC), POSITIONS)
+        return self.states(hidden_PH, vectors_PDC)
+
+    def states(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
         sums_PDC = vectors_PDC[:, :-1].cumsum(1)
         x_PDW = torch.cat([self.input(hidden_PH).unsqueeze(1), self.code_input(sums_PDC)], dim=1)
         x_PDW = x_PDW.to(self.norm.weight.dtype)  # under autocast the residual stream stays in the weights' precision
+        mode = "selective" if self.activation_checkpointing == "selective" else "none"
         for layer in self.layers:
-            x_PDW = run_block(layer, x_PDW, self.activation_checkpointing)
+            x_PDW = run_block(layer, x_PDW, mode)
         return self.norm(x_PDW)
 
 
