@@ -2,7 +2,7 @@
 
 What it does that our step does not: rows padded to the longest, with a mask; logits of every position over the whole
 vocabulary, in float32; every picture through the tokenizer's own vision tower, and codes of both branches, the
-appearance ones unused; the logits of all depths at once; a blank picture for a row without one, whose results are
+appearance ones unused; the head without activation checkpointing and the logits of all its depths at once; a blank picture for a row without one, whose results are
 multiplied by zero; all hidden states of the LLM kept. (``llava_llama.py``, ``llava_arch.py`` and
 ``rqvaesigliptransformer`` of the released code.)
 

@@ -64,6 +64,8 @@ class Worker:
         stage.data.global_batch = stage.data.micro_batch = self.size
         if self.plain:
             stage.data.pack, stage.data.group, spec["codes"] = False, None, "online"
+            for target in stage.model.reconstruction:  # the released head has no activation checkpointing
+                target.head.pop("activation_checkpointing", None)
         self.device = build_device(stage.runtime.device)
         self.dtype = PRECISIONS[stage.optim.precision]
         self.peak = Peak(self.device)
