@@ -12,14 +12,22 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 LARGEST = 2**31 - 1
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # read by torch at its first allocation
-# The same for a process that is to be started.
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(LARGEST), HUGE_PAGES: "1"}
+
+
+def _wanted() -> bool:
+    return os.environ.get("ASVR_KEEP_MEMORY") != "0" and platform.libc_ver()[0] == "glibc"
 
 
 def keep_freed_memory() -> bool:
     """Whether it could be set; ``ASVR_KEEP_MEMORY=0`` leaves everything as it is."""
-    if os.environ.get("ASVR_KEEP_MEMORY") == "0" or platform.libc_ver()[0] != "glibc":
+    if not _wanted():
         return False
     os.environ.setdefault(HUGE_PAGES, "1")
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, LARGEST))
+
+
+def environment_to_keep() -> dict[str, str]:
+    """The same for a process that is to be started: its additional environment."""
+    return dict(ENVIRONMENT) if _wanted() else {}

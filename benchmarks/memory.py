@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from asvr.config import load_config, stage_config
-    from asvr.malloc import ENVIRONMENT
+    from asvr.malloc import environment_to_keep
     from asvr.preflight import build_meta
     from asvr.profiling.measured_memory import prepare, step_peak
     from asvr.profiling.memory import plan_memory
@@ -48,7 +48,7 @@ def main() -> None:
                 stage = prepare(stage_config(cfg, name), rows, args.tokens, mode)
                 plan = plan_memory(stage, build_meta(stage))
                 command = [sys.executable, *sys.argv, "--measure", name, str(rows), mode]
-                environment = os.environ | ENVIRONMENT  # freed memory is kept, as in tools/train.py
+                environment = os.environ | environment_to_keep()  # freed memory is kept, as in tools/train.py
                 done = subprocess.run(command, capture_output=True, text=True, env=environment)
                 if done.returncode:
                     raise ValueError(f"{name}, {rows} rows, {mode}: {done.stderr.strip().splitlines()[-1]}")

@@ -32,7 +32,7 @@ from asvr.engine.hooks import CheckpointHook, ProgressHook
 from asvr.engine.log import logger
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper, build_schedulers
 from asvr.engine.prepare import Prepared
-from asvr.models.attention import AUTO, use_attention
+from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks
 from asvr.pretrained import start_from
 from asvr.profiling.step_flops import step_flops
@@ -122,11 +122,8 @@ def _fresh_model(cfg: Config, name: str, prepared: Prepared):
         logger.info("stage %s starts from %s", name, init)
     model.to(build_device(stage.runtime.device))
     use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])
-    if stage.data.get("pack") and not model.llm.own_kernels:
-        kind = type(model.llm).__name__
-        raise ValueError(
-            f"data.pack: {kind} takes no attention kernel of ours, so samples of a row could not be kept apart"
-        )
+    if stage.data.get("pack"):
+        check_isolation(model.llm, PRECISIONS[stage.optim.precision])
     return model
 
 

@@ -24,6 +24,12 @@ logger = logging.getLogger("asvr")
 AUTO = "auto"
 PREFIX = "asvr_"  # of the names under which transformers finds them
 PROBE = [5, 8, 3]  # lengths that a kernel is tried with
+# Packed rows of an LLM; the tower, whose heads of SigLIP are 72 wide; the depth transformer.
+PROBES = (
+    dict(width=128, packed=True, causal=True),
+    dict(width=72, packed=False, causal=False),
+    dict(width=64, packed=False, causal=True),
+)
 
 
 def no_mask(like: Tensor) -> Tensor:
@@ -51,15 +57,25 @@ def _interface(kernel: Callable) -> Callable:
         if kwargs.get("softcap") is not None:
             raise ValueError(f"{type(module).__name__}: softcap is not supported: use an LLM without it")
         ours = attention_mask is None or attention_mask.numel() == 0
+        if segments is not None and dropout:
+            raise ValueError("data.pack: attention dropout is not for packed rows: set attention_dropout=0 in llm.arch")
         if not ours or dropout:  # padding on the left, generation with a cache
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask if not ours else None, dropout, scaling, is_causal, **kwargs
             )
         causal = (is_causal if is_causal is not None else module.is_causal) and query.shape[2] > 1
         window = sliding_window if causal else None
+        query, key, value = _same_dtype(query, key, value)
         return kernel(query, key, value, segments=segments, causal=causal, window=window, scale=scaling), None
 
     return attend
+
+
+def _same_dtype(*tensors: Tensor) -> list[Tensor]:
+    """Under autocast rotations are float32 and make queries and keys so, which SDPA casts and other kernels refuse."""
+    device, value = tensors[0].device.type, tensors[-1]
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 for _name, _kernel in KERNELS.items():
@@ -99,26 +115,29 @@ def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
     if name == "varlen" and dtype not in (torch.bfloat16, torch.float16):
         return f"needs bf16 or fp16, not {dtype}"
     try:
-        difference = _probe(name, device, dtype)
+        difference = max(_probe(name, device, dtype, **case) for case in PROBES)
     except Exception as error:  # whatever a kernel that was built for something else raises
         return f"fails here ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
     limit = 1e-4 if dtype == torch.float32 else 3e-2
-    return None if difference < limit else f"differs from SDPA by {difference:.1e}"
+    return None if difference < limit else f"differs from SDPA by {difference:.1e} of the largest value"
 
 
-def _probe(name: str, device: torch.device, dtype: torch.dtype) -> float:
-    """The largest difference from SDPA, of outputs and gradients, on packed samples with grouped heads."""
+def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, packed: bool, causal: bool) -> float:
+    """The largest difference from SDPA in float32, of outputs and gradients with grouped heads, against the largest
+    value."""
     generator = torch.Generator(device).manual_seed(0)
     inputs = [
-        torch.randn(1, heads, sum(PROBE), 64, device=device, dtype=dtype, generator=generator).requires_grad_()
-        for heads in (4, 2, 2)
+        torch.randn(1, heads, sum(PROBE), width, device=device, generator=generator).to(dtype) for heads in (4, 2, 2)
     ]
-    segments, results = Segments.of(PROBE).to(device), []
-    for kernel in (KERNELS[name], KERNELS["sdpa"]):
-        with torch.enable_grad():
-            out = kernel(*inputs, segments=segments, causal=True, window=None, scale=None)
-            results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
-    return max((own - other).abs().max().item() for own, other in zip(*results, strict=True))
+    segments, results = Segments.of(PROBE).to(device) if packed else None, []
+    for kernel, precision in ((KERNELS[name], dtype), (KERNELS["sdpa"], torch.float32)):
+        leaves = [tensor.to(precision).requires_grad_() for tensor in inputs]
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            out = kernel(*leaves, segments=segments, causal=causal, window=None, scale=None)
+            results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    return max(
+        ((own.float() - other).abs().max() / other.abs().max()).item() for own, other in zip(*results, strict=True)
+    )
 
 
 def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None) -> str:
@@ -132,3 +151,27 @@ def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None) -> s
         elif hasattr(module, "attention_kernel"):
             module.attention_kernel = KERNELS[name]
     return name
+
+
+@torch.no_grad()
+def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
+    """Try whether one packed sample changes another. dtype: of autocast, or None.
+
+    Raises ``ValueError`` where it does, or where the LLM takes no kernel of ours: a convolution or a recurrence over
+    the row knows nothing of samples.
+    """
+    problem = None if getattr(llm, "own_kernels", False) else "takes no attention kernel of ours"
+    if problem is None:
+        device = llm.lm_head.weight.device
+        embeds_BTH = torch.randn(1, 8, llm.hidden_size, generator=torch.Generator().manual_seed(0))
+        changed_BTH = embeds_BTH.clone()
+        changed_BTH[:, :4] += 1
+        segments = Segments.of([4, 4]).to(device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            before, after = (
+                llm.hidden(embeds.to(device, llm.lm_head.weight.dtype), {-1}, segments=segments)[-1][:, 4:]
+                for embeds in (embeds_BTH, changed_BTH)
+            )
+        problem = None if torch.equal(before, after) else "lets a sample of a row see the one before"
+    if problem is not None:
+        raise ValueError(f"data.pack: {type(llm).__name__} {problem}, so samples could not be kept apart: set it False")

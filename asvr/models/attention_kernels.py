@@ -39,13 +39,15 @@ def xformers(query, key, value, *, segments: Segments | None, causal: bool, wind
 
     lengths = None if segments is None else tuple(segments.lengths)
     bias = _xformers_bias(lengths, query.shape[2], causal, window, query.device)
-    groups = query.shape[1] // key.shape[1]
+    key, value = _repeated(query, key, value)  # its kernels for grouped heads have no backward pass
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    if groups > 1:  # (B, T, groups of heads, heads that share a key, K)
-        q = q.unflatten(2, (-1, groups))
-        k, v = (tensor.unsqueeze(3).expand(*q.shape) for tensor in (k, v))
-    out = memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
-    return out.flatten(2, 3) if groups > 1 else out
+    return memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
+
+
+def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Key and value with as many heads as the query."""
+    groups = query.shape[1] // key.shape[1]
+    return (key, value) if groups == 1 else tuple(t.repeat_interleave(groups, dim=1) for t in (key, value))
 
 
 @lru_cache(maxsize=8)
@@ -68,9 +70,7 @@ def varlen(query, key, value, *, segments: Segments | None, causal: bool, window
         return sdpa(query, key, value, segments=segments, causal=causal, window=window, scale=scale)
     from torch.nn.attention.varlen import varlen_attn
 
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # torch 2.11 has no enable_gqa
-        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    key, value = _repeated(query, key, value)  # torch 2.11 has no enable_gqa
     q, k, v = (tensor.transpose(1, 2).squeeze(0) for tensor in (query, key, value))
     longest = max(segments.lengths)
     sides = (-1 if window is None else window - 1, 0) if causal else (-1, -1)

@@ -14,11 +14,13 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 MODES = ("none", "selective", "full")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::convolution")
 
+ATTENTION = ("attention", "attn", "flash")  # of torch, and "xformers_flash::flash_fwd"
+
 
 def is_product(op) -> bool:
     """Whether an operation is a matrix product or attention, of torch or of another library."""
     name = op.name().split(".")[0]
-    return name in PRODUCTS or "attention" in name or "attn" in name
+    return name in PRODUCTS or any(word in name for word in ATTENTION)
 
 
 def _policy(ctx, op, *args, **kwargs) -> CheckpointPolicy:

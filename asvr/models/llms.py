@@ -99,7 +99,8 @@ class HFCausalLM(Component):
         if mask_BT is not None:
             layout = dict(attention_mask=mask_BT.long(), position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0))
         elif self.own_kernels:
-            layout = dict(attention_mask=no_mask(embeds_BTH))
+            positions_BT = torch.arange(embeds_BTH.shape[1], device=embeds_BTH.device)[None]
+            layout = dict(attention_mask=no_mask(embeds_BTH), position_ids=positions_BT.expand(embeds_BTH.shape[:2]))
         else:
             layout = {}
         if segments is not None:

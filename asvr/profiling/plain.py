@@ -19,8 +19,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asvr.data.batch import IGNORE, Batch
+from asvr.models.losses import CodeCrossEntropy
+from asvr.models.tokenizers import SemanticTokenizer
 
 APPEARANCE_LAYER = 6
+
+
+def check_objective(model: nn.Module) -> None:
+    """Raises ``ValueError`` where the model's objective is not one that the released code has."""
+    targets = model.targets
+    if len(targets) > 1:
+        raise ValueError(f"--plain has one reconstruction target at most, the config {len(targets)}")
+    for target in targets:
+        wanted = dict(tokenizer=(type(target.tokenizer), SemanticTokenizer), tap=(target.tap, -1))
+        wanted |= dict(supervise=(target.supervise, None), loss=(type(target.criterion), CodeCrossEntropy))
+        if isinstance(target.criterion, CodeCrossEntropy):
+            wanted |= dict(depth_weights=(target.criterion.depth_weights, None))
+            wanted |= dict(label_smoothing=(target.criterion.label_smoothing, 0.0))
+        for name, (own, known) in wanted.items():
+            if own != known:
+                raise ValueError(f"--plain: target {target.name!r} has {name}={own!r}, the released code has {known!r}")
+        if not target.shares_encoder:
+            raise ValueError(f"--plain: target {target.name!r} must quantise the model's own encoder features")
 
 
 class PlainStep(nn.Module):
@@ -29,6 +49,7 @@ class PlainStep(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
+        check_objective(model)
         self.target = model.targets[0] if model.targets else None
         if self.target is not None:
             self.tower = copy.deepcopy(model.encoder).requires_grad_(False).eval()

@@ -6,6 +6,7 @@ of a sample's length is told apart by counting two lengths.
 
 import logging
 
+import torch
 from mmengine.config import Config
 
 from asvr.data.batch import Batch
@@ -14,9 +15,18 @@ from asvr.profiling.flops import Sample, flops_of, forward_parts, training_facto
 
 logger = logging.getLogger("asvr")
 SHORT, LONG = 256, 512
-# Dense half-precision FLOP/s by NVIDIA's data sheets (nvidia.com/en-us/data-center/h200, h100, a100, l40s; the
-# architecture paper of Ada for the RTX 4090, with float32 accumulation).
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+# Dense half-precision FLOP/s of cards by a part of their names, the first that fits (NVIDIA's data sheets of H200,
+# H100, A100 and L40S; the architecture paper of Ada for the RTX 4090, with float32 accumulation).
+PEAKS = {
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
 
 
 class StepFlops:
@@ -25,6 +35,7 @@ class StepFlops:
 
     def __init__(self, stage: Config):
         model, self.sample = build_meta(stage), Sample()
+        self.half = stage.optim.precision == "bf16"
         self.train = list(stage.train)
         llm = model.llm
         dtype = next(llm.parameters()).dtype
@@ -38,6 +49,12 @@ class StepFlops:
 
     def __call__(self, window: list[Batch]) -> int:
         return round(sum(self.by_part(window).values()))
+
+    def peak(self, device: torch.device) -> float | None:
+        """FLOP/s that the device can do at most in the stage's precision; None where that is not known."""
+        if device.type != "cuda" or not self.half:
+            return None
+        return peak_flops(torch.cuda.get_device_name(device))
 
     def by_part(self, window: list[Batch]) -> dict[str, float]:
         lengths = [length for batch in window for length in _lengths(batch)]

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
-from asvr.malloc import ENVIRONMENT
+from asvr.malloc import environment_to_keep
 from asvr.profiling.step_flops import peak_flops
 from asvr.profiling.worker import PHASES
 
+# Of the losses of the first step of two sides, relative.
+DIFFERENCE, HALF_DIFFERENCE = 1e-4, 2e-2
 PACKAGES = ("torch", "transformers", "asvr")
 
 
@@ -34,11 +36,11 @@ class Side:
 
     def start(self, samples: int) -> None:
         command = [sys.executable, "-m", "asvr.profiling.worker"]
-        environment = dict(os.environ, **(ENVIRONMENT if self.spec["keep_memory"] else {}))
+        environment = os.environ | (environment_to_keep() if self.spec["keep_memory"] else {})
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self.info |= self.ask(dict(self.spec, samples=samples))
+        self.info |= self.ask(dict(self.spec, samples=samples, first=len(self.steps)))
 
     def ask(self, order: dict) -> dict:
         """Raises `OutOfMemory`, and ``ValueError`` with what the worker refused."""
@@ -63,11 +65,12 @@ class Side:
     def run(self, steps: int, *, keep: bool) -> None:
         answer = self.ask(dict(steps=steps))
         self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
-        self.info["attention"] = answer["attention"]
+        keeps = self.spec["keep_memory"] and bool(environment_to_keep())
+        self.info["how"] = answer["how"] + ("; freed memory kept" if keeps else "")
         if keep:
             self.steps += answer["steps"]
         else:
-            self.info["first_losses"] = answer["steps"][0]["losses"]
+            self.info.setdefault("first_losses", answer["steps"][0]["losses"])
 
     def stop(self) -> None:
         if self.process is not None:
@@ -96,40 +99,52 @@ def compare(sides: list[Side], *, samples: int, rounds: int, steps: int) -> dict
 
 def _compare(sides: list[Side], samples: int, rounds: int, steps: int) -> dict:
     for side in sides:
-        side.steps, side.peak_bytes = [], 0
+        side.steps, side.peak_bytes, side.info = [], 0, {}
         side.spec["steps"] = 1 + rounds * steps
-        side.start(samples)
-        side.run(1, keep=False)  # warm-up; the losses of all sides must agree in it
-    together = "cuda" not in str(sides[0].spec.get("device", "")) and not _on_gpu(sides[0])
-    rates = [_rates(sides[0])]
-    for number in range(rounds):
-        for side in sides:
-            if not together:
-                _alone(side, sides, samples)
+    rates, turns = [], [side for _ in range(rounds) for side in sides]
+    for number, side in enumerate([*sides, *turns]):
+        _warm_up(side, sides, samples)
+        if number == 0:
+            rates.append(_rates(side))
+        if number >= len(sides):
             side.run(steps, keep=True)
-            print(f"round {number + 1}/{rounds}, {side.name}: {_seconds(side.steps[-1]):.2f} s", file=sys.stderr)
-    rates.append(_rates(sides[0]))
-    return dict(
+            turn = number - len(sides)
+            seconds = _seconds(side.steps[-1])
+            print(f"round {turn // len(sides) + 1}/{rounds}, {side.name}: {seconds:.2f} s", file=sys.stderr)
+    rates.append(_rates(turns[-1]))
+    result = dict(
         samples=samples,
         rounds=rounds,
         machine=_machine(sides[0]),
         flop_per_s={dtype: statistics.median(rate[dtype] for rate in rates) for dtype in rates[0]},
         sides={side.name: _summary(side, rates) for side in sides},
     )
+    _require_same_losses(result)
+    return result
+
+
+def _warm_up(side: Side, sides: list[Side], samples: int) -> None:
+    """Let a side stand ready with one step behind it, whose losses of all sides must agree. On an accelerator one side
+    holds the memory at a time: the others end, and this one starts anew."""
+    if side.process is None:
+        if any(_on_gpu(other) for other in sides):
+            for other in sides:
+                other.stop()
+        side.start(samples)
+        side.run(1, keep=False)
 
 
 def _on_gpu(side: Side) -> bool:
-    return any(name in side.info["device"] for name in ("NVIDIA", "Tesla", "GeForce"))
+    return side.info.get("kind") == "cuda"
 
 
-def _alone(side: Side, sides: list[Side], samples: int) -> None:
-    """On an accelerator one side holds the memory at a time: the other ends, this one starts and warms up."""
-    for other in sides:
-        if other is not side:
-            other.stop()
-    if side.process is None:
-        side.start(samples)
-        side.run(1, keep=False)
+def _require_same_losses(result: dict) -> None:
+    if len(result["sides"]) == 2:
+        difference = ratios(result)["loss_difference"]
+        half = any(side["spec"]["precision"] == "bf16" for side in result["sides"].values())
+        limit = HALF_DIFFERENCE if half else DIFFERENCE
+        if difference is not None and not difference <= limit:
+            raise ValueError(f"the losses of the two sides differ by {difference:.1e}, more than {limit:.0e} of them")
 
 
 def _rates(side: Side) -> dict[str, float]:
@@ -148,7 +163,7 @@ def _summary(side: Side, rates: list[dict]) -> dict:
     tokens, images, flops, positions = (
         statistics.mean(step[key] for step in side.steps) for key in ("tokens", "images", "flops", "positions")
     )
-    peak = peak_flops(side.info["device"])
+    peak = peak_flops(side.info["device"]) if dtype == "bfloat16" else None
     return dict(
         seconds=seconds,
         all_seconds=[round(_seconds(step), 3) for step in side.steps],
@@ -163,7 +178,7 @@ def _summary(side: Side, rates: list[dict]) -> dict:
         mfu_percent=None if peak is None else 100 * flops / seconds / peak,
         peak_gib=side.peak_bytes / 2**30,
         losses=side.info["first_losses"],
-        attention=side.info["attention"],
+        how=side.info["how"],
         spec=side.spec,
     )
 
@@ -207,6 +222,7 @@ def markdown(result: dict) -> str:
             f"{side['real_tokens_percent']:.0f} % | {side['tflop']:.2f} | {side['floor_seconds']:.2f} | "
             f"{side['of_floor_percent']:.0f} % | {mfu} | {side['peak_gib']:.2f} |"
         )
+    lines += ["", *(f"{name}: {side['how']}" for name, side in result["sides"].items())]
     if len(result["sides"]) == 2:
         names, found = list(result["sides"]), ratios(result)
         lines += ["", f"{names[1]} / {names[0]}: {found['time']:.2f} x the time, {found['memory']:.2f} x the memory"]

@@ -36,13 +36,13 @@ class PadId:
 class StoredCodes:
     """Codes of the benchmark's pictures, computed before its clock runs, in place of a cache on disk."""
 
-    def __init__(self, model, samples: SyntheticSamples, count: int, aspect: str):
+    def __init__(self, model, samples: SyntheticSamples, needed: range, aspect: str):
         self.stored: dict[str, dict] = {target.name: {} for target in model.targets}
-        for item in (samples[i] for i in range(count)):
+        for item in (samples[i] for i in needed):
             for key, picture in zip(item["image_keys"], item["images"], strict=True):
                 for target in model.targets:
                     pixels = target.tokenizer.transform(picture, aspect)[None].to(model.device)
-                    self.stored[target.name][key] = target.tokenizer.encode(pixels)[0].to("cpu", torch.int16)
+                    self.stored[target.name][key] = target.tokenizer.encode(pixels)[0].to("cpu", torch.int32)
 
     def check(self, keys: list[str]) -> None:
         pass
@@ -55,7 +55,8 @@ class StoredCodes:
 
 
 class Worker:
-    """spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (a step), steps (in all)."""
+    """spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (a step), steps (in all),
+    first (number of the first one)."""
 
     def __init__(self, spec: dict):
         cfg = load_config(spec["config"], spec["cfg_options"])
@@ -77,10 +78,14 @@ class Worker:
         )
         stored = None
         if spec["codes"] == "cached" and model.targets:
-            stored = StoredCodes(model, self.samples, self.size * spec["steps"], stage.data.image_aspect)
-        self.attention = "eager transformers, masked SDPA"
+            needed = range(self.size * spec["first"], self.size * (spec["first"] + spec["steps"]))
+            stored = StoredCodes(model, self.samples, needed, stage.data.image_aspect)
+        self.how = f"padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
         if not self.plain:
-            self.attention = use_attention(model, stage.runtime.get("attention", AUTO), self.dtype)
+            kernel = use_attention(model, stage.runtime.get("attention", AUTO), self.dtype)
+            rows = "packed" if stage.data.get("pack") else "padded"
+            codes = f"{spec['codes']} codes, " if model.targets else ""
+            self.how = f"{rows} rows, {kernel}, {codes}fused AdamW, {stage.optim.precision}"
             if stage.runtime.get("compile"):
                 compile_blocks(model.llm)
         limits = pack_limits(stage.data)
@@ -92,11 +97,11 @@ class Worker:
         else:
             self.wrapper = build_optim_wrapper(model, stage.optim)
             self.step, self.optimizer = model, self.wrapper.optimizer
-        self.number = 0
+        self.number = spec["first"]
 
     def run(self, steps: int) -> dict:
         """Steps one after another: seconds by phase, losses, tokens, images and FLOPs of each."""
-        return dict(steps=[self.one() for _ in range(steps)], peak_bytes=self.peak.bytes(), attention=self.attention)
+        return dict(steps=[self.one() for _ in range(steps)], peak_bytes=self.peak.bytes(), how=self.how)
 
     def one(self) -> dict:
         clock, model = Clock(self.device), self.model
@@ -192,6 +197,7 @@ def main() -> None:
             if worker is None:
                 worker, answer = Worker(order), dict(ready=True)
                 answer |= dict(device=device_name(worker.device), threads=torch.get_num_threads())
+                answer |= dict(kind=worker.device.type)
             elif "rate" in order:
                 answer = worker.rate(order["rate"])
             else:

@@ -76,7 +76,7 @@ def test_rates_count_real_tokens_and_images(model, tmp_path, monkeypatch):
     monkeypatch.setattr("asvr.engine.hooks.progress.time.perf_counter", lambda: now[0])
     state, hook = begin(model, tmp_path)
     state.train_loop.data_time = 0.5
-    hook.flops = lambda window: 3e12 * len(window)
+    hook.flops = Flops()
     for _ in range(2):
         advance(state, [picture_batch(model, 3, 5), text_batch(model, 4)], lambda_hook := _Clock(now, 2.0), hook)
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
@@ -84,8 +84,19 @@ def test_rates_count_real_tokens_and_images(model, tmp_path, monkeypatch):
     assert lambda_hook.ticks and line["tokens_per_s"] == pytest.approx(2 * tokens / 4.0)
     assert line["images_per_s"] == pytest.approx(2 * 2 / 4.0)
     assert line["tflop_per_s"] == pytest.approx(2 * 2 * 3 / 4.0)
+    assert line["mfu_percent"] == pytest.approx(100 * line["tflop_per_s"] / 6)
     assert line["data_time_percent"] == pytest.approx(100 * 1.0 / 4.0)
     assert line["eta_s"] == pytest.approx(8 * 2.0)
+
+
+class Flops:
+    """3 TFLOP a micro-batch, on a device that does 6 a second."""
+
+    def __call__(self, window) -> float:
+        return 3e12 * len(window)
+
+    def peak(self, device) -> float:
+        return 6e12
 
 
 class _Clock:

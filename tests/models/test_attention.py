@@ -5,10 +5,20 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from vlm_helpers import LLAMA, build, collate, rows
 
 from asvr.data.batch import Segments
-from asvr.models.attention import PREFIX, choose, no_mask, problem_of, use_attention
+from asvr.models.attention import (
+    PREFIX,
+    _interface,
+    check_isolation,
+    choose,
+    no_mask,
+    problem_of,
+    use_attention,
+)
 from asvr.models.attention_kernels import KERNELS
 from asvr.models.llms import HFCausalLM
 
@@ -69,9 +79,7 @@ def test_xformers_gets_the_bias_and_the_groups_of_the_same_attention(causal, win
     ops = pytest.importorskip("xformers.ops", reason="xformers is not installed")
 
     def written_out(q, k, v, attn_bias=None, scale=None):
-        if q.ndim == 5:
-            assert q.shape == k.shape and k.stride(3) == 0  # the heads of a group share their key
-            q, k, v = (tensor.flatten(2, 3) for tensor in (q, k, v))
+        assert q.shape == k.shape == v.shape  # grouped heads have no backward pass there
         length = q.shape[1]
         bias = torch.zeros(length, length) if attn_bias is None else attn_bias.materialize((length, length))
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
@@ -80,11 +88,6 @@ def test_xformers_gets_the_bias_and_the_groups_of_the_same_attention(causal, win
     monkeypatch.setattr(ops, "memory_efficient_attention", written_out)
     inputs = heads(query, key)
     options = dict(segments=Segments.of(LENGTHS) if packed else None, causal=causal, window=window, scale=None)
-    if query != key:  # the stand-in gives heads side by side, the kernel in groups
-        flat = written_out
-        monkeypatch.setattr(
-            ops, "memory_efficient_attention", lambda q, *a, **k: flat(q, *a, **k).unflatten(2, q.shape[2:4])
-        )
     torch.testing.assert_close(KERNELS["xformers"](*inputs, **options), KERNELS["sdpa"](*inputs, **options))
 
 
@@ -94,9 +97,9 @@ def test_xformers_gets_the_bias_and_the_groups_of_the_same_attention(causal, win
 @pytest.mark.parametrize(("query", "key"), [(4, 4), (4, 2)])
 @pytest.mark.parametrize("packed", [True, False])
 def test_kernels_of_the_gpu_are_sdpa(name, query, key, packed):
-    problem = problem_of(name, torch.device("cuda"), torch.bfloat16)
-    if problem is not None:
-        pytest.skip(f"{name}: {problem}")
+    if name == "xformers":
+        pytest.importorskip("xformers.ops", reason="xformers is not installed")
+    assert problem_of(name, torch.device("cuda"), torch.bfloat16) is None
     inputs = heads(query, key, dtype=torch.bfloat16, device="cuda")
     segments = Segments.of(LENGTHS).to("cuda") if packed else None
     options = dict(segments=segments, causal=True, window=None, scale=None)
@@ -191,3 +194,65 @@ def test_transformers_takes_the_stand_in_for_a_mask_as_it_is():
     model, embeds = llm(LLAMA), torch.zeros(2, 5, 16)
     mask = no_mask(embeds)
     assert create_causal_mask(model.model.config, embeds, mask, None, position_ids=None) is mask
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_kernel_gets_tensors_of_one_precision(autocast, monkeypatch):
+    """Rotations are float32 under autocast, which SDPA alone would put right."""
+    seen = []
+
+    def kernel(query, key, value, **kwargs):
+        seen.append({query.dtype, key.dtype, value.dtype})
+        return KERNELS["sdpa"](query, key, value, **kwargs)
+
+    AttentionInterface.register(PREFIX + "spy", _interface(kernel))
+    AttentionMaskInterface.register(PREFIX + "spy", sdpa_mask)
+    model = llm(LLAMA)
+    model.model.set_attn_implementation(PREFIX + "spy")
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        model.hidden(torch.randn(1, sum(LENGTHS), 16), {-1}, segments=Segments.of(LENGTHS))
+    assert seen == [{torch.bfloat16 if autocast else torch.float32}] * LLAMA["num_hidden_layers"]
+
+
+def test_dropout_of_attention_is_refused_in_packed_rows():
+    model = llm(dict(LLAMA, attention_dropout=0.1)).train()
+    with pytest.raises(ValueError, match="set attention_dropout=0"):
+        model.hidden(torch.randn(1, sum(LENGTHS), 16), {-1}, segments=Segments.of(LENGTHS))
+    assert model.hidden(torch.randn(2, 5, 16), {-1})[-1].isfinite().all()
+
+
+LFM2 = dict(
+    model_type="lfm2",
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    layer_types=["conv", "full_attention"],
+)
+
+
+def test_an_llm_whose_samples_would_see_one_another_is_not_packed():
+    for arch in (LLAMA, MISTRAL, QWEN2):
+        check_isolation(llm(arch), torch.bfloat16)
+    with pytest.raises(ValueError, match="data.pack: HFCausalLM lets a sample of a row see the one before"):
+        check_isolation(llm(LFM2), None)
+    without = HFCausalLM(arch=LLAMA, vocab_size=32)
+    with pytest.raises(ValueError, match="data.pack: HFCausalLM takes no attention kernel of ours"):
+        check_isolation(without, None)
+
+
+OPT = dict(model_type="opt", hidden_size=16, ffn_dim=24, num_hidden_layers=2, num_attention_heads=2, dropout=0.0)
+OPT |= dict(word_embed_proj_dim=16, max_position_embeddings=64)
+GPT2 = dict(model_type="gpt2", n_embd=16, n_layer=2, n_head=2, n_positions=64)
+GPT2 |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+
+
+@pytest.mark.parametrize("arch", [OPT, GPT2], ids=lambda arch: arch["model_type"])
+def test_llms_with_learned_positions(arch):
+    ours, theirs = llm(arch), llm(arch)
+    theirs.model.set_attn_implementation("sdpa")
+    embeds = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours.hidden(embeds, {-1})[-1], theirs.hidden(embeds, {-1})[-1])
+    packed = ours.hidden(embeds.view(1, 14, 16), {-1}, segments=Segments.of([7, 7]))[-1]
+    torch.testing.assert_close(packed.view(2, 7, 16), ours.hidden(embeds, {-1})[-1], rtol=1e-4, atol=1e-5)

@@ -65,8 +65,16 @@ def test_a_block_is_computed_again_where_it_should():
         assert len(calls) == len(head.layers)
 
 
+class Named:
+    """An operation of a library that is not here."""
+
+    def __init__(self, name: str):
+        self.name = lambda: name
+
+
 def test_products_are_told_by_their_names():
     aten = torch.ops.aten
     assert is_product(aten.mm.default) and is_product(aten.addmm.default) and is_product(aten.bmm.default)
     assert is_product(aten._scaled_dot_product_flash_attention_for_cpu.default)
+    assert all(is_product(Named(name)) for name in ("xformers_flash::flash_fwd", "torch_attn::_varlen_attn"))
     assert not is_product(aten.mul.Tensor) and not is_product(aten.gelu.default) and not is_product(aten.add.Tensor)

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from mmengine.hooks import Hook
 
 from asvr.data.refusals import Refusal
 from asvr.engine.log import logger, progress_bar
-from asvr.profiling.step_flops import peak_flops
+from asvr.profiling.step_flops import StepFlops
 from asvr.registry import HOOKS
 
 
@@ -23,19 +22,19 @@ class ProgressHook(Hook):
     Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
     acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
     padding not counted), real_tokens_percent (of all positions computed), data_time_percent (of the interval, waiting
-    for input), tflop_per_s (of what the samples need: no padding, no recomputation), mfu_percent (of that, on a GPU
-    whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only where
-    there are any).
+    for input), tflop_per_s (of what the samples need: no padding, no recomputation), mfu_percent (of that, in bf16 on
+    a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only
+    where there are any).
     """
 
     priority = "BELOW_NORMAL"
 
-    def __init__(self, *, file: str, stage: str, interval: int, flops: Callable | None = None):
+    def __init__(self, *, file: str, stage: str, interval: int, flops: StepFlops | None = None):
         if interval < 1:
             raise ValueError(f"runtime.log_interval={interval} must be at least 1")
         self.file, self.stage, self.interval = Path(file), stage, interval
         self.refused: Counter = Counter()
-        self.flops = flops  # `asvr.profiling.step_flops.StepFlops`, or None where they cannot be counted
+        self.flops = flops  # None where they cannot be counted
         self._reset()
 
     def state_dict(self) -> dict:
@@ -115,8 +114,7 @@ class ProgressHook(Hook):
     def _speed(self, elapsed: float, device: torch.device) -> dict[str, float]:
         if self.flops is None:
             return {}
-        speed = self.needed_flops / elapsed
-        peak = peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        speed, peak = self.needed_flops / elapsed, self.flops.peak(device)
         return dict(tflop_per_s=speed / 1e12, **({} if peak is None else dict(mfu_percent=100 * speed / peak)))
 
 

@@ -6,6 +6,7 @@ Legend: ``S`` rows, ``H`` width, ``V`` classes.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # Logits held at once: 2**24 float32 = 64 MiB.
 MAX_LOGITS = 2**24
@@ -61,6 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss, correct
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss, _):
         saved = iter(ctx.saved_tensors)
         return *(next(saved) * grad_loss if has else None for has in ctx.has), None, None
