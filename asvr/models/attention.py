@@ -74,7 +74,8 @@ def _interface(kernel: Callable) -> Callable:
 def _same_dtype(*tensors: Tensor) -> list[Tensor]:
     """Under autocast rotations are float32 and make queries and keys so, which SDPA casts and other kernels refuse."""
     device, value = tensors[0].device.type, tensors[-1]
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else value.dtype
     return [tensor.to(dtype) for tensor in tensors]
 
 

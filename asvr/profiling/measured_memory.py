@@ -15,7 +15,7 @@ STEPS = 2  # the optimiser's state is there from the first one on
 def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
     """The stage with micro-batches of ``rows`` x ``tokens`` and a mode of activation checkpointing in the LLM."""
     stage.data.micro_batch = stage.data.global_batch = rows
-    stage.data.max_length = tokens
+    stage.data.max_length, stage.data.pack = tokens, False
     stage.model.llm.activation_checkpointing = mode
     return stage
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from asvr.config import stage_config
 from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.engine.build import pack_limits
 from asvr.models.checkpointing import is_product
 from asvr.preflight import build_meta
 
@@ -28,6 +29,7 @@ logger = logging.getLogger("asvr")
 # Part of a card that a plan may fill; the rest is for the CUDA context, workspaces and fragmentation.
 USABLE = 0.95
 ADAM_MOMENTS = 2
+SHORT_TEXT = 64  # tokens beside an image, a question and its answer
 
 
 @dataclass(frozen=True)
@@ -73,18 +75,20 @@ class MemoryPlan:
 def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
     """The plan of a stage, and of its model from `asvr.preflight.build_meta`, which is used up.
 
-    A micro-batch is taken to be rows of ``data.max_length`` tokens with one image each, all text supervised.
+    A micro-batch is taken to be rows of ``data.max_length`` tokens with one image each, or one packed row, as long as
+    allowed, of images with a short text each; all text supervised.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in trained)
     half = torch.bfloat16 if stage.optim.precision == "bf16" else None
     casts = sum(p.numel() * half.itemsize for p in trained if p.dtype == torch.float32) if half else 0
-    rows, tokens = stage.data.micro_batch, stage.data.max_length
+    shape = largest_micro_batch(stage.data, model.encoder.num_tokens)
+    rows, tokens, _ = shape
     llm_dtype = next(model.llm.parameters()).dtype
     block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * llm_dtype.itemsize
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
-    inside, products, outside = saved_bytes(model, rows, tokens, half)
+    inside, products, outside = saved_bytes(model, shape, half)
     one_block = inside // model.llm.num_layers
     return MemoryPlan(
         weights=weights,
@@ -98,6 +102,15 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
         ),
         mode=stage.model.llm.get("activation_checkpointing", "none"),
     )
+
+
+def largest_micro_batch(data: Config, visual_tokens: int) -> tuple[int, int, int]:
+    """Rows, tokens of a row, and images."""
+    limits = pack_limits(data)
+    if limits is None:
+        return data.micro_batch, data.max_length, data.micro_batch
+    fit = max(1, limits["max_tokens"] // (visual_tokens + SHORT_TEXT))
+    return 1, limits["max_tokens"], min(fit, limits["max_images"] or fit)
 
 
 def warn_of_memory(cfg: Config, device: torch.device) -> None:
@@ -134,11 +147,12 @@ class _ProductBytes(TorchDispatchMode):
         return out
 
 
-def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | None) -> tuple[int, int, int]:
+def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype | None) -> tuple[int, int, int]:
     """Bytes that autograd keeps for the backward pass inside the LLM's blocks, those of them (about) that are results
     of products, and those kept outside of the blocks.
 
-    Neither parameters nor their half-precision copies count. The model is moved to fake tensors.
+    shape: see `largest_micro_batch`. Neither parameters nor their half-precision copies count. The model is moved to
+    fake tensors.
     """
     kept: dict[int, tuple[torch.UntypedStorage, bool]] = {}
     in_llm = False
@@ -165,7 +179,7 @@ def saved_bytes(model: nn.Module, rows: int, tokens: int, half: torch.dtype | No
         for module in model.components().values():
             if module is not model.encoder or _trained(module):  # a frozen encoder's features are given
                 module.to_empty(device="cpu")
-        batch = full_batch(model, rows, tokens)
+        batch = full_batch(model, *shape)
         products = _ProductBytes(lambda: in_llm)
         with (
             products,
@@ -185,26 +199,29 @@ def _trained(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
 
 
-def full_batch(model: nn.Module, rows: int, tokens: int) -> Batch:
-    """Rows with one token, one image, and text that is all supervised; codes, and features of a frozen encoder,
-    as if they came from a cache."""
-    visual = model.encoder.num_tokens
-    first = torch.arange(rows)[:, None] * tokens
-    input_ids = torch.zeros(rows, tokens, dtype=torch.long)
-    input_ids[:, 1 : 1 + visual] = IMAGE_TOKEN
-    sources = (first + torch.arange(visual, tokens - 1)).flatten()
+def full_batch(model: nn.Module, rows: int, tokens: int, images: int | None = None) -> Batch:
+    """Rows without padding, of images that stand evenly spread (None: one a row), the first behind one token, and text
+    that is all supervised; codes, and features of a frozen encoder, as if they came from a cache."""
+    visual, images = model.encoder.num_tokens, rows if images is None else images
+    starts = [1 + i * (rows * tokens // images) for i in range(images)]
+    visual_places = {start + n for start in starts for n in range(visual)}
+    text = [place for place in range(rows * tokens) if place % tokens and place not in visual_places]
+    positions_IN = torch.tensor(starts)[:, None] + torch.arange(visual)
+    input_ids = torch.zeros(rows * tokens, dtype=torch.long)
+    input_ids[positions_IN.flatten()] = IMAGE_TOKEN
+    sources = torch.tensor(text) - 1
     frozen = not _trained(model.encoder)
     return Batch(
-        input_ids_BT=input_ids,
+        input_ids_BT=input_ids.view(rows, tokens),
         attention_mask_BT=torch.ones(rows, tokens, dtype=torch.bool),
         text_source_S=sources,
         text_target_S=torch.zeros_like(sources),
-        image_positions_IN=first + 1 + torch.arange(visual),
-        has_previous_I=[True] * rows,
-        pixels={} if frozen else {"encoder": torch.zeros(rows, 3, *model.encoder.transform.size)},
-        features_INE=torch.zeros(rows, visual, model.encoder.width) if frozen else None,
+        image_positions_IN=positions_IN,
+        has_previous_I=[True] * images,
+        pixels={} if frozen else {"encoder": torch.zeros(images, 3, *model.encoder.transform.size)},
+        features_INE=torch.zeros(images, visual, model.encoder.width) if frozen else None,
         codes={
-            t.name: torch.zeros(rows, t.tokenizer.num_tokens, t.tokenizer.depth, dtype=torch.long)
+            t.name: torch.zeros(images, t.tokenizer.num_tokens, t.tokenizer.depth, dtype=torch.long)
             for t in model.targets
         },
     )

@@ -18,8 +18,22 @@ def test_each_sample_is_in_one_bin_within_the_limits(samples, max_tokens, max_im
     for members in bins:
         assert members == sorted(members) and sum(lengths[i] for i in members) <= max_tokens
         assert max_images is None or sum(images[i] for i in members) <= max_images
-    if max_images is None and samples:  # best fit decreasing needs at most 11/9 of the bins of an optimum, plus 4
-        assert len(bins) <= 11 / 9 * -(-sum(lengths) // max_tokens) * 2 + 4
+
+
+def fewest_bins(lengths: list[int], room: list[int], max_tokens: int) -> int:
+    """By trying everything. room: what is left in the bins so far."""
+    if not lengths:
+        return len(room)
+    first, rest = lengths[0], lengths[1:]
+    tries = [[*room[:b], left - first, *room[b + 1 :]] for b, left in enumerate(room) if left >= first]
+    return min(fewest_bins(rest, bins, max_tokens) for bins in [*tries, [*room, max_tokens - first]])
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=7), max_tokens=st.integers(20, 40))
+def test_bins_are_about_as_few_as_can_be(lengths, max_tokens):
+    """Best fit decreasing needs at most 11/9 of the fewest bins, and 6/9 (Dosa's bound, of first fit decreasing)."""
+    bins = best_fit_decreasing(lengths, [0] * len(lengths), max_tokens=max_tokens)
+    assert len(bins) <= (11 * fewest_bins(lengths, [], max_tokens) + 6) / 9
 
 
 def test_a_sample_above_the_limit_is_alone():

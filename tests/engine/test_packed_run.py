@@ -56,6 +56,10 @@ def test_impossible_settings_are_told(tmp_path):
         ({"data.pack": dict(max_tokns=3)}, "data.pack=.*expected True, False or dict"),
         ({"data.pack": True, "data.group": "length"}, "data.group: packed samples"),
         ({"data.pack": dict(max_tokens=20)}, "data.pack.max_tokens=20: expected at least data.max_length=128"),
+        (
+            {"runtime.compile": True, "model.llm.activation_checkpointing": "selective"},
+            "runtime.compile: not with model.llm.activation_checkpointing='selective'",
+        ),
         ({"runtime.attention": "flash"}, "runtime.attention='flash': expected one of 'auto'"),
     ):
         with pytest.raises(ValueError, match=message):

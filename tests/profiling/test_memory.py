@@ -11,7 +11,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from asvr.config import stage_config
 from asvr.models.checkpointing import MODES
 from asvr.preflight import build_meta
-from asvr.profiling.memory import Machine, MemoryPlan, full_batch, plan_memory, warn_of_memory
+from asvr.profiling.memory import (
+    Machine,
+    MemoryPlan,
+    full_batch,
+    largest_micro_batch,
+    plan_memory,
+    warn_of_memory,
+)
 from asvr.registry import MODELS
 
 ROWS, TOKENS = 2, 40
@@ -77,6 +84,21 @@ def test_activations_are_what_autograd_keeps(stage):
     model.train_only(list(cfg.stages[stage].train))
     plan = plan_of(cfg, stage)
     assert plan.activations["none"] == pytest.approx(really_kept(model.train()), rel=0.1)
+
+
+def test_a_packed_row_holds_more_images():
+    """40 tokens a row, 16 of them visual: a packed row of 160 holds images with 64 tokens of text each."""
+    cfg = config()
+    padded = plan_of(cfg, "all")
+    assert largest_micro_batch(cfg.data, 16) == (ROWS, TOKENS, ROWS)
+    cfg.data = dict(micro_batch=4, max_length=TOKENS, pack=True)
+    assert largest_micro_batch(cfg.data, 16) == (1, 160, 2)
+    assert largest_micro_batch(Config(dict(cfg.data, pack=dict(max_images=1))), 16) == (1, 160, 1)
+    batch = full_batch(build_meta(stage_config(cfg, "all")), 1, 160, 2)
+    assert batch.num_images == 2 and batch.num_text_targets == 160 - 2 * 16 - 1
+    assert batch.image_positions_IN[:, 0].tolist() == [1, 81]
+    packed = plan_of(cfg, "all")
+    assert packed.states == padded.states and packed.activations["none"] > 1.5 * padded.activations["none"]
 
 
 def test_states_follow_from_what_is_trained():
