@@ -119,7 +119,7 @@ def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
         collate_fn=StepCollate(collate, micro_batch=data.micro_batch, pack=pack_limits(data), group=data.get("group")),
         num_workers=data.num_workers,
         pin_memory=torch.cuda.is_available(),
-        prefetch_factor=2 if data.num_workers else None,
+        prefetch_factor=1 if data.num_workers else None,  # an item is a whole step, in shared memory
         generator=torch.Generator().manual_seed(cfg.runtime.seed),  # so that it draws nothing from the global one
         multiprocessing_context="fork" if data.num_workers else None,
     )

@@ -18,6 +18,7 @@ from torch import nn
 from asvr.models.encoders import HFVisionEncoder
 from asvr.models.heads import DepthTransformerHead
 from asvr.models.llms import HFCausalLM
+from asvr.models.projectors import LinearProjector, MLPProjector
 from asvr.profiling.flops import Sample
 
 
@@ -29,6 +30,10 @@ def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
         found["encoder"] = vision_tower(model.encoder)
     if isinstance(model.llm, HFCausalLM):
         found["LLM blocks"] = llm_blocks(model.llm, tokens)
+    layers = [module for module in model.projector.modules() if isinstance(module, nn.Linear)]
+    if isinstance(model.projector, LinearProjector | MLPProjector):
+        products = sum(layer.in_features * layer.out_features for layer in layers)
+        found["projector"] = 2 * model.encoder.num_tokens * products
     found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * model.llm.lm_head.out_features
     for target in model.targets:
         positions = target.supervise or model.encoder.num_tokens

@@ -12,7 +12,7 @@ from asvr.config import stage_config
 from asvr.models.checkpointing import MODES
 from asvr.preflight import check_sizes
 from asvr.profiling.flops import Sample, forward_parts, training_factor
-from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, plan_memory
+from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
 from asvr.validate import check_config
 
 WIDTH = 132
@@ -31,7 +31,11 @@ def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
         _parameters(models),
         _tokens(model),
         _flops(cfg, model, sample),
-        _memory({name: plan_memory(stage_config(cfg, name), models[name]) for name in models}, cfg),
+        _memory(
+            {name: plan_memory(stage_config(cfg, name), models[name]) for name in models},
+            cfg,
+            next(iter(models.values())).encoder.num_tokens,
+        ),
     ]
     text = io.StringIO()
     console = Console(file=text, width=WIDTH)
@@ -129,14 +133,19 @@ def _number(value: float) -> str:
     return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
 
 
-def _memory(plans: dict[str, MemoryPlan], cfg: Config) -> Table:
-    rows = ", ".join(f"{name} {stage_config(cfg, name).data.micro_batch}" for name in plans)
+def _micro_batch(stage: Config, visual_tokens: int) -> str:
+    rows, tokens, images = largest_micro_batch(stage.data, visual_tokens)
+    return f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens with {images} images in all"
+
+
+def _memory(plans: dict[str, MemoryPlan], cfg: Config, visual_tokens: int) -> Table:
+    rows = ", ".join(f"{name} {_micro_batch(stage_config(cfg, name), visual_tokens)}" for name in plans)
     table = _table(
         "Memory plan, GB (1e9 bytes)",
         "",
         *plans,
         caption=(
-            f"Activations: on each card a micro-batch ({rows} rows) of data.max_length={cfg.data.max_length} tokens, "
+            f"Activations: on each card a micro-batch ({rows}), "
             "estimated as what autograd keeps for the backward pass; in brackets what the config does not do. With "
             "several cards the states (all but activations) are taken to be sharded evenly over them; that is a "
             "projection, training runs in one process. "
