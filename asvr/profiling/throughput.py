@@ -255,7 +255,7 @@ def _draw(result: dict, file: Path) -> None:
     floors = [side["floor_seconds"] for side in result["sides"].values()]
     left.plot(floors, names, "k|", markersize=28, label="floor")
     left.set_xlabel("seconds a step")
-    left.legend(fontsize=7)
+    left.legend(fontsize=7, markerscale=0.3)
     left.invert_yaxis()
     right.barh(names, [side["peak_gib"] for side in result["sides"].values()], color="grey")
     right.set_xlabel("peak memory, GiB")
