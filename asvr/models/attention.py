@@ -167,12 +167,14 @@ def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
         embeds_BTH = torch.randn(1, 8, llm.hidden_size, generator=torch.Generator().manual_seed(0))
         changed_BTH = embeds_BTH.clone()
         changed_BTH[:, :4] += 1
-        segments = Segments.of([4, 4]).to(device)
+        segments, training = Segments.of([4, 4]).to(device), llm.training
+        llm.eval()  # dropout would make every two passes differ
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             before, after = (
                 llm.hidden(embeds.to(device, llm.lm_head.weight.dtype), {-1}, segments=segments)[-1][:, 4:]
                 for embeds in (embeds_BTH, changed_BTH)
             )
+        llm.train(training)
         problem = None if torch.equal(before, after) else "lets a sample of a row see the one before"
     if problem is not None:
         raise ValueError(f"data.pack: {type(llm).__name__} {problem}, so samples could not be kept apart: set it False")

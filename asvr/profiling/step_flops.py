@@ -82,7 +82,7 @@ def step_flops(stage: Config) -> StepFlops | None:
     """To be logged beside the loss: what cannot be traced costs no run, a warning says why."""
     try:
         return StepFlops(stage)
-    except Exception as error:
+    except Exception as error:  # tracing runs a user's own component, which may raise anything
         logger.warning("FLOPs are not logged: %s: %s", type(error).__name__, error)
         return None
 

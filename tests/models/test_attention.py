@@ -235,6 +235,9 @@ LFM2 = dict(
 def test_an_llm_whose_samples_would_see_one_another_is_not_packed():
     for arch in (LLAMA, MISTRAL, QWEN2):
         check_isolation(llm(arch), torch.bfloat16)
+    dropping = llm(dict(GPT2, resid_pdrop=0.5)).train()
+    check_isolation(dropping, None)
+    assert dropping.training
     with pytest.raises(ValueError, match="data.pack: HFCausalLM lets a sample of a row see the one before"):
         check_isolation(llm(LFM2), None)
     without = HFCausalLM(arch=LLAMA, vocab_size=32)
