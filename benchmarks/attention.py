@@ -33,7 +33,7 @@ def main() -> None:
     from asvr.engine.build import build_device
     from asvr.models.attention import problem_of
     from asvr.models.attention_kernels import KERNELS
-    from asvr.profiling.report import save
+    from asvr.profiling.report import save, table
     from asvr.profiling.synthetic import SyntheticSamples
     from asvr.profiling.worker import Clock, device_name
 
@@ -62,10 +62,11 @@ def main() -> None:
     text = (
         f"{result['device']}, {args.dtype}, torch {torch.__version__}; {len(lengths)} samples of {lengths} tokens\n\n"
     )
-    text += "| kernel | heads / key heads | s, forward and backward | padded / it |\n|---|---|---|---|\n"
-    for row in rows:
-        heads = f"{row['heads']} / {row['key_heads']}"
-        text += f"| {row['kernel']} | {heads} | {row['seconds']:.4f} | {row['speedup']:.2f} |\n"
+    cells = [
+        [row["kernel"], f"{row['heads']} / {row['key_heads']}", f"{row['seconds']:.4f}", f"{row['speedup']:.2f}"]
+        for row in rows
+    ]
+    text += table(["kernel", "heads / key heads", "s, forward and backward", "padded / it"], cells)
     save(args.out, result, text)
 
 

@@ -51,7 +51,7 @@ def main() -> None:
     from asvr.config import load_config, stage_config
     from asvr.engine.build import build_collate, build_train_loader, pack_limits
     from asvr.preflight import build_meta
-    from asvr.profiling.report import save
+    from asvr.profiling.report import save, table
     from asvr.profiling.synthetic import SyntheticSamples
     from asvr.profiling.worker import PadId
 
@@ -86,12 +86,17 @@ def main() -> None:
             )
         )
     text = f"{args.config}, steps of {stage.data.global_batch} samples\n\n"
-    text += "| workers | steps/s | pictures/s | tokens/s | real tokens |\n|---|---|---|---|---|\n"
-    for row in rows:
-        text += (
-            f"| {row['workers']} | {row['steps_per_s']:.2f} | {row['images_per_s']:.1f} | {row['tokens_per_s']:.0f} | "
-            f"{row['real_tokens_percent']:.1f} % |\n"
-        )
+    cells = [
+        [
+            str(row["workers"]),
+            f"{row['steps_per_s']:.2f}",
+            f"{row['images_per_s']:.1f}",
+            f"{row['tokens_per_s']:.0f}",
+            f"{row['real_tokens_percent']:.1f} %",
+        ]
+        for row in rows
+    ]
+    text += table(["workers", "steps/s", "pictures/s", "tokens/s", "real tokens"], cells)
     save(args.out, rows, text)
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     from asvr.preflight import build_meta
     from asvr.profiling.measured_memory import prepare, step_peak
     from asvr.profiling.memory import plan_memory
-    from asvr.profiling.report import save
+    from asvr.profiling.report import save, table
 
     cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
     if args.measure:
@@ -57,13 +57,13 @@ def main() -> None:
                 found.append(dict(stage=name, rows=rows, mode=mode, planned=planned, measured=measured))
                 print(found[-1], file=sys.stderr)
     text = f"{args.config}, rows of {args.tokens} tokens\n\n"
-    text += "| stage | rows | checkpointing | plan, GB | measured, GB | measured / plan |\n|---|---|---|---|---|---|\n"
-    for row in found:
-        planned, measured = row["planned"], row["measured"]
-        text += (
-            f"| {row['stage']} | {row['rows']} | {row['mode']} | {planned / 1e9:.2f} | {measured / 1e9:.2f} | "
-            f"{measured / planned:.2f} |\n"
-        )
+    cells = [
+        [row["stage"], str(row["rows"]), row["mode"]]
+        + [f"{row[key] / 1e9:.2f}" for key in ("planned", "measured")]
+        + [f"{row['measured'] / row['planned']:.2f}"]
+        for row in found
+    ]
+    text += table(["stage", "rows", "checkpointing", "plan, GB", "measured, GB", "measured / plan"], cells)
     save(args.out, found, text)
 
 

@@ -145,6 +145,12 @@ def added_in_words(found: dict) -> str:
     )
 
 
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """In markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def save(out: Path | None, result, text: str) -> None:
     """Write ``out``.json and ``out``.md (None: neither), and print the text."""
     if out is not None:
