@@ -2,12 +2,11 @@
 
 python benchmarks/memory.py CONFIG [--rows 1 2] [--tokens 1024]
 
-A step runs with random weights in a process of its own: on the CPU its largest resident size less what it had after
-a tiny step, on CUDA the largest allocation. Rows are full, as the plan takes them to be.
+A step of two micro-batches runs with random weights in a process of its own; its peak is what tensors take. Rows are
+full, as the plan takes them to be.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,16 +29,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from asvr.config import load_config, stage_config
-    from asvr.malloc import environment_to_keep
     from asvr.preflight import build_meta
-    from asvr.profiling.measured_memory import prepare, step_peak
+    from asvr.profiling.measured_memory import measured, prepare
     from asvr.profiling.memory import plan_memory
     from asvr.profiling.report import save, table
 
     cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
     if args.measure:
         stage, rows, mode = args.measure
-        print(step_peak(prepare(stage_config(cfg, stage), int(rows), args.tokens, mode)))
+        print(measured(prepare(stage_config(cfg, stage), int(rows), args.tokens, mode)))
         return
     found = []
     for name in cfg.stages:
@@ -48,13 +46,11 @@ def main() -> None:
                 stage = prepare(stage_config(cfg, name), rows, args.tokens, mode)
                 plan = plan_memory(stage, build_meta(stage))
                 command = [sys.executable, *sys.argv, "--measure", name, str(rows), mode]
-                environment = os.environ | environment_to_keep()  # freed memory is kept, as in tools/train.py
-                done = subprocess.run(command, capture_output=True, text=True, env=environment)
+                done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     raise ValueError(f"{name}, {rows} rows, {mode}: {done.stderr.strip().splitlines()[-1]}")
-                measured = int(done.stdout.split()[-1])
-                planned = plan.states + plan.activations[plan.mode]
-                found.append(dict(stage=name, rows=rows, mode=mode, planned=planned, measured=measured))
+                planned, peak = plan.states + plan.activations[plan.mode], int(done.stdout.split()[-1])
+                found.append(dict(stage=name, rows=rows, mode=mode, planned=planned, measured=peak))
                 print(found[-1], file=sys.stderr)
     text = f"{args.config}, rows of {args.tokens} tokens\n\n"
     cells = [

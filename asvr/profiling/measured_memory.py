@@ -6,10 +6,8 @@ from asvr.engine.build import build_device
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
 from asvr.profiling.memory import full_batch
-from asvr.profiling.resident import Peak
+from asvr.profiling.peak import held_tensors, step_peak
 from asvr.profiling.worker import random_model
-
-STEPS = 2  # the optimiser's state is there from the first one on
 
 
 def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
@@ -20,16 +18,19 @@ def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
     return stage
 
 
-def step_peak(stage: Config) -> int:
-    """Bytes at the peak of a step, see `Peak`."""
+def measured(stage: Config) -> int:
+    """Bytes at the peak of a step, see `asvr.profiling.peak`."""
     device = build_device(stage.runtime.device)
-    peak = Peak(device)
     model = random_model(stage, device)
     if not any(p.requires_grad for p in model.encoder.parameters()):
         model.encoder.to("meta")  # its features are given, as the plan has it
     use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])
     wrapper = build_optim_wrapper(model, stage.optim)
     batch = full_batch(model, stage.data.micro_batch, stage.data.max_length)
-    for _ in range(STEPS):
-        model.train_step([batch], wrapper)
-    return peak.bytes()
+    window = [batch, batch]  # accumulation: beside the second one's activations stand all gradients
+
+    def step() -> None:
+        model.train_step(window, wrapper)
+
+    step()  # the optimiser's state is there from the first one on
+    return step_peak(step, device, held_tensors(model, wrapper.optimizer))

@@ -11,12 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 from asvr.malloc import environment_to_keep
+from asvr.profiling.report import table
 from asvr.profiling.step_flops import peak_flops
 from asvr.profiling.worker import PHASES
 
 # Of the losses of the first step of two sides, relative.
 DIFFERENCE, HALF_DIFFERENCE = 1e-4, 2e-2
 PACKAGES = ("torch", "transformers", "asvr")
+COLUMNS = ["side", "s a step", "images/s", "tokens/s", "real tokens", "TFLOP", "floor, s", "of the floor", "MFU"]
+COLUMNS += ["peak, GiB", "process, GiB"]
 
 
 class OutOfMemory(Exception):
@@ -30,7 +33,7 @@ class Side:
     name: str
     spec: dict
     steps: list[dict] = field(default_factory=list)
-    peak_bytes: int = 0
+    memory: dict = field(default_factory=dict)
     info: dict = field(default_factory=dict)
     process: subprocess.Popen | None = None
 
@@ -64,7 +67,6 @@ class Side:
 
     def run(self, steps: int, *, keep: bool) -> None:
         answer = self.ask(dict(steps=steps))
-        self.peak_bytes = max(self.peak_bytes, answer["peak_bytes"])
         keeps = self.spec["keep_memory"] and bool(environment_to_keep())
         self.info["how"] = answer["how"] + ("; freed memory kept" if keeps else "")
         if keep:
@@ -99,8 +101,8 @@ def compare(sides: list[Side], *, samples: int, rounds: int, steps: int) -> dict
 
 def _compare(sides: list[Side], samples: int, rounds: int, steps: int) -> dict:
     for side in sides:
-        side.steps, side.peak_bytes, side.info = [], 0, {}
-        side.spec["steps"] = 1 + rounds * steps
+        side.steps, side.memory, side.info = [], {}, {}
+        side.spec["steps"] = 2 + rounds * steps  # one to warm up, one for the peak memory
     rates, turns = [], [side for _ in range(rounds) for side in sides]
     for number, side in enumerate([*sides, *turns]):
         _warm_up(side, sides, samples)
@@ -111,6 +113,8 @@ def _compare(sides: list[Side], samples: int, rounds: int, steps: int) -> dict:
             turn = number - len(sides)
             seconds = _seconds(side.steps[-1])
             print(f"round {turn // len(sides) + 1}/{rounds}, {side.name}: {seconds:.2f} s", file=sys.stderr)
+            if turn >= len(turns) - len(sides):
+                side.memory = side.ask(dict(peak=True))
     rates.append(_rates(turns[-1]))
     result = dict(
         samples=samples,
@@ -176,7 +180,8 @@ def _summary(side: Side, rates: list[dict]) -> dict:
         floor_seconds=flops / rate,
         of_floor_percent=100 * flops / rate / seconds,
         mfu_percent=None if peak is None else 100 * flops / seconds / peak,
-        peak_gib=side.peak_bytes / 2**30,
+        peak_gib=side.memory["peak_bytes"] / 2**30,
+        resident_gib=side.memory["resident_bytes"] / 2**30,
         losses=side.info["first_losses"],
         how=side.info["how"],
         spec=side.spec,
@@ -212,16 +217,17 @@ def markdown(result: dict) -> str:
         + f"; {result['samples']} samples a step, median of {result['rounds']} rounds; matrix products "
         + ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in result["flop_per_s"].items()),
         "",
-        "| side | s a step | images/s | tokens/s | real tokens | TFLOP | floor, s | of the floor | MFU | peak GiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    cells = []
     for name, side in result["sides"].items():
         mfu = "-" if side["mfu_percent"] is None else f"{side['mfu_percent']:.0f} %"
-        lines.append(
-            f"| {name} | {side['seconds']:.2f} | {side['images_per_s']:.2f} | {side['tokens_per_s']:.0f} | "
-            f"{side['real_tokens_percent']:.0f} % | {side['tflop']:.2f} | {side['floor_seconds']:.2f} | "
-            f"{side['of_floor_percent']:.0f} % | {mfu} | {side['peak_gib']:.2f} |"
+        cells.append(
+            [name]
+            + [f"{side['seconds']:.2f}", f"{side['images_per_s']:.2f}", f"{side['tokens_per_s']:.0f}"]
+            + [f"{side['real_tokens_percent']:.0f} %", f"{side['tflop']:.2f}", f"{side['floor_seconds']:.2f}"]
+            + [f"{side['of_floor_percent']:.0f} %", mfu, f"{side['peak_gib']:.2f}", f"{side['resident_gib']:.2f}"]
         )
+    lines.append(table(COLUMNS, cells).rstrip())
     lines += ["", *(f"{name}: {side['how']}" for name, side in result["sides"].items())]
     if len(result["sides"]) == 2:
         names, found = list(result["sides"]), ratios(result)

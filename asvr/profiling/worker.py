@@ -1,6 +1,7 @@
 """One side of a throughput comparison, in a process of its own, so that its peak memory is its own.
 
-Reads lines of JSON, answers each with one: first what to build, then ``{"steps": n}`` or ``{"rate": dtype}``.
+Reads lines of JSON, answers each with one: first what to build, then ``{"steps": n}``, ``{"rate": dtype}`` or
+``{"peak": true}``.
 """
 
 import json
@@ -17,8 +18,8 @@ from asvr.engine.build import build_collate, build_device, pack_limits
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
+from asvr.profiling.peak import held_tensors, resident_bytes, step_peak
 from asvr.profiling.plain import PlainStep, plain_optimizer
-from asvr.profiling.resident import Peak
 from asvr.profiling.step_flops import StepFlops
 from asvr.profiling.synthetic import SyntheticSamples
 from asvr.registry import MODELS
@@ -69,7 +70,6 @@ class Worker:
                 target.head.pop("activation_checkpointing", None)
         self.device = build_device(stage.runtime.device)
         self.dtype = PRECISIONS[stage.optim.precision]
-        self.peak = Peak(self.device)
         self.model = model = random_model(stage, self.device)
         self.samples = SyntheticSamples(
             num_image_tokens=model.encoder.num_tokens,
@@ -101,7 +101,12 @@ class Worker:
 
     def run(self, steps: int) -> dict:
         """Steps one after another: seconds by phase, losses, tokens, images and FLOPs of each."""
-        return dict(steps=[self.one() for _ in range(steps)], peak_bytes=self.peak.bytes(), how=self.how)
+        return dict(steps=[self.one() for _ in range(steps)], how=self.how)
+
+    def peak(self) -> dict:
+        """Of one more step, whose time does not count, and of the whole process."""
+        held = held_tensors(self.model, self.optimizer)
+        return dict(peak_bytes=step_peak(self.one, self.device, held), resident_bytes=resident_bytes())
 
     def one(self) -> dict:
         clock, model = Clock(self.device), self.model
@@ -200,6 +205,8 @@ def main() -> None:
                 answer |= dict(kind=worker.device.type)
             elif "rate" in order:
                 answer = worker.rate(order["rate"])
+            elif "peak" in order:
+                answer = worker.peak()
             else:
                 answer = worker.run(order["steps"])
         except (torch.OutOfMemoryError, MemoryError):

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 
 from asvr.data.refusals import Refusal
 from asvr.engine.log import logger, progress_bar
+from asvr.profiling.peak import resident_bytes
 from asvr.profiling.step_flops import StepFlops
 from asvr.registry import HOOKS
 
@@ -161,9 +162,7 @@ def _peak_memory_gib(device: torch.device) -> float:
     """Of the accelerator; on the CPU, the process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resident_bytes() / 2**30
 
 
 def _forget_after(file: Path, stage: str, step: int) -> None:

@@ -1,0 +1,52 @@
+"""Peak memory of a training step: what its tensors take.
+
+On CUDA torch keeps the count; on the CPU torch's profiler reports every block that is taken and given back. The
+resident size of a process, beside it, also holds libraries and what malloc could not use again.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+
+def step_peak(step: Callable, device: torch.device, held: list[Tensor]) -> int:
+    """Bytes that tensors take at the peak of ``step()``.
+
+    held: those that stay over it, see `held_tensors`; on CUDA they are counted anyway.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        return torch.cuda.max_memory_allocated(device)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell about missing GPUs
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    blocks = (event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]")
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in held}
+    taken = peak = sum(storage.nbytes() for storage in storages.values())
+    for block in sorted(blocks, key=lambda event: event.start_ns()):
+        taken += block.nbytes()
+        peak = max(peak, taken)
+    return peak
+
+
+def held_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights, buffers and the optimiser's state. Gradients are freed between steps."""
+    state = (value for values in optimizer.state.values() for value in values.values())
+    return [*model.parameters(), *model.buffers(), *(value for value in state if isinstance(value, Tensor))]
+
+
+def resident_bytes() -> int:
+    """The largest resident size of this process since it began."""
+    status = Path("/proc/self/status")  # getrusage would count the process that started this one, too
+    if status.is_file():
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
