@@ -33,9 +33,10 @@ def main() -> None:
     from asvr.engine.build import build_device
     from asvr.models.attention import problem_of
     from asvr.models.attention_kernels import KERNELS
+    from asvr.profiling.machine import in_words, machine
     from asvr.profiling.report import save, table
     from asvr.profiling.synthetic import SyntheticSamples
-    from asvr.profiling.worker import Clock, device_name
+    from asvr.profiling.worker import Clock
 
     device, dtype = build_device(args.device), getattr(torch, args.dtype)
     samples = SyntheticSamples(num_image_tokens=729, max_length=2048, vocab_size=32000)
@@ -58,10 +59,8 @@ def main() -> None:
         for name, values in seconds.items():
             middle = statistics.median(values[1:])
             rows.append(dict(kernel=name, heads=args.heads, key_heads=keys, seconds=middle, speedup=base / middle))
-    result = dict(device=device_name(device), dtype=args.dtype, torch=torch.__version__, lengths=lengths, rows=rows)
-    text = (
-        f"{result['device']}, {args.dtype}, torch {torch.__version__}; {len(lengths)} samples of {lengths} tokens\n\n"
-    )
+    result = dict(machine=machine(device), dtype=args.dtype, lengths=lengths, rows=rows)
+    text = f"{in_words(result['machine'])}; {args.dtype}, {len(lengths)} samples of {lengths} tokens\n\n"
     cells = [
         [row["kernel"], f"{row['heads']} / {row['key_heads']}", f"{row['seconds']:.4f}", f"{row['speedup']:.2f}"]
         for row in rows

@@ -25,21 +25,26 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def encoded(samples):
-    """The samples with their pictures as JPEG, so that workers have to decode them."""
+def encoded(samples, count: int = 64):
+    """So many samples over and over, their pictures as JPEG, so that workers have to decode them."""
     from PIL import Image
+
+    def jpeg(picture) -> bytes:
+        file = io.BytesIO()
+        picture.save(file, "jpeg", quality=90)
+        return file.getvalue()
+
+    kept = [samples[i] for i in range(count)]
+    for item in kept:
+        item["images"] = [jpeg(picture) for picture in item["images"]]
 
     class Encoded:
         def __len__(self) -> int:
             return 10**6
 
         def __getitem__(self, i: int) -> dict:
-            item = samples[i % 64]
-            for n, picture in enumerate(item["images"]):
-                file = io.BytesIO()
-                picture.save(file, "jpeg", quality=90)
-                item["images"][n] = Image.open(file)
-            return item
+            item = kept[i % count]
+            return dict(item, images=[Image.open(io.BytesIO(data)) for data in item["images"]])
 
     return Encoded()
 
@@ -49,8 +54,9 @@ def main() -> None:
     from itertools import islice
 
     from asvr.config import load_config, stage_config
-    from asvr.engine.build import build_collate, build_train_loader, pack_limits
+    from asvr.engine.build import build_collate, build_device, build_train_loader, pack_limits
     from asvr.preflight import build_meta
+    from asvr.profiling.machine import in_words, machine
     from asvr.profiling.report import save, table
     from asvr.profiling.synthetic import SyntheticSamples
     from asvr.profiling.worker import PadId
@@ -85,7 +91,8 @@ def main() -> None:
                 real_tokens_percent=100 * tokens / positions,
             )
         )
-    text = f"{args.config}, steps of {stage.data.global_batch} samples\n\n"
+    found = machine(build_device("cpu"))
+    text = f"{in_words(found)}; {args.config}, steps of {stage.data.global_batch} samples\n\n"
     cells = [
         [
             str(row["workers"]),
@@ -97,7 +104,7 @@ def main() -> None:
         for row in rows
     ]
     text += table(["workers", "steps/s", "pictures/s", "tokens/s", "real tokens"], cells)
-    save(args.out, rows, text)
+    save(args.out, dict(machine=found, rows=rows), text)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from asvr.config import load_config, stage_config
+    from asvr.engine.build import build_device
     from asvr.preflight import build_meta
+    from asvr.profiling.machine import in_words, machine
     from asvr.profiling.measured_memory import measured, prepare
     from asvr.profiling.memory import plan_memory
     from asvr.profiling.report import save, table
@@ -52,7 +54,8 @@ def main() -> None:
                 planned, peak = plan.states + plan.activations[plan.mode], int(done.stdout.split()[-1])
                 found.append(dict(stage=name, rows=rows, mode=mode, planned=planned, measured=peak))
                 print(found[-1], file=sys.stderr)
-    text = f"{args.config}, rows of {args.tokens} tokens\n\n"
+    where = machine(build_device(cfg.runtime.device))
+    text = f"{in_words(where)}; {args.config}, rows of {args.tokens} tokens\n\n"
     cells = [
         [row["stage"], str(row["rows"]), row["mode"]]
         + [f"{row[key] / 1e9:.2f}" for key in ("planned", "measured")]
@@ -60,7 +63,7 @@ def main() -> None:
         for row in found
     ]
     text += table(["stage", "rows", "checkpointing", "plan, GB", "measured, GB", "measured / plan"], cells)
-    save(args.out, found, text)
+    save(args.out, dict(machine=where, rows=found), text)
 
 
 if __name__ == "__main__":

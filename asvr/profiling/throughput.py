@@ -2,22 +2,20 @@
 
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 from asvr.malloc import environment_to_keep
+from asvr.profiling.machine import in_words
 from asvr.profiling.report import table
 from asvr.profiling.step_flops import peak_flops
 from asvr.profiling.worker import PHASES
 
 # Of the losses of the first step of two sides, relative.
 DIFFERENCE, HALF_DIFFERENCE = 1e-4, 2e-2
-PACKAGES = ("torch", "transformers", "asvr")
 COLUMNS = ["side", "s a step", "images/s", "tokens/s", "real tokens", "TFLOP", "floor, s", "of the floor", "MFU"]
 COLUMNS += ["peak, GiB", "process, GiB"]
 
@@ -119,7 +117,7 @@ def _compare(sides: list[Side], samples: int, rounds: int, steps: int) -> dict:
     result = dict(
         samples=samples,
         rounds=rounds,
-        machine=_machine(sides[0]),
+        machine=sides[0].info["machine"],
         flop_per_s={dtype: statistics.median(rate[dtype] for rate in rates) for dtype in rates[0]},
         sides={side.name: _summary(side, rates) for side in sides},
     )
@@ -167,7 +165,7 @@ def _summary(side: Side, rates: list[dict]) -> dict:
     tokens, images, flops, positions = (
         statistics.mean(step[key] for step in side.steps) for key in ("tokens", "images", "flops", "positions")
     )
-    peak = peak_flops(side.info["device"]) if dtype == "bfloat16" else None
+    peak = peak_flops(side.info["machine"]["device"]) if dtype == "bfloat16" else None
     return dict(
         seconds=seconds,
         all_seconds=[round(_seconds(step), 3) for step in side.steps],
@@ -188,15 +186,6 @@ def _summary(side: Side, rates: list[dict]) -> dict:
     )
 
 
-def _machine(side: Side) -> dict:
-    return dict(
-        device=side.info["device"],
-        threads=side.info["threads"],
-        python=platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    )
-
-
 def ratios(result: dict) -> dict:
     """The second side over the first: time, memory, and the largest relative difference of a loss that both have."""
     first, second = result["sides"].values()
@@ -210,11 +199,9 @@ def ratios(result: dict) -> dict:
 
 def markdown(result: dict) -> str:
     """A table for people: one row a side."""
-    machine = result["machine"]
     lines = [
-        f"{machine['device']}, {machine['threads']} threads, Python {machine['python']}, "
-        + ", ".join(f"{name} {machine[name]}" for name in PACKAGES)
-        + f"; {result['samples']} samples a step, median of {result['rounds']} rounds; matrix products "
+        f"{in_words(result['machine'])}; {result['samples']} samples a step, median of {result['rounds']} rounds; "
+        "matrix products "
         + ", ".join(f"{rate / 1e9:.0f} GFLOP/s in {dtype}" for dtype, rate in result["flop_per_s"].items()),
         "",
     ]

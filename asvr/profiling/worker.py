@@ -7,7 +7,6 @@ Reads lines of JSON, answers each with one: first what to build, then ``{"steps"
 import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -18,6 +17,7 @@ from asvr.engine.build import build_collate, build_device, pack_limits
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
+from asvr.profiling.machine import machine
 from asvr.profiling.peak import held_tensors, resident_bytes, step_peak
 from asvr.profiling.plain import PlainStep, plain_optimizer
 from asvr.profiling.step_flops import StepFlops
@@ -200,9 +200,8 @@ def main() -> None:
         order = json.loads(line)
         try:
             if worker is None:
-                worker, answer = Worker(order), dict(ready=True)
-                answer |= dict(device=device_name(worker.device), threads=torch.get_num_threads())
-                answer |= dict(kind=worker.device.type)
+                worker = Worker(order)
+                answer = dict(machine=machine(worker.device), kind=worker.device.type)
             elif "rate" in order:
                 answer = worker.rate(order["rate"])
             elif "peak" in order:
@@ -214,13 +213,6 @@ def main() -> None:
         except ValueError as error:
             answer = dict(error=str(error))
         print(json.dumps(answer), file=ANSWERS, flush=True)
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), device.type)
 
 
 if __name__ == "__main__":

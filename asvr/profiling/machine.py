@@ -1,0 +1,30 @@
+"""Where a figure was measured: hardware and versions, as every result of a benchmark names them."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "transformers", "asvr")
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), device.type)
+
+
+def machine(device: torch.device) -> dict:
+    return dict(
+        device=device_name(device),
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    )
+
+
+def in_words(found: dict) -> str:
+    versions = ", ".join(f"{name} {found[name]}" for name in PACKAGES)
+    return f"{found['device']}, {found['threads']} threads, Python {found['python']}, {versions}"
