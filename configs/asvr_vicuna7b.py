@@ -9,7 +9,12 @@ model = dict(
             name='semantic',
             # No `encoder`: it quantises the features that the model itself sees (SigLIP, layer -2).
             tokenizer=dict(type='SemanticTokenizer', name='asvr/siglip-so400m-rvq8', depth=8, codebook_size=16384),
-            head=dict(type='DepthTransformerHead', width=2048, layers=3, num_heads=16),
+            head=dict(
+                type='DepthTransformerHead',
+                width=2048,
+                layers=3,
+                num_heads=16,
+                activation_checkpointing='selective'),
             loss=dict(type='CodeCrossEntropy'),
             weight=1.0,
             shift=1)

@@ -19,7 +19,12 @@ model = dict(
                     layer=6,
                     dtype='bfloat16',
                     arch={{_base_.model.encoder.arch}})),
-            head=dict(type='DepthTransformerHead', width=2048, layers=3, num_heads=16),
+            head=dict(
+                type='DepthTransformerHead',
+                width=2048,
+                layers=3,
+                num_heads=16,
+                activation_checkpointing='selective'),
             loss=dict(type='CodeCrossEntropy'),
             weight=1.0,
             shift=1)

@@ -21,7 +21,12 @@ model = dict(
                     base_channels=128,
                     channel_multiplier=[1, 1, 2, 2, 4],
                     num_res_blocks=2)),
-            head=dict(type='DepthTransformerHead', width=2048, layers=3, num_heads=16),
+            head=dict(
+                type='DepthTransformerHead',
+                width=2048,
+                layers=3,
+                num_heads=16,
+                activation_checkpointing='selective'),
             loss=dict(type='CodeCrossEntropy'),
             weight=1.0,
             shift=1)

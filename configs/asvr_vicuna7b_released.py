@@ -8,7 +8,8 @@ model = dict(
         dict(
             name='semantic',
             tokenizer=dict(type='SemanticTokenizer', name='asvr/siglip-so400m-rvq8', depth=8, codebook_size=16384),
-            head=dict(type='ReleasedHead', width=2048, layers=3, num_heads=16),
+            head=dict(
+                type='ReleasedHead', width=2048, layers=3, num_heads=16, activation_checkpointing='selective'),
             loss=dict(type='CodeCrossEntropy'),
             weight=1.0,
             shift=0)

@@ -5,8 +5,7 @@ vocabulary, in float32; every picture through the tokenizer's own vision tower, 
 appearance ones unused; the head without activation checkpointing and the logits of all its depths at once; a blank
 picture for a row without one, whose results are multiplied by zero; all hidden states of the LLM kept. The LLM's
 activation checkpointing is the config's on either side.
-(``llava_llama.py``, ``llava_arch.py`` and
-``rqvaesigliptransformer`` of the released code.)
+(``llava_llama.py``, ``llava_arch.py`` and ``rqvaesigliptransformer`` of the released code.)
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``V`` vocabulary, ``D`` depth,
 ``H`` LLM width.

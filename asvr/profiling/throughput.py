@@ -187,11 +187,15 @@ def _summary(side: Side, rates: list[dict]) -> dict:
 
 
 def ratios(result: dict) -> dict:
-    """The second side over the first: time, memory, and the largest relative difference of a loss that both have."""
+    """The second side over the first: time (the median of the steps that both took, one pair a step, as a machine's
+    speed drifts), memory, and the largest relative difference of a loss that both have."""
     first, second = result["sides"].values()
     shared = first["losses"].keys() & second["losses"].keys()
+    pairs = zip(first["all_seconds"], second["all_seconds"], strict=True)
+    times = sorted(theirs / own for own, theirs in pairs)
     return dict(
-        time=second["seconds"] / first["seconds"],
+        time=statistics.median(times),
+        times=[round(times[0], 3), round(times[-1], 3)],
         memory=second["peak_gib"] / first["peak_gib"],
         loss_difference=max(abs(first["losses"][n] / second["losses"][n] - 1) for n in shared) if shared else None,
     )
@@ -218,7 +222,13 @@ def markdown(result: dict) -> str:
     lines += ["", *(f"{name}: {side['how']}" for name, side in result["sides"].items())]
     if len(result["sides"]) == 2:
         names, found = list(result["sides"]), ratios(result)
-        lines += ["", f"{names[1]} / {names[0]}: {found['time']:.2f} x the time, {found['memory']:.2f} x the memory"]
+        low, high = found["times"]
+        lines += [
+            "",
+            f"{names[1]} / {names[0]}: {found['time']:.2f} x the time ({low:.2f} to {high:.2f} in single steps), "
+            f"{found['memory']:.2f} x the memory; the other way round {1 / found['time']:.2f} x and "
+            f"{1 / found['memory']:.2f} x",
+        ]
         if found["loss_difference"] is not None:
             lines[-1] += f"; losses of the first step differ by {found['loss_difference']:.1e}"
     return "\n".join(lines) + "\n"

@@ -133,7 +133,7 @@ def test_one_side_at_a_time_holds_an_accelerators_memory(monkeypatch):
 
 
 def test_sides_whose_losses_differ_are_no_comparison():
-    result = dict(sides={name: dict(seconds=1, peak_gib=1, spec=spec()) for name in "ab"})
+    result = dict(sides={name: dict(all_seconds=[1, 1], peak_gib=1, spec=spec()) for name in "ab"})
     result["sides"]["a"]["losses"], result["sides"]["b"]["losses"] = dict(text=1.0), dict(text=1.001)
     with pytest.raises(ValueError, match=r"losses of the two sides differ by 1.0e-03, more than 1e-04"):
         throughput._require_same_losses(result)

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Logits held at once: 2**24 float32 = 64 MiB.
-MAX_LOGITS = 2**24
+# Logits at once: 2**23 float32 = 32 MiB, and as much for their softmax.
+MAX_LOGITS = 2**23
 
 
 def linear_cross_entropy(
@@ -69,18 +69,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _loss_and_error(logits_SV: Tensor, target_S: Tensor, smoothing: float, wanted: bool):
-    """The summed loss, and its derivative by the logits (softmax minus target), which takes the logits' place."""
+    """The summed loss, and its derivative by the logits (softmax minus target)."""
     classes = logits_SV.shape[-1]
-    largest_S1 = logits_SV.amax(-1, keepdim=True)
-    logits_SV -= largest_S1
-    picked_S = logits_SV.gather(1, target_S[:, None]).squeeze(1)
-    mean_S = logits_SV.mean(-1) if smoothing else 0.0
-    probabilities_SV = logits_SV.exp_()
-    sums_S1 = probabilities_SV.sum(-1, keepdim=True)
-    loss = (sums_S1.squeeze(1).log() - (1 - smoothing) * picked_S - smoothing * mean_S).sum()
+    logs_SV = torch.log_softmax(logits_SV, -1)
+    picked_S = logs_SV.gather(1, target_S[:, None]).squeeze(1)
+    mean_S = logs_SV.mean(-1) if smoothing else 0.0
+    loss = -((1 - smoothing) * picked_S + smoothing * mean_S).sum()
     if not wanted:
         return loss, None
-    probabilities_SV /= sums_S1
+    probabilities_SV = logs_SV.exp_()
     if smoothing:
         probabilities_SV -= smoothing / classes
     probabilities_SV.scatter_add_(1, target_S[:, None], probabilities_SV.new_full((len(target_S), 1), smoothing - 1))

@@ -1,0 +1,76 @@
+"""The scripts in benchmarks/ run at tiny sizes and report what they measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from run_helpers import ROOT
+
+SIZES = {
+    "model.encoder.arch.hidden_size": 16,
+    "model.encoder.arch.intermediate_size": 24,
+    "model.encoder.arch.num_hidden_layers": 8,
+    "model.encoder.arch.num_attention_heads": 2,
+    "model.encoder.arch.image_size": 56,
+    "model.llm.arch.hidden_size": 32,
+    "model.llm.arch.intermediate_size": 48,
+    "model.llm.arch.num_hidden_layers": 2,
+    "model.llm.arch.num_attention_heads": 2,
+    "model.llm.arch.vocab_size": 64,
+    "model.reconstruction.0.tokenizer.codebook_size": 16,
+    "model.reconstruction.0.head.width": 16,
+    "model.reconstruction.0.head.num_heads": 2,
+    "data.max_length": 320,
+}
+CONFIG = "configs/benchmarks/small_asvr.py"
+TINY = [CONFIG, "--cfg-options", *(f"{key}={value}" for key, value in SIZES.items())]
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(script: str, *args: str) -> tuple[dict, str]:
+        out = tmp_path / "result"
+        command = [sys.executable, f"benchmarks/{script}.py", *args, "--out", str(out)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        text = out.with_suffix(".md").read_text()
+        assert text in done.stdout
+        return json.loads(out.with_suffix(".json").read_text()), text
+
+    return run
+
+
+def test_throughput(run, tmp_path):
+    result, text = run("throughput", *TINY, "--plain", "--samples", "2", "--rounds", "1")
+    assert list(result["sides"]) == ["small_asvr, cached codes", "small_asvr, plain"]
+    assert all(side["peak_gib"] < side["resident_gib"] for side in result["sides"].values())
+    assert f"torch {result['machine']['torch']}" in text and (tmp_path / "result.png").is_file()
+
+
+def test_attention(run):
+    result, text = run("attention", "--samples", "2", "--heads", "4", "--width", "8", "--rounds", "1")
+    assert [(row["kernel"], row["key_heads"]) for row in result["rows"] if row["kernel"] in ("padded", "sdpa")] == [
+        ("padded", 4),
+        ("sdpa", 4),
+        ("padded", 1),
+        ("sdpa", 1),
+    ]
+    assert all(row["seconds"] > 0 for row in result["rows"]) and "| sdpa | 4 / 1 |" in text
+
+
+def test_dataloader(run):
+    result, _ = run("dataloader", *TINY, "--workers", "0", "1", "--steps", "2")
+    assert [row["workers"] for row in result["rows"]] == [0, 1]
+    for row in result["rows"]:  # seven of eight samples have a picture, in whatever order; packed rows have no padding
+        assert 6 < row["images_per_s"] / row["steps_per_s"] <= 8 and row["real_tokens_percent"] == 100
+
+
+def test_memory(run):
+    """Tiny sizes have transients as large as what is kept, so the plan is not held to its 15 % here."""
+    result, text = run("memory", *TINY, "--rows", "1", "--tokens", "300", "--modes", "none", "full")
+    ratios = {(row["stage"], row["mode"]): row["measured"] / row["planned"] for row in result["rows"]}
+    assert set(ratios) == {(stage, mode) for stage in ("pretrain", "finetune") for mode in ("none", "full")}
+    assert all(0.7 < ratio < 2 for ratio in ratios.values()), ratios
+    by_mode = {row["mode"]: row["measured"] for row in result["rows"] if row["stage"] == "finetune"}
+    assert by_mode["full"] < by_mode["none"] and "measured / plan" in text
