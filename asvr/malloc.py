@@ -10,9 +10,9 @@ import os
 import platform
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
-LARGEST = 2**31 - 1
+NEVER = -1  # as a size_t: no free top of the heap is large enough to be given back
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # read by torch at its first allocation
-ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(LARGEST), HUGE_PAGES: "1"}
+ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), HUGE_PAGES: "1"}
 
 
 def _wanted() -> bool:
@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
         return False
     os.environ.setdefault(HUGE_PAGES, "1")
     libc = ctypes.CDLL(None)
-    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, LARGEST))
+    return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
 def environment_to_keep() -> dict[str, str]:

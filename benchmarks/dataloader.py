@@ -74,9 +74,10 @@ def main() -> None:
     for workers in args.workers:
         stage.data.num_workers = workers
         steps = iter(build_train_loader(stage, encoded(samples), collate))
-        next(steps)  # starts the workers
+        for _ in range(1 + 2 * workers):  # starts the workers, and takes what they made meanwhile
+            next(steps)
         begin = time.perf_counter()
-        windows = list(islice(steps, args.steps))
+        windows = list(islice(steps, max(args.steps, 4 * workers)))
         elapsed = time.perf_counter() - begin
         images, tokens, positions = (
             sum(count(batch) for window in windows for batch in window)
@@ -85,7 +86,7 @@ def main() -> None:
         rows.append(
             dict(
                 workers=workers,
-                steps_per_s=args.steps / elapsed,
+                steps_per_s=len(windows) / elapsed,
                 images_per_s=images / elapsed,
                 tokens_per_s=tokens / elapsed,
                 real_tokens_percent=100 * tokens / positions,

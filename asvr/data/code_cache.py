@@ -18,6 +18,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,10 @@ from torch import Tensor
 
 from asvr.data.images import picture_bytes
 from asvr.data.refusals import Refused
-from asvr.engine.log import logger
+from asvr.engine.log import logger, progress_bar
 
 STORE, FILES = "store.json", "files.jsonl"
+READERS = 8  # threads that read and hash files, which Python lets go on at the same time
 
 
 class CodeStore:
@@ -55,9 +57,7 @@ class CodeStore:
             self.reload()
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(description, indent=1) + "\n")
-            partial.replace(file)
+            _replace(file, json.dumps(description, indent=1) + "\n")
 
     def refusal(self, sha256: str) -> tuple[str, str] | None:
         """Message and reason where a picture could not be read; it is tried again whenever codes are computed."""
@@ -117,7 +117,7 @@ class Writer:
         entries = list(_entries(index)) if index.is_file() else []
         kept = [entry for entry in entries if entry.get("row", -1) < available]
         self.count = 1 + max((entry["row"] for entry in kept if "row" in entry), default=-1)
-        index.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        _replace(index, "".join(json.dumps(entry) + "\n" for entry in kept))
         self.index = open(index, "a")
         self.data.truncate(self.count * store.row_bytes)
         self.data.seek(0, 2)
@@ -145,6 +145,13 @@ class Writer:
     def __exit__(self, *_) -> None:
         self.index.close()
         self.data.close()
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file as a whole, whatever other processes do with it and whenever this one ends."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(file)
 
 
 def _lock(file, path: Path) -> None:
@@ -216,22 +223,36 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
     file = root / FILES
     known, found = _known_files(file), {}
     root.mkdir(parents=True, exist_ok=True)
-    with open(file, "a") as out:
-        for key, source in pictures.items():
-            if isinstance(source, Image.Image):
-                found[key] = hashlib.sha256(picture_bytes(source)).hexdigest()
-                continue
-            path = str(Path(source).absolute())
-            try:
-                stat = Path(path).stat()
-                state = [stat.st_size, stat.st_mtime_ns]
-                if known.get(path, (None,))[0] != state:
-                    known[path] = (state, hashlib.sha256(Path(path).read_bytes()).hexdigest())
-                    out.write("\n" + json.dumps([path, *state, known[path][1]]))
-                found[key] = known[path][1]
-            except OSError as error:  # told where the picture is opened
-                found[key] = hashlib.sha256(str(error).encode()).hexdigest()
-    return found
+    paths = {key: Path(source).absolute() for key, source in pictures.items() if not isinstance(source, Image.Image)}
+    with (
+        open(file, "a") as out,
+        ThreadPoolExecutor(READERS) as readers,
+        progress_bar(total=len(set(paths.values())), desc="pictures' hashes", unit="picture") as bar,
+    ):
+        unique = list(dict.fromkeys(paths.values()))
+        for path, (sha256, line) in zip(unique, readers.map(lambda path: _hash(path, known), unique), strict=True):
+            found[path] = sha256
+            if line is not None:
+                out.write("\n" + json.dumps(line))
+            bar.update()
+    for key, source in pictures.items():
+        if key not in paths:
+            found[key] = hashlib.sha256(picture_bytes(source)).hexdigest()
+    return {key: found[paths.get(key, key)] for key in pictures}
+
+
+def _hash(path: Path, known: dict) -> tuple[str, list | None]:
+    """SHA-256 of a file, and the line to remember it by where it had to be read."""
+    try:
+        stat = path.stat()
+        state = [stat.st_size, stat.st_mtime_ns]
+        seen, sha256 = known.get(str(path), (None, None))
+        if seen == state:
+            return sha256, None
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:  # told where the picture is opened
+        return hashlib.sha256(str(error).encode()).hexdigest(), None
+    return sha256, [str(path), *state, sha256]
 
 
 def _known_files(file: Path) -> dict[str, tuple[list[int], str]]:

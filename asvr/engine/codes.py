@@ -15,7 +15,7 @@ from asvr.data.refusals import Refused
 from asvr.engine.build import build_device, pictures_of_stages
 from asvr.engine.log import logger, progress_bar, set_up_logging
 from asvr.models.component import without_weights
-from asvr.models.targets import build_tokenizer
+from asvr.models.targets import build_tokenizer, shares_encoder
 from asvr.preflight import preflight
 from asvr.registry import ENCODERS
 
@@ -38,7 +38,14 @@ def code_cache(cfg: Config, root: Path, *, shard: tuple[int, int] = (0, 1), work
     by_hash = {sha256: pictures[key] for key, sha256 in hashes.items()}
     for name, target in targets.items():
         tokenizer = build_tokenizer(target["tokenizer"], encoder).to(device).eval()
-        store = stores[name] = store_of(root, name, tokenizer, target, cfg.data.image_aspect)
+        store = stores[name] = store_of(
+            root,
+            name,
+            tokenizer,
+            target,
+            cfg.data.image_aspect,
+            cfg.model.encoder if shares_encoder(tokenizer, encoder) else None,
+        )
         missing = [sha256 for sha256 in by_hash if sha256 not in store.rows]  # what was refused is tried again
         share = set(list(by_hash)[shard[0] :: shard[1]])  # of all: what others have done meanwhile does not move it
         own = {sha256: by_hash[sha256] for sha256 in missing if sha256 in share}
@@ -74,8 +81,10 @@ def distinct_targets(cfg: Config) -> dict[str, Config]:
     return found
 
 
-def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str) -> CodeStore:
+def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str, encoder: dict | None) -> CodeStore:
+    """encoder: the config of the model's, where the tokenizer quantises its features."""
     depends_on = dict(
+        encoder=None if encoder is None else without_weights(encoder),
         fingerprint=tokenizer.fingerprint(),
         transform=str(tokenizer.transform),
         aspect=aspect,

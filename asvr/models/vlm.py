@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asvr.data.batch import IMAGE_TOKEN, Batch, drawn_sources, visual_sources
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Target, build_target
+from asvr.models.tokenizers.precision import full_float32
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
 
 
@@ -103,7 +104,7 @@ class VLM(nn.Module):
         the codes made of them, are the same online and cached."""
         if torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters()):
             return self.encoder(pixels)
-        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+        with torch.no_grad(), full_float32(pixels.device):
             return self.encoder(pixels)
 
     @torch.no_grad()

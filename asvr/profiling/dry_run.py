@@ -11,7 +11,7 @@ from torch import nn
 from asvr.config import stage_config
 from asvr.models.checkpointing import MODES
 from asvr.preflight import check_sizes
-from asvr.profiling.flops import Sample, forward_parts, training_factor
+from asvr.profiling.flops import Part, Sample, forward_parts, training_factor
 from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
 from asvr.validate import check_config
 
@@ -117,7 +117,7 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
                 part,
                 list(stage.train),
                 checkpointing=stage.model.llm.get("activation_checkpointing") == "full",
-                cached=bool(stage.data.get("cache", False)),
+                cached=_is_cached(part, stage.data.get("cache", False)),
             )
             totals[i] += part.flops * factor
             cells.append(f"{_number(part.flops * factor / scale)}  (x {factor})")
@@ -127,6 +127,11 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
         "sum", _number(sum(part.flops for part in parts) / scale), *(_number(total / scale) for total in totals)
     )
     return table
+
+
+def _is_cached(part: Part, cache: bool | str) -> bool:
+    """Codes alone, or with ``data.cache=True`` an encoder's features too."""
+    return cache is True or (cache == "codes" and part.component != "encoder")
 
 
 def _number(value: float) -> str:

@@ -84,7 +84,11 @@ def _target_parts(target: Target, positions: int, hidden_size: int) -> list[Part
     tokenizer, head = target.tokenizer, target.head
     depth, code_width = tokenizer.depth, tokenizer.code_width
     network = 0 if target.shares_encoder else network_flops(tokenizer)
-    lookup = 2 * tokenizer.num_tokens * sum(tokenizer.codebook_sizes) * code_width
+    quantizer = getattr(tokenizer, "quantizer", None)
+    if quantizer is not None:
+        lookup = flops_of(quantizer.encode, [quantizer], (tokenizer.num_tokens, code_width))
+    else:  # a VQGAN's is part of its network's last step, by formula
+        lookup = 2 * tokenizer.num_tokens * sum(tokenizer.codebook_sizes) * code_width
     body = flops_of(head, [head], (positions, hidden_size), (positions, depth, code_width))
     return [
         Part(f"tokenizer {target.name}: network", f"tokenizer.{target.name}", network),
@@ -102,7 +106,7 @@ def network_flops(tokenizer: VisualTokenizer) -> int:
 
 
 def _classifiers(name: str, component: str, linears: list[nn.Linear], rows: int) -> Part:
-    flops = sum(2 * rows * linear.in_features * linear.out_features for linear in linears)
+    flops = sum(flops_of(linear, [linear], (rows, linear.in_features), dtype=linear.weight.dtype) for linear in linears)
     return Part(name, component, flops)
 
 

@@ -16,6 +16,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asvr.config import stage_config
@@ -132,37 +133,47 @@ def warn_of_memory(cfg: Config, device: torch.device) -> None:
             )
 
 
-class _ProductBytes(TorchDispatchMode):
-    """Adds up the results of products and attention while ``active()``."""
+class _Results(TorchDispatchMode):
+    """Keeps count of what operations give: products and attention while ``in_llm()``, and what of all is alive."""
 
-    def __init__(self, active: Callable[[], bool]):
+    def __init__(self, in_llm: Callable[[], bool], ignored: Callable[[Tensor], bool]):
         super().__init__()
-        self.active, self.total = active, 0
+        self.in_llm, self.ignored, self.products = in_llm, ignored, 0
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if self.active() and is_product(func):
-            results = out if isinstance(out, tuple | list) else [out]
-            self.total += sum(t.numel() * t.element_size() for t in results if isinstance(t, Tensor))
+        results = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
+        if self.in_llm() and is_product(func):
+            self.products += sum(t.numel() * t.element_size() for t in results)
+        for storage in (t.untyped_storage() for t in results if not self.ignored(t)):
+            self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         return out
+
+    def alive(self, but: set[int]) -> int:
+        return sum(size for at, (kept, size) in self.storages.items() if at not in but and not kept.expired())
 
 
 def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype | None) -> tuple[int, int, int]:
-    """Bytes that autograd keeps for the backward pass inside the LLM's blocks, those of them (about) that are results
-    of products, and those kept outside of the blocks.
+    """Bytes kept for the backward pass inside the LLM's blocks, those of them (about) that are results of products, and
+    those kept outside of the blocks.
 
-    shape: see `largest_micro_batch`. Neither parameters nor their half-precision copies count. The model is moved to
-    fake tensors.
+    Inside count the tensors that autograd saves; outside all that is alive behind the forward pass, since activation
+    checkpointing keeps tensors of its own. shape: see `largest_micro_batch`. Neither parameters nor their
+    half-precision copies count. The model is moved to fake tensors.
     """
-    kept: dict[int, tuple[torch.UntypedStorage, bool]] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
     in_llm = False
     weight_shapes = {shape for p in model.parameters() if p.ndim > 1 for shape in (p.shape, p.mT.shape)}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if tensor.dtype != half or tensor.shape not in weight_shapes:
-            kept.setdefault(storage._cdata, (storage, in_llm))
+        if in_llm and not is_cast(tensor):
+            kept[storage._cdata] = storage
         return tensor
+
+    def is_cast(tensor: Tensor) -> bool:
+        return tensor.dtype == half and tensor.shape in weight_shapes
 
     def enter(*_) -> None:
         nonlocal in_llm
@@ -180,19 +191,20 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype
             if module is not model.encoder or _trained(module):  # a frozen encoder's features are given
                 module.to_empty(device="cpu")
         batch = full_batch(model, *shape)
-        products = _ProductBytes(lambda: in_llm)
+        results = _Results(lambda: in_llm, is_cast)
         with (
-            products,
+            results,
             saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", dtype=half, enabled=half is not None),
         ):
-            model(batch)
+            out = model(batch)
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        alive = results.alive(but=own)
+        del out  # with it goes all that was kept
     for handle in handles:
         handle.remove()
-    own = {p.untyped_storage()._cdata for p in model.parameters()}
-    sizes = [(storage.nbytes(), inside) for place, (storage, inside) in kept.items() if place not in own]
-    inside, outside = (sum(size for size, within in sizes if within == wanted) for wanted in (True, False))
-    return inside, products.total, outside
+    inside = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+    return inside, results.products, max(0, alive - inside)
 
 
 def _trained(module: nn.Module) -> bool:

@@ -2,10 +2,10 @@
 
 What it does that our step does not: rows padded to the longest, with a mask; logits of every position over the whole
 vocabulary, in float32; every picture through the tokenizer's own vision tower, and codes of both branches, the
-appearance ones unused; the head without activation checkpointing and the logits of all its depths at once; a blank
-picture for a row without one, whose results are multiplied by zero; all hidden states of the LLM kept. The LLM's
-activation checkpointing is the config's on either side.
-(``llava_llama.py``, ``llava_arch.py`` and ``rqvaesigliptransformer`` of the released code.)
+appearance ones unused; every layer of the head computed again for the backward pass, and the logits of all its depths
+at once; a blank picture for a row without one, whose results are multiplied by zero. Micro-batches and the LLM's
+activation checkpointing are the config's on either side.
+(``asvr_llama.py``, ``asvr_arch.py`` and ``rqvaesigliptransformer`` of the released code.)
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``V`` vocabulary, ``D`` depth,
 ``H`` LLM width.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asvr.data.batch import IGNORE, Batch
+from asvr.models.heads import DepthTransformerHead
 from asvr.models.losses import CodeCrossEntropy
 from asvr.models.tokenizers import SemanticTokenizer
 
@@ -31,6 +32,7 @@ def check_objective(model: nn.Module) -> None:
         raise ValueError(f"--plain has one reconstruction target at most, the config {len(targets)}")
     for target in targets:
         wanted = dict(tokenizer=(type(target.tokenizer), SemanticTokenizer), tap=(target.tap, -1))
+        wanted |= dict(depth_transformer=(isinstance(target.head, DepthTransformerHead), True))
         wanted |= dict(supervise=(target.supervise, None), loss=(type(target.criterion), CodeCrossEntropy))
         if isinstance(target.criterion, CodeCrossEntropy):
             wanted |= dict(depth_weights=(target.criterion.depth_weights, None))
@@ -70,7 +72,6 @@ class PlainStep(nn.Module):
             inputs_embeds=embeds_BTH,
             attention_mask=batch.attention_mask_BT.long(),
             use_cache=False,
-            output_hidden_states=True,
         )
         logits_BTV = model.llm.lm_head(out.last_hidden_state).float()
         labels = torch.full_like(batch.input_ids_BT, IGNORE).flatten()
@@ -96,7 +97,9 @@ class PlainStep(nn.Module):
         blank = hidden.new_zeros(len(pixels) - count, positions.shape[1], hidden.shape[-1]).flatten(0, 1)
         hidden_PH = torch.cat([hidden[positions.flatten()], blank])
         codes_PD = codes_IND.flatten(0, 1)
-        states_PDW = target.states(hidden_PH, codes_PD)
+        with torch.no_grad():
+            vectors_PDC = target.tokenizer.embed(codes_PD)
+        states_PDW = target.head.states(hidden_PH.float(), vectors_PDC, mode="full")
         logits = [classifier(states_PDW[:, d]).float() for d, classifier in enumerate(target.head.classifiers)]
         kept = count * positions.shape[1]
         losses = []

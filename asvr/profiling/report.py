@@ -20,13 +20,15 @@ PAPER_FLOPS, PAPER_SAMPLES = 1.53e19, 665_298
 
 
 def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
-    """Forward FLOPs by torch's own counter, of the encoder, the LLM's blocks and the heads, on the meta device."""
+    """Forward FLOPs by torch's own counter, of the parts that it can run on the meta device."""
     llm, encoder = model.llm, model.encoder
     tokens = encoder.num_tokens + sample.text_tokens
     dtype = next(llm.parameters()).dtype
     calls = {
         "encoder": lambda: encoder(torch.zeros(1, 3, *encoder.transform.size, device="meta")),
+        "projector": lambda: model.projector(torch.zeros(1, encoder.num_tokens, encoder.width, device="meta")),
         "LLM blocks": lambda: llm.hidden(torch.zeros(1, tokens, llm.hidden_size, dtype=dtype, device="meta")),
+        "LM head": lambda: llm.lm_head(torch.zeros(sample.text_tokens, llm.hidden_size, dtype=dtype, device="meta")),
     }
     for target in model.targets:
         positions = target.supervise or encoder.num_tokens
@@ -34,6 +36,16 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
         calls[f"head {target.name}"] = lambda target=target, shapes=shapes: target.head(
             *(torch.zeros(shape, device="meta") for shape in shapes)
         )
+        linears = target.head.classifiers
+        calls[f"classifiers {target.name} (depth {len(linears)})"] = lambda linears=linears, rows=positions: [
+            linear(torch.zeros(rows, linear.in_features, device="meta")) for linear in linears
+        ]
+        quantizer = getattr(target.tokenizer, "quantizer", None)
+        if quantizer is not None:
+            shape = (target.tokenizer.num_tokens, target.tokenizer.code_width)
+            calls[f"tokenizer {target.name}: code search"] = lambda quantizer=quantizer, shape=shape: quantizer.encode(
+                torch.zeros(shape, device="meta")
+            )
     found = {}
     for name, call in calls.items():
         with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:

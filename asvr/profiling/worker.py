@@ -63,11 +63,10 @@ class Worker:
         cfg = load_config(spec["config"], spec["cfg_options"])
         self.stage = stage = stage_config(cfg, spec["stage"] or list(cfg.stages)[-1])
         self.plain, self.size = spec["plain"], spec["samples"]
-        stage.data.global_batch = stage.data.micro_batch = self.size
+        stage.data.global_batch = self.size
+        stage.data.micro_batch = min(stage.data.micro_batch, self.size)
         if self.plain:
             stage.data.pack, stage.data.group, spec["codes"] = False, None, "online"
-            for target in stage.model.reconstruction:  # the released head has no activation checkpointing
-                target.head.pop("activation_checkpointing", None)
         self.device = build_device(stage.runtime.device)
         self.dtype = PRECISIONS[stage.optim.precision]
         self.model = model = random_model(stage, self.device)
@@ -80,17 +79,20 @@ class Worker:
         if spec["codes"] == "cached" and model.targets:
             needed = range(self.size * spec["first"], self.size * (spec["first"] + spec["steps"]))
             stored = StoredCodes(model, self.samples, needed, stage.data.image_aspect)
-        self.how = f"padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
+        micro = f"micro-batches of {stage.data.micro_batch}"
+        self.how = f"{micro}, padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
         if not self.plain:
             kernel = use_attention(model, stage.runtime.get("attention", AUTO), self.dtype)
             rows = "packed" if stage.data.get("pack") else "padded"
             codes = f"{spec['codes']} codes, " if model.targets else ""
-            self.how = f"{rows} rows, {kernel}, {codes}fused AdamW, {stage.optim.precision}"
+            self.how = f"{micro}, {rows} rows, {kernel}, {codes}fused AdamW, {stage.optim.precision}"
             if stage.runtime.get("compile"):
                 compile_blocks(model.llm)
         limits = pack_limits(stage.data)
         collate = build_collate(stage.data, model, PadId, stored, packed=limits is not None)
-        self.collate = StepCollate(collate, micro_batch=self.size, pack=limits, group=stage.data.get("group"))
+        self.collate = StepCollate(
+            collate, micro_batch=stage.data.micro_batch, pack=limits, group=stage.data.get("group")
+        )
         self.flops = StepFlops(stage)
         if self.plain:
             self.step, self.optimizer = PlainStep(model), plain_optimizer(model, stage.optim)

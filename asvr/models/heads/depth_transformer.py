@@ -4,6 +4,8 @@ Legend: ``P`` visual positions, ``H`` LLM width, ``D`` code depth, ``C`` code wi
 ``F`` feed-forward width (2 W).
 """
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,14 +97,14 @@ class DepthTransformerHead(Head):
 
     def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
         if self.activation_checkpointing == "full" and self.training and torch.is_grad_enabled():
-            return run_in_chunks(self.states, (hidden_PH, vectors_PDC), POSITIONS)
-        return self.states(hidden_PH, vectors_PDC)
+            return run_in_chunks(partial(self.states, mode="none"), (hidden_PH, vectors_PDC), POSITIONS)
+        return self.states(hidden_PH, vectors_PDC, mode=self.activation_checkpointing)
 
-    def states(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
+    def states(self, hidden_PH: Tensor, vectors_PDC: Tensor, *, mode: str) -> Tensor:
+        """mode: of the activation checkpointing of each layer."""
         sums_PDC = vectors_PDC[:, :-1].cumsum(1)
         x_PDW = torch.cat([self.input(hidden_PH).unsqueeze(1), self.code_input(sums_PDC)], dim=1)
         x_PDW = x_PDW.to(self.norm.weight.dtype)  # under autocast the residual stream stays in the weights' precision
-        mode = "selective" if self.activation_checkpointing == "selective" else "none"
         for layer in self.layers:
             x_PDW = run_block(layer, x_PDW, mode)
         return self.norm(x_PDW)

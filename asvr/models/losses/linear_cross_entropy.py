@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Logits at once: 2**23 float32 = 32 MiB, and as much for their softmax.
-MAX_LOGITS = 2**23
+# Logits at once, as float32, and as many for their softmax: 32 MiB on the CPU, 256 MiB on CUDA, where a chunk has to be
+# large for its products to outweigh reading the classifier and writing its gradient.
+MAX_LOGITS = dict(cpu=2**23, cuda=2**26)
 
 
 def linear_cross_entropy(
@@ -38,12 +39,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         device = hidden_SH.device.type
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else weight_VH.dtype
-        rows = max(1, MAX_LOGITS // weight_VH.shape[0])
+        rows = max(1, (MAX_LOGITS["cpu"] if device == "cpu" else MAX_LOGITS["cuda"]) // weight_VH.shape[0])
         wanted = ctx.needs_input_grad[:3]
         grads = [
-            torch.zeros_like(tensor) if needed else None
-            for tensor, needed in zip((hidden_SH, weight_VH, bias_V), wanted, strict=True)
-        ]
+            torch.zeros_like(tensor, dtype=dtype_of_sum) if needed else None
+            for tensor, needed, dtype_of_sum in zip(
+                (hidden_SH, weight_VH, bias_V), wanted, (None, torch.float32, torch.float32), strict=True
+            )
+        ]  # what is added up over chunks is float32
         loss = torch.zeros((), device=hidden_SH.device)
         correct = torch.zeros((), device=hidden_SH.device)
         with torch.autocast(device, enabled=False):
@@ -56,7 +59,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk_loss, error = _loss_and_error(logits, target, label_smoothing, any(wanted))
                 loss += chunk_loss
                 _add_gradients(grads, chunk, error, hidden, weight)
-        ctx.has = [grad is not None for grad in grads]
+        tensors = (hidden_SH, weight_VH, bias_V)
+        ctx.dtypes = [None if grad is None else t.dtype for grad, t in zip(grads, tensors, strict=True)]
         ctx.save_for_backward(*(grad for grad in grads if grad is not None))
         ctx.mark_non_differentiable(correct)
         return loss, correct
@@ -65,7 +69,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_loss, _):
         saved = iter(ctx.saved_tensors)
-        return *(next(saved) * grad_loss if has else None for has in ctx.has), None, None
+        grads = ((next(saved) * grad_loss).to(dtype) if dtype else None for dtype in ctx.dtypes)
+        return *grads, None, None
 
 
 def _loss_and_error(logits_SV: Tensor, target_S: Tensor, smoothing: float, wanted: bool):

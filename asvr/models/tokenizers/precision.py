@@ -1,6 +1,6 @@
 """Full float32 arithmetic for codes, whatever the surrounding training step has switched on."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -16,9 +16,10 @@ def full_float32(device: torch.device):
     convolutions = cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     )
+    has_autocast = torch.amp.is_autocast_available(device.type)  # not the meta device
     torch.set_float32_matmul_precision("highest")
     try:
-        with convolutions, torch.autocast(device.type, enabled=False):
+        with convolutions, torch.autocast(device.type, enabled=False) if has_autocast else nullcontext():
             yield
     finally:
         torch.set_float32_matmul_precision(matmul_precision)

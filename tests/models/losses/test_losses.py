@@ -30,7 +30,7 @@ def test_chunks_do_not_change_values_or_gradients(monkeypatch, bias, smoothing, 
     plain = F.cross_entropy(logits_SV, target_S, label_smoothing=smoothing) * S
     wanted = gradients(plain, hidden_SH, linear)
 
-    monkeypatch.setattr(module, "MAX_LOGITS", rows * V)
+    monkeypatch.setattr(module, "MAX_LOGITS", dict(cpu=rows * V))
     loss, correct = linear_cross_entropy(hidden_SH, linear, target_S, label_smoothing=smoothing)
     assert loss.dtype == torch.float32 and loss.shape == () and abs(loss - plain) < 1e-6 * plain
     assert correct == (logits_SV.argmax(-1) == target_S).sum()
@@ -48,7 +48,7 @@ def test_never_more_logits_than_the_limit(monkeypatch, limit):
         seen.append(out.numel())
         return out
 
-    monkeypatch.setattr(module, "MAX_LOGITS", limit)
+    monkeypatch.setattr(module, "MAX_LOGITS", dict(cpu=limit))
     monkeypatch.setattr(F, "linear", spy)
     linear_cross_entropy(hidden_SH, linear, target_S)[0].backward()
     assert max(seen) <= limit and len(seen) == (1 if limit > S * V else -(-S // 4))  # none is computed again
@@ -57,7 +57,7 @@ def test_never_more_logits_than_the_limit(monkeypatch, limit):
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has no linear_cross_entropy before 2.13")
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_torchs_own(bias, monkeypatch):
-    monkeypatch.setattr(module, "MAX_LOGITS", 3 * V)
+    monkeypatch.setattr(module, "MAX_LOGITS", dict(cpu=3 * V))
     hidden_SH, linear, target_S = problem(bias)
     theirs = F.linear_cross_entropy(hidden_SH, linear.weight, target_S, linear_bias=linear.bias, reduction="sum")
     ours, _ = linear_cross_entropy(hidden_SH, linear, target_S)
