@@ -13,7 +13,7 @@ model = dict(
                 width=2048,
                 layers=3,
                 num_heads=16,
-                activation_checkpointing='selective'),
+                activation_checkpointing='full'),
             loss=dict(type='CodeCrossEntropy'),
             weight=1.0,
             shift=1),
@@ -35,7 +35,7 @@ model = dict(
                 width=2048,
                 layers=3,
                 num_heads=16,
-                activation_checkpointing='selective'),
+                activation_checkpointing='full'),
             loss=dict(type='CodeCrossEntropy'),
             weight=1.0,
             shift=1)

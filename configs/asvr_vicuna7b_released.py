@@ -9,7 +9,7 @@ model = dict(
             name='semantic',
             tokenizer=dict(type='SemanticTokenizer', name='asvr/siglip-so400m-rvq8', depth=8, codebook_size=16384),
             head=dict(
-                type='ReleasedHead', width=2048, layers=3, num_heads=16, activation_checkpointing='selective'),
+                type='ReleasedHead', width=2048, layers=3, num_heads=16, activation_checkpointing='full'),
             loss=dict(type='CodeCrossEntropy'),
             weight=1.0,
             shift=0)

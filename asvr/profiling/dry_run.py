@@ -11,7 +11,7 @@ from torch import nn
 from asvr.config import stage_config
 from asvr.models.checkpointing import MODES
 from asvr.preflight import check_sizes
-from asvr.profiling.flops import Part, Sample, forward_parts, training_factor
+from asvr.profiling.flops import Part, Sample, forward_parts, recomputed_parts, training_factor
 from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
 from asvr.validate import check_config
 
@@ -116,7 +116,7 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
             factor = training_factor(
                 part,
                 list(stage.train),
-                checkpointing=stage.model.llm.get("activation_checkpointing") == "full",
+                recomputed=recomputed_parts(stage.model),
                 cached=_is_cached(part, stage.data.get("cache", False)),
             )
             totals[i] += part.flops * factor

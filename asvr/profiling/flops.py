@@ -12,11 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from asvr.compat import count_macs
 from asvr.models.targets import Target
 from asvr.models.tokenizers.base import VisualTokenizer
+
+LLM_BLOCKS = "LLM blocks"
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,12 @@ class Sample:
 @dataclass(frozen=True)
 class Part:
     """name: what is counted. component: whose training decides the backward pass (see ``VLM.components``).
-    flops: of one forward pass on one sample. blocks: whether these are the blocks that gradient checkpointing is
-    about.
+    flops: of one forward pass on one sample.
     """
 
     name: str
     component: str
     flops: int
-    blocks: bool = False
 
 
 class _Call(nn.Module):
@@ -72,7 +73,7 @@ def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
     parts = [
         Part("encoder", "encoder", flops_of(encoder, [encoder], (1, 3, *encoder.transform.size))),
         Part("projector", "projector", projector),
-        Part("LLM blocks", "llm", blocks, blocks=True),
+        Part(LLM_BLOCKS, "llm", blocks),
         _classifiers("LM head", "llm", [llm.lm_head], sample.text_tokens),
     ]
     for target in model.targets:
@@ -110,12 +111,22 @@ def _classifiers(name: str, component: str, linears: list[nn.Linear], rows: int)
     return Part(name, component, flops)
 
 
-def training_factor(part: Part, train: list[str], *, checkpointing: bool, cached: bool) -> int:
+def recomputed_parts(model: Config) -> set[str]:
+    """Names of the parts that a model's config has the backward pass compute again."""
+
+    def full(component: Config) -> bool:
+        return component.get("activation_checkpointing") == "full"
+
+    found = {f"head {target.name}" for target in model.reconstruction if full(target.head)}
+    return found | {name for name, part in ((LLM_BLOCKS, model.llm), ("encoder", model.encoder)) if full(part)}
+
+
+def training_factor(part: Part, train: list[str], *, recomputed: set[str], cached: bool) -> int:
     """Forward passes that one training step costs a part.
 
     0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes
     through, on its way to something trained; 3 where weights get one too; and one more where the backward pass
-    computes the forward pass again: the LLM's blocks with ``checkpointing``.
+    computes the forward pass again (``recomputed``, see `recomputed_parts`).
     """
     if cached and part.component not in train and part.component.startswith(("encoder", "tokenizer.")):
         return 0
@@ -130,4 +141,4 @@ def training_factor(part: Part, train: list[str], *, checkpointing: bool, cached
         factor = 2
     else:
         return 1
-    return factor + (checkpointing and part.blocks)
+    return factor + (part.name in recomputed)

@@ -134,24 +134,34 @@ def warn_of_memory(cfg: Config, device: torch.device) -> None:
 
 
 class _Results(TorchDispatchMode):
-    """Keeps count of what operations give: products and attention while ``in_llm()``, and what of all is alive."""
+    """Keeps count of what operations give: products and attention while ``in_llm()``, and what of all is alive.
 
-    def __init__(self, in_llm: Callable[[], bool], ignored: Callable[[Tensor], bool]):
+    parameters: their storages; neither they nor copies of them in another precision count.
+    """
+
+    def __init__(self, in_llm: Callable[[], bool], parameters: set[int]):
         super().__init__()
-        self.in_llm, self.ignored, self.products = in_llm, ignored, 0
+        self.in_llm, self.ignored, self.products = in_llm, set(parameters), 0
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.casts: list[torch.UntypedStorage] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         results = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
         if self.in_llm() and is_product(func):
             self.products += sum(t.numel() * t.element_size() for t in results)
-        for storage in (t.untyped_storage() for t in results if not self.ignored(t)):
+        if func is torch.ops.aten._to_copy.default and not self.counts(args[0]):
+            self.casts.append(out.untyped_storage())  # kept, so that no other storage takes its place
+            self.ignored.add(self.casts[-1]._cdata)
+        for storage in (t.untyped_storage() for t in results if self.counts(t)):
             self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         return out
 
-    def alive(self, but: set[int]) -> int:
-        return sum(size for at, (kept, size) in self.storages.items() if at not in but and not kept.expired())
+    def counts(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata not in self.ignored
+
+    def alive(self) -> int:
+        return sum(size for storage, size in self.storages.values() if not storage.expired())
 
 
 def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype | None) -> tuple[int, int, int]:
@@ -164,16 +174,12 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype
     """
     kept: dict[int, torch.UntypedStorage] = {}
     in_llm = False
-    weight_shapes = {shape for p in model.parameters() if p.ndim > 1 for shape in (p.shape, p.mT.shape)}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if in_llm and not is_cast(tensor):
+        if in_llm and results.counts(tensor):
+            storage = tensor.untyped_storage()
             kept[storage._cdata] = storage
         return tensor
-
-    def is_cast(tensor: Tensor) -> bool:
-        return tensor.dtype == half and tensor.shape in weight_shapes
 
     def enter(*_) -> None:
         nonlocal in_llm
@@ -191,19 +197,18 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype
             if module is not model.encoder or _trained(module):  # a frozen encoder's features are given
                 module.to_empty(device="cpu")
         batch = full_batch(model, *shape)
-        results = _Results(lambda: in_llm, is_cast)
+        results = _Results(lambda: in_llm, {p.untyped_storage()._cdata for p in model.parameters()})
         with (
             results,
             saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", dtype=half, enabled=half is not None),
         ):
             out = model(batch)
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
-        alive = results.alive(but=own)
+        alive = results.alive()
         del out  # with it goes all that was kept
     for handle in handles:
         handle.remove()
-    inside = sum(storage.nbytes() for place, storage in kept.items() if place not in own)
+    inside = sum(storage.nbytes() for storage in kept.values())
     return inside, results.products, max(0, alive - inside)
 
 

@@ -12,7 +12,7 @@ from asvr.config import stage_config
 from asvr.models.attention import use_attention
 from asvr.preflight import build_meta
 from asvr.profiling.analytic import formulas
-from asvr.profiling.flops import Sample, forward_parts, training_factor
+from asvr.profiling.flops import Sample, forward_parts, recomputed_parts, training_factor
 from asvr.profiling.memory import plan_memory
 
 # Training FLOPs that the paper's tables give for ASVR on LLaVA-1.5's 665K samples (tables 6 and 7).
@@ -68,9 +68,9 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
     ]
     training = {}
     for name, stage in stages.items():
-        full = stage.model.llm.get("activation_checkpointing") == "full"
+        recomputed = recomputed_parts(stage.model)
         online, cached = (
-            sum(_step(part, list(stage.train), full=full, cached=cached) for part in parts) for cached in (False, True)
+            sum(_step(part, list(stage.train), recomputed, cached=cached) for part in parts) for cached in (False, True)
         )
         training[name] = dict(online=online, cached=cached, without_recomputation=_needed(parts, list(stage.train)))
     return dict(
@@ -82,14 +82,14 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
     )
 
 
-def _step(part, train: list[str], *, full: bool, cached: bool) -> float:
+def _step(part, train: list[str], recomputed: set[str], *, cached: bool) -> float:
     """With cached codes: the encoder runs, tokenizers do not."""
     without = cached and part.component.startswith("tokenizer.")
-    return 0 if without else part.flops * training_factor(part, train, checkpointing=full, cached=False)
+    return 0 if without else part.flops * training_factor(part, train, recomputed=recomputed, cached=False)
 
 
 def _needed(parts: list, train: list[str]) -> float:
-    return sum(_step(part, train, full=False, cached=True) for part in parts)
+    return sum(_step(part, train, set(), cached=True) for part in parts)
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from asvr.data.batch import Batch
 from asvr.preflight import build_meta
-from asvr.profiling.flops import Sample, flops_of, forward_parts, training_factor
+from asvr.profiling.flops import LLM_BLOCKS, Sample, flops_of, forward_parts, training_factor
 
 logger = logging.getLogger("asvr")
 SHORT, LONG = 256, 512
@@ -63,7 +63,7 @@ class StepFlops:
         supervised = sum(batch.num_text_targets for batch in window)
         found = {}
         for part in self.parts:
-            if part.blocks:  # causal: a token sees on average half of its sample
+            if part.name == LLM_BLOCKS:  # causal: a token sees on average half of its sample
                 flops = sum(self.per_token * length + self.per_pair * length**2 / 2 for length in lengths)
             elif part.name == "LM head":
                 flops = part.flops * supervised / self.sample.text_tokens
@@ -74,7 +74,7 @@ class StepFlops:
                 flops = part.flops * sum(batch.num_images for batch in window if name not in batch.codes)
             else:
                 flops = part.flops * images
-            found[part.name] = flops * training_factor(part, self.train, checkpointing=False, cached=False)
+            found[part.name] = flops * training_factor(part, self.train, recomputed=set(), cached=False)
         return found
 
 

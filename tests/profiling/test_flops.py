@@ -3,11 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from torch import nn
 
 from asvr.models.encoders import TimmEncoder
 from asvr.models.llms import HFCausalLM
-from asvr.profiling.flops import Part, flops_of, training_factor
+from asvr.profiling.flops import Part, flops_of, recomputed_parts, training_factor
 
 B, T, HEADS, KV_HEADS, WIDTH = 2, 12, 4, 2, 8
 
@@ -69,17 +70,25 @@ def test_a_timm_network_that_pads_as_tensorflow_does():
     ],
 )
 def test_the_backward_pass_costs_what_is_trained(component, train, factor):
-    assert training_factor(Part("part", component, 1), train, checkpointing=False, cached=False) == factor
+    assert training_factor(Part("part", component, 1), train, recomputed=set(), cached=False) == factor
 
 
 def test_what_is_recomputed_costs_once_more():
-    blocks = Part("blocks", "llm", 1, blocks=True)
-    assert training_factor(blocks, ["llm"], checkpointing=True, cached=False) == 4
-    assert training_factor(blocks, ["heads"], checkpointing=True, cached=False) == 1  # it has no backward pass
+    blocks, again = Part("blocks", "llm", 1), dict(recomputed={"blocks"}, cached=False)
+    assert training_factor(blocks, ["llm"], **again) == 4
+    assert training_factor(blocks, ["heads"], **again) == 1  # it has no backward pass
+    assert training_factor(Part("other", "llm", 1), ["llm"], **again) == 3
+
+
+def test_parts_with_full_checkpointing_are_recomputed():
+    head = dict(activation_checkpointing="full")
+    targets = [dict(name="a", head=head), dict(name="b", head=dict(activation_checkpointing="selective"))]
+    model = Config(dict(reconstruction=targets, llm=head, encoder=dict()))
+    assert recomputed_parts(model) == {"head a", "LLM blocks"}
 
 
 def test_what_is_cached_costs_nothing():
     def factor(component, train):
-        return training_factor(Part("part", component, 1), train, checkpointing=False, cached=True)
+        return training_factor(Part("part", component, 1), train, recomputed=set(), cached=True)
 
     assert [factor(c, ["projector"]) for c in ("encoder", "tokenizer.semantic", "projector")] == [0, 0, 3]
