@@ -5,9 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from run_helpers import ROOT, TINY, read_metrics, tiny_env
+
+from asvr.engine.codes import store_of
 
 OPTIONS = TINY | {
     "stages.blind.schedule.steps": 1,
@@ -94,3 +97,16 @@ def test_what_cannot_be_cached_is_one_clear_line(arguments, options, message, co
 def test_a_target_that_is_fitted_in_the_run_is_refused(tmp_path):
     done = run("cache_codes.py", ROOT / "configs" / "asvr_mini.py", "--out", tmp_path)
     assert done.returncode != 0 and "has `fit`: fit it first with tools/train_tokenizer.py" in done.stderr
+
+
+def test_codes_of_a_shared_encoder_depend_on_its_config(tmp_path):
+    """Of a component without weights, a fingerprint of weights says nothing."""
+    tokenizer = SimpleNamespace(
+        fingerprint=lambda: "same", transform="same", num_tokens=4, depth=2, codebook_sizes=[8, 8]
+    )
+    target = dict(tokenizer=dict(type="SemanticTokenizer"))
+    folders = [
+        store_of(tmp_path, "semantic", tokenizer, target, "pad", encoder).folder
+        for encoder in (dict(type="Mine", pool=2), dict(type="Mine", pool=3), None, dict(type="Mine", pool=2))
+    ]
+    assert len(set(folders)) == 3 and folders[0] == folders[3]

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from asvr.config import load_config
+from asvr.profiling import dry_run as dry_run_module
 from asvr.profiling.dry_run import dry_run
+from asvr.profiling.flops import Part, training_factor
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,6 +42,17 @@ def test_visual_tokens_and_flops(printed):
     assert row(printed, "target semantic")[1:4] == ["27 x 27", "729", "5,832"]
     assert row(printed, "LLM blocks")[1:] == ["11.48", "34.45  (x 3)", "45.94  (x 4)"]
     assert "1 image (729 tokens) and 128 text tokens" in " ".join(printed.split())
+
+
+@pytest.mark.parametrize("cache, encoder, search", [(False, 1, 1), ("codes", 1, 0), (True, 0, 0)])
+def test_what_a_cache_holds_costs_nothing(cache, encoder, search):
+    """Cached codes leave the encoder to run."""
+    parts = [Part("encoder", "encoder", 1), Part("code search", "tokenizer.semantic", 1)]
+    factors = [
+        training_factor(part, ["llm"], recomputed=set(), cached=dry_run_module._is_cached(part, cache))
+        for part in parts
+    ]
+    assert factors == [encoder, search]
 
 
 def test_memory_plan_of_the_three_machines(printed):

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
 
 from asvr.config import stage_config
 from asvr.models.checkpointing import MODES
@@ -84,6 +85,22 @@ def test_activations_are_what_autograd_keeps(stage):
     model.train_only(list(cfg.stages[stage].train))
     plan = plan_of(cfg, stage)
     assert plan.activations["none"] == pytest.approx(really_kept(model.train()), rel=0.1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_checkpointed_head_keeps(mode):
+    """Against all bytes that a forward pass takes and does not give back."""
+    cfg = config()
+    cfg.model.reconstruction[0].head.activation_checkpointing = mode
+    cfg.model.reconstruction[0].head.update(width=64, layers=3)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.train_only(list(cfg.stages["pretrain"].train))
+    plan, batch = plan_of(cfg, "pretrain"), full_batch(model, ROWS, TOKENS)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        out = model.train()(batch)
+    blocks = [event.nbytes() for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert "semantic" in out and plan.activations["none"] == pytest.approx(sum(blocks), rel=0.1)
 
 
 def test_a_packed_row_holds_more_images():

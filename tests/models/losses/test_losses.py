@@ -55,6 +55,19 @@ def test_never_more_logits_than_the_limit(monkeypatch, limit):
 
 
 @pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has no linear_cross_entropy before 2.13")
+def test_gradients_of_a_half_precision_weight_are_added_up_in_float32(monkeypatch):
+    """100 chunks of one row: added up in bfloat16, each sum would lose what is under 1/256 of it."""
+    torch.manual_seed(0)
+    linear = nn.Linear(H, V).bfloat16()
+    hidden_SH, target_S = torch.randn(100, H).bfloat16(), torch.randint(0, V, (100,))
+    found = {}
+    for rows in (1, 100):
+        monkeypatch.setattr(module, "MAX_LOGITS", dict(cpu=rows * V))
+        found[rows] = torch.autograd.grad(linear_cross_entropy(hidden_SH, linear, target_S)[0], linear.weight)[0]
+    assert found[1].dtype == torch.bfloat16
+    torch.testing.assert_close(found[1], found[100], rtol=2**-7, atol=2**-7)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_torchs_own(bias, monkeypatch):
     monkeypatch.setattr(module, "MAX_LOGITS", dict(cpu=3 * V))
