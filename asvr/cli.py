@@ -14,16 +14,16 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def parse_cfg_options(values: list[str]) -> dict:
-    """``["optim.lr=1e-4"]`` -> ``{"optim.lr": 1e-4}``, read as MMEngine reads them."""
+def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
+    """``["optim.lr=1e-4"]`` -> ``{"optim.lr": 1e-4}``, read as MMEngine reads them. name: of the argument."""
     from mmengine.config import DictAction  # here: --help need not wait for torch
 
     options = argparse.Namespace(cfg_options={})
     if values:
         wrong = [value for value in values if "=" not in value]
         if wrong:
-            raise ValueError(f"--cfg-options {wrong[0]!r}: expected KEY=VALUE")
-        DictAction("--cfg-options", "cfg_options")(None, options, values)
+            raise ValueError(f"{name} {wrong[0]!r}: expected KEY=VALUE")
+        DictAction(name, "cfg_options")(None, options, values)
     return options.cfg_options
 
 

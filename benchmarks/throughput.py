@@ -29,6 +29,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, help="of the .json, .md and .png, without suffix")
     add_cfg_options(parser)
+    parser.add_argument(
+        "--other-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the second side alone"
+    )
     return parser.parse_args()
 
 
@@ -37,9 +40,11 @@ def main() -> None:
     from asvr.config import load_config, stage_config  # here: --help need not wait for torch
     from asvr.profiling.throughput import Side, compare, markdown, write
 
-    options = parse_cfg_options(args.cfg_options)
+    shared, own = parse_cfg_options(args.cfg_options), parse_cfg_options(args.other_options, "--other-options")
+    if own and not (args.plain or args.against):
+        raise ValueError("--other-options: there is no second side; give --plain or --against too")
 
-    def side(path: str, name: str, *, plain: bool = False, codes: str = "cached") -> Side:
+    def side(path: str, name: str, *, plain: bool = False, codes: str = "cached", options: dict = shared) -> Side:
         cfg = load_config(path, options)
         precision = stage_config(cfg, args.stage or list(cfg.stages)[-1]).optim.precision
         spec = dict(config=path, cfg_options=options, stage=args.stage, plain=plain, codes=codes, precision=precision)
@@ -51,9 +56,10 @@ def main() -> None:
     stem = Path(args.config).stem
     sides = [side(args.config, f"{stem}, {args.codes} codes", codes=args.codes)]
     if args.plain:
-        sides.append(side(args.config, f"{stem}, plain", plain=True))
+        sides.append(side(args.config, f"{stem}, plain", plain=True, options=shared | own))
     if args.against:
-        sides.append(side(args.against, Path(args.against).stem))
+        name = Path(args.against).stem + (", other options" if own else "")
+        sides.append(side(args.against, name, options=shared | own))
     result = compare(sides, samples=args.samples, rounds=args.rounds, steps=args.steps)
     write(result, args.out or Path("work_dirs/benchmarks") / stem)
     print(markdown(result))

@@ -132,5 +132,8 @@ def drawn_sources(batch: Batch, shift: int, count: int) -> tuple[Tensor, Tensor]
     if shift and not all(batch.has_previous_I):
         first = (chosen_IK == 0) & ~torch.tensor(batch.has_previous_I, device="cpu")[:, None]
         token_P = token_P[~first.flatten()]
-    token_P = token_P.to(batch.image_positions_IN.device, non_blocking=True)
+    device = batch.image_positions_IN.device
+    if device.type == "cuda":
+        token_P = token_P.pin_memory()  # the host would wait for a copy of other memory
+    token_P = token_P.to(device, non_blocking=True)
     return (batch.image_positions_IN - shift).flatten()[token_P], token_P

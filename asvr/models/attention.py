@@ -57,8 +57,9 @@ def _interface(kernel: Callable) -> Callable:
         if kwargs.get("softcap") is not None:
             raise ValueError(f"{type(module).__name__}: softcap is not supported: use an LLM without it")
         ours = attention_mask is None or attention_mask.numel() == 0
-        if segments is not None and dropout:
-            raise ValueError("data.pack: attention dropout is not for packed rows: set attention_dropout=0 in llm.arch")
+        if dropout and (segments is not None or (ours and sliding_window is not None)):
+            rows = "packed rows" if segments is not None else "a sliding window"
+            raise ValueError(f"llm.arch.attention_dropout={dropout}: not with {rows}, set it 0")
         if not ours or dropout:  # padding on the left, generation with a cache
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask if not ours else None, dropout, scaling, is_causal, **kwargs

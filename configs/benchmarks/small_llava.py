@@ -10,7 +10,6 @@ model = dict(
         arch=dict(hidden_size=160, intermediate_size=640, num_hidden_layers=27, num_attention_heads=5)),
     llm=dict(
         name=None,
-        activation_checkpointing='selective',
         arch=dict(
             hidden_size=768,
             intermediate_size=2048,

@@ -214,11 +214,14 @@ def test_a_kernel_gets_tensors_of_one_precision(autocast, monkeypatch):
     assert seen == [{torch.bfloat16 if autocast else torch.float32}] * LLAMA["num_hidden_layers"]
 
 
-def test_dropout_of_attention_is_refused_in_packed_rows():
+def test_dropout_of_attention_is_refused_where_no_kernel_has_it():
     model = llm(dict(LLAMA, attention_dropout=0.1)).train()
-    with pytest.raises(ValueError, match="set attention_dropout=0"):
+    with pytest.raises(ValueError, match="attention_dropout=0.1: not with packed rows, set it 0"):
         model.hidden(torch.randn(1, sum(LENGTHS), 16), {-1}, segments=Segments.of(LENGTHS))
     assert model.hidden(torch.randn(2, 5, 16), {-1})[-1].isfinite().all()
+    mistral = llm(dict(LLAMA, model_type="mistral", attention_dropout=0.1, sliding_window=2)).train()
+    with pytest.raises(ValueError, match="attention_dropout=0.1: not with a sliding window, set it 0"):
+        mistral.hidden(torch.randn(2, 5, 16), {-1})
 
 
 LFM2 = dict(
