@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config")
     parser.add_argument("--stage", help="default: the last")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=8, help="at least 4 a worker, whatever is given")
     parser.add_argument("--samples", type=int, help="of a step; default: the config's global_batch")
     parser.add_argument("--out", type=Path, help="of the .json and .md, without suffix")
     add_cfg_options(parser)
@@ -86,6 +86,7 @@ def main() -> None:
         rows.append(
             dict(
                 workers=workers,
+                steps=len(windows),
                 steps_per_s=len(windows) / elapsed,
                 images_per_s=images / elapsed,
                 tokens_per_s=tokens / elapsed,
@@ -97,6 +98,7 @@ def main() -> None:
     cells = [
         [
             str(row["workers"]),
+            str(row["steps"]),
             f"{row['steps_per_s']:.2f}",
             f"{row['images_per_s']:.1f}",
             f"{row['tokens_per_s']:.0f}",
@@ -104,7 +106,7 @@ def main() -> None:
         ]
         for row in rows
     ]
-    text += table(["workers", "steps/s", "pictures/s", "tokens/s", "real tokens"], cells)
+    text += table(["workers", "steps", "steps/s", "pictures/s", "tokens/s", "real tokens"], cells)
     save(args.out, dict(machine=found, rows=rows), text)
 
 

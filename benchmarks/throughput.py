@@ -58,8 +58,9 @@ def main() -> None:
     if args.plain:
         sides.append(side(args.config, f"{stem}, plain", plain=True, options=shared | own))
     if args.against:
-        name = Path(args.against).stem + (", other options" if own else "")
-        sides.append(side(args.against, name, options=shared | own))
+        sides.append(side(args.against, Path(args.against).stem, options=shared | own))
+    if own:
+        sides[-1].name += f" ({', '.join(args.other_options)})"
     result = compare(sides, samples=args.samples, rounds=args.rounds, steps=args.steps)
     write(result, args.out or Path("work_dirs/benchmarks") / stem)
     print(markdown(result))

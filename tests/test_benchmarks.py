@@ -44,7 +44,7 @@ def run(tmp_path):
 def test_throughput(run, tmp_path):
     other = ("--other-options", "optim.precision=bf16")
     result, text = run("throughput", *TINY, "--plain", "--samples", "2", "--rounds", "1", *other)
-    assert list(result["sides"]) == ["small_asvr, cached codes", "small_asvr, plain"]
+    assert list(result["sides"]) == ["small_asvr, cached codes", "small_asvr, plain (optim.precision=bf16)"]
     assert "fused AdamW, float32" in text and "online codes, AdamW, bf16" in text
     assert all(side["peak_gib"] < side["resident_gib"] for side in result["sides"].values())
     assert f"torch {result['machine']['torch']}" in text and (tmp_path / "result.png").is_file()

@@ -19,6 +19,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from asvr.data.refusals import Refused
 from asvr.engine.log import logger, progress_bar
 
 STORE, FILES = "store.json", "files.jsonl"
+CHUNK = 4096  # files that wait for a thread
 READERS = 8  # threads that read and hash files, which Python lets go on at the same time
 
 
@@ -229,12 +231,13 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
         ThreadPoolExecutor(READERS) as readers,
         progress_bar(total=len(set(paths.values())), desc="pictures' hashes", unit="picture") as bar,
     ):
-        unique = list(dict.fromkeys(paths.values()))
-        for path, (sha256, line) in zip(unique, readers.map(lambda path: _hash(path, known), unique), strict=True):
-            found[path] = sha256
-            if line is not None:
-                out.write("\n" + json.dumps(line))
-            bar.update()
+        unique = iter(dict.fromkeys(paths.values()))
+        while chunk := list(islice(unique, CHUNK)):
+            for path, (sha256, line) in zip(chunk, readers.map(lambda path: _hash(path, known), chunk), strict=True):
+                found[path] = sha256
+                if line is not None:
+                    out.write("\n" + json.dumps(line))
+                bar.update()
     for key, source in pictures.items():
         if key not in paths:
             found[key] = hashlib.sha256(picture_bytes(source)).hexdigest()

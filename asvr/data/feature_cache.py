@@ -19,6 +19,7 @@ from asvr.data.disk import require_room
 from asvr.data.images import open_image, picture_bytes
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
+from asvr.models.tokenizers.precision import full_float32
 
 BATCH = 32
 INDEX = "index.json"
@@ -124,7 +125,8 @@ def build_feature_cache(
         batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused)
         with progress_bar(total=len(pictures), desc="features", unit="picture") as bar, torch.inference_mode():
             for keys, pixels in batches:
-                features_INE = encoder(pixels.to(device)).cpu()
+                with full_float32(device):  # as `VLM.encode` does
+                    features_INE = encoder(pixels.to(device)).cpu()
                 if out is None:
                     dtype = str(features_INE.dtype).removeprefix("torch.")
                     shape = (len(pictures), *features_INE.shape[1:])  # the rows of refused ones stay empty at the end

@@ -11,6 +11,8 @@ from asvr.config import distinct, stage_config
 from asvr.data.collate import Collate
 from asvr.data.packing import StepCollate
 from asvr.data.samplers import BatchSampler, ResumableSampler
+from asvr.engine.optim import PRECISIONS
+from asvr.models.attention import AUTO, choose, set_kernel
 from asvr.registry import DATASETS, MODELS
 from asvr.schema import is_device
 
@@ -31,6 +33,16 @@ def build_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"runtime.device={name!r}: this torch sees no CUDA device; use 'auto' or 'cpu'")
     return torch.device(name)
+
+
+def as_in_training(part: torch.nn.Module, cfg: Config, device: torch.device) -> torch.nn.Module:
+    """A frozen part of the model that computes something ahead of training, where and by the attention kernel that
+    training will use, so that what is cached is what would be computed online. The LLM's dtype is not at hand; it
+    decides only between kernels that are one in towers."""
+    dtype = PRECISIONS[cfg.optim.precision] or torch.float32
+    kernel, _ = choose(cfg.runtime.get("attention", AUTO), device, dtype)
+    set_kernel(part, kernel)
+    return part.requires_grad_(False).eval().to(device)
 
 
 def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):

@@ -12,7 +12,7 @@ from asvr.data.code_cache import CodeCache, CodeStore, hash_pictures
 from asvr.data.disk import require_room
 from asvr.data.images import open_image
 from asvr.data.refusals import Refused
-from asvr.engine.build import build_device, pictures_of_stages
+from asvr.engine.build import as_in_training, build_device, pictures_of_stages
 from asvr.engine.log import logger, progress_bar, set_up_logging
 from asvr.models.component import without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
@@ -33,11 +33,11 @@ def code_cache(cfg: Config, root: Path, *, shard: tuple[int, int] = (0, 1), work
     targets = distinct_targets(cfg)
     _, pictures = pictures_of_stages(cfg)
     device = build_device(cfg.runtime.device)
-    encoder = ENCODERS.build(cfg.model.encoder).requires_grad_(False).eval().to(device)
+    encoder = as_in_training(ENCODERS.build(cfg.model.encoder), cfg, device)
     hashes, stores = hash_pictures(root, pictures), {}
     by_hash = {sha256: pictures[key] for key, sha256 in hashes.items()}
     for name, target in targets.items():
-        tokenizer = build_tokenizer(target["tokenizer"], encoder).to(device).eval()
+        tokenizer = as_in_training(build_tokenizer(target["tokenizer"], encoder), cfg, device)
         store = stores[name] = store_of(
             root,
             name,

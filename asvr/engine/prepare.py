@@ -13,7 +13,7 @@ from mmengine.config import Config
 from asvr.config import stage_config
 from asvr.data.code_cache import CodeCache
 from asvr.data.feature_cache import FeatureCache, build_feature_cache, pixel_batches
-from asvr.engine.build import build_device, pictures_of_stages
+from asvr.engine.build import as_in_training, build_device, pictures_of_stages
 from asvr.engine.codes import code_cache
 from asvr.engine.log import logger
 from asvr.models.component import without_weights
@@ -51,7 +51,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
         return Prepared(cfg, text_tokenizer, None)
 
     device = build_device(cfg.runtime.device)
-    encoder = ENCODERS.build(cfg.model.encoder).requires_grad_(False).eval().to(device)
+    encoder = as_in_training(ENCODERS.build(cfg.model.encoder), cfg, device)
     training, all_pictures = pictures_of(cfg)
     cache = build_feature_cache(
         work_dir / "cache",
@@ -72,7 +72,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
         target["tokenizer"]["name"] = str(folder)
         del target["fit"]
     for target in cfg.model.reconstruction:
-        visual = build_tokenizer(target["tokenizer"], encoder).to(device)
+        visual = as_in_training(build_tokenizer(target["tokenizer"], encoder), cfg, device)
         shared = shares_encoder(visual, encoder)
         cache.add_codes(
             target["name"],

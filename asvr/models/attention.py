@@ -64,7 +64,7 @@ def _interface(kernel: Callable) -> Callable:
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask if not ours else None, dropout, scaling, is_causal, **kwargs
             )
-        causal = (is_causal if is_causal is not None else module.is_causal) and query.shape[2] > 1
+        causal = bool((is_causal if is_causal is not None else module.is_causal) and query.shape[2] > 1)
         window = sliding_window if causal else None
         query, key, value = _same_dtype(query, key, value)
         return kernel(query, key, value, segments=segments, causal=causal, window=window, scale=scaling), None
@@ -146,13 +146,18 @@ def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None) -> s
     """Let every part of a `VLM` use the chosen kernel; say which and why. dtype: of autocast, or None."""
     name, why = choose(wanted, model.device, dtype or next(model.llm.parameters()).dtype)
     logger.info("attention: %s (%s)", name, why)
+    set_kernel(model, name)
+    return name
+
+
+def set_kernel(model: nn.Module, name: str) -> None:
+    """Let every part of a model, or a part alone, use a kernel by its name."""
     for module in model.modules():
         if hasattr(module, "set_attn_implementation") and hasattr(module, "config"):
             if getattr(module, "_supports_sdpa", False):
                 module.set_attn_implementation(PREFIX + name)
         elif hasattr(module, "attention_kernel"):
             module.attention_kernel = KERNELS[name]
-    return name
 
 
 @torch.no_grad()

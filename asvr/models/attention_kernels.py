@@ -52,7 +52,8 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 @lru_cache(maxsize=8)
 def _xformers_bias(lengths: tuple | None, length: int, causal: bool, window: int | None, device: torch.device):
-    """What a token sees. Kept, since all layers ask for the same, and its lengths are copied to the device."""
+    """What a token sees. Kept, since all layers ask for the same. Lengths go to the device from pinned memory, which
+    nothing waits for."""
     from xformers.ops.fmha import attn_bias as biases
 
     if lengths is not None:

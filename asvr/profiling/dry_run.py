@@ -104,8 +104,8 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
         caption=(
             f"One sample = 1 image ({model.encoder.num_tokens} tokens) and {sample.text_tokens} text tokens, all "
             "supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing needs "
-            "a gradient, x 2 where a gradient only passes through, x 3 where weights are trained, and + 1 where the "
-            "forward pass is computed again in the backward pass (activation_checkpointing='full')."
+            "a gradient, x 2 where a gradient only passes through, x 3 where weights are trained, and nearly + 1 where "
+            "the forward pass is computed again in the backward pass (activation_checkpointing='full')."
         ),
     )
     stages = [stage_config(cfg, name) for name in cfg.stages]
@@ -120,7 +120,7 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
                 cached=_is_cached(part, stage.data.get("cache", False)),
             )
             totals[i] += part.flops * factor
-            cells.append(f"{_number(part.flops * factor / scale)}  (x {factor})")
+            cells.append(f"{_number(part.flops * factor / scale)}  (x {factor:.3g})")
         table.add_row(part.name, _number(part.flops / scale), *cells)
     table.add_section()
     table.add_row(

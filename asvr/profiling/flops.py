@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asvr.compat import count_macs
 from asvr.models.targets import Target
@@ -32,12 +33,14 @@ class Sample:
 @dataclass(frozen=True)
 class Part:
     """name: what is counted. component: whose training decides the backward pass (see ``VLM.components``).
-    flops: of one forward pass on one sample.
+    flops: of one forward pass on one sample. last: those of the last product of each block with activation
+    checkpointing, which the backward pass does not compute again, since nothing in the block needs its result.
     """
 
     name: str
     component: str
     flops: int
+    last: int = 0
 
 
 class _Call(nn.Module):
@@ -64,16 +67,38 @@ def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, .
     return 2 * macs
 
 
+def _with_last(count: Callable[[], int], model: nn.Module) -> tuple[int, int]:
+    """What ``count`` returns while it runs ``model``, and `Part.last` of it."""
+    last: dict[nn.Module, int] = {}
+
+    def note(block: nn.Module) -> Callable:
+        return lambda linear, _, out: last.update({block: 2 * int(out.numel()) * linear.in_features})
+
+    handles = [
+        linear.register_forward_hook(note(block))
+        for block in model.modules()
+        if isinstance(block, GradientCheckpointingLayer)
+        for linear in block.modules()
+        if isinstance(linear, nn.Linear)
+    ]
+    flops = count()
+    for handle in handles:
+        handle.remove()
+    return flops, sum(last.values())
+
+
 def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
     """The forward pass of a model on the meta device, part by part, for one sample."""
     encoder, llm, dtype = model.encoder, model.llm, next(model.llm.parameters()).dtype
     tokens = encoder.num_tokens + sample.text_tokens
-    blocks = flops_of(lambda x: llm.hidden(x)[-1], [llm], (1, tokens, llm.hidden_size), dtype=dtype)
+    row = (1, tokens, llm.hidden_size)
+    blocks, last = _with_last(lambda: flops_of(lambda x: llm.hidden(x)[-1], [llm], row, dtype=dtype), llm)
+    tower, tower_last = _with_last(lambda: flops_of(encoder, [encoder], (1, 3, *encoder.transform.size)), encoder)
     projector = flops_of(model.projector, [model.projector], (1, encoder.num_tokens, encoder.width))
     parts = [
-        Part("encoder", "encoder", flops_of(encoder, [encoder], (1, 3, *encoder.transform.size))),
+        Part("encoder", "encoder", tower, tower_last),
         Part("projector", "projector", projector),
-        Part(LLM_BLOCKS, "llm", blocks),
+        Part(LLM_BLOCKS, "llm", blocks, last),
         _classifiers("LM head", "llm", [llm.lm_head], sample.text_tokens),
     ]
     for target in model.targets:
@@ -121,12 +146,12 @@ def recomputed_parts(model: Config) -> set[str]:
     return found | {name for name, part in ((LLM_BLOCKS, model.llm), ("encoder", model.encoder)) if full(part)}
 
 
-def training_factor(part: Part, train: list[str], *, recomputed: set[str], cached: bool) -> int:
+def training_factor(part: Part, train: list[str], *, recomputed: set[str], cached: bool) -> float:
     """Forward passes that one training step costs a part.
 
     0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes
-    through, on its way to something trained; 3 where weights get one too; and one more where the backward pass
-    computes the forward pass again (``recomputed``, see `recomputed_parts`).
+    through, on its way to something trained; 3 where weights get one too; and one more, less
+    `Part.last`, where the backward pass computes the forward pass again (``recomputed``, see `recomputed_parts`).
     """
     if cached and part.component not in train and part.component.startswith(("encoder", "tokenizer.")):
         return 0
@@ -141,4 +166,4 @@ def training_factor(part: Part, train: list[str], *, recomputed: set[str], cache
         factor = 2
     else:
         return 1
-    return factor + (part.name in recomputed)
+    return factor + (1 - part.last / part.flops if part.name in recomputed else 0)

@@ -22,8 +22,6 @@ def measured(stage: Config) -> int:
     """Bytes at the peak of a step, see `asvr.profiling.peak`."""
     device = build_device(stage.runtime.device)
     model = random_model(stage, device)
-    if not any(p.requires_grad for p in model.encoder.parameters()):
-        model.encoder.to("meta")  # its features are given, as the plan has it
     use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])
     wrapper = build_optim_wrapper(model, stage.optim)
     batch = full_batch(model, stage.data.micro_batch, stage.data.max_length)

@@ -21,6 +21,7 @@ from asvr.data.batch import IGNORE, Batch
 from asvr.models.heads import DepthTransformerHead
 from asvr.models.losses import CodeCrossEntropy
 from asvr.models.tokenizers import SemanticTokenizer
+from asvr.models.tokenizers.precision import full_float32
 
 APPEARANCE_LAYER = 6
 
@@ -81,6 +82,20 @@ class PlainStep(nn.Module):
             losses[self.target.name] = self._visual_loss(batch, pixels, out.last_hidden_state.flatten(0, 1))
         return losses
 
+    def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
+        """One optimisation step, losses normalised as `VLM.train_step` does."""
+        totals, weights, logs = self.model.count_targets(window), self.model.weights(), {}
+        for batch in window:
+            with optim_wrapper.optim_context(self.model):
+                out = self(batch.to(self.model.device))
+                loss = sum(value * (weights[name] / totals[name]) for name, value in out.items())
+            optim_wrapper.backward(loss)
+            for name, value in out.items():
+                logs[name] = logs.get(name, 0) + value.detach() / totals[name]
+        optim_wrapper.step()
+        optim_wrapper.zero_grad()
+        return logs
+
     def _blank_pictures(self, batch: Batch) -> Tensor:
         """One for each row without a picture."""
         shape = (3, *self.model.encoder.transform.size)
@@ -89,7 +104,7 @@ class PlainStep(nn.Module):
 
     def _visual_loss(self, batch: Batch, pixels: Tensor, hidden: Tensor) -> Tensor:
         target, count = self.target, batch.num_images
-        with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False):
+        with torch.no_grad(), full_float32(pixels.device):
             states = self.tower.model(pixel_values=pixels.to(self.tower.model.dtype), output_hidden_states=True)
             codes_IND = target.tokenizer.quantizer.encode(states.hidden_states[self.tower.layer].float())
             self.appearance.encode(states.hidden_states[APPEARANCE_LAYER].float())

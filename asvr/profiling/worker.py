@@ -7,6 +7,8 @@ Reads lines of JSON, answers each with one: first what to build, then ``{"steps"
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from mmengine.config import Config
@@ -94,11 +96,11 @@ class Worker:
             collate, micro_batch=stage.data.micro_batch, pack=limits, group=stage.data.get("group")
         )
         self.flops = StepFlops(stage)
+        self.step = PlainStep(model) if self.plain else model
+        self.wrapper = build_optim_wrapper(model, stage.optim)
         if self.plain:
-            self.step, self.optimizer = PlainStep(model), plain_optimizer(model, stage.optim)
-        else:
-            self.wrapper = build_optim_wrapper(model, stage.optim)
-            self.step, self.optimizer = model, self.wrapper.optimizer
+            self.wrapper.optimizer = plain_optimizer(model, stage.optim)
+        self.optimizer = self.wrapper.optimizer
         self.number = spec["first"]
 
     def run(self, steps: int) -> dict:
@@ -107,34 +109,20 @@ class Worker:
 
     def peak(self) -> dict:
         """Of one more step, whose time does not count, and of the whole process."""
-        held = held_tensors(self.model, self.optimizer)
-        return dict(peak_bytes=step_peak(self.one, self.device, held), resident_bytes=resident_bytes())
+        resident = resident_bytes()  # in front of what the profiler of the peak takes itself
+        held = held_tensors(self.step, self.optimizer)
+        return dict(peak_bytes=step_peak(self.one, self.device, held), resident_bytes=resident)
 
     def one(self) -> dict:
         clock, model = Clock(self.device), self.model
         first = self.number * self.size
         window = self.collate([self.samples[i] for i in range(first, first + self.size)])
         clock.stop("data")
-        totals, sums = model.count_targets(window), {}
-        for batch in window:
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                out = self.step(batch.to(self.device))
-                weights = {name: weight for name, weight in model.weights().items() if name in out}
-                loss = sum(out[name] * (weight / totals[name]) for name, weight in weights.items())
-            clock.stop("forward")
-            loss.backward()
-            clock.stop("backward")
-            for name in weights:
-                sums[name] = sums.get(name, 0) + out[name].detach() / totals[name]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.stage.optim.clip_grad or float("inf"))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        clock.stop("optimizer")
+        logs = self.step.train_step(window, _Timed(self.wrapper, clock))
         self.number += 1
         return dict(
             seconds=clock.seconds,
-            losses={name: float(value) for name, value in sums.items()},
+            losses={name: float(logs[name]) for name in model.weights() if name in logs},
             tokens=sum(batch.num_tokens for batch in window),
             positions=sum(batch.input_ids_BT.numel() for batch in window),
             images=sum(batch.num_images for batch in window),
@@ -159,6 +147,28 @@ class Worker:
         a @ b
         clock.stop("product")
         return clock.seconds["product"]
+
+
+class _Timed:
+    """An optim wrapper as `VLM.train_step` uses it, whose parts stop a clock."""
+
+    def __init__(self, wrapper, clock: "Clock"):
+        self.wrapper, self.clock = wrapper, clock
+
+    def optim_context(self, model):
+        return self.wrapper.optim_context(model)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.clock.stop("forward")
+        self.wrapper.backward(loss)
+        self.clock.stop("backward")
+
+    def step(self) -> None:
+        self.wrapper.step()
+
+    def zero_grad(self) -> None:
+        self.wrapper.zero_grad()
+        self.clock.stop("optimizer")
 
 
 class Clock:
@@ -196,24 +206,34 @@ def random_model(stage: Config, device: torch.device):
     return model.train()
 
 
+def guarded(respond: Callable[[], dict]) -> dict:
+    """What ``respond`` returns, or what it ran out of, or what the user has to mend."""
+    try:
+        return respond()
+    except (torch.OutOfMemoryError, MemoryError):
+        return dict(out_of_memory=True)
+    except ValueError as error:
+        return dict(error=str(error))
+    except RuntimeError as error:  # torch on the CPU
+        if "can't allocate memory" not in str(error):
+            raise
+        return dict(out_of_memory=True)
+
+
 def main() -> None:
     worker = None
+
+    def respond(order: dict) -> dict:
+        nonlocal worker
+        if worker is None:
+            worker = Worker(order)
+            return dict(machine=machine(worker.device), kind=worker.device.type)
+        if "rate" in order:
+            return worker.rate(order["rate"])
+        return worker.peak() if "peak" in order else worker.run(order["steps"])
+
     for line in sys.stdin:
-        order = json.loads(line)
-        try:
-            if worker is None:
-                worker = Worker(order)
-                answer = dict(machine=machine(worker.device), kind=worker.device.type)
-            elif "rate" in order:
-                answer = worker.rate(order["rate"])
-            elif "peak" in order:
-                answer = worker.peak()
-            else:
-                answer = worker.run(order["steps"])
-        except (torch.OutOfMemoryError, MemoryError):
-            answer = dict(out_of_memory=True)
-        except ValueError as error:
-            answer = dict(error=str(error))
+        answer = guarded(partial(respond, json.loads(line)))
         print(json.dumps(answer), file=ANSWERS, flush=True)
 
 

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from mmengine.config import Config
 from vlm_helpers import ENCODER, PIXEL, RESNET, SEMANTIC, build, collate, row, step_gradients
 
 from asvr.data.batch import IMAGE_TOKEN
 from asvr.data.easy_vqa import EasyVQA
 from asvr.data.feature_cache import build_feature_cache, folder_of
+from asvr.engine.build import as_in_training
 
 CPU = torch.device("cpu")
 ENCODERS = {"hf": ENCODER, "hf bf16": dict(ENCODER, dtype="bfloat16"), "timm": RESNET}
@@ -171,3 +173,21 @@ def test_features_stay_within_their_budget(pictures, tmp_path):
         build_feature_cache(tmp_path, encoder, pictures, "square", CPU, config={}, budget_gb=3.9 * row / 1e9)
     assert not list(tmp_path.glob("[!.]*"))
     build_feature_cache(tmp_path, encoder, pictures, "square", CPU, config={}, budget_gb=4 * row / 1e9)
+
+
+def test_features_are_cached_with_the_precision_of_online_ones(pictures, tmp_path, monkeypatch):
+    """No TF32 in either, whatever the process has set."""
+    model, seen = build(reconstruction=[SEMANTIC]), []
+    model.encoder.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    assert torch.backends.cudnn.allow_tf32
+    model(collate(model, samples(pictures)))
+    cached(model, pictures, tmp_path)
+    assert set(seen) == {False} and torch.backends.cudnn.allow_tf32
+
+
+def test_what_is_computed_ahead_uses_the_kernel_of_training(monkeypatch):
+    monkeypatch.setattr("asvr.models.attention.problem_of", lambda name, device, dtype: None)  # as where all work
+    part = as_in_training(
+        build(reconstruction=[SEMANTIC]).encoder, Config(dict(optim=dict(precision="bf16"), runtime=dict())), CPU
+    )
+    assert part.model.config._attn_implementation == "asvr_xformers" and not part.training

@@ -40,7 +40,7 @@ def test_parameters_in_total_and_by_stage(printed):
 
 def test_visual_tokens_and_flops(printed):
     assert row(printed, "target semantic")[1:4] == ["27 x 27", "729", "5,832"]
-    assert row(printed, "LLM blocks")[1:] == ["11.48", "34.45  (x 3)", "45.94  (x 4)"]
+    assert row(printed, "LLM blocks")[1:] == ["11.48", "31.98  (x 2.78)", "43.47  (x 3.78)"]
     assert "1 image (729 tokens) and 128 text tokens" in " ".join(printed.split())
 
 

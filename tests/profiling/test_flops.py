@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from asvr.models.attention import set_kernel
 from asvr.models.encoders import TimmEncoder
 from asvr.models.llms import HFCausalLM
-from asvr.profiling.flops import Part, flops_of, recomputed_parts, training_factor
+from asvr.profiling.flops import Part, _with_last, flops_of, recomputed_parts, training_factor
 
 B, T, HEADS, KV_HEADS, WIDTH = 2, 12, 4, 2, 8
 
@@ -78,6 +80,27 @@ def test_what_is_recomputed_costs_once_more():
     assert training_factor(blocks, ["llm"], **again) == 4
     assert training_factor(blocks, ["heads"], **again) == 1  # it has no backward pass
     assert training_factor(Part("other", "llm", 1), ["llm"], **again) == 3
+
+
+@pytest.mark.parametrize("inputs_trained", [True, False])
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_a_training_step_is_what_torch_counts(mode, inputs_trained):
+    """The last product of a checkpointed block is not computed again. Without gradients of the inputs, the first
+    block's are not computed either."""
+    arch = dict(model_type="llama", vocab_size=50, hidden_size=64, intermediate_size=96, num_hidden_layers=8)
+    arch |= dict(num_attention_heads=4, num_key_value_heads=2)
+    with torch.device("meta"):
+        llm = HFCausalLM(arch=arch, activation_checkpointing=mode).train()
+    set_kernel(llm, "sdpa")
+    flops, last = _with_last(lambda: flops_of(lambda x: llm.hidden(x)[-1], [llm], (1, 20, 64)), llm)
+    part = Part("LLM blocks", "llm", flops, last)
+    recomputed = {"LLM blocks"} if mode == "full" else set()
+    factor = training_factor(part, ["llm"], recomputed=recomputed, cached=False)
+    assert factor == 3 if mode == "none" else 3.7 < factor < 3.9
+    embeds_BTH = torch.zeros(1, 20, 64, device="meta", requires_grad=inputs_trained)
+    with FlopCounterMode(display=False) as counter:
+        llm.hidden(embeds_BTH)[-1].sum().backward()
+    assert counter.get_total_flops() == pytest.approx(flops * factor, rel=1e-3 if inputs_trained else 0.05)
 
 
 def test_parts_with_full_checkpointing_are_recomputed():

@@ -3,13 +3,14 @@
 import json
 
 import pytest
+import torch
 from run_helpers import ROOT
 
 from asvr.profiling import throughput
 from asvr.profiling.step_flops import peak_flops
 from asvr.profiling.synthetic import SyntheticSamples
 from asvr.profiling.throughput import OutOfMemory, Side, compare, markdown, ratios, write
-from asvr.profiling.worker import Worker
+from asvr.profiling.worker import Worker, guarded
 
 TINY = {
     "model.encoder.arch.hidden_size": 16,
@@ -157,6 +158,12 @@ def test_plain_refuses_an_objective_that_the_released_code_has_not(key, value):
 def test_peaks_of_cards():
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12 and peak_flops("NVIDIA H100 PCIe") == 756e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12 and peak_flops("NVIDIA T4") is None
+
+
+def test_a_worker_tells_that_memory_ran_out():
+    assert guarded(lambda: dict(numel=torch.empty(2**50).numel())) == dict(out_of_memory=True)
+    with pytest.raises(RuntimeError, match="mat1"):
+        guarded(lambda: dict(value=torch.zeros(2, 3) @ torch.zeros(2, 3)))
 
 
 def test_less_samples_where_memory_runs_out(monkeypatch, capsys):

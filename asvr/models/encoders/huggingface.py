@@ -93,13 +93,14 @@ class HFVisionEncoder(Encoder):
         return dict(super().portable(config), arch=arch_of(self.model.config), transform=transform)
 
     def _naflex_inputs(self, pixels: Tensor) -> dict:
-        """SigLIP2's variable-resolution towers take patches (I, N, patch * patch * 3), a mask and the grids."""
+        """SigLIP2's variable-resolution towers take patches (I, N, patch * patch * 3) and the grids. Nothing is padded,
+        and a mask would be looked at, which waits for the device."""
         images, (rows, columns), p = pixels.shape[0], self.grid, self.patch
         patches = pixels.unflatten(2, (rows, p)).unflatten(4, (columns, p))  # (I, 3, rows, p, columns, p)
         patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(images, self.num_tokens, p * p * 3)
         return dict(
             pixel_values=patches.to(self.model.dtype),
-            pixel_attention_mask=torch.ones(images, self.num_tokens, dtype=torch.long, device=pixels.device),
+            pixel_attention_mask=None,
             spatial_shapes=torch.tensor([self.grid], device="cpu").repeat(images, 1),
         )
 
