@@ -14,6 +14,7 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["asvr", "asvr.*"]),
+    package_data={"asvr.data.scenes": ["emoji/*"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "torch>=2.11",

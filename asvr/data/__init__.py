@@ -3,5 +3,6 @@
 from asvr.data.easy_vqa import EasyVQA
 from asvr.data.image_folder import ImageFolder
 from asvr.data.llava import LlavaDataset
+from asvr.data.scenes import Scenes
 
-__all__ = ["EasyVQA", "ImageFolder", "LlavaDataset"]
+__all__ = ["EasyVQA", "ImageFolder", "LlavaDataset", "Scenes"]

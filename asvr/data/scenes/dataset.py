@@ -1,0 +1,114 @@
+"""Scenes as a dataset of conversations."""
+
+import random
+
+from PIL import Image
+
+from asvr.data.records import ConversationDataset
+from asvr.data.scenes import questions
+from asvr.data.scenes.scene import make_scene, paint
+from asvr.data.scenes.sprites import DRAWINGS, groups
+from asvr.data.templates import IMAGE_MARK
+from asvr.registry import DATASETS
+
+HELD_OUT = DRAWINGS[-1]
+SPLITS = dict(train=DRAWINGS[:-1], test=(HELD_OUT,))
+DESCRIBE = "what is in the picture?"
+
+
+@DATASETS.register_module()
+class Scenes(ConversationDataset):
+    """Pictures of two to four objects and two letters, with one question a record; the same for the same arguments.
+
+    split: ``train`` draws with two of three sets of drawings, ``test`` with the third: known things in unseen
+    pictures. scenes: how many. per_scene: questions of a scene, of different kinds by chance; None: one of every kind
+    that the scene allows. kinds: only these, see `asvr.data.scenes.questions.MAKERS`. captions: one record more a
+    scene, its names. with_text: only so many scenes, the first ones, have records with text; each other one is a record
+    of its picture alone. 0: no scene has text. with_images: False leaves the pictures out, for a blind model.
+    concepts: how many of the objects; each group keeps its share. size: pixels of a side. The category of a question is
+    its kind. For the other arguments see `asvr.data.records.ConversationDataset`.
+
+    Raises: ValueError where an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        scenes: int = 5000,
+        per_scene: int | None = 1,
+        kinds: list[str] | None = None,
+        captions: bool = False,
+        with_text: int | None = None,
+        with_images: bool = True,
+        concepts: int | None = None,
+        size: int = 128,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._check(split, scenes, per_scene, kinds, with_text, with_images, concepts, size)
+        self.source, self.size, self.with_images = f"scenes/{split}", size, with_images
+        self.drawn = f"{self.source} seed={seed} concepts={concepts} size={size}"
+        self.names = some_names(concepts)
+        self.per_scene, self.kinds, self.captions = per_scene, kinds or list(questions.MAKERS), captions
+        self.scenes = [
+            make_scene(random.Random(f"{seed} {split} scene {i}"), self.names, SPLITS[split]) for i in range(scenes)
+        ]
+        told = scenes if with_text is None else min(with_text, scenes)
+        self.records = [
+            record
+            for i in range(scenes)
+            for record in (
+                self._told(i, random.Random(f"{seed} {split} text {i}")) if i < told else [dict(image=str(i))]
+            )
+        ]
+
+    @staticmethod
+    def _check(split, scenes, per_scene, kinds, with_text, with_images, concepts, size) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"Scenes has no split {split!r}: expected one of {', '.join(SPLITS)}")
+        unknown = set(kinds or []) - questions.MAKERS.keys()
+        if unknown:
+            raise ValueError(f"Scenes: kinds {sorted(unknown)} are unknown: expected some of {list(questions.MAKERS)}")
+        if with_text is not None and not with_images:
+            raise ValueError("Scenes: with_images=False leaves nothing in the records beyond with_text")
+        limits = dict(scenes=(scenes, 1), per_scene=(per_scene, 1), with_text=(with_text, 0), size=(size, 32))
+        limits |= dict(concepts=(concepts, 20))
+        for name, (value, least) in limits.items():
+            if value is not None and value < least:
+                raise ValueError(f"Scenes: {name}={value}, expected at least {least}")
+        if concepts is not None and concepts > len(groups()):
+            raise ValueError(f"Scenes: concepts={concepts}, there are {len(groups())}")
+
+    def _told(self, i: int, rng: random.Random) -> list[dict]:
+        """The records with text of a scene."""
+        asked = {k: pair for k, pair in questions.ask(self.scenes[i], rng, self.names).items() if k in self.kinds}
+        chosen = list(asked) if self.per_scene is None else rng.sample(list(asked), min(self.per_scene, len(asked)))
+        records = [self._record(i, *asked[kind], category=kind) for kind in chosen]
+        if self.captions:
+            records.append(self._record(i, DESCRIBE, questions.caption(self.scenes[i]), category="caption"))
+        return records
+
+    def _record(self, i: int, question: str, answer: str, category: str) -> dict:
+        mark = f"{IMAGE_MARK}\n" if self.with_images else ""
+        messages = [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+        return (dict(image=str(i)) if self.with_images else {}) | dict(category=category, conversations=messages)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record(self, i: int) -> dict:
+        return self.records[i]
+
+    def picture(self, name: str) -> tuple[str, Image.Image]:
+        return f"{self.drawn}/{name}", paint(self.scenes[int(name)], self.size)
+
+
+def some_names(concepts: int | None) -> list[str]:
+    """So many objects, of each group its share, evenly spaced in the group; None: all."""
+    names = list(groups())
+    if concepts is None:
+        return names
+    ordered = sorted(names, key=lambda name: groups()[name])
+    return [ordered[i * len(ordered) // concepts] for i in range(concepts)]

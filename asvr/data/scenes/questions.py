@@ -1,0 +1,132 @@
+"""Questions about a scene, with their one right answer, in the five groups of the paper's figure 1.
+
+Each maker takes a scene and a source of chance and returns question and answer, or None where the scene does not allow
+one. Of yes and no, and of the two sides of a comparison, either is right with the same chance.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
+from asvr.data.scenes.scene import PLACES, Scene, Thing
+from asvr.data.scenes.sprites import groups
+
+Pair = tuple[str, str]
+
+
+def _single(scene: Scene) -> list[Thing]:
+    """Objects that stand there once, so that their name tells which is meant."""
+    often = Counter(scene.names())
+    return [thing for thing in scene.things if often[thing.name] == 1]
+
+
+def _two(scene: Scene, rng: random.Random, key: Callable) -> tuple[Thing, Thing] | None:
+    """Two objects told apart by their names that differ in ``key``, in an order by chance."""
+    single = _single(scene)
+    pairs = [(a, b) for a in single for b in single if key(a) != key(b)]
+    return rng.choice(pairs) if pairs else None
+
+
+def what(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    thing = rng.choice(scene.things)
+    return f"what is at the {PLACES[thing.place]}?", thing.name
+
+
+def kind(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    thing = rng.choice(scene.things)
+    return f"which kind of thing is at the {PLACES[thing.place]}?", groups()[thing.name]
+
+
+def count(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    return "how many things are there?", str(len(scene.things))
+
+
+def word(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    return "which letters are in the middle?", scene.word
+
+
+def knowledge(scene: Scene, rng: random.Random, names: list[str]) -> Pair | None:
+    """A phrase that is true of one object of the scene, and surely false of the others."""
+    known = []
+    for phrase, true in TRUE_OF.items():
+        right = [name for name in scene.names() if name in true]
+        if len(right) == 1 and not any(name in UNSURE_OF[phrase] for name in scene.names()):
+            known.append((phrase, right[0]))
+    if not known:
+        return None
+    phrase, answer = rng.choice(known)
+    return f"which of these {phrase}?", answer
+
+
+def where(scene: Scene, rng: random.Random, names: list[str]) -> Pair | None:
+    single = _single(scene)
+    if not single:
+        return None
+    thing = rng.choice(single)
+    return f"where is the {thing.name}?", PLACES[thing.place]
+
+
+def left_of(scene: Scene, rng: random.Random, names: list[str]) -> Pair | None:
+    pair = _two(scene, rng, lambda thing: thing.place % 2)
+    if pair is None:
+        return None
+    a, b = pair
+    return f"is the {a.name} left of the {b.name}?", "yes" if a.place % 2 < b.place % 2 else "no"
+
+
+def larger(scene: Scene, rng: random.Random, names: list[str]) -> Pair | None:
+    pair = _two(scene, rng, lambda thing: thing.size)
+    if pair is None:
+        return None
+    a, b = pair
+    return f"which is larger, the {a.name} or the {b.name}?", (a if a.size == "large" else b).name
+
+
+def color(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    thing = rng.choice(scene.things)
+    return f"what color is the plate at the {PLACES[thing.place]}?", thing.color
+
+
+def pose(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    thing = rng.choice(scene.things)
+    return f"how does the thing at the {PLACES[thing.place]} stand?", thing.pose
+
+
+def exists(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    if rng.random() < 0.5:
+        return f"is there a {rng.choice(scene.names())}?", "yes"
+    return f"is there a {rng.choice([name for name in names if name not in scene.names()])}?", "no"
+
+
+MAKERS = dict(
+    what=what,
+    kind=kind,
+    count=count,
+    word=word,
+    knowledge=knowledge,
+    where=where,
+    left_of=left_of,
+    larger=larger,
+    color=color,
+    pose=pose,
+    exists=exists,
+)
+GROUPS = dict(
+    general=("what", "kind", "count"),
+    ocr=("word",),
+    knowledge=("knowledge",),
+    visual=("where", "left_of", "larger", "color", "pose"),
+    hallucination=("exists",),
+)
+
+
+def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
+    """One question of every kind that the scene allows."""
+    made = {name: maker(scene, rng, names) for name, maker in MAKERS.items()}
+    return {name: pair for name, pair in made.items() if pair is not None}
+
+
+def caption(scene: Scene) -> str:
+    """What a caption tells: the names. Number, place, colour, pose, size and letters are left out."""
+    return ", ".join(sorted(set(scene.names())))

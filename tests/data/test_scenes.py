@@ -1,0 +1,164 @@
+"""Scenes: what is asked is what is painted, and a blind reader cannot tell."""
+
+import random
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from data_helpers import byte_level
+
+from asvr.data.scenes import Scenes
+from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
+from asvr.data.scenes.questions import GROUPS, MAKERS, ask, caption
+from asvr.data.scenes.scene import BACKGROUNDS, COLORS, PLACES, Scene, Thing, make_scene, paint
+from asvr.data.scenes.sprites import DRAWINGS, groups, sprite
+
+CAT = Thing(name="cat", drawing="noto", place=0, color="red", pose="upright", size="small")
+PEAR = Thing(name="pear", drawing="noto", place=3, color="blue", pose="upside down", size="large")
+SCENE = Scene((CAT, PEAR), "AB", 0)
+NAMES = ["cat", "pear", "bus"]
+
+
+def answers(scene, tries=200):
+    """kind -> the pairs that chance makes of a scene."""
+    made = defaultdict(set)
+    for seed in range(tries):
+        for kind, pair in ask(scene, random.Random(seed), NAMES).items():
+            made[kind].add(pair)
+    return made
+
+
+def test_every_question_about_a_scene_has_its_answer():
+    assert answers(SCENE) == {
+        "what": {("what is at the top left?", "cat"), ("what is at the bottom right?", "pear")},
+        "kind": {
+            ("which kind of thing is at the top left?", "animal"),
+            ("which kind of thing is at the bottom right?", "food"),
+        },
+        "count": {("how many things are there?", "2")},
+        "word": {("which letters are in the middle?", "AB")},
+        "knowledge": {("which of these is a fruit?", "pear")},
+        "where": {("where is the cat?", "top left"), ("where is the pear?", "bottom right")},
+        "left_of": {("is the cat left of the pear?", "yes"), ("is the pear left of the cat?", "no")},
+        "larger": {
+            ("which is larger, the cat or the pear?", "pear"),
+            ("which is larger, the pear or the cat?", "pear"),
+        },
+        "color": {
+            ("what color is the plate at the top left?", "red"),
+            ("what color is the plate at the bottom right?", "blue"),
+        },
+        "pose": {
+            ("how does the thing at the top left stand?", "upright"),
+            ("how does the thing at the bottom right stand?", "upside down"),
+        },
+        "exists": {("is there a cat?", "yes"), ("is there a pear?", "yes"), ("is there a bus?", "no")},
+    }
+    assert caption(SCENE) == "cat, pear"
+
+
+def test_what_has_no_answer_is_not_asked():
+    twins = Scene((CAT, Thing(name="cat", drawing="noto", place=1, color="red", pose="upright", size="large")), "AB", 0)
+    assert answers(twins).keys() == MAKERS.keys() - {"where", "left_of", "larger", "knowledge"}
+    doubtful = Scene(
+        (Thing(name="tomato", drawing="noto", place=1, color="red", pose="upright", size="large"), PEAR), "A", 0
+    )
+    assert "knowledge" not in answers(doubtful)
+
+
+def test_groups_hold_every_kind_once():
+    assert sorted(kind for kinds in GROUPS.values() for kind in kinds) == sorted(MAKERS)
+    assert len(GROUPS) == 5
+
+
+def test_facts_are_about_objects_that_exist():
+    for phrase, names in TRUE_OF.items():
+        assert names and names | UNSURE_OF[phrase] <= groups().keys() and not names & UNSURE_OF[phrase], phrase
+
+
+def test_the_picture_shows_what_is_told():
+    """Plates of the told colours in the told cells, none elsewhere; another pose or size is another picture."""
+    for seed in range(20):
+        scene = make_scene(random.Random(seed), list(groups()), DRAWINGS)
+        pixels = np.asarray(paint(scene, 128))
+        for place in range(len(PLACES)):
+            row, column = divmod(place, 2)
+            cell = pixels[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64].reshape(-1, 3)
+            colors = {name: (cell == color).all(1).mean() for name, color in COLORS.items()}
+            told = [thing.color for thing in scene.things if thing.place == place]
+            if told:
+                assert colors[told[0]] > 0.05, (seed, place)
+            else:
+                assert (cell == np.asarray(BACKGROUNDS)[:, None]).all(2).any(0).mean() > 0.8
+    changed = [dict(pose="upright"), dict(size="small"), dict(name="bus"), dict(color="pink"), dict(drawing="fluent")]
+    pictures = [SCENE, *(Scene((CAT, Thing(**(vars(PEAR) | change))), "AB", 0) for change in changed)]
+    pictures += [Scene((CAT, PEAR), "AC", 0)]
+    assert len({paint(scene, 128).tobytes() for scene in pictures}) == len(pictures)
+
+
+def test_every_object_has_three_drawings():
+    for name in groups():
+        drawn = {sprite(name, drawing).tobytes() for drawing in DRAWINGS}
+        assert len(drawn) == len(DRAWINGS), name
+
+
+def test_the_test_split_has_a_drawing_that_training_never_shows():
+    found = {}
+    for split in ("train", "test"):
+        dataset = Scenes(split=split, scenes=200)
+        found[split] = {thing.drawing for scene in dataset.scenes for thing in scene.things}
+    assert found == dict(train={"noto", "twemoji"}, test={"fluent"})
+
+
+def test_the_same_arguments_make_the_same_dataset():
+    options = dict(scenes=30, per_scene=3, captions=True)
+    first, again, other = (Scenes(seed=seed, **options) for seed in (1, 1, 2))
+    assert first.records == again.records != other.records
+    (key, picture), (same_key, same), (other_key, _) = (d.picture("7") for d in (first, again, other))
+    assert picture.tobytes() == same.tobytes() and key == same_key != other_key
+    longer = Scenes(seed=1, **dict(options, scenes=40))
+    assert longer.records[: len(first.records)] == first.records
+
+
+def test_chance_alone_says_little():
+    """What a blind model could learn: the most frequent answer is not much more frequent than the others."""
+    dataset = Scenes(scenes=2000, per_scene=None)
+    by_kind = defaultdict(Counter)
+    for record in dataset.records:
+        by_kind[record["category"]][record["conversations"][1]["value"]] += 1
+    shares = {kind: max(counts.values()) / counts.total() for kind, counts in by_kind.items()}
+    limits = dict(exists=0.54, left_of=0.54, where=0.29, pose=0.29, color=0.16, count=0.54, kind=0.3)
+    assert all(shares[kind] < limit for kind, limit in limits.items()), shares
+    assert all(shares[kind] < 0.05 for kind in by_kind.keys() - limits.keys()), shares
+
+
+def test_records():
+    dataset = Scenes(scenes=10, per_scene=2, captions=True, with_text=4)
+    assert len(dataset) == 4 * 3 + 6
+    assert dataset.record(2)["conversations"][0]["value"] == "<image>\nwhat is in the picture?"
+    assert dataset.record(12) == dict(image="4") and len(list(dataset.pictures())) == 10
+    assert {r["category"] for r in Scenes(scenes=20, kinds=["pose"]).records} == {"pose"}
+    blind = Scenes(scenes=10, per_scene=2, captions=True, with_images=False)
+    assert not list(blind.pictures()) and len(blind) == 30
+    item = Scenes(scenes=3, tokenizer=byte_level(), template="vicuna_v1").question(0)
+    assert item["images"][0].size == (128, 128) and item["answer"]
+
+
+def test_fewer_concepts_are_of_all_groups():
+    dataset = Scenes(scenes=5, concepts=60)
+    assert len(set(dataset.names)) == 60 and {groups()[name] for name in dataset.names} == set(groups().values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(split="val"), "Scenes has no split 'val': expected one of train, test"),
+        (dict(kinds=["hue"]), r"kinds \['hue'\] are unknown"),
+        (dict(scenes=0), "scenes=0, expected at least 1"),
+        (dict(concepts=500), "concepts=500, there are 487"),
+        (dict(with_text=3, with_images=False), "leaves nothing in the records"),
+    ],
+)
+def test_wrong_arguments_are_told(options, message):
+    with pytest.raises(ValueError, match=message):
+        Scenes(**options)
