@@ -55,7 +55,8 @@ DOUBTFUL = {
     "is a fruit": "avocado, bell pepper, cucumber, eggplant, olive, tomato, hot pepper, pea pod, chestnut, peanuts",
     "is a vegetable": (
         "avocado, beans, cactus, chestnut, ear of corn, ginger root, green salad, herb, hot pepper, mushroom, olive, "
-        "pea pod, peanuts, seedling, shamrock, four leaf clover, tomato, canned food, pot of food, bento box, oden, falafel"
+        "pea pod, peanuts, seedling, shamrock, four leaf clover, tomato, canned food, pot of food, bento box, "
+        "falafel, oden"
     ),
     "is a drink": "baby bottle, bottle with popping cork, coconut, honey pot, ice, pouring liquid, shaved ice, teapot",
     "is a kind of bird": "bat, egg, feather, nest with eggs, poultry leg, wing, empty nest",
@@ -73,8 +74,8 @@ DOUBTFUL = {
     ),
     "makes music": "chains, flying disc, police car light",
     "is a ball": (
-        "american football, badminton, bowling, boxing glove, cricket game, curling stone, field hockey, gear, goal net, "
-        "ice hockey, lacrosse, ping pong, rugby football"
+        "american football, badminton, bowling, boxing glove, cricket game, curling stone, field hockey, gear, "
+        "goal net, ice hockey, lacrosse, ping pong, rugby football"
     ),
     "is a flower": "four leaf clover, herb, potted plant, seedling, shamrock, cactus, broccoli",
     "is a tree": "cactus, bouquet, broccoli, wood, house with garden",
