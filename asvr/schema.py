@@ -128,6 +128,13 @@ SECTIONS = dict(
         limit=optional(count()),
         num_examples=count(0, required=False),
     ),
+    validation=dict(
+        dataset=COMPONENT,
+        interval=count(),
+        batch_size=count(required=False),
+        max_new_tokens=count(required=False),
+        limit=optional(count()),
+    ),
     runtime=dict(
         seed=count(0),
         device=Field("'auto', 'cpu', 'cuda' or 'cuda:0'", lambda v: isinstance(v, str) and is_device(v)),

@@ -56,7 +56,7 @@ NESTED = dict(
     template=TEMPLATES,
 )
 ONCE = ("text_tokenizer", "runtime")
-BY_STAGE = ("model", "data", "optim", "schedule", "evaluation")
+BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation")
 OF_STAGE = ("train", "init", *BY_STAGE)
 OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
 SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
@@ -138,7 +138,7 @@ def _section(key: str, value: Any) -> list[str]:
         return check_component(key, value, TEXT_TOKENIZERS)
     if key == "model":
         return check_component(key, value, MODELS)
-    if key == "evaluation" and value is None:  # a stage that is not evaluated
+    if key in ("evaluation", "validation") and value is None:  # a stage that is not evaluated
         return []
     problems = check_fields(key, value, SECTIONS[key])
     if not isinstance(value, dict):

@@ -73,15 +73,16 @@ def check_data(cfg: Config, tokenizer, num_image_tokens: dict[str, int]) -> None
 
 
 def dataset_configs(stage: Config) -> dict[str, dict]:
-    """What a stage trains on, and is evaluated on, by its key in the config; with the stage's policy on refusals."""
+    """What a stage trains on, and is asked about, by its key in the config; with the stage's policy on refusals."""
     configs = {"data.train": stage.data.train}
-    if stage.get("evaluation"):
-        configs["evaluation.dataset"] = stage.evaluation.dataset
+    for key in ("evaluation", "validation"):
+        if stage.get(key):
+            configs[f"{key}.dataset"] = stage[key].dataset
     return {key: dict(dict(on_error=stage.data.on_error), **config) for key, config in configs.items()}
 
 
 def pictures_of_stages(cfg: Config) -> tuple[list[str], dict]:
-    """Keys of the training pictures of all stages, and every picture (key -> file), the evaluation's among them."""
+    """Keys of the training pictures of all stages, and every picture (key -> file), those of questions among them."""
     training, everything = [], []
     for name in cfg.stages:
         configs = dataset_configs(stage_config(cfg, name))

@@ -14,28 +14,17 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 from asvr.config import MODEL_FILE, is_model_folder, stage_config
 from asvr.engine import checkpoint
-from asvr.engine.build import (
-    build_collate,
-    build_dataset,
-    build_device,
-    build_model,
-    build_train_loader,
-    data_fingerprint,
-    num_steps,
-    pack_limits,
-)
-from asvr.engine.hooks import CheckpointHook, ProgressHook
+from asvr.engine.build import build_device, build_model, data_fingerprint
 from asvr.engine.log import logger
-from asvr.engine.optim import PRECISIONS, build_optim_wrapper, build_schedulers
+from asvr.engine.optim import PRECISIONS
 from asvr.engine.prepare import Prepared
+from asvr.engine.runner import build_runner
 from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks
 from asvr.pretrained import start_from
-from asvr.profiling.step_flops import step_flops
 from asvr.validate import SCRATCH
 
 DONE = "done.json"
@@ -49,6 +38,7 @@ _FREE = (
     "data.cache_budget_gb",
     "data.on_error",  # what is refused is left out of its batch; no other sample moves
     "evaluation",
+    "validation",
 )
 
 
@@ -85,7 +75,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     )
     if stage.runtime.get("compile"):
         compile_blocks(model.llm)
-    runner = _build_runner(stage, name, model, prepared, work_dir, meta)
+    runner = build_runner(stage, name, model, prepared, work_dir, meta)
     if newest is not None:
         _restore(runner, newest)
         logger.info("stage %s goes on from step %d of %d (%s)", name, runner.iter, runner.max_iters, newest)
@@ -176,47 +166,6 @@ def _last_checkpoint(work_dir: Path, name: str) -> Path | None:
         return None
     steps = json.loads((work_dir / name / DONE).read_text())["steps"]
     return newest if checkpoint.read_meta(newest)["step"] == steps else None
-
-
-def _build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
-    folder, data, runtime = work_dir / name, stage.data, stage.runtime
-    dataset = build_dataset(data.train, data, prepared.text_tokenizer, model.encoder.num_tokens)
-    steps = num_steps(stage, len(dataset))
-    optim_wrapper = build_optim_wrapper(model, stage.optim)
-    experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
-    logger.info(
-        "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
-    )
-    return Runner(
-        model=model,
-        work_dir=str(folder / "mmengine"),
-        experiment_name=experiment,
-        train_dataloader=build_train_loader(
-            stage,
-            dataset,
-            build_collate(data, model, prepared.text_tokenizer, prepared.cache, packed=pack_limits(data) is not None),
-        ),
-        train_cfg=dict(type="StepLoop", steps=steps),
-        optim_wrapper=optim_wrapper,
-        param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
-        default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
-        custom_hooks=[
-            ProgressHook(
-                file=str(work_dir / "metrics.jsonl"), stage=name, interval=runtime.log_interval, flops=step_flops(stage)
-            ),
-            CheckpointHook(
-                folder=str(folder / "checkpoints"),
-                interval=runtime.checkpoint_interval,
-                keep=runtime.keep_checkpoints,
-                meta=meta | dict(samples=len(dataset), data=data_fingerprint(dataset)),
-            ),
-        ],
-        visualizer=Visualizer.get_instance(experiment, vis_backends=None),
-        randomness=dict(seed=runtime.seed),
-        env_cfg=dict(dist_cfg=dict(backend="gloo")),
-        default_scope="asvr",
-        log_level="WARNING",
-    )
 
 
 def _restore(runner: Runner, folder: Path) -> None:

@@ -45,8 +45,9 @@ def evaluate(
     samples_file: gets one JSON object a question: id, kind, question, expected, answer, right.
     limit: only the first questions. num_examples: how many pictures, evenly spaced, are kept with a map of which
     of their visual tokens were predicted right.
-    Returns accuracy in [0, 1], in all and by kind; code accuracy by target and depth on the pictures, given
-    the true codes of the depths before (as in training); questions refused; seconds; the examples.
+    Returns accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes; code accuracy on the
+    pictures, given the true codes of the depths before (as in training), by target and depth, and by target and place
+    (a row of the picture's grid a list); questions refused; seconds; the examples.
     """
     start = time.perf_counter()
     model.eval()
@@ -76,10 +77,12 @@ def evaluate(
     asked = [(i, item) for i, item in asked if i in rows]
     samples_file.parent.mkdir(parents=True, exist_ok=True)
     samples_file.write_text("".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)))
-    codes, examples = _codes(model, samples_file.parent, asked, rows, collate, batch_size, num_examples, dtype)
+    codes, places, examples = _codes(model, samples_file.parent, asked, rows, collate, batch_size, num_examples, dtype)
     return dict(
         _summary(rows.values()),
+        losses=_losses(model, dataset, [i for i, _ in asked], collate, batch_size, dtype),
         codes=codes,
+        codes_by_place=places,
         refused=len(items) - len(asked),
         seconds=round(time.perf_counter() - start, 1),
         examples=examples,
@@ -121,21 +124,36 @@ def _summary(rows) -> dict:
 
 
 @torch.inference_mode()
+def _losses(model, dataset, numbers: list[int], collate, batch_size: int, dtype) -> dict[str, float]:
+    """Nats a token, of the records' answers and of the codes of their pictures, as training counts them."""
+    sums, counts = defaultdict(float), defaultdict(float)
+    for first in range(0, len(numbers), batch_size):
+        batch = collate([dataset[i] for i in numbers[first : first + batch_size]])
+        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+            out = model(batch.to(model.device))
+        for name, count in model.count_targets([batch]).items():
+            if name in out:
+                sums[name] += out[name].item()
+                counts[name] += count
+    return {name: sums[name] / counts[name] for name in sums}
+
+
+@torch.inference_mode()
 def _codes(
     model, folder: Path, asked, rows, collate, batch_size: int, num_examples: int, dtype
-) -> tuple[dict, list[dict]]:
-    """Code accuracy on each distinct picture, and the examples, whose pictures stand in ``folder`` if nowhere else."""
+) -> tuple[dict, dict, list[dict]]:
+    """Code accuracy on each distinct picture by depth and by place, and the examples, whose pictures stand in
+    ``folder`` if nowhere else."""
     first_question = {}
     for i, item in sorted(asked):
         if len(item["image_keys"]) == 1:
             first_question.setdefault(item["image_keys"][0], (i, item))
     if not first_question or not model.targets:
-        return {}, []
+        return {}, {}, []
     pictures = list(first_question.values())
-    spaced = range(0, len(pictures), max(1, len(pictures) // num_examples))
-    chosen = {pictures[j][0] for j in list(spaced)[:num_examples]} if num_examples else set()
-    right = {target.name: [] for target in model.targets}
-    examples = []
+    spaced = range(0, len(pictures), max(1, len(pictures) // max(1, num_examples)))
+    chosen = {pictures[j][0] for j in list(spaced)[:num_examples]}
+    right, maps, examples = defaultdict(list), defaultdict(list), []
     for first in range(0, len(pictures), batch_size):
         chunk = pictures[first : first + batch_size]
         batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk]).to(model.device)
@@ -143,15 +161,18 @@ def _codes(
             right_IND = {target.name: right_codes(model, target, batch) for target in model.targets}
         for name, value in right_IND.items():
             right[name].append(value.float().nanmean(1).cpu())
+            maps[name].append(value.float().mean(-1).cpu())
         for row, (i, item) in enumerate(chunk):
             if i in chosen:
-                maps = {
+                shares = {
                     name: value[row].mean(-1).view(*model.encoder.grid).tolist() for name, value in right_IND.items()
                 }
                 examples.append(
-                    dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=maps)
+                    dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=shares)
                 )
-    return {name: torch.cat(values).mean(0).tolist() for name, values in right.items()}, examples
+    by_depth = {name: torch.cat(values).mean(0).tolist() for name, values in right.items()}
+    places = {name: torch.cat(values).nanmean(0).view(*model.encoder.grid).tolist() for name, values in maps.items()}
+    return by_depth, places, examples
 
 
 def _file_of(source, file: Path) -> str:
@@ -179,6 +200,7 @@ def report(result: dict) -> str:
     """One line for people."""
     kinds = ", ".join(f"{kind} {100 * r['accuracy']:.1f} %" for kind, r in result["by_kind"].items())
     text = f"{100 * result['accuracy']:.2f} % of {result['total']} questions ({kinds})"
+    text += "".join(f", {name} loss {value:.4f}" for name, value in result["losses"].items())
     for name, values in result["codes"].items():
         text += f"; {name} codes {' / '.join(f'{100 * v:.1f}' for v in values)} % by depth"
     return text + (f"; {result['refused']} questions refused" if result["refused"] else "")

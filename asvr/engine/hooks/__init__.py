@@ -2,5 +2,6 @@
 
 from asvr.engine.hooks.checkpoint import CheckpointHook
 from asvr.engine.hooks.progress import ProgressHook
+from asvr.engine.hooks.validation import ValidationHook
 
-__all__ = ["CheckpointHook", "ProgressHook"]
+__all__ = ["CheckpointHook", "ProgressHook", "ValidationHook"]

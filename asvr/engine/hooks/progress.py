@@ -47,7 +47,7 @@ class ProgressHook(Hook):
         self.counts, self.refused = Counter(state["counts"]), Counter(state["refused"])
 
     def before_train(self, runner) -> None:
-        _forget_after(self.file, self.stage, runner.iter)
+        forget_after(self.file, self.stage, runner.iter)
         self.bar = progress_bar(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step")
         self.sums = {key: value.to(runner.model.device) for key, value in self.sums.items()}
         self.first = runner.iter
@@ -165,7 +165,7 @@ def _peak_memory_gib(device: torch.device) -> float:
     return resident_bytes() / 2**30
 
 
-def _forget_after(file: Path, stage: str, step: int) -> None:
+def forget_after(file: Path, stage: str, step: int) -> None:
     """Drop lines of this stage after ``step``: a resumed run writes them again."""
     if file.is_file():
         whole, _, _ = file.read_text().rpartition("\n")  # a kill may have torn the last line

@@ -1,0 +1,92 @@
+"""MMEngine's Runner for one stage of a config."""
+
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+
+from asvr.engine.build import (
+    build_collate,
+    build_dataset,
+    build_train_loader,
+    data_fingerprint,
+    num_steps,
+    pack_limits,
+)
+from asvr.engine.hooks import CheckpointHook, ProgressHook, ValidationHook
+from asvr.engine.log import logger
+from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.prepare import Prepared
+from asvr.evaluation.accuracy import evaluate
+from asvr.profiling.step_flops import step_flops
+
+
+def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
+    folder, data, runtime = work_dir / name, stage.data, stage.runtime
+    dataset = build_dataset(data.train, data, prepared.text_tokenizer, model.encoder.num_tokens)
+    steps = num_steps(stage, len(dataset))
+    optim_wrapper = build_optim_wrapper(model, stage.optim)
+    meta = meta | dict(samples=len(dataset), data=data_fingerprint(dataset))
+    experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
+    logger.info(
+        "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
+    )
+    return Runner(
+        model=model,
+        work_dir=str(folder / "mmengine"),
+        experiment_name=experiment,
+        train_dataloader=build_train_loader(
+            stage,
+            dataset,
+            build_collate(data, model, prepared.text_tokenizer, prepared.cache, packed=pack_limits(data) is not None),
+        ),
+        train_cfg=dict(type="StepLoop", steps=steps),
+        optim_wrapper=optim_wrapper,
+        param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
+        default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
+        custom_hooks=[
+            ProgressHook(
+                file=str(work_dir / "metrics.jsonl"), stage=name, interval=runtime.log_interval, flops=step_flops(stage)
+            ),
+            CheckpointHook(
+                folder=str(folder / "checkpoints"),
+                interval=runtime.checkpoint_interval,
+                keep=runtime.keep_checkpoints,
+                meta=meta,
+            ),
+            *_validation(stage, name, model, prepared, work_dir, meta),
+        ],
+        visualizer=Visualizer.get_instance(experiment, vis_backends=None),
+        randomness=dict(seed=runtime.seed),
+        env_cfg=dict(dist_cfg=dict(backend="gloo")),
+        default_scope="asvr",
+        log_level="WARNING",
+    )
+
+
+def _validation(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> list:
+    if not stage.get("validation"):
+        return []
+    settings = dict(stage.validation)
+    interval, config = settings.pop("interval"), settings.pop("dataset")
+    dataset = build_dataset(config, stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
+
+    def validate(model) -> dict:
+        return evaluate(
+            model,
+            dataset,
+            prepared.text_tokenizer,
+            data=stage.data,
+            cache=prepared.cache,
+            samples_file=work_dir / name / "validation.jsonl",
+            precision=stage.optim.precision,
+            num_examples=0,
+            **settings,
+        )
+
+    file, folder = work_dir / "validation.jsonl", work_dir / name
+    return [
+        ValidationHook(validate=validate, file=str(file), folder=str(folder), stage=name, interval=interval, meta=meta)
+    ]
