@@ -150,8 +150,6 @@ def _section(key: str, value: Any) -> list[str]:
         whole, part = value.get("global_batch"), value.get("micro_batch")
         if count().test(whole) and count().test(part) and whole % part:
             problems.append(f"data.global_batch={whole}: expected a multiple of data.micro_batch={part}")
-        if value.get("cache") is True and value.get("cache_dir") is not None:
-            problems.append("data.cache_dir: only with cache='codes'; features and codes stand in the work dir")
         problems += _packing(value)
     return problems
 

@@ -120,10 +120,6 @@ def test_a_right_config_passes():
         ({"model.reconstruction.0.wieght": 1}, "model.reconstruction[0].wieght: unknown field; did you mean 'weight'?"),
         ({"model.reconstruction.0.shift": 2}, "model.reconstruction[0].shift=2: expected one of 0, 1"),
         ({"model.reconstruction.0.shift": True}, "model.reconstruction[0].shift=True: expected one of 0, 1"),
-        (
-            {"data.cache": True, "data.cache_dir": "codes"},
-            "data.cache_dir: only with cache='codes'; features and codes stand in the work dir",
-        ),
         ({"model.encoder.layer": "last"}, "model.encoder.layer='last': expected int"),
         ({"model.encoder.layer": True}, "model.encoder.layer=True: expected int"),
         ({"model.llm.arch.num_attention_heads": 0}, "model.llm.arch: integer division or modulo by zero"),

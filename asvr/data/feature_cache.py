@@ -91,7 +91,7 @@ class FeatureCache:
                 for row, batch in zip(range(0, len(keys), BATCH), source, strict=True):
                     out[row : row + BATCH] = encode(batch.to(device)).cpu().numpy()
                     bar.update(len(batch))
-            partial = file.with_suffix(".partial.npy")
+            partial = file.with_suffix(f".{os.getpid()}.partial.npy")  # runs may share the folder
             np.save(partial, out)
             os.replace(partial, file)
         self.codes_IND[target] = np.load(file, mmap_mode="r")
@@ -118,7 +118,7 @@ def build_feature_cache(
     folder = folder_of(root, encoder, pictures, aspect, config)
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
-        partial = folder.with_name(f".{folder.name}.partial")
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")  # runs may share the root
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         kept, out = [], None
@@ -142,7 +142,10 @@ def build_feature_cache(
             raise ValueError(f"none of the {len(pictures)} pictures can be read: {next(iter(refused.values()))[0]}")
         out.flush()
         (partial / INDEX).write_text(json.dumps(dict(keys=kept, dtype=dtype, refused=refused or {})))
-        os.replace(partial, folder)
+        if (folder / INDEX).is_file():  # another run was faster
+            shutil.rmtree(partial)
+        else:
+            os.replace(partial, folder)
     cache = FeatureCache(folder)
     if cache.refused:
         message, _ = next(iter(cache.refused.values()))

@@ -42,19 +42,20 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     what a run is, wherever it lies.
     """
     cfg = copy.deepcopy(cfg)
-    targets = [target for target in cfg.model.reconstruction if "fit" in target]
+    entries = entries_of(cfg)
+    root = Path(cfg.data.get("cache_dir") or work_dir / "cache")
     if cfg.data.get("cache", False) == "codes":
-        return Prepared(cfg, text_tokenizer, code_cache(cfg, Path(cfg.data.get("cache_dir") or work_dir / "cache")))
+        return Prepared(cfg, text_tokenizer, code_cache(cfg, root))
     if not cfg.data.get("cache", False):
-        if targets:
-            raise ValueError(f"reconstruction target {targets[0]['name']!r} has `fit`, which needs data.cache=True")
+        if fitted := [entry["name"] for entry in entries if "fit" in entry]:
+            raise ValueError(f"reconstruction target {fitted[0]!r} has `fit`, which needs data.cache=True")
         return Prepared(cfg, text_tokenizer, None)
 
     device = build_device(cfg.runtime.device)
     encoder = as_in_training(ENCODERS.build(cfg.model.encoder), cfg, device)
     training, all_pictures = pictures_of(cfg)
     cache = build_feature_cache(
-        work_dir / "cache",
+        root,
         encoder,
         all_pictures,
         cfg.data.image_aspect,
@@ -64,14 +65,16 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
         budget_gb=cfg.data.get("cache_budget_gb"),
     )
     training = [key for key in training if key in cache.rows]
-    for target in targets:
+    for target in entries:
+        if "fit" not in target:
+            continue
         folder = work_dir / "tokenizers" / f"{target['name']}-{_fit_digest(target, cache, training, cfg.runtime.seed)}"
         if not folder.is_dir():
             pictures = {key: all_pictures[key] for key in training}
             _fit(target, folder, encoder, cache, pictures, cfg.data.image_aspect, cfg.runtime.seed, device)
         target["tokenizer"]["name"] = str(folder)
         del target["fit"]
-    for target in cfg.model.reconstruction:
+    for target in {entry["name"]: entry for entry in entries}.values():
         visual = as_in_training(build_tokenizer(target["tokenizer"], encoder), cfg, device)
         shared = shares_encoder(visual, encoder)
         cache.add_codes(
@@ -86,6 +89,12 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     return Prepared(cfg, text_tokenizer, cache)
 
 
+def entries_of(cfg: Config) -> list[dict]:
+    """Every entry of every list of reconstruction targets: the model's, and those that stages put in its place."""
+    models = [cfg.model, *(stage.get("model") or {} for stage in cfg.stages.values())]
+    return [entry for model in models for entry in model.get("reconstruction") or []]
+
+
 def pictures_of(cfg: Config) -> tuple[list[str], dict]:
     """`pictures_of_stages`, where the cached features of the frozen encoder serve all stages."""
     for name in cfg.stages:
@@ -94,14 +103,21 @@ def pictures_of(cfg: Config) -> tuple[list[str], dict]:
             raise ValueError(
                 f"data.cache holds features of a frozen encoder, and stage {name} trains it: set data.cache=False"
             )
-        for key in ("encoder", "reconstruction"):
-            if stage.model[key] != cfg.model[key]:
-                raise ValueError(
-                    f"data.cache serves all stages, and stages.{name}.model.{key} differs: set data.cache=False"
-                )
+        if stage.model.encoder != cfg.model.encoder:
+            raise ValueError(
+                f"data.cache serves all stages, and stages.{name}.model.encoder differs: set data.cache=False"
+            )
         if stage.data.image_aspect != cfg.data.image_aspect:
             raise ValueError(
                 f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}"
+            )
+    codes: dict[str, tuple] = {}
+    for entry in entries_of(cfg):
+        own = entry["tokenizer"], entry.get("fit")
+        if codes.setdefault(entry["name"], own) != own:
+            raise ValueError(
+                f"data.cache serves all stages, and target {entry['name']!r} has several tokenizers: give the targets "
+                "different names, or set data.cache=False"
             )
     return pictures_of_stages(cfg)
 

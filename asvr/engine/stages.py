@@ -20,7 +20,7 @@ from asvr.engine import checkpoint
 from asvr.engine.build import build_device, build_model, data_fingerprint
 from asvr.engine.log import logger
 from asvr.engine.optim import PRECISIONS
-from asvr.engine.prepare import Prepared
+from asvr.engine.prepare import Prepared, entries_of
 from asvr.engine.runner import build_runner
 from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks
@@ -122,9 +122,10 @@ def finished_model(cfg: Config, name: str, text_tokenizer, work_dir: Path) -> tu
     cfg_here = copy.deepcopy(cfg)
     require_finished(work_dir, name)
     folder = _last_checkpoint(work_dir, name)
-    for target in cfg_here.model.reconstruction:
-        if "fit" in target and folder is not None:
-            fitted = checkpoint.read_meta(folder)["frozen"][f"tokenizer.{target['name']}"]["source"]
+    frozen = checkpoint.read_meta(folder)["frozen"] if folder is not None else {}
+    for target in entries_of(cfg_here):
+        if "fit" in target and f"tokenizer.{target['name']}" in frozen:
+            fitted = frozen[f"tokenizer.{target['name']}"]["source"]
             target["tokenizer"]["name"] = str((work_dir / "tokenizers" / Path(fitted).name).absolute())
             del target["fit"]
     model = load_stage(cfg, name, Prepared(cfg_here, text_tokenizer, None), work_dir)

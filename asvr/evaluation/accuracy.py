@@ -42,7 +42,8 @@ def evaluate(
 ) -> dict:
     """Ask every question of ``dataset`` (its last answer is the expected one) and compare.
 
-    samples_file: gets one JSON object a question: id, kind, question, expected, answer, right.
+    samples_file: gets one JSON object a question: id, image (its name), kind, question, expected, answer,
+        right.
     limit: only the first questions. num_examples: how many pictures, evenly spaced, are kept with a map of which
     of their visual tokens were predicted right.
     Returns accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes; code accuracy on the
@@ -100,9 +101,11 @@ def _row(dataset, i: int, item: dict, answer: str) -> dict:
         raise ValueError(
             f"{item['sample_id']}: this question has no answer to compare with; it must end with a 'gpt' turn"
         )
+    record = dataset.record(i)
     return dict(
         id=item["sample_id"],
-        kind=dataset.record(i).get("category", NO_KIND),
+        image=record.get("image"),
+        kind=record.get("category", NO_KIND),
         question=item["question"],
         expected=item["answer"],
         answer=answer,

@@ -22,11 +22,11 @@ class Scenes(ConversationDataset):
 
     split: ``train`` draws with two of three sets of drawings, ``test`` with the third: known things in unseen
     pictures. scenes: how many. per_scene: questions of a scene, of different kinds by chance; None: one of every kind
-    that the scene allows. kinds: only these, see `asvr.data.scenes.questions.MAKERS`. captions: one record more a
-    scene, its names. with_text: only so many scenes, the first ones, have records with text; each other one is a record
-    of its picture alone. 0: no scene has text. with_images: False leaves the pictures out, for a blind model.
-    concepts: how many of the objects; each group keeps its share. size: pixels of a side. The category of a question is
-    its kind. For the other arguments see `asvr.data.records.ConversationDataset`.
+    that the scene allows. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one
+    record more a scene, its names. with_text: only so many scenes, the first ones, have records with text; each other
+    one is a record of its picture alone. with_images: False leaves the pictures out, for a blind model. concepts: how
+    many of the objects; each group keeps its share. size: pixels of a side. The category of a question is its kind. For
+    the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError where an argument is out of range.
     """
@@ -51,7 +51,8 @@ class Scenes(ConversationDataset):
         self.source, self.size, self.with_images = f"scenes/{split}", size, with_images
         self.drawn = f"{self.source} seed={seed} concepts={concepts} size={size}"
         self.names = some_names(concepts)
-        self.per_scene, self.kinds, self.captions = per_scene, kinds or list(questions.MAKERS), captions
+        self.per_scene, self.captions = per_scene, captions
+        self.kinds = list(questions.MAKERS) if kinds is None else kinds
         self.scenes = [
             make_scene(random.Random(f"{seed} {split} scene {i}"), self.names, SPLITS[split]) for i in range(scenes)
         ]

@@ -1,0 +1,176 @@
+"""A study: several arms of one config, several seeds each, asked the same questions.
+
+A study is a Python file::
+
+  config = '../scenes_mini.py'   what all arms have in common
+  seeds = [0, 1, 2]
+  baseline = 'none'              the arm that all others are compared with
+  groups = dict(ocr=['word'])    optional: kinds of question by group
+  tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, one for all arms
+  arms = dict(none=dict(model=dict(reconstruction=[])), ...)   each: what it changes, merged over the config
+
+In an arm, ``study:NAME`` stands for the folder of a tokenizer of the study.
+
+out/
+  report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of tools/train.py)
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+
+from asvr.config import load_config
+from asvr.engine.log import logger, progress_bar
+from asvr.schema import nearest
+from asvr.validate import check_config
+
+FIELDS = ("config", "seeds", "baseline", "groups", "tokenizers", "arms")
+REQUIRED = ("config", "seeds", "baseline", "arms")
+MARK = "study:"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed. work_dir: where it stands."""
+
+    arm: str
+    seed: int
+    work_dir: Path
+
+
+def load_study(file: Path) -> Config:
+    """Read a study and check what does not need a run.
+
+    Raises ``ValueError`` with every problem of its fields, or with those of an arm's config.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no study {file}")
+    study = Config.fromfile(file, import_custom_modules=False)
+    problems = [f"{key}: unknown; {nearest(key, FIELDS)}" for key in study if key not in FIELDS]
+    problems += [f"{key} is missing" for key in REQUIRED if key not in study]
+    if not problems and study.baseline not in study.arms:
+        problems.append(f"baseline={study.baseline!r}: no such arm; {nearest(study.baseline, list(study.arms))}")
+    if not problems and (not study.seeds or len(set(study.seeds)) != len(study.seeds)):
+        problems.append(f"seeds={list(study.seeds)}: expected different numbers")
+    if problems:
+        raise ValueError(f"{file}:\n" + "\n".join(f"- {problem}" for problem in problems))
+    study.config = str((file.parent / study.config).resolve())
+    study.tokenizers = {n: str((file.parent / path).resolve()) for n, path in study.get("tokenizers", {}).items()}
+    for arm in study.arms:
+        try:
+            check_config(arm_config(study, arm, study.seeds[0], file.parent))
+        except ValueError as error:
+            raise ValueError(f"{file}, arm {arm!r}: {error}") from error
+    return study
+
+
+def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
+    """What ``tools/train.py`` would run."""
+    cfg = load_config(study.config)
+    folders = {name: out / "tokenizers" / name / "tokenizer" for name in study.tokenizers}
+    try:
+        cfg.merge_from_dict(_named(study.arms[arm].to_dict(), folders))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"does not fit {study.config}: {error}") from error
+    cfg.merge_from_dict(dict(runtime=dict(seed=seed), data=dict(cache_dir=str(out / "cache"))))
+    return cfg
+
+
+def _named(value, folders: dict[str, Path]):
+    """``value`` with folders in place of the names of the study's tokenizers."""
+    if isinstance(value, dict):
+        return {key: _named(item, folders) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(item, folders) for item in value]
+    if isinstance(value, str) and value.startswith(MARK):
+        name = value.removeprefix(MARK)
+        if name not in folders:
+            raise ValueError(f"{value!r}: the study has no tokenizer {name!r}; {nearest(name, list(folders))}")
+        return str(folders[name].absolute())
+    return value
+
+
+def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
+    """Train and evaluate every arm with every seed; what is finished is kept, what was interrupted goes on.
+
+    jobs: runs at the same time, each with its part of the cores. Seed after seed, so that a study that is stopped has
+    all arms of the seeds so far. Returns what failed; the others are done all the same.
+    """
+    for name, config in study.tokenizers.items():
+        _train_tokenizer(config, out / "tokenizers" / name)
+    waiting = [Run(arm, seed, out / arm / f"seed_{seed}") for seed in study.seeds for arm in study.arms]
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # of processes that begin from now on
+    failed: list[str] = []
+    with (
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool,
+        progress_bar(total=len(waiting), desc="study", unit="run") as bar,
+    ):
+        under_way: dict = {}
+        while waiting or under_way:
+            together = jobs if bar.n else 1  # the first run makes the features that all others read
+            while waiting and len(under_way) < together:
+                run = waiting.pop(0)
+                under_way[pool.submit(_one, study.to_dict(), run, out)] = run
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                run, problem = under_way.pop(future), future.result()
+                bar.update(1)
+                told = f"{run.arm}, seed {run.seed}: {problem or 'done'} ({run.work_dir / 'console.log'})"
+                logger.info(told)
+                if problem is not None:
+                    failed.append(told)
+    return failed
+
+
+def _train_tokenizer(config: str, work_dir: Path) -> None:
+    if not (work_dir / "report.json").is_file():
+        from asvr.models.tokenizers.run import run_config
+
+        run_config(config, work_dir=work_dir, seed=0)
+
+
+def _one(study: dict, run: Run, out: Path) -> str | None:
+    """In a process of its own. What went wrong, or None."""
+    run.work_dir.mkdir(parents=True, exist_ok=True)
+    with open(run.work_dir / "console.log", "a") as console, redirect_stdout(console), redirect_stderr(console):
+        from asvr.engine.run import run as train
+
+        try:
+            train(arm_config(Config(study), run.arm, run.seed, out), run.work_dir)
+        except Exception as error:  # told at the end, with the file that has all of it
+            traceback.print_exc(file=sys.stderr)
+            return f"{type(error).__name__}: {error}".split("\n")[0]
+    return None
+
+
+def collect(study: Config, out: Path) -> dict[str, list[dict]]:
+    """Arm -> for each seed its result, with ``answers``, ``seconds`` of training and ``work_dir``.
+
+    Raises ``ValueError`` where a run is not finished, or was asked other questions than the baseline.
+    """
+    found: dict[str, list[dict]] = {}
+    expected = None
+    for arm in (study.baseline, *(arm for arm in study.arms if arm != study.baseline)):
+        for seed in study.seeds:
+            work_dir = out / arm / f"seed_{seed}"
+            stage = list(arm_config(study, arm, seed, out).stages)[-1]
+            results, file = work_dir / "results.json", work_dir / stage / "answers.jsonl"
+            if not results.is_file() or not file.is_file() or stage not in json.loads(results.read_text()):
+                raise ValueError(f"{work_dir}: this run is not finished; the same command without --report runs it")
+            answers = [json.loads(line) for line in file.read_text().splitlines()]
+            asked = [(answer["id"], answer["question"], answer["expected"]) for answer in answers]
+            expected = expected or asked
+            if asked != expected:
+                raise ValueError(f"{work_dir}: was asked other questions than {study.baseline!r}")
+            seconds = sum(json.loads(done.read_text())["seconds"] for done in work_dir.glob("*/done.json"))
+            result = json.loads(results.read_text())[stage]
+            found.setdefault(arm, []).append(dict(result, answers=answers, seconds=seconds, work_dir=str(work_dir)))
+    return found

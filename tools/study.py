@@ -1,0 +1,39 @@
+"""Train every arm of a study with every seed and compare them: python tools/study.py configs/studies/targets_mini.py"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from asvr.cli import run_tool
+from asvr.malloc import keep_freed_memory
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", type=Path, help="a file, such as configs/studies/targets_mini.py")
+    parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the study>")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each with its part of the cores")
+    parser.add_argument("--report", action="store_true", help="train nothing: write the report of finished runs")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.jobs < 1:
+        raise ValueError(f"--jobs {args.jobs}: expected at least 1")
+    keep_freed_memory()
+    from asvr.engine.log import set_up_logging  # here: --help need not wait for torch
+    from asvr.engine.study import collect, load_study, run_study
+    from asvr.evaluation.study_report import write_report
+
+    study = load_study(args.study)
+    out = args.out or Path("work_dirs") / args.study.stem
+    set_up_logging(out / "study.log")
+    failed = [] if args.report else run_study(study, out, jobs=args.jobs)
+    if failed:
+        sys.exit("\n".join([f"{len(failed)} run(s) failed; the same command tries them again:", *failed]))
+    print(write_report(study, collect(study, out), out))
+
+
+if __name__ == "__main__":
+    run_tool(main)
