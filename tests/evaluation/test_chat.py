@@ -1,0 +1,113 @@
+"""Talking about pictures: the answers of `Pretrained.chat`, told as they are written; what is wrong is told too."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from run_helpers import ROOT, tiny_env
+
+import asvr
+from asvr.data.easy_vqa import EasyVQA
+from asvr.evaluation.chat import Conversation, _Stream
+
+QUESTION = "what color is the shape?"
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run):
+    return asvr.load(tiny_run, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def picture() -> str:
+    return str(next(iter(EasyVQA(split="test", max_pictures=1).pictures()))[1])
+
+
+def test_an_answer_is_that_of_chat_and_is_told_as_it_is_written(trained, picture):
+    talk, told = Conversation(trained, max_new_tokens=8), []
+    talk.show(picture)
+    answer = talk.ask(QUESTION, told.append)
+    assert answer == trained.chat(picture, QUESTION, max_new_tokens=8)
+    assert "".join(told).strip() == answer and len(told) > 1
+
+
+def test_what_was_said_before_counts(trained, picture):
+    talk = Conversation(trained, max_new_tokens=4)
+    talk.show(picture)
+    first = talk.ask(QUESTION)
+    talk.show(picture)
+    second = talk.ask("and now?")
+    marks = [message["value"].count("<image>") for message in talk.messages]
+    assert marks == [1, 0, 1, 0] and len(talk.images) == 2
+    messages = [
+        {"from": "human", "value": f"<image>\n{QUESTION}"},
+        {"from": "gpt", "value": first},
+        {"from": "human", "value": "<image>\nand now?"},
+    ]
+    (expected,) = trained.generate([dict(images=[picture, picture], messages=messages)], max_new_tokens=4)
+    assert second == expected
+    talk.clear()
+    assert talk.ask("hello") == trained.chat(None, "hello", max_new_tokens=4)
+
+
+def test_a_mark_in_the_text_is_no_picture(trained):
+    talk = Conversation(trained, max_new_tokens=2)
+    talk.ask("what does <image> mean?")
+    assert talk.messages[0]["value"] == "what does  mean?"
+
+
+def test_characters_of_several_tokens_are_told_whole():
+    class Bytes:
+        def decode(self, ids):
+            return bytes(ids).decode(errors="replace")
+
+    told = []
+    stream = _Stream(Bytes(), told.append)
+    for byte in "é, ö".encode():
+        stream.put(torch.tensor([byte]))
+    assert told == ["é", ",", " ", "ö"]
+
+
+def test_token_maps_are_of_every_depth(trained, picture):
+    talk = Conversation(trained)
+    with pytest.raises(ValueError, match="no picture yet"):
+        talk.token_maps()
+    talk.show(picture)
+    (values,) = talk.token_maps().values()
+    assert values.shape == (*trained.model.encoder.grid, 2)
+    assert set(np.unique(values[~np.isnan(values)])) <= {0.0, 1.0}
+
+
+def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("L", (5, 9)).save(tmp_path / "small.png")
+    lines = [
+        "/map",
+        f"/image {tmp_path / 'text.png'}",
+        f"/image {tmp_path / 'missing.png'}",
+        f"/image {tmp_path / 'small.png'}",
+        f"/image {picture}",
+        QUESTION,
+        f"/map {tmp_path / 'map.png'}",
+        "word " * 600,
+        "/picture x",
+        "/clear",
+        "/quit",
+        "never read",
+    ]
+    command = [sys.executable, "tools/chat.py", str(tiny_run), "--device", "cpu", "--max-new-tokens", "4"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=tiny_env(), input="\n".join(lines), capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.splitlines()
+    assert "error: no picture yet: show one first" in out
+    assert any(line.startswith("error: ") and "text.png cannot be read" in line for line in out)
+    assert any(line.startswith("error: ") and "missing.png is missing" in line for line in out)
+    assert f"{tmp_path / 'small.png'}: 5 x 9 pixels" in out
+    assert any("positions; shorten it" in line for line in out)
+    assert "/picture: unknown; expected /image PATH, /map [FILE], /clear or /quit" in out
+    assert Image.open(tmp_path / "map.png").width > 300 and "never read" not in done.stdout

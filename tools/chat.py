@@ -1,0 +1,74 @@
+"""Talk with a model about pictures: python tools/chat.py FOLDER
+
+FOLDER is a saved model, or the work dir of a finished run. A line is a question, or a command:
+
+/image PATH   show a picture; several before one question are shown together
+/map [FILE]   save where the visual head was right on the last picture (default: token_map.png)
+/clear        forget everything so far
+/quit         end (or Ctrl-D)
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from asvr.cli import run_tool
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--stage", help="of a work dir; default: the last")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    return parser.parse_args()
+
+
+def answer(conversation, line: str) -> None:
+    """Do what a line says; what is wrong with it is told, and the conversation goes on."""
+    from asvr.evaluation.chat import draw_token_maps
+
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    try:
+        if command == "/image":
+            image = conversation.show(rest)
+            print(f"{rest}: {image.width} x {image.height} pixels")
+        elif command == "/map":
+            file = Path(rest or "token_map.png")
+            draw_token_maps(conversation.images[-1] if conversation.images else None, conversation.token_maps(), file)
+            print(f"written: {file}")
+        elif command == "/clear":
+            conversation.clear()
+        elif command.startswith("/"):
+            print(f"{command}: unknown; expected /image PATH, /map [FILE], /clear or /quit")
+        else:
+            conversation.ask(line, lambda text: print(text, end="", flush=True))
+            print()
+    except (ValueError, OSError) as error:
+        print(f"error: {error}")
+
+
+def main() -> None:
+    args = parse_args()
+    import asvr  # here: --help need not wait for torch
+    from asvr.evaluation.chat import Conversation
+
+    pretrained = asvr.load(args.folder, device=args.device, stage=args.stage)
+    if pretrained.text_tokenizer is None:
+        raise ValueError(f"{args.folder} has no text tokenizer: import it again with --text-tokenizer FOLDER")
+    conversation = Conversation(pretrained, max_new_tokens=args.max_new_tokens)
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        if line:
+            answer(conversation, line)
+
+
+if __name__ == "__main__":
+    run_tool(main)
