@@ -9,7 +9,8 @@ A study is a Python file::
   tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, one for all arms
   arms = dict(none=dict(model=dict(reconstruction=[])), ...)   each: what it changes, merged over the config
 
-In an arm, ``study:NAME`` stands for the folder of a tokenizer of the study.
+In an arm, ``study:NAME`` stands for the folder of a tokenizer of the study. Names that begin with ``_`` are the file's
+own.
 
 out/
   report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of tools/train.py)
@@ -53,7 +54,8 @@ def load_study(file: Path) -> Config:
     """
     if not file.is_file():
         raise ValueError(f"there is no study {file}")
-    study = Config.fromfile(file, import_custom_modules=False)
+    read = Config.fromfile(file, import_custom_modules=False)
+    study = Config({key: value for key, value in read.to_dict().items() if not key.startswith("_")})
     problems = [f"{key}: unknown; {nearest(key, FIELDS)}" for key in study if key not in FIELDS]
     problems += [f"{key} is missing" for key in REQUIRED if key not in study]
     if not problems and study.baseline not in study.arms:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from run_helpers import ROOT, tiny_env
 
-from asvr.engine.study import collect, load_study
+from asvr.config import stage_config
+from asvr.data.scenes.questions import MAKERS
+from asvr.engine.study import arm_config, collect, load_study
 from asvr.evaluation.study_report import compare, markdown
 
 BASE = """
@@ -37,7 +39,7 @@ config = 'base.py'
 seeds = [0, 1]
 baseline = 'none'
 groups = dict(general=['what', 'kind', 'count'], ocr=['word'])
-semantic = dict(
+_semantic = dict(
     name='semantic',
     tokenizer=dict(type='SemanticTokenizer', depth=2, codebook_size=8),
     fit=dict(vectors_per_code=8, iterations=2),
@@ -45,8 +47,7 @@ semantic = dict(
     weight=0.3, shift=1)
 arms = dict(
     none=dict(model=dict(reconstruction=[])),
-    late=dict(stages=dict(pretrain=dict(model=dict(reconstruction=[dict(semantic, weight=0.0)])))))
-del semantic
+    late=dict(stages=dict(pretrain=dict(model=dict(reconstruction=[dict(_semantic, weight=0.0)])))))
 """
 
 
@@ -141,3 +142,14 @@ def test_mistakes_are_told_before_the_first_run(change, message, tmp_path):
     (tmp_path / "study.py").write_text(STUDY + change + "\n")
     with pytest.raises(ValueError, match=f"(?s){message}"):
         load_study(tmp_path / "study.py")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/studies").glob("[!_]*.py")), ids=lambda file: file.stem)
+def test_the_studies_are_right(file):
+    study = load_study(file)
+    assert f"python tools/study.py configs/studies/{file.name}" in file.read_text()
+    kinds = [kind for group in study.groups.values() for kind in group]
+    assert sorted(kinds) == sorted(MAKERS)
+    for arm in study.arms:
+        for stage in ("pretrain", "finetune"):
+            stage_config(arm_config(study, arm, 0, file.parent), stage)

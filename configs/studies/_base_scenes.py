@@ -1,0 +1,12 @@
+# What the arms of targets_mini.py have in common: pictures with captions, then questions.
+_base_ = ['../scenes_mini.py']
+
+stages = dict(
+    _delete_=True,
+    pretrain=dict(
+        init='scratch',
+        train=['projector', 'heads', 'llm'],
+        data=dict(train=dict(kinds=[], captions=True)),
+        schedule=dict(steps=300),
+        evaluation=None),
+    finetune=dict(train=['projector', 'heads', 'llm']))

@@ -1,0 +1,51 @@
+# Do reconstruction targets help a small model to understand pictures, and which? Eight arms, three seeds.
+# One code of 256 a visual token for semantic and pixel targets, the same head, both fitted on the same pictures, the
+# same number of steps.
+# python tools/study.py configs/studies/targets_mini.py --jobs 2
+config = './_base_scenes.py'
+seeds = [0, 1, 2]
+baseline = 'none'
+groups = dict(
+    general=['what', 'kind', 'count'],
+    ocr=['word'],
+    knowledge=['knowledge'],
+    visual=['where', 'left_of', 'larger', 'color', 'pose'],
+    hallucination=['exists'])
+tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')
+
+_head = dict(type='DepthTransformerHead', width=64, layers=1, num_heads=4)
+_semantic = dict(
+    name='semantic',
+    tokenizer=dict(type='SemanticTokenizer', depth=1, codebook_size=256),
+    fit=dict(vectors_per_code=512, iterations=15),
+    head=_head,
+    loss=dict(type='CodeCrossEntropy'),
+    weight=0.3,
+    shift=1)
+_pixel = dict(
+    name='pixel',
+    tokenizer=dict(type='PixelTokenizer', name='study:pixel', image_size=32),
+    head=_head,
+    loss=dict(type='CodeCrossEntropy'),
+    weight=0.3,
+    shift=1)
+
+
+def _targets(*entries):
+    return dict(model=dict(reconstruction=list(entries)))
+
+
+_off = dict(_semantic, weight=0.0)
+arms = dict(
+    none=_targets(),
+    blind=dict(
+        _targets(),
+        data=dict(train=dict(with_images=False)),
+        evaluation=dict(dataset=dict(with_images=False))),
+    semantic=_targets(_semantic),
+    semantic_shift0=_targets(dict(_semantic, shift=0)),
+    pixel=_targets(_pixel),
+    both=_targets(_semantic, _pixel),
+    semantic_in_finetune=dict(_targets(_semantic), stages=dict(pretrain=_targets(_off))),
+    semantic_in_pretrain=dict(_targets(_semantic), stages=dict(finetune=_targets(_off))),
+    semantic_of_16=_targets(dict(_semantic, supervise=16)))
