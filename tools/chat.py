@@ -43,8 +43,7 @@ def answer(conversation, line: str) -> None:
         elif command.startswith("/"):
             print(f"{command}: unknown; expected /image PATH, /map [FILE], /clear or /quit")
         else:
-            conversation.ask(line, lambda text: print(text, end="", flush=True))
-            print()
+            print("" if conversation.ask(line, lambda text: print(text, end="", flush=True)) else "(no answer)")
     except (ValueError, OSError) as error:
         print(f"error: {error}")
 

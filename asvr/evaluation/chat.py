@@ -36,14 +36,16 @@ class Conversation:
         return image
 
     def ask(self, question: str, tell: Callable[[str], None] = lambda text: None) -> str:
-        """The answer; ``tell`` gets it piece by piece as it is written. Raises ``ValueError`` where the conversation
-        is longer than the LLM has positions; it stays as it was then."""
+        """The answer; ``tell`` gets it piece by piece as it is written. An empty one is not remembered, nor is its
+        question. Raises ``ValueError`` where the conversation is longer than the LLM has positions; it stays as it was
+        then."""
         marks = "".join(f"{IMAGE_MARK}\n" for _ in range(self.waiting))
         messages = [*self.messages, {"from": "human", "value": marks + question.replace(IMAGE_MARK, "").strip()}]
         prompt = dict(images=self.images, messages=messages)
         streamer = _Stream(self.pretrained.text_tokenizer, tell)
         (answer,) = self.pretrained.generate([prompt], max_new_tokens=self.max_new_tokens, streamer=streamer)
-        self.messages, self.waiting = [*messages, {"from": "gpt", "value": answer}], 0
+        if answer:
+            self.messages, self.waiting = [*messages, {"from": "gpt", "value": answer}], 0
         return answer
 
     def token_maps(self) -> dict[str, np.ndarray]:
