@@ -20,6 +20,14 @@ def enable_activation_checkpointing(model, settings: dict) -> None:
         model.gradient_checkpointing_enable(settings)
 
 
+def disable_activation_checkpointing(model) -> None:
+    """The other way round."""
+    if hasattr(model, "activation_checkpointing_disable"):
+        model.activation_checkpointing_disable()
+    else:
+        model.gradient_checkpointing_disable()
+
+
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
     """Multiply-adds of ``call`` on inputs of these shapes by fvcore, on the meta device.
 

@@ -1,8 +1,9 @@
-"""Memory of the CPU that a training step frees and needs again.
+"""Memory that a training step frees and needs again.
 
-glibc gives large blocks back to the system at once, and the system clears every page of the next one: on the CPU a step
+On the CPU, glibc gives large blocks back to the system at once, and the system clears every page of the next one: a step
 spends much of its time on that. Keeping freed memory, in large pages, costs nothing but a higher resident size between
-steps. To be called before torch is imported; it changes nothing on other systems.
+steps; it changes nothing on other systems. On CUDA, torch's segments may grow: rows of changing lengths would leave
+gaps between blocks that none of the next ones fits. To be called before torch is imported.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 NEVER = -1  # as a size_t: no free top of the heap is large enough to be given back
 HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # read by torch at its first allocation
+SEGMENTS = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**62), HUGE_PAGES: "1"}
 
 
@@ -20,7 +22,9 @@ def _wanted() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Whether it could be set; ``ASVR_KEEP_MEMORY=0`` leaves everything as it is."""
+    """Whether it could be set for the CPU; ``ASVR_KEEP_MEMORY=0`` leaves the CPU's as it is, a ``PYTORCH_ALLOC_CONF``
+    or ``PYTORCH_CUDA_ALLOC_CONF`` of the environment CUDA's."""
+    os.environ.update(growing_segments())
     if not _wanted():
         return False
     os.environ.setdefault(HUGE_PAGES, "1")
@@ -31,3 +35,9 @@ def keep_freed_memory() -> bool:
 def environment_to_keep() -> dict[str, str]:
     """The same for a process that is to be started: its additional environment."""
     return dict(ENVIRONMENT) if _wanted() else {}
+
+
+def growing_segments() -> dict[str, str]:
+    """The environment for CUDA's allocator, where it says nothing of it yet."""
+    said = SEGMENTS.keys() | {"PYTORCH_CUDA_ALLOC_CONF"}
+    return {} if said & os.environ.keys() else dict(SEGMENTS)

@@ -123,14 +123,7 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
     except ValueError as error:
         return [*problems, str(error)]
     problems += [problem for key in BY_STAGE if key in merged for problem in _section(key, merged[key])]
-    return problems + _compiled(merged)
-
-
-def _compiled(stage: Config) -> list[str]:
-    llm = stage.get("model", {}).get("llm", {})
-    if not stage.get("runtime", {}).get("compile") or llm.get("activation_checkpointing") != "selective":
-        return []
-    return ["runtime.compile: not with model.llm.activation_checkpointing='selective'; use 'full' or 'none'"]
+    return problems
 
 
 def _section(key: str, value: Any) -> list[str]:

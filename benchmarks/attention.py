@@ -1,9 +1,11 @@
-"""Attention kernels against plain SDPA, forward and backward: padded rows, packed rows, grouped heads.
+"""Attention kernels against plain SDPA, forward and backward: the LLM's packed rows, with grouped heads too, the
+vision tower and the depth transformer.
 
 python benchmarks/attention.py [--device cuda] [--dtype bfloat16] [--out FILE]
 
 "padded" is SDPA on rows padded to the longest with a causal mask that leaves padding out, as transformers makes it;
-every kernel is measured in turn on the same samples, packed.
+every kernel is measured in turn on the same samples, packed. Rows of tower and depth transformer are all of one length:
+there "sdpa" is what the others stand against.
 """
 
 import argparse
@@ -47,7 +49,7 @@ def main() -> None:
         if problem:
             print(f"{name}: {problem}")
     working = [name for name, problem in kernels.items() if problem is None]
-    rows = []
+    rows = _rectangular(args, lengths, working, device, dtype)
     for keys in sorted({args.heads, max(1, args.heads // 4)}, reverse=True):
         seconds = {name: [] for name in ("padded", *working)}
         for _ in range(1 + args.rounds):
@@ -58,15 +60,46 @@ def main() -> None:
         base = statistics.median(seconds["padded"][1:])
         for name, values in seconds.items():
             middle = statistics.median(values[1:])
-            rows.append(dict(kernel=name, heads=args.heads, key_heads=keys, seconds=middle, speedup=base / middle))
+            rows.append(
+                dict(part="LLM", kernel=name, heads=args.heads, key_heads=keys, seconds=middle, speedup=base / middle)
+            )
     result = dict(machine=machine(device), dtype=args.dtype, lengths=lengths, rows=rows)
     text = f"{in_words(result['machine'])}; {args.dtype}, {len(lengths)} samples of {lengths} tokens\n\n"
     cells = [
-        [row["kernel"], f"{row['heads']} / {row['key_heads']}", f"{row['seconds']:.4f}", f"{row['speedup']:.2f}"]
+        [row["part"], row["kernel"], f"{row['heads']} / {row['key_heads']}"]
+        + [f"{1000 * row['seconds']:.2f}", f"{row['speedup']:.2f}"]
         for row in rows
     ]
-    text += table(["kernel", "heads / key heads", "s, forward and backward", "padded / it"], cells)
+    header = ["part", "kernel", "heads / key heads", "ms, forward and backward", "padded (tower, depth: sdpa) / it"]
+    text += table(header, cells)
     save(args.out, result, text)
+
+
+def _rectangular(args: argparse.Namespace, lengths: list[int], working: list[str], device, dtype) -> list[dict]:
+    """Tower and depth transformer: rows of one length. SigLIP-SO400M's heads, and the released head's."""
+    from asvr.models.attention_kernels import KERNELS
+    from asvr.profiling.worker import Clock
+
+    images, found = len(lengths), []
+    cases = dict(tower=(images, 729, 16, 72, False), depth=(images * 729, 8, 16, 128, True))
+    if device.type == "cpu":  # the proportions of configs/benchmarks/small_asvr.py
+        cases = dict(tower=(images, 729, 5, 32, False), depth=(images * 729, 8, 4, 64, True))
+    for part, (count, tokens, heads, width, causal) in cases.items():
+        seconds: dict[str, list] = {name: [] for name in working}
+        for _ in range(1 + args.rounds):
+            for name in working:
+                q, k, v = _inputs(count, tokens, heads, heads, width, device, dtype)
+                timer = Clock(device)
+                out = KERNELS[name](q, k, v, segments=None, causal=causal, window=None, scale=None)
+                out.backward(out.detach())
+                timer.stop("all")
+                seconds[name].append(timer.seconds()["all"])
+        middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+        found += [
+            dict(part=part, kernel=name, heads=heads, key_heads=heads, seconds=value, speedup=middle["sdpa"] / value)
+            for name, value in middle.items()
+        ]
+    return found
 
 
 def _inputs(rows: int, tokens: int, heads: int, keys: int, width: int, device, dtype) -> list:
@@ -83,9 +116,10 @@ def _packed(kernel, lengths, heads, keys, width, device, dtype, clock) -> float:
 
     inputs, segments = _inputs(1, sum(lengths), heads, keys, width, device, dtype), Segments.of(lengths).to(device)
     timer = clock(device)
-    kernel(*inputs, segments=segments, causal=True, window=None, scale=None).sum().backward()
+    out = kernel(*inputs, segments=segments, causal=True, window=None, scale=None)
+    out.backward(out.detach())
     timer.stop("all")
-    return timer.seconds["all"]
+    return timer.seconds()["all"]
 
 
 def _padded(_, lengths, heads, keys, width, device, dtype, clock) -> float:
@@ -99,9 +133,10 @@ def _padded(_, lengths, heads, keys, width, device, dtype, clock) -> float:
     timer = clock(device)
     groups = heads // keys
     k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
-    F.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out.backward(out.detach())
     timer.stop("all")
-    return timer.seconds["all"]
+    return timer.seconds()["all"]
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main() -> None:
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     raise ValueError(f"{name}, {rows} rows, {mode}: {done.stderr.strip().splitlines()[-1]}")
-                planned, peak = plan.states + plan.activations[plan.mode], int(done.stdout.split()[-1])
+                planned, peak = plan.total, int(done.stdout.split()[-1])
                 found.append(dict(stage=name, rows=rows, mode=mode, planned=planned, measured=peak))
                 print(found[-1], file=sys.stderr)
     where = machine(build_device(cfg.runtime.device))

@@ -3,6 +3,7 @@
 python benchmarks/throughput.py CONFIG                    one configuration
 python benchmarks/throughput.py CONFIG --against CONFIG2  two, in turn, in one run
 python benchmarks/throughput.py CONFIG --plain            against the released code's way of doing the same step
+python benchmarks/throughput.py CONFIG --against CONFIG2 --plain                                   against both
 
 Writes JSON, a table and a picture to --out (default: work_dirs/benchmarks/<name>).
 """
@@ -16,9 +17,8 @@ from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
-    other = parser.add_mutually_exclusive_group()
-    other.add_argument("--against", help="another config, measured in turn with the first")
-    other.add_argument("--plain", action="store_true", help="the same config as the released code would run it")
+    parser.add_argument("--against", help="another config, measured in turn with the first")
+    parser.add_argument("--plain", action="store_true", help="the same config as the released code would run it")
     parser.add_argument("--stage", help="default: the last")
     parser.add_argument("--codes", default="cached", choices=("cached", "online"), help="of the first config")
     parser.add_argument("--samples", type=int, default=8, help="of a step; fewer where memory runs out")
@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="of the .json, .md and .png, without suffix")
     add_cfg_options(parser)
     parser.add_argument(
-        "--other-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the second side alone"
+        "--other-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the last side alone"
     )
     return parser.parse_args()
 
@@ -55,10 +55,11 @@ def main() -> None:
             raise ValueError(f"--{name} {getattr(args, name)}: expected at least 1")
     stem = Path(args.config).stem
     sides = [side(args.config, f"{stem}, {args.codes} codes", codes=args.codes)]
+    if args.against:
+        options = shared if args.plain else shared | own
+        sides.append(side(args.against, Path(args.against).stem, options=options))
     if args.plain:
         sides.append(side(args.config, f"{stem}, plain", plain=True, options=shared | own))
-    if args.against:
-        sides.append(side(args.against, Path(args.against).stem, options=shared | own))
     if own:
         sides[-1].name += f" ({', '.join(args.other_options)})"
     result = compare(sides, samples=args.samples, rounds=args.rounds, steps=args.steps)

@@ -52,13 +52,15 @@ def test_throughput(run, tmp_path):
 
 def test_attention(run):
     result, text = run("attention", "--samples", "2", "--heads", "4", "--width", "8", "--rounds", "1")
-    assert [(row["kernel"], row["key_heads"]) for row in result["rows"] if row["kernel"] in ("padded", "sdpa")] == [
-        ("padded", 4),
-        ("sdpa", 4),
-        ("padded", 1),
-        ("sdpa", 1),
+    assert [(row["part"], row["kernel"], row["key_heads"]) for row in result["rows"]] == [
+        ("tower", "sdpa", 5),
+        ("depth", "sdpa", 4),
+        ("LLM", "padded", 4),
+        ("LLM", "sdpa", 4),
+        ("LLM", "padded", 1),
+        ("LLM", "sdpa", 1),
     ]
-    assert all(row["seconds"] > 0 for row in result["rows"]) and "| sdpa | 4 / 1 |" in text
+    assert all(row["seconds"] > 0 for row in result["rows"]) and "| LLM | sdpa | 4 / 1 |" in text
 
 
 def test_dataloader(run):

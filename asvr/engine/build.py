@@ -124,11 +124,16 @@ def pack_limits(data: Config) -> dict | None:
 
 def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
     """Optimisation steps without end, each a list of micro-batches, of samples in an order that the seed decides."""
-    data = cfg.data
     sampler = ResumableSampler(length=len(dataset), seed=cfg.runtime.seed)
+    return build_step_loader(cfg, dataset, collate, BatchSampler(sampler, size=cfg.data.global_batch))
+
+
+def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> DataLoader:
+    """Optimisation steps, each a list of micro-batches, of the samples that ``batch_sampler`` names."""
+    data = cfg.data
     return DataLoader(
         dataset,
-        batch_sampler=BatchSampler(sampler, size=data.global_batch),
+        batch_sampler=batch_sampler,
         collate_fn=StepCollate(collate, micro_batch=data.micro_batch, pack=pack_limits(data), group=data.get("group")),
         num_workers=data.num_workers,
         pin_memory=torch.cuda.is_available(),

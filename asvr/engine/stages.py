@@ -74,7 +74,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
         frozen=checkpoint.frozen_fingerprints(model),
     )
     if stage.runtime.get("compile"):
-        compile_blocks(model.llm)
+        compile_blocks(model)
     runner = build_runner(stage, name, model, prepared, work_dir, meta)
     if newest is not None:
         _restore(runner, newest)

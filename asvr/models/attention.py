@@ -160,6 +160,15 @@ def set_kernel(model: nn.Module, name: str) -> None:
             module.attention_kernel = KERNELS[name]
 
 
+def keep_kernels_uncompiled(model: nn.Module) -> None:
+    """Have ``torch.compile`` stop in front of a kernel and go on behind it."""
+    for name, kernel in KERNELS.items():
+        AttentionInterface.register(PREFIX + name, _interface(torch.compiler.disable(kernel)))
+    for module in model.modules():
+        if hasattr(module, "attention_kernel"):
+            module.attention_kernel = torch.compiler.disable(module.attention_kernel)
+
+
 @torch.no_grad()
 def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
     """Try whether one packed sample changes another. dtype: of autocast, or None.

@@ -1,34 +1,39 @@
-"""Regional ``torch.compile``: the norms and MLPs of an LLM's blocks, compiled once for all blocks, which are alike.
+"""Regional ``torch.compile``: the parts of an LLM's blocks and the blocks of the depth transformers, compiled once for
+all of a kind.
 
-Attention stays out: its kernel is a library's, and it gets the lengths of packed samples, which change from batch to
-batch and would have everything compiled again. So a block under full activation checkpointing is compiled as well.
+The attention kernel is a library's, and it gets the lengths of packed samples, which change from batch to batch: the
+compiler stops in front of it and goes on behind it. Norms, rotations, activations and casts become few kernels, and
+what a part keeps for the backward pass is the compiler's choice: results of matrix products, since everything else is
+cheaper to compute again. The LLM's blocks themselves stay as they are, so that activation checkpointing works on them.
 """
 
 import logging
+from collections import Counter
 
 from torch import nn
 
+from asvr import compat
+from asvr.models.attention import keep_kernels_uncompiled
+
 logger = logging.getLogger("asvr")
 
-ATTENTION = ("attn", "attention")  # what transformers calls it in a block
 
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
+    """How many parts of a `VLM` were given to the compiler; it runs when they are first used.
 
-def compile_blocks(llm: nn.Module, backend: str = "inductor") -> int:
-    """How many parts were given to the compiler; it runs when they are first used.
-
-    Raises ``ValueError`` where the LLM has no ``blocks``, and with selective activation checkpointing, which chooses
-    among single operations.
+    An LLM, and a head that is to be compiled, name their ``blocks``. ``selective`` checkpointing of the LLM is what
+    the compiler does by itself. Raises ``ValueError`` where the LLM names no blocks.
     """
-    blocks = getattr(llm, "blocks", None)
-    if not blocks:
+    llm = model.llm
+    if not getattr(llm, "blocks", None):
         raise ValueError(f"runtime.compile: {type(llm).__name__} tells no `blocks`; leave it out")
     if getattr(llm, "activation_checkpointing", "none") == "selective":
-        raise ValueError(
-            "runtime.compile: llm.activation_checkpointing='selective' chooses among single operations, which compiled "
-            "ones hide; use 'full' or 'none'"
-        )
-    parts = [part for block in blocks for name, part in block.named_children() if not name.endswith(ATTENTION)]
+        compat.disable_activation_checkpointing(llm.model)
+    keep_kernels_uncompiled(model)
+    parts = [part for block in llm.blocks for part in block.children()]
+    parts += [block for head in model.heads.values() for block in getattr(head, "blocks", [])]
     for part in parts:
         part.compile(backend=backend, dynamic=True)
-    logger.info("torch.compile: norms and MLPs of %d blocks", len(blocks))
+    kinds = Counter(type(part).__name__ for part in parts)
+    logger.info("torch.compile: %s", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     return len(parts)

@@ -5,6 +5,7 @@ from mmengine.config import Config
 from asvr.engine.build import build_device
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
+from asvr.models.compiling import compile_blocks
 from asvr.profiling.memory import full_batch
 from asvr.profiling.peak import held_tensors, step_peak
 from asvr.profiling.worker import random_model
@@ -23,6 +24,8 @@ def measured(stage: Config) -> int:
     device = build_device(stage.runtime.device)
     model = random_model(stage, device)
     use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])
+    if stage.runtime.get("compile"):
+        compile_blocks(model)
     wrapper = build_optim_wrapper(model, stage.optim)
     batch = full_batch(model, stage.data.micro_batch, stage.data.max_length)
     window = [batch, batch]  # accumulation: beside the second one's activations stand all gradients

@@ -51,19 +51,23 @@ MACHINES = (Machine(1, "80 GB", 79.1 * GIB), Machine(8, "80 GB", 79.1 * GIB), Ma
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one card when it holds everything. casts: half-precision copies of trained weights under autocast.
-    activations: by mode of the LLM's activation checkpointing. mode: the config's."""
+    """Bytes on one card when it holds everything. activations: by mode of the LLM's activation checkpointing, with
+    the half-precision copies of trained weights that autocast makes and the backward pass needs. mode: the config's; a
+    compiled LLM without checkpointing keeps what ``selective`` does."""
 
     weights: int
     gradients: int
     optimizer: int
-    casts: int
     activations: dict[str, int]
     mode: str
 
     @property
     def states(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.casts
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.states + self.activations[self.mode]
 
     def per_card(self, machine: Machine) -> int:
         """Bytes on each card, with the states (not the activations) sharded evenly over all cards."""
@@ -82,7 +86,6 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in trained)
     half = torch.bfloat16 if stage.optim.precision == "bf16" else None
-    casts = sum(p.numel() * half.itemsize for p in trained if p.dtype == torch.float32) if half else 0
     shape = largest_micro_batch(stage.data, model.encoder.num_tokens)
     rows, tokens, _ = shape
     llm_dtype = next(model.llm.parameters()).dtype
@@ -91,18 +94,33 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
     model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
     inside, products, outside = saved_bytes(model, shape, half)
     one_block = inside // model.llm.num_layers
+    casts, casts_of_block = _half_copies(model, half)
+    mode = stage.model.llm.get("activation_checkpointing", "none")
+    compiled = stage.runtime.get("compile", False)
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
         optimizer=ADAM_MOMENTS * gradients,
-        casts=casts,
         activations=dict(
-            none=inside + outside,
-            selective=block_inputs + products + one_block + outside,
-            full=block_inputs + one_block + outside,
+            none=inside + casts + outside,
+            selective=block_inputs + products + one_block + casts_of_block + outside,
+            full=block_inputs + one_block + casts_of_block + outside,
         ),
-        mode=stage.model.llm.get("activation_checkpointing", "none"),
+        mode="selective" if compiled and mode == "none" else mode,
     )
+
+
+def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
+    """Bytes of autocast's copies of trained weights: of all (those of heads count with either mode), and with the LLM's
+    blocks computed again, which need the copies of one block at a time."""
+    trained = {id(p): p.numel() * half.itemsize for p in model.parameters() if half and _cast(p)}
+    of_blocks = sum(trained[id(p)] for block in model.llm.blocks for p in block.parameters() if id(p) in trained)
+    total = sum(trained.values())
+    return total, total - of_blocks + of_blocks // model.llm.num_layers
+
+
+def _cast(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad and parameter.dtype == torch.float32
 
 
 def largest_micro_batch(data: Config, visual_tokens: int) -> tuple[int, int, int]:

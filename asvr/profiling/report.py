@@ -99,7 +99,7 @@ def _count(module: torch.nn.Module) -> int:
 def memory_bytes(cfg: Config) -> dict[str, int]:
     """By stage, on one card."""
     plans = {name: plan_memory(stage_config(cfg, name), build_meta(stage_config(cfg, name))) for name in cfg.stages}
-    return {name: plan.states + plan.activations[plan.mode] for name, plan in plans.items()}
+    return {name: plan.total for name, plan in plans.items()}
 
 
 def added(report: dict, other: dict) -> dict:

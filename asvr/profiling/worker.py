@@ -4,18 +4,19 @@ Reads lines of JSON, answers each with one: first what to build, then ``{"steps"
 ``{"peak": true}``.
 """
 
+import itertools
 import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
 from mmengine.config import Config
 
 from asvr.config import load_config, stage_config
-from asvr.data.packing import StepCollate
-from asvr.engine.build import build_collate, build_device, pack_limits
+from asvr.engine.build import build_collate, build_device, build_step_loader, pack_limits
 from asvr.engine.optim import PRECISIONS, build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
@@ -41,11 +42,17 @@ class StoredCodes:
 
     def __init__(self, model, samples: SyntheticSamples, needed: range, aspect: str):
         self.stored: dict[str, dict] = {target.name: {} for target in model.targets}
-        for item in (samples[i] for i in needed):
-            for key, picture in zip(item["image_keys"], item["images"], strict=True):
-                for target in model.targets:
-                    pixels = target.tokenizer.transform(picture, aspect)[None].to(model.device)
-                    self.stored[target.name][key] = target.tokenizer.encode(pixels)[0].to("cpu", torch.int32)
+
+        def pixels(i: int) -> list[tuple]:
+            """Target, key and pixels of each picture of a sample."""
+            item = samples[i]
+            pictures = list(zip(item["image_keys"], item["images"], strict=True))
+            return [(t, key, t.tokenizer.transform(image, aspect)) for key, image in pictures for t in model.targets]
+
+        with ThreadPoolExecutor() as pool:
+            for target, key, tensor in itertools.chain.from_iterable(pool.map(pixels, needed)):
+                codes_IND = target.tokenizer.encode(tensor[None].to(model.device))
+                self.stored[target.name][key] = codes_IND[0].to("cpu", torch.int32)
 
     def check(self, keys: list[str]) -> None:
         pass
@@ -58,8 +65,8 @@ class StoredCodes:
 
 
 class Worker:
-    """spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (a step), steps (in all),
-    first (number of the first one)."""
+    """spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (a step), steps (at the most),
+    first (number of the first one); steps_of_turn: at the most on an accelerator, if fewer."""
 
     def __init__(self, spec: dict):
         cfg = load_config(spec["config"], spec["cfg_options"])
@@ -77,10 +84,14 @@ class Worker:
             max_length=stage.data.max_length,
             vocab_size=model.llm.vocab_size,
         )
-        stored = None
+        on_gpu = self.device.type == "cuda"
+        steps = spec.get("steps_of_turn", spec["steps"]) if on_gpu else spec["steps"]
+        numbers, stored = range(spec["first"], spec["first"] + steps), None
         if spec["codes"] == "cached" and model.targets:
-            needed = range(self.size * spec["first"], self.size * (spec["first"] + spec["steps"]))
+            needed = range(self.size * numbers.start, self.size * numbers.stop)
             stored = StoredCodes(model, self.samples, needed, stage.data.image_aspect)
+        if not on_gpu:
+            stage.data.num_workers = 0  # the step has all cores: workers would share them with it
         micro = f"micro-batches of {stage.data.micro_batch}"
         self.how = f"{micro}, padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
         if not self.plain:
@@ -89,23 +100,22 @@ class Worker:
             codes = f"{spec['codes']} codes, " if model.targets else ""
             self.how = f"{micro}, {rows} rows, {kernel}, {codes}fused AdamW, {stage.optim.precision}"
             if stage.runtime.get("compile"):
-                compile_blocks(model.llm)
-        limits = pack_limits(stage.data)
-        collate = build_collate(stage.data, model, PadId, stored, packed=limits is not None)
-        self.collate = StepCollate(
-            collate, micro_batch=stage.data.micro_batch, pack=limits, group=stage.data.get("group")
-        )
+                compile_blocks(model)
+                self.how += ", compiled"
+        collate = build_collate(stage.data, model, PadId, stored, packed=pack_limits(stage.data) is not None)
+        of_steps = [range(number * self.size, (number + 1) * self.size) for number in numbers]
+        self.windows = iter(build_step_loader(stage, self.samples, collate, of_steps))
         self.flops = StepFlops(stage)
         self.step = PlainStep(model) if self.plain else model
         self.wrapper = build_optim_wrapper(model, stage.optim)
         if self.plain:
             self.wrapper.optimizer = plain_optimizer(model, stage.optim)
         self.optimizer = self.wrapper.optimizer
-        self.number = spec["first"]
 
     def run(self, steps: int) -> dict:
-        """Steps one after another: seconds by phase, losses, tokens, images and FLOPs of each."""
-        return dict(steps=[self.one() for _ in range(steps)], how=self.how)
+        """Steps one after another: seconds by phase, losses, tokens, images and FLOPs of each. As in training, nothing
+        waits for the device between them."""
+        return dict(steps=[read() for read in [self.one() for _ in range(steps)]], how=self.how)
 
     def peak(self) -> dict:
         """Of one more step, whose time does not count, and of the whole process."""
@@ -113,15 +123,14 @@ class Worker:
         held = held_tensors(self.step, self.optimizer)
         return dict(peak_bytes=step_peak(self.one, self.device, held), resident_bytes=resident)
 
-    def one(self) -> dict:
+    def one(self) -> Callable[[], dict]:
+        """Take a step; what is returned waits for it and tells about it."""
         clock, model = Clock(self.device), self.model
-        first = self.number * self.size
-        window = self.collate([self.samples[i] for i in range(first, first + self.size)])
+        window = next(self.windows)
         clock.stop("data")
         logs = self.step.train_step(window, _Timed(self.wrapper, clock))
-        self.number += 1
-        return dict(
-            seconds=clock.seconds,
+        return lambda: dict(
+            seconds=clock.seconds(),
             losses={name: float(logs[name]) for name in model.weights() if name in logs},
             tokens=sum(batch.num_tokens for batch in window),
             positions=sum(batch.input_ids_BT.numel() for batch in window),
@@ -146,7 +155,7 @@ class Worker:
         clock = Clock(self.device)
         a @ b
         clock.stop("product")
-        return clock.seconds["product"]
+        return clock.seconds()["product"]
 
 
 class _Timed:
@@ -172,22 +181,31 @@ class _Timed:
 
 
 class Clock:
-    """Seconds since the last stop, by name, with the device's work done."""
+    """Seconds by name, each from one stop to the next. On CUDA they are the device's: events in its queue, for which
+    nothing waits until the seconds are asked for."""
 
     def __init__(self, device: torch.device):
-        self.device, self.seconds = device, {}
-        self._synchronize()
-        self.last = time.perf_counter()
+        self.device = device
+        self.marks = [("", self._now())]
 
     def stop(self, name: str) -> None:
-        self._synchronize()
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0) + now - self.last
-        self.last = now
+        self.marks.append((name, self._now()))
 
-    def _synchronize(self) -> None:
+    def seconds(self) -> dict[str, float]:
+        found: dict[str, float] = {}
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        for (_, begin), (name, end) in itertools.pairwise(self.marks):
+            taken = begin.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - begin
+            found[name] = found.get(name, 0) + taken
+        return found
+
+    def _now(self):
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 def random_model(stage: Config, device: torch.device):

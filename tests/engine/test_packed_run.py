@@ -46,7 +46,7 @@ def test_a_run_has_the_same_losses(options, padded, tmp_path):
 
 def test_blocks_are_compiled_where_the_config_asks(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(stages, "compile_blocks", lambda llm: asked.append(len(llm.blocks)))
+    monkeypatch.setattr(stages, "compile_blocks", lambda model: asked.append(len(model.llm.blocks)))
     losses(tmp_path / "run", **{"runtime.compile": True})
     assert len(asked) == 3 and min(asked) > 0  # one a stage
 
@@ -56,10 +56,6 @@ def test_impossible_settings_are_told(tmp_path):
         ({"data.pack": dict(max_tokns=3)}, "data.pack=.*expected True, False or dict"),
         ({"data.pack": True, "data.group": "length"}, "data.group: packed samples"),
         ({"data.pack": dict(max_tokens=20)}, "data.pack.max_tokens=20: expected at least data.max_length=128"),
-        (
-            {"runtime.compile": True, "model.llm.activation_checkpointing": "selective"},
-            "runtime.compile: not with model.llm.activation_checkpointing='selective'",
-        ),
         ({"runtime.attention": "flash"}, "runtime.attention='flash': expected one of 'auto'"),
     ):
         with pytest.raises(ValueError, match=message):

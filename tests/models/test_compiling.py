@@ -1,48 +1,54 @@
-"""Compiled blocks compute what they computed, and lengths that change have nothing compiled again."""
+"""Compiled parts compute what they computed, and lengths that change have nothing compiled again."""
+
+import logging
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from vlm_helpers import LLAMA
+from vlm_helpers import DEPTH_HEAD, LLAMA, SEMANTIC, build, collate, rows, step_gradients
 
-from asvr.data.batch import Segments
+from asvr import compat
+from asvr.models.attention import use_attention
+from asvr.models.checkpointing import settings
 from asvr.models.compiling import compile_blocks
-from asvr.models.llms import HFCausalLM
-
-STEPS = ([6, 4, 5], [3, 9], [7, 2, 2, 6], [8, 3])
 
 
-def llm(mode: str) -> HFCausalLM:
-    torch.manual_seed(0)
-    model = HFCausalLM(arch=LLAMA, vocab_size=32, activation_checkpointing=mode)
-    model.model.set_attn_implementation("asvr_sdpa")
-    return model.train()
+def model(mode: str):
+    head = dict(DEPTH_HEAD, layers=2, activation_checkpointing="full" if mode == "full" else "none")
+    own = build(reconstruction=[dict(SEMANTIC, head=head, tap=1)], llm=dict(LLAMA, num_hidden_layers=3))
+    if mode != "none":
+        own.llm.activation_checkpointing = mode
+        compat.enable_activation_checkpointing(own.llm.model, settings(mode))
+    use_attention(own, "sdpa", None)
+    return own
 
 
-def gradients(model: HFCausalLM, lengths: list[int]) -> list:
-    embeds = torch.randn(1, sum(lengths), 16, generator=torch.Generator().manual_seed(1))
-    model.zero_grad()
-    hidden = model.hidden(embeds, {-1, 1}, segments=Segments.of(lengths))
-    (hidden[-1].square().sum() + hidden[1].square().sum()).backward()
-    found = [hidden[-1].detach(), hidden[1].detach()]
-    return found + [p.grad.clone() for p in model.parameters() if p.grad is not None]
+def blocks_checkpoint(own) -> list[bool]:
+    return [block.gradient_checkpointing for block in own.llm.blocks]
 
 
-@pytest.mark.parametrize("mode", ["none", "full"])
-def test_compiled_blocks_compute_the_same(mode):
-    plain, compiled = llm(mode), llm(mode)
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+def test_compiled_parts_compute_the_same(mode, caplog):
     torch._dynamo.reset()
-    assert compile_blocks(compiled, backend="aot_eager") == 2 * 3  # two norms and an MLP in each of two blocks
+    plain, compiled = model(mode), model(mode)
+    with caplog.at_level(logging.INFO, logger="asvr"):
+        assert compile_blocks(compiled, backend="aot_eager") == 3 * 4 + 2
+    assert "torch.compile: 3 LlamaAttention, 3 LlamaMLP, 6 LlamaRMSNorm, 2 DepthLayer" in caplog.text
+    assert blocks_checkpoint(compiled) == [mode == "full"] * 3  # the compiler does what `selective` does
     graphs = []
-    for lengths in STEPS:
-        for own, other in zip(gradients(compiled, lengths), gradients(plain, lengths), strict=True):
-            torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-6)
+    for count in (3, 6, 4, 5):
+        batch = collate(plain, rows()[:count], packed=True)
+        (own, logs), (other, others) = (step_gradients(one, [batch]) for one in (compiled, plain))
+        for name, gradient in other.items():
+            torch.testing.assert_close(own[name], gradient, rtol=1e-4, atol=1e-5)
+        for name, value in others.items():
+            torch.testing.assert_close(logs[name], value)
         graphs.append(counters["stats"]["unique_graphs"])
-    assert graphs[0] > 0 and graphs[1:] == graphs[1:2] * 3
+    assert graphs[0] >= 4 and graphs[1:] == graphs[1:2] * 3
 
 
-def test_what_cannot_be_compiled_is_refused():
-    with pytest.raises(ValueError, match="'selective' chooses among single operations"):
-        compile_blocks(llm("selective"))
-    with pytest.raises(ValueError, match="Linear tells no `blocks`"):
-        compile_blocks(torch.nn.Linear(2, 2))
+def test_an_llm_that_names_no_blocks_is_refused(monkeypatch):
+    own = model("none")
+    monkeypatch.setattr(type(own.llm), "blocks", [])
+    with pytest.raises(ValueError, match="HFCausalLM tells no `blocks`"):
+        compile_blocks(own)

@@ -15,6 +15,7 @@ from asvr.preflight import build_meta
 from asvr.profiling.memory import (
     Machine,
     MemoryPlan,
+    _half_copies,
     full_batch,
     largest_micro_batch,
     plan_memory,
@@ -51,6 +52,7 @@ def config(**llm) -> Config:
             model=model,
             data=dict(micro_batch=ROWS, max_length=TOKENS),
             optim=dict(precision="float32"),
+            runtime=dict(compile=False),
             stages=dict(pretrain=dict(train=["projector", "heads"]), all=dict(train=["projector", "heads", "llm"])),
         )
     )
@@ -123,10 +125,32 @@ def test_states_follow_from_what_is_trained():
     plan = plan_of(cfg, "pretrain")
     meta = MODELS.build(cfg.model)
     trained = sum(p.numel() for name in ("projector", "heads") for p in meta.components()[name].parameters())
-    assert (plan.gradients, plan.optimizer, plan.casts) == (4 * trained, 8 * trained, 0)
+    assert (plan.gradients, plan.optimizer) == (4 * trained, 8 * trained)
     cfg.optim.precision = "bf16"
     half = plan_of(cfg, "pretrain")
-    assert half.casts == 2 * trained and half.activations["none"] < plan.activations["none"]
+    assert half.states == plan.states and half.activations["none"] < plan.activations["none"]
+
+
+def test_half_copies_of_weights_are_of_one_block_at_a_time_where_blocks_are_computed_again():
+    cfg = config()
+    cfg.optim.precision = "bf16"
+    model = MODELS.build(cfg.model)
+    trained = sum(p.numel() for p in model.llm.parameters())
+    in_blocks = sum(p.numel() for block in model.llm.blocks for p in block.parameters())
+    heads = sum(p.numel() for name in ("projector", "heads") for p in model.components()[name].parameters())
+    model.train_only(["projector", "heads", "llm"])
+    of_all, of_one = _half_copies(model, torch.bfloat16)
+    assert of_all == 2 * (trained + heads)
+    assert of_all - of_one == 2 * (in_blocks - in_blocks // LAYERS)
+    assert _half_copies(model, None) == (0, 0)
+
+
+def test_a_compiled_llm_keeps_what_selective_checkpointing_keeps():
+    cfg = config()
+    cfg.runtime.compile = True
+    assert plan_of(cfg, "all").mode == "selective"
+    cfg.model.llm.activation_checkpointing = "full"
+    assert plan_of(cfg, "all").mode == "full"
 
 
 def card(cards: int, gigabytes: int) -> Machine:
@@ -161,7 +185,6 @@ def test_states_are_shared_by_the_cards_and_activations_are_not():
         weights=40 * 10**9,
         gradients=20 * 10**9,
         optimizer=20 * 10**9,
-        casts=0,
         activations=dict(none=10 * 10**9, selective=7 * 10**9, full=5 * 10**9),
         mode="none",
     )

@@ -16,7 +16,9 @@ from asvr.models.heads.base import Head, classifiers_of
 from asvr.registry import HEADS
 
 EPS = 1e-6
-POSITIONS = 512  # computed again at a time: enough for products to run at full speed
+# Computed again at a time: enough for products to outweigh what each time costs, reading the weights and writing their
+# gradients on CUDA.
+POSITIONS = dict(cpu=512, cuda=8192)
 
 
 class DepthFeedForward(nn.Module):
@@ -95,9 +97,14 @@ class DepthTransformerHead(Head):
         self.norm = nn.RMSNorm(width, eps=EPS)
         self.classifiers = classifiers_of(width, codebook_sizes)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
     def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
         if self.activation_checkpointing == "full" and self.training and torch.is_grad_enabled():
-            return run_in_chunks(partial(self.states, mode="none"), (hidden_PH, vectors_PDC), POSITIONS)
+            positions = POSITIONS["cpu" if hidden_PH.device.type == "cpu" else "cuda"]
+            return run_in_chunks(partial(self.states, mode="none"), (hidden_PH, vectors_PDC), positions)
         return self.states(hidden_PH, vectors_PDC, mode=self.activation_checkpointing)
 
     def states(self, hidden_PH: Tensor, vectors_PDC: Tensor, *, mode: str) -> Tensor:

@@ -1,0 +1,6 @@
+# The 7B recipe as one card of 141 GB runs it fastest: blocks are compiled and keep the results of their products.
+# python benchmarks/throughput.py configs/benchmarks/vicuna7b_llava.py --samples 32
+_base_ = ['../llava_vicuna7b.py']
+
+model = dict(llm=dict(activation_checkpointing='selective'))
+runtime = dict(compile=True)

@@ -1,0 +1,81 @@
+"""A training step on CUDA: every kernel has the losses and gradients of padded rows, and the host never waits."""
+
+import copy
+
+import pytest
+import torch
+from run_helpers import SIGLIP
+from vlm_helpers import DEPTH_HEAD, LLAMA, SEMANTIC, build, collate, recorder, rows
+
+from asvr.engine.optim import build_optim_wrapper
+from asvr.models.attention import problem_of, use_attention
+from asvr.models.compiling import compile_blocks
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CUDA = torch.device("cuda")
+# Heads of 16: kernels of CUDA take multiples of 8.
+LARGER = dict(LLAMA, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
+TOWER = dict(type="HFVisionEncoder", arch=dict(SIGLIP, hidden_size=32, intermediate_size=48))
+TARGET = dict(SEMANTIC, head=dict(DEPTH_HEAD, width=32, layers=2))
+OPTIM = dict(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="bf16")
+
+
+def model(kernel: str, precision: torch.dtype | None):
+    found = problem_of(kernel, CUDA, precision or torch.float32)
+    if found is not None and (kernel == "xformers" and "not installed" in found or "needs bf16" in found):
+        pytest.skip(f"{kernel}: {found}")
+    own = build(reconstruction=[TARGET], encoder=TOWER, llm=LARGER).to(CUDA)
+    use_attention(own, kernel, precision)
+    return own
+
+
+def step(own, batch, precision: str) -> list:
+    """Losses and gradients."""
+    wrapper = recorder(own, precision=precision)
+    logs = own.train_step([batch], wrapper)
+    return [logs["text"], logs["semantic"], *wrapper.optimizer.gradients]
+
+
+def close(own: list, other: list, limit: float) -> None:
+    for one, two in zip(own, other, strict=True):
+        assert (one - two).norm() <= limit * two.norm() + 1e-6
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "xformers", "varlen"])
+@pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-3), ("bf16", 5e-2)])
+def test_packed_rows_have_the_losses_and_gradients_of_padded_ones(kernel, precision, limit):
+    half = torch.bfloat16 if precision == "bf16" else None
+    own, reference = model(kernel, half), model("sdpa", None)
+    found = step(own, collate(own, rows(), packed=True), precision)
+    close(found, step(reference, collate(reference, rows()), "float32"), limit)
+
+
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_compiled_parts_compute_the_same(mode):
+    torch._dynamo.reset()
+    own = model("sdpa", torch.bfloat16)
+    compiled = copy.deepcopy(own)
+    compiled.heads["semantic"].activation_checkpointing = mode
+    compile_blocks(compiled)
+    for count in (3, 6, 4):
+        batch = collate(own, rows()[:count], packed=True)
+        close(step(compiled, batch, "bf16"), step(own, batch, "bf16"), 5e-2)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "xformers", "varlen"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_host_waits_for_nothing_in_a_step(kernel, packed):
+    own = model(kernel, torch.bfloat16)
+    wrapper = build_optim_wrapper(own, OPTIM)
+    # The first step makes the optimiser's state; the second has other lengths, which kernels may prepare for.
+    first, second = (collate(own, items, packed=packed).pin_memory() for items in (rows(), rows()[1:]))
+    own.train_step([first], wrapper)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        logs = own.train_step([second, first], wrapper)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(value.isfinite().all() for value in logs.values())
