@@ -2,8 +2,14 @@
 needed."""
 
 import copy
+import ctypes
+import importlib
+import importlib.util
 import warnings
+from functools import lru_cache
 from math import prod
+from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -26,6 +32,28 @@ def disable_activation_checkpointing(model) -> None:
         model.activation_checkpointing_disable()
     else:
         model.gradient_checkpointing_disable()
+
+
+def keep_no_half_copies() -> None:
+    """Have compiled regions make autocast's half-precision copies of weights again in the backward pass.
+
+    The partitioner of torch 2.11 to 2.15 saves whatever a matrix product of the backward pass reads: a second copy of
+    all weights at 7B, and the input of every MLP's last product. Process-wide, for regions that are compiled later.
+    """
+    from torch._functorch import config
+
+    config.ban_recompute_materialized_backward = False
+
+
+@lru_cache
+def xformers_ops() -> ModuleType:
+    """``xformers.ops``. Its wheels (0.0.34, 0.0.35) are built for CUDA 12 and work with a torch for CUDA 13, whose
+    kernels they call, if they find CUDA 12's runtime: the package nvidia-cuda-runtime-cu12, loaded here beforehand."""
+    found = importlib.util.find_spec("nvidia") if torch.version.cuda and torch.version.cuda[:2] != "12" else None
+    for folder in found.submodule_search_locations if found else ():
+        for library in Path(folder).glob("cuda_runtime/lib/libcudart.so.12*"):
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    return importlib.import_module("xformers.ops")
 
 
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:

@@ -75,7 +75,7 @@ def _interface(kernel: Callable) -> Callable:
 def _same_dtype(*tensors: Tensor) -> list[Tensor]:
     """Under autocast rotations are float32 and make queries and keys so, which SDPA casts and other kernels refuse."""
     device, value = tensors[0].device.type, tensors[-1]
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else value.dtype
     return [tensor.to(dtype) for tensor in tensors]
 
@@ -113,13 +113,13 @@ def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
     if device.type != "cuda":
         return f"needs CUDA, this is {device.type}"
     if name == "xformers" and importlib.util.find_spec("xformers") is None:
-        return "not installed (pip install xformers)"
+        return "not installed (pip install 'asvr[cuda]')"
     if name == "varlen" and dtype not in (torch.bfloat16, torch.float16):
         return f"needs bf16 or fp16, not {dtype}"
     try:
         difference = max(_probe(name, device, dtype, **case) for case in PROBES)
     except Exception as error:  # whatever a kernel that was built for something else raises
-        return f"fails here ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+        return f"fails here ({' '.join(f'{type(error).__name__}: {error}'.split())[:1000]})"
     limit = 1e-4 if dtype == torch.float32 else 3e-2
     return None if difference < limit else f"differs from SDPA by {difference:.1e} of the largest value"
 

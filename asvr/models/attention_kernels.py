@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from asvr.compat import xformers_ops
 from asvr.data.batch import Segments
 
 
@@ -35,13 +36,11 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: in
 
 def xformers(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
     """xformers' memory-efficient attention; a packed row gets a block-diagonal causal bias."""
-    from xformers.ops import memory_efficient_attention
-
     lengths = None if segments is None else tuple(segments.lengths)
     bias = _xformers_bias(lengths, query.shape[2], causal, window, query.device)
     key, value = _repeated(query, key, value)  # its kernels for grouped heads have no backward pass
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
+    return xformers_ops().memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
 
 
 def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,8 +53,7 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 def _xformers_bias(lengths: tuple | None, length: int, causal: bool, window: int | None, device: torch.device):
     """What a token sees. Kept, since all layers ask for the same. Lengths go to the device from pinned memory, which
     nothing waits for."""
-    from xformers.ops.fmha import attn_bias as biases
-
+    biases = xformers_ops().fmha.attn_bias
     if lengths is not None:
         kind = biases.BlockDiagonalCausalMask if causal else biases.BlockDiagonalMask
         bias = kind.from_seqlens(lengths, device=device)

@@ -29,6 +29,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
         raise ValueError(f"runtime.compile: {type(llm).__name__} tells no `blocks`; leave it out")
     if getattr(llm, "activation_checkpointing", "none") == "selective":
         compat.disable_activation_checkpointing(llm.model)
+    compat.keep_no_half_copies()
     keep_kernels_uncompiled(model)
     parts = [part for block in llm.blocks for part in block.children()]
     parts += [block for head in model.heads.values() for block in getattr(head, "blocks", [])]
