@@ -98,7 +98,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, 
             raise ValueError(f"runtime.attention={wanted!r}: {problem}; use 'auto' or 'sdpa'")
         return wanted, "the config asks for it"
     reasons = []
-    for name in ("xformers", "varlen"):
+    for name in ("varlen", "xformers"):  # in the order of their speed, see benchmarks/README.md
         problem = problem_of(name, device, dtype)
         if problem is None:
             return name, "; ".join([*reasons, f"it works on {device} in {dtype}"])

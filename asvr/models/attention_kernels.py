@@ -35,9 +35,12 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: in
 
 
 def xformers(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
-    """xformers' memory-efficient attention; a packed row gets a block-diagonal causal bias."""
+    """xformers' memory-efficient attention; a packed row gets a block-diagonal causal bias. What is neither packed nor
+    local goes to SDPA, which is faster there (`benchmarks/attention.py`)."""
+    if segments is None and (window is None or window >= query.shape[2]):
+        return sdpa(query, key, value, segments=segments, causal=causal, window=window, scale=scale)
     lengths = None if segments is None else tuple(segments.lengths)
-    bias = _xformers_bias(lengths, query.shape[2], causal, window, query.device)
+    bias = _xformers_bias(lengths, causal, window, query.device)
     key, value = _repeated(query, key, value)  # its kernels for grouped heads have no backward pass
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return xformers_ops().memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
@@ -50,7 +53,7 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 
 @lru_cache(maxsize=8)
-def _xformers_bias(lengths: tuple | None, length: int, causal: bool, window: int | None, device: torch.device):
+def _xformers_bias(lengths: tuple | None, causal: bool, window: int | None, device: torch.device):
     """What a token sees. Kept, since all layers ask for the same. Lengths go to the device from pinned memory, which
     nothing waits for."""
     biases = xformers_ops().fmha.attn_bias
@@ -58,9 +61,8 @@ def _xformers_bias(lengths: tuple | None, length: int, causal: bool, window: int
         kind = biases.BlockDiagonalCausalMask if causal else biases.BlockDiagonalMask
         bias = kind.from_seqlens(lengths, device=device)
         return bias.make_local_attention(window) if window is not None and window < max(lengths) else bias
-    if causal and window is not None and window < length:
-        return biases.LocalAttentionFromBottomRightMask(window_left=window - 1, window_right=0)
-    return biases.LowerTriangularMask() if causal else None
+    assert causal, "a window is of causal attention"
+    return biases.LocalAttentionFromBottomRightMask(window_left=window - 1, window_right=0)
 
 
 def varlen(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):

@@ -1,10 +1,10 @@
-"""Regional ``torch.compile``: the parts of an LLM's blocks and the blocks of the depth transformers, compiled once for
-all of a kind.
+"""Regional ``torch.compile``: the blocks of the LLM and of the depth transformers, compiled once for all of a kind.
 
 The attention kernel is a library's, and it gets the lengths of packed samples, which change from batch to batch: the
 compiler stops in front of it and goes on behind it. Norms, rotations, activations and casts become few kernels, and
-what a part keeps for the backward pass is the compiler's choice: results of matrix products, since everything else is
-cheaper to compute again. The LLM's blocks themselves stay as they are, so that activation checkpointing works on them.
+what a block keeps for the backward pass is the compiler's choice: results of matrix products, since everything else is
+cheaper to compute again. Under ``full`` activation checkpointing the parts of the LLM's blocks are compiled one by one:
+a checkpoint in a compiled region must not be interrupted.
 """
 
 import logging
@@ -27,11 +27,12 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     llm = model.llm
     if not getattr(llm, "blocks", None):
         raise ValueError(f"runtime.compile: {type(llm).__name__} tells no `blocks`; leave it out")
-    if getattr(llm, "activation_checkpointing", "none") == "selective":
+    mode = getattr(llm, "activation_checkpointing", "none")
+    if mode == "selective":
         compat.disable_activation_checkpointing(llm.model)
     compat.keep_no_half_copies()
     keep_kernels_uncompiled(model)
-    parts = [part for block in llm.blocks for part in block.children()]
+    parts = [part for block in llm.blocks for part in (block.children() if mode == "full" else [block])]
     parts += [block for head in model.heads.values() for block in getattr(head, "blocks", [])]
     for part in parts:
         part.compile(backend=backend, dynamic=True)

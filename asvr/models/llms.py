@@ -81,7 +81,12 @@ class HFCausalLM(Component):
         return dict(super().portable(config), arch=arch_of(self.model.config))
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(input_ids)
+        """Under autocast in its precision, and so is the sum that every block adds to: half the memory and traffic, and
+        what a model with weights in that precision computes, as the released code's."""
+        embeds, device = self.model.get_input_embeddings()(input_ids), input_ids.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
+            return embeds.to(torch.get_autocast_dtype(device))
+        return embeds
 
     def hidden(
         self,

@@ -88,8 +88,8 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
     half = torch.bfloat16 if stage.optim.precision == "bf16" else None
     shape = largest_micro_batch(stage.data, model.encoder.num_tokens)
     rows, tokens, _ = shape
-    llm_dtype = next(model.llm.parameters()).dtype
-    block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * llm_dtype.itemsize
+    stream = half or next(model.llm.parameters()).dtype
+    block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
     inside, products, outside = saved_bytes(model, shape, half)

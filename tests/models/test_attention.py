@@ -164,7 +164,7 @@ def test_the_choice_is_told_and_an_impossible_one_refused(caplog):
     model = build()
     with caplog.at_level(logging.INFO, logger="asvr"):
         assert use_attention(model, "auto", None) == "sdpa"
-    assert "attention: sdpa (xformers: needs CUDA, this is cpu; varlen: needs CUDA" in caplog.text
+    assert "attention: sdpa (varlen: needs CUDA, this is cpu; xformers: needs CUDA" in caplog.text
     assert model.llm.own_kernels and model.encoder.model.config._attn_implementation == "asvr_sdpa"
     for name in ("xformers", "varlen"):
         with pytest.raises(ValueError, match=f"runtime.attention='{name}': needs CUDA, this is cpu; use 'auto'"):

@@ -32,8 +32,9 @@ def test_compiled_parts_compute_the_same(mode, caplog):
     torch._dynamo.reset()
     plain, compiled = model(mode), model(mode)
     with caplog.at_level(logging.INFO, logger="asvr"):
-        assert compile_blocks(compiled, backend="aot_eager") == 3 * 4 + 2
-    assert "torch.compile: 3 LlamaAttention, 3 LlamaMLP, 6 LlamaRMSNorm, 2 DepthLayer" in caplog.text
+        compile_blocks(compiled, backend="aot_eager")
+    parts = "3 LlamaAttention, 3 LlamaMLP, 6 LlamaRMSNorm" if mode == "full" else "3 LlamaDecoderLayer"
+    assert f"torch.compile: {parts}, 2 DepthLayer" in caplog.text
     assert blocks_checkpoint(compiled) == [mode == "full"] * 3  # the compiler does what `selective` does
     graphs = []
     for count in (3, 6, 4, 5):
