@@ -5,4 +5,4 @@ _base_ = ['../llava_vicuna7b.py']
 
 model = dict(llm=dict(activation_checkpointing='selective'))
 runtime = dict(compile=True)
-stages = dict(finetune=dict(data=dict(pack=dict(max_tokens=4864, max_images=5))))
+stages = dict(finetune=dict(data=dict(pack=dict(_delete_=True, max_tokens=4864, max_images=5))))
