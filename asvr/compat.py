@@ -2,14 +2,8 @@
 needed."""
 
 import copy
-import ctypes
-import importlib
-import importlib.util
 import warnings
-from functools import lru_cache
 from math import prod
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import nn
@@ -43,17 +37,6 @@ def keep_no_half_copies() -> None:
     from torch._functorch import config
 
     config.ban_recompute_materialized_backward = False
-
-
-@lru_cache
-def xformers_ops() -> ModuleType:
-    """``xformers.ops``. Its wheels (0.0.34, 0.0.35) are built for CUDA 12 and work with a torch for CUDA 13, whose
-    kernels they call, if they find CUDA 12's runtime: the package nvidia-cuda-runtime-cu12, loaded here beforehand."""
-    found = importlib.util.find_spec("nvidia") if torch.version.cuda and torch.version.cuda[:2] != "12" else None
-    for folder in found.submodule_search_locations if found else ():
-        for library in Path(folder).glob("cuda_runtime/lib/libcudart.so.12*"):
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    return importlib.import_module("xformers.ops")
 
 
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:

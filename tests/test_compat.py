@@ -27,6 +27,27 @@ def test_fvcore_still_counts_nothing_for_attention():
     assert compat.count_macs(Attention(), ((1, 2, 5, 4),) * 3, torch.float32) == 2 * 5 * 5 * (4 + 4)
 
 
+def kept_in_half(linear: nn.Linear) -> int:
+    """Tensors of the weight's size that a compiled linear layer keeps in bfloat16 for its backward pass."""
+    torch._dynamo.reset()
+    compiled, kept = torch.compile(linear, backend="aot_eager_decomp_partition"), []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False),
+    ):
+        compiled(torch.randn(5, linear.in_features, requires_grad=True))
+    return sum(t.numel() == linear.weight.numel() and t.dtype == torch.bfloat16 for t in kept)
+
+
+def test_compiled_regions_still_keep_half_copies_of_weights():
+    from torch._functorch import config
+
+    with config.patch(ban_recompute_materialized_backward=True):  # torch's default
+        assert kept_in_half(nn.Linear(8, 6)) == 1
+        compat.keep_no_half_copies()
+        assert kept_in_half(nn.Linear(8, 6)) == 0
+
+
 def test_meta_convolution_still_refuses_traced_padding():
     timm = pytest.importorskip("timm")
     with torch.device("meta"):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from run_helpers import ROOT
 
-from asvr.malloc import ENVIRONMENT, environment_to_keep, keep_freed_memory
+from asvr.malloc import ENVIRONMENT, SEGMENTS, environment_to_keep, growing_segments, keep_freed_memory
 
 SCRIPT = """
 import sys
@@ -44,3 +44,11 @@ def test_a_page_is_faulted_in_once():
 def test_it_can_be_switched_off(monkeypatch):
     monkeypatch.setenv("ASVR_KEEP_MEMORY", "0")
     assert keep_freed_memory() is False and environment_to_keep() == {}
+
+
+def test_cudas_segments_grow_unless_the_environment_says_otherwise(monkeypatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    assert growing_segments() == SEGMENTS
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    assert growing_segments() == {}

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from asvr.compat import xformers_ops
 from asvr.data.batch import Segments
 
 
@@ -39,11 +38,13 @@ def xformers(query, key, value, *, segments: Segments | None, causal: bool, wind
     local goes to SDPA, which is faster there (`benchmarks/attention.py`)."""
     if segments is None and (window is None or window >= query.shape[2]):
         return sdpa(query, key, value, segments=segments, causal=causal, window=window, scale=scale)
+    from xformers.ops import memory_efficient_attention
+
     lengths = None if segments is None else tuple(segments.lengths)
     bias = _xformers_bias(lengths, causal, window, query.device)
     key, value = _repeated(query, key, value)  # its kernels for grouped heads have no backward pass
     q, k, v = (tensor.transpose(1, 2) for tensor in (query, key, value))
-    return xformers_ops().memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
+    return memory_efficient_attention(q, k, v, attn_bias=bias, scale=scale)
 
 
 def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,8 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 def _xformers_bias(lengths: tuple | None, causal: bool, window: int | None, device: torch.device):
     """What a token sees. Kept, since all layers ask for the same. Lengths go to the device from pinned memory, which
     nothing waits for."""
-    biases = xformers_ops().fmha.attn_bias
+    from xformers.ops.fmha import attn_bias as biases
+
     if lengths is not None:
         kind = biases.BlockDiagonalCausalMask if causal else biases.BlockDiagonalMask
         bias = kind.from_seqlens(lengths, device=device)
