@@ -9,6 +9,7 @@ Writes JSON, a table and a picture to --out (default: work_dirs/benchmarks/<name
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
@@ -62,9 +63,9 @@ def main() -> None:
         sides.append(side(args.config, f"{stem}, plain", plain=True, options=shared | own))
     if own:
         sides[-1].name += f" ({', '.join(args.other_options)})"
-    result = compare(sides, samples=args.samples, rounds=args.rounds, steps=args.steps)
-    write(result, args.out or Path("work_dirs/benchmarks") / stem)
-    print(markdown(result))
+    out = args.out or Path("work_dirs/benchmarks") / stem
+    keep = partial(write, out=out)
+    print(markdown(compare(sides, samples=args.samples, rounds=args.rounds, steps=args.steps, keep=keep)))
 
 
 if __name__ == "__main__":

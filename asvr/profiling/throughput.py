@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,14 +80,17 @@ class Side:
             self.process = None
 
 
-def compare(sides: list[Side], *, samples: int, rounds: int, steps: int) -> dict:
+def compare(
+    sides: list[Side], *, samples: int, rounds: int, steps: int, keep: Callable[[dict], None] = lambda result: None
+) -> dict:
     """Measure all sides in turn, round after round; halve the samples of a step where memory runs out.
 
-    Raises ``ValueError`` where one sample does not fit.
+    keep: gets the result after each round that is whole, memory included, so that a run that is ended loses no more than
+    one. Raises ``ValueError`` where one sample does not fit.
     """
     while True:
         try:
-            return _compare(sides, samples, rounds, steps)
+            return _compare(sides, samples, rounds, steps, keep)
         except OutOfMemory as error:
             if samples == 1:
                 raise ValueError(f"{error}: out of memory with one sample a step") from error
@@ -97,32 +101,39 @@ def compare(sides: list[Side], *, samples: int, rounds: int, steps: int) -> dict
                 side.stop()
 
 
-def _compare(sides: list[Side], samples: int, rounds: int, steps: int) -> dict:
+def _compare(sides: list[Side], samples: int, rounds: int, steps: int, keep: Callable[[dict], None]) -> dict:
     for side in sides:
         side.steps, side.memory, side.info = [], {}, {}
         # One to warm up, one for the peak memory; on an accelerator each turn is a process of its own.
         side.spec |= dict(steps=2 + rounds * steps, steps_of_turn=2 + steps)
-    rates, turns = [], [side for _ in range(rounds) for side in sides]
-    for number, side in enumerate(turns):
-        _warm_up(side, sides, samples)
-        if number == 0:
-            rates.append(_rates(side))
-        if number == len(sides) - 1:
+    rates: list[dict] = []
+    for number in range(1, rounds + 1):
+        for side in sides:
+            _warm_up(side, sides, samples)
+            if not rates:
+                rates.append(_rates(side))
+            side.run(steps, keep=True)
+            print(f"round {number}/{rounds}, {side.name}: {_seconds(side.steps[-1]):.2f} s", file=sys.stderr)
+            if not side.memory and (number == rounds or _on_gpu(side)):  # the CPU's profiler would slow later steps
+                side.memory = side.ask(dict(peak=True))
+        if number == 1:
             _require_same_losses(sides)
-        side.run(steps, keep=True)
-        seconds = _seconds(side.steps[-1])
-        print(f"round {number // len(sides) + 1}/{rounds}, {side.name}: {seconds:.2f} s", file=sys.stderr)
-        if number >= len(turns) - len(sides):
-            side.memory = side.ask(dict(peak=True))
-    rates.append(_rates(turns[-1]))
-    result = dict(
+        if number == rounds:
+            rates.append(_rates(sides[-1]))
+        if all(side.memory for side in sides):
+            result = _result(sides, samples, number, rates)
+            keep(result)
+    return result
+
+
+def _result(sides: list[Side], samples: int, rounds: int, rates: list[dict]) -> dict:
+    return dict(
         samples=samples,
         rounds=rounds,
         machine=sides[0].info["machine"],
         flop_per_s={dtype: statistics.median(rate[dtype] for rate in rates) for dtype in rates[0]},
         sides={side.name: _summary(side, rates) for side in sides},
     )
-    return result
 
 
 def _warm_up(side: Side, sides: list[Side], samples: int) -> None:

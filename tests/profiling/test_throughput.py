@@ -126,7 +126,9 @@ def test_one_side_at_a_time_holds_an_accelerators_memory(monkeypatch):
 
     monkeypatch.setattr(Side, "run", alone)
     sides = [Alone("ours", spec()), Alone("plain", spec(plain=True))]
-    found = compare(sides, samples=2, rounds=2, steps=1)
+    kept = []
+    found = compare(sides, samples=2, rounds=2, steps=1, keep=kept.append)
+    assert [result["rounds"] for result in kept] == [1, 2] and kept[-1] == found  # a run that is ended keeps the first
     assert [name for name, keep in seen if keep] == ["ours", "plain"] * 2
     first, second = ([step["tokens"] for step in side.steps] for side in sides)
     assert first == second and first[0] != first[1]  # the same samples, other ones every round
@@ -169,7 +171,7 @@ def test_a_worker_tells_that_memory_ran_out():
 def test_less_samples_where_memory_runs_out(monkeypatch, capsys):
     tried = []
 
-    def measure(sides, samples, rounds, steps):
+    def measure(sides, samples, rounds, steps, keep):
         tried.append(samples)
         if samples > 2:
             raise OutOfMemory("big")
