@@ -1,9 +1,9 @@
 """Memory that a training step frees and needs again.
 
-On the CPU, glibc gives large blocks back to the system at once, and the system clears every page of the next one: a step
-spends much of its time on that. Keeping freed memory, in large pages, costs nothing but a higher resident size between
-steps; it changes nothing on other systems. On CUDA, torch's segments may grow: rows of changing lengths would leave
-gaps between blocks that none of the next ones fits. To be called before torch is imported.
+On the CPU, glibc gives large blocks back to the system at once, and the system clears every page of the next one: a
+step spends much of its time on that. Keeping freed memory, in large pages, costs nothing but a higher resident size
+between steps; it changes nothing on other systems. On CUDA, torch's segments may grow: rows of changing lengths would
+leave gaps between blocks that none of the next ones fits. To be called before torch is imported.
 """
 
 import ctypes

@@ -27,9 +27,7 @@ class AutocastOptimWrapper(OptimWrapper):
     def optim_context(self, model: nn.Module):
         """Without autocast's cache, which would hold half-precision copies of all weights to the end of the forward
         pass, though each weight is used once there; and gradients of a weight used several times add up in float32."""
-        with torch.autocast(
-            model.device.type, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=False
-        ):
+        with torch.autocast(model.device.type, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=False):
             yield
 
     def step(self, **kwargs) -> None:

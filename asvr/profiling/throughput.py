@@ -85,8 +85,8 @@ def compare(
 ) -> dict:
     """Measure all sides in turn, round after round; halve the samples of a step where memory runs out.
 
-    keep: gets the result after each round that is whole, memory included, so that a run that is ended loses no more than
-    one. Raises ``ValueError`` where one sample does not fit.
+    keep: gets the result after each round that is whole, memory included, so that a run that is ended loses no more
+    than one. Raises ``ValueError`` where one sample does not fit.
     """
     while True:
         try:
@@ -152,7 +152,7 @@ def _on_gpu(side: Side) -> bool:
 
 
 def _require_same_losses(sides: list[Side]) -> None:
-    """Raises ``ValueError`` where the released code's way of a step does not have the losses of ours, the first side."""
+    """Raises ``ValueError`` where the released code's way of a step does not have the losses of the first side."""
     ours = sides[0]
     for side in sides[1:]:
         if side.spec["plain"]:
