@@ -6,6 +6,8 @@ import torch
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from torch import nn
 
+from asvr.engine.half_weights import SplitAdamW
+
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
 
@@ -33,12 +35,18 @@ class AutocastOptimWrapper(OptimWrapper):
     def step(self, **kwargs) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         max_norm = self.max_norm if self.max_norm is not None else float("inf")
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        sums = list(getattr(self.optimizer, "sums", {}).values())  # gradients of half-precision weights
+        if sums:
+            gradients = [p.grad for p in parameters if p.grad is not None] + sums
+            self.grad_norm = nn.utils.get_total_norm(gradients)
+            torch._foreach_mul_(gradients, (max_norm / (self.grad_norm + 1e-6)).clamp(max=1.0))
+        else:
+            self.grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
         self.optimizer.step(**kwargs)
 
 
 def build_optim_wrapper(model: nn.Module, config: dict) -> AutocastOptimWrapper:
-    """AdamW (fused) on the trained parameters.
+    """AdamW (fused) on the trained parameters, float32 or bfloat16, see `asvr.engine.half_weights`.
 
     config: ``optim`` of the config. Weight decay applies to matrices only, not to biases and norms.
     ``lr_scale`` multiplies the learning rate of a component: ``dict(heads=2.0)``.
@@ -55,7 +63,7 @@ def build_optim_wrapper(model: nn.Module, config: dict) -> AutocastOptimWrapper:
     parameters = [
         dict(params=members, lr=config["lr"] * scale, weight_decay=decay) for (scale, decay), members in groups.items()
     ]
-    optimizer = torch.optim.AdamW(parameters, lr=config["lr"], betas=tuple(config["betas"]), fused=True)
+    optimizer = SplitAdamW(parameters, lr=config["lr"], betas=tuple(config["betas"]))
     return AutocastOptimWrapper(optimizer, precision=config["precision"], clip_grad=config["clip_grad"])
 
 

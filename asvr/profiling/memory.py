@@ -84,7 +84,9 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
     allowed, of images with a short text each; all text supervised.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
+    # Gradients and moments are float32; the optimiser holds the bits that half-precision weights lack.
+    gradients = sum(p.numel() for p in trained) * torch.float32.itemsize
+    lower = sum(p.numel() * (torch.float32.itemsize - p.element_size()) for p in trained)
     half = torch.bfloat16 if stage.optim.precision == "bf16" else None
     shape = largest_micro_batch(stage.data, model.encoder.num_tokens)
     rows, tokens, _ = shape
@@ -100,7 +102,7 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
-        optimizer=ADAM_MOMENTS * gradients,
+        optimizer=ADAM_MOMENTS * gradients + lower,
         activations=dict(
             none=inside + casts + outside,
             selective=block_inputs + products + one_block + casts_of_block + outside,

@@ -145,6 +145,13 @@ def test_half_copies_of_weights_are_of_one_block_at_a_time_where_blocks_are_comp
     assert _half_copies(model, None) == (0, 0)
 
 
+def test_half_weights_take_as_much_as_whole_ones():
+    """Two bytes are in the model and two in the optimiser; moments and sums of gradients are float32."""
+    half, whole = plan_of(config(dtype="bfloat16"), "all"), plan_of(config(), "all")
+    assert half.states == whole.states and half.gradients == whole.gradients
+    assert half.weights < whole.weights and half.optimizer > whole.optimizer
+
+
 def test_a_compiled_llm_keeps_what_selective_checkpointing_keeps():
     cfg = config()
     cfg.runtime.compile = True

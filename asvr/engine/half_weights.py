@@ -1,0 +1,105 @@
+"""Trained weights in bfloat16 whose other 16 bits the optimiser keeps.
+
+A float32 number is a bfloat16 and 16 bits more. The model holds the one, the optimiser the other, and together they are
+the float32 weight that AdamW updates: no weight is cast in the forward or backward pass, no update is lost, and nothing
+is kept twice. Gradients of a step's micro-batches add up in float32.
+"""
+
+import weakref
+from itertools import chain
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+
+def split(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 -> the nearest bfloat16 (of two equally near ones the larger in magnitude), and what is missing, int16 in
+    units of the last bit."""
+    bits = weight.view(torch.int32)
+    upper = ((bits + 2**15) >> 16).to(torch.int16)
+    return upper.view(torch.bfloat16), (bits - (upper.to(torch.int32) << 16)).to(torch.int16)
+
+
+def join(upper: Tensor, lower: Tensor) -> Tensor:
+    """The float32 of `split`, bit for bit."""
+    return ((upper.view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)).view(torch.float32)
+
+
+class SplitAdamW(torch.optim.AdamW):
+    """torch's AdamW, fused; on bfloat16 parameters it computes what it computes on float32 ones.
+
+    sums: the float32 gradient so far of each bfloat16 parameter, whose own ``grad`` is taken as soon as it is there.
+    Raises ``ValueError`` for parameters of another half precision.
+    """
+
+    def __init__(self, groups: list[dict], **settings):
+        super().__init__(groups, fused=True, **settings)
+        self.sums: dict[Tensor, Tensor] = {}
+        this = weakref.ref(self)
+
+        def take(parameter: Tensor) -> None:
+            if (optimizer := this()) is not None:
+                optimizer._add(parameter)
+
+        for parameter in chain.from_iterable(group["params"] for group in self.param_groups):
+            if parameter.dtype not in (torch.float32, torch.bfloat16):
+                raise ValueError(f"trained weights are {parameter.dtype}: set dtype='bfloat16' or 'float32'")
+            if parameter.dtype == torch.bfloat16:
+                parameter.register_post_accumulate_grad_hook(take)
+
+    def _add(self, parameter: Tensor) -> None:
+        if parameter in self.sums:
+            self.sums[parameter] += parameter.grad
+        else:
+            self.sums[parameter] = parameter.grad.float()
+        parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in self.sums:
+                    self._step(parameter, group)
+        return super().step(closure)  # the float32 ones: the others have no `grad`
+
+    def _step(self, parameter: Tensor, group: dict) -> None:
+        state, gradient = self.state[parameter], self.sums.pop(parameter)
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state |= dict(exp_avg=torch.zeros_like(gradient), exp_avg_sq=torch.zeros_like(gradient))
+            state["lower"] = torch.zeros_like(parameter, dtype=torch.int16)
+        weight = join(parameter, state["lower"])
+        adamw(
+            [weight],
+            [gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [state["step"]],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        upper, lower = split(weight)
+        parameter.copy_(upper)
+        state["lower"] = lower
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        self.sums.clear()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """torch would cast the state of a bfloat16 parameter to bfloat16."""
+        super().load_state_dict(state_dict)
+        names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for name, parameter in zip(names, parameters, strict=True):
+            if parameter.dtype == torch.bfloat16 and name in state_dict["state"]:
+                own = state_dict["state"][name]
+                self.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in own.items()}
