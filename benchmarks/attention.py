@@ -5,7 +5,7 @@ python benchmarks/attention.py [--device cuda] [--dtype bfloat16] [--out FILE]
 
 "padded" is SDPA on rows padded to the longest with a causal mask that leaves padding out, as transformers makes it;
 every kernel is measured in turn on the same samples, packed. Rows of tower and depth transformer are all of one length:
-there "sdpa" is what the others stand against.
+there the model takes SDPA, and the others get the same rows packed, to see what they would take.
 """
 
 import argparse
@@ -61,13 +61,21 @@ def main() -> None:
         for name, values in seconds.items():
             middle = statistics.median(values[1:])
             rows.append(
-                dict(part="LLM", kernel=name, heads=args.heads, key_heads=keys, seconds=middle, speedup=base / middle)
+                dict(
+                    part="LLM",
+                    kernel=name,
+                    heads=args.heads,
+                    key_heads=keys,
+                    **_spread(values[1:]),
+                    speedup=base / middle,
+                )
             )
     result = dict(machine=machine(device), dtype=args.dtype, lengths=lengths, rows=rows)
     text = f"{in_words(result['machine'])}; {args.dtype}, {len(lengths)} samples of {lengths} tokens\n\n"
     cells = [
         [row["part"], row["kernel"], f"{row['heads']} / {row['key_heads']}"]
-        + [f"{1000 * row['seconds']:.2f}", f"{row['speedup']:.2f}"]
+        + [f"{1000 * row['seconds']:.2f} ({1000 * row['least']:.2f} to {1000 * row['most']:.2f})"]
+        + [f"{row['speedup']:.2f}"]
         for row in rows
     ]
     header = ["part", "kernel", "heads / key heads", "ms, forward and backward", "padded (tower, depth: sdpa) / it"]
@@ -77,6 +85,7 @@ def main() -> None:
 
 def _rectangular(args: argparse.Namespace, lengths: list[int], working: list[str], device, dtype) -> list[dict]:
     """Tower and depth transformer: rows of one length. SigLIP-SO400M's heads, and the released head's."""
+    from asvr.data.batch import Segments
     from asvr.models.attention_kernels import KERNELS
     from asvr.profiling.worker import Clock
 
@@ -88,18 +97,26 @@ def _rectangular(args: argparse.Namespace, lengths: list[int], working: list[str
         seconds: dict[str, list] = {name: [] for name in working}
         for _ in range(1 + args.rounds):
             for name in working:
-                q, k, v = _inputs(count, tokens, heads, heads, width, device, dtype)
+                dense = name == "sdpa"
+                shape = (count, tokens) if dense else (1, count * tokens)
+                segments = None if dense else Segments.of([tokens] * count).to(device)
+                q, k, v = _inputs(*shape, heads, heads, width, device, dtype)
                 timer = Clock(device)
-                out = KERNELS[name](q, k, v, segments=None, causal=causal, window=None, scale=None)
+                out = KERNELS[name](q, k, v, segments=segments, causal=causal, window=None, scale=None)
                 out.backward(out.detach())
                 timer.stop("all")
                 seconds[name].append(timer.seconds()["all"])
         middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
         found += [
-            dict(part=part, kernel=name, heads=heads, key_heads=heads, seconds=value, speedup=middle["sdpa"] / value)
-            for name, value in middle.items()
+            dict(part=part, kernel=name, heads=heads, key_heads=heads)
+            | dict(_spread(values[1:]), speedup=middle["sdpa"] / middle[name])
+            for name, values in seconds.items()
         ]
     return found
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    return dict(seconds=statistics.median(seconds), least=min(seconds), most=max(seconds))
 
 
 def _inputs(rows: int, tokens: int, heads: int, keys: int, width: int, device, dtype) -> list:

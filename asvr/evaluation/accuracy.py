@@ -17,6 +17,7 @@ from asvr.engine.build import build_collate
 from asvr.engine.log import progress_bar
 from asvr.engine.optim import PRECISIONS
 from asvr.evaluation.generation import generate
+from asvr.models.compiling import uncompiled
 
 NO_KIND = "all"
 
@@ -26,6 +27,7 @@ def normalise(answer: str) -> str:
     return answer.strip().rstrip(".").strip().lower()
 
 
+@uncompiled()
 def evaluate(
     model,
     dataset,

@@ -9,6 +9,7 @@ that: SDPA runs sample by sample, xformers and torch's variable-length attention
 import importlib.util
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,8 @@ logger = logging.getLogger("asvr")
 AUTO = "auto"
 PREFIX = "asvr_"  # of the names under which transformers finds them
 PROBE = [5, 8, 3]  # lengths that a kernel is tried with
-# Packed rows of an LLM; the tower, whose heads of SigLIP are 72 wide; the depth transformer.
-PROBES = (
-    dict(width=128, packed=True, causal=True),
-    dict(width=72, packed=False, causal=False),
-    dict(width=64, packed=False, causal=True),
-)
+# Packed rows of an LLM, with a sliding window too; rows of one length go to SDPA.
+PROBES = (dict(width=128, window=None), dict(width=64, window=4))
 
 
 def no_mask(like: Tensor) -> Tensor:
@@ -113,7 +110,7 @@ def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
     if device.type != "cuda":
         return f"needs CUDA, this is {device.type}"
     if name == "xformers" and importlib.util.find_spec("xformers") is None:
-        return "not installed (pip install 'asvr[cuda]')"
+        return "not installed (pip install -e '.[cuda]')"
     if name == "varlen" and dtype not in (torch.bfloat16, torch.float16):
         return f"needs bf16 or fp16, not {dtype}"
     try:
@@ -124,18 +121,18 @@ def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
     return None if difference < limit else f"differs from SDPA by {difference:.1e} of the largest value"
 
 
-def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, packed: bool, causal: bool) -> float:
+def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, window: int | None) -> float:
     """The largest difference from SDPA in float32, of outputs and gradients with grouped heads, against the largest
     value."""
     generator = torch.Generator(device).manual_seed(0)
     inputs = [
         torch.randn(1, heads, sum(PROBE), width, device=device, generator=generator).to(dtype) for heads in (4, 2, 2)
     ]
-    segments, results = Segments.of(PROBE).to(device) if packed else None, []
+    segments, results = Segments.of(PROBE).to(device), []
     for kernel, precision in ((KERNELS[name], dtype), (KERNELS["sdpa"], torch.float32)):
         leaves = [tensor.to(precision).requires_grad_() for tensor in inputs]
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
-            out = kernel(*leaves, segments=segments, causal=causal, window=None, scale=None)
+            out = kernel(*leaves, segments=segments, causal=True, window=window, scale=None)
             results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
     return max(
         ((own.float() - other).abs().max() / other.abs().max()).item() for own, other in zip(*results, strict=True)
@@ -160,13 +157,18 @@ def set_kernel(model: nn.Module, name: str) -> None:
             module.attention_kernel = KERNELS[name]
 
 
+@lru_cache
+def _uncompiled(kernel: Callable) -> Callable:
+    return torch.compiler.disable(kernel)
+
+
 def keep_kernels_uncompiled(model: nn.Module) -> None:
     """Have ``torch.compile`` stop in front of a kernel and go on behind it."""
     for name, kernel in KERNELS.items():
-        AttentionInterface.register(PREFIX + name, _interface(torch.compiler.disable(kernel)))
+        AttentionInterface.register(PREFIX + name, _interface(_uncompiled(kernel)))
     for module in model.modules():
         if hasattr(module, "attention_kernel"):
-            module.attention_kernel = torch.compiler.disable(module.attention_kernel)
+            module.attention_kernel = _uncompiled(module.attention_kernel)
 
 
 @torch.no_grad()
@@ -186,7 +188,7 @@ def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
         llm.eval()  # dropout would make every two passes differ
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             before, after = (
-                llm.hidden(embeds.to(device, llm.lm_head.weight.dtype), {-1}, segments=segments)[-1][:, 4:]
+                llm.hidden(embeds.to(device, dtype or llm.lm_head.weight.dtype), {-1}, segments=segments)[-1][:, 4:]
                 for embeds in (embeds_BTH, changed_BTH)
             )
         llm.train(training)

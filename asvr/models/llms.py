@@ -19,6 +19,15 @@ from asvr.registry import LLMS
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
+def _in_autocast_precision(module, inputs: tuple, embeds: Tensor) -> Tensor:
+    """Embeddings, and so the sum that every block adds to, in prompts and in what is generated: half the memory and
+    traffic, and what a model with weights in that precision computes, as the released code's."""
+    device = embeds.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return embeds.to(torch.get_autocast_dtype(device))
+    return embeds
+
+
 @LLMS.register_module()
 class HFCausalLM(Component):
     """Any model that ``AutoModelForCausalLM`` builds.
@@ -60,6 +69,7 @@ class HFCausalLM(Component):
         self.activation_checkpointing = activation_checkpointing
         if check_mode(activation_checkpointing, "llm.activation_checkpointing") != "none":
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
+        self.model.get_input_embeddings().register_forward_hook(_in_autocast_precision)
         # A folder's own defaults (a repetition penalty, sampling) must not change what greedy means.
         self.model.generation_config = GenerationConfig()
         self.hidden_size = config.hidden_size
@@ -81,12 +91,7 @@ class HFCausalLM(Component):
         return dict(super().portable(config), arch=arch_of(self.model.config))
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Under autocast in its precision, and so is the sum that every block adds to: half the memory and traffic, and
-        what a model with weights in that precision computes, as the released code's."""
-        embeds, device = self.model.get_input_embeddings()(input_ids), input_ids.device.type
-        if device != "meta" and torch.is_autocast_enabled(device):
-            return embeds.to(torch.get_autocast_dtype(device))
-        return embeds
+        return self.model.get_input_embeddings()(input_ids)
 
     def hidden(
         self,

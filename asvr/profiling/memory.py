@@ -93,12 +93,15 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
     stream = half or next(model.llm.parameters()).dtype
     block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    compiled = stage.runtime.get("compile", False)
+    for head in model.heads.values() if compiled else ():
+        if getattr(head, "activation_checkpointing", None) == "none":
+            head.activation_checkpointing = "selective"  # what the compiler does
     model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
     inside, products, outside = saved_bytes(model, shape, half)
     one_block = inside // model.llm.num_layers
     casts, casts_of_block = _half_copies(model, half)
     mode = stage.model.llm.get("activation_checkpointing", "none")
-    compiled = stage.runtime.get("compile", False)
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
@@ -113,16 +116,24 @@ def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
 
 
 def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
-    """Bytes of autocast's copies of trained weights: of all (those of heads count with either mode), and with the LLM's
-    blocks computed again, which need the copies of one block at a time."""
-    trained = {id(p): p.numel() * half.itemsize for p in model.parameters() if half and _cast(p)}
-    of_blocks = sum(trained[id(p)] for block in model.llm.blocks for p in block.parameters() if id(p) in trained)
-    total = sum(trained.values())
-    return total, total - of_blocks + of_blocks // model.llm.num_layers
-
-
-def _cast(parameter: nn.Parameter) -> bool:
-    return parameter.requires_grad and parameter.dtype == torch.float32
+    """Bytes of autocast's copies of float32 weights that the backward pass needs, trained or on a gradient's way: of
+    all, and with the LLM's blocks computed again, which need the copies of one block at a time. Embeddings are not
+    cast; the copies of LM head and classifiers live as long as their loss is computed."""
+    if half is None:
+        return 0, 0
+    parts = {
+        "encoder": (model.encoder, [model.encoder]),
+        "projector": (model.projector, [model.projector]),
+        "llm": (model.llm, model.llm.blocks),
+        "heads": (model.heads, [m for head in model.heads.values() for m in head.children() if m != head.classifiers]),
+    }
+    reached, found = False, dict.fromkeys(parts, 0)
+    for name, (whole, cast) in parts.items():
+        reached = reached or _trained(whole)
+        weights = [p for module in cast for p in module.parameters() if p.ndim > 1 and p.dtype == torch.float32]
+        found[name] = sum(p.numel() for p in weights) * half.itemsize if reached else 0
+    total = sum(found.values())
+    return total, total - found["llm"] + found["llm"] // model.llm.num_layers
 
 
 def largest_micro_batch(data: Config, visual_tokens: int) -> tuple[int, int, int]:

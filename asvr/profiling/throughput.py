@@ -104,8 +104,8 @@ def compare(
 def _compare(sides: list[Side], samples: int, rounds: int, steps: int, keep: Callable[[dict], None]) -> dict:
     for side in sides:
         side.steps, side.memory, side.info = [], {}, {}
-        # One to warm up, one for the peak memory; on an accelerator each turn is a process of its own.
-        side.spec |= dict(steps=2 + rounds * steps, steps_of_turn=2 + steps)
+        # One to warm up, one for the peak memory; on an accelerator each turn of several sides is a process of its own.
+        side.spec |= dict(steps=2 + rounds * steps, steps_of_turn=2 + (steps if len(sides) > 1 else rounds * steps))
     rates: list[dict] = []
     for number in range(1, rounds + 1):
         for side in sides:

@@ -10,11 +10,11 @@ from vlm_helpers import DEPTH_HEAD, LLAMA, SEMANTIC, build, collate, rows, step_
 from asvr import compat
 from asvr.models.attention import use_attention
 from asvr.models.checkpointing import settings
-from asvr.models.compiling import compile_blocks
+from asvr.models.compiling import compile_blocks, uncompiled
 
 
 def model(mode: str):
-    head = dict(DEPTH_HEAD, layers=2, activation_checkpointing="full" if mode == "full" else "none")
+    head = dict(DEPTH_HEAD, layers=2, activation_checkpointing=mode)
     own = build(reconstruction=[dict(SEMANTIC, head=head, tap=1)], llm=dict(LLAMA, num_hidden_layers=3))
     if mode != "none":
         own.llm.activation_checkpointing = mode
@@ -36,6 +36,7 @@ def test_compiled_parts_compute_the_same(mode, caplog):
     parts = "3 LlamaAttention, 3 LlamaMLP, 6 LlamaRMSNorm" if mode == "full" else "3 LlamaDecoderLayer"
     assert f"torch.compile: {parts}, 2 DepthLayer" in caplog.text
     assert blocks_checkpoint(compiled) == [mode == "full"] * 3  # the compiler does what `selective` does
+    assert compiled.heads["semantic"].activation_checkpointing == ("full" if mode == "full" else "none")
     graphs = []
     for count in (3, 6, 4, 5):
         batch = collate(plain, rows()[:count], packed=True)
@@ -46,6 +47,33 @@ def test_compiled_parts_compute_the_same(mode, caplog):
             torch.testing.assert_close(logs[name], value)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] >= 4 and graphs[1:] == graphs[1:2] * 3
+
+
+def test_an_evaluation_between_stages_takes_no_compiled_version():
+    """The compiler keeps eight versions of a function: answers of changing lengths would take them all."""
+    ran = []
+
+    def backend(graph, inputs):
+        return lambda *args: ran.append(graph) or graph(*args)
+
+    def step(own) -> int:
+        ran.clear()
+        step_gradients(own, [collate(own, rows(), packed=True)])
+        return len(ran)
+
+    own = model("none")
+    compile_blocks(own, backend=backend)
+    first = step(own)
+    ran.clear()
+    with uncompiled(), torch.inference_mode():
+        own.eval()
+        for length in range(3, 15):
+            embeds = torch.zeros(1, length, 16)
+            own.llm.generate(embeds, torch.ones(1, length, dtype=torch.long), max_new_tokens=2, pad_token_id=0)
+    assert not ran and step(own.train()) == first > 3
+    later = model("none")
+    compile_blocks(later, backend=backend)
+    assert step(later) == first
 
 
 def test_an_llm_that_names_no_blocks_is_refused(monkeypatch):

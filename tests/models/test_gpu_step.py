@@ -1,14 +1,14 @@
 """A training step on CUDA: every kernel has the losses and gradients of padded rows, and the host never waits."""
 
-import copy
-
 import pytest
 import torch
 from run_helpers import SIGLIP
 from vlm_helpers import DEPTH_HEAD, LLAMA, SEMANTIC, build, collate, recorder, rows
 
+from asvr import compat
 from asvr.engine.optim import build_optim_wrapper
 from asvr.models.attention import problem_of, use_attention
+from asvr.models.checkpointing import settings
 from asvr.models.compiling import compile_blocks
 
 pytestmark = [
@@ -53,12 +53,13 @@ def test_packed_rows_have_the_losses_and_gradients_of_padded_ones(kernel, precis
     close(found, step(reference, collate(reference, rows()), "float32"), limit)
 
 
-@pytest.mark.parametrize("mode", ["none", "full"])
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
 def test_compiled_parts_compute_the_same(mode):
-    torch._dynamo.reset()
-    own = model("sdpa", torch.bfloat16)
-    compiled = copy.deepcopy(own)
+    own, compiled = model("varlen", torch.bfloat16), model("varlen", torch.bfloat16)
     compiled.heads["semantic"].activation_checkpointing = mode
+    if mode == "full":
+        compiled.llm.activation_checkpointing = mode
+        compat.enable_activation_checkpointing(compiled.llm.model, settings(mode))
     compile_blocks(compiled)
     for count in (3, 6, 4):
         batch = collate(own, rows()[:count], packed=True)

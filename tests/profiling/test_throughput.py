@@ -135,6 +135,20 @@ def test_one_side_at_a_time_holds_an_accelerators_memory(monkeypatch):
     assert ratios(found)["plain"]["loss_difference"] < 1e-5 and not standing
 
 
+@pytest.mark.parametrize(("names", "of_turn"), [(["ours"], 2 + 3), (["ours", "again"], 2 + 1)])
+def test_a_side_alone_is_one_process_and_has_samples_for_all_rounds(names, of_turn, monkeypatch):
+    asked = []
+
+    def start(side, samples):
+        asked.append(side.spec["steps_of_turn"])
+        raise OutOfMemory(side.name)
+
+    monkeypatch.setattr(Side, "start", start)
+    with pytest.raises(ValueError, match="ours: out of memory with one sample a step"):
+        compare([Side(name, spec()) for name in names], samples=1, rounds=3, steps=1)
+    assert asked == [of_turn]
+
+
 def test_sides_whose_losses_differ_are_no_comparison():
     sides = [Side("a", spec()), Side("b", spec(plain=True))]
     sides[0].info["first_losses"], sides[1].info["first_losses"] = dict(text=1.0), dict(text=1.001)
