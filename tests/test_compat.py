@@ -48,6 +48,12 @@ def test_compiled_regions_still_keep_half_copies_of_weights():
         assert kept_in_half(nn.Linear(8, 6)) == 0
 
 
+def test_lmms_eval_still_makes_texts_of_losses():
+    instance = pytest.importorskip("lmms_eval.api.instance", reason="lmms-eval is not installed")
+    assert instance.unwrap_generation_output((1.5, True))[0] == "(1.5, True)"
+    assert instance.unwrap_generation_output(compat.lmms_eval_result((1.5, True)))[0] == (1.5, True)
+
+
 def test_meta_convolution_still_refuses_traced_padding():
     timm = pytest.importorskip("timm")
     with torch.device("meta"):

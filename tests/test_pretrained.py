@@ -192,3 +192,23 @@ def test_wrong_arguments_are_told(trained, saved, pictures, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot be made, .*file is no folder"):
         trained.save_pretrained(tmp_path / "file" / "model")
+
+
+def test_scores_are_losses_of_the_answers(trained, pictures):
+    """One by one, in a batch, and against logits written out."""
+    answers = ["yes", "blue circle"]
+    conversations = [
+        dict(images=[picture], messages=[{"from": "human", "value": QUESTIONS[0]}, {"from": "gpt", "value": answer}])
+        for picture, answer in zip(pictures[:2], answers, strict=True)
+    ]
+    together = trained.score(conversations)
+    model = trained.model.eval()
+    for conversation, (loss, greedy) in zip(conversations, together, strict=True):
+        assert trained.score([conversation])[0] == (pytest.approx(loss, rel=1e-5), greedy)
+        batch = trained.batch([conversation], answered=True)
+        with torch.inference_mode():
+            hidden = model.llm.hidden(model.embed(batch)[0])[-1][0, batch.text_source_S]
+            logits = model.llm.lm_head(hidden).float()
+        expected = torch.nn.functional.cross_entropy(logits, batch.text_target_S)
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        assert greedy == bool((logits.argmax(-1) == batch.text_target_S).all())
