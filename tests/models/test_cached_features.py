@@ -190,4 +190,4 @@ def test_what_is_computed_ahead_uses_the_kernel_of_training(monkeypatch):
     part = as_in_training(
         build(reconstruction=[SEMANTIC]).encoder, Config(dict(optim=dict(precision="bf16"), runtime=dict())), CPU
     )
-    assert part.model.config._attn_implementation == "asvr_xformers" and not part.training
+    assert part.model.config._attn_implementation == "asvr_varlen" and not part.training
