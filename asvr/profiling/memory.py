@@ -52,7 +52,7 @@ MACHINES = (Machine(1, "80 GB", 79.1 * GIB), Machine(8, "80 GB", 79.1 * GIB), Ma
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes on one card when it holds everything. activations: by mode of the LLM's activation checkpointing, with
-    the half-precision copies of trained weights that autocast makes and the backward pass needs. mode: the config's; a
+    the half-precision copies of float32 weights that autocast makes and the backward pass needs. mode: the config's; a
     compiled LLM without checkpointing keeps what ``selective`` does."""
 
     weights: int
