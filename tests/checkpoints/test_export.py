@@ -164,7 +164,8 @@ def test_several_turns_read_as_in_training(tmp_path):
         talk = chat(
             "<image>\nwhat color is the car?", "it is blue", "how many dogs are there?", "two", "and the house?"
         )
-        ids = source._item(0, dict(images=[Image.new("RGB", (9, 9))], messages=talk), build_template(source.template))
+        item = dict(images=[Image.new("RGB", (9, 9))], messages=talk)
+        ids = source._item(0, item, build_template(source.template), answered=False)
         messages = [dict(role="user" if m["from"] == "human" else "assistant", content=m["value"]) for m in talk]
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
         theirs = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
