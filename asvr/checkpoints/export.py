@@ -62,6 +62,8 @@ def refuse_inexpressible(source: Pretrained) -> None:
     if parts != ["Linear", "GELU", "Linear"]:
         ours = " of ".join([_kind(model.projector), *([", ".join(parts)] if parts else [])])
         reasons.append(f"its projector is {ours}; LLaVA has MLPProjector of Linear, GELU, Linear")
+    elif model.projector.place is not None:
+        reasons.append("its projector adds positions (positions=True)")
     if not isinstance(model.llm, HFCausalLM) or model.llm.model.config.model_type not in LLMS:
         reasons.append(f"its LLM is {_kind(model.llm)}; this export is tested with {', '.join(LLMS)}")
     if source.text_tokenizer is None:

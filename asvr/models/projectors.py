@@ -3,6 +3,9 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width, ``H`` LLM width.
 """
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from asvr.models.component import Component
@@ -25,10 +28,11 @@ class LinearProjector(Component):
 class MLPProjector(Component):
     """Linear layers with GELU between them, features_INE -> visual_INH; ``layers=2`` is LLaVA's ``mlp2x_gelu``.
 
-    norm: a layer norm in front, for encoders whose features are not normalised.
+    norm: a layer norm in front, for encoders whose features are not normalised. positions: sines and cosines of row and
+    column beside the features, for encoders that do not know where a token is (convolutions); the tokens are a square.
     """
 
-    def __init__(self, *, in_width: int, out_width: int, layers: int = 2, norm: bool = False):
+    def __init__(self, *, in_width: int, out_width: int, layers: int = 2, norm: bool = False, positions: bool = False):
         super().__init__()
         if layers < 2:
             raise ValueError(
@@ -39,6 +43,29 @@ class MLPProjector(Component):
         for _ in range(layers - 1):
             modules += [nn.GELU(), nn.Linear(out_width, out_width)]
         self.mlp = nn.Sequential(*modules)
+        self.place = nn.Linear(4 * OCTAVES, out_width, bias=False) if positions else None
 
     def forward(self, features_INE: Tensor) -> Tensor:
-        return self.mlp(features_INE)
+        visual_INH = self.mlp(features_INE)
+        if self.place is None:
+            return visual_INH
+        return visual_INH + self.place(places(features_INE.shape[1], visual_INH.device))
+
+
+OCTAVES = 3
+
+
+def places(num_tokens: int, device: torch.device) -> Tensor:
+    """(N, 4 * OCTAVES): sines and cosines of row and column, from half a wave over the picture upwards.
+
+    Raises ``ValueError`` where the tokens are not a square.
+    """
+    side = math.isqrt(num_tokens)
+    if side * side != num_tokens:
+        raise ValueError(
+            f"MLPProjector positions=True: {num_tokens} visual tokens are not a square of rows and columns"
+        )
+    middles = (torch.arange(side, device=device) + 0.5) / side
+    angles = math.pi * middles[:, None] * 2 ** torch.arange(OCTAVES, device=device)
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    return torch.cat([waves.repeat_interleave(side, 0), waves.repeat(side, 1)], 1)

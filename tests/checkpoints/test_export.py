@@ -113,6 +113,7 @@ def inexpressible(part: str) -> dict:
         projector=dict(projector=dict(type="LinearProjector")),
         first=dict(encoder=dict(type="HFVisionEncoder", layer=0, arch=dict(TOWER, model_type="clip_vision_model"))),
         norm=dict(projector=dict(type="MLPProjector", norm=True)),
+        positions=dict(projector=dict(type="MLPProjector", positions=True)),
         llm=dict(llm=dict(type="HFCausalLM", arch=dict(LLM, model_type="gemma", head_dim=8))),
     )[part]
 
@@ -123,6 +124,7 @@ def inexpressible(part: str) -> dict:
         ("encoder", "its encoder is TimmEncoder"),
         ("layers", r"its encoder gives the features of several layers \(\[2, 1\]\)"),
         ("projector", "its projector is LinearProjector"),
+        ("positions", "its projector adds positions"),
         ("norm", "its projector is MLPProjector of LayerNorm, Linear, GELU, Linear; LLaVA has"),
         ("first", "patch embeddings .layer 0."),
         ("llm", r"its LLM is HFCausalLM \(gemma\)"),

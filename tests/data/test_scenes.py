@@ -9,7 +9,7 @@ from data_helpers import byte_level
 
 from asvr.data.scenes import Scenes
 from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
-from asvr.data.scenes.questions import GROUPS, MAKERS, ask, caption
+from asvr.data.scenes.questions import GROUPS, MAKERS, UNNAMED, ask, caption
 from asvr.data.scenes.scene import BACKGROUNDS, COLORS, PLACES, Scene, Thing, make_scene, paint
 from asvr.data.scenes.sprites import DRAWINGS, groups, sprite
 
@@ -35,7 +35,7 @@ def test_every_question_about_a_scene_has_its_answer():
             ("which kind of thing is at the top left?", "animal"),
             ("which kind of thing is at the bottom right?", "food"),
         },
-        "count": {("how many things are there?", "2")},
+        "count": {("how many of the things are small?", "1")},
         "word": {("which letters are in the middle?", "AB")},
         "knowledge": {("which of these is a fruit?", "pear")},
         "where": {("where is the cat?", "top left"), ("where is the pear?", "bottom right")},
@@ -54,7 +54,24 @@ def test_every_question_about_a_scene_has_its_answer():
         },
         "exists": {("is there a cat?", "yes"), ("is there a pear?", "yes"), ("is there a bus?", "no")},
     }
-    assert caption(SCENE) == "cat, pear"
+    assert caption(SCENE) == "top left cat, bottom right pear"
+
+
+def test_no_answer_in_a_conversation_tells_another():
+    dataset = Scenes(scenes=60, turns=6)
+    longest = 0
+    for scene, record in zip(dataset.scenes, dataset.records, strict=True):
+        kinds = record["category"].split()
+        said = [message["value"] for message in record["conversations"]]
+        rounds = [" ".join(said[2 * i : 2 * i + 2]) for i in range(len(kinds))]
+        assert len(said) == 2 * len(kinds) and len(set(kinds)) == len(kinds) <= 6
+        assert [text.count("<image>") for text in rounds] == [1] + [0] * (len(kinds) - 1)
+        longest = max(longest, len(kinds))
+        told = [text for kind, text in zip(kinds, rounds, strict=True) if kind not in UNNAMED]
+        for thing in scene.things:
+            mentions = [text for text in told if thing.name in text or PLACES[thing.place] in text]
+            assert len(mentions) <= 1, (thing, mentions)
+    assert longest == 6
 
 
 def test_what_has_no_answer_is_not_asked():

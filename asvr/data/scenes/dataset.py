@@ -22,8 +22,9 @@ class Scenes(ConversationDataset):
 
     split: ``train`` draws with two of three sets of drawings, ``test`` with the third: known things in unseen
     pictures. scenes: how many. per_scene: questions of a scene, of different kinds by chance; None: one of every kind
-    that the scene allows. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one
-    record more a scene, its names. with_text: only so many scenes, the first ones, have records with text; each other
+    that the scene allows. turns: with more than one, a record asks so many questions at most, none of which tells
+    another's answer. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one
+    record more a scene: what is where. with_text: only so many scenes, the first ones, have records with text; each other
     one is a record of its picture alone. with_images: False leaves the pictures out, for a blind model. concepts: how
     many of the objects; each group keeps its share. size: pixels of a side. The category of a question is its kind. For
     the other arguments see `asvr.data.records.ConversationDataset`.
@@ -37,6 +38,7 @@ class Scenes(ConversationDataset):
         split: str = "train",
         scenes: int = 5000,
         per_scene: int | None = 1,
+        turns: int = 1,
         kinds: list[str] | None = None,
         captions: bool = False,
         with_text: int | None = None,
@@ -47,11 +49,11 @@ class Scenes(ConversationDataset):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._check(split, scenes, per_scene, kinds, with_text, with_images, concepts, size)
+        self._check(split, scenes, per_scene, turns, kinds, with_text, with_images, concepts, size)
         self.source, self.size, self.with_images = f"scenes/{split}", size, with_images
         self.drawn = f"{self.source} seed={seed} concepts={concepts} size={size}"
         self.names = some_names(concepts)
-        self.per_scene, self.captions = per_scene, captions
+        self.per_scene, self.turns, self.captions = per_scene, turns, captions
         self.kinds = list(questions.MAKERS) if kinds is None else kinds
         self.scenes = [
             make_scene(random.Random(f"{seed} {split} scene {i}"), self.names, SPLITS[split]) for i in range(scenes)
@@ -66,7 +68,7 @@ class Scenes(ConversationDataset):
         ]
 
     @staticmethod
-    def _check(split, scenes, per_scene, kinds, with_text, with_images, concepts, size) -> None:
+    def _check(split, scenes, per_scene, turns, kinds, with_text, with_images, concepts, size) -> None:
         if split not in SPLITS:
             raise ValueError(f"Scenes has no split {split!r}: expected one of {', '.join(SPLITS)}")
         unknown = set(kinds or []) - questions.MAKERS.keys()
@@ -75,25 +77,35 @@ class Scenes(ConversationDataset):
         if with_text is not None and not with_images:
             raise ValueError("Scenes: with_images=False leaves nothing in the records beyond with_text")
         limits = dict(scenes=(scenes, 1), per_scene=(per_scene, 1), with_text=(with_text, 0), size=(size, 32))
-        limits |= dict(concepts=(concepts, 20))
+        limits |= dict(concepts=(concepts, 20), turns=(turns, 1))
         for name, (value, least) in limits.items():
             if value is not None and value < least:
                 raise ValueError(f"Scenes: {name}={value}, expected at least {least}")
+        if turns > 1 and per_scene is None:
+            raise ValueError(f"Scenes: turns={turns} needs per_scene, the number of conversations about a scene")
         if concepts is not None and concepts > len(groups()):
             raise ValueError(f"Scenes: concepts={concepts}, there are {len(groups())}")
 
     def _told(self, i: int, rng: random.Random) -> list[dict]:
         """The records with text of a scene."""
         asked = {k: pair for k, pair in questions.ask(self.scenes[i], rng, self.names).items() if k in self.kinds}
-        chosen = list(asked) if self.per_scene is None else rng.sample(list(asked), min(self.per_scene, len(asked)))
-        records = [self._record(i, *asked[kind], category=kind) for kind in chosen]
+        if self.per_scene is None:
+            chosen = [[kind] for kind in asked]
+        elif self.turns > 1:
+            chosen = [questions.in_turns(self.scenes[i], asked, rng, self.turns) for _ in range(self.per_scene)]
+        else:
+            chosen = [[kind] for kind in rng.sample(list(asked), min(self.per_scene, len(asked)))]
+        records = [self._record(i, [asked[kind] for kind in kinds], " ".join(kinds)) for kinds in chosen if kinds]
         if self.captions:
-            records.append(self._record(i, DESCRIBE, questions.caption(self.scenes[i]), category="caption"))
+            records.append(self._record(i, [(DESCRIBE, questions.caption(self.scenes[i]))], "caption"))
         return records
 
-    def _record(self, i: int, question: str, answer: str, category: str) -> dict:
+    def _record(self, i: int, turns: list[questions.Pair], category: str) -> dict:
         mark = f"{IMAGE_MARK}\n" if self.with_images else ""
-        messages = [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+        messages = []
+        for question, answer in turns:
+            messages += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+            mark = ""
         return (dict(image=str(i)) if self.with_images else {}) | dict(category=category, conversations=messages)
 
     def __len__(self) -> int:

@@ -39,7 +39,7 @@ def kind(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
 
 
 def count(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
-    return "how many things are there?", str(len(scene.things))
+    return "how many of the things are small?", str(sum(thing.size == "small" for thing in scene.things))
 
 
 def word(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
@@ -112,6 +112,7 @@ MAKERS = dict(
     pose=pose,
     exists=exists,
 )
+UNNAMED = ("count", "word", "color", "pose")  # neither question nor answer names an object
 GROUPS = dict(
     general=("what", "kind", "count"),
     ocr=("word",),
@@ -127,6 +128,18 @@ def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
     return {name: pair for name, pair in made.items() if pair is not None}
 
 
+def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: int) -> list[str]:
+    """Kinds for one conversation in which no answer tells another: of those that name objects, none twice about one."""
+    chosen, told = [], set()
+    for kind in rng.sample(list(asked), len(asked)):
+        text = " ".join(asked[kind])
+        about = {thing.name for thing in scene.things if thing.name in text or PLACES[thing.place] in text}
+        if len(chosen) < turns and (kind in UNNAMED or not about & told):
+            chosen.append(kind)
+            told |= set() if kind in UNNAMED else about
+    return chosen
+
+
 def caption(scene: Scene) -> str:
-    """What a caption tells: the names. Number, place, colour, pose, size and letters are left out."""
-    return ", ".join(sorted(set(scene.names())))
+    """What a caption tells: what is where. Size, colour, pose and letters are left out."""
+    return ", ".join(f"{PLACES[thing.place]} {thing.name}" for thing in scene.things)

@@ -97,7 +97,7 @@ def paint(scene: Scene, size: int) -> Image.Image:
 
 def _write(draw: ImageDraw.ImageDraw, word: str, size: int) -> None:
     """On a white plate in the middle, where no object stands."""
-    font = ImageFont.load_default(size * 0.11)
+    font = ImageFont.load_default(size * 0.18)
     box = draw.textbbox((size / 2, size / 2), word, font=font, anchor="mm")
     margin = size * 0.02
     draw.rectangle((box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin), fill="white", outline="black")
