@@ -1,18 +1,37 @@
-# Scenes of known objects: a small Llama learns, from nothing, to answer questions on number, colour, place, pose and
-# letters, in drawings that it never saw, while it predicts the semantic codes of each picture.
+# Scenes of known objects: a small Llama learns, from nothing, to answer questions on number, colour, place and letters,
+# in drawings that it never saw, while it predicts the semantic codes of each picture.
 #   pip install -e '.[mini]' && python tools/train.py configs/scenes_mini.py
 _base_ = ['./asvr_mini.py']
 
 text_tokenizer = dict(
-    vocab_size=1024, corpus=dict(_delete_=True, type='Scenes', scenes=3000, per_scene=None, captions=True))
+    corpus=dict(_delete_=True, type='Scenes', scenes=3000, per_scene=None, captions=True, concepts=40))
 
 model = dict(
     encoder=dict(layer=-2),  # 8 x 8 tokens of 112 features
-    llm=dict(arch=dict(hidden_size=160, intermediate_size=480, num_hidden_layers=3, num_attention_heads=5)))
+    projector=dict(positions=True),
+    reconstruction=[
+        dict(
+            name='semantic',
+            tokenizer=dict(type='SemanticTokenizer', depth=1, codebook_size=256),
+            fit=dict(vectors_per_code=512, iterations=15),
+            head=dict(type='DepthTransformerHead', width=64, layers=1, num_heads=4),
+            loss=dict(type='CodeCrossEntropy'),
+            weight=0.3,
+            shift=1)
+    ])
 
 data = dict(
-    train=dict(_delete_=True, type='Scenes', scenes=12000, per_scene=2), max_length=144)
-schedule = dict(steps=2000)
+    train=dict(
+        _delete_=True,
+        type='Scenes',
+        scenes=12000,
+        concepts=40,
+        turns=5,
+        kinds=['what', 'count', 'word', 'knowledge', 'where', 'color', 'exists']),
+    max_length=220,
+    micro_batch=16,
+    global_batch=16)
+schedule = dict(steps=1200)
 
 stages = dict(
     _delete_=True,
@@ -20,13 +39,22 @@ stages = dict(
         init='scratch',
         train=['projector', 'heads', 'llm'],
         data=dict(train=dict(with_images=False)),
-        schedule=dict(steps=600),
+        schedule=dict(steps=300),
         evaluation=dict(dataset=dict(with_images=False))),
     pretrain=dict(
         init='scratch',
         train=['projector', 'heads', 'llm'],
-        data=dict(train=dict(kinds=[], captions=True)),
-        schedule=dict(steps=300),
+        data=dict(train=dict(kinds=[], captions=True, turns=1)),
+        schedule=dict(steps=600),
         evaluation=None),
     finetune=dict(train=['projector', 'heads', 'llm']))
-evaluation = dict(dataset=dict(_delete_=True, type='Scenes', split='test', scenes=600, per_scene=None))
+evaluation = dict(
+    dataset=dict(
+        _delete_=True,
+        type='Scenes',
+        split='test',
+        scenes=600,
+        concepts=40,
+        per_scene=None,
+        kinds=['what', 'count', 'word', 'knowledge', 'where', 'color', 'exists']),
+    batch_size=256)

@@ -2,4 +2,6 @@
 # python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py
 _base_ = ['./pixel_mini.py']
 
-data = dict(_delete_=True, type='Scenes', scenes=3000, with_text=0)
+data = dict(_delete_=True, type='Scenes', scenes=12000, concepts=40, with_text=0)
+
+train = dict(steps=800)

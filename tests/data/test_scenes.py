@@ -6,9 +6,11 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 from data_helpers import byte_level
+from PIL import Image
 
 from asvr.data.scenes import Scenes
 from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
+from asvr.data.scenes.photos import photo, photos
 from asvr.data.scenes.questions import GROUPS, MAKERS, UNNAMED, ask, caption
 from asvr.data.scenes.scene import BACKGROUNDS, COLORS, PLACES, Scene, Thing, make_scene, paint
 from asvr.data.scenes.sprites import DRAWINGS, groups, sprite
@@ -179,3 +181,45 @@ def test_fewer_concepts_are_of_all_groups():
 def test_wrong_arguments_are_told(options, message):
     with pytest.raises(ValueError, match=message):
         Scenes(**options)
+
+
+@pytest.fixture
+def stamps(tmp_path, monkeypatch):
+    """A folder as Tux Paint's: photographs of four animals and a fruit, and a drawing."""
+    rng = np.random.default_rng(0)
+    animals = {f"animals/{name}.png": 256 for name in ("cow", "dog", "fox", "pig")}
+    for name, shades in {**animals, "animals/cat.png": 1, "food/fruit/pear.png": 256}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, shades, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    monkeypatch.setattr("asvr.data.scenes.photos.STAMPS", tmp_path)
+    photos.cache_clear()
+    photo.cache_clear()
+    yield tmp_path
+    photos.cache_clear()
+    photo.cache_clear()
+
+
+def test_photographs_are_asked_about_without_their_names(stamps):
+    animals = {f"animals/{name}.png": "animal" for name in ("cow", "dog", "fox", "pig")}
+    assert photos() == {**animals, "food/fruit/pear.png": "food"}
+    dataset = Scenes(split="photos", scenes=10, per_scene=None)
+    kinds = Counter(record["category"] for record in dataset.records)
+    assert kinds == dict.fromkeys(("kind", "count", "word", "color", "pose"), 10)
+    for record in dataset.records:
+        if record["category"] == "kind":
+            place = record["conversations"][0]["value"].removesuffix("?").split(" at the ")[1]
+            (thing,) = [t for t in dataset.scenes[int(record["image"])].things if PLACES[t.place] == place]
+            assert record["conversations"][1]["value"] == photos()[thing.name]
+    assert dataset.picture("0")[1].size == (128, 128)
+
+
+def test_photographs_that_are_not_there_or_not_named_are_an_error(stamps, monkeypatch):
+    with pytest.raises(ValueError, match="kinds .'where'. are unknown: expected some of .'kind'"):
+        Scenes(split="photos", kinds=["where"])
+    with pytest.raises(ValueError, match="photographs have no names"):
+        Scenes(split="photos", captions=True)
+    photos.cache_clear()
+    monkeypatch.setattr("asvr.data.scenes.photos.STAMPS", stamps / "none")
+    with pytest.raises(ValueError, match="apt install tuxpaint-stamps-default"):
+        Scenes(split="photos", scenes=1)

@@ -1,18 +1,21 @@
 """Scenes as a dataset of conversations."""
 
 import random
+from collections.abc import Iterable
 
 from PIL import Image
 
 from asvr.data.records import ConversationDataset
 from asvr.data.scenes import questions
+from asvr.data.scenes.photos import photos
 from asvr.data.scenes.scene import make_scene, paint
-from asvr.data.scenes.sprites import DRAWINGS, groups
+from asvr.data.scenes.sprites import DRAWINGS, PHOTO, groups
 from asvr.data.templates import IMAGE_MARK
 from asvr.registry import DATASETS
 
 HELD_OUT = DRAWINGS[-1]
-SPLITS = dict(train=DRAWINGS[:-1], test=(HELD_OUT,))
+SPLITS = dict(train=DRAWINGS[:-1], test=(HELD_OUT,), photos=(PHOTO,))
+PHOTOS = "photos"
 DESCRIBE = "what is in the picture?"
 
 
@@ -21,12 +24,13 @@ class Scenes(ConversationDataset):
     """Pictures of two to four objects and two letters, with one question a record; the same for the same arguments.
 
     split: ``train`` draws with two of three sets of drawings, ``test`` with the third: known things in unseen
-    pictures. scenes: how many. per_scene: questions of a scene, of different kinds by chance; None: one of every kind
-    that the scene allows. turns: with more than one, a record asks so many questions at most, none of which tells
-    another's answer. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one
-    record more a scene: what is where. with_text: only so many scenes, the first ones, have records with text; each
-    other one is a record of its picture alone. with_images: False leaves the pictures out, for a blind model. concepts: how
-    many of the objects; each group keeps its share. size: pixels of a side. The category of a question is its kind. For
+    pictures; ``photos`` shows photographs of other things, see `asvr.data.scenes.photos`, and asks no name. scenes:
+    how many. per_scene: questions of a scene, of different kinds by chance; None: one of every kind that the scene
+    allows. turns: with more than one, a record asks so many questions at most, none of which tells another's
+    answer. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one record more a
+    scene: what is where. with_text: only so many scenes, the first ones, have records with text; each other one is
+    a record of its picture alone. with_images: False leaves the pictures out, for a blind model. concepts: how many
+    of the objects; each group keeps its share. size: pixels of a side. The category of a question is its kind. For
     the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError where an argument is out of range.
@@ -49,12 +53,12 @@ class Scenes(ConversationDataset):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._check(split, scenes, per_scene, turns, kinds, with_text, with_images, concepts, size)
+        self._check(split, scenes, per_scene, turns, kinds, captions, with_text, with_images, concepts, size)
         self.source, self.size, self.with_images = f"scenes/{split}", size, with_images
         self.drawn = f"{self.source} seed={seed} concepts={concepts} size={size}"
-        self.names = some_names(concepts)
+        self.names = list(photos()) if split == PHOTOS else some_names(concepts)
         self.per_scene, self.turns, self.captions = per_scene, turns, captions
-        self.kinds = list(questions.MAKERS) if kinds is None else kinds
+        self.kinds = list(_kinds(split)) if kinds is None else kinds
         self.scenes = [
             make_scene(random.Random(f"{seed} {split} scene {i}"), self.names, SPLITS[split]) for i in range(scenes)
         ]
@@ -68,12 +72,12 @@ class Scenes(ConversationDataset):
         ]
 
     @staticmethod
-    def _check(split, scenes, per_scene, turns, kinds, with_text, with_images, concepts, size) -> None:
+    def _check(split, scenes, per_scene, turns, kinds, captions, with_text, with_images, concepts, size) -> None:
         if split not in SPLITS:
             raise ValueError(f"Scenes has no split {split!r}: expected one of {', '.join(SPLITS)}")
-        unknown = set(kinds or []) - questions.MAKERS.keys()
+        unknown = set(kinds or []) - set(_kinds(split))
         if unknown:
-            raise ValueError(f"Scenes: kinds {sorted(unknown)} are unknown: expected some of {list(questions.MAKERS)}")
+            raise ValueError(f"Scenes: kinds {sorted(unknown)} are unknown: expected some of {list(_kinds(split))}")
         if with_text is not None and not with_images:
             raise ValueError("Scenes: with_images=False leaves nothing in the records beyond with_text")
         limits = dict(scenes=(scenes, 1), per_scene=(per_scene, 1), with_text=(with_text, 0), size=(size, 32))
@@ -83,6 +87,8 @@ class Scenes(ConversationDataset):
                 raise ValueError(f"Scenes: {name}={value}, expected at least {least}")
         if turns > 1 and per_scene is None:
             raise ValueError(f"Scenes: turns={turns} needs per_scene, the number of conversations about a scene")
+        if split == PHOTOS and (concepts is not None or captions):
+            raise ValueError("Scenes: photographs have no names: leave concepts and captions out with split='photos'")
         if concepts is not None and concepts > len(groups()):
             raise ValueError(f"Scenes: concepts={concepts}, there are {len(groups())}")
 
@@ -116,6 +122,10 @@ class Scenes(ConversationDataset):
 
     def picture(self, name: str) -> tuple[str, Image.Image]:
         return f"{self.drawn}/{name}", paint(self.scenes[int(name)], self.size)
+
+
+def _kinds(split: str) -> Iterable[str]:
+    return questions.PHOTO_KINDS if split == PHOTOS else questions.MAKERS
 
 
 def some_names(concepts: int | None) -> list[str]:

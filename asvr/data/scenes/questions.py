@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
 from asvr.data.scenes.scene import PLACES, Scene, Thing
-from asvr.data.scenes.sprites import groups
+from asvr.data.scenes.sprites import group_of
 
 Pair = tuple[str, str]
 
@@ -35,7 +35,7 @@ def what(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
 
 def kind(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
     thing = rng.choice(scene.things)
-    return f"which kind of thing is at the {PLACES[thing.place]}?", groups()[thing.name]
+    return f"which kind of thing is at the {PLACES[thing.place]}?", group_of(thing.name)
 
 
 def count(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
@@ -113,6 +113,7 @@ MAKERS = dict(
     exists=exists,
 )
 UNNAMED = ("count", "word", "color", "pose")  # neither question nor answer names an object
+PHOTO_KINDS = ("kind", "count", "word", "color", "pose")  # of photographs, whose names nobody learned
 GROUPS = dict(
     general=("what", "kind", "count"),
     ocr=("word",),

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from asvr.data.scenes.photos import photo, photos
+
 FOLDER = Path(__file__).parent / "emoji"
 DRAWINGS = ("noto", "twemoji", "fluent")
+PHOTO = "photo"
 
 
 @lru_cache
@@ -27,6 +30,11 @@ def groups() -> dict[str, str]:
     return {_spoken(entry["name"]): entry["group"] for entry in _index()["objects"]}
 
 
+def group_of(name: str) -> str:
+    """Of an object, or of a photograph by its file."""
+    return groups()[name] if name in groups() else photos()[name]
+
+
 def _spoken(name: str) -> str:
     return name.replace(" s ", "'s ")
 
@@ -34,6 +42,8 @@ def _spoken(name: str) -> str:
 @lru_cache(maxsize=2048)
 def sprite(name: str, drawing: str) -> Image.Image:
     """The RGBA picture of an object, cut to what is drawn."""
+    if drawing == PHOTO:
+        return photo(name)
     cell, columns = _index()["cell"], _index()["columns"]
     row, column = divmod(list(groups()).index(name), columns)
     picture = _sheet(drawing).crop((column * cell, row * cell, (column + 1) * cell, (row + 1) * cell))
