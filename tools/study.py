@@ -14,17 +14,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the study>")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, each with its part of the cores")
     parser.add_argument("--report", action="store_true", help="train nothing: write the report of finished runs")
+    parser.add_argument("--questions", type=Path, help="LLaVA-format JSON or JSONL: ask every finished run these too")
+    parser.add_argument("--image-folder", type=Path, default=Path(), help="where the pictures of --questions are")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    if args.questions is not None and not args.questions.is_file():
+        raise ValueError(f"--questions: there is no file {args.questions}")
     if args.jobs < 1:
         raise ValueError(f"--jobs {args.jobs}: expected at least 1")
     keep_freed_memory()
     from asvr.engine.log import set_up_logging  # here: --help need not wait for torch
-    from asvr.engine.study import collect, load_study, run_study
-    from asvr.evaluation.study_report import write_report
+    from asvr.engine.study import ask_all, collect, load_study, run_study
+    from asvr.evaluation.study_report import asked_groups, write_report
 
     study = load_study(args.study)
     out = args.out or Path("work_dirs") / args.study.stem
@@ -33,6 +37,11 @@ def main() -> None:
     if failed:
         sys.exit("\n".join([f"{len(failed)} run(s) failed; the same command tries them again:", *failed]))
     print(write_report(study, collect(study, out), out))
+    if args.questions is not None:
+        if not args.report:
+            ask_all(study, out, questions=args.questions, image_folder=args.image_folder)
+        found = collect(study, out, questions=args.questions)
+        print(write_report(asked_groups(study, found), found, out / args.questions.stem))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
     """
     for name, config in study.tokenizers.items():
         _train_tokenizer(config, out / "tokenizers" / name)
-    waiting = [Run(arm, seed, out / arm / f"seed_{seed}") for seed in study.seeds for arm in study.arms]
+    waiting = runs(study, out)
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # of processes that begin from now on
     failed: list[str] = []
     with (
@@ -153,26 +153,51 @@ def _one(study: dict, run: Run, out: Path) -> str | None:
     return None
 
 
-def collect(study: Config, out: Path) -> dict[str, list[dict]]:
-    """Arm -> for each seed its result, with ``answers``, ``seconds`` of training and ``work_dir``.
+def ask_all(study: Config, out: Path, *, questions: Path, image_folder: Path) -> None:
+    """Ask every finished run the questions of a LLaVA file too; what was answered before is kept.
 
-    Raises ``ValueError`` where a run is not finished, or was asked other questions than the baseline.
+    Raises ``ValueError`` where a run is not finished.
+    """
+    from asvr.engine.run import evaluate_run
+
+    for run in runs(study, out):
+        if not (_asked(run, questions) / "result.json").is_file():
+            cfg = arm_config(study, run.arm, run.seed, out)
+            asked = dict(questions=questions, image_folder=image_folder, limit=None, out=None)
+            evaluate_run(cfg, run.work_dir, stage=None, **asked)
+
+
+def runs(study: Config, out: Path) -> list[Run]:
+    return [Run(arm, seed, out / arm / f"seed_{seed}") for seed in study.seeds for arm in study.arms]
+
+
+def _asked(run: Run, questions: Path) -> Path:
+    return run.work_dir / "evaluation" / questions.stem
+
+
+def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[str, list[dict]]:
+    """Arm, the baseline first -> for each seed its result, with ``answers``, ``seconds`` of training and ``work_dir``.
+
+    questions: those of `ask_all` in place of the study's own. Raises ``ValueError`` where a run is not finished, or was
+    asked other questions than the baseline.
     """
     found: dict[str, list[dict]] = {}
     expected = None
-    for arm in (study.baseline, *(arm for arm in study.arms if arm != study.baseline)):
-        for seed in study.seeds:
-            work_dir = out / arm / f"seed_{seed}"
-            stage = list(arm_config(study, arm, seed, out).stages)[-1]
-            results, file = work_dir / "results.json", work_dir / stage / "answers.jsonl"
-            if not results.is_file() or not file.is_file() or stage not in json.loads(results.read_text()):
-                raise ValueError(f"{work_dir}: this run is not finished; the same command without --report runs it")
-            answers = [json.loads(line) for line in file.read_text().splitlines()]
-            asked = [(answer["id"], answer["question"], answer["expected"]) for answer in answers]
-            expected = expected or asked
-            if asked != expected:
-                raise ValueError(f"{work_dir}: was asked other questions than {study.baseline!r}")
-            seconds = sum(json.loads(done.read_text())["seconds"] for done in work_dir.glob("*/done.json"))
-            result = json.loads(results.read_text())[stage]
-            found.setdefault(arm, []).append(dict(result, answers=answers, seconds=seconds, work_dir=str(work_dir)))
+    for run in sorted(runs(study, out), key=lambda run: run.arm != study.baseline):
+        stage = list(arm_config(study, run.arm, run.seed, out).stages)[-1]
+        if questions is None:
+            results, file = run.work_dir / "results.json", run.work_dir / stage / "answers.jsonl"
+        else:
+            results, file = _asked(run, questions) / "result.json", _asked(run, questions) / "answers.jsonl"
+        result = json.loads(results.read_text()) if results.is_file() and file.is_file() else {}
+        result = result.get(stage) if questions is None else result
+        if not result:
+            raise ValueError(f"{run.work_dir}: this run is not finished; the same command without --report runs it")
+        answers = [json.loads(line) for line in file.read_text().splitlines()]
+        asked = [(answer["id"], answer["question"], answer["expected"]) for answer in answers]
+        expected = expected or asked
+        if asked != expected:
+            raise ValueError(f"{run.work_dir}: was asked other questions than {study.baseline!r}")
+        seconds = sum(json.loads(done.read_text())["seconds"] for done in run.work_dir.glob("*/done.json"))
+        found.setdefault(run.arm, []).append(dict(result, answers=answers, seconds=seconds, work_dir=str(run.work_dir)))
     return found

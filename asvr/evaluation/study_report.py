@@ -21,12 +21,20 @@ def write_report(study: Config, found: dict[str, list[dict]], out: Path) -> str:
     found: see `asvr.engine.study.collect`.
     """
     result = compare(study, found)
+    out.mkdir(exist_ok=True)
     (out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)
     (out / "report.md").write_text(text)
     _radar(result, out / "radar.png")
     _curves(found, out / "curves.png")
     return text
+
+
+def asked_groups(study: Config, found: dict[str, list[dict]]) -> Config:
+    """The study with what was asked of its groups: other questions may be of fewer kinds."""
+    kinds = {answer["kind"] for answer in found[study.baseline][0]["answers"]}
+    groups = {name: [kind for kind in own if kind in kinds] for name, own in study.get("groups", {}).items()}
+    return Config(dict(study.to_dict(), groups={name: own for name, own in groups.items() if own}))
 
 
 def compare(study: Config, found: dict[str, list[dict]]) -> dict:
@@ -58,7 +66,8 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
         codes = {
             name: np.mean([run["codes"][name] for run in found[arm]], 0).tolist() for name in found[arm][0]["codes"]
         }
-        arms[arm] = dict(groups=by_group, seconds=seconds, codes=codes)
+        loss = float(np.mean([run["losses"]["text"] for run in found[arm]]))
+        arms[arm] = dict(groups=by_group, seconds=seconds, codes=codes, loss=loss)
     several = len(base_RQ) > 1
     return dict(
         baseline=study.baseline,
@@ -79,7 +88,7 @@ def markdown(result: dict) -> str:
             f"{name} {' / '.join(f'{100 * value:.0f}' for value in values)}" for name, values in found["codes"].items()
         )
         shares = [f"{100 * groups[name]['share']:.1f}" for name in names]
-        rows.append([arm, *shares, codes or "-", f"{found['seconds']:.0f}"])
+        rows.append([arm, *shares, f"{found['loss']:.3f}", codes or "-", f"{found['seconds']:.0f}"])
         if arm != result["baseline"]:
             cells = [
                 f"{100 * g['gain']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f}), p {g['p']:.2g}"
@@ -92,7 +101,9 @@ def markdown(result: dict) -> str:
         [
             f"Answers right, %, mean of {len(result['seeds'])} seeds; {result['scenes']} scenes, questions: {asked}.",
             "",
-            table(["arm", *names, "codes right by depth", "seconds of training"], rows),
+            table(
+                ["arm", *names, "loss of answers, nats a token", "codes right by depth", "seconds of training"], rows
+            ),
             f"Against {result['baseline']!r}, points: mean, 95 % interval (bootstrap over scenes and seeds), and p of "
             "McNemar's test on the questions of all seeds, which knows nothing of seeds.",
             "",

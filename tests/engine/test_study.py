@@ -113,6 +113,20 @@ def test_what_is_finished_is_kept(finished):
     assert weights.stat().st_mtime_ns == before and (folder / "out/late/seed_1/results.json").is_file()
 
 
+def test_other_questions_are_asked_of_every_run(finished):
+    """A LLaVA file of scenes, of fewer kinds than the study's groups name."""
+    folder, _ = finished
+    arguments = [str(folder / "more"), "--scenes", "3", "--kinds", "word", "color", "--size", "64"]
+    subprocess.run([sys.executable, "-m", "asvr.data.scenes", *arguments], cwd=ROOT, check=True)
+    done = run(folder, "--questions", str(folder / "more.json"), "--image-folder", str(folder / "more"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((folder / "out/more/report.json").read_text())
+    assert result["questions"] == dict(ocr=3, all=3) and result["scenes"] == 3
+    assert (folder / "out/more/report.md").read_text() in done.stdout
+    missing = run(folder, "--report", "--questions", str(folder / "none.json"))
+    assert missing.returncode == 1 and "there is no file" in missing.stderr
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
     folder, _ = finished
     (tmp_path / "base.py").write_text((folder / "base.py").read_text())
