@@ -37,7 +37,7 @@ def test_an_answer_is_that_of_chat_and_is_told_as_it_is_written(trained, picture
 class Scripted:
     """Stands for a model: gives the answers it was given, and keeps what it was asked."""
 
-    text_tokenizer = None
+    text_tokenizer = object()
 
     def __init__(self, *answers: str):
         self.answers, self.prompts = list(answers), []
