@@ -39,11 +39,11 @@ class Demo:
     def session(self) -> Session:
         return Session(Conversation(self.pretrained, max_new_tokens=self.max_new_tokens))
 
-    def show(self, session: Session, file: str | Path) -> None:
+    def show(self, session: Session, file: str | Path) -> Image.Image:
         """Begin a conversation about a picture. Raises `Refused`, in words for the page."""
-        image = read_upload(file)
-        session.talk.show(image)
+        image = session.talk.show(read_upload(file))
         session.seen = as_seen(self.pretrained, image)
+        return image
 
     def target_pictures(self, session: Session) -> tuple[Image.Image | None, list[Image.Image]]:
         """The figure of the predicted codes, None without a target; and one for each target that decodes."""

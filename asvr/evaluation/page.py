@@ -10,7 +10,6 @@ except ModuleNotFoundError as error:
 from PIL import ImageOps
 from starlette.middleware import Middleware
 
-from asvr.data.refusals import Refused
 from asvr.data.templates import IMAGE_MARK
 from asvr.evaluation.demo import Demo, Session
 
@@ -156,17 +155,15 @@ def _message(text: str | None):
 def _show(demo: Demo, path: str | None, num_pixels: int) -> list:
     """What becomes of the page with a picture's file: a new conversation in any case, without a picture where there is
     none or where it cannot be read. The place to drop a file is empty again, so that it takes another."""
-    session = demo.session()
-    empty = [[], None, None, *[None] * num_pixels]  # chat and figures
-    if path is None:
-        return [session, None, None, _message(None), *empty]
+    session, preview, problem = demo.session(), None, None
+    heads, pixels = None, [None] * num_pixels
     try:
-        demo.show(session, path)
-    except Refused as error:
-        return [session, None, None, _message(str(error)), *empty]
-    heads, pixels = demo.target_pictures(session)
-    preview = ImageOps.contain(session.talk.images[-1], PREVIEW)
-    return [session, None, preview, _message(None), [], heads, None, *pixels]
+        if path is not None:
+            preview = ImageOps.contain(demo.show(session, path), PREVIEW)
+            heads, pixels = demo.target_pictures(session)
+    except ValueError as error:
+        problem = str(error)
+    return [session, None, preview, _message(problem), [], heads, None, *pixels]
 
 
 def _answer(demo: Demo, question: str, session: Session | None, layer: int) -> Iterator[list]:
@@ -181,11 +178,15 @@ def _answer(demo: Demo, question: str, session: Session | None, layer: int) -> I
     except ValueError as error:
         yield [session, question, _message(str(error)), before, None]
         return
-    history = _history(session) if text.strip() else [*asked, dict(role="assistant", content=NO_ANSWER)]
+    history = _history(session)
+    if history == before:  # an empty answer is not remembered
+        yield [session, "", _message(None), [*asked, dict(role="assistant", content=NO_ANSWER)], None]
+        return
+    looks, problem = None, None
     try:
-        looks, problem = demo.attention_picture(session, layer), None
+        looks = demo.attention_picture(session, layer)
     except ValueError as error:
-        looks, problem = None, str(error)
+        problem = str(error)
     yield [session, "", _message(problem), history, looks]
 
 

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -81,9 +80,18 @@ def test_token_maps_are_of_every_depth(trained, picture):
     with pytest.raises(ValueError, match="no picture yet"):
         talk.token_maps()
     talk.show(picture)
-    (values,) = talk.token_maps().values()
-    assert values.shape == (*trained.model.encoder.grid, 2)
-    assert set(np.unique(values[~np.isnan(values)])) <= {0.0, 1.0}
+    (only,) = talk.token_maps()
+    assert only.name == "semantic" and only.right_RCD.shape == (*trained.model.encoder.grid, 2)
+
+
+def test_attention_is_that_of_the_last_answer(trained, picture):
+    talk = Conversation(trained, max_new_tokens=4)
+    talk.show(picture)
+    talk.ask(QUESTION)
+    first = talk.attention()
+    assert first.shape == (trained.model.llm.num_layers, *trained.model.encoder.grid)
+    talk.ask("is there a circle in the image?")
+    assert (talk.attention() != first).any()
 
 
 def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):

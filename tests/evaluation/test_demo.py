@@ -75,7 +75,7 @@ def test_a_bad_upload_is_told_in_one_line_without_our_folders(tmp_path):
 
 def test_a_model_without_targets_or_with_one_that_does_not_decode(file):
     for entries, has_heads in (((), False), (BOTH[:1], True)):
-        demo = Demo(pretrained(reconstruction=entries), max_new_tokens=2)
+        demo = Demo(pretrained(reconstruction=entries), max_new_tokens=6)
         session = demo.session()
         demo.show(session, file)
         heads, pixels = demo.target_pictures(session)

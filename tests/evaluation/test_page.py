@@ -1,5 +1,7 @@
 """The web page: its events through gradio's client, and the page itself in Chromium."""
 
+import os
+import runpy
 import shutil
 import socket
 import sys
@@ -7,14 +9,17 @@ from urllib.parse import urlsplit
 
 import pytest
 from demo_helpers import broken_files, gradient, pretrained
+from run_helpers import ROOT
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip install -e '.[demo]')")
 import httpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 
+import asvr  # noqa: E402
+import asvr.evaluation.page as page_module  # noqa: E402
 from asvr.evaluation.demo import Demo  # noqa: E402
-from asvr.evaluation.page import build_page, serve  # noqa: E402
+from asvr.evaluation.page import _answer, _show, build_page, serve  # noqa: E402
 
 HOST = "127.0.0.1"
 QUESTION = "what is it?"
@@ -144,6 +149,59 @@ def test_a_model_without_targets_says_so():
     config = build_page(Demo(pretrained(reconstruction=[]), max_new_tokens=2)).get_config_file()
     words = [part["props"].get("value") for part in config["components"]]
     assert any("has no reconstruction target" in str(word) for word in words)
+
+
+def test_an_empty_answer_is_shown_and_what_it_looks_at_is_not(picture, monkeypatch):
+    demo = Demo(pretrained(), max_new_tokens=6)
+    session = demo.session()
+    demo.show(session, picture)
+    list(demo.ask(session, "a"))
+    monkeypatch.setattr(type(demo.pretrained), "generate", lambda self, prompts, **kwargs: [""])
+    *_, (_, question, message, chat, looks) = _answer(demo, "b", session, -1)
+    assert question == "" and not message.visible and looks is None
+    assert [line["content"] for line in chat[2:]] == ["b", "(no answer)"]
+
+
+def test_an_llm_without_attention_weights_answers_and_says_so(picture, monkeypatch):
+    demo = Demo(pretrained(), max_new_tokens=6)
+    session = demo.session()
+    demo.show(session, picture)
+    monkeypatch.setattr(type(session.talk), "attention", unable)
+    *_, (_, _, message, chat, looks) = _answer(demo, "a", session, -1)
+    assert "0 of 2 layers" in message.value and looks is None and len(chat) == 2
+
+
+def test_codes_that_cannot_be_computed_are_told_and_the_picture_is_shown(picture, monkeypatch):
+    demo = Demo(pretrained(), max_new_tokens=6)
+    monkeypatch.setattr(type(demo.session().talk), "token_maps", unable)
+    session, _, preview, message, _, heads, _, pixels = _show(demo, picture, 1)
+    assert preview is not None and heads is pixels is None and "0 of 2 layers" in message.value
+    assert list(demo.ask(session, "a"))
+
+
+def unable(self):
+    raise ValueError("0 of 2 layers")
+
+
+@pytest.mark.parametrize("host", [None, "0.0.0.0"])
+def test_the_tool_stays_on_this_machine_unless_told(host, monkeypatch, capsys):
+    served = []
+    monkeypatch.setattr(asvr, "load", lambda folder, **kwargs: pretrained())
+    monkeypatch.setattr(page_module, "serve", lambda demo, **kwargs: served.append(kwargs) or Held())
+    monkeypatch.setattr(sys, "argv", ["demo.py", "folder", "--port", "7", *(["--host", host] if host else [])])
+    for name in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # so that what the tool sets is undone
+    runpy.run_path(str(ROOT / "tools" / "demo.py"), run_name="__main__")
+    assert served == [dict(host=host or HOST, port=7)]
+    assert ("warning" in capsys.readouterr().out) == (host is not None)
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+
+
+class Held:
+    local_url = "http://127.0.0.1:7/"
+
+    def block_thread(self):
+        pass
 
 
 def test_without_gradio_the_page_says_what_is_missing(monkeypatch):
