@@ -64,7 +64,9 @@ class Conversation:
 
     def attention(self) -> np.ndarray:
         """How much the last answer looks at each token of the last picture, by layer (L, rows, columns); see
-        `answer_attention`, also for the errors."""
+        `answer_attention`, also for the errors. ``ValueError`` without an answer, too."""
+        if not self.messages:
+            raise ValueError("no answer yet: ask first")
         return answer_attention(self.pretrained, self.images, self.messages)
 
 

@@ -84,9 +84,12 @@ def test_token_maps_are_of_every_depth(trained, picture):
     assert only.name == "semantic" and only.right_RCD.shape == (*trained.model.encoder.grid, 2)
 
 
-def test_attention_is_that_of_the_last_answer(trained, picture):
-    talk = Conversation(trained, max_new_tokens=4)
+def test_attention_is_that_of_the_last_answer(trained, picture, monkeypatch):
+    monkeypatch.setattr(type(trained), "generate", lambda self, prompts, **kwargs: ["red"])
+    talk = Conversation(trained)
     talk.show(picture)
+    with pytest.raises(ValueError, match="no answer yet"):
+        talk.attention()
     talk.ask(QUESTION)
     first = talk.attention()
     assert first.shape == (trained.model.llm.num_layers, *trained.model.encoder.grid)
