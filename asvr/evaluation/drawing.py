@@ -24,8 +24,8 @@ def draw_targets(seen: Image.Image, maps: list[TargetMap]) -> Figure:
         for depth in range(own.right_RCD.shape[-1]):
             right_RC, probability_RC = own.right_RCD[..., depth], own.probability_RCD[..., depth]
             name = f"{own.name}, depth {depth + 1}"
-            panels.append((f"{name}: {_percent(right_RC)} right", right_RC))
-            panels.append((f"{name}: {_percent(probability_RC)} sure", probability_RC))
+            panels.append((f"{name}\n{_percent(right_RC)} right", right_RC))
+            panels.append((f"{name}\n{_percent(probability_RC)} sure", probability_RC))
     figure, axes = _panels(len(panels))
     for axis, (title, values_RC) in zip(axes, panels, strict=True):
         shown = _overlay(axis, seen, values_RC, title, largest=1)
@@ -64,7 +64,7 @@ def _panels(count: int) -> tuple[Figure, list]:
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     panel = (WIDTH - BAR) / max(columns, 3)
-    figure = Figure(figsize=(panel * columns + BAR, (panel + 0.3) * rows), layout="constrained")
+    figure = Figure(figsize=(panel * columns + BAR, (panel + 0.4) * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in axes[count:]:
         spare.set_axis_off()

@@ -28,8 +28,8 @@ LOOKS = (
     "tokens and over heads. What is not on the picture is on the text."
 )
 PIXELS = (
-    "#### What the codes of {name} look like\nThe predicted codes are those of above, each given the true picture in "
-    "front of it (teacher forcing): the model does not draw freely."
+    "#### What the codes of the target {name} stand for\nThe predicted codes are those of above, each given the true "
+    "picture in front of it (teacher forcing): the model does not draw freely."
 )
 CSS = ".asvr-message { background: #fde8e8; color: #8a1c1c; padding: 8px 12px; border-radius: 6px }"
 # The page takes scripts, styles, fonts and pictures from its own server alone, whatever gradio's front end asks for,
@@ -43,7 +43,7 @@ def build_page(demo: Demo) -> gr.Blocks:
         session = gr.State()
         with gr.Row():
             with gr.Column(scale=2, min_width=360):
-                file = gr.File(label="picture", height=110, type="filepath", elem_id="file")
+                file = gr.File(label="picture", height=135, type="filepath", elem_id="file")
                 picture = _figure("picture", height=230, buttons=[])
                 message = gr.HTML(visible=False, elem_id="message")
                 chat = gr.Chatbot(label="conversation", height=260, render_markdown=False, buttons=[], elem_id="chat")
@@ -57,9 +57,9 @@ def build_page(demo: Demo) -> gr.Blocks:
                 gr.Markdown(LOOKS)
                 with gr.Row():
                     looks = _figure("looks", scale=4)
-                    names = [("all, averaged", MEAN)]
+                    names = [("all", MEAN)]
                     names += [(str(i + 1), i) for i in range(demo.pretrained.model.llm.num_layers)]
-                    layer = gr.Dropdown(names, value=MEAN, label="LLM layer", elem_id="layer", min_width=130)
+                    layer = gr.Dropdown(names, value=MEAN, label="LLM layer", elem_id="layer", min_width=120)
                 pixels = []
                 for target in demo.pretrained.model.targets:
                     if target.tokenizer.decodes:
