@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+DEMO = ["gradio>=6.31,<7"]  # 6.31 wants pillow below 13
 
 setup(
     name="asvr",
@@ -42,6 +43,8 @@ setup(
         "eval": ["lmms-eval>=0.7.3,<0.8", "filelock<4"],  # 0.7.3 reads a private module that filelock 4 has not
         # xformers' wheels load with CUDA 12's runtime alone, which a torch for CUDA 13 does not bring.
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
-        "dev": ["pytest>=8", "hypothesis", "ruff", "efficientnet-lite-pytorch"],
+        "demo": DEMO,
+        # playwright drives the chromium of the machine, if there is one.
+        "dev": ["pytest>=8", "hypothesis", "ruff", "efficientnet-lite-pytorch", *DEMO, "playwright"],
     },
 )

@@ -2,6 +2,7 @@
 needed."""
 
 import copy
+import inspect
 import warnings
 from math import prod
 
@@ -26,6 +27,14 @@ def disable_activation_checkpointing(model) -> None:
         model.activation_checkpointing_disable()
     else:
         model.gradient_checkpointing_disable()
+
+
+def cache_argument(decoder) -> str:
+    """The name of the argument that takes a Hugging Face decoder's keys and values of earlier positions.
+
+    transformers 5.24 has ``cache`` and warns about ``past_key_values``, which is the only name in 5.17.
+    """
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def keep_no_half_copies() -> None:

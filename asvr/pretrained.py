@@ -32,6 +32,7 @@ from asvr.models.losses import linear_cross_entropy
 from asvr.registry import TEXT_TOKENIZERS
 
 TEXT_TOKENIZER = "text_tokenizer"
+NO_TEXT_TOKENIZER = "this model has no text tokenizer: import it again with --text-tokenizer FOLDER"
 
 logger = logging.getLogger("asvr")
 
@@ -114,7 +115,7 @@ class Pretrained:
         """The conversations of `generate` as a batch on the model's device, each up to where its answer begins, or
         whole."""
         if self.text_tokenizer is None:
-            raise ValueError("this model has no text tokenizer: import it again with --text-tokenizer FOLDER")
+            raise ValueError(NO_TEXT_TOKENIZER)
         template = build_template(self.template)
         collate = Collate(
             num_image_tokens=self.model.encoder.num_tokens,

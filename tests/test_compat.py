@@ -68,3 +68,11 @@ def test_checkpointing_has_two_names_or_one():
     from transformers import PreTrainedModel
 
     assert "gradient_checkpointing_enable" in dict(inspect.getmembers(PreTrainedModel)), "drop the old name"
+
+
+def test_the_cache_has_two_names_or_one():
+    """When the oldest supported transformers has the new name, the old one can go."""
+    from transformers import LlamaModel
+
+    assert "past_key_values" in inspect.getsource(LlamaModel.forward), "drop the old name"
+    assert compat.cache_argument(LlamaModel) in inspect.signature(LlamaModel.forward).parameters

@@ -3,7 +3,7 @@
 FOLDER is a saved model, or the work dir of a finished run. A line is a question, or a command:
 
 /image PATH   show a picture; several before one question are shown together
-/map [FILE]   save where the visual head was right on the last picture (default: token_map.png)
+/map [FILE]   save where the visual head is right on the last picture, and how sure (default: token_map.png)
 /clear        forget everything so far
 /quit         end (or Ctrl-D)
 """
@@ -26,7 +26,8 @@ def parse_args() -> argparse.Namespace:
 
 def answer(conversation, line: str) -> None:
     """Do what a line says; what is wrong with it is told, and the conversation goes on."""
-    from asvr.evaluation.chat import draw_token_maps
+    from asvr.evaluation.drawing import draw_targets
+    from asvr.evaluation.maps import as_seen
 
     command, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -36,7 +37,8 @@ def answer(conversation, line: str) -> None:
             print(f"{rest}: {image.width} x {image.height} pixels")
         elif command == "/map":
             file = Path(rest or "token_map.png")
-            draw_token_maps(conversation.images[-1] if conversation.images else None, conversation.token_maps(), file)
+            maps = conversation.token_maps()
+            draw_targets(as_seen(conversation.pretrained, conversation.images[-1]), maps).savefig(file)
             print(f"written: {file}")
         elif command == "/clear":
             conversation.clear()
@@ -54,8 +56,6 @@ def main() -> None:
     from asvr.evaluation.chat import Conversation
 
     pretrained = asvr.load(args.folder, device=args.device, stage=args.stage)
-    if pretrained.text_tokenizer is None:
-        raise ValueError(f"{args.folder} has no text tokenizer: import it again with --text-tokenizer FOLDER")
     conversation = Conversation(pretrained, max_new_tokens=args.max_new_tokens)
     prompt = "> " if sys.stdin.isatty() else ""
     while True:

@@ -1,11 +1,12 @@
 """Accuracy on questions with known answers, and on the codes of the pictures.
 
-Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth.
+Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's own grid, ``D`` code depth.
 """
 
 import json
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -188,17 +189,43 @@ def _file_of(source, file: Path) -> str:
     return str(source)
 
 
-def right_codes(model, target, batch: Batch) -> torch.Tensor:
-    """1 where a code was predicted right, else 0 (I, N, D); NaN at a position that no hidden state predicts."""
+@dataclass(frozen=True)
+class PredictedCodes:
+    """What a head predicts for each visual token, given the true codes of the depths before (as in training).
+
+    predicted_IND: the true code at a token that no hidden state predicts; probability_IND: NaN there.
+    own_IMD: the true codes on the tokenizer's own grid.
+    """
+
+    predicted_IND: torch.Tensor
+    probability_IND: torch.Tensor
+    true_IND: torch.Tensor
+    own_IMD: torch.Tensor
+
+    @property
+    def right_IND(self) -> torch.Tensor:
+        """1 where a code was predicted right, else 0; NaN at a token that no hidden state predicts."""
+        right_IND = (self.predicted_IND == self.true_IND).float()
+        return right_IND.masked_fill(self.probability_IND.isnan(), float("nan"))
+
+
+def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
     embeds_BTH, features_INE = model.embed(batch)
     hidden = model.llm.hidden(embeds_BTH, {target.tap})[target.tap].flatten(0, 1)
-    codes_IND = model.codes(target, batch, features_INE)
+    own_IMD = model.tokenizer_codes(target, batch, features_INE)
+    true_IND = target.to_encoder_grid(own_IMD)
     source_P, token_P = visual_sources(batch, target.shift)
-    codes_PD = codes_IND.flatten(0, 1)
+    codes_PD = true_IND.flatten(0, 1)
     token_P = torch.arange(len(codes_PD), device=codes_PD.device) if token_P is None else token_P
-    right = torch.full(codes_PD.shape, float("nan"), device=codes_PD.device)
-    right[token_P] = (target.predict(hidden[source_P], codes_PD[token_P]) == codes_PD[token_P]).float()
-    return right.view(codes_IND.shape)
+    predicted = codes_PD.clone()
+    probability = torch.full(codes_PD.shape, float("nan"), device=codes_PD.device)
+    predicted[token_P], probability[token_P] = target.predict(hidden[source_P], codes_PD[token_P])
+    return PredictedCodes(predicted.view(true_IND.shape), probability.view(true_IND.shape), true_IND, own_IMD)
+
+
+def right_codes(model, target, batch: Batch) -> torch.Tensor:
+    """See `PredictedCodes.right_IND`."""
+    return predicted_codes(model, target, batch).right_IND
 
 
 def report(result: dict) -> str:

@@ -8,18 +8,21 @@ import torch
 from PIL import Image
 from transformers.generation.streamers import BaseStreamer
 
-from asvr.data.collate import Collate
-from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.images import open_image
-from asvr.data.templates import IMAGE_MARK, build_template
-from asvr.evaluation.accuracy import right_codes
-from asvr.pretrained import Pretrained
+from asvr.data.templates import IMAGE_MARK
+from asvr.evaluation.maps import TargetMap, answer_attention, target_maps
+from asvr.pretrained import NO_TEXT_TOKENIZER, Pretrained
 
 
 class Conversation:
-    """Pictures, questions and answers so far. Pictures stand in front of the question that follows them."""
+    """Pictures, questions and answers so far. Pictures stand in front of the question that follows them.
+
+    Raises ``ValueError`` where the model has no text tokenizer: it cannot be asked.
+    """
 
     def __init__(self, pretrained: Pretrained, *, max_new_tokens: int = 256):
+        if pretrained.text_tokenizer is None:
+            raise ValueError(NO_TEXT_TOKENIZER)
         self.pretrained, self.max_new_tokens = pretrained, max_new_tokens
         self.clear()
 
@@ -48,33 +51,23 @@ class Conversation:
             self.messages, self.waiting = [*messages, {"from": "gpt", "value": answer}], 0
         return answer
 
-    def token_maps(self) -> dict[str, np.ndarray]:
-        """For the last picture and each target: where each depth's code is predicted right, 1 or 0, (rows, columns, D);
-        NaN at a token that no hidden state predicts. The picture stands alone, behind the template's opening.
+    def token_maps(self) -> list[TargetMap]:
+        """What the model makes of the last picture, target by target; see `target_maps`.
 
         Raises ``ValueError`` without a picture or a reconstruction target.
         """
-        model = self.pretrained.model
         if not self.images:
             raise ValueError("no picture yet: show one first")
-        if not model.targets:
+        if not self.pretrained.model.targets:
             raise ValueError("this model has no reconstruction target: there is no token map")
-        template, tokenizer = build_template(self.pretrained.template), self.pretrained.text_tokenizer
-        messages = [{"from": "human", "value": IMAGE_MARK}]
-        input_ids, labels = encode_segments(segments_of(messages, 1, template, prompt=True), tokenizer)
-        collate = Collate(
-            num_image_tokens=model.encoder.num_tokens,
-            views=model.views(),
-            pad_id=tokenizer.pad_id,
-            image_aspect=self.pretrained.image_aspect,
-        )
-        item = dict(input_ids=input_ids, labels=labels, images=self.images[-1:], image_keys=["0"], sample_id="picture")
-        batch = collate([item]).to(model.device)
-        with torch.inference_mode():
-            return {
-                target.name: right_codes(model, target, batch)[0].unflatten(0, model.encoder.grid).cpu().numpy()
-                for target in model.targets
-            }
+        return target_maps(self.pretrained, self.images[-1])
+
+    def attention(self) -> np.ndarray:
+        """How much the last answer looks at each token of the last picture, by layer (L, rows, columns); see
+        `answer_attention`, also for the errors. ``ValueError`` without an answer, too."""
+        if not self.messages:
+            raise ValueError("no answer yet: ask first")
+        return answer_attention(self.pretrained, self.images, self.messages)
 
 
 class _Stream(BaseStreamer):
@@ -92,23 +85,3 @@ class _Stream(BaseStreamer):
 
     def end(self) -> None:
         pass
-
-
-def draw_token_maps(image: Image.Image, maps: dict[str, np.ndarray], file: Path) -> None:
-    """The picture, and beside it a map for each target and depth: bright where the code was predicted right."""
-    import matplotlib  # here: it takes a second to import
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    panels = [(name, depth, values[..., depth]) for name, values in maps.items() for depth in range(values.shape[-1])]
-    figure, axes = plt.subplots(1, 1 + len(panels), figsize=(2.4 * (1 + len(panels)), 2.8), layout="constrained")
-    axes[0].imshow(image)
-    axes[0].set_title("picture", fontsize=9)
-    for axis, (name, depth, values) in zip(axes[1:], panels, strict=True):
-        axis.imshow(values, vmin=0, vmax=1, cmap="viridis")
-        axis.set_title(f"{name}, depth {depth + 1}: {100 * np.nanmean(values):.0f} %", fontsize=9)
-    for axis in axes:
-        axis.set(xticks=[], yticks=[])
-    figure.savefig(file, dpi=110)
-    plt.close(figure)

@@ -4,8 +4,9 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width, ``V`` vocabulary.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from asvr import compat
 from asvr.data.batch import Segments
@@ -120,6 +121,29 @@ class HFCausalLM(Component):
             inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner), **layout
         )
         return {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner}}
+
+    @torch.inference_mode()
+    def attention(self, embeds_BTH: Tensor, first: int) -> list[Tensor]:
+        """Of each layer the attention weights (B, heads, T - first, T) of the positions from ``first`` on, for rows
+        without padding. No kernel but transformers' own ``eager`` tells them: it runs on those positions alone, and
+        the chosen one runs on what stands in front of them.
+
+        Raises ``ValueError`` where a layer has none (a recurrent one).
+        """
+        decoder, chosen = self.model.get_decoder(), self.model.config._attn_implementation
+        cache = {compat.cache_argument(decoder): DynamicCache(config=self.model.config)}
+        if first:
+            decoder(inputs_embeds=embeds_BTH[:, :first], use_cache=True, **cache)
+        self.model.set_attn_implementation("eager")
+        try:
+            out = decoder(inputs_embeds=embeds_BTH[:, first:], use_cache=True, output_attentions=True, **cache)
+        finally:
+            self.model.set_attn_implementation(chosen)
+        layers = [weights for weights in getattr(out, "attentions", None) or () if weights is not None]
+        if len(layers) != self.num_layers:
+            raise ValueError(f"{len(layers)} of this LLM's {self.num_layers} layers have attention weights")
+        # A layer with a sliding window has forgotten the first positions.
+        return [F.pad(weights, (embeds_BTH.shape[1] - weights.shape[-1], 0)) for weights in layers]
 
     @property
     def own_kernels(self) -> bool:

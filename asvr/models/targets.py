@@ -47,10 +47,17 @@ class Target:
         return self.head(hidden_PH.float(), vectors_PDC)  # a frozen LLM may be half precision
 
     @torch.no_grad()
-    def predict(self, hidden_PH: Tensor, codes_PD: Tensor) -> Tensor:
-        """The most probable code at each depth given the true codes of the depths before, codes_PD."""
+    def predict(self, hidden_PH: Tensor, codes_PD: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable code at each depth given the true codes of the depths before, codes_PD; and its
+        probability."""
         states_PDW = self.states(hidden_PH, codes_PD)
-        return torch.stack([c(states_PDW[:, d]).argmax(-1) for d, c in enumerate(self.head.classifiers)], dim=1)
+        codes, probabilities = [], []
+        for d, classifier in enumerate(self.head.classifiers):
+            logits_PV = classifier(states_PDW[:, d]).float()
+            largest = logits_PV.max(-1)
+            codes.append(largest.indices)
+            probabilities.append((largest.values - logits_PV.logsumexp(-1)).exp())
+        return torch.stack(codes, dim=1), torch.stack(probabilities, dim=1)
 
     def to_encoder_grid(self, codes_IMD: Tensor) -> Tensor:
         """codes_IND: each encoder position takes the code of the cell its centre lies in."""
@@ -121,8 +128,13 @@ def _resample(key: str, tokenizer: VisualTokenizer, grid: tuple[int, int], rule:
             "takes the code of the cell "
             "its centre lies in)"
         )
+    return nearest_cells(tokenizer.grid, grid)
+
+
+def nearest_cells(grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """For each cell of the grid ``wanted``, in raster order, the cell of ``grid`` that its centre lies in."""
     rows, columns = (
-        torch.tensor([int((i + 0.5) * own / wanted) for i in range(wanted)], device="cpu")
-        for own, wanted in zip(tokenizer.grid, grid, strict=True)
+        torch.tensor([int((i + 0.5) * own / other) for i in range(other)], device="cpu")
+        for own, other in zip(grid, wanted, strict=True)
     )
-    return (rows[:, None] * tokenizer.grid[1] + columns).flatten()
+    return (rows[:, None] * grid[1] + columns).flatten()

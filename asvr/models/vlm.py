@@ -2,7 +2,7 @@
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visual tokens of an image, ``H`` LLM
 width, ``E`` encoder width, ``D`` code depth, ``C`` code width, ``S`` supervised text positions, ``P`` supervised
-visual positions.
+visual positions, ``M`` cells of a tokenizer's own grid.
 """
 
 import torch
@@ -107,16 +107,18 @@ class VLM(nn.Module):
         with torch.no_grad(), full_float32(pixels.device):
             return self.encoder(pixels)
 
-    @torch.no_grad()
     def codes(self, target: Target, batch: Batch, features_INE: Tensor) -> Tensor:
-        """codes_IND of a target, on the encoder's grid: cached, from the encoder's own features, or from pixels."""
+        """codes_IND of a target, on the encoder's grid."""
+        return target.to_encoder_grid(self.tokenizer_codes(target, batch, features_INE))
+
+    @torch.no_grad()
+    def tokenizer_codes(self, target: Target, batch: Batch, features_INE: Tensor) -> Tensor:
+        """codes_IMD on the tokenizer's grid: cached, from the encoder's own features, or from pixels."""
         if target.name in batch.codes:
-            codes_IMD = batch.codes[target.name].long()
-        elif target.shares_encoder:
-            codes_IMD = target.tokenizer.quantize(features_INE)
-        else:
-            codes_IMD = target.tokenizer.encode(batch.pixels[target.name])
-        return target.to_encoder_grid(codes_IMD)
+            return batch.codes[target.name].long()
+        if target.shares_encoder:
+            return target.tokenizer.quantize(features_INE)
+        return target.tokenizer.encode(batch.pixels[target.name])
 
     # Training --------------------------------------------------------------------------------------------
 

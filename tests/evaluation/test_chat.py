@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -37,7 +36,7 @@ def test_an_answer_is_that_of_chat_and_is_told_as_it_is_written(trained, picture
 class Scripted:
     """Stands for a model: gives the answers it was given, and keeps what it was asked."""
 
-    text_tokenizer = None
+    text_tokenizer = object()
 
     def __init__(self, *answers: str):
         self.answers, self.prompts = list(answers), []
@@ -81,9 +80,21 @@ def test_token_maps_are_of_every_depth(trained, picture):
     with pytest.raises(ValueError, match="no picture yet"):
         talk.token_maps()
     talk.show(picture)
-    (values,) = talk.token_maps().values()
-    assert values.shape == (*trained.model.encoder.grid, 2)
-    assert set(np.unique(values[~np.isnan(values)])) <= {0.0, 1.0}
+    (only,) = talk.token_maps()
+    assert only.name == "semantic" and only.right_RCD.shape == (*trained.model.encoder.grid, 2)
+
+
+def test_attention_is_that_of_the_last_answer(trained, picture, monkeypatch):
+    monkeypatch.setattr(type(trained), "generate", lambda self, prompts, **kwargs: ["red"])
+    talk = Conversation(trained)
+    talk.show(picture)
+    with pytest.raises(ValueError, match="no answer yet"):
+        talk.attention()
+    talk.ask(QUESTION)
+    first = talk.attention()
+    assert first.shape == (trained.model.llm.num_layers, *trained.model.encoder.grid)
+    talk.ask("is there a circle in the image?")
+    assert (talk.attention() != first).any()
 
 
 def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):

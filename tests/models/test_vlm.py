@@ -134,7 +134,7 @@ def test_correct_counts_are_those_of_the_teacher_forced_predictions():
         hidden = model.llm.hidden(embeds_BTH, {-1})[-1].flatten(0, 1)
         source_P, token_P = visual_sources(batch, 1)
         codes_PD = model.codes(target, batch, features_INE).flatten(0, 1)[token_P]
-        right = (target.predict(hidden[source_P], codes_PD) == codes_PD).sum(0)
+        right = (target.predict(hidden[source_P], codes_PD)[0] == codes_PD).sum(0)
     assert out["correct_semantic"].tolist() == right.tolist()
     assert 0 <= out["correct_text"] <= batch.num_text_targets
 

@@ -48,7 +48,9 @@ VOCAB = 32
 TRAINED = ("projector", "heads", "llm")
 
 
-def build(*, reconstruction=(SEMANTIC,), train=TRAINED, encoder=ENCODER, llm=LLAMA, seed=0, fit=True) -> VLM:
+def build(
+    *, reconstruction=(SEMANTIC,), train=TRAINED, encoder=ENCODER, llm=LLAMA, seed=0, fit=True, vocab_size=VOCAB
+) -> VLM:
     """A model whose tokenizers are fitted on noise; its norms and biases are not their initial ones and zeros."""
     torch.manual_seed(seed)
     model = VLM(
@@ -56,7 +58,7 @@ def build(*, reconstruction=(SEMANTIC,), train=TRAINED, encoder=ENCODER, llm=LLA
         projector=dict(type="MLPProjector"),
         llm=dict(type="HFCausalLM", arch=llm),
         reconstruction=[dict(entry) for entry in reconstruction],
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
     )
     with torch.no_grad():
         for part in (model.llm, model.projector, model.heads):

@@ -32,6 +32,11 @@ class VisualTokenizer(Component):
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
 
+    @property
+    def decodes(self) -> bool:
+        """Whether `decode` turns codes into pixels."""
+        return type(self).decode is not VisualTokenizer.decode
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Return codes_IND for pixels (I, 3, h, w)."""
         raise NotImplementedError(f"{type(self).__name__} must turn pixels into codes_IND")

@@ -94,6 +94,10 @@ class SemanticTokenizer(VisualTokenizer):
     def fitted(self) -> bool:
         return self.quantizer.fitted
 
+    @property
+    def decodes(self) -> bool:
+        return self.decoder is not None
+
     def train(self, mode: bool = True) -> "SemanticTokenizer":
         super().train(mode)
         if self._shared_encoder is None:
