@@ -51,7 +51,7 @@ def lmms_eval_result(value):
 @contextmanager
 def read_downloaded_datasets(folder_of):
     """While it lasts, ``datasets.load_dataset`` reads a data set of the Hub out of the folder that ``folder_of`` gives
-    for its name (None: as ever).
+    for its name and its subset's (None: as ever).
 
     Without network, datasets 5.2 finds only what it has itself loaded before, not what ``hf download`` has fetched.
     """
@@ -59,8 +59,8 @@ def read_downloaded_datasets(folder_of):
 
     original = datasets.load_dataset
 
-    def load_dataset(path, *args, **kwargs):
-        return original(str(folder_of(path) or path), *args, **kwargs)
+    def load_dataset(path, name=None, *args, **kwargs):
+        return original(str(folder_of(path, name) or path), name, *args, **kwargs)
 
     datasets.load_dataset = load_dataset
     try:

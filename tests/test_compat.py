@@ -67,7 +67,7 @@ def test_datasets_still_ignores_what_hf_download_fetched(tmp_path, monkeypatch):
     own = dict(cache_dir=str(tmp_path / "datasets"), split="test")
     with pytest.raises(ConnectionError):
         datasets.load_dataset("nobody/Nothing", **own)
-    with compat.read_downloaded_datasets(lambda name: folder if name == "nobody/Nothing" else None):
+    with compat.read_downloaded_datasets(lambda name, subset: folder if name == "nobody/Nothing" else None):
         assert datasets.load_dataset("nobody/Nothing", **own)["n"][:] == [1]
     with pytest.raises(ConnectionError):
         datasets.load_dataset("nobody/Nothing", **own)

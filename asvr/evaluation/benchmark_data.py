@@ -87,9 +87,9 @@ def hub_folder(name: str) -> Path | None:
     return snapshot if has_data else None
 
 
-def found_folder(name: str) -> Path | None:
+def found_folder(name: str, subset: str | None) -> Path | None:
     """The folder to read a data set of the Hub from, where only ``hf download`` has been at it."""
-    return None if DataSet("", name).is_prepared() else hub_folder(name)
+    return None if DataSet("", name, subset).is_prepared() else hub_folder(name)
 
 
 def _on_hub(name: str) -> bool:

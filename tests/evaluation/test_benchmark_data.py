@@ -37,7 +37,7 @@ def test_a_data_set_that_is_nowhere_comes_with_the_command():
 def test_what_was_downloaded_is_here(cache):
     snapshot = downloaded(cache, "lmms-lab/MME")
     assert DataSet("mme", "lmms-lab/MME").absent() is None
-    assert found_folder("lmms-lab/MME") == hub_folder("lmms-lab/MME") == snapshot
+    assert found_folder("lmms-lab/MME", None) == hub_folder("lmms-lab/MME") == snapshot
 
 
 def test_a_card_without_data_is_not(cache):
@@ -50,7 +50,9 @@ def test_what_datasets_has_prepared_is_here_by_subset(cache):
     assert DataSet("docvqa", "lmms-lab/DocVQA", "DocVQA").absent() is None
     assert DataSet("infovqa", "lmms-lab/DocVQA", "InfographicVQA").absent()
     assert DataSet("any", "lmms-lab/DocVQA").absent() is None
-    assert found_folder("lmms-lab/DocVQA") is None  # datasets finds it by itself
+    snapshot = downloaded(cache, "lmms-lab/DocVQA")
+    assert found_folder("lmms-lab/DocVQA", "DocVQA") is None  # datasets finds it by itself
+    assert found_folder("lmms-lab/DocVQA", "InfographicVQA") == snapshot
 
 
 def test_local_files_and_folders(tmp_path):
