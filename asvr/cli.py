@@ -27,6 +27,24 @@ def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
     return options.cfg_options
 
 
+def refuse_options(options: dict, why: str) -> None:
+    """Raise ``ValueError`` where an option was given that has no meaning beside the others. options: what argparse
+    read, by its name there."""
+    for name, value in options.items():
+        if value not in (None, False, []):
+            raise ValueError(f"{_flag(name)} {why}")
+
+
+def require_positive(options: dict) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{_flag(name)} {value}: expected at least 1")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def run_tool(main) -> None:
     """Run a tool's main function. A ``ValueError`` raised by this library is the user's to mend and is told in plain
     text, exit code 1; any other error keeps its traceback."""

@@ -4,6 +4,7 @@ needed."""
 import copy
 import inspect
 import warnings
+from contextlib import contextmanager
 from math import prod
 
 import torch
@@ -54,6 +55,27 @@ def lmms_eval_result(value):
     from lmms_eval.api.instance import GenerationResult
 
     return GenerationResult(text=value)
+
+
+@contextmanager
+def read_downloaded_datasets(folder_of):
+    """While it lasts, ``datasets.load_dataset`` reads a data set of the Hub out of the folder that ``folder_of`` gives
+    for its name and its subset's (None: as ever).
+
+    Without network, datasets 5.2 finds only what it has itself loaded before, not what ``hf download`` has fetched.
+    """
+    import datasets
+
+    original = datasets.load_dataset
+
+    def load_dataset(path, name=None, *args, **kwargs):
+        return original(str(folder_of(path, name) or path), name, *args, **kwargs)
+
+    datasets.load_dataset = load_dataset
+    try:
+        yield
+    finally:
+        datasets.load_dataset = original
 
 
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:

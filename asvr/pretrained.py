@@ -37,6 +37,10 @@ NO_TEXT_TOKENIZER = "this model has no text tokenizer: import it again with --te
 logger = logging.getLogger("asvr")
 
 
+class PromptTooLong(ValueError):
+    """A prompt that leaves no position of the LLM for an answer."""
+
+
 @dataclass(kw_only=True)
 class Pretrained:
     """A model with what it needs to answer: ``asvr.load`` makes it.
@@ -71,7 +75,7 @@ class Pretrained:
 
     def generate(self, prompts: list[dict], *, max_new_tokens: int = 128, **kwargs) -> list[str]:
         """Answers to several conversations at once: ``dict(images=[...], messages=[...])`` with LLaVA's messages,
-        the last of which is a question. Raises ``ValueError`` where one is longer than the LLM has positions."""
+        the last of which is a question. Raises `PromptTooLong` where one is longer than the LLM has positions."""
         batch = self.batch(prompts)
         return generate(
             self.model,
@@ -88,7 +92,7 @@ class Pretrained:
         if positions is None or longest + max_new_tokens <= positions:
             return max_new_tokens
         if longest >= positions:
-            raise ValueError(f"a prompt of {longest} tokens: the LLM has {positions} positions; shorten it")
+            raise PromptTooLong(f"a prompt of {longest} tokens: the LLM has {positions} positions; shorten it")
         logger.warning(
             "max_new_tokens=%d: the LLM has %d positions and the prompt %d tokens, so answers end after %d",
             *(max_new_tokens, positions, longest, positions - longest),
@@ -177,12 +181,12 @@ def load(
     elif (folder / "config.py").is_file():
         found = _load_work_dir(folder, stage)
     else:
-        raise ValueError(_why_no_model(folder))
+        raise ValueError(why_no_model(folder))
     found.model.eval()
     return found.to(place)
 
 
-def _why_no_model(folder: Path) -> str:
+def why_no_model(folder: Path) -> str:
     expected = f"expected a folder with {MODEL_FILE} or a run's work dir with config.py"
     if not folder.exists():
         return f"{folder}: there is no such folder; {expected}"

@@ -54,6 +54,25 @@ def test_lmms_eval_still_makes_texts_of_losses():
     assert instance.unwrap_generation_output(compat.lmms_eval_result((1.5, True)))[0] == (1.5, True)
 
 
+def test_datasets_still_ignores_what_hf_download_fetched(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (it comes with lmms-eval)")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "datasets--nobody--Nothing" / "snapshots" / "abc"
+    (folder.parent.parent / "refs").mkdir(parents=True)
+    (folder.parent.parent / "refs" / "main").write_text("abc")
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text('{"n": 1}\n')
+    own = dict(cache_dir=str(tmp_path / "datasets"), split="test")
+    with pytest.raises(ConnectionError):
+        datasets.load_dataset("nobody/Nothing", **own)
+    with compat.read_downloaded_datasets(lambda name, subset: folder if name == "nobody/Nothing" else None):
+        assert datasets.load_dataset("nobody/Nothing", **own)["n"][:] == [1]
+    with pytest.raises(ConnectionError):
+        datasets.load_dataset("nobody/Nothing", **own)
+
+
 def test_meta_convolution_still_refuses_traced_padding():
     timm = pytest.importorskip("timm")
     with torch.device("meta"):

@@ -162,6 +162,7 @@ def build_processor(source: Pretrained) -> tuple[LlavaProcessor, int]:
         tokenizer.save_pretrained(copy)
         hf = AutoTokenizer.from_pretrained(copy)
     hf.add_special_tokens(dict(additional_special_tokens=[IMAGE_MARK]), replace_extra_special_tokens=False)
+    hf.add_bos_token = False  # the chat template writes it: who tokenises a templated text, as most do, would have two
     hf.padding_side = "left"
     if hf.pad_token is None:
         hf.pad_token = hf.convert_ids_to_tokens(tokenizer.pad_id)

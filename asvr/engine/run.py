@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.config import dump_config, stage_config
+from asvr.config import dump_config, is_model_folder, load_config, stage_config
 from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint, refuse_many_processes
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
@@ -14,6 +14,7 @@ from asvr.engine.stages import check_run, load_stage, require_finished, run_stag
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
 from asvr.preflight import preflight
+from asvr.pretrained import load, why_no_model
 from asvr.profiling.memory import warn_of_memory
 from asvr.registry import TEXT_TOKENIZERS
 
@@ -127,7 +128,42 @@ def evaluate_run(
     if limit is not None:
         settings["limit"] = limit
     dataset = _questions(settings.pop("dataset"), config, model, prepared)
-    result = _evaluate(config, model, prepared, dataset, settings, out / "answers.jsonl")
+    return _keep(_evaluate(config, model, prepared, dataset, settings, out / "answers.jsonl"), out, name)
+
+
+def evaluate_folder(
+    folder: Path, *, stage: str | None, questions: Path | None, image_folder: Path, limit: int | None, out: Path | None
+) -> dict:
+    """`evaluate_run` on a run's work dir with its own config, or on a saved model, which needs ``questions``."""
+    if not is_model_folder(folder):
+        if not (folder / "config.py").is_file():
+            raise ValueError(why_no_model(folder))
+        asked = dict(questions=questions, image_folder=image_folder, limit=limit, out=out)
+        return evaluate_run(load_config(folder / "config.py"), folder, stage=stage, **asked)
+    if questions is None:
+        raise ValueError(f"{folder}: a saved model has no questions of its own: give --questions FILE, or --tasks")
+    own = load(folder, stage=stage)
+    if own.text_tokenizer is None:
+        raise ValueError(f"{folder}: this model has no text tokenizer: import it again with --text-tokenizer FOLDER")
+    positions = getattr(own.model.llm, "max_positions", None)
+    data = Config(dict(template=own.template, image_aspect=own.image_aspect, max_length=positions, on_error="raise"))
+    ask = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
+    dataset = build_dataset(ask, data, own.text_tokenizer, own.model.encoder.num_tokens)
+    out = out or folder / "evaluation" / questions.stem
+    set_up_logging(out / "evaluate.log")
+    result = evaluate(
+        own.model,
+        dataset,
+        own.text_tokenizer,
+        data=data,
+        samples_file=out / "answers.jsonl",
+        precision="float32",  # no autocast: the weights' own
+        limit=limit,
+    )
+    return _keep(result, out, str(folder))
+
+
+def _keep(result: dict, out: Path, name: str) -> dict:
     _write(out / "result.json", result)
     logger.info("%s: %s", name, report(result))
     logger.info("written: %s", out)

@@ -7,24 +7,26 @@ lmms-eval (0.7) finds it by the entry point ``lmms_eval.models`` of this package
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 
 from asvr.compat import lmms_eval_result
 from asvr.engine.build import build_device
-from asvr.engine.log import progress_bar
-from asvr.pretrained import Pretrained, load
+from asvr.engine.log import logger, progress_bar
+from asvr.pretrained import Pretrained, PromptTooLong, load
 
 MAX_NEW_TOKENS = 1024  # where a task says nothing, as in lmms-eval's own models
 
 
-def manifest() -> ModelManifest:
+def manifest():
+    from lmms_eval.models.registry_v2 import ModelManifest  # here: importing lmms_eval.models asks for this manifest
+
     return ModelManifest("asvr", simple_class_path=f"{__name__}.Asvr")
 
 
 class Asvr(lmms):
     """pretrained: what ``asvr.load`` reads, or its result. batch_size: questions at once. device: see `build_device`.
 
-    Pictures stand in front of the question unless it says ``<image>``. Raises ``ValueError`` for videos and sounds.
+    Pictures stand in front of the question unless it says ``<image>``. A question that is longer than the LLM has
+    positions gets an empty answer and a warning. Raises ``ValueError`` for videos and sounds.
     """
 
     def __init__(self, *, pretrained: str | Pretrained, batch_size: int | str = 1, device: str | None = None):
@@ -40,7 +42,7 @@ class Asvr(lmms):
                 for begin in range(0, len(indices), self.batch_size):
                     chunk = indices[begin : begin + self.batch_size]
                     prompts = [self._prompt(requests[i].args) for i in chunk]
-                    found = self.pretrained.generate(prompts, **_generation(settings))
+                    found = self._answers(prompts, _generation(settings))
                     answers |= zip(chunk, (_until(text, settings.get("until")) for text in found), strict=True)
                     bar.update(len(chunk))
         return [answers[i] for i in range(len(requests))]
@@ -58,6 +60,16 @@ class Asvr(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise ValueError("asvr: tasks of several rounds are not supported: choose others, or use lmms-eval's llava_hf")
+
+    def _answers(self, prompts: list[dict], kwargs: dict) -> list[str]:
+        """None to a question that is longer than the LLM has positions: it must not cost the others theirs."""
+        try:
+            return self.pretrained.generate(prompts, **kwargs)
+        except PromptTooLong as error:
+            if len(prompts) > 1:
+                return [answer for prompt in prompts for answer in self._answers([prompt], kwargs)]
+            logger.warning("no answer: %s", error)
+            return [""]
 
     def _alike(self, requests: list[Instance]) -> list[tuple[dict, list[int]]]:
         """Settings of the generation, and the requests that have them, the longest first."""

@@ -93,6 +93,9 @@ def test_transformers_computes_and_answers_the_same(case, pictures, tmp_path):
             return_dict=True,
             return_tensors="pt",
         )
+        prompt = processor.apply_chat_template([dict(role="user", content=content)], add_generation_prompt=True)
+        again = processor(text=prompt, images=pictures[:count] or None, return_tensors="pt")
+        assert torch.equal(again["input_ids"], inputs["input_ids"]), "BOS comes once, with the template"
         batch = source.batch([dict(images=pictures[:count], messages=[{"from": "human", "value": question}])])
         with torch.no_grad():
             embeds, _ = source.model.embed(batch)

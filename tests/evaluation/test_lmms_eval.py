@@ -1,7 +1,9 @@
 """lmms-eval asks a model of this library: a task of local files, from the command line and in process."""
 
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -9,66 +11,8 @@ import pytest
 from run_helpers import ROOT
 
 import asvr
-from asvr.data.easy_vqa import EasyVQA
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed (pip install -e '.[eval]')")
-
-TASK = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {data}}}
-test_split: test
-output_type: {output}
-doc_to_visual: !function utils.pictures
-doc_to_text: question
-doc_to_target: {target}
-{more}
-metric_list:
-  - metric: {metric}
-    aggregation: mean
-    higher_is_better: true
-"""
-UTILS = """
-from PIL import Image
-
-def pictures(doc):
-    return [Image.open(doc["picture"])]
-"""
-
-
-@pytest.fixture(scope="module")
-def questions() -> list[dict]:
-    dataset = EasyVQA(split="test", max_pictures=4, seed=None)
-    records = [dataset.record(i) for i in range(8)]
-    return [
-        dict(
-            picture=str(dataset.picture(record["image"])[1]),
-            question=record["conversations"][0]["value"].replace("<image>\n", ""),
-            answer=record["conversations"][1]["value"],
-            choices=["yes", "no", "circle"],
-            gold=0,
-        )
-        for record in records
-    ]
-
-
-@pytest.fixture(scope="module")
-def tasks(questions, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tasks")
-    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
-    (folder / "utils.py").write_text(UTILS)
-    kinds = dict(
-        asvr_words=dict(output="generate_until", target="answer", metric="exact_match"),
-        asvr_choice=dict(output="multiple_choice", target="gold", metric="acc"),
-    )
-    more = dict(
-        asvr_words="generation_kwargs: {max_new_tokens: 6, until: ['\\n']}", asvr_choice="doc_to_choice: choices"
-    )
-    for name, kind in kinds.items():
-        text = TASK.format(name=name, data=folder / "test.jsonl", more=more[name], **kind)
-        (folder / f"{name}.yaml").write_text(text)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +27,10 @@ def simple_evaluate(model, tasks, name: str, **kwargs) -> list[dict]:
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     result = simple_evaluate(model=model, tasks=[name], task_manager=manager, **kwargs)
     return sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
+
+
+def prompt(row: dict) -> dict:
+    return dict(images=[row["picture"]], messages=[{"from": "human", "value": row["question"]}])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -118,3 +66,22 @@ def test_the_command_line_finds_the_model(tiny_run, tasks, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "asvr_words" in done.stdout and "exact_match" in done.stdout
+
+
+def test_a_question_too_long_costs_the_others_nothing(model, questions, tasks, tmp_path, monkeypatch, caplog):
+    from asvr.evaluation.lmms_eval import Asvr
+
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    rows = [dict(row) for row in questions]
+    rows[3]["question"] *= 30
+    (folder / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "asvr_words.yaml"
+    file.write_text(file.read_text().replace(str(tasks / "test.jsonl"), "long.jsonl"))
+    expected = [sample["filtered_resps"] for sample in simple_evaluate(Asvr(pretrained=model), tasks, "asvr_words")]
+    lengths = [model.batch([prompt(row)]).attention_mask_BT.shape[1] for row in questions]
+    monkeypatch.setattr(model.model.llm, "max_positions", max(lengths) + 6)
+    monkeypatch.setattr(logging.getLogger("asvr"), "propagate", True)
+    samples = simple_evaluate(Asvr(pretrained=model, batch_size=4), folder, "asvr_words")
+    expected[3] = [""]
+    assert [sample["filtered_resps"] for sample in samples] == expected
+    assert "no answer: a prompt of" in caplog.text

@@ -1,0 +1,113 @@
+"""Whether the data sets of lmms-eval's tasks are on this machine, and how to fetch those that are not."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+BUILDERS = ("arrow", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")  # of files that are named
+NOT_DATA = ("README.md", ".gitattributes")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a task reads. name: a data set of the Hugging Face Hub, a folder, or a kind of file. subset: of it, or None
+    for its only one. files: where they are named."""
+
+    task: str
+    name: str
+    subset: str | None = None
+    files: tuple[str, ...] = ()
+
+    def absent(self) -> str | None:
+        """What is missing and how to get it, or None where the data are here."""
+        if self.name in BUILDERS:
+            gone = [file for file in self.files if not _file_exists(file)]
+            return f"- {self.task}: there is no {', '.join(gone)}" if gone else None
+        if not _on_hub(self.name):
+            return None if Path(self.name).expanduser().exists() else f"- {self.task}: there is no {self.name}"
+        if self.is_prepared() or hub_folder(self.name):
+            return None
+        return f"- {self.task}: {self.name}\n    fetch it:  hf download --repo-type dataset {self.name}"
+
+    def is_prepared(self) -> bool:
+        """Whether the library datasets has loaded it here before and needs no network for it."""
+        owner, _, name = self.name.rpartition("/")
+        folder = datasets_cache() / (f"{owner}___{_snake(name)}" if owner else _snake(name))
+        return any(folder.glob(f"{self.subset or '*'}/*/*"))
+
+
+class MissingData(ValueError):
+    """Data sets that are not on this machine: of which tasks, and the commands that fetch them."""
+
+    def __init__(self, absent: dict[str, str], present: list[str]):
+        self.tasks = list(absent)
+        count = "the data of 1 task are missing" if len(absent) == 1 else f"the data of {len(absent)} tasks are missing"
+        others = f"--skip-missing runs those whose data are here: {', '.join(present)}." if present else ""
+        lines = [
+            f"{count}:",
+            *absent.values(),
+            f"Looked at {hub_cache()} and {datasets_cache()}. On a machine without network, run the commands "
+            "elsewhere, copy the cache and set HF_HOME to it. Or set ASVR_DOWNLOAD=1 to have lmms-eval fetch them.",
+        ]
+        super().__init__("\n".join(lines + ([others] if others else [])))
+
+
+def data_set(task: str, config: dict) -> DataSet | None:
+    """What a task of this configuration (lmms-eval's yaml as a dict) reads; None where it does not say."""
+    name, kwargs = config.get("dataset_path"), config.get("dataset_kwargs") or {}
+    if not isinstance(name, str):
+        return None
+    return DataSet(task, name, config.get("dataset_name"), tuple(_flat(kwargs.get("data_files"))))
+
+
+def hub_cache() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def datasets_cache() -> Path:
+    """Where lmms-eval has data sets prepared."""
+    home = os.environ.get("HF_HOME", "~/.cache/huggingface")
+    named = os.environ.get("LMMS_EVAL_DATASETS_CACHE") or os.environ.get("HF_DATASETS_CACHE")
+    return Path(os.path.expandvars(named or f"{home}/datasets")).expanduser()
+
+
+def hub_folder(name: str) -> Path | None:
+    """The folder that ``hf download`` has made of a data set, if it is here."""
+    if not _on_hub(name):
+        return None
+    folder = hub_cache() / f"datasets--{name.replace('/', '--')}"
+    main = folder / "refs" / "main"
+    if not main.is_file():
+        return None
+    snapshot = folder / "snapshots" / main.read_text().strip()
+    has_data = any(file.is_file() and file.name not in NOT_DATA for file in snapshot.rglob("*"))
+    return snapshot if has_data else None
+
+
+def found_folder(name: str, subset: str | None) -> Path | None:
+    """The folder to read a data set of the Hub from, where only ``hf download`` has been at it."""
+    return None if DataSet("", name, subset).is_prepared() else hub_folder(name)
+
+
+def _on_hub(name: str) -> bool:
+    return re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name) is not None and not Path(name).exists()
+
+
+def _file_exists(name: str) -> bool:
+    path = Path(name)
+    return "://" in name or any(path.parent.glob(path.name))
+
+
+def _flat(value) -> list[str]:
+    if isinstance(value, dict | list | tuple):
+        return [name for item in (value.values() if isinstance(value, dict) else value) for name in _flat(item)]
+    return [] if value is None else [str(value)]
+
+
+def _snake(name: str) -> str:
+    """As datasets writes a name: ``DocVQA`` is ``doc_vqa``."""
+    name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
+    return re.sub(r"([a-z\d])([A-Z])", r"\1_\2", name).lower()

@@ -1,0 +1,6 @@
+"""Functions that the tasks beside this file name."""
+
+
+def about_one_picture(dataset):
+    """The questions of SEED-Bench that are about one picture."""
+    return dataset.select([i for i, kind in enumerate(dataset["data_type"]) if kind == "image"])
