@@ -41,6 +41,12 @@ def require_positive(options: dict) -> None:
             raise ValueError(f"{_flag(name)} {value}: expected at least 1")
 
 
+def require_file(options: dict) -> None:
+    for name, value in options.items():
+        if value is not None and not value.is_file():
+            raise ValueError(f"{_flag(name)}: there is no file {value}")
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 

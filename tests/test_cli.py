@@ -36,6 +36,11 @@ def tool(monkeypatch):
     return run
 
 
+def test_a_study_without_its_questions_is_told_so(tool, tmp_path):
+    assert tool("study.py", "x.py", "--questions", str(tmp_path)) == f"error: --questions: there is no file {tmp_path}"
+    assert tool("study.py", "x.py", "--jobs", "0") == "error: --jobs 0: expected at least 1"
+
+
 def loaded(code: str, *arguments: str) -> set[str]:
     """The heavy packages that are loaded after ``code``."""
     done = python(f"import sys\n{code}\nprint('loaded', *(m for m in {HEAVY} if m in sys.modules))", *arguments)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from asvr.cli import run_tool
+from asvr.cli import require_file, require_positive, run_tool
 from asvr.malloc import keep_freed_memory
 
 
@@ -21,10 +21,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    if args.questions is not None and not args.questions.is_file():
-        raise ValueError(f"--questions: there is no file {args.questions}")
-    if args.jobs < 1:
-        raise ValueError(f"--jobs {args.jobs}: expected at least 1")
+    require_positive(dict(jobs=args.jobs))
+    require_file(dict(questions=args.questions))
     keep_freed_memory()
     from asvr.engine.log import set_up_logging  # here: --help need not wait for torch
     from asvr.engine.study import ask_all, collect, load_study, run_study
