@@ -42,6 +42,6 @@ setup(
         "eval": ["lmms-eval>=0.7.3,<0.8", "filelock<4"],  # 0.7.3 reads a private module that filelock 4 has not
         # xformers' wheels load with CUDA 12's runtime alone, which a torch for CUDA 13 does not bring.
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
-        "dev": ["pytest>=8", "hypothesis", "ruff", "efficientnet-lite-pytorch"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis", "ruff", "efficientnet-lite-pytorch"],
     },
 )
