@@ -49,6 +49,14 @@ setup(
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
         "demo": DEMO,
         # playwright drives the chromium of the machine, if there is one.
-        "dev": ["pytest>=8", "hypothesis", "ruff", "efficientnet-lite-pytorch", *DEMO, "playwright"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis",
+            "ruff",
+            "efficientnet-lite-pytorch",
+            *DEMO,
+            "playwright",
+        ],
     },
 )

@@ -1,11 +1,10 @@
 """A tiny run of ``configs/asvr_mini.py`` that several test files look at."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
-from run_helpers import ROOT, tiny_command, tiny_env
+from run_helpers import call_tool, tiny_command, tiny_env
 
 # Bitwise comparisons of runs here with runs in processes of their own: as many threads in both.
 os.environ["OMP_NUM_THREADS"] = tiny_env()["OMP_NUM_THREADS"]
@@ -15,6 +14,18 @@ os.environ["OMP_NUM_THREADS"] = tiny_env()["OMP_NUM_THREADS"]
 def tiny_run(tmp_path_factory) -> Path:
     """The work dir of an uninterrupted run. Copy it before you change anything in it."""
     work_dir = tmp_path_factory.mktemp("tiny") / "run"
-    done = subprocess.run(tiny_command(work_dir), cwd=ROOT, env=tiny_env(), capture_output=True, text=True)
+    done = call_tool(*tiny_command(work_dir)[1:])
     assert done.returncode == 0, done.stderr
     return work_dir
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """Training runs of a module neither count FLOPs nor draw, which takes them longer than their few steps.
+
+    `tiny_run` does both.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asvr.engine.runner.step_flops", lambda stage: None)
+        patch.setattr("asvr.engine.run.draw_summary", lambda work_dir, results: None)
+        yield

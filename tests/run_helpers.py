@@ -1,9 +1,16 @@
 """Tiny runs of ``configs/asvr_mini.py`` that several test files look at."""
 
+import io
 import json
 import os
+import runpy
+import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
+
+from asvr.cli import run_tool
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +38,9 @@ TINY = {
 }
 STEPS = dict(blind=4, pretrain=40, finetune=60)
 
+
+# The README's, by which a user sees a recipe's sizes.
+DRY_RUN = ["tools/train.py", "configs/asvr_vicuna7b.py", "--dry-run"]
 
 # A vision tower with 4 visual tokens.
 SIGLIP = dict(
@@ -60,6 +70,25 @@ def tiny_command(work_dir: Path) -> list[str]:
 
 def tiny_env() -> dict:
     return dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
+
+
+def call_tool(file: str, *arguments) -> subprocess.CompletedProcess:
+    """What ``python FILE ARGUMENTS`` gives, in this process: starting torch in one of its own takes seconds."""
+    command = [file, *map(str, arguments)]
+    out, errors, code = io.StringIO(), io.StringIO(), 0
+    with (
+        chdir(ROOT),
+        patch.object(sys, "argv", command),
+        patch.dict(os.environ),  # what a tool sets is gone afterwards
+        redirect_stdout(out),
+        redirect_stderr(errors),
+    ):
+        try:
+            run_tool(runpy.run_path(file)["main"])
+        except SystemExit as end:  # Python prints a text and exits with 1
+            code = 1 if isinstance(end.code, str) else end.code or 0
+            print(end.code if isinstance(end.code, str) else "", file=errors)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), errors.getvalue())
 
 
 def read_metrics(work_dir: Path) -> list[dict]:

@@ -50,7 +50,7 @@ def loaded(code: str, *arguments: str) -> set[str]:
 
 def test_importing_the_library_is_light():
     assert loaded("import asvr") == set()
-    assert loaded("import torch") == {"torch"}, "the check itself sees nothing"
+    assert loaded("import matplotlib") == {"matplotlib"}, "the check itself sees nothing"
 
 
 @pytest.mark.parametrize("name", ["train.py", "evaluate.py", "train_tokenizer.py"])

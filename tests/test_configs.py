@@ -1,5 +1,6 @@
 """Every config in configs/ loads, survives a round trip, is right, and builds without weights."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def load(name: str) -> Config:
     return load_config(ROOT / name)
 
 
+@cache
 def meta(name: str, stage: str) -> nn.Module:
     return build_meta(stage_config(load(name), stage))
 

@@ -56,10 +56,9 @@ def test_the_focal_loss_without_focus_is_cross_entropy(head):
     assert FocalCodeLoss(gamma=2)(states, head.classifiers, codes)[0] < loss
 
 
-def test_the_example_config_trains_with_every_own_component(tmp_path, monkeypatch):
+def test_the_example_config_trains_with_every_own_component(quick, tmp_path, monkeypatch):
     root = Path(__file__).parents[1]
     monkeypatch.chdir(root)
-    monkeypatch.setattr("asvr.engine.run.draw_summary", lambda work_dir, results: None)
     called = set()
     for part in (ColorPatches, NormProjector, AdditiveHead, FocalCodeLoss):
         monkeypatch.setattr(part, "forward", _noting(part.forward, part.__name__, called))

@@ -13,6 +13,7 @@ from asvr.config import load_config
 from asvr.data.easy_vqa import EasyVQA
 from asvr.engine.run import run
 
+pytestmark = pytest.mark.usefixtures("quick")
 QUESTIONS = ["what color is the shape?", "is there a circle in the image?", "what shape is in the image?"]
 
 

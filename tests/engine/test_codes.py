@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from run_helpers import ROOT, TINY, read_metrics, tiny_env
+from run_helpers import ROOT, TINY, call_tool, read_metrics, tiny_env
 
 from asvr.engine.codes import store_of
 
@@ -18,6 +18,7 @@ OPTIONS = TINY | {
     "schedule.steps": 4,
     "runtime.log_interval": 1,
 }
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +38,12 @@ def config(tiny_run, tmp_path_factory):
     return file
 
 
-def run(tool: str, config, *arguments, **options) -> subprocess.CompletedProcess:
+def run(tool: str, config, *arguments, own_process: bool = False, **options) -> subprocess.CompletedProcess:
     values = [f"{key}={value}" for key, value in (OPTIONS | options).items()]
-    command = [sys.executable, str(ROOT / "tools" / tool), str(config), *map(str, arguments), "--cfg-options", *values]
-    return subprocess.run(command, cwd=ROOT, env=tiny_env(), capture_output=True, text=True)
+    command = [f"tools/{tool}", str(config), *map(str, arguments), "--cfg-options", *values]
+    if not own_process:
+        return call_tool(*command)
+    return subprocess.run([sys.executable, *command], cwd=ROOT, env=tiny_env(), capture_output=True, text=True)
 
 
 def losses(work_dir) -> list:
@@ -52,7 +55,8 @@ def test_training_on_codes_computed_ahead_is_bitwise_the_same(config, tmp_path):
     assert online.returncode == 0, online.stderr
     cache = tmp_path / "cache"
     for shard in ("0/2", "1/2"):
-        done = run("cache_codes.py", config, "--out", cache, "--shard", shard, "--workers", 1)
+        own = dict(own_process=shard == "0/2")
+        done = run("cache_codes.py", config, "--out", cache, "--shard", shard, "--workers", 1, **own)
         assert done.returncode == 0, done.stderr
         assert "GB of disk" in done.stderr + done.stdout and "data.cache='codes'" in done.stdout
     options = {"data.cache": "codes", "data.cache_dir": cache}

@@ -7,12 +7,19 @@ from asvr.config import load_config
 from asvr.engine import stages
 from asvr.engine.run import run
 
-SHORT = TINY | {"schedule.steps": 6, "stages.pretrain.schedule.steps": 2, "runtime.log_interval": 1}
+SHORT = TINY | {
+    "schedule.steps": 6,
+    "stages.pretrain.schedule.steps": 2,
+    "stages.blind.evaluation": None,
+    "stages.finetune.evaluation": None,
+    "runtime.log_interval": 1,
+}
+pytestmark = pytest.mark.usefixtures("quick")
 KEYS = ("loss", "loss_text", "loss_semantic", "grad_norm")
 
 
 def losses(work_dir, **options) -> list[dict]:
-    cfg = load_config(ROOT / "configs/asvr_mini.py", SHORT | {"evaluation.limit": 2} | options)
+    cfg = load_config(ROOT / "configs/asvr_mini.py", SHORT | options)
     run(cfg, work_dir)
     return read_metrics(work_dir)
 

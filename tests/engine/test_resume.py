@@ -18,6 +18,7 @@ from asvr.engine.run import evaluate_run, run
 from asvr.registry import VISUAL_TOKENIZERS
 
 EXACT = ("stage", "step", "steps", "lr", "loss", "loss_text", "loss_semantic", "acc_text", "acc_semantic", "grad_norm")
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 TIMM = dict(
@@ -47,16 +48,15 @@ def kill_in(work_dir: Path, stage: str, step: int) -> None:
         process = subprocess.Popen(tiny_command(work_dir), cwd=ROOT, env=tiny_env(), stdout=out, stderr=out)
     while not any(line["stage"] == stage and line["step"] >= step for line in read_metrics(work_dir)):
         assert process.poll() is None, work_dir.with_suffix(".out").read_text()
-        time.sleep(0.002)
+        time.sleep(0.01)
     process.kill()
     process.wait()
     assert not (work_dir / stage / "done.json").exists(), "it finished before the kill: give the stage more steps"
 
 
 @pytest.fixture
-def copy(tiny_run, tmp_path, monkeypatch) -> Path:
-    """A copy of the finished run to change; drawing it again is left out."""
-    monkeypatch.setattr(engine_run, "draw_summary", lambda work_dir, results: None)
+def copy(tiny_run, tmp_path) -> Path:
+    """A copy of the finished run to change."""
     return Path(shutil.copytree(tiny_run, tmp_path / "copy"))
 
 
@@ -79,7 +79,7 @@ def test_killed_twice_it_ends_with_the_same_weights_and_curves(tiny_run, tmp_pat
     kill_in(work_dir, "finetune", 25)
     assert steps_of(work_dir, "finetune"), "no checkpoint was written before the kill"
     log_before = (work_dir / "train.log").read_text()
-    subprocess.run(tiny_command(work_dir), cwd=ROOT, env=tiny_env(), check=True, capture_output=True)
+    again(work_dir, only=None)
     resumed = (work_dir / "train.log").read_text().removeprefix(log_before)
     assert "stage pretrain is finished: skipped" in resumed and "stage finetune goes on from step" in resumed
     for stage in STEPS:
@@ -324,8 +324,7 @@ def test_a_finished_run_is_left_as_it_is(copy):
     assert results["finetune"]["total"] > 0
 
 
-def test_one_stage_at_a_time(tmp_path, monkeypatch, tiny_run):
-    monkeypatch.setattr(engine_run, "draw_summary", lambda work_dir, results: None)
+def test_one_stage_at_a_time(tmp_path, tiny_run):
     with pytest.raises(ValueError, match="--stage tune: .*expected one of \\['blind', 'pretrain', 'finetune'\\]"):
         again(tmp_path / "run", only="tune")
     with pytest.raises(ValueError, match="stage 'pretrain' is not finished .*run it first") as error:
@@ -336,12 +335,9 @@ def test_one_stage_at_a_time(tmp_path, monkeypatch, tiny_run):
     assert not (tmp_path / "run" / "pretrain").exists()
 
 
-def test_a_finished_stage_without_its_last_checkpoint_is_trained_again(tiny_run, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(tiny_run, copy)
+def test_a_finished_stage_without_its_last_checkpoint_is_trained_again(copy, tiny_run):
     shutil.rmtree(sorted((copy / "finetune" / "checkpoints").glob("step_*"))[-1])
-    done = subprocess.run(tiny_command(copy), cwd=ROOT, env=tiny_env(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    again(copy, only=None)
     assert "its last checkpoint is gone" in (copy / "train.log").read_text()
     assert weights(copy, "finetune") == weights(tiny_run, "finetune")
 

@@ -2,14 +2,17 @@
 
 import json
 import subprocess
-import sys
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-from run_helpers import ROOT, tiny_env
+from run_helpers import ROOT, call_tool
 
 from asvr.config import stage_config
+from asvr.data.scenes.__main__ import main as write_scenes
 from asvr.data.scenes.questions import MAKERS
+from asvr.engine import study as engine_study
 from asvr.engine.study import arm_config, collect, load_study
 from asvr.evaluation.study_report import compare, markdown
 
@@ -51,9 +54,21 @@ arms = dict(
 """
 
 
-def run(folder, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools/study.py"), str(folder / "study.py"), "--out", str(folder / "out")]
-    return subprocess.run([*command, *arguments], cwd=ROOT, env=tiny_env(), capture_output=True, text=True)
+class Here(Executor):
+    """Does the work in this process: starting one for every run takes seconds."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def submit(self, work, *args):
+        future = Future()
+        future.set_result(work(*args))
+        return future
+
+
+def run(folder, *arguments, pool: type[Executor] = Here) -> subprocess.CompletedProcess:
+    with patch.object(engine_study, "ProcessPoolExecutor", pool):
+        return call_tool("tools/study.py", folder / "study.py", "--out", folder / "out", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +77,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     (folder / "base.py").write_text(BASE.format(root=ROOT))
     (folder / "study.py").write_text(STUDY)
-    done = run(folder, "--jobs", "2")
+    done = run(folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -113,17 +128,18 @@ def test_what_is_finished_is_kept(finished):
     assert weights.stat().st_mtime_ns == before and (folder / "out/late/seed_1/results.json").is_file()
 
 
-def test_other_questions_are_asked_of_every_run(finished):
+def test_other_questions_are_asked_of_every_run(finished, monkeypatch):
     """A LLaVA file of scenes, of fewer kinds than the study's groups name."""
     folder, _ = finished
     arguments = [str(folder / "more"), "--scenes", "3", "--kinds", "word", "color", "--size", "64"]
-    subprocess.run([sys.executable, "-m", "asvr.data.scenes", *arguments], cwd=ROOT, check=True)
-    done = run(folder, "--questions", str(folder / "more.json"), "--image-folder", str(folder / "more"))
+    monkeypatch.setattr("sys.argv", ["scenes", *arguments])
+    write_scenes()
+    done = run(folder, "--questions", folder / "more.json", "--image-folder", folder / "more")
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "out/more/report.json").read_text())
     assert result["questions"] == dict(ocr=3, all=3) and result["scenes"] == 3
     assert (folder / "out/more/report.md").read_text() in done.stdout
-    missing = run(folder, "--report", "--questions", str(folder / "none.json"))
+    missing = run(folder, "--report", "--questions", folder / "none.json")
     assert missing.returncode == 1 and "there is no file" in missing.stderr
 
 
@@ -132,7 +148,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
     (tmp_path / "base.py").write_text((folder / "base.py").read_text())
     broken = "arms = dict(bad=dict(data=dict(train=dict(scenes=0))), none=dict(model=dict(reconstruction=[])))\n"
     (tmp_path / "study.py").write_text("config = 'base.py'\nseeds = [0]\nbaseline = 'none'\n" + broken)
-    done = run(tmp_path)
+    done = run(tmp_path, "--jobs", "2", pool=ProcessPoolExecutor)
     assert done.returncode == 1 and "1 run(s) failed" in done.stderr
     assert "bad, seed 0: ValueError" in done.stderr and "scenes=0, expected at least 1" in done.stderr
     assert (tmp_path / "out/none/seed_0/results.json").is_file()

@@ -20,6 +20,7 @@ OPTIONS = TINY | {
     "stages.finetune.validation.limit": 12,
     "evaluation.limit": 2,
 }
+pytestmark = pytest.mark.usefixtures("quick")
 STEPS = [8, 16, 24, 30]
 
 

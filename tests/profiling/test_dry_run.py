@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_helpers import DRY_RUN
 
 from asvr.config import load_config
 from asvr.profiling import dry_run as dry_run_module
@@ -21,8 +22,7 @@ def printed(tmp_path_factory) -> str:
     """What the command prints on a machine without weights."""
     empty = str(tmp_path_factory.mktemp("empty"))
     env = dict(os.environ, ASVR_MODEL_ZOO=empty, HF_HUB_CACHE=empty, PYTHONPATH=str(ROOT))
-    command = [sys.executable, "tools/train.py", "configs/asvr_vicuna7b.py", "--dry-run"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *DRY_RUN], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -1,12 +1,16 @@
 """The throughput benchmark: its sides compute the same step, and its figures follow from what was measured."""
 
+import io
 import json
+from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 from run_helpers import ROOT
 
 from asvr.profiling import throughput
+from asvr.profiling.machine import machine
 from asvr.profiling.step_flops import peak_flops
 from asvr.profiling.synthetic import SyntheticSamples
 from asvr.profiling.throughput import OutOfMemory, Side, compare, markdown, ratios, write
@@ -42,25 +46,21 @@ def spec(config=ASVR, **changes) -> dict:
     )
 
 
+@cache
 def steps(**changes) -> list[dict]:
     return Worker(spec(**changes) | dict(samples=8, steps=3, first=0)).run(3)["steps"]
 
 
-@pytest.fixture(scope="module")
-def packed():
-    return steps()
-
-
 @pytest.mark.parametrize("changes", [dict(plain=True), dict(codes="online")], ids=str)
-def test_every_way_of_a_step_has_the_same_losses(changes, packed):
+def test_every_way_of_a_step_has_the_same_losses(changes):
     """Also after two optimisation steps: the released code's way computes the same gradients."""
-    for own, other in zip(steps(**changes), packed, strict=True):
+    for own, other in zip(steps(**changes), steps(), strict=True):
         assert own["losses"] == pytest.approx(other["losses"], rel=1e-5)
         assert (own["tokens"], own["images"]) == (other["tokens"], other["images"]) and own["images"] == 7
 
 
-def test_what_is_computed_is_counted(packed):
-    plain, llava = steps(plain=True), steps(config=LLAVA)
+def test_what_is_computed_is_counted():
+    packed, plain, llava = steps(), steps(plain=True), steps(config=LLAVA)
     assert packed[0]["positions"] == packed[0]["tokens"] < plain[0]["positions"]
     assert llava[0]["flops"] < packed[0]["flops"] < steps(codes="online")[0]["flops"]
     assert set(packed[0]["seconds"]) == {"data", "forward", "backward", "optimizer"}
@@ -100,17 +100,22 @@ def test_two_sides_in_turn(result, tmp_path):
 
 
 class Alone(Side):
-    """A worker on a device that holds one at a time."""
+    """A worker, in this process, on a device that holds one at a time."""
 
     def start(self, samples):
         standing.append(self.name)
-        super().start(samples)
-        self.info["kind"] = "cuda"
+        self.process = Worker(dict(self.spec, samples=samples, first=len(self.steps)))
+        self.info |= dict(machine=machine(self.process.device), kind="cuda")
+
+    def ask(self, order):
+        if "rate" in order:
+            return self.process.rate(order["rate"])
+        return self.process.peak() if "peak" in order else self.process.run(order["steps"])
 
     def stop(self):
         if self.process is not None:
             standing.remove(self.name)
-        super().stop()
+        self.process = None
 
 
 standing = []
@@ -200,7 +205,7 @@ def test_less_samples_where_memory_runs_out(monkeypatch, capsys):
 
 
 def test_what_a_worker_refuses_is_told():
-    side = Side("ours", spec(stage="pretran"))
+    answer = guarded(lambda: Worker(spec(stage="pretran") | dict(samples=2, first=0)))
+    process = SimpleNamespace(stdin=io.StringIO(), stdout=io.StringIO(json.dumps(answer) + "\n"))
     with pytest.raises(ValueError, match="ours: the config has no stage 'pretran'"):
-        side.start(2)
-    side.stop()
+        Side("ours", spec(), process=process).ask(dict(steps=1))

@@ -3,6 +3,8 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -47,8 +49,7 @@ class TimmEncoder(Encoder):
             raise ValueError(f"timm has no model {model!r}; near: {timm.list_models(f'*{model[:6]}*')[:5]}")
         own = timm.get_pretrained_cfg(model)
         side = image_size or own.input_size[-1]
-        kwargs = dict(img_size=side) if own.fixed_input_size else {}
-        self.model = timm.create_model(model, pretrained=False, **kwargs)
+        self.model = _create(model, side)
         if weights is not None and load_weights:
             _load(self.model, str(zoo.require(weights, what="timm encoder weights")), match)
             self.source = weights
@@ -57,12 +58,8 @@ class TimmEncoder(Encoder):
         self.model.prune_intermediate_layers([self.layer], prune_norm=False, prune_head=True)
         self.model.to(resolve_dtype(dtype), memory_format=torch.channels_last)  # 3x faster on the CPU
         self.dtype = resolve_dtype(dtype)
-        with torch.device("meta"):
-            probe = timm.create_model(model, pretrained=False, **kwargs).eval()
-            shape = probe.forward_intermediates(
-                torch.empty(1, 3, side, side), indices=[layer], intermediates_only=True
-            )[0].shape
-        self.width, self.grid = shape[1], (shape[2], shape[3])
+        self.width, *grid = _feature_shape(model, side, self.layer)
+        self.grid = tuple(grid)
         self.transform = ImageTransform(
             size=(side, side),
             mean=tuple(mean or own.mean),
@@ -78,6 +75,21 @@ class TimmEncoder(Encoder):
         pixels = pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
         (features,) = self.model.forward_intermediates(pixels, indices=[self.layer], intermediates_only=True)
         return features.flatten(2).transpose(1, 2)
+
+
+def _create(model: str, side: int) -> torch.nn.Module:
+    import timm
+
+    kwargs = dict(img_size=side) if timm.get_pretrained_cfg(model).fixed_input_size else {}
+    return timm.create_model(model, pretrained=False, **kwargs)
+
+
+@cache  # a run builds its encoder a dozen times, mostly on the meta device, where a forward pass takes long
+def _feature_shape(model: str, side: int, layer: int) -> tuple[int, int, int]:
+    """Width, height and breadth of a feature map."""
+    with torch.device("meta"):
+        pixels, probe = torch.empty(1, 3, side, side), _create(model, side).eval()
+        return tuple(probe.forward_intermediates(pixels, indices=[layer], intermediates_only=True)[0].shape[1:])
 
 
 def _load(model: torch.nn.Module, path: str, match: str) -> None:
