@@ -34,6 +34,7 @@ setup(
         "tqdm",
         "rich",
         "matplotlib",
+        "scipy",
     ],
     entry_points={"lmms_eval.models": ["asvr = asvr.evaluation.lmms_eval:manifest"]},
     extras_require={

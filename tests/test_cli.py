@@ -38,6 +38,8 @@ def tool(monkeypatch):
 
 def test_a_study_without_its_questions_is_told_so(tool, tmp_path):
     assert tool("study.py", "x.py", "--questions", str(tmp_path)) == f"error: --questions: there is no file {tmp_path}"
+    assert tool("study.py", "x.py", "--image-folder", "x") == "error: --image-folder needs --questions"
+    assert "--jobs has no meaning with --report" in tool("study.py", "x.py", "--report", "--jobs", "2")
     assert tool("study.py", "x.py", "--jobs", "0") == "error: --jobs 0: expected at least 1"
 
 

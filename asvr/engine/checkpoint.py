@@ -76,7 +76,7 @@ def save(folder: Path, *, model: nn.Module, state: dict, meta: dict) -> None:
     }
     save_file(weights, partial / FILES[0])
     torch.save(state, partial / FILES[1])
-    hashes = {name: _sha256(partial / name) for name in FILES}
+    hashes = {name: sha256_of(partial / name) for name in FILES}
     (partial / "checkpoint.json").write_text(json.dumps(dict(meta, sha256=hashes), indent=1))
     for file in partial.iterdir():
         _flush(file)
@@ -113,7 +113,7 @@ def read_meta(folder: Path) -> dict:
 def _whole(folder: Path, name: str) -> Path:
     """The file, when its SHA-256 is the one that was written."""
     file = folder / name
-    if not file.is_file() or _sha256(file) != read_meta(folder)["sha256"][name]:
+    if not file.is_file() or sha256_of(file) != read_meta(folder)["sha256"][name]:
         raise ValueError(
             f"{file} is damaged (its SHA-256 is not the one written): delete {folder} to go on from the one before"
         )
@@ -175,7 +175,7 @@ def _untied(module: nn.Module) -> dict[str, torch.Tensor]:
     return out
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

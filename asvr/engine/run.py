@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from asvr.config import dump_config, is_model_folder, load_config, stage_config
 from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint, refuse_many_processes
+from asvr.engine.checkpoint import sha256_of
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
 from asvr.engine.stages import check_run, load_stage, require_finished, run_stage, weights_digest
@@ -128,7 +129,9 @@ def evaluate_run(
     if limit is not None:
         settings["limit"] = limit
     dataset = _questions(settings.pop("dataset"), config, model, prepared)
-    return _keep(_evaluate(config, model, prepared, dataset, settings, out / "answers.jsonl"), out, name)
+    result = _evaluate(config, model, prepared, dataset, settings, out / "answers.jsonl")
+    asked = dict(stage=name, limit=settings.get("limit"), questions=questions and sha256_of(questions))
+    return _keep(result | dict(asked=asked), out, name)
 
 
 def evaluate_folder(

@@ -28,7 +28,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.config import load_config
+from asvr.config import load_config, stage_config
+from asvr.engine.checkpoint import sha256_of
 from asvr.engine.log import logger, progress_bar
 from asvr.schema import nearest
 from asvr.validate import check_config
@@ -154,25 +155,42 @@ def _one(study: dict, run: Run, out: Path) -> str | None:
 
 
 def ask_all(study: Config, out: Path, *, questions: Path, image_folder: Path) -> None:
-    """Ask every finished run the questions of a LLaVA file too; what was answered before is kept.
+    """Ask every run the questions of a LLaVA file too, but those of arms without pictures, which would be shown some.
 
     Raises ``ValueError`` where a run is not finished.
     """
     from asvr.engine.run import evaluate_run
 
-    for run in runs(study, out):
-        if not (_asked(run, questions) / "result.json").is_file():
-            cfg = arm_config(study, run.arm, run.seed, out)
-            asked = dict(questions=questions, image_folder=image_folder, limit=None, out=None)
-            evaluate_run(cfg, run.work_dir, stage=None, **asked)
+    for run in _sighted(study, out):
+        evaluate_run(
+            arm_config(study, run.arm, run.seed, out),
+            run.work_dir,
+            stage=None,
+            questions=questions,
+            image_folder=image_folder,
+            limit=None,
+            out=_asked(run, questions),
+        )
 
 
 def runs(study: Config, out: Path) -> list[Run]:
     return [Run(arm, seed, out / arm / f"seed_{seed}") for seed in study.seeds for arm in study.arms]
 
 
+def _sighted(study: Config, out: Path) -> list[Run]:
+    """The runs whose questions come with pictures."""
+    blind = {arm for arm in study.arms if not _shows_pictures(arm_config(study, arm, study.seeds[0], out))}
+    if study.baseline in blind:
+        raise ValueError(f"baseline {study.baseline!r} is asked without pictures: other questions show them")
+    return [run for run in runs(study, out) if run.arm not in blind]
+
+
+def _shows_pictures(cfg: Config) -> bool:
+    return stage_config(cfg, list(cfg.stages)[-1]).evaluation.dataset.get("with_images", True)
+
+
 def _asked(run: Run, questions: Path) -> Path:
-    return run.work_dir / "evaluation" / questions.stem
+    return run.work_dir / "questions" / questions.stem
 
 
 def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[str, list[dict]]:
@@ -183,21 +201,33 @@ def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[
     """
     found: dict[str, list[dict]] = {}
     expected = None
-    for run in sorted(runs(study, out), key=lambda run: run.arm != study.baseline):
-        stage = list(arm_config(study, run.arm, run.seed, out).stages)[-1]
-        if questions is None:
-            results, file = run.work_dir / "results.json", run.work_dir / stage / "answers.jsonl"
-        else:
-            results, file = _asked(run, questions) / "result.json", _asked(run, questions) / "answers.jsonl"
-        result = json.loads(results.read_text()) if results.is_file() and file.is_file() else {}
-        result = result.get(stage) if questions is None else result
-        if not result:
-            raise ValueError(f"{run.work_dir}: this run is not finished; the same command without --report runs it")
+    for run in sorted(
+        runs(study, out) if questions is None else _sighted(study, out), key=lambda run: run.arm != study.baseline
+    ):
+        result, file = _own(study, run, out) if questions is None else _others(run, questions)
         answers = [json.loads(line) for line in file.read_text().splitlines()]
-        asked = [(answer["id"], answer["question"], answer["expected"]) for answer in answers]
+        asked = [(answer["question"], answer["expected"]) for answer in answers]
         expected = expected or asked
         if asked != expected:
             raise ValueError(f"{run.work_dir}: was asked other questions than {study.baseline!r}")
         seconds = sum(json.loads(done.read_text())["seconds"] for done in run.work_dir.glob("*/done.json"))
         found.setdefault(run.arm, []).append(dict(result, answers=answers, seconds=seconds, work_dir=str(run.work_dir)))
     return found
+
+
+def _own(study: Config, run: Run, out: Path) -> tuple[dict, Path]:
+    """The result on the study's own questions, and its answers."""
+    stage = list(arm_config(study, run.arm, run.seed, out).stages)[-1]
+    results, file = run.work_dir / "results.json", run.work_dir / stage / "answers.jsonl"
+    result = json.loads(results.read_text()).get(stage) if results.is_file() and file.is_file() else None
+    if result is None:
+        raise ValueError(f"{run.work_dir}: this run is not finished; the same command without --report runs it")
+    return result, file
+
+
+def _others(run: Run, questions: Path) -> tuple[dict, Path]:
+    folder = _asked(run, questions)
+    result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
+    if result.get("asked", {}).get("questions") != sha256_of(questions):
+        raise ValueError(f"{run.work_dir}: was not asked {questions} as it is now; without --report it is")
+    return result, folder / "answers.jsonl"

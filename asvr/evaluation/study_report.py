@@ -21,7 +21,7 @@ def write_report(study: Config, found: dict[str, list[dict]], out: Path) -> str:
     found: see `asvr.engine.study.collect`.
     """
     result = compare(study, found)
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)
     (out / "report.md").write_text(text)
@@ -74,7 +74,8 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
         seeds=list(study.seeds),
         questions={name: int(of.sum()) for name, of in members.items()},
         scenes=len(set(scenes_Q)),
-        detectable={n: detectable(base_RQ[:, of], scenes_Q[of]) if several else None for n, of in members.items()},
+        left_out=sorted(set(kinds_Q[~members[ALL]])),
+        detectable={n: detectable(base_RQ[:, of]) if several else None for n, of in members.items()},
         arms=arms,
     )
 
@@ -100,11 +101,12 @@ def markdown(result: dict) -> str:
     return "\n".join(
         [
             f"Answers right, %, mean of {len(result['seeds'])} seeds; {result['scenes']} scenes, questions: {asked}.",
+            *([f"Left out, in no group: {', '.join(result['left_out'])}."] if result["left_out"] else []),
             "",
             table(
                 ["arm", *names, "loss of answers, nats a token", "codes right by depth", "seconds of training"], rows
             ),
-            f"Against {result['baseline']!r}, points: mean, 95 % interval (bootstrap over scenes and seeds), and p of "
+            f"Against {result['baseline']!r}, points: mean, 95 % interval (other scenes and other seeds), and p of "
             "McNemar's test on the questions of all seeds, which knows nothing of seeds.",
             "",
             table(["arm", *names], gains) if gains else "No other arm.\n",

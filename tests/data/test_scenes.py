@@ -59,7 +59,7 @@ def test_every_question_about_a_scene_has_its_answer():
     assert caption(SCENE) == "top left cat, bottom right pear"
 
 
-def test_no_answer_in_a_conversation_tells_another():
+def test_no_two_questions_of_a_conversation_name_one_object():
     dataset = Scenes(scenes=60, turns=6)
     longest = 0
     for scene, record in zip(dataset.scenes, dataset.records, strict=True):

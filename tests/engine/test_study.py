@@ -128,19 +128,29 @@ def test_what_is_finished_is_kept(finished):
     assert weights.stat().st_mtime_ns == before and (folder / "out/late/seed_1/results.json").is_file()
 
 
-def test_other_questions_are_asked_of_every_run(finished, monkeypatch):
+def test_other_questions_are_asked_of_every_run_that_sees_pictures(finished, monkeypatch):
     """A LLaVA file of scenes, of fewer kinds than the study's groups name."""
     folder, _ = finished
     arguments = [str(folder / "more"), "--scenes", "3", "--kinds", "word", "color", "--size", "64"]
     monkeypatch.setattr("sys.argv", ["scenes", *arguments])
     write_scenes()
-    done = run(folder, "--questions", folder / "more.json", "--image-folder", folder / "more")
+    asked = ("--questions", folder / "more.json")
+    done = run(folder, *asked, "--image-folder", folder / "more")
     assert done.returncode == 0, done.stderr
-    result = json.loads((folder / "out/more/report.json").read_text())
+    result = json.loads((folder / "out/questions/more/report.json").read_text())
     assert result["questions"] == dict(ocr=3, all=3) and result["scenes"] == 3
-    assert (folder / "out/more/report.md").read_text() in done.stdout
-    missing = run(folder, "--report", "--questions", folder / "none.json")
-    assert missing.returncode == 1 and "there is no file" in missing.stderr
+    text = (folder / "out/questions/more/report.md").read_text()
+    assert text in done.stdout and "Left out, in no group: color." in text
+    study = load_study(folder / "study.py")
+    study.arms.late.evaluation = dict(dataset=dict(with_images=False))  # as of a blind model
+    assert collect(study, folder / "out", questions=folder / "more.json").keys() == {"none"}
+    study.baseline = "late"
+    with pytest.raises(ValueError, match="baseline 'late' is asked without pictures"):
+        collect(study, folder / "out", questions=folder / "more.json")
+    questions = json.loads((folder / "more.json").read_text())
+    (folder / "more.json").write_text(json.dumps(questions[:-1]))
+    stale = run(folder, "--report", *asked)
+    assert stale.returncode == 1 and "was not asked" in stale.stderr and "as it is now" in stale.stderr
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):

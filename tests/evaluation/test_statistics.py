@@ -19,13 +19,15 @@ def simulate(rng, *, runs=3, scenes=120, each=4, base=0.6, gain=0.0, by_seed=0.0
     return *arms, scene_Q
 
 
-def test_the_interval_holds_the_true_difference_nineteen_times_of_twenty():
+@pytest.mark.parametrize("by_seed", [0.0, 0.01, 0.05])
+def test_the_interval_holds_the_true_difference_nineteen_times_of_twenty(by_seed):
+    """Three seeds, whether they or the questions decide how far it is off."""
     rng, held, gain = np.random.default_rng(0), 0, 0.05
-    for trial in range(200):
-        right, other, scenes = simulate(rng, gain=gain)
-        found = paired_bootstrap(right, other, scenes, draws=400, seed=trial)
+    for trial in range(300):
+        right, other, scenes = simulate(rng, gain=gain, by_seed=by_seed)
+        found = paired_bootstrap(right, other, scenes, draws=300, seed=trial)
         held += found.low <= gain <= found.high
-    assert 0.88 < held / 200 < 0.99  # three seeds drawn with replacement make it a little narrow
+    assert 0.91 < held / 300 < 0.99
 
 
 def test_questions_of_a_scene_stay_together():
@@ -65,9 +67,9 @@ def test_mcnemar_is_a_probability(gained, lost):
 
 def test_four_of_five_studies_find_what_is_detectable():
     rng, found, size = np.random.default_rng(3), 0, []
-    for _ in range(20):
+    for _ in range(40):
         _, baseline, scenes = simulate(rng, by_seed=0.02, scenes=200)
-        size.append(detectable(baseline, scenes, draws=400))
+        size.append(detectable(baseline))
     gain = float(np.mean(size))
     for trial in range(60):
         right, other, scenes = simulate(rng, by_seed=0.02, scenes=200, gain=gain)
@@ -75,4 +77,4 @@ def test_four_of_five_studies_find_what_is_detectable():
         found += interval.low > 0
     assert 0.7 < found / 60 <= 1
     with pytest.raises(ValueError, match="at least two runs"):
-        detectable(baseline[:1], scenes)
+        detectable(baseline[:1])

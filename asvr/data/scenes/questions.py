@@ -1,7 +1,7 @@
 """Questions about a scene, with their one right answer, in the five groups of the paper's figure 1.
 
 Each maker takes a scene and a source of chance and returns question and answer, or None where the scene does not allow
-one. Of yes and no, and of the two sides of a comparison, either is right with the same chance.
+one. In what a maker returns, of yes and no, and of the two sides of a comparison, either is right with the same chance.
 """
 
 import random
@@ -130,7 +130,8 @@ def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
 
 
 def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: int) -> list[str]:
-    """Kinds for one conversation in which no answer tells another: of those that name objects, none twice about one."""
+    """Kinds for one conversation: of those that name objects, none is about one that was named before. ("Is there a …?"
+    is so left out more often where the answer is yes.)"""
     chosen, told = [], set()
     for kind in rng.sample(list(asked), len(asked)):
         text = " ".join(asked[kind])
