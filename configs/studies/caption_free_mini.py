@@ -21,7 +21,7 @@ _semantic = dict(
     weight=0.3,
     shift=1)
 _few = dict(train=dict(scenes=1000))
-_more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=48, global_batch=48)
+_more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=16, global_batch=48, group='length')
 
 
 def _arm(data, *targets):
