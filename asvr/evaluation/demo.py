@@ -17,10 +17,9 @@ from asvr.evaluation.drawing import as_picture, draw_attention, draw_pictures, d
 from asvr.evaluation.maps import as_seen
 from asvr.pretrained import Pretrained
 
-# What browsers write and cameras too. PIL knows more: containers of pictures of any size, and PostScript, which it has
-# another program run.
+# Of uploads. PIL reads more: PostScript, which another program runs, and icons, whose headers hide pictures' sizes.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 50_000_000  # of an uploaded picture: 200 MB in memory while it is read
+MAX_PIXELS = 50_000_000  # of an uploaded picture: 200 MB at PIL's four bytes a pixel
 KEPT_SIDE = 1024  # of a picture that a tab keeps, at least
 
 
