@@ -17,7 +17,10 @@ from asvr.evaluation.drawing import as_picture, draw_attention, draw_pictures, d
 from asvr.evaluation.maps import as_seen
 from asvr.pretrained import Pretrained
 
-MAX_PIXELS = 50_000_000  # of an uploaded picture: 150 MB in memory
+# Of uploads. PIL reads more: PostScript, which another program runs, and icons, whose headers hide pictures' sizes.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 50_000_000  # of an uploaded picture: 200 MB at PIL's four bytes a pixel
+KEPT_SIDE = 1024  # of a picture that a tab keeps, at least
 
 
 @dataclass
@@ -34,14 +37,20 @@ class Demo:
 
     def __init__(self, pretrained: Pretrained, *, max_new_tokens: int = 256):
         self.pretrained, self.max_new_tokens, self.lock = pretrained, max_new_tokens, threading.Lock()
+        # Four times what the model takes: a picture four times as long as high still has that in its short side.
+        views = pretrained.model.views().values()
+        self.kept_side = max(KEPT_SIDE, 4 * max(side for view in views for side in view.size))
         self.session()  # so that a model that cannot be asked is refused now
 
     def session(self) -> Session:
         return Session(Conversation(self.pretrained, max_new_tokens=self.max_new_tokens))
 
     def show(self, session: Session, file: str | Path) -> Image.Image:
-        """Begin a conversation about a picture. Raises `Refused`, in words for the page."""
-        image = session.talk.show(read_upload(file))
+        """Begin a conversation about a picture, reduced to ``kept_side`` where it is larger. Raises `Refused`, in words
+        for the page."""
+        image = read_upload(file)
+        image.thumbnail((self.kept_side, self.kept_side))
+        image = session.talk.show(image)
         session.seen = as_seen(self.pretrained, image)
         return image
 
@@ -81,7 +90,7 @@ class Demo:
 def read_upload(file: str | Path) -> Image.Image:
     """The picture, upright. Raises `Refused`, which names the file as the user knows it."""
     try:
-        return open_image(file, max_pixels=MAX_PIXELS, upright=True)
+        return open_image(file, formats=FORMATS, max_pixels=MAX_PIXELS, upright=True)
     except Refused as error:
         raise Refused(str(error).replace(str(file), Path(file).name), error.reason) from error
 

@@ -1,4 +1,4 @@
-"""The web page around a `Demo`: its parts, its events, and a server that lets nothing out."""
+"""The web page around a `Demo`: its parts, its events, and a server that asks nobody."""
 
 import html
 from collections.abc import Iterator
@@ -7,8 +7,10 @@ try:
     import gradio as gr
 except ModuleNotFoundError as error:
     raise ValueError("the page needs gradio: pip install -e '.[demo]'") from error
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from PIL import ImageOps
 from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from asvr.data.templates import IMAGE_MARK
 from asvr.evaluation.demo import Demo, Session
@@ -37,8 +39,22 @@ CSS = ".asvr-message { background: #fde8e8; color: #8a1c1c; padding: 8px 12px; b
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
 
+class UploadsAlone(gr.Blocks):
+    """A page whose server fetches nothing for whoever asks it: gradio downloads a file that is given by its URL, to
+    whatever input."""
+
+    def validate_inputs(self, block_fn, inputs: list) -> None:  # gradio calls it before it touches them
+        traverse(inputs, _refuse_url, is_file_obj_with_meta)
+        super().validate_inputs(block_fn, inputs)
+
+
+def _refuse_url(file: dict) -> None:
+    if is_http_url_like(file["path"]):
+        raise gr.Error("upload the picture: this page fetches nothing from elsewhere")
+
+
 def build_page(demo: Demo) -> gr.Blocks:
-    with gr.Blocks(title="asvr", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
+    with UploadsAlone(title="asvr", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"## Look at a model\n{describe(demo.pretrained.model)}")
         session = gr.State()
         with gr.Row():
@@ -128,7 +144,8 @@ def serve(demo: Demo, *, host: str, port: int) -> gr.Blocks:
 
 
 class OwnServerAlone:
-    """Tells the browser to ask nobody else for anything."""
+    """Tells the browser to ask nobody else for anything, and does not fetch URLs for it, as gradio's route for files
+    would."""
 
     def __init__(self, app):
         self.app = app
@@ -139,7 +156,9 @@ class OwnServerAlone:
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        await self.app(scope, receive, send_with_policy)
+        refused = any(f"file={scheme}://" in scope.get("path", "") for scheme in ("http", "https"))
+        app = PlainTextResponse("this server fetches nothing", 403) if refused else self.app
+        await app(scope, receive, send_with_policy)
 
 
 def _figure(name: str, **kwargs) -> gr.Image:

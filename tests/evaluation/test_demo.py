@@ -7,6 +7,8 @@ from concurrent.futures import CancelledError
 import pytest
 from demo_helpers import BOTH, broken_files, gradient, pretrained
 
+import asvr.evaluation.demo as demo_module
+from asvr.data.images import open_image
 from asvr.data.refusals import Refused
 from asvr.evaluation.demo import Demo, pieces, read_upload
 
@@ -34,6 +36,29 @@ def test_an_answer_and_what_it_looks_at(demo, file):
     assert mean.size == first.size and mean != first
     heads, (pixels,) = demo.target_pictures(session)
     assert heads.width > 500 and pixels.width > 500
+
+
+def test_a_tab_keeps_no_more_of_a_picture_than_it_needs(demo, tmp_path, monkeypatch):
+    assert demo.kept_side == demo_module.KEPT_SIDE  # the model takes little
+    monkeypatch.setattr(demo_module, "KEPT_SIDE", 16)
+    demo = Demo(demo.pretrained)
+    side = 4 * max(max(view.size) for view in demo.pretrained.model.views().values())
+    large, small = tmp_path / "large.png", tmp_path / "small.png"
+    gradient(2 * side, side).save(large)
+    gradient(side, side // 2).save(small)
+    session = demo.session()
+    assert demo.show(session, large).size == session.talk.images[0].size == (side, side // 2)
+    assert demo.show(session, small) == session.talk.images[1] == open_image(small)
+
+
+def test_uploads_are_pictures_that_people_have(tmp_path):
+    for suffix in ("png", "jpg", "webp", "bmp", "gif", "tif", "mpo"):
+        gradient().save(tmp_path / f"picture.{suffix}")
+        assert read_upload(tmp_path / f"picture.{suffix}").size == (40, 30)
+    for suffix in ("ico", "icns", "eps"):
+        gradient().save(tmp_path / f"picture.{suffix}")
+        with pytest.raises(Refused, match=f"picture.{suffix} cannot be read: cannot identify"):
+            read_upload(tmp_path / f"picture.{suffix}")
 
 
 def test_a_question_can_stand_alone(demo):

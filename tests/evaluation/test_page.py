@@ -5,6 +5,8 @@ import runpy
 import shutil
 import socket
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,7 +15,9 @@ from run_helpers import ROOT
 
 gradio = pytest.importorskip("gradio", reason="gradio is not installed (pip install -e '.[demo]')")
 import httpx  # noqa: E402
+import safehttpx  # noqa: E402
 from gradio_client import Client, handle_file  # noqa: E402
+from gradio_client.exceptions import AppError  # noqa: E402
 from huggingface_hub import constants  # noqa: E402
 
 import asvr  # noqa: E402
@@ -138,6 +142,47 @@ def test_the_page_is_for_this_machine_and_asks_nobody(served, asked_for):
     policy = httpx.get(served.local_url).headers["content-security-policy"]
     assert policy.startswith("default-src 'self'") and "http" not in policy
     assert asked_for and set(asked_for) <= {HOST, "localhost"}
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """A picture's URL on another server that gradio takes for a public one, and the requests that came there."""
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png")
+            self.end_headers()
+            gradient().save(self.wfile, "PNG")
+
+        def log_message(self, *args):
+            pass
+
+    async def is_public(host):
+        return HOST
+
+    monkeypatch.setattr(safehttpx, "async_validate_url", is_public)
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://{HOST}:{server.server_port}", requests
+        server.shutdown()
+        thread.join()
+
+
+def test_the_server_fetches_nothing_for_whoever_asks(served, elsewhere, picture):
+    (url, requests), own = elsewhere, client(served)
+    assert httpx.get(f"{url}/counted").status_code == 200 and requests == ["/counted"]
+    for name, inputs in (("show", ()), ("ask", (-1,)), ("layer", ())):
+        file = handle_file(f"{url}/{name}.png")
+        for given in (file, [dict(path="", inner=file)]):
+            with pytest.raises(AppError, match="fetches nothing from elsewhere"):
+                own.predict(given, *inputs, api_name=f"/{name}")
+    assert httpx.get(f"{served.local_url}gradio_api/file={url}/route.png").status_code == 403
+    assert requests == ["/counted"]
+    assert show(own, picture)["heads"]
 
 
 def test_a_port_that_is_taken_is_told(served):
