@@ -7,6 +7,7 @@ from pathlib import Path
 
 BUILDERS = ("arrow", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")  # of files that are named
 NOT_DATA = ("README.md", ".gitattributes")
+DEFAULT = "default"  # how the library datasets calls the subset of a data set that names none
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,18 @@ class DataSet:
 
     def is_prepared(self) -> bool:
         """Whether the library datasets has loaded it here before and needs no network for it."""
+        return bool(self.prepared())
+
+    def prepared(self) -> list[Path]:
+        """The folders, one a revision, that the library datasets keeps it in. Without a name it is the subset
+        ``default``, or the only one there is."""
         owner, _, name = self.name.rpartition("/")
         folder = datasets_cache() / (f"{owner}___{_snake(name)}" if owner else _snake(name))
-        return any(folder.glob(f"{self.subset or '*'}/*/*"))
+        whole = [file.parent for file in folder.glob(f"{self.subset or '*'}/*/*/dataset_info.json")]
+        whole = [found for found in whole if not found.name.endswith(".incomplete")]  # a load that was killed left it
+        subsets = {found.parts[-3] for found in whole}
+        own = self.subset or (DEFAULT if DEFAULT in subsets or len(subsets) != 1 else subsets.pop())
+        return sorted(found for found in whole if found.parts[-3] == own)
 
 
 class MissingData(ValueError):
@@ -88,8 +98,9 @@ def hub_folder(name: str) -> Path | None:
 
 
 def found_folder(name: str, subset: str | None) -> Path | None:
-    """The folder to read a data set of the Hub from, where only ``hf download`` has been at it."""
-    return None if DataSet("", name, subset).is_prepared() else hub_folder(name)
+    """The folder to read a data set of the Hub from, where only ``hf download`` has been at it. Without a subset's
+    name it is read too where the library datasets has another subset than ``default``, which may be any."""
+    return None if DataSet("", name, subset or DEFAULT).is_prepared() else hub_folder(name)
 
 
 def _on_hub(name: str) -> bool:
