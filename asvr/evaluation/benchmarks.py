@@ -92,8 +92,8 @@ def run_benchmarks(
 
 
 def find_source(folder: Path, stage: str | None) -> Source:
-    """Raises ``ValueError`` where the folder is no model, or its stage is not finished."""
-    from asvr.engine.stages import require_finished, weights_digest
+    """Raises ``ValueError`` where the folder is no model, or its stage is not finished or its weights are gone."""
+    from asvr.engine.stages import weights_digest
     from asvr.pretrained import why_no_model
 
     if (folder / MODEL_FILE).is_file():
@@ -106,7 +106,6 @@ def find_source(folder: Path, stage: str | None) -> Source:
     if stage is not None and stage not in stages:
         raise ValueError(f"--stage {stage}: the run has no such stage; expected one of {stages}")
     name = stage or stages[-1]
-    require_finished(folder, name)
     return Source(str(folder), name, weights_digest(folder, name))
 
 

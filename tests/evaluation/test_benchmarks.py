@@ -264,6 +264,17 @@ def test_folders_that_are_none_are_refused(lmms_eval, tiny_run, tmp_path):
         run_benchmarks(tiny_run, [WORDS], stage="third")
 
 
+def test_a_stage_whose_weights_are_gone_is_refused(lmms_eval, tiny_run, tmp_path):
+    """Other checkpoints of it may be there still."""
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    checkpoints = sorted((folder / "finetune" / "checkpoints").iterdir())
+    assert len(checkpoints) > 1
+    for checkpoint in reversed(checkpoints):
+        shutil.rmtree(checkpoint)
+        with pytest.raises(ValueError, match="the last checkpoint of stage 'finetune' in .* is gone: tools/train.py"):
+            run_benchmarks(folder, [WORDS])
+
+
 def test_the_command_line_asks_a_saved_model(lmms_eval, tiny_run, tasks, ran, tmp_path):
     folder = asvr.load(tiny_run, device="cpu").save_pretrained(tmp_path / "mine")
     command = [sys.executable, str(ROOT / "tools/evaluate.py"), str(folder), "--tasks", f"{WORDS},{CHOICE}"]
