@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asvr.evaluation.benchmark_data import data_set
-from asvr.evaluation.paper_benchmarks import JUDGED, PAPER, TASKS
+from asvr.evaluation.paper_benchmarks import JUDGED, JUDGES_METRIC, PAPER, TASKS
 
 PRESET = "paper"
 
@@ -70,12 +70,22 @@ def find_tasks(names: list[str], include_paths: list[Path]) -> Tasks:
     return Tasks(manager, {name: _members(manager, name) for name in names})
 
 
-def refuse_judged(names: list[str]) -> None:
-    """A GPT judge that cannot be reached leaves figures that look like results."""
-    judged = [name for name in names if name in JUDGED]
-    if judged and not {"OPENAI_API_KEY", "AZURE_API_KEY"} & os.environ.keys():
-        told = "; ".join(f"{name} ({JUDGED[name]} measures without)" for name in judged)
-        raise ValueError(f"a GPT model judges the answers of {told}: set OPENAI_API_KEY, or take the other task")
+def refuse_judged(tasks: Tasks, names: list[str]) -> None:
+    """A GPT judge that cannot be reached leaves figures that look like results: raises ``ValueError`` for tasks that are
+    known for one, or whose metrics are named after one, alone or in a group, where there is no key for it."""
+    judged = dict.fromkeys(
+        config["task"] for name in names for config, _ in tasks.members[name] if _asks_a_judge(config)
+    )
+    if judged and not (os.environ.get("OPENAI_API_KEY") or os.environ.get("AZURE_API_KEY")):
+        told = "; ".join(name + (f" ({JUDGED[name]} measures without)" if name in JUDGED else "") for name in judged)
+        raise ValueError(f"a GPT model judges the answers of {told}: set OPENAI_API_KEY, or take other tasks")
+
+
+def _asks_a_judge(config: dict) -> bool:
+    if config["task"] in JUDGED.values():  # one has kept its metric's name
+        return False
+    metrics = [entry["metric"] for entry in config.get("metric_list") or () if entry]  # lmms-eval has an empty one
+    return config["task"] in JUDGED or any(JUDGES_METRIC.search(str(metric)) for metric in metrics)
 
 
 def _members(manager, name: str) -> list[tuple[dict, Path]]:

@@ -60,8 +60,8 @@ def run_benchmarks(
     if not names:
         raise ValueError("--tasks: name tasks of lmms-eval, with commas between them, or `paper`")
     source, names = find_source(folder, stage), expand(names)
-    refuse_judged(names)
     tasks = find_tasks(names, include_paths)
+    refuse_judged(tasks, names)
     if out is None:  # a trial of some questions must not take the place of a whole run
         out = folder / "benchmarks" / (source.stage or "") / ("" if limit is None else f"first_{limit}")
     made_with = {name: _made_with(source, tasks, name, limit) for name in names}

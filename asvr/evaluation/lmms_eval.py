@@ -28,8 +28,8 @@ class Asvr(lmms):
     """pretrained: what ``asvr.load`` reads, or its result. batch_size: questions at once. device: see `build_device`.
 
     Pictures stand in front of the question unless it says ``<image>``. A question that is longer than the LLM has
-    positions gets an empty answer and a warning; a choice that is, an infinite loss, with which it loses against any other
-    (among choices that all are too long lmms-eval takes the first). Raises ``ValueError`` for videos and sounds.
+    positions gets an empty answer and a warning; a choice that is, an infinite loss, with which it loses against any
+    other (among choices that all are too long lmms-eval takes the first). Raises ``ValueError`` for videos and sounds.
     """
 
     def __init__(self, *, pretrained: str | Pretrained, batch_size: int | str = 1, device: str | None = None):

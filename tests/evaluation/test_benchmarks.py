@@ -246,6 +246,9 @@ def test_groups_of_tasks_run_as_one(lmms_eval, tiny_run, own_tasks, tmp_path):
     [
         (["asvr_wordz"], r"no task asvr_wordz \(alike: asvr_words.*--include-path"),
         (["hallusion_bench_image"], r"judges the answers of hallusion_bench_image \(asvr_hallusion_bench_image"),
+        (["mmbench_en"], r"judges the answers of mmbench_en_dev \(mmbench_en_dev_static measures without\): set"),
+        (["mmbench"], "judges the answers of mmbench_en_dev .*; mmbench_cn_dev; mmbench_cn_cc; mmbench_ru_dev: set"),
+        (["mmbench_ko_dev", "mmbench_en_dev_lite"], "judges the answers of mmbench_ko_dev; mmbench_en_dev_lite: set"),
         ([], "--tasks: name tasks"),
     ],
 )
@@ -253,6 +256,15 @@ def test_names_that_cannot_run_are_refused(lmms_eval, tiny_run, tasks, names, me
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match=message):
         run_benchmarks(tiny_run, names, include_paths=[tasks])
+
+
+def test_a_judge_with_a_key_may_be_asked(lmms_eval, tiny_run, empty_cache, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    with pytest.raises(ValueError, match="a GPT model judges"):
+        run_benchmarks(tiny_run, ["mmbench_en"])
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    with pytest.raises(MissingData, match="mmbench_en"):
+        run_benchmarks(tiny_run, ["mmbench_en"])
 
 
 def test_folders_that_are_none_are_refused(lmms_eval, tiny_run, tmp_path):
