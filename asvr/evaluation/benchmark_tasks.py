@@ -7,8 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from asvr.evaluation.benchmark_data import data_set
+from asvr.evaluation.benchmark_data import data_set, sha256
 from asvr.evaluation.paper_benchmarks import JUDGED, JUDGES_METRIC, PAPER, TASKS
+from asvr.evaluation.task_code import task_code
 
 PRESET = "paper"
 
@@ -31,13 +32,14 @@ class Tasks:
         return found
 
     def fingerprint(self, name: str) -> str:
-        """Of configurations, the Python files beside them, and files of data that they name."""
+        """Of configurations, the Python files beside them and beside those of their functions, and the data that are
+        here (`DataSet.state`). Pictures that a file of questions names are not looked at."""
         digest = hashlib.sha256()
         for config, yaml in self.members[name]:
-            digest.update(json.dumps(config, sort_keys=True, default=_text).encode())
             data = data_set(name, config)
-            for file in [*sorted(yaml.parent.glob("*.py")), *map(Path, data.files if data is not None else ())]:
-                digest.update(file.read_bytes() if file.is_file() else b"")
+            code = dict.fromkeys([*sorted(yaml.parent.glob("*.py")), *task_code(config)])
+            parts = [config, [sha256(file) for file in code], data.state() if data is not None else []]
+            digest.update(json.dumps(parts, sort_keys=True, default=_text).encode())
         return digest.hexdigest()
 
 
@@ -71,8 +73,8 @@ def find_tasks(names: list[str], include_paths: list[Path]) -> Tasks:
 
 
 def refuse_judged(tasks: Tasks, names: list[str]) -> None:
-    """A GPT judge that cannot be reached leaves figures that look like results: raises ``ValueError`` for tasks that are
-    known for one, or whose metrics are named after one, alone or in a group, where there is no key for it."""
+    """A GPT judge that cannot be reached leaves figures that look like results: raises ``ValueError`` for tasks that
+    are known for one, or whose metrics are named after one, alone or in a group, where there is no key for it."""
     judged = dict.fromkeys(
         config["task"] for name in names for config, _ in tasks.members[name] if _asks_a_judge(config)
     )

@@ -132,6 +132,7 @@ def _run(
 
     pretrained = load(source.folder, device=device, stage=source.stage)
     model, failed = Asvr(pretrained=pretrained, batch_size=batch_size), {}
+    fetched = tasks.missing(list(to_run))  # by the tasks themselves: only then are their revisions known
     for number, (name, made_with) in enumerate(to_run.items(), 1):
         logger.info("%s: begins (%d of %d)", name, number, len(to_run))
         try:
@@ -141,6 +142,7 @@ def _run(
             logger.exception("%s failed", name)
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
+            made_with = _made_with(source, tasks, name, limit) if name in fetched else made_with
             _write(out, name, found | dict(made_with=made_with))
     return failed
 

@@ -84,6 +84,7 @@ def test_local_files_and_folders(tmp_path):
     config["dataset_kwargs"]["data_files"] = dict(train=[str(here)], test=str(gone))
     assert data_set("mine", config).absent() == f"- mine: there is no {gone}"
     assert DataSet("mine", "json", files=(str(tmp_path / "*.jsonl"), "https://x/y.json")).absent() is None
+    assert DataSet("mine", "json", files=("*.jsonl",), folder=str(tmp_path)).absent() is None
     assert DataSet("mine", str(tmp_path)).absent() is None
     assert DataSet("mine", str(tmp_path / "none")).absent() == f"- mine: there is no {tmp_path / 'none'}"
 

@@ -189,6 +189,26 @@ def test_what_hf_download_fetched_is_read_without_network(lmms_eval, tiny_run, o
     assert result["tasks"]["asvr_hub"]["n-samples"]["asvr_hub"]["effective"] == 2
 
 
+def test_a_task_that_fetched_its_data_is_kept(lmms_eval, tiny_run, own_tasks, empty_cache, monkeypatch):
+    """Its revision is known after it only."""
+    add_task(own_tasks, "asvr_hub", HUB)
+    monkeypatch.setenv("ASVR_DOWNLOAD", "1")
+    asked = []
+
+    def fetch_and_ask(model, manager, name, limit, out):
+        asked.append(name)
+        prepared = empty_cache / "datasets" / "nobody___nothing" / "default" / "0.0.0" / "abc"
+        prepared.mkdir(parents=True)
+        (prepared / "dataset_info.json").write_text("{}")
+        return {"results": {name: {}}, "n-samples": {}}
+
+    monkeypatch.setattr(benchmarks, "_one", fetch_and_ask)
+    for _ in range(2):
+        settings = dict(include_paths=[own_tasks], device="cpu", out=empty_cache / "out")
+        assert list(run_benchmarks(tiny_run, ["asvr_hub"], **settings)["tasks"]) == ["asvr_hub"]
+    assert asked == ["asvr_hub"]
+
+
 def test_the_papers_preset_names_what_lmms_eval_has(lmms_eval, tiny_run, empty_cache):
     with pytest.raises(MissingData) as told:
         run_benchmarks(tiny_run, ["paper"])
