@@ -16,8 +16,8 @@ PRESET = "paper"
 
 @dataclass(frozen=True)
 class Tasks:
-    """manager: lmms-eval's index. members: by name of those that are to run, configurations of the task or of a group's
-    tasks, and the yaml files that they are in."""
+    """manager: lmms-eval's index. members: by name of those that are to run, and of others that were found, the
+    configurations of the task or of a group's tasks, and the yaml files that they are in."""
 
     manager: object
     members: dict[str, list[tuple[dict, Path]]]
@@ -49,8 +49,9 @@ def expand(names: list[str]) -> list[str]:
     return list(dict.fromkeys(task for name in names for task in (paper if name == PRESET else [name])))
 
 
-def find_tasks(names: list[str], include_paths: list[Path]) -> Tasks:
-    """Raises ``ValueError`` for a folder without tasks, and for names that are in none, with those alike."""
+def find_tasks(names: list[str], include_paths: list[Path], *, others: list[str] = ()) -> Tasks:
+    """others: tasks that may be in none of the folders. Raises ``ValueError`` for a folder without tasks, and for names
+    that are in none, with those alike."""
     import lmms_eval.models  # noqa: F401  (before the index is made: it lowers the voice of lmms-eval's log)
     import lmms_eval.tasks
     from lmms_eval.tasks import TaskManager
@@ -62,14 +63,15 @@ def find_tasks(names: list[str], include_paths: list[Path]) -> Tasks:
     # which are read only where they are needed.
     folders = [str(path.absolute()) for path in (*include_paths, TASKS)]
     manager = TaskManager(include_path=folders, include_defaults=False)
-    if any(manager.task_index.get(name, {}).get("type") != "task" for name in names):
+    if any(manager.task_index.get(name, {}).get("type") != "task" for name in [*names, *others]):
         folders.append(str(Path(lmms_eval.tasks.__file__).parent))
         manager = TaskManager(include_path=folders, include_defaults=False)
     if unknown := [name for name in names if name not in manager.task_index]:
         alike = {name: difflib.get_close_matches(name, manager.all_tasks, n=4) for name in unknown}
         told = [name + (f" (alike: {', '.join(near)})" if near else "") for name, near in alike.items()]
         raise ValueError(f"lmms-eval has no task {'; '.join(told)}. Tasks of your own: --include-path FOLDER")
-    return Tasks(manager, {name: _members(manager, name) for name in names})
+    found = [*names, *(name for name in others if name in manager.task_index)]
+    return Tasks(manager, {name: _members(manager, name) for name in found})
 
 
 def refuse_judged(tasks: Tasks, names: list[str]) -> None:

@@ -112,6 +112,29 @@ def test_finished_tasks_are_kept(ran, tiny_run, own_tasks, tmp_path, monkeypatch
     assert asked == [WORDS, CHOICE]
 
 
+def test_results_of_earlier_commands_are_told_apart(ran, tiny_run, own_tasks, tmp_path):
+    """Those of tasks that are the same, have changed, or are nowhere to be seen."""
+    out = shutil.copytree(ran[0], tmp_path / "out")
+
+    def of_choice(*include_paths) -> tuple:
+        settings = dict(device="cpu", batch_size=8, out=out, include_paths=include_paths)
+        result = run_benchmarks(tiny_run, [WORDS], **settings)
+        return list(result["tasks"]), result["unchecked"], result["changed"], (out / "report.md").read_text()
+
+    assert of_choice(own_tasks)[:3] == ([CHOICE, WORDS], [], [])
+    (alone := tmp_path / "alone").mkdir()
+    for name in (f"{WORDS}.yaml", "utils.py"):
+        shutil.copy(own_tasks / name, alone)
+    *found, text = of_choice(alone)
+    assert found == [[CHOICE, WORDS], [CHOICE], []] and f"| {CHOICE} | acc |" in text
+    assert f"## Of an earlier command, not checked\n\n- {CHOICE}\n" in text
+    file = own_tasks / f"{CHOICE}.yaml"
+    file.write_text(file.read_text().replace("doc_to_text: question", "doc_to_text: answer"))
+    *found, text = of_choice(own_tasks)
+    assert found == [[WORDS], [], [CHOICE]] and f"| {CHOICE} | acc |" not in text
+    assert f"## Left out, they have changed since they ran\n\n- {CHOICE}\n" in text
+
+
 def test_a_trial_leaves_whole_results_alone(lmms_eval, tiny_run, tasks, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     settings = dict(include_paths=[tasks], device="cpu", batch_size=8)
@@ -122,8 +145,12 @@ def test_a_trial_leaves_whole_results_alone(lmms_eval, tiny_run, tasks, tmp_path
 
 
 def test_a_failing_task_does_not_cost_the_others(lmms_eval, tiny_run, own_tasks, tmp_path):
-    (own_tasks / "broken.py").write_text("def question(doc):\n    raise OSError('no room')\n")
     add_task(own_tasks, "asvr_broken", {"doc_to_text: question": "doc_to_text: !function broken.question"})
+    (own_tasks / "apart").mkdir()  # its code is no other's
+    (own_tasks / "asvr_broken.yaml").rename(own_tasks / "apart" / "asvr_broken.yaml")
+    shutil.copy(own_tasks / "utils.py", own_tasks / "apart")
+    broken = own_tasks / "apart" / "broken.py"
+    broken.write_text("def question(doc):\n    raise OSError('no room')\n")
     out = tmp_path / "out"
     settings = dict(include_paths=[own_tasks], device="cpu", batch_size=8, limit=2, out=out)
     result = run_benchmarks(tiny_run, ["asvr_broken", WORDS], **settings)
@@ -131,8 +158,8 @@ def test_a_failing_task_does_not_cost_the_others(lmms_eval, tiny_run, own_tasks,
     assert "Traceback" in (out / "benchmarks.log").read_text()
     assert "- asvr_broken: OSError: no room" in (out / "report.md").read_text()
     kept = (out / "tasks" / f"{WORDS}.json").stat().st_mtime_ns
-    (own_tasks / "broken.py").write_text("def question(doc):\n    return doc['question']\n")
-    shutil.rmtree(own_tasks / "__pycache__", ignore_errors=True)
+    broken.write_text("def question(doc):\n    return doc['question']\n")
+    shutil.rmtree(broken.parent / "__pycache__", ignore_errors=True)
     result = run_benchmarks(tiny_run, ["asvr_broken"], **settings)
     assert list(result["tasks"]) == ["asvr_broken", WORDS], "those of commands before belong to it"
     assert not result["failed"]
