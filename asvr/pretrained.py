@@ -38,7 +38,7 @@ logger = logging.getLogger("asvr")
 
 
 class PromptTooLong(ValueError):
-    """A prompt that leaves no position of the LLM for an answer."""
+    """A prompt that leaves no position of the LLM for an answer, or one with its answer that is longer than those."""
 
 
 @dataclass(kw_only=True)
@@ -102,8 +102,12 @@ class Pretrained:
     @torch.inference_mode()
     def score(self, conversations: list[dict]) -> list[tuple[float, bool]]:
         """Of each conversation, answers included: the loss of its answers in nats a token, the end of an answer being
-        one, and whether each token of them is the most probable one."""
+        one, and whether each token of them is the most probable one. Raises `PromptTooLong` where one is longer than
+        the LLM has positions."""
         model, batch = self.model.eval(), self.batch(conversations, answered=True)
+        positions, longest = getattr(model.llm, "max_positions", None), batch.attention_mask_BT.shape[1]
+        if positions is not None and longest > positions:
+            raise PromptTooLong(f"a prompt of {longest} tokens with its answer: the LLM has {positions} positions")
         embeds_BTH, _ = model.embed(batch)
         hidden_BTH = model.llm.hidden(embeds_BTH, {-1}, segments=batch.segments)[-1]
         row_S = batch.text_source_S // embeds_BTH.shape[1]

@@ -12,6 +12,7 @@ import asvr
 from asvr.config import load_config
 from asvr.data.easy_vqa import EasyVQA
 from asvr.engine.run import run
+from asvr.pretrained import PromptTooLong
 
 pytestmark = pytest.mark.usefixtures("quick")
 QUESTIONS = ["what color is the shape?", "is there a circle in the image?", "what shape is in the image?"]
@@ -213,3 +214,13 @@ def test_scores_are_losses_of_the_answers(trained, pictures):
         expected = torch.nn.functional.cross_entropy(logits, batch.text_target_S)
         assert loss == pytest.approx(expected.item(), rel=1e-5)
         assert greedy == bool((logits.argmax(-1) == batch.text_target_S).all())
+
+
+def test_a_score_needs_positions_for_the_answer_too(trained, monkeypatch):
+    conversation = dict(messages=[{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a blue circle"}])
+    length = trained.batch([conversation], answered=True).attention_mask_BT.shape[1]
+    monkeypatch.setattr(trained.model.llm, "max_positions", length)
+    assert len(trained.score([conversation])) == 1
+    monkeypatch.setattr(trained.model.llm, "max_positions", length - 1)
+    with pytest.raises(PromptTooLong, match=rf"{length} tokens with its answer: the LLM has {length - 1} positions"):
+        trained.score([conversation])

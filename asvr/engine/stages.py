@@ -90,11 +90,7 @@ def load_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folde
 
     Raises ``ValueError`` where that is gone, or belongs to another configuration or other frozen weights.
     """
-    if folder is None:
-        require_finished(work_dir, name)
-        folder = _last_checkpoint(work_dir, name)
-    if folder is None:
-        raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: tools/train.py makes it again")
+    folder = folder or finished_checkpoint(work_dir, name)
     model = _fresh_model(cfg, name, prepared)
     _check_config(folder, _identity(cfg, name, prepared.text_tokenizer))
     _check_start(folder, cfg, name, work_dir)
@@ -120,9 +116,7 @@ def _fresh_model(cfg: Config, name: str, prepared: Prepared):
 def finished_model(cfg: Config, name: str, text_tokenizer, work_dir: Path) -> tuple:
     """The model of a finished stage, and the stage's config, from the work dir alone: without data or cache."""
     cfg_here = copy.deepcopy(cfg)
-    require_finished(work_dir, name)
-    folder = _last_checkpoint(work_dir, name)
-    frozen = checkpoint.read_meta(folder)["frozen"] if folder is not None else {}
+    frozen = checkpoint.read_meta(finished_checkpoint(work_dir, name))["frozen"]
     for target in entries_of(cfg_here):
         if "fit" in target and f"tokenizer.{target['name']}" in frozen:
             fitted = frozen[f"tokenizer.{target['name']}"]["source"]
@@ -146,9 +140,18 @@ def require_finished(work_dir: Path, name: str) -> None:
         raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
 
 
+def finished_checkpoint(work_dir: Path, name: str) -> Path:
+    """The checkpoint at the end of a finished stage. Raises ``ValueError`` where that is gone, or not there yet."""
+    require_finished(work_dir, name)
+    folder = _last_checkpoint(work_dir, name)
+    if folder is None:
+        raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: tools/train.py makes it again")
+    return folder
+
+
 def weights_digest(work_dir: Path, name: str) -> str:
-    """SHA-256 of a finished stage's weights."""
-    return checkpoint.read_meta(checkpoint.newest(work_dir / name / "checkpoints"))["sha256"]["model.safetensors"]
+    """SHA-256 of a finished stage's weights. Raises ``ValueError`` as `finished_checkpoint` does."""
+    return checkpoint.read_meta(finished_checkpoint(work_dir, name))["sha256"]["model.safetensors"]
 
 
 def start_digest(cfg: Config, name: str, work_dir: Path) -> str | None:

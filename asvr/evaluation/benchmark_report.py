@@ -7,6 +7,9 @@ from asvr.evaluation.paper_benchmarks import AVERAGE, PAPER, PAPER_ROWS, paper_f
 from asvr.profiling.report import table
 
 NOT_RUN = "-"
+UNCHECKED = """
+Their tasks are in none of this command's folders (`--include-path`), and may have changed since.
+"""
 
 
 def write_report(result: dict, out: Path) -> None:
@@ -35,10 +38,14 @@ def markdown(result: dict, *, notes: bool = True) -> str:
     rows = [row for task, found in results.items() for row in metric_rows(task, found)]
     if rows:
         parts += ["## Every metric", table(["task", "metric", "value", "standard error", "questions"], rows)]
+    if result["unchecked"]:
+        parts += ["## Of an earlier command, not checked", _listed(result["unchecked"]) + UNCHECKED]
     if result["failed"]:
         parts += ["## Failed", "".join(f"- {name}: {why}\n" for name, why in result["failed"].items())]
     if result["missing"]:
-        parts += ["## Left out, their data are not here", "".join(f"- {name}\n" for name in result["missing"])]
+        parts += ["## Left out, their data are not here", _listed(result["missing"])]
+    if result["changed"]:
+        parts += ["## Left out, they have changed since they ran", _listed(result["changed"])]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -96,6 +103,10 @@ def paper_notes() -> str:
         "and prompts of the authors'; ours are asked and scored by lmms-eval. Compare ours with one another first.\n\n"
     )
     return intro + table(["column", "benchmark", "task", "metric", "what it is"], rows)
+
+
+def _listed(names: list[str]) -> str:
+    return "".join(f"- {name}\n" for name in names)
 
 
 def _number(value) -> str:

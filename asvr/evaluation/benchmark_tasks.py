@@ -7,16 +7,17 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from asvr.evaluation.benchmark_data import data_set
-from asvr.evaluation.paper_benchmarks import JUDGED, PAPER, TASKS
+from asvr.evaluation.benchmark_data import data_set, sha256
+from asvr.evaluation.paper_benchmarks import JUDGED, JUDGES_METRIC, PAPER, TASKS
+from asvr.evaluation.task_code import task_code
 
 PRESET = "paper"
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """manager: lmms-eval's index. members: by name of those that are to run, configurations of the task or of a group's
-    tasks, and the yaml files that they are in."""
+    """manager: lmms-eval's index. members: by name of those that are to run, and of others that were found, the
+    configurations of the task or of a group's tasks, and the yaml files that they are in."""
 
     manager: object
     members: dict[str, list[tuple[dict, Path]]]
@@ -31,13 +32,14 @@ class Tasks:
         return found
 
     def fingerprint(self, name: str) -> str:
-        """Of configurations, the Python files beside them, and files of data that they name."""
+        """Of configurations, the Python files beside them and beside those of their functions, and the data that are
+        here (`DataSet.state`). Pictures that a file of questions names are not looked at."""
         digest = hashlib.sha256()
         for config, yaml in self.members[name]:
-            digest.update(json.dumps(config, sort_keys=True, default=_text).encode())
             data = data_set(name, config)
-            for file in [*sorted(yaml.parent.glob("*.py")), *map(Path, data.files if data is not None else ())]:
-                digest.update(file.read_bytes() if file.is_file() else b"")
+            code = dict.fromkeys([*sorted(yaml.parent.glob("*.py")), *task_code(config)])
+            parts = [config, [sha256(file) for file in code], data.state() if data is not None else []]
+            digest.update(json.dumps(parts, sort_keys=True, default=_text).encode())
         return digest.hexdigest()
 
 
@@ -47,8 +49,9 @@ def expand(names: list[str]) -> list[str]:
     return list(dict.fromkeys(task for name in names for task in (paper if name == PRESET else [name])))
 
 
-def find_tasks(names: list[str], include_paths: list[Path]) -> Tasks:
-    """Raises ``ValueError`` for a folder without tasks, and for names that are in none, with those alike."""
+def find_tasks(names: list[str], include_paths: list[Path], *, others: list[str] = ()) -> Tasks:
+    """others: tasks that may be in none of the folders. Raises ``ValueError`` for a folder without tasks, and for names
+    that are in none, with those alike."""
     import lmms_eval.models  # noqa: F401  (before the index is made: it lowers the voice of lmms-eval's log)
     import lmms_eval.tasks
     from lmms_eval.tasks import TaskManager
@@ -60,22 +63,33 @@ def find_tasks(names: list[str], include_paths: list[Path]) -> Tasks:
     # which are read only where they are needed.
     folders = [str(path.absolute()) for path in (*include_paths, TASKS)]
     manager = TaskManager(include_path=folders, include_defaults=False)
-    if any(manager.task_index.get(name, {}).get("type") != "task" for name in names):
+    if any(manager.task_index.get(name, {}).get("type") != "task" for name in [*names, *others]):
         folders.append(str(Path(lmms_eval.tasks.__file__).parent))
         manager = TaskManager(include_path=folders, include_defaults=False)
     if unknown := [name for name in names if name not in manager.task_index]:
         alike = {name: difflib.get_close_matches(name, manager.all_tasks, n=4) for name in unknown}
         told = [name + (f" (alike: {', '.join(near)})" if near else "") for name, near in alike.items()]
         raise ValueError(f"lmms-eval has no task {'; '.join(told)}. Tasks of your own: --include-path FOLDER")
-    return Tasks(manager, {name: _members(manager, name) for name in names})
+    found = [*names, *(name for name in others if name in manager.task_index)]
+    return Tasks(manager, {name: _members(manager, name) for name in found})
 
 
-def refuse_judged(names: list[str]) -> None:
-    """A GPT judge that cannot be reached leaves figures that look like results."""
-    judged = [name for name in names if name in JUDGED]
-    if judged and not {"OPENAI_API_KEY", "AZURE_API_KEY"} & os.environ.keys():
-        told = "; ".join(f"{name} ({JUDGED[name]} measures without)" for name in judged)
-        raise ValueError(f"a GPT model judges the answers of {told}: set OPENAI_API_KEY, or take the other task")
+def refuse_judged(tasks: Tasks, names: list[str]) -> None:
+    """A GPT judge that cannot be reached leaves figures that look like results: raises ``ValueError`` for tasks that
+    are known for one, or whose metrics are named after one, alone or in a group, where there is no key for it."""
+    judged = dict.fromkeys(
+        config["task"] for name in names for config, _ in tasks.members[name] if _asks_a_judge(config)
+    )
+    if judged and not (os.environ.get("OPENAI_API_KEY") or os.environ.get("AZURE_API_KEY")):
+        told = "; ".join(name + (f" ({JUDGED[name]} measures without)" if name in JUDGED else "") for name in judged)
+        raise ValueError(f"a GPT model judges the answers of {told}: set OPENAI_API_KEY, or take other tasks")
+
+
+def _asks_a_judge(config: dict) -> bool:
+    if config["task"] in JUDGED.values():  # one has kept its metric's name
+        return False
+    metrics = [entry["metric"] for entry in config.get("metric_list") or () if entry]  # lmms-eval has an empty one
+    return config["task"] in JUDGED or any(JUDGES_METRIC.search(str(metric)) for metric in metrics)
 
 
 def _members(manager, name: str) -> list[tuple[dict, Path]]:

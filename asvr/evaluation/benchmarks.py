@@ -1,7 +1,8 @@
 """Public benchmarks, or the user's own tasks, on a model of this library through lmms-eval, task after task.
 
 out/
-  results.json         everything: model, versions, settings, each task's results, what failed, what was left out
+  results.json         everything: model, versions, settings, each task's results (those of commands before too, where
+                       the task is unchanged, or unchecked: not to be found now), what failed, what was left out
   report.md            the same as tables
   tasks/<task>.json    a finished task, which is not run again while the model, the task and the settings are the same
   samples/<task>.jsonl its questions with the answers
@@ -60,11 +61,12 @@ def run_benchmarks(
     if not names:
         raise ValueError("--tasks: name tasks of lmms-eval, with commas between them, or `paper`")
     source, names = find_source(folder, stage), expand(names)
-    refuse_judged(names)
-    tasks = find_tasks(names, include_paths)
     if out is None:  # a trial of some questions must not take the place of a whole run
         out = folder / "benchmarks" / (source.stage or "") / ("" if limit is None else f"first_{limit}")
-    made_with = {name: _made_with(source, tasks, name, limit) for name in names}
+    earlier = _earlier(out, source, limit, names)
+    tasks = find_tasks(names, include_paths, others=list(earlier))
+    refuse_judged(tasks, names)
+    made_with = {name: _made_with(source, tasks, name, limit) for name in tasks.members}
     finished = [name for name in names if (_read(out, name) or {}).get("made_with") == made_with[name]]
     to_run = [name for name in names if name not in finished]
     missing = {} if os.environ.get("ASVR_DOWNLOAD") == "1" else tasks.missing(to_run)
@@ -76,15 +78,18 @@ def run_benchmarks(
         logger.info("%s: finished before, kept", name)
     to_run = {name: made_with[name] for name in present if name not in finished}
     failed = _run(source, tasks, to_run, out, batch_size=batch_size, limit=limit, device=device) if to_run else {}
-    not_done = {*failed, *missing}
+    done = {name: _read(out, name) for name in names if name not in failed and name not in missing}
+    valid, changed = _valid(earlier, made_with)
     versions = {name: importlib.metadata.version(name) for name in ("lmms-eval", "torch", "transformers")}
     result = dict(
         model=asdict(source),
         versions=dict(asvr=__version__, **versions),
         settings=dict(limit=limit, batch_size=batch_size, device=device),
-        tasks={name: found for name, found in _all_finished(out, made_with[names[0]]).items() if name not in not_done},
+        tasks=dict(sorted((valid | done).items())),
         failed=failed,
         missing=list(missing),
+        changed=changed,
+        unchecked=[name for name in valid if name not in made_with],
     )
     write_report(result, out)
     logger.info("written: %s", out)
@@ -92,8 +97,8 @@ def run_benchmarks(
 
 
 def find_source(folder: Path, stage: str | None) -> Source:
-    """Raises ``ValueError`` where the folder is no model, or its stage is not finished."""
-    from asvr.engine.stages import require_finished, weights_digest
+    """Raises ``ValueError`` where the folder is no model, or its stage is not finished or its weights are gone."""
+    from asvr.engine.stages import weights_digest
     from asvr.pretrained import why_no_model
 
     if (folder / MODEL_FILE).is_file():
@@ -106,21 +111,32 @@ def find_source(folder: Path, stage: str | None) -> Source:
     if stage is not None and stage not in stages:
         raise ValueError(f"--stage {stage}: the run has no such stage; expected one of {stages}")
     name = stage or stages[-1]
-    require_finished(folder, name)
     return Source(str(folder), name, weights_digest(folder, name))
 
 
 def _made_with(source: Source, tasks: Tasks, name: str, limit: int | None) -> dict:
     """A result is kept while this is the same."""
+    return _model_and_way(source, limit) | dict(task=tasks.fingerprint(name))
+
+
+def _model_and_way(source: Source, limit: int | None) -> dict:
     version = importlib.metadata.version("lmms-eval")
-    return dict(weights=source.weights, task=tasks.fingerprint(name), limit=limit, asvr=__version__, lmms_eval=version)
+    return dict(weights=source.weights, limit=limit, asvr=__version__, lmms_eval=version)
 
 
-def _all_finished(out: Path, made_with: dict) -> dict[str, dict]:
-    """Results of this command and of those before it, on the same model in the same way."""
+def _earlier(out: Path, source: Source, limit: int | None, names: list[str]) -> dict[str, dict]:
+    """Results of other tasks than these, by commands before this one, on the same model in the same way."""
     found = {file.stem: _read(out, file.stem) for file in sorted((out / "tasks").glob("[!.]*.json"))}
-    alike = made_with.keys() - {"task"}
-    return {name: f for name, f in found.items() if all(f["made_with"][key] == made_with[key] for key in alike)}
+    same = _model_and_way(source, limit).items()
+    return {name: f for name, f in found.items() if name not in names and same <= f["made_with"].items()}
+
+
+def _valid(earlier: dict[str, dict], made_with: dict[str, dict]) -> tuple[dict[str, dict], list[str]]:
+    """The results whose tasks are unchanged or not to be found, and the names of those whose tasks have changed."""
+    changed = [name for name in earlier if name in made_with and earlier[name]["made_with"] != made_with[name]]
+    for name in changed:
+        logger.info("%s: has changed since it ran, its result is left out", name)
+    return {name: found for name, found in earlier.items() if name not in changed}, changed
 
 
 def _run(
@@ -133,6 +149,7 @@ def _run(
 
     pretrained = load(source.folder, device=device, stage=source.stage)
     model, failed = Asvr(pretrained=pretrained, batch_size=batch_size), {}
+    fetched = tasks.missing(list(to_run))  # by the tasks themselves: only then are their revisions known
     for number, (name, made_with) in enumerate(to_run.items(), 1):
         logger.info("%s: begins (%d of %d)", name, number, len(to_run))
         try:
@@ -142,6 +159,7 @@ def _run(
             logger.exception("%s failed", name)
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
+            made_with = _made_with(source, tasks, name, limit) if name in fetched else made_with
             _write(out, name, found | dict(made_with=made_with))
     return failed
 

@@ -5,6 +5,8 @@
 lmms-eval (0.7) finds it by the entry point ``lmms_eval.models`` of this package.
 """
 
+import math
+
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
@@ -26,7 +28,8 @@ class Asvr(lmms):
     """pretrained: what ``asvr.load`` reads, or its result. batch_size: questions at once. device: see `build_device`.
 
     Pictures stand in front of the question unless it says ``<image>``. A question that is longer than the LLM has
-    positions gets an empty answer and a warning. Raises ``ValueError`` for videos and sounds.
+    positions gets an empty answer and a warning; a choice that is, an infinite loss, with which it loses against any
+    other (among choices that all are too long lmms-eval takes the first). Raises ``ValueError`` for videos and sounds.
     """
 
     def __init__(self, *, pretrained: str | Pretrained, batch_size: int | str = 1, device: str | None = None):
@@ -54,7 +57,7 @@ class Asvr(lmms):
         with progress_bar(total=len(requests), desc="continuations", unit="continuation") as bar:
             for begin in range(0, len(requests), self.batch_size):
                 chunk = [self._scored(request.args) for request in requests[begin : begin + self.batch_size]]
-                results += [lmms_eval_result(result) for result in self.pretrained.score(chunk)]
+                results += [lmms_eval_result(result) for result in self._scores(chunk)]
                 bar.update(len(chunk))
         return results
 
@@ -70,6 +73,16 @@ class Asvr(lmms):
                 return [answer for prompt in prompts for answer in self._answers([prompt], kwargs)]
             logger.warning("no answer: %s", error)
             return [""]
+
+    def _scores(self, conversations: list[dict]) -> list[tuple[float, bool]]:
+        """The worst there is to a conversation that is longer than the LLM has positions."""
+        try:
+            return self.pretrained.score(conversations)
+        except PromptTooLong as error:
+            if len(conversations) > 1:
+                return [score for conversation in conversations for score in self._scores([conversation])]
+            logger.warning("a choice counts as the worst: %s", error)
+            return [(math.inf, False)]
 
     def _alike(self, requests: list[Instance]) -> list[tuple[dict, list[int]]]:
         """Settings of the generation, and the requests that have them, the longest first."""

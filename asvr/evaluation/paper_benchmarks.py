@@ -5,6 +5,7 @@ The authors name Cambrian-1's evaluation code, with prompts of their own; lmms-e
 numbers measured here are comparable with one another, and with the paper's only roughly.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,8 +159,10 @@ PAPER_ROWS = {
     "ASVR (paper)": (59.5, 24.3, 35.4, 16.4, 66.1, 72.8, 66.4, 61.5, 33.9, 57.0, 54.1, 30.0, 33.7, 86.3, 49.8),
 }
 
-# Tasks of lmms-eval whose figures are GPT's, and those that measure without.
+# Tasks of lmms-eval whose figures are GPT's, and those that measure without; and what the metrics of its others are
+# called whose figures are (gpt_eval_score, gpt4_score, llm_as_judge_eval).
 JUDGED = {"hallusion_bench_image": "asvr_hallusion_bench_image", "mmbench_en_dev": "mmbench_en_dev_static"}
+JUDGES_METRIC = re.compile("gpt|llm_as_judge|llm_judge")
 
 
 def paper_figures(results: dict[str, dict]) -> dict[str, float]:

@@ -25,8 +25,11 @@ def downloaded(cache, name: str, files=("README.md", "data/test-0.parquet")):
     return folder / "snapshots" / "abc"
 
 
-def prepared(cache, owner: str, name: str, subset: str):
-    (cache / "datasets" / f"{owner}___{name}" / subset / "0.0.0" / "abc").mkdir(parents=True)
+def prepared(cache, owner: str, name: str, subset: str, revision: str = "abc"):
+    """As the library datasets leaves it."""
+    folder = cache / "datasets" / f"{owner}___{name}" / subset / "0.0.0" / revision
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
 
 
 def test_a_data_set_that_is_nowhere_comes_with_the_command():
@@ -55,6 +58,24 @@ def test_what_datasets_has_prepared_is_here_by_subset(cache):
     assert found_folder("lmms-lab/DocVQA", "InfographicVQA") == snapshot
 
 
+def test_half_of_a_data_set_is_none(cache):
+    prepared(cache, "lmms-lab", "doc_vqa", "DocVQA", "abc.incomplete")  # a load that was killed
+    (cache / "datasets" / "lmms-lab___doc_vqa" / "DocVQA" / "0.0.0" / "abc").mkdir()
+    assert not DataSet("docvqa", "lmms-lab/DocVQA", "DocVQA").is_prepared()
+    assert not DataSet("any", "lmms-lab/DocVQA").is_prepared()
+
+
+def test_a_task_without_a_subset_takes_no_other(cache):
+    for subset in ("DocVQA", "InfographicVQA"):
+        prepared(cache, "lmms-lab", "doc_vqa", subset)
+    assert DataSet("any", "lmms-lab/DocVQA").absent(), "which of them would be a guess"
+    prepared(cache, "lmms-lab", "doc_vqa", "default")
+    assert DataSet("any", "lmms-lab/DocVQA").absent() is None
+    prepared(cache, "lmms-lab", "mme", "other")
+    snapshot = downloaded(cache, "lmms-lab/MME")
+    assert found_folder("lmms-lab/MME", None) == snapshot, "not the subset that another task has loaded"
+
+
 def test_local_files_and_folders(tmp_path):
     here, gone = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     here.write_text("{}\n")
@@ -63,6 +84,7 @@ def test_local_files_and_folders(tmp_path):
     config["dataset_kwargs"]["data_files"] = dict(train=[str(here)], test=str(gone))
     assert data_set("mine", config).absent() == f"- mine: there is no {gone}"
     assert DataSet("mine", "json", files=(str(tmp_path / "*.jsonl"), "https://x/y.json")).absent() is None
+    assert DataSet("mine", "json", files=("*.jsonl",), folder=str(tmp_path)).absent() is None
     assert DataSet("mine", str(tmp_path)).absent() is None
     assert DataSet("mine", str(tmp_path / "none")).absent() == f"- mine: there is no {tmp_path / 'none'}"
 

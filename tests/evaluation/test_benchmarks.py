@@ -112,6 +112,29 @@ def test_finished_tasks_are_kept(ran, tiny_run, own_tasks, tmp_path, monkeypatch
     assert asked == [WORDS, CHOICE]
 
 
+def test_results_of_earlier_commands_are_told_apart(ran, tiny_run, own_tasks, tmp_path):
+    """Those of tasks that are the same, have changed, or are nowhere to be seen."""
+    out = shutil.copytree(ran[0], tmp_path / "out")
+
+    def of_choice(*include_paths) -> tuple:
+        settings = dict(device="cpu", batch_size=8, out=out, include_paths=include_paths)
+        result = run_benchmarks(tiny_run, [WORDS], **settings)
+        return list(result["tasks"]), result["unchecked"], result["changed"], (out / "report.md").read_text()
+
+    assert of_choice(own_tasks)[:3] == ([CHOICE, WORDS], [], [])
+    (alone := tmp_path / "alone").mkdir()
+    for name in (f"{WORDS}.yaml", "utils.py"):
+        shutil.copy(own_tasks / name, alone)
+    *found, text = of_choice(alone)
+    assert found == [[CHOICE, WORDS], [CHOICE], []] and f"| {CHOICE} | acc |" in text
+    assert f"## Of an earlier command, not checked\n\n- {CHOICE}\n" in text
+    file = own_tasks / f"{CHOICE}.yaml"
+    file.write_text(file.read_text().replace("doc_to_text: question", "doc_to_text: answer"))
+    *found, text = of_choice(own_tasks)
+    assert found == [[WORDS], [], [CHOICE]] and f"| {CHOICE} | acc |" not in text
+    assert f"## Left out, they have changed since they ran\n\n- {CHOICE}\n" in text
+
+
 def test_a_trial_leaves_whole_results_alone(lmms_eval, tiny_run, tasks, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     settings = dict(include_paths=[tasks], device="cpu", batch_size=8)
@@ -122,8 +145,12 @@ def test_a_trial_leaves_whole_results_alone(lmms_eval, tiny_run, tasks, tmp_path
 
 
 def test_a_failing_task_does_not_cost_the_others(lmms_eval, tiny_run, own_tasks, tmp_path):
-    (own_tasks / "broken.py").write_text("def question(doc):\n    raise OSError('no room')\n")
     add_task(own_tasks, "asvr_broken", {"doc_to_text: question": "doc_to_text: !function broken.question"})
+    (own_tasks / "apart").mkdir()  # its code is no other's
+    (own_tasks / "asvr_broken.yaml").rename(own_tasks / "apart" / "asvr_broken.yaml")
+    shutil.copy(own_tasks / "utils.py", own_tasks / "apart")
+    broken = own_tasks / "apart" / "broken.py"
+    broken.write_text("def question(doc):\n    raise OSError('no room')\n")
     out = tmp_path / "out"
     settings = dict(include_paths=[own_tasks], device="cpu", batch_size=8, limit=2, out=out)
     result = run_benchmarks(tiny_run, ["asvr_broken", WORDS], **settings)
@@ -131,8 +158,8 @@ def test_a_failing_task_does_not_cost_the_others(lmms_eval, tiny_run, own_tasks,
     assert "Traceback" in (out / "benchmarks.log").read_text()
     assert "- asvr_broken: OSError: no room" in (out / "report.md").read_text()
     kept = (out / "tasks" / f"{WORDS}.json").stat().st_mtime_ns
-    (own_tasks / "broken.py").write_text("def question(doc):\n    return doc['question']\n")
-    shutil.rmtree(own_tasks / "__pycache__", ignore_errors=True)
+    broken.write_text("def question(doc):\n    return doc['question']\n")
+    shutil.rmtree(broken.parent / "__pycache__", ignore_errors=True)
     result = run_benchmarks(tiny_run, ["asvr_broken"], **settings)
     assert list(result["tasks"]) == ["asvr_broken", WORDS], "those of commands before belong to it"
     assert not result["failed"]
@@ -187,6 +214,26 @@ def test_what_hf_download_fetched_is_read_without_network(lmms_eval, tiny_run, o
         tiny_run, ["asvr_hub"], include_paths=[own_tasks], device="cpu", limit=2, out=empty_cache / "out"
     )
     assert result["tasks"]["asvr_hub"]["n-samples"]["asvr_hub"]["effective"] == 2
+
+
+def test_a_task_that_fetched_its_data_is_kept(lmms_eval, tiny_run, own_tasks, empty_cache, monkeypatch):
+    """Its revision is known after it only."""
+    add_task(own_tasks, "asvr_hub", HUB)
+    monkeypatch.setenv("ASVR_DOWNLOAD", "1")
+    asked = []
+
+    def fetch_and_ask(model, manager, name, limit, out):
+        asked.append(name)
+        prepared = empty_cache / "datasets" / "nobody___nothing" / "default" / "0.0.0" / "abc"
+        prepared.mkdir(parents=True)
+        (prepared / "dataset_info.json").write_text("{}")
+        return {"results": {name: {}}, "n-samples": {}}
+
+    monkeypatch.setattr(benchmarks, "_one", fetch_and_ask)
+    for _ in range(2):
+        settings = dict(include_paths=[own_tasks], device="cpu", out=empty_cache / "out")
+        assert list(run_benchmarks(tiny_run, ["asvr_hub"], **settings)["tasks"]) == ["asvr_hub"]
+    assert asked == ["asvr_hub"]
 
 
 def test_the_papers_preset_names_what_lmms_eval_has(lmms_eval, tiny_run, empty_cache):
@@ -246,6 +293,9 @@ def test_groups_of_tasks_run_as_one(lmms_eval, tiny_run, own_tasks, tmp_path):
     [
         (["asvr_wordz"], r"no task asvr_wordz \(alike: asvr_words.*--include-path"),
         (["hallusion_bench_image"], r"judges the answers of hallusion_bench_image \(asvr_hallusion_bench_image"),
+        (["mmbench_en"], r"judges the answers of mmbench_en_dev \(mmbench_en_dev_static measures without\): set"),
+        (["mmbench"], "judges the answers of mmbench_en_dev .*; mmbench_cn_dev; mmbench_cn_cc; mmbench_ru_dev: set"),
+        (["mmbench_ko_dev", "mmbench_en_dev_lite"], "judges the answers of mmbench_ko_dev; mmbench_en_dev_lite: set"),
         ([], "--tasks: name tasks"),
     ],
 )
@@ -255,6 +305,15 @@ def test_names_that_cannot_run_are_refused(lmms_eval, tiny_run, tasks, names, me
         run_benchmarks(tiny_run, names, include_paths=[tasks])
 
 
+def test_a_judge_with_a_key_may_be_asked(lmms_eval, tiny_run, empty_cache, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    with pytest.raises(ValueError, match="a GPT model judges"):
+        run_benchmarks(tiny_run, ["mmbench_en"])
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    with pytest.raises(MissingData, match="mmbench_en"):
+        run_benchmarks(tiny_run, ["mmbench_en"])
+
+
 def test_folders_that_are_none_are_refused(lmms_eval, tiny_run, tmp_path):
     with pytest.raises(ValueError, match="--include-path .*expected a folder with lmms-eval tasks"):
         run_benchmarks(tiny_run, [WORDS], include_paths=[tmp_path])
@@ -262,6 +321,17 @@ def test_folders_that_are_none_are_refused(lmms_eval, tiny_run, tmp_path):
         run_benchmarks(tmp_path, [WORDS])
     with pytest.raises(ValueError, match="no such stage; expected one of"):
         run_benchmarks(tiny_run, [WORDS], stage="third")
+
+
+def test_a_stage_whose_weights_are_gone_is_refused(lmms_eval, tiny_run, tmp_path):
+    """Other checkpoints of it may be there still."""
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    checkpoints = sorted((folder / "finetune" / "checkpoints").iterdir())
+    assert len(checkpoints) > 1
+    for checkpoint in reversed(checkpoints):
+        shutil.rmtree(checkpoint)
+        with pytest.raises(ValueError, match="the last checkpoint of stage 'finetune' in .* is gone: tools/train.py"):
+            run_benchmarks(folder, [WORDS])
 
 
 def test_the_command_line_asks_a_saved_model(lmms_eval, tiny_run, tasks, ran, tmp_path):

@@ -85,3 +85,23 @@ def test_a_question_too_long_costs_the_others_nothing(model, questions, tasks, t
     expected[3] = [""]
     assert [sample["filtered_resps"] for sample in samples] == expected
     assert "no answer: a prompt of" in caplog.text
+
+
+def test_a_choice_too_long_loses_and_costs_the_others_nothing(model, questions, tasks, tmp_path, monkeypatch, caplog):
+    from asvr.evaluation.lmms_eval import Asvr
+
+    folder = shutil.copytree(tasks, tmp_path / "tasks")
+    rows = [dict(row, choices=["yes", "no"], gold=1) for row in questions]
+    (folder / "here.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "asvr_choice.yaml"
+    file.write_text(file.read_text().replace(str(tasks / "test.jsonl"), "here.jsonl"))
+    expected = [sample["acc"] for sample in simple_evaluate(Asvr(pretrained=model), folder, "asvr_choice")]
+    lengths = [model.batch([prompt(row)]).attention_mask_BT.shape[1] for row in questions]
+    rows[3]["choices"] = ["yes " * 200, "no"]
+    (folder / "here.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(model.model.llm, "max_positions", max(lengths) + 6)
+    monkeypatch.setattr(logging.getLogger("asvr"), "propagate", True)
+    samples = simple_evaluate(Asvr(pretrained=model, batch_size=4), folder, "asvr_choice")
+    expected[3] = 1.0
+    assert [sample["acc"] for sample in samples] == expected
+    assert "a choice counts as the worst: a prompt of" in caplog.text

@@ -67,19 +67,23 @@ def report(**changes) -> str:
         tasks=dict(pope=task),
         failed={},
         missing=[],
+        changed=[],
+        unchecked=[],
     )
     return markdown(found | changes)
 
 
 def test_the_report_says_what_ran_on_what():
-    text = report(failed=dict(mme="OSError: no room"), missing=["gqa"])
+    text = report(failed=dict(mme="OSError: no room"), missing=["gqa"], changed=["mine"], unchecked=["pope"])
     assert text.startswith(
         "# models/mine\n\nthe first 100 questions of each task; weights abcdef012345; asvr 1, lmms-eval"
     )
     assert "mine (first 100)" in text and " 75.0 " in text
     assert "| pope | pope_accuracy | 0.7500 | 0.0100 | 100 |" in text
     assert "## Failed\n\n- mme: OSError: no room\n" in text
-    assert text.endswith("## Left out, their data are not here\n\n- gqa\n")
+    assert "## Left out, their data are not here\n\n- gqa\n" in text
+    assert "## Of an earlier command, not checked\n\n- pope\n\nTheir tasks are in none of this command" in text
+    assert text.endswith("## Left out, they have changed since they ran\n\n- mine\n")
     for benchmark in PAPER:
         assert f"| {benchmark.column} | {benchmark.name} | {benchmark.task} |" in text
     assert "asks GPT" in text
