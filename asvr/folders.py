@@ -1,5 +1,6 @@
-"""Folders that are written whole or not at all."""
+"""Folders that are written whole or not at all, and files told by their content."""
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -60,3 +61,8 @@ def _beside(folder: Path) -> Iterator[Path]:
         raise ValueError(f"{folder}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def sha256_of(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,7 +6,6 @@ folder/
   text_tokenizer/    Hugging Face's tokenizer files
 """
 
-import hashlib
 import json
 import logging
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.templates import build_template
 from asvr.engine.build import build_device
 from asvr.evaluation.generation import generate
-from asvr.folders import new_folder
+from asvr.folders import new_folder, sha256_of
 from asvr.model_file import FORMAT, build_described, check_description, import_modules, read_description
 from asvr.models.losses import linear_cross_entropy
 from asvr.registry import TEXT_TOKENIZERS
@@ -152,7 +151,7 @@ class Pretrained:
 
     def _write(self, folder: Path) -> None:
         save_torch_state_dict(self.model.state_dict(), folder)
-        hashes = {file.name: _sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+        hashes = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
         if self.text_tokenizer is not None:
             self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER)
         description = dict(
@@ -204,7 +203,7 @@ def why_no_model(folder: Path) -> str:
 def read_weights(folder: Path, description: dict) -> dict[str, torch.Tensor]:
     """All tensors of a folder. Raises ``ValueError`` where a file is missing or is not the one that was written."""
     for name, expected in description["sha256"].items():
-        if not (folder / name).is_file() or _sha256(folder / name) != expected:
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise ValueError(f"{folder / name}: missing or damaged (its SHA-256 is not the one written)")
     checkpoint = open_checkpoint(folder)
     return {key: checkpoint[key] for key in checkpoint.keys()}
@@ -278,8 +277,3 @@ def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
         image_aspect=config.data.image_aspect,
         custom_imports=cfg.get("custom_imports"),
     )
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

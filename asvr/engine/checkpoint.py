@@ -7,7 +7,6 @@
 A folder is written under a temporary name and renamed when complete, so that a kill leaves no half checkpoint.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -18,6 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from asvr.folders import sha256_of
 
 PREFIX = "step_"
 FILES = ("model.safetensors", "state.pt")
@@ -173,11 +174,6 @@ def _untied(module: nn.Module) -> dict[str, torch.Tensor]:
             out[key] = value
             seen.add(place)
     return out
-
-
-def sha256_of(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _flush(file: Path) -> None:

@@ -8,12 +8,12 @@ from mmengine.config import Config
 
 from asvr.config import dump_config, is_model_folder, load_config, stage_config
 from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint, refuse_many_processes
-from asvr.engine.checkpoint import sha256_of
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
 from asvr.engine.stages import check_run, load_stage, require_finished, run_stage, weights_digest
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
+from asvr.folders import sha256_of
 from asvr.preflight import preflight
 from asvr.pretrained import load, why_no_model
 from asvr.profiling.memory import warn_of_memory

@@ -29,8 +29,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.config import load_config, stage_config
-from asvr.engine.checkpoint import sha256_of
 from asvr.engine.log import logger, progress_bar
+from asvr.folders import sha256_of
 from asvr.schema import nearest
 from asvr.validate import check_config
 

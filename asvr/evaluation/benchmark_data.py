@@ -1,11 +1,12 @@
 """Whether the data sets of lmms-eval's tasks are on this machine, and how to fetch those that are not."""
 
 import glob
-import hashlib
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from asvr.folders import sha256_of
 
 BUILDERS = ("arrow", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")  # of files that are named
 NOT_DATA = ("README.md", ".gitattributes")
@@ -40,7 +41,7 @@ class DataSet:
         and times of those in a folder, the revisions of a data set of the Hub."""
         if self.name in BUILDERS and self.files:
             here = [name for name in self.files if not _is_remote(name)]
-            return [sha256(file) for name in here for file in _matching(self.folder, name)]
+            return [sha256_of(file) for name in here for file in _matching(self.folder, name)]
         if self.name in BUILDERS:
             return _listing(Path(self.folder).expanduser()) if self.folder else []
         if not _on_hub(self.name):
@@ -123,11 +124,6 @@ def found_folder(name: str, subset: str | None) -> Path | None:
 
 def _on_hub(name: str) -> bool:
     return re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name) is not None and not Path(name).exists()
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _main(name: str) -> Path:

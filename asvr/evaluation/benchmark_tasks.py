@@ -7,9 +7,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from asvr.evaluation.benchmark_data import data_set, sha256
+from asvr.evaluation.benchmark_data import data_set
 from asvr.evaluation.paper_benchmarks import JUDGED, JUDGES_METRIC, PAPER, TASKS
 from asvr.evaluation.task_code import task_code
+from asvr.folders import sha256_of
 
 PRESET = "paper"
 
@@ -38,7 +39,7 @@ class Tasks:
         for config, yaml in self.members[name]:
             data = data_set(name, config)
             code = dict.fromkeys([*sorted(yaml.parent.glob("*.py")), *task_code(config)])
-            parts = [config, [sha256(file) for file in code], data.state() if data is not None else []]
+            parts = [config, [sha256_of(file) for file in code], data.state() if data is not None else []]
             digest.update(json.dumps(parts, sort_keys=True, default=_text).encode())
         return digest.hexdigest()
 
