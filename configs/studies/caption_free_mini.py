@@ -1,5 +1,5 @@
 # Do pictures without any text help beside a small set with text? The same 1,000 scenes with captions and questions in
-# all arms; the last adds 2,000 pictures, of which it sees the visual loss alone. A step holds as many scenes with text
+# both arms; the second has a semantic target and 2,000 more pictures, of which it sees the visual loss alone. A step holds as many scenes with text
 # everywhere, on average. The protocol and what came out: docs/studies/caption_free_mini.
 # python tools/study.py configs/studies/caption_free_mini.py --jobs 2
 config = './_base_scenes.py'
@@ -35,5 +35,4 @@ def _arm(data, *targets):
 
 arms = dict(
     captioned=_arm(_few),
-    captioned_semantic=_arm(_few, _semantic),
     more_pictures=_arm(_more, _semantic))
