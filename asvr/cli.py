@@ -47,6 +47,12 @@ def require_file(options: dict) -> None:
             raise ValueError(f"{_flag(name)}: there is no file {value}")
 
 
+def require_folder(options: dict) -> None:
+    for name, value in options.items():
+        if value is not None and not value.is_dir():
+            raise ValueError(f"{_flag(name)}: there is no folder {value}")
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 

@@ -195,6 +195,8 @@ def why_no_model(folder: Path) -> str:
         return f"{folder}: there is no such folder; {expected}"
     if folder.suffix == ".py":
         return f"{folder} is a config: train it with tools/train.py, and give its work dir; {expected}"
+    if (run := next((p for p in folder.absolute().parents if (p / "config.py").is_file()), None)) is not None:
+        return f"{folder} is a part of the run {run}: give that"
     if folder.is_file() or any(any(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin", ".pt")):
         return f"{folder}: a checkpoint of other software? `tools/convert.py import` makes a folder of it; {expected}"
     return f"{folder}: neither a folder with {MODEL_FILE} nor a run's work dir with config.py"
@@ -267,6 +269,8 @@ def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
     from asvr.engine.stages import finished_model  # here: training imports this module for its own folders
 
     cfg: Config = load_config(work_dir / "config.py")
+    if stage is not None and stage not in cfg.stages:
+        raise ValueError(f"{work_dir} has no stage {stage!r}: expected one of {list(cfg.stages)}")
     tokenizer = TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=str((work_dir / TEXT_TOKENIZER).absolute())))
     model, config = finished_model(cfg, stage or list(cfg.stages)[-1], tokenizer, work_dir)
     return Pretrained(

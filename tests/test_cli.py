@@ -38,9 +38,20 @@ def tool(monkeypatch):
 
 def test_a_study_without_its_questions_is_told_so(tool, tmp_path):
     assert tool("study.py", "x.py", "--questions", str(tmp_path)) == f"error: --questions: there is no file {tmp_path}"
-    assert tool("study.py", "x.py", "--image-folder", "x") == "error: --image-folder needs --questions"
+    assert tool("study.py", "x.py", "--image-folder", ".") == "error: --image-folder needs --questions"
     assert "--jobs has no meaning with --report" in tool("study.py", "x.py", "--report", "--jobs", "2")
     assert tool("study.py", "x.py", "--jobs", "0") == "error: --jobs 0: expected at least 1"
+
+
+@pytest.mark.parametrize(
+    ("name", "abbreviated"), [("train.py", "--resum=never"), ("evaluate.py", "--task=mme"), ("study.py", "--repor")]
+)
+def test_an_option_is_not_abbreviated(name, abbreviated, monkeypatch, capsys):
+    """A misspelt ``--resume never`` must not start a run anew."""
+    monkeypatch.setattr(sys, "argv", [name, "config.py", abbreviated])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "tools" / name))["parse_args"]()
+    assert f"unrecognized arguments: {abbreviated}" in capsys.readouterr().err
 
 
 def loaded(code: str, *arguments: str) -> set[str]:

@@ -9,6 +9,8 @@ from PIL import Image
 from run_helpers import ROOT, TINY
 
 import asvr
+from asvr.checkpoints.detect import sizes
+from asvr.checkpoints.reading import open_checkpoint
 from asvr.config import load_config
 from asvr.data.easy_vqa import EasyVQA
 from asvr.engine.run import run
@@ -224,3 +226,21 @@ def test_a_score_needs_positions_for_the_answer_too(trained, monkeypatch):
     monkeypatch.setattr(trained.model.llm, "max_positions", length - 1)
     with pytest.raises(PromptTooLong, match=rf"{length} tokens with its answer: the LLM has {length - 1} positions"):
         trained.score([conversation])
+
+
+def test_a_part_of_a_run_is_told_apart_from_other_software(tiny_run):
+    (step,) = sorted((tiny_run / "blind" / "checkpoints").iterdir())[-1:]
+    for folder in (step, tiny_run / "blind"):
+        with pytest.raises(ValueError, match=f"is a part of the run {tiny_run}: give that"):
+            asvr.load(folder)
+    with pytest.raises(
+        ValueError, match=r"has no stage 'finetun': expected one of \['blind', 'pretrain', 'finetune'\]"
+    ):
+        asvr.load(tiny_run, stage="finetun")
+
+
+def test_codebooks_of_an_own_model_are_counted_whole(tiny_run, tmp_path):
+    model = asvr.load(tiny_run, device="cpu")
+    model.save_pretrained(tmp_path / "saved")
+    codes, width = model.model.tokenizers["semantic"].codebook_sizes[0], model.model.encoder.width
+    assert f"of {codes} codes of width {width}" in "\n".join(sizes(open_checkpoint(tmp_path / "saved")))

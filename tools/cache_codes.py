@@ -11,7 +11,9 @@ from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config")
     parser.add_argument("--out", type=Path, help="default: the config's data.cache_dir")
     parser.add_argument("--shard", default="0/1", help="i/n: this process's part, i from 0 (default 0/1)")

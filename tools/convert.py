@@ -7,7 +7,7 @@ from asvr.cli import run_tool
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="tell what a checkpoint is, without loading it")
     show.add_argument("source", type=Path, help="a file, or a folder of files")

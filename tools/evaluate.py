@@ -14,11 +14,21 @@ import os
 import sys
 from pathlib import Path
 
-from asvr.cli import add_cfg_options, parse_cfg_options, refuse_options, require_positive, run_tool
+from asvr.cli import (
+    add_cfg_options,
+    parse_cfg_options,
+    refuse_options,
+    require_file,
+    require_folder,
+    require_positive,
+    run_tool,
+)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", type=Path, help="a config, a work dir, or a saved model")
     parser.add_argument("--work-dir", type=Path, help="of a config (default: work_dirs/<config name>)")
     parser.add_argument("--stage", help="of a run: the stage whose model answers (default: the last one)")
@@ -54,6 +64,8 @@ def check_args(args: argparse.Namespace) -> None:
         refuse_options(
             dict(work_dir=args.work_dir, cfg_options=args.cfg_options), "goes with a config, not with a folder"
         )
+    require_file(dict(questions=args.questions))
+    require_folder(dict(image_folder=args.image_folder))
     require_positive(dict(limit=args.limit, batch_size=args.batch_size))
 
 

@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from asvr.cli import refuse_options, require_file, require_positive, run_tool
+from asvr.cli import refuse_options, require_file, require_folder, require_positive, run_tool
 from asvr.malloc import keep_freed_memory
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("study", type=Path, help="a file, such as configs/studies/targets_mini.py")
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the study>")
     parser.add_argument("--jobs", type=int, help="runs at the same time, each with its part of the cores (default: 1)")
@@ -23,6 +23,7 @@ def main() -> None:
     args = parse_args()
     require_positive(dict(jobs=args.jobs))
     require_file(dict(questions=args.questions))
+    require_folder(dict(image_folder=args.image_folder))
     if args.report:
         refuse_options(dict(jobs=args.jobs, image_folder=args.image_folder), "has no meaning with --report")
     if args.questions is None:

@@ -8,7 +8,7 @@ from asvr.malloc import keep_freed_memory
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("config", help="a config file, such as configs/asvr_mini.py")
     parser.add_argument("--work-dir", type=Path, help="where everything is written (default: work_dirs/<config name>)")
     parser.add_argument("--stage", help="run only this stage")

@@ -210,7 +210,8 @@ def sizes(checkpoint: Checkpoint) -> list[str]:
         if len(shape) != 2:
             continue
         if m := re.fullmatch(r"(?:.*\.)?(quantizer\w*)\.codebooks\.\d+\.weight", key):
-            books.setdefault((m[1], shape[0] - 1, shape[1]), []).append(key)
+            padding = 0 if key.startswith("tokenizers.") else 1  # DualToken's has a last row that is no code
+            books.setdefault((m[1], shape[0] - padding, shape[1]), []).append(key)
         elif re.fullmatch(r"(.*\.)?quantize\.embedding\.weight", key):
             books.setdefault(("quantize", *shape), []).append(key)
     lines = [

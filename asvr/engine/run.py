@@ -10,7 +10,7 @@ from asvr.config import dump_config, is_model_folder, load_config, stage_config
 from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint, refuse_many_processes
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
-from asvr.engine.stages import check_run, load_stage, require_finished, run_stage, weights_digest
+from asvr.engine.stages import check_run, load_stage, require_finished, require_start, run_stage, weights_digest
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
 from asvr.folders import sha256_of
@@ -40,6 +40,8 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER:
         _set_aside(work_dir if only is None else work_dir / only)
+    if only is not None:
+        require_start(cfg, only, work_dir)
     check_run(cfg, chosen, text_tokenizer, work_dir)
     set_up_logging(work_dir / "train.log")
     warn_of_memory(cfg, build_device(cfg.runtime.device))
@@ -115,6 +117,7 @@ def evaluate_run(
     settings = dict(stage_config(cfg, name).get("evaluation") or {})
     if questions is not None:
         settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
+        settings.pop("limit", None)  # of the config's own questions
     if "dataset" not in settings:
         raise ValueError("no questions: give --questions FILE, or `evaluation` in the config")
     out = out or work_dir / "evaluation" / (questions.stem if questions is not None else "")

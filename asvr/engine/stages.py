@@ -135,6 +135,13 @@ def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> 
             _check_start(newest, cfg, name, work_dir)
 
 
+def require_start(cfg: Config, name: str, work_dir: Path) -> None:
+    """Raise ``ValueError`` where the stage that ``name`` starts from is not finished."""
+    init = _init_of(cfg, name)
+    if init != SCRATCH and not is_model_folder(init):
+        require_finished(work_dir, init)
+
+
 def require_finished(work_dir: Path, name: str) -> None:
     if not (work_dir / name / DONE).is_file():
         raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
@@ -197,7 +204,7 @@ def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | 
     init = _init_of(cfg, name)
     if init == SCRATCH or is_model_folder(init):
         return None
-    require_finished(work_dir, init)
+    require_start(cfg, name, work_dir)
     start = _last_checkpoint(work_dir, init)
     if start is None:
         raise ValueError(

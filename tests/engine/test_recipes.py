@@ -216,6 +216,9 @@ def test_a_trained_recipe_answers_a_question_file(data, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "answers" / "answers.jsonl").read_text().splitlines()]
     assert result["total"] == len(rows) == 3
     assert [row["expected"] for row in rows] == ["it is blue", "two dogs", "red"]
+    cfg.evaluation = dict(dataset=dict(type="EasyVQA"), limit=1)  # of the config's own questions
+    asked = dict(questions=data / "chats.json", image_folder=data, limit=None, out=tmp_path / "all")
+    assert evaluate_run(cfg, tmp_path, stage=None, **asked)["total"] > 3
 
 
 def test_broken_rows_are_left_out_and_counted(data, tmp_path):

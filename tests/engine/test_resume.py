@@ -330,6 +330,7 @@ def test_one_stage_at_a_time(tmp_path, tiny_run):
     with pytest.raises(ValueError, match="stage 'pretrain' is not finished .*run it first") as error:
         again(tmp_path / "run", {"stages.finetune.init": "pretrain"}, only="finetune")
     assert str(tmp_path / "run") in str(error.value)
+    assert not (tmp_path / "run").exists()  # told before features are computed
     again(tmp_path / "run", only="blind")
     assert weights(tmp_path / "run", "blind") == weights(tiny_run, "blind")
     assert not (tmp_path / "run" / "pretrain").exists()

@@ -40,9 +40,10 @@ def evaluate(monkeypatch):
         (["models/mine", "--work-dir", "w", "--tasks", "mme"], "--work-dir goes with a config"),
         (["models/mine", "--questions", "q.json", "--cfg-options", "a=1"], "--cfg-options goes with a config"),
         ([CONFIG, "--tasks", "mme", "--limit", "0"], "--limit 0: expected at least 1"),
+        ([CONFIG, "--questions", "q.json"], "--questions: there is no file q.json"),
         ([CONFIG, "--tasks", "mme", "--batch-size", "0"], "--batch-size 0: expected at least 1"),
         (["none.py", "--tasks", "mme"], "there is no config file none.py"),
-        (["models/none", "--questions", "q.json"], "models/none: there is no such folder"),
+        (["models/none", "--questions", CONFIG], "models/none: there is no such folder"),
     ],
 )
 def test_options_without_a_meaning_are_refused(evaluate, arguments, message):

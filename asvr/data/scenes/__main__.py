@@ -9,7 +9,7 @@ from asvr.data.scenes import Scenes
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("out", type=Path, help="OUT.json and the folder OUT with the pictures")
     parser.add_argument("--split", default="test", help="train, test or photos")
     parser.add_argument("--scenes", type=int, default=300)
