@@ -1,6 +1,6 @@
 # Do pictures without any text help beside a small set with text? The same 1,000 scenes with captions and questions in
-# both arms; the second has a semantic target and 2,000 more pictures, of which it sees the visual loss alone. A step holds as many scenes with text
-# everywhere, on average. The protocol and what came out: docs/studies/caption_free_mini.
+# both arms; the second has a semantic target and 2,000 more pictures, of which it sees the visual loss alone. A step
+# holds as many scenes with text in both, on average. The protocol and what came out: docs/studies/caption_free_mini.
 # python tools/study.py configs/studies/caption_free_mini.py --jobs 2
 config = './_base_scenes.py'
 seeds = [0, 1, 2]
