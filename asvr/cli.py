@@ -27,6 +27,14 @@ def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
     return options.cfg_options
 
 
+def add_talker(parser: argparse.ArgumentParser) -> None:
+    """The model that is talked with, and how."""
+    parser.add_argument("folder", help="a saved model, or the work dir of a finished run")
+    parser.add_argument("--stage", help="of a work dir; default: the last")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+
+
 def refuse_options(options: dict, why: str) -> None:
     """Raise ``ValueError`` where an option was given that has no meaning beside the others. options: what argparse
     read, by its name there."""

@@ -12,17 +12,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from asvr.cli import run_tool
+from asvr.cli import add_talker, run_tool
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder")
-    parser.add_argument("--stage", help="of a work dir; default: the last")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    add_talker(parser)
     return parser.parse_args()
 
 

@@ -8,7 +8,7 @@ the pixels of the predicted codes. Needs: pip install -e '.[demo]'
 import argparse
 import os
 
-from asvr.cli import run_tool
+from asvr.cli import add_talker, run_tool
 
 LOOPBACK = "127.0.0.1"
 
@@ -17,10 +17,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder")
-    parser.add_argument("--stage", help="of a work dir; default: the last")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    add_talker(parser)
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--host", default=LOOPBACK, help="default: this machine alone; any other lets others in")
     return parser.parse_args()

@@ -4,6 +4,7 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width, ``H`
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,8 @@ class MLPProjector(Component):
 OCTAVES = 3
 
 
+@lru_cache
+@torch.inference_mode(False)  # kept for training, whoever asks first
 def places(num_tokens: int, device: torch.device) -> Tensor:
     """(N, 4 * OCTAVES): sines and cosines of row and column, from half a wave over the picture upwards.
 

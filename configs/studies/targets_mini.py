@@ -2,15 +2,8 @@
 # seeds. One code of 256 a visual token for semantic and pixel targets, the same head, both fitted on the same pictures,
 # the same number of steps. The protocol and what came out: docs/studies/targets_mini.
 # python tools/study.py configs/studies/targets_mini.py --jobs 2
-config = './_base_scenes.py'
-seeds = [0, 1, 2]
+_base_ = ['./_base_study.py']
 baseline = 'none'
-groups = dict(
-    general=['what', 'count'],
-    ocr=['word'],
-    knowledge=['knowledge'],
-    visual=['where', 'color'],
-    hallucination=['exists'])
 tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')
 
 _head = dict(type='DepthTransformerHead', width=64, layers=1, num_heads=4)

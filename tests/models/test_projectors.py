@@ -43,10 +43,14 @@ def test_positions_tell_equal_tokens_apart_by_row_and_column():
     torch.manual_seed(0)
     projector = MLPProjector(in_width=6, out_width=10, positions=True)
     alike_INE = FEATURES_INE[:, :1].expand(2, 9, 6)
+    with torch.inference_mode():
+        projector(alike_INE)
     visual_INH = projector(alike_INE)
+    visual_INH.sum().backward()  # what inference left behind can be trained with
+    visual_INH = visual_INH.detach()
     apart = torch.cdist(visual_INH[0], visual_INH[0]) + torch.eye(9)
     assert apart.min() > 0.01
-    grid = (visual_INH - projector.mlp(alike_INE))[0].unflatten(0, (3, 3))  # one part by row and one by column
+    grid = (visual_INH - projector.mlp(alike_INE).detach())[0].unflatten(0, (3, 3))  # one part by row and one by column
     assert torch.allclose(grid[0, 0] + grid[1, 2], grid[0, 2] + grid[1, 0], atol=1e-5)
     with pytest.raises(ValueError, match="positions=True: 5 visual tokens are not a square"):
         projector(FEATURES_INE)

@@ -1,0 +1,9 @@
+# What the studies here have in common.
+config = './_base_scenes.py'
+seeds = [0, 1, 2]
+groups = dict(
+    general=['what', 'count'],
+    ocr=['word'],
+    knowledge=['knowledge'],
+    visual=['where', 'color'],
+    hallucination=['exists'])
