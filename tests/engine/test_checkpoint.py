@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from asvr.engine import checkpoint
 from asvr.engine.hooks import CheckpointHook
 from asvr.engine.optim import build_optim_wrapper
+from asvr.profiling.plan import ADAM_MOMENTS, FLOAT, Sizes
 
 OPTIM = dict(lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="float32")
 META = dict(stage="tune", step=3, config={"optim.lr": 1e-2}, frozen={})
@@ -187,3 +188,18 @@ def test_no_checkpoint_is_told(tmp_path):
 def test_intervals_must_be_positive(wrong):
     with pytest.raises(ValueError, match="must be at least 1"):
         CheckpointHook(folder="x", meta={}, **wrong)
+
+
+def test_a_plan_tells_the_bytes_of_a_checkpoint(tmp_path):
+    model = tiny_model()
+    optimizer = build_optim_wrapper(model, OPTIM).optimizer
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    folder = save(tmp_path / "step_1", model, dict(optimizer=optimizer.state_dict()))
+    sizes = Sizes.of(model)
+    weights = sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
+    state = checkpoint.load_state(folder)["optimizer"]["state"]
+    moments = sum(tensor.nbytes for values in state.values() for tensor in values.values() if tensor.ndim)
+    assert weights == sizes.saved * FLOAT and moments == sizes.trained * ADAM_MOMENTS * FLOAT
+    assert sizes.saved == sizes.trained < sizes.blocks + sizes.root  # not the frozen encoder

@@ -1,0 +1,298 @@
+"""A training on many GPUs on paper: memory, communication, checkpoints and the input side, from the model's sizes.
+
+What is counted follows from the config: parameters, FLOPs, bytes. What is assumed, speeds of links, disks and cards, is
+in `Cluster` and `Assumed`, and is printed with the plan.
+"""
+
+import io
+import time
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from PIL import Image
+from torch import nn
+
+from asvr.config import stage_config
+from asvr.data.code_cache import code_dtype
+from asvr.data.transforms import ImageTransform
+from asvr.preflight import build_meta
+from asvr.profiling.flops import Sample, forward_parts, training_factor
+from asvr.profiling.memory import ADAM_MOMENTS, USABLE, MemoryPlan, plan_memory
+from asvr.profiling.step_flops import peak_flops
+
+GB = 10**9
+CARD_BYTES = {"A100": 79.1 * 2**30, "H100": 79.1 * 2**30, "H200": 139.8 * 2**30}
+HALF, FLOAT = torch.bfloat16.itemsize, torch.float32.itemsize
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """nodes of ``gpus`` cards each. card: a key of `CARD_BYTES`. link_gbs: GB/s that a card receives from its node's
+    others; network_gbs: GB/s that a node receives from other nodes; disk_gbs: GB/s that a node writes.
+
+    Raises ``ValueError`` for a card that is not known, or a speed that is not above 0.
+    """
+
+    nodes: int
+    gpus: int
+    card: str = "H100"
+    link_gbs: float = 300.0
+    network_gbs: float = 200.0
+    disk_gbs: float = 2.0
+
+    def __post_init__(self):
+        _require_above_zero(link_gbs=self.link_gbs, network_gbs=self.network_gbs, disk_gbs=self.disk_gbs)
+        if self.card not in CARD_BYTES or peak_flops(self.card) is None:
+            raise ValueError(f"--card {self.card!r}: expected one of {', '.join(CARD_BYTES)}")
+
+    @property
+    def cards(self) -> int:
+        return self.nodes * self.gpus
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """samples: of a stage. mfu: share of the card's peak that the step reaches. picture_kb: of a picture's file.
+    sample: what a sample is taken to be.
+
+    Raises ``ValueError`` for a number that is not above 0.
+    """
+
+    samples: int = 10_000_000
+    mfu: float = 0.4
+    picture_kb: float = 150.0
+    sample: Sample = Sample()
+
+    def __post_init__(self):
+        _require_above_zero(samples=self.samples, mfu=self.mfu, picture_kb=self.picture_kb)
+
+
+def parse_nodes(text: str) -> tuple[int, int]:
+    """``8x4`` -> nodes and cards of each; ``ValueError`` for anything else."""
+    nodes, times, gpus = text.partition("x")
+    if not (times and nodes.isdigit() and gpus.isdigit() and int(nodes) and int(gpus)):
+        raise ValueError(f"--plan {text!r}: expected NODESxGPUS, such as 8x8")
+    return int(nodes), int(gpus)
+
+
+def _require_above_zero(**options: float) -> None:
+    for name, value in options.items():
+        if value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a stage's model, in parameters. unit: those of all LLM blocks, each a unit that is gathered by itself; the
+    rest is the root unit. saved: those that a checkpoint holds, trained or not."""
+
+    blocks: int
+    num_blocks: int
+    root: int
+    trained: int
+    saved: int
+
+    @staticmethod
+    def of(model: nn.Module) -> "Sizes":
+        blocks = {id(p): p for block in model.llm.blocks for p in block.parameters()}
+        tokenizers = {id(p) for tokenizer in model.tokenizers.values() for p in tokenizer.parameters()}
+        everything = {id(p): p for p in model.parameters()}
+        return Sizes(
+            blocks=_count(blocks.values()),
+            num_blocks=len(model.llm.blocks),
+            root=_count(p for i, p in everything.items() if i not in blocks and i not in tokenizers),
+            trained=_count(p for p in everything.values() if p.requires_grad),
+            saved=sum(
+                _count(module.parameters())
+                for name, module in model.components().items()
+                if not name.startswith("tokenizer.") and _is_saved(module)
+            ),
+        )
+
+
+def _count(parameters) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+def _is_saved(module: nn.Module) -> bool:
+    """As `asvr.engine.checkpoint.own_components`: trained, or named by no file. (A model on paper has no files: what
+    its config names one for is frozen or trained.)"""
+    return any(p.requires_grad for p in module.parameters())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the states lie: ``shard`` cards share one copy (1: DDP, each has all), replicated over the others."""
+
+    name: str
+    shard: int
+    replicas: int
+
+
+def layouts(cluster: Cluster) -> list[Layout]:
+    found = [Layout("DDP", 1, cluster.cards), Layout("FSDP2, all cards", cluster.cards, 1)]
+    if cluster.nodes > 1:
+        found.append(Layout("FSDP2, shard = a node", cluster.gpus, cluster.nodes))
+    return found
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """Of one card: bytes of memory, and bytes that it receives in an optimisation step, from its node (link) and its
+    share of what the node receives from others (network). seconds: of the step, which takes as long as what
+    ``bound`` names."""
+
+    layout: Layout
+    memory: float
+    fits: bool
+    link: float
+    network: float
+    seconds: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """micro_batches: of a card in a step. compute: seconds of a step at the assumed MFU. layouts: one plan each."""
+
+    global_batch: int
+    steps: int
+    micro_batches: int
+    tokens_per_card: float
+    compute: float
+    checkpoint: int
+    layouts: list[LayoutPlan]
+
+    @property
+    def best(self) -> LayoutPlan | None:
+        """The fastest layout that fits."""
+        return min((p for p in self.layouts if p.fits), key=lambda p: p.seconds, default=None)
+
+
+def plan_stage(stage: Config, cluster: Cluster, assumed: Assumed) -> StagePlan:
+    model = build_meta(stage)
+    sizes, tokens = Sizes.of(model), model.encoder.num_tokens + assumed.sample.text_tokens
+    per_step = stage.data.global_batch / cluster.cards
+    rows = stage.data.pack or {}
+    room = stage.data.micro_batch * stage.data.max_length if rows is True else rows.get("max_tokens", 0)
+    per_micro_batch = max(1, room // tokens) if room else stage.data.micro_batch
+    micro_batches = ceil(ceil(per_step) / per_micro_batch)
+    compute = _needed_flops(model, stage, assumed) * per_step / (peak_flops(cluster.card) * assumed.mfu)
+    memory = plan_memory(stage, model)  # uses the model up
+    return StagePlan(
+        global_batch=stage.data.global_batch,
+        steps=ceil(assumed.samples / stage.data.global_batch),
+        micro_batches=micro_batches,
+        tokens_per_card=per_step * tokens,
+        compute=compute,
+        checkpoint=sizes.saved * FLOAT + sizes.trained * ADAM_MOMENTS * FLOAT,
+        layouts=[plan_layout(layout, sizes, memory, cluster, micro_batches, compute) for layout in layouts(cluster)],
+    )
+
+
+def _needed_flops(model: nn.Module, stage: Config, assumed: Assumed) -> float:
+    """FLOPs of a sample's training step without recomputation, codes out of a cache."""
+    return sum(
+        part.flops * training_factor(part, list(stage.train), recomputed=set(), cached=False)
+        for part in forward_parts(model, assumed.sample)
+        if not part.component.startswith("tokenizer.")
+    )
+
+
+def plan_layout(
+    layout: Layout, sizes: Sizes, memory: MemoryPlan, cluster: Cluster, micro_batches: int, compute: float
+) -> LayoutPlan:
+    """Links and network work beside the products: a step takes the longest of the three."""
+    link, network = received(layout, sizes, cluster, micro_batches)
+    held = memory.states / layout.shard + gathered(layout, sizes) + memory.activations[memory.mode]
+    times = dict(
+        products=compute,
+        links=link / (cluster.link_gbs * GB),
+        network=network * cluster.gpus / (cluster.network_gbs * GB),
+    )
+    bound = max(times, key=times.get)
+    return LayoutPlan(
+        layout=layout,
+        memory=held,
+        fits=held <= USABLE * CARD_BYTES[cluster.card],
+        link=link,
+        network=network,
+        seconds=times[bound],
+        bound=bound,
+    )
+
+
+def gathered(layout: Layout, sizes: Sizes) -> float:
+    """Bytes of whole weights in half precision that a card holds at once beside its shard, and of their gradients: the
+    root unit's, and two blocks' (the next is fetched while one computes)."""
+    if layout.shard == 1:
+        return 0
+    return 2 * HALF * (sizes.root + 2 * sizes.blocks / sizes.num_blocks)
+
+
+def received(layout: Layout, sizes: Sizes, cluster: Cluster, micro_batches: int) -> tuple[float, float]:
+    """Bytes that a card receives in an optimisation step: in all, by ring algorithms; and its share of what its node
+    receives from other nodes.
+
+    Weights are gathered in half precision, those of blocks for the forward and again for the backward pass of each
+    micro-batch, those of the root unit once; gradients are reduced in float32, in each micro-batch where they are
+    sharded, else once a step.
+    """
+    gathers = (2 * sizes.blocks + sizes.root) * HALF * micro_batches
+    reduces = sizes.trained * FLOAT * micro_batches
+    sharded = (gathers + reduces) * (layout.shard - 1) / layout.shard
+    replicated = 2 * sizes.trained / layout.shard * FLOAT * (layout.replicas - 1) / layout.replicas
+    crossing = (cluster.nodes - 1) / cluster.nodes
+    if layout.shard == 1:  # within a node first, then one copy between nodes
+        network = 2 * sizes.trained * FLOAT * crossing / cluster.gpus
+    elif layout.replicas == 1:
+        network = (gathers + reduces) * crossing / cluster.gpus
+    else:
+        network = replicated
+    return sharded + replicated, network
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """pictures_per_core: a second, measured on this machine. cached_codes: bytes of all targets' codes for all samples.
+    index: bytes of the byte offsets of all records."""
+
+    pictures_per_core: float
+    cached_codes: int
+    index: int
+
+
+def plan_inputs(cfg: Config, assumed: Assumed) -> InputPlan:
+    """Of the last stage's model."""
+    stage = stage_config(cfg, list(cfg.stages)[-1])
+    model = build_meta(stage)
+    codes = sum(
+        t.tokenizer.num_tokens * t.tokenizer.depth * code_dtype(max(t.tokenizer.codebook_sizes)).itemsize
+        for t in model.targets
+    )
+    return InputPlan(
+        pictures_per_core=pictures_per_second(model.encoder.transform, stage.data.image_aspect),
+        cached_codes=codes * assumed.samples,
+        index=2 * torch.int64.itemsize * assumed.samples,
+    )
+
+
+def pictures_per_second(transform: ImageTransform, aspect: str, seconds: float = 1.0) -> float:
+    """How many JPEGs of 640 x 480 pixels one core opens, decodes and makes pixels of."""
+    noise = np.random.RandomState(0).randint(0, 256, (12, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
+    count, begin = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < seconds:
+        with Image.open(io.BytesIO(file.getvalue())) as picture:
+            transform(picture, aspect)
+        count += 1
+    return count / elapsed
+
+
+def plan(cfg: Config, cluster: Cluster, assumed: Assumed) -> dict[str, StagePlan]:
+    """By stage."""
+    return {name: plan_stage(stage_config(cfg, name), cluster, assumed) for name in cfg.stages}

@@ -1,0 +1,97 @@
+"""Trainings on paper."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from run_helpers import ROOT, call_tool
+
+from asvr.config import load_config
+from asvr.profiling.plan import (
+    FLOAT,
+    HALF,
+    Assumed,
+    Cluster,
+    Layout,
+    Sizes,
+    gathered,
+    layouts,
+    pictures_per_second,
+    plan,
+    received,
+)
+
+RECIPE = ROOT / "configs/asvr_vicuna7b.py"
+SIZES = Sizes(blocks=800, num_blocks=4, root=100, trained=900, saved=900)
+
+
+@pytest.fixture(scope="module")
+def finetune():
+    return plan(load_config(RECIPE), Cluster(8, 8), Assumed())["finetune"]
+
+
+def test_one_card_receives_nothing():
+    cluster = Cluster(1, 1)
+    assert [received(layout, SIZES, cluster, 3) for layout in layouts(cluster)] == [(0, 0), (0, 0)]
+
+
+def test_bytes_received_by_hand():
+    cluster = Cluster(2, 4)
+    ddp, whole, hybrid = layouts(cluster)
+    assert (whole, hybrid) == (Layout("FSDP2, all cards", 8, 1), Layout("FSDP2, shard = a node", 4, 2))
+    gathers, reduces = 3 * (2 * 800 + 100) * HALF, 3 * 900 * FLOAT  # 3 micro-batches
+    assert received(ddp, SIZES, cluster, 3) == (2 * 900 * FLOAT * 7 / 8, 2 * 900 * FLOAT / 2 / 4)
+    assert received(whole, SIZES, cluster, 3) == ((gathers + reduces) * 7 / 8, (gathers + reduces) / 2 / 4)
+    between = 2 * 900 / 4 * FLOAT / 2  # a shard, between two nodes
+    assert received(hybrid, SIZES, cluster, 3) == ((gathers + reduces) * 3 / 4 + between, between)
+    assert gathered(ddp, SIZES) == 0 and gathered(whole, SIZES) == 2 * HALF * (100 + 2 * 200)
+
+
+def test_the_recipe_fits_sharded_only(finetune):
+    ddp, whole, hybrid = finetune.layouts
+    assert not ddp.fits and whole.fits and hybrid.fits and finetune.best in (whole, hybrid)
+    assert whole.memory < hybrid.memory < ddp.memory
+    assert finetune.steps == 78_125 and finetune.tokens_per_card == 2 * (729 + 128)
+    assert all(layout.seconds >= finetune.compute for layout in finetune.layouts)
+
+
+def test_a_slower_network_binds(finetune):
+    slow = plan(load_config(RECIPE), Cluster(8, 8, network_gbs=10), Assumed())["finetune"]
+    assert {layout.bound for layout in slow.layouts} == {"network"}
+    assert slow.best.seconds > finetune.best.seconds and slow.compute == finetune.compute
+
+
+def test_pictures_are_measured():
+    from asvr.data.transforms import ImageTransform
+
+    small, large = (pictures_per_second(ImageTransform(size=(s, s)), "square", 0.2) for s in (32, 1024))
+    assert small > large > 0
+
+
+def test_the_tool(tmp_path):
+    command = ["tools/profile.py", "configs/benchmarks/small_asvr.py"]
+    done = call_tool(*command, "--plan", "2x4", "--samples", "1000", "--out", tmp_path / "plan.json")
+    assert done.returncode == 0, done.stderr
+    assert "2 x 4 H100, 1,000 samples a stage" in done.stdout and "FSDP2, shard = a node" in done.stdout
+    whole = json.loads((tmp_path / "plan.json").read_text())
+    assert whole["cluster"] == dict(Cluster(2, 4).__dict__) and whole["assumed"]["samples"] == 1000
+    assert "Dry run of small_asvr.py" in call_tool(*command).stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan", "8"], "--plan '8': expected NODESxGPUS"),
+        (["--plan", "0x8"], "--plan '0x8': expected NODESxGPUS"),
+        (["--samples", "5"], "--samples needs --plan"),
+        (["--plan", "1x8", "--mfu", "0"], "--mfu 0.0: expected a number above 0"),
+        (["--plan", "1x8", "--card", "H1"], "--card 'H1': expected one of A100, H100, H200"),
+    ],
+)
+def test_wrong_options_are_told(options, message):
+    done = call_tool("tools/profile.py", "configs/benchmarks/small_asvr.py", *options)
+    assert done.returncode == 1 and message in done.stderr
+
+
+def test_layouts_of_one_node():
+    assert [layout.name for layout in layouts(replace(Cluster(8, 8), nodes=1))] == ["DDP", "FSDP2, all cards"]
