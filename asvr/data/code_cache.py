@@ -24,16 +24,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from asvr.data.images import picture_bytes
+from asvr.data.images import has_file, picture_bytes
 from asvr.data.refusals import Refused
 from asvr.engine.log import logger, progress_bar
 
 STORE, FILES = "store.json", "files.jsonl"
 CHUNK = 4096  # files that wait for a thread
 READERS = 8  # threads that read and hash files, which Python lets go on at the same time
+
+
+def code_dtype(size: int) -> np.dtype:
+    """Of the codes of codebooks with at most ``size`` entries."""
+    return np.dtype(np.int16 if size <= 2**15 else np.int32)
 
 
 class CodeStore:
@@ -46,7 +50,7 @@ class CodeStore:
     def __init__(self, root: Path, name: str, *, depends_on: dict, shape: tuple[int, int], size: int):
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.folder, self.name, self.shape = root / f"{name}-{digest}", name, shape
-        self.dtype = np.dtype(np.int16 if size <= 2**15 else np.int32)
+        self.dtype = code_dtype(size)
         self.row_bytes = shape[0] * shape[1] * self.dtype.itemsize
         self.rows: dict[str, tuple[np.memmap, int, int]] = {}  # sha256 -> (part, row, crc32)
         self.refused: dict[str, tuple[str, str]] = {}  # sha256 -> (message, reason)
@@ -225,7 +229,7 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
     file = root / FILES
     known, found = _known_files(file), {}
     root.mkdir(parents=True, exist_ok=True)
-    paths = {key: Path(source).absolute() for key, source in pictures.items() if not isinstance(source, Image.Image)}
+    paths = {key: Path(source).absolute() for key, source in pictures.items() if has_file(source)}
     with (
         open(file, "a") as out,
         ThreadPoolExecutor(READERS) as readers,

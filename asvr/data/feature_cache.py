@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from asvr.data.code_cache import code_dtype
 from asvr.data.disk import require_room
-from asvr.data.images import open_image, picture_bytes
+from asvr.data.images import Source, has_file, open_image, picture_bytes
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
 from asvr.models.tokenizers.precision import full_float32
@@ -85,8 +85,8 @@ class FeatureCache:
             if not shared:
                 source = (pixels for _, pixels in pixel_batches(keys, pictures, tokenizer.transform, aspect))
             encode = tokenizer.quantize if shared else tokenizer.encode
-            dtype = np.int16 if max(tokenizer.codebook_sizes) <= 2**15 else np.int32
-            out = np.empty((len(keys), tokenizer.num_tokens, tokenizer.depth), dtype)
+            shape = (len(keys), tokenizer.num_tokens, tokenizer.depth)
+            out = np.empty(shape, code_dtype(max(tokenizer.codebook_sizes)))
             with progress_bar(total=len(keys), desc=f"codes {target}", unit="picture") as bar:
                 for row, batch in zip(range(0, len(keys), BATCH), source, strict=True):
                     out[row : row + BATCH] = encode(batch.to(device)).cpu().numpy()
@@ -161,8 +161,8 @@ def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) ->
     return root / digest.hexdigest()[:16]
 
 
-def _content(source: "Path | Image.Image") -> bytes:
-    if isinstance(source, Image.Image):
+def _content(source: Source) -> bytes:
+    if not has_file(source):
         return picture_bytes(source)
     try:
         return Path(source).read_bytes()

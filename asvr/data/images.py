@@ -1,5 +1,7 @@
 """Opening pictures."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,20 +23,37 @@ TURNS = {
 }
 
 
+@dataclass(frozen=True)
+class Painted:
+    """A picture that is made each time it is opened. content: all that decides it: equal ones are the same picture."""
+
+    content: str
+    paint: Callable[[], Image.Image]
+
+
+Source = str | Path | Image.Image | Painted
+
+
+def has_file(source: Source) -> bool:
+    return not isinstance(source, Image.Image | Painted)
+
+
 def open_image(
-    source: "str | Path | Image.Image",
+    source: Source,
     *,
     formats: tuple[str, ...] | None = None,
     max_pixels: int | None = None,
     upright: bool = False,
 ) -> Image.Image:
-    """A picture in RGB, from its file or itself.
+    """A picture in RGB, from its file, as it is painted, or itself.
 
     formats: those of PIL's that a file may have, None for all. max_pixels: a larger file is refused, before it is
     decoded where its header tells the truth. upright: turned as its EXIF orientation says; training takes pictures as
     they are stored, as the released code does.
     Raises: `Refused`, naming the file, where it is missing or unreadable.
     """
+    if isinstance(source, Painted):
+        source = source.paint()
     if isinstance(source, Image.Image):
         return _to_rgb(source)
     try:
@@ -74,6 +93,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def picture_bytes(image: Image.Image) -> bytes:
-    """What a picture in memory shows, as it will be read: its palette is part of that."""
+def picture_bytes(image: Image.Image | Painted) -> bytes:
+    """What a picture without a file shows, as it will be read: its palette is part of that."""
+    if isinstance(image, Painted):
+        return image.content.encode()
     return f"RGB {image.size}".encode() + _to_rgb(image).tobytes()

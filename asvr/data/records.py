@@ -9,11 +9,9 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-
-from PIL import Image
 
 from asvr.data.conversation import encode_segments, parse_rounds, segments_of, truncate
+from asvr.data.images import Source, has_file
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.templates import IMAGE_MARK, Template, build_template
 
@@ -49,8 +47,8 @@ class ConversationDataset:
         """Record ``i`` in LLaVA's format."""
         raise NotImplementedError(f"{type(self).__name__} must return a record")
 
-    def picture(self, name: str) -> "tuple[str, Path | Image.Image]":
-        """The cache key of a picture of a record, and its file or itself."""
+    def picture(self, name: str) -> tuple[str, Source]:
+        """The cache key of a picture of a record, and its file, how it is painted, or itself."""
         raise NotImplementedError(f"{type(self).__name__} must find a picture")
 
     def sample_id(self, i: int) -> str:
@@ -85,7 +83,7 @@ class ConversationDataset:
         for found in self._each(lambda i: _texts(self.record(i), template)):
             yield from found
 
-    def pictures(self) -> "Iterator[tuple[str, Path | Image.Image]]":
+    def pictures(self) -> Iterator[tuple[str, Source]]:
         """Every picture once, with its key, in the order of the records. None is opened."""
         seen = set()
         for found in self._each(lambda i: [self.picture(name) for name in _names(self.record(i))]):
@@ -121,7 +119,7 @@ class ConversationDataset:
         keys, sources = [], []
         for name in names:
             key, source = self.picture(name)
-            if not isinstance(source, Image.Image) and not os.path.isfile(source):
+            if has_file(source) and not os.path.isfile(source):
                 raise Refused(f"the picture {source} is missing", "missing picture")
             keys.append(key)
             sources.append(source)

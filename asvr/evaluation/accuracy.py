@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from asvr.data.batch import Batch, visual_sources
+from asvr.data.images import has_file, open_image
 from asvr.data.refusals import Refusal
 from asvr.engine.build import build_collate
 from asvr.engine.log import progress_bar
@@ -183,8 +183,8 @@ def _codes(
 
 def _file_of(source, file: Path) -> str:
     """The picture's own file, or ``file``, where it is written if it has none."""
-    if isinstance(source, Image.Image):
-        source.save(file)
+    if not has_file(source):
+        open_image(source).save(file)
         return str(file)
     return str(source)
 

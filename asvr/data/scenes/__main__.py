@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from asvr.cli import run_tool
+from asvr.data.images import open_image
 from asvr.data.scenes import Scenes
 
 
@@ -26,7 +27,7 @@ def main() -> None:
     dataset = Scenes(per_scene=None, **args)
     out.mkdir(parents=True, exist_ok=True)
     for i in range(len(dataset.scenes)):
-        dataset.picture(str(i))[1].save(out / f"{i}.png")
+        open_image(dataset.picture(str(i))[1]).save(out / f"{i}.png")
     records = [
         dict(record, id=f"{record['image']}-{record['category']}", image=f"{record['image']}.png")
         for record in dataset.records

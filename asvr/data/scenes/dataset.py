@@ -2,13 +2,13 @@
 
 import random
 from collections.abc import Iterable
+from functools import partial
 
-from PIL import Image
-
+from asvr.data.images import Painted, Source
 from asvr.data.records import ConversationDataset
 from asvr.data.scenes import questions
 from asvr.data.scenes.photos import photos
-from asvr.data.scenes.scene import make_scene, paint
+from asvr.data.scenes.scene import make_scene, paint, painter
 from asvr.data.scenes.sprites import DRAWINGS, PHOTO, groups
 from asvr.data.templates import IMAGE_MARK
 from asvr.registry import DATASETS
@@ -28,10 +28,10 @@ class Scenes(ConversationDataset):
     how many. per_scene: questions of a scene, of different kinds by chance; None: one of every kind that the scene
     allows. turns: with more than one, a record asks so many questions at most, none of which tells another's
     answer. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one record more a
-    scene: what is where. with_text: only so many scenes, the first ones, have records with text; each other one is
-    a record of its picture alone. with_images: False leaves the pictures out, for a blind model. concepts: how many
-    of the objects; each group keeps its share. size: pixels of a side. The category of a question is its kind. For
-    the other arguments see `asvr.data.records.ConversationDataset`.
+    scene: what is where. describe: each conversation ends with that. with_text: only so many scenes, the first ones,
+    have records with text; each other one is a record of its picture alone. with_images: False leaves the pictures
+    out, for a blind model. concepts: how many of the objects; each group keeps its share. size: pixels of a side. The
+    category of a question is its kind. For the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError where an argument is out of range.
     """
@@ -45,6 +45,7 @@ class Scenes(ConversationDataset):
         turns: int = 1,
         kinds: list[str] | None = None,
         captions: bool = False,
+        describe: bool = False,
         with_text: int | None = None,
         with_images: bool = True,
         concepts: int | None = None,
@@ -53,11 +54,13 @@ class Scenes(ConversationDataset):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._check(split, scenes, per_scene, turns, kinds, captions, with_text, with_images, concepts, size)
-        self.source, self.size, self.with_images = f"scenes/{split}", size, with_images
+        self._check(
+            split, scenes, per_scene, turns, kinds, captions or describe, with_text, with_images, concepts, size
+        )
+        self.source, self.split, self.size, self.with_images = f"scenes/{split}", split, size, with_images
         self.drawn = f"{self.source} seed={seed} concepts={concepts} size={size}"
         self.names = list(photos()) if split == PHOTOS else some_names(concepts)
-        self.per_scene, self.turns, self.captions = per_scene, turns, captions
+        self.per_scene, self.turns, self.captions, self.describe = per_scene, turns, captions, describe
         self.kinds = list(_kinds(split)) if kinds is None else kinds
         self.scenes = [
             make_scene(random.Random(f"{seed} {split} scene {i}"), self.names, SPLITS[split]) for i in range(scenes)
@@ -88,7 +91,9 @@ class Scenes(ConversationDataset):
         if turns > 1 and per_scene is None:
             raise ValueError(f"Scenes: turns={turns} needs per_scene, the number of conversations about a scene")
         if split == PHOTOS and (concepts is not None or captions):
-            raise ValueError("Scenes: photographs have no names: leave concepts and captions out with split='photos'")
+            raise ValueError(
+                "Scenes: photographs have no names: leave concepts, captions and describe out with split='photos'"
+            )
         if concepts is not None and concepts > len(groups()):
             raise ValueError(f"Scenes: concepts={concepts}, there are {len(groups())}")
 
@@ -101,10 +106,12 @@ class Scenes(ConversationDataset):
             chosen = [questions.in_turns(self.scenes[i], asked, rng, self.turns) for _ in range(self.per_scene)]
         else:
             chosen = [[kind] for kind in rng.sample(list(asked), min(self.per_scene, len(asked)))]
-        records = [self._record(i, [asked[kind] for kind in kinds], " ".join(kinds)) for kinds in chosen if kinds]
-        if self.captions:
-            records.append(self._record(i, [(DESCRIBE, questions.caption(self.scenes[i]))], "caption"))
-        return records
+        told = [(DESCRIBE, questions.caption(self.scenes[i]))]
+        last = told if self.describe else []
+        records = [
+            self._record(i, [asked[kind] for kind in kinds] + last, " ".join(kinds)) for kinds in chosen if kinds
+        ]
+        return records + ([self._record(i, told, "caption")] if self.captions else [])
 
     def _record(self, i: int, turns: list[questions.Pair], category: str) -> dict:
         mark = f"{IMAGE_MARK}\n" if self.with_images else ""
@@ -120,8 +127,11 @@ class Scenes(ConversationDataset):
     def record(self, i: int) -> dict:
         return self.records[i]
 
-    def picture(self, name: str) -> tuple[str, Image.Image]:
-        return f"{self.drawn}/{name}", paint(self.scenes[int(name)], self.size)
+    def picture(self, name: str) -> tuple[str, Source]:
+        key, scene = f"{self.drawn}/{name}", self.scenes[int(name)]
+        if self.split == PHOTOS:  # of files that nothing here vouches for
+            return key, paint(scene, self.size)
+        return key, Painted(f"{key} {painter()}", partial(paint, scene, self.size))
 
 
 def _kinds(split: str) -> Iterable[str]:

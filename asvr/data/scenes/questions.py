@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
-from asvr.data.scenes.scene import PLACES, Scene, Thing
+from asvr.data.scenes.scene import COLORS, PLACES, Scene, Thing
 from asvr.data.scenes.sprites import group_of
 
 Pair = tuple[str, str]
@@ -99,6 +99,13 @@ def exists(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
     return f"is there a {rng.choice([name for name in names if name not in scene.names()])}?", "no"
 
 
+def plate(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    shown = {thing.color for thing in scene.things}
+    if rng.random() < 0.5:
+        return f"is there a plate that is {rng.choice(sorted(shown))}?", "yes"
+    return f"is there a plate that is {rng.choice([color for color in COLORS if color not in shown])}?", "no"
+
+
 MAKERS = dict(
     what=what,
     kind=kind,
@@ -111,15 +118,17 @@ MAKERS = dict(
     color=color,
     pose=pose,
     exists=exists,
+    plate=plate,
 )
-UNNAMED = ("count", "word", "color", "pose")  # neither question nor answer names an object
-PHOTO_KINDS = ("kind", "count", "word", "color", "pose")  # of photographs, whose names nobody learned
+YES_NO = ("exists", "plate")
+UNNAMED = ("count", "word", "color", "pose", "plate")  # neither question nor answer names an object
+PHOTO_KINDS = ("kind", "count", "word", "color", "pose", "plate")  # of photographs, whose names nobody learned
 GROUPS = dict(
     general=("what", "kind", "count"),
     ocr=("word",),
     knowledge=("knowledge",),
     visual=("where", "left_of", "larger", "color", "pose"),
-    hallucination=("exists",),
+    hallucination=YES_NO,
 )
 
 
@@ -130,16 +139,23 @@ def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
 
 
 def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: int) -> list[str]:
-    """Kinds for one conversation: of those that name objects, none is about one that was named before. ("Is there a …?"
-    is so left out more often where the answer is yes.)"""
+    """Kinds for one conversation, of which none tells another's answer: of those that name objects no two are about the
+    same one, and of two about plates no colour is named twice. Questions with yes or no are drawn first and asked
+    anywhere, or they would be left out more often where the answer is yes."""
     chosen, told = [], set()
-    for kind in rng.sample(list(asked), len(asked)):
+    others = [kind for kind in asked if kind not in YES_NO]
+    for kind in [kind for kind in YES_NO if kind in asked] + rng.sample(others, len(others)):
         text = " ".join(asked[kind])
-        about = {thing.name for thing in scene.things if thing.name in text or PLACES[thing.place] in text}
-        if len(chosen) < turns and (kind in UNNAMED or not about & told):
+        if kind in ("color", "plate"):
+            about = {color for color in COLORS if color in text}
+        elif kind in UNNAMED:
+            about = set()
+        else:
+            about = {thing.name for thing in scene.things if thing.name in text or PLACES[thing.place] in text}
+        if len(chosen) < turns and not about & told:
             chosen.append(kind)
-            told |= set() if kind in UNNAMED else about
-    return chosen
+            told |= about
+    return rng.sample(chosen, len(chosen))
 
 
 def caption(scene: Scene) -> str:

@@ -3,12 +3,16 @@
 Objects and one painted word stand on the cells of a square grid, each on a round plate of some colour.
 """
 
+import hashlib
 import random
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+import PIL
 from PIL import Image, ImageDraw, ImageFont
 
-from asvr.data.scenes.sprites import sprite
+from asvr.data.scenes.sprites import FOLDER, sprite
 
 COLORS = dict(
     red=(214, 40, 40),
@@ -73,6 +77,16 @@ def make_scene(rng: random.Random, names: list[str], drawings: tuple[str, ...]) 
         for name, place in zip(chosen, places, strict=True)
     )
     return Scene(things, "".join(rng.choices(LETTERS, k=2)), rng.randrange(2**31))
+
+
+@cache
+def painter() -> str:
+    """Stands for all that decides the picture of a scene of drawings: this code, the drawings, the version of PIL."""
+    digest = hashlib.sha256(PIL.__version__.encode())
+    here = Path(__file__).parent
+    for file in (here / "scene.py", here / "sprites.py", *sorted(FOLDER.iterdir())):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def paint(scene: Scene, size: int) -> Image.Image:

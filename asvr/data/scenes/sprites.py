@@ -9,7 +9,7 @@ from PIL import Image
 from asvr.data.scenes.photos import photo, photos
 
 FOLDER = Path(__file__).parent / "emoji"
-DRAWINGS = ("noto", "twemoji", "fluent")
+DRAWINGS = ("twemoji", "fluent", "noto")
 PHOTO = "photo"
 
 
