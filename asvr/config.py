@@ -53,7 +53,11 @@ def _check_options(cfg: Config, options: dict) -> None:
     """Tell of an option that stages replace by their own value: an error where all of them do, else a warning."""
     stages = cfg.get("stages")
     for key, value in options.items():
-        shadowed = [name for name, stage in (stages or {}).items() if _sets(stage, key.split("."))]
+        shadowed = [
+            name
+            for name, stage in (stages or {}).items()
+            if _sets(stage, key.split(".")) and f"stages.{name}.{key}" not in options
+        ]
         if not shadowed:
             continue
         message = f"--cfg-options {key}={value!r} has no effect in {', '.join(shadowed)}: the config sets it there"

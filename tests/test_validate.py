@@ -286,7 +286,7 @@ def test_an_option_that_stages_replace_is_told(tmp_path, caplog):
     load_config(file, {"optim.lr": 2.0})
     assert "--cfg-options optim.lr=2.0 has no effect in a" in caplog.text and "stages.a.optim.lr" in caplog.text
     caplog.clear()
-    load_config(file, {"optim.betas": [0, 1], "stages.a.optim.lr": 3.0, "optim": dict(betas=[0, 1])})
+    load_config(file, {"optim.betas": [0, 1], "stages.a.optim.lr": 3.0, "optim": dict(betas=[0, 1]), "optim.lr": 2.0})
     assert not caplog.text
     load_config(file, {"data.train.root": "x"})
     assert "no effect in b" in caplog.text

@@ -31,7 +31,9 @@ def answer(conversation, line: str) -> None:
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     try:
-        if command == "/image":
+        if command == "/image" and not rest:
+            print("/image PATH: which picture?")
+        elif command == "/image":
             image = conversation.show(rest)
             print(f"{rest}: {image.width} x {image.height} pixels")
         elif command == "/map":

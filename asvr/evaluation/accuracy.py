@@ -107,6 +107,7 @@ def _row(dataset, i: int, item: dict, answer: str) -> dict:
     record = dataset.record(i)
     return dict(
         id=item["sample_id"],
+        record_id=record.get("id"),
         image=record.get("image"),
         kind=record.get("category", NO_KIND),
         question=item["question"],

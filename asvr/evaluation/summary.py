@@ -45,7 +45,7 @@ def _curves(axis, lines: list[dict], stages: list[str]) -> None:
         for key in keys:
             points = [(offset + line["step"], line[key]) for line in own if key in line]
             if points:
-                axis.plot(*zip(*points, strict=True), color=colors[key], linewidth=1.3)
+                axis.plot(*zip(*points, strict=True), color=colors[key], linewidth=1.3, marker=_marker(points))
         axis.axvline(offset, color=GREY, linewidth=0.6, linestyle=":")
         place = 1.0 + 0.05 * (len(stages) - 1 - j)  # stepped, so that names of short stages do not overlap
         axis.text(offset, place, stage, transform=axis.get_xaxis_transform(), va="bottom", fontsize=8, color=GREY)
@@ -54,6 +54,11 @@ def _curves(axis, lines: list[dict], stages: list[str]) -> None:
         axis.plot([], [], color=colors[key], label=key.removeprefix("loss_"))
     axis.set(xlabel="step", ylabel="loss, nats a token", yscale="log")
     axis.legend(frameon=False, fontsize=8)
+
+
+def _marker(points: list) -> str | None:
+    """A line through one point shows nothing."""
+    return "." if len(points) == 1 else None
 
 
 def _depths(axis, lines: list[dict], stage: str) -> None:
@@ -68,6 +73,7 @@ def _depths(axis, lines: list[dict], stage: str) -> None:
                 alpha=shade,
                 label=f"{key[4:]}, depth {depth + 1}",
                 linewidth=1.3,
+                marker=_marker(points),
             )
     axis.set(xlabel=f"step of {stage}", ylabel="codes predicted right, %", ylim=(0, 100))
     if axis.lines:

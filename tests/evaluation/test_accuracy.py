@@ -84,6 +84,7 @@ def test_answers_are_counted_in_all_and_by_kind(rows, tmp_path, monkeypatch):
     assert [line["right"] for line in lines] == [True, False, True, True]  # in the order of the file
     assert lines[1] == dict(
         id=f"{tmp_path}/questions.json:1",
+        record_id=None,
         image="1.png",
         kind="color",
         question="is it blue and rather large?",

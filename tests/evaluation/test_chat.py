@@ -102,6 +102,7 @@ def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):
     Image.new("L", (5, 9)).save(tmp_path / "small.png")
     lines = [
         "/map",
+        "/image",
         f"/image {tmp_path / 'text.png'}",
         f"/image {tmp_path / 'missing.png'}",
         f"/image {tmp_path / 'small.png'}",
@@ -121,6 +122,7 @@ def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):
     assert done.returncode == 0, done.stderr
     out = done.stdout.splitlines()
     assert "error: no picture yet: show one first" in out
+    assert "/image PATH: which picture?" in out
     assert any(line.startswith("error: ") and "text.png cannot be read" in line for line in out)
     assert any(line.startswith("error: ") and "missing.png is missing" in line for line in out)
     assert f"{tmp_path / 'small.png'}: 5 x 9 pixels" in out
