@@ -158,6 +158,12 @@ def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: in
     return rng.sample(chosen, len(chosen))
 
 
+def in_words(scene: Scene) -> str:
+    """All that a question may ask for: what is where, and each object with its place and looks."""
+    things = [f"{t.name} {PLACES[t.place]} {t.color} {t.size} {t.pose}" for t in scene.things]
+    return ", ".join([caption(scene), *things, f"middle {scene.word}"])
+
+
 def caption(scene: Scene) -> str:
     """What a caption tells: what is where. Size, colour, pose and letters are left out."""
     return ", ".join(f"{PLACES[thing.place]} {thing.name}" for thing in scene.things)
