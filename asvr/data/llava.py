@@ -1,23 +1,25 @@
-"""LLaVA's annotation files, JSON lists and JSON lines, of any size: only offsets are kept in memory."""
+"""LLaVA's annotation files, JSON lists and JSON lines, of any size: only offsets are mapped into memory."""
 
 import codecs
-import hashlib
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 
+from asvr.data.file_index import FileReader, file_index
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refused
 from asvr.registry import DATASETS
 
 BLOCK = 1 << 22  # bytes read at a time
+KIND = "records of a LLaVA file, 1"
+WHITESPACE = np.isin(np.arange(256), list(b" \t\r\n"))  # by byte
 
 
 @DATASETS.register_module()
 class LlavaDataset(ConversationDataset):
-    """Records of a LLaVA annotation file, read one at a time.
+    """Records of a LLaVA annotation file, read one at a time; where they are is kept, see `asvr.data.file_index`.
 
     ann_file: a JSON list, or JSON lines (its first character decides). image_folder: where its pictures
     are; by default the folder of the file. A name that leads out of it is refused. For the other
@@ -32,7 +34,8 @@ class LlavaDataset(ConversationDataset):
         if not os.path.isfile(ann_file):
             raise ValueError(f"ann_file {ann_file!r} is missing: expected a JSON list or JSON lines")
         self.image_folder = os.path.abspath(image_folder or os.path.dirname(ann_file))
-        self.spans = index_records(ann_file)
+        index = file_index(self.source, KIND, lambda path: dict(spans=index_records(path)))
+        self.spans, self.sha256, self.read = index.arrays["spans"], index.sha256, FileReader(self.source)
         if not len(self.spans):
             raise ValueError(f"ann_file {ann_file!r} holds no record")
 
@@ -41,17 +44,13 @@ class LlavaDataset(ConversationDataset):
 
     def record(self, i: int) -> dict:
         start, end = self.spans[i]
-        with open(self.source, "rb") as file:
-            file.seek(start)
-            text = file.read(end - start)
         try:
-            return json.loads(text)
+            return json.loads(self.read(start, end))
         except ValueError as error:  # also a text that is not UTF-8
             raise Refused(f"not JSON (bytes {start} to {end}): {error}", "malformed") from error
 
     def fingerprint(self) -> str:
-        with open(self.source, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return self.sha256[:16]
 
     def picture(self, name: str) -> tuple[str, Path]:
         path = os.path.normpath(os.path.join(self.image_folder, name))
@@ -78,16 +77,23 @@ def index_records(path: str) -> np.ndarray:
 
 
 def _index_lines(file) -> np.ndarray:
+    """Of every line that is not blank, its end of line included."""
     file.seek(0)
-    ends, offset = [], 0
+    starts, indented, offset, at_start = [], [], 0, True
     while block := file.read(BLOCK):
-        ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset + 1)
+        data = np.frombuffer(block, np.uint8)
+        begin = np.concatenate([[0] if at_start else [], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
+        at_start = block.endswith(b"\n")
+        begin = begin[begin < len(data)]
+        starts.append(begin + offset)
+        indented.append(WHITESPACE[data[begin]])
         offset += len(block)
-    ends = np.unique(np.concatenate([*ends, [offset]]).astype(np.int64))
-    spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
-    short = np.flatnonzero(spans[:, 1] - spans[:, 0] <= 2)
-    blank = [i for i in short if not _read(file, *spans[i]).strip()]
-    return np.delete(spans, blank, axis=0)
+    if not starts:
+        return np.empty((0, 2), np.int64)
+    begins = np.concatenate(starts)
+    spans = np.stack([begins, np.append(begins[1:], offset)], axis=1)
+    suspects = np.flatnonzero(np.concatenate(indented))
+    return np.delete(spans, [i for i in suspects if not _read(file, *spans[i]).strip()], axis=0)
 
 
 def _read(file, start: int, end: int) -> bytes:
