@@ -73,6 +73,12 @@ TARGET = dict(
     fit=Field("a dict of arguments of the tokenizer's fit()", lambda v: isinstance(v, dict), required=False),
 )
 
+SOURCE = dict(  # of a mixture
+    dataset=COMPONENT,
+    weight=optional(number(0, above=True)),
+    name=Field("a name, or None", lambda value: value is None or isinstance(value, str), required=False),
+)
+
 
 def is_pack(value) -> bool:
     known = dict(max_tokens=count(), max_images=optional(count()))

@@ -3,6 +3,7 @@
 from asvr.data.easy_vqa import EasyVQA
 from asvr.data.image_folder import ImageFolder
 from asvr.data.llava import LlavaDataset
+from asvr.data.mixture import Mixture
 from asvr.data.scenes import Scenes
 
-__all__ = ["EasyVQA", "ImageFolder", "LlavaDataset", "Scenes"]
+__all__ = ["EasyVQA", "ImageFolder", "LlavaDataset", "Mixture", "Scenes"]

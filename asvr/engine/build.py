@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from asvr.config import distinct, stage_config
 from asvr.data.collate import Collate
+from asvr.data.mixture import sampler_of
 from asvr.data.packing import StepCollate
-from asvr.data.samplers import BatchSampler, ResumableSampler
+from asvr.data.samplers import BatchSampler
 from asvr.engine.optim import PRECISIONS
 from asvr.models.attention import AUTO, choose, set_kernel
 from asvr.registry import DATASETS, MODELS
@@ -124,7 +125,7 @@ def pack_limits(data: Config) -> dict | None:
 
 def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
     """Optimisation steps without end, each a list of micro-batches, of samples in an order that the seed decides."""
-    sampler = ResumableSampler(length=len(dataset), seed=cfg.runtime.seed)
+    sampler = sampler_of(dataset, cfg.runtime.seed)
     return build_step_loader(cfg, dataset, collate, BatchSampler(sampler, size=cfg.data.global_batch))
 
 

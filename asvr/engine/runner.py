@@ -48,7 +48,11 @@ def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: 
         default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
         custom_hooks=[
             ProgressHook(
-                file=str(work_dir / "metrics.jsonl"), stage=name, interval=runtime.log_interval, flops=step_flops(stage)
+                file=str(work_dir / "metrics.jsonl"),
+                stage=name,
+                interval=runtime.log_interval,
+                flops=step_flops(stage),
+                drawn=(lambda step: dataset.drawn(step * data.global_batch)) if hasattr(dataset, "drawn") else None,
             ),
             CheckpointHook(
                 folder=str(folder / "checkpoints"),
