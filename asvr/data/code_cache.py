@@ -24,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from asvr.data.images import picture_bytes
 from asvr.data.refusals import Refused
+from asvr.data.stored_picture import StoredPicture
 from asvr.engine.log import logger, progress_bar
 
 STORE, FILES = "store.json", "files.jsonl"
@@ -220,12 +220,12 @@ class CodeCache:
 
 
 def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
-    """Picture key -> SHA-256 of its bytes. ``root/files.jsonl`` remembers those of files, and a file is read again only
-    where its size or its time of change differs."""
+    """Picture key -> SHA-256 of its bytes, or of what stands for them (`StoredPicture.sha256`). ``root/files.jsonl``
+    remembers those of files, and a file is read again only where its size or its time of change differs."""
     file = root / FILES
     known, found = _known_files(file), {}
     root.mkdir(parents=True, exist_ok=True)
-    paths = {key: Path(source).absolute() for key, source in pictures.items() if not isinstance(source, Image.Image)}
+    paths = {key: Path(source).absolute() for key, source in pictures.items() if isinstance(source, str | Path)}
     with (
         open(file, "a") as out,
         ThreadPoolExecutor(READERS) as readers,
@@ -239,7 +239,9 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
                     out.write("\n" + json.dumps(line))
                 bar.update()
     for key, source in pictures.items():
-        if key not in paths:
+        if isinstance(source, StoredPicture):
+            found[key] = source.sha256()
+        elif key not in paths:
             found[key] = hashlib.sha256(picture_bytes(source)).hexdigest()
     return {key: found[paths.get(key, key)] for key in pictures}
 

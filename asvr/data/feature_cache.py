@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from asvr.data.code_cache import hash_pictures
 from asvr.data.disk import require_room
-from asvr.data.images import open_image, picture_bytes
+from asvr.data.images import open_image
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
 from asvr.models.tokenizers.precision import full_float32
@@ -154,20 +154,12 @@ def build_feature_cache(
 
 
 def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) -> Path:
-    """The folder is named by what its content depends on: encoder, transform and the bytes of every picture."""
+    """The folder is named by what its content depends on: encoder, transform and the bytes of every picture, of which
+    those that have not changed since the last start are not read again."""
     digest = hashlib.sha256(f"{encoder.fingerprint()} {encoder.transform} {aspect} {_text(config)}".encode())
-    for key, source in pictures.items():
-        digest.update(key.encode() + hashlib.sha256(_content(source)).digest())
+    for key, sha256 in hash_pictures(root, pictures).items():
+        digest.update(key.encode() + bytes.fromhex(sha256))
     return root / digest.hexdigest()[:16]
-
-
-def _content(source: "Path | Image.Image") -> bytes:
-    if isinstance(source, Image.Image):
-        return picture_bytes(source)
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:  # told where the picture is opened
-        return str(error).encode()
 
 
 def _text(config: dict) -> str:

@@ -13,24 +13,21 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from asvr.engine.log import logger, progress_bar
+from asvr.engine.log import logger
 from asvr.folders import sha256_of
 
 SUFFIX = ".asvr-index"
 KEPT_FROM = 1 << 24  # bytes: a smaller file is read again faster than a user asks what the new file in the folder is
 END = 1 << 16  # bytes of each end
 SETTLED = 2.0  # seconds: within a clock's tick, a file could change again and keep its size and time of change
-READERS = 8  # threads; hashing and reading let one another go on
 
 
 @dataclass(frozen=True)
@@ -63,35 +60,6 @@ def file_index(path: str, kind: str, scan: Callable[[str], dict[str, np.ndarray]
         if began - os.stat(path).st_mtime > SETTLED:
             _keep(index, before, places)
         return index
-
-
-def file_indexes(paths: list[str], kind: str, scan: Callable[[str], dict[str, np.ndarray]]) -> list[FileIndex]:
-    """`file_index` of each of many files."""
-    with (
-        ThreadPoolExecutor(READERS) as readers,
-        progress_bar(total=len(paths), desc="index", unit="file", disable=len(paths) < READERS) as bar,
-    ):
-        found = []
-        for index in readers.map(lambda path: file_index(path, kind, scan), paths):
-            found.append(index)
-            bar.update()
-        return found
-
-
-def find_files(files: str | list, what: str) -> list[str]:
-    """The files of a pattern (``data/*.tar``) or of a list of names and patterns, each pattern's sorted.
-
-    Raises ``ValueError`` where one finds none, or where one file is found twice.
-    """
-    found = []
-    for pattern in [files] if isinstance(files, str) else files:
-        own = [pattern] if os.path.isfile(pattern) else sorted(p for p in glob(pattern) if os.path.isfile(p))
-        if not own:
-            raise ValueError(f"{what}: files {pattern!r} names no file")
-        found += own
-    if len(set(found)) < len(found):
-        raise ValueError(f"{what}: files={files!r} names a file twice: {max(found, key=found.count)}")
-    return found
 
 
 def cache_folder() -> Path:

@@ -1,11 +1,13 @@
 """Opening pictures."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from asvr.data.refusals import Refused
+from asvr.data.stored_picture import StoredPicture
 
 # What PIL raises for a file that is no picture, cut off, broken or absurdly large.
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, NotImplementedError, Image.DecompressionBombError)
@@ -22,13 +24,13 @@ TURNS = {
 
 
 def open_image(
-    source: "str | Path | Image.Image",
+    source: "str | Path | StoredPicture | Image.Image",
     *,
     formats: tuple[str, ...] | None = None,
     max_pixels: int | None = None,
     upright: bool = False,
 ) -> Image.Image:
-    """A picture in RGB, from its file or itself.
+    """A picture in RGB, from its file, out of a larger one, or itself.
 
     formats: those of PIL's that a file may have, None for all. max_pixels: a larger file is refused, before it is
     decoded where its header tells the truth. upright: turned as its EXIF orientation says; training takes pictures as
@@ -38,7 +40,8 @@ def open_image(
     if isinstance(source, Image.Image):
         return _to_rgb(source)
     try:
-        with Image.open(source, formats=formats) as image:
+        file = io.BytesIO(source.read()) if isinstance(source, StoredPicture) else source
+        with Image.open(file, formats=formats) as image:
             _check_size(image, source, max_pixels)
             picture = _to_rgb(_turned(image) if upright else image)
             _check_size(picture, source, max_pixels)  # a container may hold more than its header tells

@@ -53,10 +53,15 @@ class LlavaDataset(ConversationDataset):
         return self.sha256[:16]
 
     def picture(self, name: str) -> tuple[str, Path]:
-        path = os.path.normpath(os.path.join(self.image_folder, name))
-        if os.path.commonpath([self.image_folder, path]) != self.image_folder:
-            raise Refused(f"the picture {name!r} lies outside image_folder {self.image_folder}", "outside image_folder")
-        return path, Path(path)
+        return picture_inside(self.image_folder, name)
+
+
+def picture_inside(image_folder: str, name: str) -> tuple[str, Path]:
+    """The cache key and the file of a picture. Raises `Refused` where its name leads out of the folder."""
+    path = os.path.normpath(os.path.join(image_folder, name))
+    if os.path.commonpath([image_folder, path]) != image_folder:
+        raise Refused(f"the picture {name!r} lies outside image_folder {image_folder}", "outside image_folder")
+    return path, Path(path)
 
 
 def index_records(path: str) -> np.ndarray:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from asvr.data.conversation import encode_segments, parse_rounds, segments_of, truncate
 from asvr.data.refusals import Refusal, Refused, check_policy
+from asvr.data.stored_picture import StoredPicture
 from asvr.data.templates import IMAGE_MARK, Template, build_template
 
 
@@ -49,12 +50,16 @@ class ConversationDataset:
         """Record ``i`` in LLaVA's format."""
         raise NotImplementedError(f"{type(self).__name__} must return a record")
 
-    def picture(self, name: str) -> "tuple[str, Path | Image.Image]":
-        """The cache key of a picture of a record, and its file or itself."""
+    def picture(self, name: str) -> "tuple[str, Path | StoredPicture | Image.Image]":
+        """The cache key of a picture of a record, and its file, where it stands in a larger one, or itself."""
         raise NotImplementedError(f"{type(self).__name__} must find a picture")
 
     def sample_id(self, i: int) -> str:
         return f"{self.source}:{i}"
+
+    def place(self, i: int) -> str:
+        """Where a record stands, for messages."""
+        return f"{self.source}, record {i}"
 
     def __getitem__(self, i: int) -> dict | Refusal:
         """Return ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for a picture), ``images`` (files or
@@ -85,7 +90,7 @@ class ConversationDataset:
         for found in self._each(lambda i: _texts(self.record(i), template)):
             yield from found
 
-    def pictures(self) -> "Iterator[tuple[str, Path | Image.Image]]":
+    def pictures(self) -> "Iterator[tuple[str, Path | StoredPicture | Image.Image]]":
         """Every picture once, with its key, in the order of the records. None is opened."""
         seen = set()
         for found in self._each(lambda i: [self.picture(name) for name in _names(self.record(i))]):
@@ -107,7 +112,7 @@ class ConversationDataset:
             return make(i)
         except Refused as error:
             self.refusals[error.reason] += 1
-            message = f"{self.source}, record {i}: {error}"
+            message = f"{self.place(i)}: {error}"
             if self.on_error == "raise":
                 raise Refused(message, error.reason) from error
             return Refusal(self.sample_id(i), error.reason, message)
@@ -121,7 +126,7 @@ class ConversationDataset:
         keys, sources = [], []
         for name in names:
             key, source = self.picture(name)
-            if not isinstance(source, Image.Image) and not os.path.isfile(source):
+            if isinstance(source, str | Path) and not os.path.isfile(source):
                 raise Refused(f"the picture {source} is missing", "missing picture")
             keys.append(key)
             sources.append(source)

@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from asvr.data.batch import Batch, visual_sources
+from asvr.data.images import open_image
 from asvr.data.refusals import Refusal
+from asvr.data.stored_picture import StoredPicture
 from asvr.engine.build import build_collate
 from asvr.engine.log import progress_bar
 from asvr.engine.optim import PRECISIONS
@@ -183,8 +185,8 @@ def _codes(
 
 def _file_of(source, file: Path) -> str:
     """The picture's own file, or ``file``, where it is written if it has none."""
-    if isinstance(source, Image.Image):
-        source.save(file)
+    if isinstance(source, StoredPicture | Image.Image):
+        open_image(source).save(file)
         return str(file)
     return str(source)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asvr.data import file_index as module
 from asvr.data import llava
-from asvr.data.file_index import SUFFIX, FileReader, file_index, find_files
+from asvr.data.file_index import SUFFIX, FileReader, file_index
 from asvr.data.llava import KIND, LlavaDataset, index_records
 
 LONG_AGO = 1_600_000_000
@@ -188,16 +188,3 @@ def test_a_reader_closes_its_handle_and_travels_without_it(tmp_path):
     del reader
     with pytest.raises(OSError):
         os.fstat(handle)
-
-
-def test_files_of_patterns(tmp_path):
-    for name in ("b.tar", "a.tar", "[1].tar", "c.txt"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.tar").mkdir()
-    tars = [str(tmp_path / name) for name in ("[1].tar", "a.tar", "b.tar")]
-    assert find_files(str(tmp_path / "*.tar"), "T") == tars
-    assert find_files([str(tmp_path / "c.txt"), tars[0]], "T") == [str(tmp_path / "c.txt"), tars[0]]
-    with pytest.raises(ValueError, match="T: files '.*none.*' names no file"):
-        find_files([tars[1], str(tmp_path / "none*")], "T")
-    with pytest.raises(ValueError, match="a file twice: .*a.tar"):
-        find_files([tars[1], str(tmp_path / "*.tar")], "T")
