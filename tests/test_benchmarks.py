@@ -1,6 +1,7 @@
 """The scripts in benchmarks/ run at tiny sizes and report what they measured."""
 
 import json
+import os
 import subprocess
 
 import pytest
@@ -66,6 +67,17 @@ def test_dataloader(run):
     assert [row["workers"] for row in result["rows"]] == [0, 1]
     for row in result["rows"]:  # seven of eight samples have a picture, in whatever order; packed rows have no padding
         assert 6 < row["images_per_s"] / row["steps_per_s"] <= 8 and row["real_tokens_percent"] == 100
+
+
+def test_data_scale(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: call_tool(*command[1:]))
+    monkeypatch.setattr("asvr.data.file_index.KEPT_FROM", 0)
+    folder = tmp_path / "records"
+    folder.mkdir()
+    monkeypatch.setattr("time.sleep", lambda seconds: os.utime(next(folder.glob("*/records.jsonl")), (0, 0)))
+    result, text = run("data_scale", "--records", "200", "--reads", "50", "--folder", str(folder))
+    assert result["first"]["records"] == 200 and result["later"]["reads_per_s"] > 0 and "200 records" in text
+    assert result["index_mb"] > 0 and not list(folder.iterdir())
 
 
 def test_memory(run, monkeypatch):
