@@ -1,7 +1,7 @@
 """Several datasets in one run, each with a share of the samples.
 
 The sample at a position follows from the seed and the position alone, so that a run goes on anywhere without going
-through what lies before. Which source stands there is Webster's method (Sainte-Lague), the usual rounding of shares:
+through what lies before. How many come of each source is Webster's method (Sainte-Lague), the usual rounding of shares:
 the next sample is of the source with the least ``(2 * drawn + 1) / weight``.
 """
 
@@ -19,6 +19,8 @@ from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refusal
 from asvr.data.samplers import ResumableSampler
 from asvr.registry import DATASETS
+
+WINDOW = 32  # positions
 
 
 class Shares:
@@ -45,13 +47,16 @@ class Shares:
 
 
 class MixtureSampler:
-    """Endless indices into the sources put one behind another, in the order of `Shares`.
+    """Endless indices into the sources put one behind another.
+
+    Each ``WINDOW`` of positions holds the sources that `Shares` gives it, in an order that the seed decides: processes
+    take every n-th sample, and of sources in turn each would get one alone.
 
     samplers: one a source, each with its own order, `ResumableSampler` or another mixture's. lengths: of the sources.
     """
 
-    def __init__(self, samplers: list, *, lengths: list[int], shares: Shares):
-        self.samplers, self.shares, self.start = samplers, shares, 0
+    def __init__(self, samplers: list, *, lengths: list[int], shares: Shares, seed: int):
+        self.samplers, self.shares, self.seed, self.start = samplers, shares, seed, 0
         self.first = list(accumulate(lengths[:-1], initial=0))
 
     def seek(self, position: int) -> None:
@@ -60,15 +65,33 @@ class MixtureSampler:
             raise ValueError(f"position {position} lies before the first sample")
         self.start = position
 
+    def drawn(self, position: int) -> list[int]:
+        """How many of the first ``position`` samples are of which source."""
+        window, offset = divmod(position, WINDOW)
+        counts = self.shares.drawn(window * WINDOW)
+        for source in self._window(window, list(counts))[:offset]:
+            counts[source] += 1
+        return counts
+
+    def _window(self, window: int, drawn: list[int]) -> list[int]:
+        """The sources of a window. drawn: in front of it; gets those of the window added."""
+        sources = []
+        for _ in range(WINDOW):
+            sources.append(self.shares.next(drawn))
+            drawn[sources[-1]] += 1
+        generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, window])))
+        return [sources[i] for i in generator.permutation(WINDOW)]
+
     def __iter__(self) -> Iterator[int]:
-        drawn = self.shares.drawn(self.start)
-        for sampler, count in zip(self.samplers, drawn, strict=True):
+        for sampler, count in zip(self.samplers, self.drawn(self.start), strict=True):
             sampler.seek(count)
         indices = [iter(sampler) for sampler in self.samplers]
+        window, offset = divmod(self.start, WINDOW)
+        drawn = self.shares.drawn(window * WINDOW)
         while True:
-            source = self.shares.next(drawn)
-            drawn[source] += 1
-            yield self.first[source] + next(indices[source])
+            for source in self._window(window, drawn)[offset:]:
+                yield self.first[source] + next(indices[source])
+            window, offset = window + 1, 0
 
 
 def sampler_of(dataset, seed: int):
@@ -81,8 +104,9 @@ class Mixture(ConversationDataset):
     """Sources with weights, as one dataset.
 
     sources: dicts of ``dataset`` (a dataset's config), ``weight`` (any positive number; shares are relative; default:
-    its number of records) and ``name`` (in logs; default: its own). At every position each source has been drawn its
-    weight's share, rounded, and in an order of its own: none of its samples comes twice before all have come once.
+    its number of records) and ``name`` (in logs; default: its own). After every ``WINDOW`` samples each source has been
+    drawn its weight's share, rounded, and in an order of its own: none of its samples comes twice before all have come
+    once.
     For the other arguments, which all sources get, see `asvr.data.records.ConversationDataset`.
 
     As a list of records it is its sources one behind another. Its length, an epoch, is all of theirs: with weights,
@@ -114,11 +138,12 @@ class Mixture(ConversationDataset):
             [sampler_of(dataset, own_seed) for dataset, own_seed in zip(self.datasets, own, strict=True)],
             lengths=[len(dataset) for dataset in self.datasets],
             shares=self.shares,
+            seed=seed,
         )
 
-    def drawn(self, position: int) -> dict[str, int]:
+    def drawn(self, position: int, seed: int) -> dict[str, int]:
         """How many of the first ``position`` samples of training are of which source."""
-        return dict(zip(self.names, self.shares.drawn(position), strict=True))
+        return dict(zip(self.names, self.sampler(seed).drawn(position), strict=True))
 
     def _find(self, i: int) -> tuple[ConversationDataset, int]:
         """The dataset that record ``i`` is of, and its number there."""

@@ -2,14 +2,14 @@
 
 from collections import Counter
 from fractions import Fraction
-from itertools import islice
+from itertools import accumulate, islice
 
 import pytest
 from data_helpers import byte_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asvr.data.mixture import Mixture, MixtureSampler, Shares
+from asvr.data.mixture import WINDOW, Mixture, MixtureSampler, Shares
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import ResumableSampler
@@ -87,7 +87,7 @@ def test_whole_shares_are_exact():
 
 def sampler(lengths: list[int], weights: list, seed: int) -> MixtureSampler:
     own = [ResumableSampler(length=length, seed=seed + i) for i, length in enumerate(lengths)]
-    return MixtureSampler(own, lengths=lengths, shares=Shares(weights))
+    return MixtureSampler(own, lengths=lengths, shares=Shares(weights), seed=seed)
 
 
 @settings(deadline=None)
@@ -100,6 +100,10 @@ def test_it_begins_anywhere_as_if_it_had_run_there(sources, seed, start):
     lengths, weights = zip(*sources, strict=True)
     whole = list(islice(sampler(lengths, weights, seed), start + 30))
     other = sampler(lengths, weights, seed)
+    ends = list(accumulate(lengths))
+    assert other.drawn(start) == [
+        sum(end - length <= i < end for i in whole[:start]) for end, length in zip(ends, lengths, strict=True)
+    ]
     other.seek(start)
     assert list(islice(other, 30)) == whole[start:]
     other.seek(0)
@@ -146,19 +150,28 @@ def test_it_is_its_sources_one_behind_another():
     assert list(both) == [both[i] for i in range(5)]
     assert list(both.texts()) == [*a.texts(), *b.texts()]
     assert [key for key, _ in both.pictures()] == ["pictures/0.png", "pictures/1.png", "pictures/2.png"]
-    assert both.drawn(8) == dict(a=6, b=2)
-    assert mixture(source("a", 2), source("b", 6)).drawn(8) == dict(a=2, b=6)  # by their sizes
+    assert both.drawn(WINDOW, 0) == dict(a=24, b=8)
+    assert mixture(source("a", 2), source("b", 6)).drawn(WINDOW, 0) == dict(a=8, b=24)  # by their sizes
     ByteLevelBPE(vocab_size=300, corpus=both)
 
 
 def test_mixtures_may_be_nested():
     inner = dict(dataset=dict(type="Mixture", sources=[source("a", 2), source("b", 2)]), weight=1)
     outer = mixture(inner, source("c", 4, weight=1))
-    drawn = list(islice(outer.sampler(0), 16))
-    assert Counter("abc"[(i >= 2) + (i >= 4)] for i in drawn) == dict(a=4, b=4, c=8)
+    drawn = list(islice(outer.sampler(0), 2 * WINDOW))
+    assert Counter("abc"[(i >= 2) + (i >= 4)] for i in drawn) == dict(a=16, b=16, c=32)
     again = outer.sampler(0)
     again.seek(7)
-    assert list(islice(again, 9)) == drawn[7:]
+    assert list(islice(again, WINDOW)) == drawn[7 : 7 + WINDOW]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_process_gets_some_of_every_source(processes):
+    """Each takes every n-th sample; sources that take turns would go to one process each."""
+    drawn = list(islice(mixture(source("a", 50), source("b", 50)).sampler(0), 100 * WINDOW))
+    for rank in range(processes):
+        own = [i < 50 for i in drawn[rank::processes]]
+        assert 0.45 < sum(own) / len(own) < 0.55
 
 
 def test_the_fingerprint_follows_weights_and_records():
@@ -195,4 +208,4 @@ def test_mistakes_are_refused(sources, message):
 
 
 def test_a_name_tells_two_of_one_file_apart():
-    assert mixture(source("a", 1), source("a", 1, name="again")).drawn(2) == dict(a=1, again=1)
+    assert mixture(source("a", 1), source("a", 1, name="again")).drawn(WINDOW, 0) == dict(a=16, again=16)
