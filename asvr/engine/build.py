@@ -84,12 +84,13 @@ def dataset_configs(stage: Config) -> dict[str, dict]:
 
 def pictures_of_stages(cfg: Config) -> tuple[list[str], dict]:
     """Keys of the training pictures of all stages, and every picture (key -> file), those of questions among them."""
-    training, everything = [], []
+    training, asked = [], []
     for name in cfg.stages:
         configs = dataset_configs(stage_config(cfg, name))
-        training.append(configs["data.train"])
-        everything += configs.values()
-    return list(_pictures(training)), _pictures(training) | _pictures(everything)
+        training.append(configs.pop("data.train"))
+        asked += configs.values()
+    found = _pictures(training)
+    return list(found), found | _pictures([config for config in asked if config not in training])
 
 
 def _pictures(configs: list) -> dict:
