@@ -18,7 +18,7 @@ from asvr.registry import DATASETS
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")  # a sample's key, and the field: all behind the first dot
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "ppm", "tif", "tiff")
+PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 @dataclass(frozen=True, slots=True)
