@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from asvr.data.disk import require_room
-from asvr.data.images import open_image, picture_bytes
+from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, check_file, open_image, picture_bytes
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
+from asvr.folders import sha256_of
 from asvr.models.tokenizers.precision import full_float32
 
 BATCH = 32
@@ -106,15 +107,18 @@ def build_feature_cache(
     *,
     config: dict,
     on_error: str = "raise",
+    max_pixels: int = MAX_PIXELS,
     budget_gb: float | None = None,
 ) -> FeatureCache:
     """The cache of ``pictures`` (key -> file or picture) under ``root``; computed on ``device`` unless it is there.
 
     config: what decides the encoder's output besides its weights. on_error: what happens where a picture cannot be
-    read: ``raise``, or ``skip``, which notes it, so that its samples are refused when they come. budget_gb: the most
-    that the features may take of the disk; the first batch tells what all take. Raises ``ValueError`` where that, or
-    what is free, is less.
+    read: ``raise``, or ``skip``, which notes it, so that its samples are refused when they come. max_pixels: of a
+    picture. budget_gb: the most that the features may take of the disk; the first batch tells what all take. Raises
+    ``ValueError`` where that, or what is free, is less.
     """
+    if max_pixels != MAX_PIXELS:  # what is refused depends on it
+        config = dict(config, max_pixels=max_pixels)
     folder = folder_of(root, encoder, pictures, aspect, config)
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
@@ -122,7 +126,7 @@ def build_feature_cache(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         kept, out = [], None
-        batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused)
+        batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused, max_pixels)
         with progress_bar(total=len(pictures), desc="features", unit="picture") as bar, torch.inference_mode():
             for keys, pixels in batches:
                 with full_float32(device):  # as `VLM.encode` does
@@ -157,17 +161,19 @@ def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) ->
     """The folder is named by what its content depends on: encoder, transform and the bytes of every picture."""
     digest = hashlib.sha256(f"{encoder.fingerprint()} {encoder.transform} {aspect} {_text(config)}".encode())
     for key, source in pictures.items():
-        digest.update(key.encode() + hashlib.sha256(_content(source)).digest())
+        digest.update(key.encode() + _content(source))
     return root / digest.hexdigest()[:16]
 
 
 def _content(source: "Path | Image.Image") -> bytes:
-    if isinstance(source, Image.Image):
-        return picture_bytes(source)
+    """The SHA-256 of what a picture shows, or of why it cannot be read: that is told where the picture is opened."""
     try:
-        return Path(source).read_bytes()
-    except OSError as error:  # told where the picture is opened
-        return str(error).encode()
+        if isinstance(source, Image.Image):
+            return hashlib.sha256(picture_bytes(source)).digest()
+        check_file(source)
+        return bytes.fromhex(sha256_of(source))
+    except (OSError, Refused) as error:
+        return hashlib.sha256(str(error).encode()).digest()
 
 
 def _text(config: dict) -> str:
@@ -175,13 +181,19 @@ def _text(config: dict) -> str:
 
 
 def pixel_batches(
-    keys: list[str], pictures: dict, transform, aspect: str, refused: dict | None = None
+    keys: list[str],
+    pictures: dict,
+    transform,
+    aspect: str,
+    refused: dict | None = None,
+    max_pixels: int = LARGEST_LIMIT,
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """Keys and pixels. refused: gets key -> (message, reason) of what cannot be read; None raises `Refused`."""
+    """Keys and pixels. refused: gets key -> (message, reason) of what cannot be read; None raises `Refused`.
+    max_pixels: of a picture; by default that was checked before, when its features were computed."""
     batch: dict[str, Tensor] = {}
     for key in keys:
         try:
-            batch[key] = transform(open_image(pictures[key]), aspect)
+            batch[key] = transform(open_image(pictures[key], max_pixels=max_pixels), aspect)
         except Refused as error:
             if refused is None:
                 raise

@@ -6,16 +6,18 @@ must be there.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from asvr.data.conversation import encode_segments, parse_rounds, segments_of, truncate
-from asvr.data.refusals import Refusal, Refused, check_policy
+from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
+from asvr.data.images import check_file
+from asvr.data.refusals import Refusal, Refused, check_policy, short
 from asvr.data.templates import IMAGE_MARK, Template, build_template
+
+LONGEST_NAME = 4095  # bytes of a path that Linux takes
 
 
 class ConversationDataset:
@@ -121,8 +123,8 @@ class ConversationDataset:
         keys, sources = [], []
         for name in names:
             key, source = self.picture(name)
-            if not isinstance(source, Image.Image) and not os.path.isfile(source):
-                raise Refused(f"the picture {source} is missing", "missing picture")
+            if not isinstance(source, Image.Image):
+                check_file(source)
             keys.append(key)
             sources.append(source)
         return record, segments, dict(images=sources, image_keys=keys, sample_id=self.sample_id(i))
@@ -138,6 +140,8 @@ class ConversationDataset:
     def _question_item(self, i: int) -> dict:
         record, segments, item = self._segments(i, prompt=True)
         input_ids, labels = encode_segments(segments, self.tokenizer)
+        if not isinstance(record.get("category", ""), str):  # answers are counted by it
+            raise Refused(f"'category' is not a text: {short(record['category'])}", "malformed")
         self._refuse_longer(len(input_ids) + len(item["images"]) * ((self.num_image_tokens or 1) - 1))
         messages = _messages(record)
         asked = [m["value"].replace(IMAGE_MARK, "").strip() for m in messages if m["from"] == "human"]
@@ -154,20 +158,23 @@ class ConversationDataset:
 def _names(record: dict) -> list[str]:
     """The pictures of a record."""
     if not isinstance(record, dict):
-        raise Refused(f"the record is not an object: {record!r:.80}", "malformed")
+        raise Refused(f"the record is not an object: {short(record)}", "malformed")
     names = record.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]
     if not all(isinstance(name, str) and name for name in names):
-        raise Refused(f"'image' is neither a file name nor a list of them: {names!r:.80}", "malformed")
+        raise Refused(f"'image' is neither a file name nor a list of them: {short(names)}", "malformed")
+    for name in names:
+        if "\0" in name or len(name) > LONGEST_NAME or not is_whole(name):
+            raise Refused(f"no file can have the name {short(name)}", "malformed")
     return names
 
 
 def _messages(record: dict) -> list:
     """The conversation of a record; an absent one is empty."""
-    messages = record.get("conversations") or []
-    if not isinstance(messages, list):
-        raise Refused(f"'conversations' is not a list: {messages!r:.80}", "malformed")
-    return messages
+    messages = record.get("conversations")
+    if messages is not None and not isinstance(messages, list):
+        raise Refused(f"'conversations' is not a list: {short(messages)}", "malformed")
+    return messages or []
 
 
 def _texts(record: dict, template: Template | None) -> list[str]:
