@@ -42,7 +42,10 @@ def parse_rounds(messages: list, num_images: int, *, prompt: bool = False) -> li
         turns = turns[:-1]
     if not prompt and len(turns) % 2:
         raise Refused("the last question has no answer", "no answer")
-    questions = _with_marks([value for role, value in turns if role == "human"], num_images)
+    questions = [value for role, value in turns if role == "human"]
+    if not all(question.strip() for question in questions):
+        raise Refused("a question is empty", "empty question")
+    questions = _with_marks(questions, num_images)
     answers = [value for role, value in turns if role == "gpt"]
     answers += [None] * (len(questions) - len(answers))
     return [_round(question, answer) for question, answer in zip(questions, answers, strict=True)]
@@ -82,8 +85,6 @@ def _mark_first(question: str) -> str:
 
 
 def _round(question: str, answer: str | None) -> Round:
-    if not question.strip():
-        raise Refused("a question is empty", "empty question")
     if answer is not None and not answer.strip():
         raise Refused(f"the answer to {short(question)} is empty", "empty answer")
     if answer is not None and IMAGE_MARK in answer:

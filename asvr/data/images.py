@@ -12,6 +12,7 @@ from asvr.data.refusals import Refused
 # PIL reads more: PostScript, which another program runs, and containers whose headers hide the sizes of pictures.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 100_000_000  # 400 MB at PIL's four bytes a pixel
+MAX_SIDE = 65_535  # JPEG's own; the weights that PIL resizes by grow with a side, to gigabytes for a line of pixels
 LARGEST_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # PIL itself refuses more
 MISSING, UNREADABLE, TOO_LARGE = "missing picture", "unreadable picture", "too large a picture"
 # What brings a picture with this EXIF orientation upright.
@@ -53,6 +54,8 @@ def open_image(
             return picture
     except Refused:
         raise
+    except Image.DecompressionBombError as error:  # PIL's own limit, which stands above ours
+        raise Refused(f"the picture {name} is too large, the limit is {max_pixels:,}: {error}", TOO_LARGE) from error
     except UnidentifiedImageError as error:
         why = f"it is none of {', '.join(formats)}, or its header is broken"
         raise Refused(f"the picture {name} cannot be read: {why}", UNREADABLE) from error
@@ -76,12 +79,13 @@ def check_file(path: "str | Path") -> None:
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    pixels = image.width * image.height
-    if pixels > max_pixels:
-        size = f"{image.width} x {image.height} pixels"
-        raise Refused(f"the picture {name} has {size}, the limit is {max_pixels:,}", TOO_LARGE)
-    if not pixels:
-        raise Refused(f"the picture {name} has {image.width} x {image.height} pixels", UNREADABLE)
+    told = f"the picture {name} has {image.width} x {image.height} pixels"
+    if image.width * image.height > max_pixels:
+        raise Refused(f"{told}, the limit is {max_pixels:,}", TOO_LARGE)
+    if max(image.size) > MAX_SIDE:
+        raise Refused(f"{told}, the limit of a side is {MAX_SIDE:,}", TOO_LARGE)
+    if not min(image.size):
+        raise Refused(told, UNREADABLE)
 
 
 def _turned(image: Image.Image) -> Image.Image:

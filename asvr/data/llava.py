@@ -64,7 +64,10 @@ def index_records(path: str) -> np.ndarray:
     Raises: ValueError for a file that is neither a JSON list nor JSON lines.
     """
     with open(path, "rb") as file:
-        file.seek(len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0)
+        head = file.read(4)
+        if b"\0" in head:
+            raise ValueError(f"ann_file {path!r} begins with {head!r}, as UTF-16 does: save it as UTF-8")
+        file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
         first = file.read(1)
         while first.isspace():
             first = file.read(1)

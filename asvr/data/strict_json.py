@@ -19,8 +19,7 @@ def parse_record(text: bytes):
     except Refused:
         raise
     except ValueError as error:
-        hint = " (NUL bytes: is the file UTF-16? save it as UTF-8)" if b"\0" in text[:1000] else ""
-        raise Refused(f"not JSON in UTF-8: {error}{hint}", "malformed") from error
+        raise Refused(f"not JSON in UTF-8: {error}", "malformed") from error
 
 
 def require_size(size: int) -> None:
