@@ -2,6 +2,8 @@
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +43,28 @@ def open_image(
     upright: turned as its EXIF orientation says; training takes pictures as they are stored, as the released code does.
     Raises: `Refused`, naming the file, where it is missing, no regular file, of another format, broken or too large.
     """
-    name = "in memory" if isinstance(source, Image.Image) else str(source)
+    with opened(source, formats=formats, max_pixels=max_pixels) as image:
+        picture = to_rgb(_turned(image) if upright else image)
+        _check_size(picture, _name(source), max_pixels)  # what is decoded may be more than the header tells
+        return picture
+
+
+@contextmanager
+def opened(
+    source: "str | Path | Image.Image", *, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """A picture whose header is read and fits, as PIL has it. Raises `Refused` as `open_image` does, also for what goes
+    wrong in the block, where it is decoded."""
+    name = _name(source)
     try:
         if isinstance(source, Image.Image):
             _check_size(source, name, max_pixels)
-            return _to_rgb(source)
+            yield source
+            return
         check_file(source)
         with open(source, "rb") as file, Image.open(file, formats=formats) as image:
             _check_size(image, name, max_pixels)
-            picture = _to_rgb(_turned(image) if upright else image)
-            _check_size(picture, name, max_pixels)  # what is decoded may be more than the header tells
-            return picture
+            yield image
     except Refused:
         raise
     except Image.DecompressionBombError as error:  # PIL's own limit, which stands above ours
@@ -61,6 +74,10 @@ def open_image(
         raise Refused(f"the picture {name} cannot be read: {why}", UNREADABLE) from error
     except Exception as error:  # PIL's parsers guard against little: of a broken file they raise nearly anything
         raise Refused(f"the picture {name} cannot be read: {type(error).__name__}: {error}", UNREADABLE) from error
+
+
+def _name(source: "str | Path | Image.Image") -> str:
+    return "in memory" if isinstance(source, Image.Image) else str(source)
 
 
 def check_file(path: "str | Path") -> None:
@@ -103,8 +120,9 @@ def orientation(image: Image.Image) -> int | None:
         return None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """PIL cuts 16-bit grey off at 255, where it is white: its upper eight bits are what a screen shows."""
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Of any mode. PIL cuts 16-bit grey off at 255, where it is white: its upper eight bits are what a screen shows.
+    Raises ``ValueError`` for 32-bit grey."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
