@@ -5,7 +5,7 @@ refused is told by reason, with examples; what is used but odd (cut rows, wrong 
 folder --out gets every such record (records.jsonl), the counts (report.json), and histograms of the lengths of rows
 and the sizes of pictures (sizes.png). No weights are needed, but the text tokenizer is.
 
-Exit code: 0 every record can be used, 3 some are refused, 1 the config, the command or a whole file is wrong.
+Exit code: 0 every record can be used, 3 some are refused, 1 or 2 the config, a whole file or the command is wrong.
 
 A LLaVA file without a config: ``--ann-file F --image-folder D --template T --tokenizer NAME``.
 """
@@ -34,21 +34,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int)
     parser.add_argument("--image-tokens", type=int, help="positions that a picture takes (default 576)")
     add_cfg_options(parser)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if (args.config is None) == (args.ann_file is None):
+        parser.error("give a CONFIG or an --ann-file")
+    if args.ann_file and not (args.template and args.tokenizer):
+        parser.error("--ann-file needs --template and --tokenizer")
+    return args
 
 
 def main() -> None:
     args = parse_args()
     of_file = {key: getattr(args, key) for key in ("image_folder", "template", "tokenizer", "max_length")}
     of_file["image_folder"] = of_file["image_folder"] or None
-    if (args.config is None) == (args.ann_file is None):
-        raise ValueError("give a CONFIG or an --ann-file")
     if args.config:
         refuse_options(of_file | dict(image_tokens=args.image_tokens), "goes with --ann-file alone")
     else:
         refuse_options(dict(stage=args.stage, cfg_options=args.cfg_options), "goes with a CONFIG alone")
-        if not args.template or not args.tokenizer:
-            raise ValueError("--ann-file needs --template and --tokenizer")
     require_positive(dict(limit=args.limit, max_length=args.max_length, image_tokens=args.image_tokens))
     from asvr.data.check import default_workers  # here: --help need not wait for torch
     from asvr.engine.check_data import REFUSED, check_sources, sources_of_config, sources_of_file

@@ -14,7 +14,7 @@ from asvr.preflight import check_sizes
 from asvr.registry import TEXT_TOKENIZERS
 from asvr.validate import check_config
 
-REFUSED = 3  # the exit code where a record is refused; 1 is an error of the command or the config
+REFUSED = 3  # the exit code where a record is refused; 1 and 2 are errors of the config and the command
 
 
 def sources_of_config(path: str, stage: str | None, cfg_options: dict | None) -> list[Source]:
@@ -119,10 +119,12 @@ def _histogram(axis, counts: dict[int, int], title: str) -> None:
     axis.set_title(title, fontsize=8)
     if not counts:
         axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center")
+        axis.set(xticks=[], yticks=[])
         return
     bins = sorted(counts)
     widths = [1 << max(0, begin.bit_length() - 4) for begin in bins]
     axis.bar(bins, [counts[begin] for begin in bins], widths, align="edge", color="#1f77b4")
     axis.set_xscale("log", base=2)
+    axis.set_xlim(bins[0] / 2, 2 * bins[-1])
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.tick_params(labelsize=7)
