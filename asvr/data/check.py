@@ -57,7 +57,7 @@ class Found:
     whoever adds takes out.
 
     refused, noted: how many records by reason, and by what is odd but used. tokens: how many rows by length, visual
-    tokens included, rounded down to one of `BINS`; sides: how many pictures by their longer side, likewise.
+    tokens included, rounded down by `bin_of`; sides: how many pictures by their longer side, likewise.
     """
 
     records: int = 0

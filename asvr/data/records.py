@@ -17,7 +17,7 @@ from asvr.data.images import check_file
 from asvr.data.refusals import Refusal, Refused, check_policy, short
 from asvr.data.templates import IMAGE_MARK, Template, build_template
 
-LONGEST_NAME = 4095  # bytes of a path that Linux takes
+LONGEST_NAME = 4095  # of a path, as Linux takes it
 
 
 class ConversationDataset:
@@ -165,7 +165,8 @@ def _names(record: dict) -> list[str]:
         raise Refused(f"'image' is neither a file name nor a list of them: {short(names)}", "malformed")
     for name in names:
         if "\0" in name or len(name) > LONGEST_NAME or not is_whole(name):
-            raise Refused(f"no file can have the name {short(name)}", "malformed")
+            expected = f"expected UTF-8 without NUL, at most {LONGEST_NAME} characters"
+            raise Refused(f"{short(name)} is no name of a picture's file: {expected}", "malformed")
     return names
 
 
