@@ -3,16 +3,22 @@
 import os
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from bad_pictures import COLORS, SMALL, animated, bomb, encoded, png, rgb_16, write
 from PIL import Image, ImageFile
 
+from asvr.data.batch import IGNORE, IMAGE_TOKEN
+from asvr.data.code_cache import hash_pictures
+from asvr.data.feature_cache import folder_of, pixel_batches
 from asvr.data.images import MAX_PIXELS, MAX_SIDE, check_file, open_image
 from asvr.data.refusals import Refused
 from asvr.data.transforms import ASPECTS, LONGEST_SIDE, ImageTransform
+from asvr.engine.build import build_collate
 from asvr.profiling.peak import resident_bytes
+from asvr.schema import SECTIONS, check_fields
 
 RED, BLUE = (Image.new("RGB", (16, 12), color) for color in ("red", "blue"))
 
@@ -49,6 +55,7 @@ def test_a_cmyk_photo_keeps_its_white(tmp_path):
     assert first_pixel(write(tmp_path, "a.jpg", encoded("jpg", white.convert("CMYK")))) == (255, 255, 255)
 
 
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("transparency", [None, 3, bytes([0, 128, 255, 7])])
 def test_a_palette_gives_its_colors_whatever_is_transparent(transparency, tmp_path):
     palette = COLORS.quantize(4)
@@ -149,6 +156,34 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path):
             with pytest.raises(Refused, match=why) as error:
                 look(file)
             assert str(error.value).isprintable()  # a terminal's or a log file's undoing otherwise
+
+
+def test_caches_do_not_wait_for_a_pipe_either(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    pictures = dict(pipe=tmp_path / "pipe.png", none=tmp_path / "no.png", grey=Image.new("F", (2, 2)), good=RED)
+    encoder = SimpleNamespace(fingerprint=lambda: "", transform="")
+    for name in (folder_of(tmp_path, encoder, pictures, "square", {}), hash_pictures(tmp_path, pictures)["pipe"]):
+        assert name
+    refused = {}
+    (batch,) = pixel_batches(list(pictures), pictures, ImageTransform(size=(2, 2)), "square", refused)
+    assert batch[0] == ["good"] and [reason for _, reason in refused.values()] == [
+        "unreadable picture",
+        "missing picture",
+        "unreadable picture",
+    ]
+
+
+def test_the_limit_of_pixels_is_the_configs(tmp_path):
+    data = SimpleNamespace(image_aspect="square", max_length=9, on_error="skip", max_pixels=191)
+    model = SimpleNamespace(
+        encoder=SimpleNamespace(num_tokens=1), views=lambda: dict(encoder=ImageTransform(size=(2, 2))), targets=[]
+    )
+    item = dict(input_ids=[IMAGE_TOKEN], labels=[IGNORE], images=[RED], image_keys=["a"], sample_id="mine:0")
+    (refusal,) = build_collate(data, model, SimpleNamespace(pad_id=0))([item]).refusals
+    assert (refusal.reason, refusal.sample_id) == ("too large a picture", "mine:0") and "191" in refusal.message
+    data.max_pixels = None
+    assert not build_collate(data, model, SimpleNamespace(pad_id=0))([item]).refusals
+    assert check_fields("data", dict(max_pixels=10**9), dict(max_pixels=SECTIONS["data"]["max_pixels"]))
 
 
 def test_a_broken_picture_in_memory_is_refused_too(tmp_path):
