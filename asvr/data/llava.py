@@ -10,6 +10,7 @@ import numpy as np
 from asvr.data.file_index import FileReader, file_index
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refused
+from asvr.data.strict_json import MAX_RECORD_BYTES, parse_record, require_size
 from asvr.registry import DATASETS
 
 BLOCK = 1 << 22  # bytes read at a time
@@ -44,10 +45,8 @@ class LlavaDataset(ConversationDataset):
 
     def record(self, i: int) -> dict:
         start, end = self.spans[i]
-        try:
-            return json.loads(self.read(start, end))
-        except ValueError as error:  # also a text that is not UTF-8
-            raise Refused(f"not JSON (bytes {start} to {end}): {error}", "malformed") from error
+        require_size(end - start)
+        return parse_record(self.read(start, end))
 
     def fingerprint(self) -> str:
         return self.sha256[:16]
@@ -70,6 +69,10 @@ def index_records(path: str) -> np.ndarray:
     Raises: ValueError for a file that is neither a JSON list nor JSON lines.
     """
     with open(path, "rb") as file:
+        head = file.read(4)
+        if b"\0" in head:
+            raise ValueError(f"ann_file {path!r} begins with {head!r}, as UTF-16 does: save it as UTF-8")
+        file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
         first = file.read(1)
         while first.isspace():
             first = file.read(1)
@@ -78,7 +81,9 @@ def index_records(path: str) -> np.ndarray:
             return _index_list(file, start, path)
         if first in (b"{", b""):
             return _index_lines(file)
-    raise ValueError(f"ann_file {path!r} begins with {first!r}: expected '[' (a JSON list) or '{{' (JSON lines)")
+    raise ValueError(
+        f"ann_file {path!r} begins with {first!r}: expected '[' (a JSON list) or '{{' (JSON lines), in UTF-8"
+    )
 
 
 def _index_lines(file) -> np.ndarray:
@@ -113,18 +118,24 @@ def _index_list(file, offset: int, path: str) -> np.ndarray:
     text, spans, want = "", [], BLOCK
     while True:
         block = file.read(want)
-        text += decode(block, not block)
+        try:
+            text += decode(block, not block)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, record {len(spans)} or behind it: not UTF-8: {error}") from error
         at = 0
         while True:
             begin = _skip(text, at, " \t\r\n,")
             if text[begin : begin + 1] == "]":
+                if rest := text[begin + 1 :].encode().strip() or file.read(BLOCK).strip():
+                    raise ValueError(f"{path}: behind the end of its JSON list stands {rest[:40]!r}: expected nothing")
                 return np.array(spans, dtype=np.int64).reshape(-1, 2)
             try:
                 _, end = parse(text, begin)
-            except json.JSONDecodeError as error:
-                if not block:
+            except (ValueError, RecursionError) as error:
+                if not block or len(text) - begin > MAX_RECORD_BYTES:
                     raise ValueError(
-                        f"{path}, record {len(spans)}: the JSON list breaks near byte {offset}: {error.msg}"
+                        f"{path}, record {len(spans)}: the JSON list breaks near byte {offset}: {error}; as JSON lines "
+                        "a bad record can be left out"
                     ) from error
                 break
             if end == len(text) and block:  # a number may go on in the next block

@@ -1,6 +1,5 @@
 """Parquet files, through Hugging Face `datasets`."""
 
-import json
 import os
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,6 +12,7 @@ from asvr.data.llava import picture_inside
 from asvr.data.refusals import Refused
 from asvr.data.shards import ShardedDataset
 from asvr.data.stored_picture import StoredPicture
+from asvr.data.strict_json import parse_record
 from asvr.registry import DATASETS
 
 ROLES = ("image", "conversations", "question", "answer", "category")
@@ -80,10 +80,7 @@ class ParquetDataset(ShardedDataset):
         record = {role: found[role] for role in ("category",) if found.get(role) is not None}
         messages = found.get("conversations")
         if isinstance(messages, str):
-            try:
-                messages = json.loads(messages)
-            except ValueError as error:
-                raise Refused(f"its conversations are not JSON: {error}", "malformed") from error
+            messages = parse_record(messages.encode())
         if messages is None and found.get("question") is not None:
             messages = [{"from": "human", "value": found["question"]}, {"from": "gpt", "value": found.get("answer")}]
         if messages is not None:

@@ -6,17 +6,19 @@ must be there.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
-from asvr.data.conversation import encode_segments, parse_rounds, segments_of, truncate
-from asvr.data.refusals import Refusal, Refused, check_policy
+from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
+from asvr.data.images import check_file
+from asvr.data.refusals import Refusal, Refused, check_policy, short
 from asvr.data.stored_picture import StoredPicture
 from asvr.data.templates import IMAGE_MARK, Template, build_template
+
+LONGEST_NAME = 4095  # of a path, as Linux takes it
 
 
 class ConversationDataset:
@@ -126,8 +128,8 @@ class ConversationDataset:
         keys, sources = [], []
         for name in names:
             key, source = self.picture(name)
-            if isinstance(source, str | Path) and not os.path.isfile(source):
-                raise Refused(f"the picture {source} is missing", "missing picture")
+            if isinstance(source, str | Path):
+                check_file(source)
             keys.append(key)
             sources.append(source)
         return record, segments, dict(images=sources, image_keys=keys, sample_id=self.sample_id(i))
@@ -143,6 +145,8 @@ class ConversationDataset:
     def _question_item(self, i: int) -> dict:
         record, segments, item = self._segments(i, prompt=True)
         input_ids, labels = encode_segments(segments, self.tokenizer)
+        if not isinstance(record.get("category", ""), str):  # answers are counted by it
+            raise Refused(f"'category' is not a text: {short(record['category'])}", "malformed")
         self._refuse_longer(len(input_ids) + len(item["images"]) * ((self.num_image_tokens or 1) - 1))
         messages = _messages(record)
         asked = [m["value"].replace(IMAGE_MARK, "").strip() for m in messages if m["from"] == "human"]
@@ -159,20 +163,24 @@ class ConversationDataset:
 def _names(record: dict) -> list[str]:
     """The pictures of a record."""
     if not isinstance(record, dict):
-        raise Refused(f"the record is not an object: {record!r:.80}", "malformed")
+        raise Refused(f"the record is not an object: {short(record)}", "malformed")
     names = record.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]
     if not all(isinstance(name, str) and name for name in names):
-        raise Refused(f"'image' is neither a file name nor a list of them: {names!r:.80}", "malformed")
+        raise Refused(f"'image' is neither a file name nor a list of them: {short(names)}", "malformed")
+    for name in names:
+        if "\0" in name or len(name) > LONGEST_NAME or not is_whole(name):
+            expected = f"expected UTF-8 without NUL, at most {LONGEST_NAME} characters"
+            raise Refused(f"{short(name)} is no name of a picture's file: {expected}", "malformed")
     return names
 
 
 def _messages(record: dict) -> list:
     """The conversation of a record; an absent one is empty."""
-    messages = record.get("conversations") or []
-    if not isinstance(messages, list):
-        raise Refused(f"'conversations' is not a list: {messages!r:.80}", "malformed")
-    return messages
+    messages = record.get("conversations")
+    if messages is not None and not isinstance(messages, list):
+        raise Refused(f"'conversations' is not a list: {short(messages)}", "malformed")
+    return messages or []
 
 
 def _texts(record: dict, template: Template | None) -> list[str]:

@@ -1,6 +1,5 @@
 """Tar shards as webdataset writes them, read in any order."""
 
-import json
 import re
 import tarfile
 from array import array
@@ -10,9 +9,10 @@ from hashlib import sha256
 import numpy as np
 
 from asvr.data.file_index import FileIndex
-from asvr.data.refusals import Refused
+from asvr.data.refusals import Refused, short
 from asvr.data.shards import ShardedDataset
 from asvr.data.stored_picture import StoredPicture
+from asvr.data.strict_json import parse_record
 from asvr.data.templates import IMAGE_MARK
 from asvr.registry import DATASETS
 
@@ -101,13 +101,13 @@ class TarDataset(ShardedDataset):
 
 
 def _record(fields: dict[str, bytes], pictures: int) -> dict:
+    record = parse_record(fields.get("json", b"{}"))
     try:
-        record = json.loads(fields.get("json", b"{}"))
         text = fields.get("txt", b"").decode()
-    except ValueError as error:  # also a text that is not UTF-8
-        raise Refused(f"its json or txt cannot be read: {error}", "malformed") from error
+    except UnicodeDecodeError as error:
+        raise Refused(f"its txt is not UTF-8: {error}", "malformed") from error
     if not isinstance(record, dict):
-        raise Refused(f"its json is not an object: {record!r:.80}", "malformed")
+        raise Refused(f"its json is not an object: {short(record)}", "malformed")
     named = record.pop("image", None)
     named = named if isinstance(named, list) else [] if named is None else [named]
     if named and len(named) != pictures:

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from asvr.config import distinct, stage_config
 from asvr.data.collate import Collate
+from asvr.data.images import MAX_PIXELS
 from asvr.data.mixture import sampler_of
 from asvr.data.packing import StepCollate
 from asvr.data.samplers import BatchSampler
@@ -111,6 +112,7 @@ def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = 
         image_aspect=data.image_aspect,
         max_length=data.max_length,
         on_error=data.on_error,
+        max_pixels=getattr(data, "max_pixels", None) or MAX_PIXELS,
         packed=packed,
         cache=cache,
     )

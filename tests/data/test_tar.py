@@ -145,9 +145,9 @@ def test_a_broken_picture_is_named(shards):
 @pytest.mark.parametrize(
     ("members", "reason", "text"),
     [
-        ([("k.json", b"{no")], "malformed", "json or txt cannot be read"),
+        ([("k.json", b"{no")], "malformed", "not JSON"),
         ([("k.json", b"[1]")], "malformed", "not an object"),
-        ([("k.txt", b"\xff")], "malformed", "json or txt cannot be read"),
+        ([("k.txt", b"\xff")], "malformed", "txt is not UTF-8"),
         ([("k.json", b'{"image": ["a.png", "b.png"]}'), ("k.png", png("red"))], "missing picture", "names 2 pictures"),
         ([("k.cls", b"1")], "no conversation", "neither"),
     ],
