@@ -95,11 +95,9 @@ def main() -> None:
         write(file, args.records)
         time.sleep(WAIT)
         command = [sys.executable, __file__, "--measure", str(file), "--reads", str(args.reads)]
-        openings = [
-            json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2)
-        ]
+        outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
         sizes = {item.name: item.stat().st_size for item in file.parent.iterdir()}
-    first, second = openings
+    first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
     assert first["fingerprint"] == second["fingerprint"] and len(sizes) == 2
     index_mb = (sum(sizes.values()) - sizes[file.name]) / 1e6
     result = dict(machine=machine(torch.device("cpu")), file_gb=sizes[file.name] / 1e9, index_mb=index_mb)
