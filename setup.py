@@ -6,6 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+DATA = ["datasets>=4"]
 DEMO = ["gradio>=6.31,<7"]  # 6.31 wants pillow below 13
 
 setup(
@@ -48,6 +49,7 @@ setup(
         ],
         # xformers' wheels load with CUDA 12's runtime alone, which a torch for CUDA 13 does not bring.
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
+        "data": DATA,  # Parquet files
         "demo": DEMO,
         # playwright drives the chromium of the machine, if there is one.
         "dev": [
@@ -56,6 +58,7 @@ setup(
             "hypothesis",
             "ruff",
             "efficientnet-lite-pytorch",
+            *DATA,
             *DEMO,
             "playwright",
         ],

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import pickle
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -66,3 +68,12 @@ def _beside(folder: Path) -> Iterator[Path]:
 def sha256_of(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def unsafe_pickle(file: str | Path, error: pickle.UnpicklingError) -> ValueError:
+    """What to tell of a file, or a folder of them, that ``torch.load(weights_only=True)`` does not load."""
+    wanted = re.search(r"GLOBAL (\S+)", str(error))
+    return ValueError(
+        f"{file} holds more than tensors and plain values{f' ({wanted[1]})' if wanted else ''}, which could run code "
+        "and is not loaded. Save its state_dict alone, best as safetensors"
+    )

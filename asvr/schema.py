@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from asvr.data.images import LARGEST_LIMIT
 from asvr.data.transforms import ASPECTS
 
 SHIFTS = (0, 1)
@@ -73,6 +74,12 @@ TARGET = dict(
     fit=Field("a dict of arguments of the tokenizer's fit()", lambda v: isinstance(v, dict), required=False),
 )
 
+SOURCE = dict(  # of a mixture
+    dataset=COMPONENT,
+    weight=optional(number(0, above=True)),
+    name=Field("a name, or None", lambda value: value is None or isinstance(value, str), required=False),
+)
+
 
 def is_pack(value) -> bool:
     known = dict(max_tokens=count(), max_images=optional(count()))
@@ -88,6 +95,9 @@ SECTIONS = dict(
         max_length=count(),
         image_aspect=one_of(*ASPECTS),
         on_error=one_of("raise", "skip"),
+        max_pixels=optional(
+            Field(f"a whole number from 1 to {LARGEST_LIMIT}", lambda v: _is_int(v) and 1 <= v <= LARGEST_LIMIT)
+        ),
         micro_batch=count(),
         global_batch=count(),
         num_workers=count(0),

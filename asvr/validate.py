@@ -27,7 +27,7 @@ from asvr.registry import (
     TEXT_TOKENIZERS,
     VISUAL_TOKENIZERS,
 )
-from asvr.schema import SECTIONS, TARGET, TRAINABLE, check_fields, count, nearest
+from asvr.schema import SECTIONS, SOURCE, TARGET, TRAINABLE, check_fields, count, nearest
 
 # Constructor arguments that the library fills in, so that a config need not.
 INJECTED = {
@@ -200,6 +200,10 @@ def _nested(key: str, value: dict) -> list[str]:
             problems += _targets(f"{key}.{name}", item)
         elif name == "reconstruction":
             continue  # VLM's own annotation tells that it must be a list
+        elif name == "sources" and isinstance(item, list | tuple):
+            for i, source in enumerate(item):
+                problems += check_fields(f"{key}.sources[{i}]", source, SOURCE)
+                problems += _nested(f"{key}.sources[{i}]", source) if isinstance(source, dict) else []
         elif name == "template" and isinstance(item, str):
             if find(TEMPLATES, item) is None:
                 problems.append(f"{key}.template={item!r}: no such template; {nearest(item, TEMPLATES.module_dict)}")

@@ -1,10 +1,12 @@
 """The scripts in benchmarks/ run at tiny sizes and report what they measured."""
 
 import json
+import os
 import subprocess
+import sys
 
 import pytest
-from run_helpers import call_tool
+from run_helpers import ROOT, call_tool, tiny_env
 
 SIZES = {
     "model.encoder.arch.hidden_size": 16,
@@ -68,6 +70,17 @@ def test_dataloader(run):
         assert 6 < row["images_per_s"] / row["steps_per_s"] <= 8 and row["real_tokens_percent"] == 100
 
 
+def test_data_scale(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: call_tool(*command[1:]))
+    monkeypatch.setattr("asvr.data.file_index.KEPT_FROM", 0)
+    folder = tmp_path / "records"
+    folder.mkdir()
+    monkeypatch.setattr("time.sleep", lambda seconds: os.utime(next(folder.glob("*/records.jsonl")), (0, 0)))
+    result, text = run("data_scale", "--records", "200", "--reads", "50", "--folder", str(folder))
+    assert result["first"]["records"] == 200 and result["later"]["reads_per_s"] > 0 and "200 records" in text
+    assert result["index_mb"] > 0 and not list(folder.iterdir())
+
+
 def test_memory(run, monkeypatch):
     """At sizes where what is kept outweighs the transients of single operations, as in a finetune stage of any size.
 
@@ -92,3 +105,27 @@ def test_memory(run, monkeypatch):
     assert all(0.75 < ratio < 1.3 for ratio in ratios.values()), ratios
     by_mode = {row["mode"]: row["measured"] for row in result["rows"] if row["stage"] == "finetune"}
     assert by_mode["full"] < by_mode["none"] and "measured / plan" in text
+
+
+# The fuzzer with a process that ends at every picture.
+DEADLY = """
+import runpy, sys
+import asvr.data.images
+asvr.data.images._check_size = lambda *_: sys.exit(7)
+sys.path.insert(0, "benchmarks")
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_fuzzer_counts_inputs_and_saves_what_fails(tmp_path):
+    out, fuzzer = tmp_path / "out", ["benchmarks/fuzz_data.py", "--minutes", "1", "--save", str(tmp_path / "bad")]
+    own = dict(cwd=ROOT, env=tiny_env() | dict(PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *fuzzer, "--inputs", "300", "--out", str(out)], **own)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.with_suffix(".json").read_text())
+    assert result["inputs"] == sum(result["outcomes"].values()) == 300 and not result["failures"]
+    expected = {"picture: used", "picture: unreadable picture", "lines: used", "lines: malformed"}
+    assert expected <= result["outcomes"].keys()
+    done = subprocess.run([sys.executable, "-c", DEADLY, *fuzzer, "--inputs", "6"], **own)
+    assert done.returncode == 1 and "process ended with 7" in done.stdout and list((tmp_path / "bad").iterdir())

@@ -74,6 +74,17 @@ def test_own_data_snippet_is_a_valid_config(tmp_path):
     assert stage_config(cfg, "finetune").data.train.ann_file == "my.jsonl"
 
 
+def test_mixture_snippet_is_a_valid_config():
+    from asvr.config import load_config
+    from asvr.validate import check_config
+
+    names = {}
+    exec(next(code for code in PYTHON if code.startswith("mixture")), names)  # noqa: S102
+    cfg = load_config(ROOT / "configs/asvr_vicuna7b.py")
+    cfg.stages.finetune.data.train = dict(_delete_=True, **names["mixture"])
+    check_config(cfg)
+
+
 @cache
 def usage_of(tool: Path, *subcommand: str) -> str:
     command = [sys.executable, tool, *subcommand, "--help"]

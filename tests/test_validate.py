@@ -87,8 +87,13 @@ def problems(cfg: Config) -> list[str]:
     return [line.removeprefix("- ") for line in lines[1:]]
 
 
+def mixture(**source) -> dict:
+    return dict(_delete_=True, type="Mixture", sources=[dict(dict(dataset=dict(type="EasyVQA")), **source)])
+
+
 def test_a_right_config_passes():
     check_config(config())
+    check_config(config(**{"data.train": mixture(weight=0.5, name="questions")}))
     evaluation = dict(dataset=dict(type="EasyVQA", split="test"))
     check_config(
         config(**{"evaluation": evaluation, "stages.pretrain.evaluation": None, "stages.finetune.init": "pretrain"})
@@ -135,6 +140,16 @@ def test_a_right_config_passes():
             {"text_tokenizer.corpus.type": "EasyVQ"},
             "text_tokenizer.corpus.type='EasyVQ': no such dataset; did you mean",
         ),
+        (
+            {"data.train": mixture(weigth=2)},
+            "data.train.sources[0].weigth: unknown field; did you mean 'weight'?",
+        ),
+        ({"data.train": mixture(weight=0)}, "data.train.sources[0].weight=0: expected a number above 0, or None"),
+        (
+            {"data.train": mixture(dataset=dict(type="EasyVQA", splitt="test"))},
+            "data.train.sources[0].dataset.splitt: EasyVQA has no such field; did you mean 'split'?",
+        ),
+        ({"data.train": mixture(dataset=None)}, "data.train.sources[0].dataset=None: expected a component"),
         ({"data.train.splitt": "test"}, "data.train.splitt: EasyVQA has no such field; did you mean 'split'?"),
         ({"data.template": "vicuna"}, "data.template='vicuna': no such template; did you mean 'vicuna_v1'?"),
         ({"data.on_error": "ignore"}, "data.on_error='ignore': expected one of 'raise', 'skip'"),

@@ -160,7 +160,7 @@ def build_processor(source: Pretrained) -> tuple[LlavaProcessor, int]:
     encoder, tokenizer = source.model.encoder, source.text_tokenizer
     with tempfile.TemporaryDirectory() as copy:
         tokenizer.save_pretrained(copy)
-        hf = AutoTokenizer.from_pretrained(copy)
+        hf = AutoTokenizer.from_pretrained(copy, trust_remote_code=False, local_files_only=True)
     hf.add_special_tokens(dict(additional_special_tokens=[IMAGE_MARK]), replace_extra_special_tokens=False)
     hf.add_bos_token = False  # the chat template writes it: who tokenises a templated text, as most do, would have two
     hf.padding_side = "left"

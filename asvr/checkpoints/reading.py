@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from asvr.folders import unsafe_pickle
 from asvr.models.tokenizers.folder import read_json
 
 # What a folder's weights may be called, the first found counts.
@@ -206,11 +207,7 @@ def _open_pickled(file: Path) -> _File:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL (\S+)", str(error))
-        raise ValueError(
-            f"{file} holds more than tensors and plain values{f' ({wanted[1]})' if wanted else ''}, which could run "
-            "code and is not loaded. Save its state_dict alone, best as safetensors"
-        ) from error
+        raise unsafe_pickle(file, error) from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise ValueError(f"{file}: damaged, cut short or no checkpoint of torch.save ({error})") from error
     if not isinstance(content, dict):

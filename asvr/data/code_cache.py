@@ -26,9 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asvr.data.images import has_file, picture_bytes
+from asvr.data.images import check_file, picture_bytes
+from asvr.data.picture_sources import Painted, Source, StoredPicture, has_file
 from asvr.data.refusals import Refused
 from asvr.engine.log import logger, progress_bar
+from asvr.folders import sha256_of
 
 STORE, FILES = "store.json", "files.jsonl"
 CHUNK = 4096  # files that wait for a thread
@@ -224,8 +226,8 @@ class CodeCache:
 
 
 def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
-    """Picture key -> SHA-256 of its bytes. ``root/files.jsonl`` remembers those of files, and a file is read again only
-    where its size or its time of change differs."""
+    """Picture key -> SHA-256 of its bytes, or of what stands for them (`StoredPicture.sha256`). ``root/files.jsonl``
+    remembers those of files, and a file is read again only where its size or its time of change differs."""
     file = root / FILES
     known, found = _known_files(file), {}
     root.mkdir(parents=True, exist_ok=True)
@@ -244,20 +246,30 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
                 bar.update()
     for key, source in pictures.items():
         if key not in paths:
-            found[key] = hashlib.sha256(picture_bytes(source)).hexdigest()
+            found[key] = _hash_of(source)
     return {key: found[paths.get(key, key)] for key in pictures}
+
+
+def _hash_of(picture: Source) -> str:
+    if isinstance(picture, StoredPicture | Painted):
+        return picture.sha256()
+    try:
+        return hashlib.sha256(picture_bytes(picture)).hexdigest()
+    except Refused as error:  # told where the picture is opened
+        return hashlib.sha256(str(error).encode()).hexdigest()
 
 
 def _hash(path: Path, known: dict) -> tuple[str, list | None]:
     """SHA-256 of a file, and the line to remember it by where it had to be read."""
     try:
+        check_file(path)
         stat = path.stat()
         state = [stat.st_size, stat.st_mtime_ns]
         seen, sha256 = known.get(str(path), (None, None))
         if seen == state:
             return sha256, None
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:  # told where the picture is opened
+        sha256 = sha256_of(path)
+    except (OSError, Refused) as error:  # told where the picture is opened
         return hashlib.sha256(str(error).encode()).hexdigest(), None
     return sha256, [str(path), *state, sha256]
 

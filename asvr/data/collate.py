@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 
 from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch, Segments
-from asvr.data.images import open_image
+from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.transforms import ASPECTS, ImageTransform
 
@@ -22,8 +22,8 @@ class Collate:
     num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. targets: names whose codes
     the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that may arrive (the dataset
     has cut it), or None. on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or
-    ``skip``). padding_side: ``right``, which needs no attention mask, or ``left``. packed: all samples in one row,
-    see `asvr.data.batch.Segments`.
+    ``skip``). max_pixels: of a picture, see `open_image`. padding_side: ``right``, which needs no attention mask, or
+    ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`.
     cache: an `asvr.data.feature_cache.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
     two return a tensor for all keys or None. A view that they replace has no pixels, and no picture is opened for it.
 
@@ -41,6 +41,7 @@ class Collate:
         image_aspect: str = "square",
         max_length: int | None = None,
         on_error: str = "raise",
+        max_pixels: int = MAX_PIXELS,
         padding_side: str = "right",
         packed: bool = False,
         cache=None,
@@ -54,6 +55,7 @@ class Collate:
         self.image_aspect = image_aspect
         self.max_length = max_length
         self.on_error = check_policy(on_error)
+        self.max_pixels = max_pixels
         self.padding_side, self.packed = padding_side, packed
         self.cache = cache
 
@@ -89,7 +91,8 @@ class Collate:
         transforms = list(dict.fromkeys(views.values()))
 
         def pixels(item: dict) -> list[list]:
-            images = [open_image(source) for source in item["images"]] if transforms else []
+            sources = item["images"] if transforms else []
+            images = [open_image(source, max_pixels=self.max_pixels) for source in sources]
             return [[transform(image, self.image_aspect) for image in images] for transform in transforms]
 
         items, decoded, refused = self._guarded(items, pixels)

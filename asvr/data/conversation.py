@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
-from asvr.data.refusals import Refused
+from asvr.data.refusals import Refused, short
 from asvr.data.templates import BOS, IMAGE, IMAGE_MARK, Round, Segment, Template
 
 if TYPE_CHECKING:  # the text tokenizer loads transformers
@@ -42,7 +42,10 @@ def parse_rounds(messages: list, num_images: int, *, prompt: bool = False) -> li
         turns = turns[:-1]
     if not prompt and len(turns) % 2:
         raise Refused("the last question has no answer", "no answer")
-    questions = _with_marks([value for role, value in turns if role == "human"], num_images)
+    questions = [value for role, value in turns if role == "human"]
+    if not all(question.strip() for question in questions):
+        raise Refused("a question is empty", "empty question")
+    questions = _with_marks(questions, num_images)
     answers = [value for role, value in turns if role == "gpt"]
     answers += [None] * (len(questions) - len(answers))
     return [_round(question, answer) for question, answer in zip(questions, answers, strict=True)]
@@ -50,11 +53,18 @@ def parse_rounds(messages: list, num_images: int, *, prompt: bool = False) -> li
 
 def _turn(message, i: int) -> tuple[str, str]:
     if not isinstance(message, dict) or not isinstance(message.get("value"), str):
-        raise Refused(f"message {i} is not {{'from': role, 'value': text}}: {message!r:.80}", "malformed")
+        raise Refused(f"message {i} is not {{'from': role, 'value': text}}: {short(message)}", "malformed")
     role = message.get("from")
     if role not in ROLES:
-        raise Refused(f"message {i} is from {role!r}: expected one of {ROLES}", "roles")
+        raise Refused(f"message {i} is from {short(role)}: expected one of {ROLES}", "roles")
+    if not is_whole(message["value"]):
+        raise Refused(f"message {i} has half a character (a lone surrogate): {short(message['value'])}", "malformed")
     return role, message["value"]
+
+
+def is_whole(text: str) -> bool:
+    """Whether every character is one: JSON can write half of a pair, which no tokenizer and no file name takes."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _with_marks(questions: list[str], num_images: int) -> list[str]:
@@ -75,10 +85,8 @@ def _mark_first(question: str) -> str:
 
 
 def _round(question: str, answer: str | None) -> Round:
-    if not question.strip():
-        raise Refused("a question is empty", "empty question")
     if answer is not None and not answer.strip():
-        raise Refused(f"the answer to {question!r:.60} is empty", "empty answer")
+        raise Refused(f"the answer to {short(question)} is empty", "empty answer")
     if answer is not None and IMAGE_MARK in answer:
         raise Refused(f"{IMAGE_MARK} stands in an answer: pictures belong to questions", "image marks")
     return Round(question, answer)

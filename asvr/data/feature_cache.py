@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asvr.data.code_cache import code_dtype
+from asvr.data.code_cache import code_dtype, hash_pictures
 from asvr.data.disk import require_room
-from asvr.data.images import Source, has_file, open_image, picture_bytes
+from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, open_image
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
 from asvr.models.tokenizers.precision import full_float32
@@ -106,15 +106,18 @@ def build_feature_cache(
     *,
     config: dict,
     on_error: str = "raise",
+    max_pixels: int = MAX_PIXELS,
     budget_gb: float | None = None,
 ) -> FeatureCache:
     """The cache of ``pictures`` (key -> file or picture) under ``root``; computed on ``device`` unless it is there.
 
     config: what decides the encoder's output besides its weights. on_error: what happens where a picture cannot be
-    read: ``raise``, or ``skip``, which notes it, so that its samples are refused when they come. budget_gb: the most
-    that the features may take of the disk; the first batch tells what all take. Raises ``ValueError`` where that, or
-    what is free, is less.
+    read: ``raise``, or ``skip``, which notes it, so that its samples are refused when they come. max_pixels: of a
+    picture. budget_gb: the most that the features may take of the disk; the first batch tells what all take. Raises
+    ``ValueError`` where that, or what is free, is less.
     """
+    if max_pixels != MAX_PIXELS:  # what is refused depends on it
+        config = dict(config, max_pixels=max_pixels)
     folder = folder_of(root, encoder, pictures, aspect, config)
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
@@ -122,7 +125,7 @@ def build_feature_cache(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         kept, out = [], None
-        batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused)
+        batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused, max_pixels)
         with progress_bar(total=len(pictures), desc="features", unit="picture") as bar, torch.inference_mode():
             for keys, pixels in batches:
                 with full_float32(device):  # as `VLM.encode` does
@@ -154,20 +157,12 @@ def build_feature_cache(
 
 
 def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) -> Path:
-    """The folder is named by what its content depends on: encoder, transform and the bytes of every picture."""
+    """The folder is named by what its content depends on: encoder, transform and the bytes of every picture, of which
+    those that have not changed since the last start are not read again."""
     digest = hashlib.sha256(f"{encoder.fingerprint()} {encoder.transform} {aspect} {_text(config)}".encode())
-    for key, source in pictures.items():
-        digest.update(key.encode() + hashlib.sha256(_content(source)).digest())
+    for key, sha256 in hash_pictures(root, pictures).items():
+        digest.update(key.encode() + bytes.fromhex(sha256))
     return root / digest.hexdigest()[:16]
-
-
-def _content(source: Source) -> bytes:
-    if not has_file(source):
-        return picture_bytes(source)
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:  # told where the picture is opened
-        return str(error).encode()
 
 
 def _text(config: dict) -> str:
@@ -175,13 +170,19 @@ def _text(config: dict) -> str:
 
 
 def pixel_batches(
-    keys: list[str], pictures: dict, transform, aspect: str, refused: dict | None = None
+    keys: list[str],
+    pictures: dict,
+    transform,
+    aspect: str,
+    refused: dict | None = None,
+    max_pixels: int = LARGEST_LIMIT,
 ) -> Iterator[tuple[list[str], Tensor]]:
-    """Keys and pixels. refused: gets key -> (message, reason) of what cannot be read; None raises `Refused`."""
+    """Keys and pixels. refused: gets key -> (message, reason) of what cannot be read; None raises `Refused`.
+    max_pixels: of a picture; by default that was checked before, when its features were computed."""
     batch: dict[str, Tensor] = {}
     for key in keys:
         try:
-            batch[key] = transform(open_image(pictures[key]), aspect)
+            batch[key] = transform(open_image(pictures[key], max_pixels=max_pixels), aspect)
         except Refused as error:
             if refused is None:
                 raise

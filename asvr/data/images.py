@@ -1,16 +1,24 @@
 """Opening pictures."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from asvr.data.picture_sources import Painted, Source, StoredPicture
 from asvr.data.refusals import Refused
 
-# What PIL raises for a file that is no picture, cut off, broken or absurdly large.
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, NotImplementedError, Image.DecompressionBombError)
+# PIL reads more: PostScript, which another program runs, and containers whose headers hide the sizes of pictures.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 100_000_000  # 400 MB at PIL's four bytes a pixel
+MAX_SIDE = 65_535  # JPEG's own; the weights that PIL resizes by grow with a side, to gigabytes for a line of pixels
+LARGEST_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # PIL itself refuses more
+MISSING, UNREADABLE, TOO_LARGE = "missing picture", "unreadable picture", "too large a picture"
 # What brings a picture with this EXIF orientation upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,78 +31,116 @@ TURNS = {
 }
 
 
-@dataclass(frozen=True)
-class Painted:
-    """A picture that is made each time it is opened. content: all that decides it: equal ones are the same picture."""
-
-    content: str
-    paint: Callable[[], Image.Image]
-
-
-Source = str | Path | Image.Image | Painted
-
-
-def has_file(source: Source) -> bool:
-    return not isinstance(source, Image.Image | Painted)
-
-
 def open_image(
     source: Source,
     *,
-    formats: tuple[str, ...] | None = None,
-    max_pixels: int | None = None,
+    formats: tuple[str, ...] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
     upright: bool = False,
 ) -> Image.Image:
-    """A picture in RGB, from its file, as it is painted, or itself.
+    """A picture in RGB, from its file, out of a larger one, as it is painted, or itself; of an animated one its first
+    frame.
 
-    formats: those of PIL's that a file may have, None for all. max_pixels: a larger file is refused, before it is
-    decoded where its header tells the truth. upright: turned as its EXIF orientation says; training takes pictures as
-    they are stored, as the released code does.
-    Raises: `Refused`, naming the file, where it is missing or unreadable.
+    The content of a file decides what it is, not its name. Transparency is dropped, as the released code does.
+    formats: those of PIL's that a file may have. max_pixels: a larger picture is refused before it is decoded.
+    upright: turned as its EXIF orientation says; training takes pictures as they are stored, as the released code does.
+    Raises: `Refused`, naming the file, where it is missing, no regular file, of another format, broken or too large.
     """
-    if isinstance(source, Painted):
-        source = source.paint()
-    if isinstance(source, Image.Image):
-        return _to_rgb(source)
+    with opened(source, formats=formats, max_pixels=max_pixels) as image:
+        picture = to_rgb(_turned(image) if upright else image)
+        _check_size(picture, _name(source), max_pixels)  # what is decoded may be more than the header tells
+        return picture
+
+
+@contextmanager
+def opened(
+    source: Source, *, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """A picture whose header is read and fits, as PIL has it. Raises `Refused` as `open_image` does, also for what goes
+    wrong in the block, where it is decoded."""
+    name = _name(source)
     try:
-        with Image.open(source, formats=formats) as image:
-            _check_size(image, source, max_pixels)
-            picture = _to_rgb(_turned(image) if upright else image)
-            _check_size(picture, source, max_pixels)  # a container may hold more than its header tells
-            return picture
-    except FileNotFoundError as error:
-        raise Refused(f"the picture {source} is missing", "missing picture") from error
+        if isinstance(source, Painted):
+            source = source.paint()
+        if isinstance(source, Image.Image):
+            _check_size(source, name, max_pixels)
+            yield source
+            return
+        with _stream(source) as file, Image.open(file, formats=formats) as image:
+            _check_size(image, name, max_pixels)
+            yield image
     except Refused:
         raise
-    except BROKEN as error:
-        raise Refused(f"the picture {source} cannot be read: {error}", "unreadable picture") from error
+    except Image.DecompressionBombError as error:  # PIL's own limit, which stands above ours
+        raise Refused(f"the picture {name} is too large, the limit is {max_pixels:,}: {error}", TOO_LARGE) from error
+    except UnidentifiedImageError as error:
+        why = f"it is none of {', '.join(formats)}, or its header is broken"
+        raise Refused(f"the picture {name} cannot be read: {why}", UNREADABLE) from error
+    except Exception as error:  # PIL's parsers guard against little: of a broken file they raise nearly anything
+        raise Refused(f"the picture {name} cannot be read: {type(error).__name__}: {error}", UNREADABLE) from error
 
 
-def _check_size(image: Image.Image, source: "str | Path", max_pixels: int | None) -> None:
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        size = f"{image.width} x {image.height} pixels"
-        raise Refused(f"the picture {source} has {size}, the limit is {max_pixels:,}", "too large a picture")
+def _stream(source: "str | Path | StoredPicture"):
+    if isinstance(source, StoredPicture):
+        return io.BytesIO(source.read())
+    check_file(source)
+    return open(source, "rb")
+
+
+def _name(source: Source) -> str:
+    return "in memory" if isinstance(source, Image.Image | Painted) else str(source)
+
+
+def check_file(path: "str | Path") -> None:
+    """Raise `Refused` where a picture's file is missing, or is no file with something in it: to open a pipe would wait
+    for ever, to read a device too."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Refused(f"the picture {path} is missing", MISSING) from error
+    except (OSError, ValueError) as error:
+        raise Refused(f"the picture {path} cannot be read: {error}", UNREADABLE) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise Refused(f"the picture {path} cannot be read: it is no regular file", UNREADABLE)
+    if not found.st_size:
+        raise Refused(f"the picture {path} cannot be read: it is empty (0 bytes)", UNREADABLE)
+
+
+def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
+    told = f"the picture {name} has {image.width} x {image.height} pixels"
+    if image.width * image.height > max_pixels:
+        raise Refused(f"{told}, the limit is {max_pixels:,}", TOO_LARGE)
+    if max(image.size) > MAX_SIDE:
+        raise Refused(f"{told}, the limit of a side is {MAX_SIDE:,}", TOO_LARGE)
+    if not min(image.size):
+        raise Refused(told, UNREADABLE)
 
 
 def _turned(image: Image.Image) -> Image.Image:
     """Upright, whatever else its EXIF block holds: PIL's own function writes all of it back, odd tags included."""
     image.load()  # TIFF files are turned by that
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # PIL's parser guards against little, and viewers show a picture with a broken block as it is
-        return image
+    turn = TURNS.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """PIL cuts 16-bit grey off at 255, where it is white: its upper eight bits are what a screen shows."""
+def orientation(image: Image.Image) -> int | None:
+    """Of the EXIF block, if there is one that can be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # PIL's parser guards against little, and viewers show a picture with a broken block as it is
+        return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Of any mode. PIL cuts 16-bit grey off at 255, where it is white: its upper eight bits are what a screen shows.
+    Raises ``ValueError`` for 32-bit grey."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit grey (mode {image.mode}) does not say what white is: save 8 or 16 bits")
     return image.convert("RGB")
 
 
-def picture_bytes(image: Image.Image | Painted) -> bytes:
-    """What a picture without a file shows, as it will be read: its palette is part of that."""
-    if isinstance(image, Painted):
-        return image.content.encode()
-    return f"RGB {image.size}".encode() + _to_rgb(image).tobytes()
+def picture_bytes(image: Image.Image) -> bytes:
+    """What a picture in memory shows, as it will be read: its palette is part of that. Raises as `open_image`."""
+    return f"RGB {image.size}".encode() + open_image(image, max_pixels=LARGEST_LIMIT).tobytes()

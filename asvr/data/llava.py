@@ -1,23 +1,26 @@
-"""LLaVA's annotation files, JSON lists and JSON lines, of any size: only offsets are kept in memory."""
+"""LLaVA's annotation files, JSON lists and JSON lines, of any size: only offsets are mapped into memory."""
 
 import codecs
-import hashlib
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 
+from asvr.data.file_index import FileReader, file_index
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refused
+from asvr.data.strict_json import MAX_RECORD_BYTES, parse_record, require_size
 from asvr.registry import DATASETS
 
 BLOCK = 1 << 22  # bytes read at a time
+KIND = "records of a LLaVA file, 1"
+WHITESPACE = np.isin(np.arange(256), list(b" \t\r\n"))  # by byte
 
 
 @DATASETS.register_module()
 class LlavaDataset(ConversationDataset):
-    """Records of a LLaVA annotation file, read one at a time.
+    """Records of a LLaVA annotation file, read one at a time; where they are is kept, see `asvr.data.file_index`.
 
     ann_file: a JSON list, or JSON lines (its first character decides). image_folder: where its pictures
     are; by default the folder of the file. A name that leads out of it is refused. For the other
@@ -32,7 +35,8 @@ class LlavaDataset(ConversationDataset):
         if not os.path.isfile(ann_file):
             raise ValueError(f"ann_file {ann_file!r} is missing: expected a JSON list or JSON lines")
         self.image_folder = os.path.abspath(image_folder or os.path.dirname(ann_file))
-        self.spans = index_records(ann_file)
+        index = file_index(self.source, KIND, lambda path: dict(spans=index_records(path)))
+        self.spans, self.sha256, self.read = index.arrays["spans"], index.sha256, FileReader(self.source)
         if not len(self.spans):
             raise ValueError(f"ann_file {ann_file!r} holds no record")
 
@@ -41,23 +45,22 @@ class LlavaDataset(ConversationDataset):
 
     def record(self, i: int) -> dict:
         start, end = self.spans[i]
-        with open(self.source, "rb") as file:
-            file.seek(start)
-            text = file.read(end - start)
-        try:
-            return json.loads(text)
-        except ValueError as error:  # also a text that is not UTF-8
-            raise Refused(f"not JSON (bytes {start} to {end}): {error}", "malformed") from error
+        require_size(end - start)
+        return parse_record(self.read(start, end))
 
     def fingerprint(self) -> str:
-        with open(self.source, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return self.sha256[:16]
 
     def picture(self, name: str) -> tuple[str, Path]:
-        path = os.path.normpath(os.path.join(self.image_folder, name))
-        if os.path.commonpath([self.image_folder, path]) != self.image_folder:
-            raise Refused(f"the picture {name!r} lies outside image_folder {self.image_folder}", "outside image_folder")
-        return path, Path(path)
+        return picture_inside(self.image_folder, name)
+
+
+def picture_inside(image_folder: str, name: str) -> tuple[str, Path]:
+    """The cache key and the file of a picture. Raises `Refused` where its name leads out of the folder."""
+    path = os.path.normpath(os.path.join(image_folder, name))
+    if os.path.commonpath([image_folder, path]) != image_folder:
+        raise Refused(f"the picture {name!r} lies outside image_folder {image_folder}", "outside image_folder")
+    return path, Path(path)
 
 
 def index_records(path: str) -> np.ndarray:
@@ -66,6 +69,10 @@ def index_records(path: str) -> np.ndarray:
     Raises: ValueError for a file that is neither a JSON list nor JSON lines.
     """
     with open(path, "rb") as file:
+        head = file.read(4)
+        if b"\0" in head:
+            raise ValueError(f"ann_file {path!r} begins with {head!r}, as UTF-16 does: save it as UTF-8")
+        file.seek(len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0)
         first = file.read(1)
         while first.isspace():
             first = file.read(1)
@@ -74,20 +81,29 @@ def index_records(path: str) -> np.ndarray:
             return _index_list(file, start, path)
         if first in (b"{", b""):
             return _index_lines(file)
-    raise ValueError(f"ann_file {path!r} begins with {first!r}: expected '[' (a JSON list) or '{{' (JSON lines)")
+    raise ValueError(
+        f"ann_file {path!r} begins with {first!r}: expected '[' (a JSON list) or '{{' (JSON lines), in UTF-8"
+    )
 
 
 def _index_lines(file) -> np.ndarray:
+    """Of every line that is not blank, its end of line included."""
     file.seek(0)
-    ends, offset = [], 0
+    starts, indented, offset, at_start = [], [], 0, True
     while block := file.read(BLOCK):
-        ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset + 1)
+        data = np.frombuffer(block, np.uint8)
+        begin = np.concatenate([[0] if at_start else [], np.flatnonzero(data == ord("\n")) + 1]).astype(np.int64)
+        at_start = block.endswith(b"\n")
+        begin = begin[begin < len(data)]
+        starts.append(begin + offset)
+        indented.append(WHITESPACE[data[begin]])
         offset += len(block)
-    ends = np.unique(np.concatenate([*ends, [offset]]).astype(np.int64))
-    spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
-    short = np.flatnonzero(spans[:, 1] - spans[:, 0] <= 2)
-    blank = [i for i in short if not _read(file, *spans[i]).strip()]
-    return np.delete(spans, blank, axis=0)
+    if not starts:
+        return np.empty((0, 2), np.int64)
+    begins = np.concatenate(starts)
+    spans = np.stack([begins, np.append(begins[1:], offset)], axis=1)
+    suspects = np.flatnonzero(np.concatenate(indented))
+    return np.delete(spans, [i for i in suspects if not _read(file, *spans[i]).strip()], axis=0)
 
 
 def _read(file, start: int, end: int) -> bytes:
@@ -102,18 +118,24 @@ def _index_list(file, offset: int, path: str) -> np.ndarray:
     text, spans, want = "", [], BLOCK
     while True:
         block = file.read(want)
-        text += decode(block, not block)
+        try:
+            text += decode(block, not block)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, record {len(spans)} or behind it: not UTF-8: {error}") from error
         at = 0
         while True:
             begin = _skip(text, at, " \t\r\n,")
             if text[begin : begin + 1] == "]":
+                if rest := text[begin + 1 :].encode().strip() or file.read(BLOCK).strip():
+                    raise ValueError(f"{path}: behind the end of its JSON list stands {rest[:40]!r}: expected nothing")
                 return np.array(spans, dtype=np.int64).reshape(-1, 2)
             try:
                 _, end = parse(text, begin)
-            except json.JSONDecodeError as error:
-                if not block:
+            except (ValueError, RecursionError) as error:
+                if not block or len(text) - begin > MAX_RECORD_BYTES:
                     raise ValueError(
-                        f"{path}, record {len(spans)}: the JSON list breaks near byte {offset}: {error.msg}"
+                        f"{path}, record {len(spans)}: the JSON list breaks near byte {offset}: {error}; as JSON lines "
+                        "a bad record can be left out"
                     ) from error
                 break
             if end == len(text) and block:  # a number may go on in the next block

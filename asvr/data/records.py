@@ -6,14 +6,16 @@ must be there.
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 
-from asvr.data.conversation import encode_segments, parse_rounds, segments_of, truncate
-from asvr.data.images import Source, has_file
-from asvr.data.refusals import Refusal, Refused, check_policy
+from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
+from asvr.data.images import check_file
+from asvr.data.picture_sources import Source, has_file
+from asvr.data.refusals import Refusal, Refused, check_policy, short
 from asvr.data.templates import IMAGE_MARK, Template, build_template
+
+LONGEST_NAME = 4095  # of a path, as Linux takes it
 
 
 class ConversationDataset:
@@ -48,11 +50,15 @@ class ConversationDataset:
         raise NotImplementedError(f"{type(self).__name__} must return a record")
 
     def picture(self, name: str) -> tuple[str, Source]:
-        """The cache key of a picture of a record, and its file, how it is painted, or itself."""
+        """The cache key of a picture of a record, and where it is."""
         raise NotImplementedError(f"{type(self).__name__} must find a picture")
 
     def sample_id(self, i: int) -> str:
         return f"{self.source}:{i}"
+
+    def place(self, i: int) -> str:
+        """Where a record stands, for messages."""
+        return f"{self.source}, record {i}"
 
     def __getitem__(self, i: int) -> dict | Refusal:
         """Return ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for a picture), ``images`` (files or
@@ -105,7 +111,7 @@ class ConversationDataset:
             return make(i)
         except Refused as error:
             self.refusals[error.reason] += 1
-            message = f"{self.source}, record {i}: {error}"
+            message = f"{self.place(i)}: {error}"
             if self.on_error == "raise":
                 raise Refused(message, error.reason) from error
             return Refusal(self.sample_id(i), error.reason, message)
@@ -119,8 +125,8 @@ class ConversationDataset:
         keys, sources = [], []
         for name in names:
             key, source = self.picture(name)
-            if has_file(source) and not os.path.isfile(source):
-                raise Refused(f"the picture {source} is missing", "missing picture")
+            if has_file(source):
+                check_file(source)
             keys.append(key)
             sources.append(source)
         return record, segments, dict(images=sources, image_keys=keys, sample_id=self.sample_id(i))
@@ -136,6 +142,8 @@ class ConversationDataset:
     def _question_item(self, i: int) -> dict:
         record, segments, item = self._segments(i, prompt=True)
         input_ids, labels = encode_segments(segments, self.tokenizer)
+        if not isinstance(record.get("category", ""), str):  # answers are counted by it
+            raise Refused(f"'category' is not a text: {short(record['category'])}", "malformed")
         self._refuse_longer(len(input_ids) + len(item["images"]) * ((self.num_image_tokens or 1) - 1))
         messages = _messages(record)
         asked = [m["value"].replace(IMAGE_MARK, "").strip() for m in messages if m["from"] == "human"]
@@ -152,20 +160,24 @@ class ConversationDataset:
 def _names(record: dict) -> list[str]:
     """The pictures of a record."""
     if not isinstance(record, dict):
-        raise Refused(f"the record is not an object: {record!r:.80}", "malformed")
+        raise Refused(f"the record is not an object: {short(record)}", "malformed")
     names = record.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]
     if not all(isinstance(name, str) and name for name in names):
-        raise Refused(f"'image' is neither a file name nor a list of them: {names!r:.80}", "malformed")
+        raise Refused(f"'image' is neither a file name nor a list of them: {short(names)}", "malformed")
+    for name in names:
+        if "\0" in name or len(name) > LONGEST_NAME or not is_whole(name):
+            expected = f"expected UTF-8 without NUL, at most {LONGEST_NAME} characters"
+            raise Refused(f"{short(name)} is no name of a picture's file: {expected}", "malformed")
     return names
 
 
 def _messages(record: dict) -> list:
     """The conversation of a record; an absent one is empty."""
-    messages = record.get("conversations") or []
-    if not isinstance(messages, list):
-        raise Refused(f"'conversations' is not a list: {messages!r:.80}", "malformed")
-    return messages
+    messages = record.get("conversations")
+    if messages is not None and not isinstance(messages, list):
+        raise Refused(f"'conversations' is not a list: {short(messages)}", "malformed")
+    return messages or []
 
 
 def _texts(record: dict, template: Template | None) -> list[str]:

@@ -1,15 +1,22 @@
 """A sample that cannot be used: why, and what is done about it."""
 
+import reprlib
 from dataclasses import dataclass
 
 POLICIES = ("raise", "skip")
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
 
 class Refused(ValueError):
-    """A sample that cannot be used. ``reason`` is a short fixed name, by which refusals are counted."""
+    """A sample that cannot be used. ``reason`` is a short fixed name, by which refusals are counted.
+
+    The message may quote what a record holds: what a terminal would obey, or no file can hold, is escaped in it.
+    """
 
     def __init__(self, message: str, reason: str = "unusable"):
-        super().__init__(message)
+        super().__init__(printable(message))
         self.reason = reason
 
 
@@ -26,3 +33,15 @@ def check_policy(on_error: str) -> str:
     if on_error not in POLICIES:
         raise ValueError(f"on_error={on_error!r} is unknown: expected one of {POLICIES}")
     return on_error
+
+
+def printable(text: str) -> str:
+    """The text with control characters, lone surrogates and the like written as escapes; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def short(value) -> str:
+    """What a value looks like, in about a hundred characters, however large or deep it is."""
+    return _SHORT.repr(value)

@@ -30,7 +30,7 @@ class ResumableSampler:
     def __iter__(self) -> Iterator[int]:
         epoch, offset = divmod(self.start, self.length)
         while True:
-            yield from self.order(epoch)[offset:].tolist()
+            yield from map(int, self.order(epoch)[offset:])  # one at a time: Python's own are five times as large
             epoch, offset = epoch + 1, 0
 
 

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from asvr import zoo
+from asvr.data.refusals import Refused
 from asvr.models.hf import without_warnings
 from asvr.registry import DATASETS, TEXT_TOKENIZERS
 
@@ -31,6 +32,8 @@ class TextTokenizer:
             raise ValueError(f"the tokenizer {hf.name_or_path!r} has no EOS token, which ends an answer")
         fallbacks = (hf.pad_token_id, hf.unk_token_id, hf.eos_token_id)
         self.pad_id = next(token for token in fallbacks if token is not None)
+        # What no text may write. Characters that the vocabulary lacks do become the unknown token.
+        self._control = frozenset(hf.all_special_ids) - {hf.unk_token_id}
         spec = json.loads(hf.backend_tokenizer.to_str())
         self.prefix_after_control = _prefixes_every_piece(spec)
         self._alone = _text_only(spec)
@@ -44,10 +47,15 @@ class TextTokenizer:
         special token are ordinary letters. continues: the text goes on from another one, so a tokenizer
         that puts a space in front of a text (sentencepiece) does not.
 
-        Raises: ValueError for a control token that the tokenizer does not have.
+        Raises: ValueError for a control token that the tokenizer does not have; `Refused` for a text that writes one
+        all the same, as a vocabulary can that has control tokens among its words.
         """
         if not control:
-            return (self._continuing if continues else self._alone).encode(text, add_special_tokens=False).ids
+            ids = (self._continuing if continues else self._alone).encode(text, add_special_tokens=False).ids
+            if not self._control.isdisjoint(ids):
+                found = self.hf.convert_ids_to_tokens(next(token for token in ids if token in self._control))
+                raise Refused(f"with this tokenizer the text writes the control token {found!r}", "control token")
+            return ids
         if text not in self.hf.all_special_tokens and not self._is_special(text):
             raise ValueError(
                 f"the tokenizer {self.hf.name_or_path!r} has no special token {text!r}, which the template writes: "
@@ -128,7 +136,7 @@ class HFTokenizer(TextTokenizer):
         folder = zoo.require(name, what="text tokenizer")
         try:
             with without_warnings():
-                hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+                hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except (ValueError, OSError, ImportError, KeyError) as error:
             raise ValueError(_unreadable(name, folder, error)) from error
         if not hf.is_fast:

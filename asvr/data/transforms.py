@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+# Pixels along a side of what is made on the way, where a very long picture would make it huge: a square of 256 MB.
+LONGEST_SIDE = 8192
 ASPECTS = ("square", "pad", "resize")
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -51,7 +53,11 @@ class ImageTransform:
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    """Centre a picture on a square of ``color`` (LLaVA's ``expand2square``)."""
+    """Centre a picture on a square of ``color`` (LLaVA's ``expand2square``), reduced first to ``LONGEST_SIDE`` where
+    it is longer."""
+    if max(image.size) > LONGEST_SIDE:
+        scale = LONGEST_SIDE / max(image.size)
+        image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.BICUBIC)
     width, height = image.size
     side = max(width, height)
     if width == height:
@@ -67,6 +73,9 @@ def _resize_and_crop(image: Image.Image, size: tuple[int, int], resampling) -> I
         resized = (max(width, height * image.width // image.height), height)
     else:
         resized = (width, max(height, width * image.height // image.width))
-    image = image.resize(resized, resampling)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+    left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
+    if max(resized) > LONGEST_SIDE:  # only what is left of it is made
+        across, down = image.width / resized[0], image.height / resized[1]
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return image.resize((width, height), resampling, box=box)
+    return image.resize(resized, resampling).crop((left, top, left + width, top + height))

@@ -9,8 +9,10 @@ from torch.utils.data import DataLoader
 
 from asvr.config import distinct, stage_config
 from asvr.data.collate import Collate
+from asvr.data.images import MAX_PIXELS
+from asvr.data.mixture import sampler_of
 from asvr.data.packing import StepCollate
-from asvr.data.samplers import BatchSampler, ResumableSampler
+from asvr.data.samplers import BatchSampler
 from asvr.engine.optim import PRECISIONS
 from asvr.models.attention import AUTO, choose, set_kernel
 from asvr.registry import DATASETS, MODELS
@@ -83,12 +85,13 @@ def dataset_configs(stage: Config) -> dict[str, dict]:
 
 def pictures_of_stages(cfg: Config) -> tuple[list[str], dict]:
     """Keys of the training pictures of all stages, and every picture (key -> file), those of questions among them."""
-    training, everything = [], []
+    training, asked = [], []
     for name in cfg.stages:
         configs = dataset_configs(stage_config(cfg, name))
-        training.append(configs["data.train"])
-        everything += configs.values()
-    return list(_pictures(training)), _pictures(training) | _pictures(everything)
+        training.append(configs.pop("data.train"))
+        asked += configs.values()
+    found = _pictures(training)
+    return list(found), found | _pictures([config for config in asked if config not in training])
 
 
 def _pictures(configs: list) -> dict:
@@ -109,6 +112,7 @@ def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = 
         image_aspect=data.image_aspect,
         max_length=data.max_length,
         on_error=data.on_error,
+        max_pixels=getattr(data, "max_pixels", None) or MAX_PIXELS,
         packed=packed,
         cache=cache,
     )
@@ -124,7 +128,7 @@ def pack_limits(data: Config) -> dict | None:
 
 def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
     """Optimisation steps without end, each a list of micro-batches, of samples in an order that the seed decides."""
-    sampler = ResumableSampler(length=len(dataset), seed=cfg.runtime.seed)
+    sampler = sampler_of(dataset, cfg.runtime.seed)
     return build_step_loader(cfg, dataset, collate, BatchSampler(sampler, size=cfg.data.global_batch))
 
 

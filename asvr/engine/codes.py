@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from asvr.config import load_config, stage_config
 from asvr.data.code_cache import CodeCache, CodeStore, hash_pictures
 from asvr.data.disk import require_room
-from asvr.data.images import open_image
+from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refused
 from asvr.engine.build import as_in_training, build_device, pictures_of_stages
 from asvr.engine.log import logger, progress_bar, set_up_logging
@@ -105,8 +105,9 @@ def _log_state(store: CodeStore, pictures: int, missing: int, own: int, budget_g
 class _Pictures(Dataset):
     """(sha256, pixels or None, what was refused or None)."""
 
-    def __init__(self, sources: dict, transform, aspect: str):
-        self.items, self.transform, self.aspect = list(sources.items()), transform, aspect
+    def __init__(self, sources: dict, transform, data: Config):
+        self.items, self.transform, self.aspect = list(sources.items()), transform, data.image_aspect
+        self.max_pixels = getattr(data, "max_pixels", None) or MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.items)
@@ -114,14 +115,14 @@ class _Pictures(Dataset):
     def __getitem__(self, i: int) -> tuple:
         sha256, source = self.items[i]
         try:
-            return sha256, self.transform(open_image(source), self.aspect), None
+            return sha256, self.transform(open_image(source, max_pixels=self.max_pixels), self.aspect), None
         except Refused as error:
             return sha256, None, (str(error), error.reason)
 
 
 def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, workers: int, *, part: str) -> None:
     loader = DataLoader(
-        _Pictures(sources, tokenizer.transform, data.image_aspect),
+        _Pictures(sources, tokenizer.transform, data),
         BATCH,
         num_workers=workers,
         collate_fn=list,

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from asvr.config import stage_config
 from asvr.data.code_cache import CodeCache
 from asvr.data.feature_cache import FeatureCache, build_feature_cache, pixel_batches
+from asvr.data.images import MAX_PIXELS
 from asvr.engine.build import as_in_training, build_device, pictures_of_stages
 from asvr.engine.codes import code_cache
 from asvr.engine.log import logger
@@ -64,6 +65,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
         device,
         config=without_weights(cfg.model.encoder),
         on_error=cfg.data.on_error,
+        max_pixels=getattr(cfg.data, "max_pixels", None) or MAX_PIXELS,
         budget_gb=cfg.data.get("cache_budget_gb"),
     )
     training = [key for key in training if key in cache.rows]

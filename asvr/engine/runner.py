@@ -1,6 +1,7 @@
 """MMEngine's Runner for one stage of a config."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config
@@ -48,7 +49,11 @@ def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: 
         default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
         custom_hooks=[
             ProgressHook(
-                file=str(work_dir / "metrics.jsonl"), stage=name, interval=runtime.log_interval, flops=step_flops(stage)
+                file=str(work_dir / "metrics.jsonl"),
+                stage=name,
+                interval=runtime.log_interval,
+                flops=step_flops(stage),
+                drawn=_drawn(dataset, data.global_batch, runtime.seed),
             ),
             CheckpointHook(
                 folder=str(folder / "checkpoints"),
@@ -64,6 +69,11 @@ def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: 
         default_scope="asvr",
         log_level="WARNING",
     )
+
+
+def _drawn(dataset, batch: int, seed: int) -> Callable[[int], dict[str, int]] | None:
+    """Of a mixture, the samples of each source up to a step."""
+    return (lambda step: dataset.drawn(step * batch, seed)) if hasattr(dataset, "drawn") else None
 
 
 def _validation(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> list:

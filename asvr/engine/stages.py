@@ -37,6 +37,7 @@ _FREE = (
     "data.cache_dir",
     "data.cache_budget_gb",
     "data.on_error",  # what is refused is left out of its batch; no other sample moves
+    "data.max_pixels",
     "evaluation",
     "validation",
 )

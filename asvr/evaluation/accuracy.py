@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from asvr.data.batch import Batch, visual_sources
-from asvr.data.images import has_file, open_image
+from asvr.data.images import open_image
+from asvr.data.picture_sources import has_file
 from asvr.data.refusals import Refusal
 from asvr.engine.build import build_collate
 from asvr.engine.log import progress_bar

@@ -47,6 +47,7 @@ class Conversation:
         prompt = dict(images=self.images, messages=messages)
         streamer = _Stream(self.pretrained.text_tokenizer, tell)
         (answer,) = self.pretrained.generate([prompt], max_new_tokens=self.max_new_tokens, streamer=streamer)
+        answer = answer.replace(IMAGE_MARK, "").strip()  # as letters: in the next prompt it would stand for a picture
         if answer:
             self.messages, self.waiting = [*messages, {"from": "gpt", "value": answer}], 0
         return answer

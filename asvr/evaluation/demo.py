@@ -17,8 +17,6 @@ from asvr.evaluation.drawing import as_picture, draw_attention, draw_pictures, d
 from asvr.evaluation.maps import as_seen
 from asvr.pretrained import Pretrained
 
-# Of uploads. PIL reads more: PostScript, which another program runs, and icons, whose headers hide pictures' sizes.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000  # of an uploaded picture: 200 MB at PIL's four bytes a pixel
 KEPT_SIDE = 1024  # of a picture that a tab keeps, at least
 
@@ -90,7 +88,7 @@ class Demo:
 def read_upload(file: str | Path) -> Image.Image:
     """The picture, upright. Raises `Refused`, which names the file as the user knows it."""
     try:
-        return open_image(file, formats=FORMATS, max_pixels=MAX_PIXELS, upright=True)
+        return open_image(file, max_pixels=MAX_PIXELS, upright=True)
     except Refused as error:
         raise Refused(str(error).replace(str(file), Path(file).name), error.reason) from error
 

@@ -1,7 +1,9 @@
 """What the Hugging Face encoder and LLM share: a configuration from a folder or from the config file,
 and strict loading of weights."""
 
+import json
 import logging
+import pickle
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
 from asvr import zoo
+from asvr.folders import unsafe_pickle
 
 logger = logging.getLogger("asvr")
 
@@ -43,7 +46,7 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
     given = _from_arch(arch, **overrides) if arch is not None else None
     if folder is None:
         return given
-    config = AutoConfig.from_pretrained(folder)
+    config = _read_folder(folder)
     if given is not None:
         own = _same_kind(config, given.model_type)
         different = [k for k in arch if k != "model_type" and getattr(own, k, None) != getattr(given, k)]
@@ -51,6 +54,19 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
             listing = ", ".join(f"{k}={getattr(own, k, None)!r} (config: {arch[k]!r})" for k in different)
             logger.warning("%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing)
     return config
+
+
+def _read_folder(folder: Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except ValueError as error:
+        file = folder / "config.json"
+        if not file.is_file() or "auto_map" not in json.loads(file.read_text(encoding="utf-8")):
+            raise
+        raise ValueError(
+            f"{folder}: its architecture is Python code in that folder, which is never run here (trust_remote_code is "
+            "off): take a model whose architecture transformers has, or register a component of your own that builds it"
+        ) from error
 
 
 def arch_of(config: PretrainedConfig) -> dict:
@@ -91,16 +107,19 @@ def load_strict(
 
     may_ignore: prefixes of keys that the file may have and the model does not need.
     """
-    with without_warnings():
-        model, info = auto_class.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused below, with the file's name
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+    try:
+        with without_warnings():
+            model, info = auto_class.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, with the file's name
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except pickle.UnpicklingError as error:
+        raise unsafe_pickle(folder, error) from error
     unexpected = [k for k in info["unexpected_keys"] if not k.startswith(may_ignore)]
     problems = {
         "missing": sorted(info["missing_keys"]),

@@ -74,7 +74,7 @@ def test_a_text_only_batch_has_no_pixels():
 
 def test_equal_transforms_share_a_tensor_and_each_picture_is_opened_once(monkeypatch):
     opened = []
-    monkeypatch.setattr(module, "open_image", lambda source: opened.append(source) or source)
+    monkeypatch.setattr(module, "open_image", lambda source, **_: opened.append(source) or source)
     views = dict(encoder=SMALL, semantic=ImageTransform(size=(4, 4)), pixel=LARGE)
     batch = make(views=views)([item([1, IMAGE_TOKEN, IMAGE_TOKEN])])
     assert batch.pixels["encoder"] is batch.pixels["semantic"]

@@ -8,7 +8,7 @@ import pytest
 from data_helpers import byte_level
 from PIL import Image
 
-from asvr.data.images import open_image, picture_bytes
+from asvr.data.images import open_image
 from asvr.data.scenes import Scenes
 from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
 from asvr.data.scenes.photos import photo, photos
@@ -178,11 +178,8 @@ def test_pictures_are_painted_when_they_are_opened(monkeypatch):
     """A cache of their features needs none of them."""
     monkeypatch.setattr("asvr.data.scenes.dataset.paint", lambda *_: pytest.fail("painted"))
     dataset = Scenes(scenes=20)
-    contents = {picture_bytes(picture) for _, picture in dataset.pictures()}
-    assert (
-        len(contents) == 20
-        and len({picture_bytes(p) for _, p in Scenes(scenes=20, size=64).pictures()} - contents) == 20
-    )
+    contents = {picture.sha256() for _, picture in dataset.pictures()}
+    assert len(contents) == 20 and len({p.sha256() for _, p in Scenes(scenes=20, size=64).pictures()} - contents) == 20
 
 
 def test_records():

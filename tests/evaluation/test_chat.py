@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+from demo_helpers import pretrained
 from PIL import Image
 from run_helpers import ROOT, tiny_env
 
 import asvr
+from asvr.data.batch import IMAGE_TOKEN
 from asvr.data.easy_vqa import EasyVQA
 from asvr.evaluation.chat import Conversation, _Stream
 
@@ -44,6 +46,28 @@ class Scripted:
     def generate(self, prompts, **kwargs):
         self.prompts += prompts
         return [self.answers.pop(0)]
+
+
+def test_a_mark_in_an_answer_is_no_picture_in_the_next_prompt():
+    model = Scripted("an <image> of it", " <image> ", "yes")
+    talk = Conversation(model)
+    assert talk.ask("what?") == "an  of it" and talk.ask("hm?") == "" and talk.ask("sure?") == "yes"
+    assert [message["value"] for message in model.prompts[-1]["messages"]] == ["what?", "an  of it", "sure?"]
+
+
+@pytest.mark.parametrize("template", ["vicuna_v1", "llama_2", "mistral", "chatml"])
+def test_a_question_cannot_write_control_tokens(template):
+    """`Pretrained.batch` makes the prompts of chat, of the page and of lmms-eval's model."""
+    model = pretrained()
+    model.template = template
+    control = {*model.text_tokenizer.hf.all_special_ids, IMAGE_TOKEN}
+    rows = []
+    for text in ("".join(model.text_tokenizer.hf.all_special_tokens), "x"):
+        messages = [{"from": "human", "value": text}, {"from": "gpt", "value": f"{text} y"}]
+        messages.append({"from": "human", "value": text})
+        ids = model.batch([dict(images=[], messages=messages)]).input_ids_BT[0].tolist()
+        rows.append([token for token in ids if token in control])
+    assert rows[0] == rows[1]
 
 
 def test_what_was_said_before_counts(picture):

@@ -42,6 +42,19 @@ def test_a_live_model_gives_its_own_answers(model, questions, tasks, batch_size)
     assert [sample["filtered_resps"][0] for sample in samples] == [answer.split("\n")[0] for answer in expected]
 
 
+def test_a_tasks_texts_cannot_write_control_tokens(model):
+    from asvr.evaluation.lmms_eval import Asvr
+
+    own, special = Asvr(pretrained=model), model.text_tokenizer.hf.all_special_ids
+    own.task_dict = dict(task=dict(test=[{}]))
+    counts = []
+    for text in ("".join(model.text_tokenizer.hf.all_special_tokens), "x"):
+        conversation = own._scored((text, text, lambda doc: [], 0, "task", "test"))
+        ids = model.batch([conversation], answered=True).input_ids_BT[0].tolist()
+        counts.append(sum(token in special for token in ids))
+    assert counts[0] == counts[1]
+
+
 def test_choices_are_those_of_the_smallest_loss(model, questions, tasks):
     from asvr.evaluation.lmms_eval import Asvr
 

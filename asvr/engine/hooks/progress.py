@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,17 +26,27 @@ class ProgressHook(Hook):
     padding not counted), real_tokens_percent (of all positions computed), data_time_percent (of the interval, waiting
     for input), tflop_per_s (of what the samples need: no padding, no recomputation), mfu_percent (of that, in bf16 on
     a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only
-    where there are any).
+    where there are any), samples (of a mixture: source -> samples drawn since the stage began).
+
+    drawn: what ``samples`` are after a step, see `asvr.data.mixture.Mixture.drawn`.
     """
 
     priority = "BELOW_NORMAL"
 
-    def __init__(self, *, file: str, stage: str, interval: int, flops: StepFlops | None = None):
+    def __init__(
+        self,
+        *,
+        file: str,
+        stage: str,
+        interval: int,
+        flops: StepFlops | None = None,
+        drawn: Callable[[int], dict[str, int]] | None = None,
+    ):
         if interval < 1:
             raise ValueError(f"runtime.log_interval={interval} must be at least 1")
         self.file, self.stage, self.interval = Path(file), stage, interval
         self.refused: Counter = Counter()
-        self.flops = flops  # None where they cannot be counted
+        self.flops, self.drawn = flops, drawn  # None where FLOPs cannot be counted, and where there is one source
         self._reset()
 
     def state_dict(self) -> dict:
@@ -105,6 +116,7 @@ class ProgressHook(Hook):
             peak_memory_gib=_peak_memory_gib(runner.model.device),
             eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
             **(dict(refused=dict(self.refused)) if self.refused else {}),
+            **(dict(samples=self.drawn(runner.iter)) if self.drawn is not None else {}),
         )
         with open(self.file, "a") as stream:
             stream.write(json.dumps(record) + "\n")

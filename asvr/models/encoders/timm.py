@@ -3,11 +3,13 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
 
+import pickle
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from asvr.folders import unsafe_pickle
 from asvr import zoo
 from asvr.data.transforms import ImageTransform
 from asvr.models.encoders.base import Encoder
@@ -99,7 +101,10 @@ def _load(model: torch.nn.Module, path: str, match: str) -> None:
 
         weights = load_file(path)
     else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise unsafe_pickle(path, error) from error
     own = model.state_dict()
     if match == "order":
         shapes = [tuple(v.shape) for v in weights.values()]

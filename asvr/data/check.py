@@ -1,0 +1,192 @@
+"""Scanning data sets before a run: every record becomes an item and every picture is opened, in processes.
+
+Legend: ``N`` visual tokens of an image.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+
+from asvr.data.batch import IMAGE_TOKEN
+from asvr.data.conversation import truncate
+from asvr.data.images import MAX_PIXELS, TURNS, opened, orientation, to_rgb
+from asvr.data.refusals import Refusal, Refused
+from asvr.engine.log import progress_bar
+
+CHUNK = 64  # records that a process takes at a time
+EXAMPLES = 3  # of each reason or note that are told
+SUFFIXES = dict(
+    PNG=(".png", ".apng"),
+    JPEG=(".jpg", ".jpeg", ".jfif"),
+    WEBP=(".webp",),
+    BMP=(".bmp",),
+    GIF=(".gif",),
+    TIFF=(".tif", ".tiff"),
+    MPO=(".jpg", ".jpeg", ".mpo"),
+)
+
+
+@dataclass(kw_only=True)
+class Source:
+    """A dataset as one use of it in a config sees it.
+
+    name: for people, such as ``finetune: data.train``. dataset: built with ``on_error='skip'`` and without
+    ``max_length``, so that what would be cut is seen whole. asked: its questions are used, not its training rows.
+    """
+
+    name: str
+    dataset: object
+    max_length: int | None
+    num_image_tokens: int
+    max_pixels: int = MAX_PIXELS
+    asked: bool = False
+
+
+@dataclass
+class Found:
+    """What a scan has found; two add up. Its size does not grow with the data, but for the lines of ``bad``, which
+    whoever adds takes out.
+
+    refused, noted: how many records by reason, and by what is odd but used. tokens: how many rows by length, visual
+    tokens included, rounded down by `bin_of`; sides: how many pictures by their longer side, likewise.
+    """
+
+    records: int = 0
+    pictures: int = 0
+    refused: Counter = field(default_factory=Counter)
+    noted: Counter = field(default_factory=Counter)
+    tokens: Counter = field(default_factory=Counter)
+    sides: Counter = field(default_factory=Counter)
+    bad: list = field(default_factory=list)
+
+    def add(self, other: "Found") -> None:
+        self.records += other.records
+        self.pictures += other.pictures
+        for name in ("refused", "noted", "tokens", "sides"):
+            getattr(self, name).update(getattr(other, name))
+
+    def tell(self, kind: str, reason: str, sample_id: str, message: str) -> None:
+        getattr(self, kind)[reason] += 1
+        self.bad.append(dict(kind=kind, reason=reason, record=sample_id, message=message))
+
+
+def bin_of(value: int) -> int:
+    """Eight bins to a doubling: the largest number of three binary digits and zeros that is at most ``value``."""
+    shift = max(0, value.bit_length() - 4)
+    return value >> shift << shift
+
+
+def scan(
+    source: Source, *, report, workers: int, limit: int | None = None, decode: bool = True
+) -> tuple[Found, dict[tuple[str, str], list[str]]]:
+    """Everything in a source, and the first examples by (kind, reason).
+
+    report: a stream that gets a JSON line for each record that is refused or odd. workers: processes. limit: only the
+    first records. decode: False reads the headers of pictures alone. Raises ``ValueError`` where a process dies.
+    """
+    total = min(len(source.dataset), limit or len(source.dataset))
+    whole, examples = Found(), {}
+    with progress_bar(total=total, desc=source.name, unit="record") as bar:
+        for found in _chunks(source, total, workers, decode):
+            whole.add(found)
+            for line in found.bad:
+                told = examples.setdefault((line["kind"], line["reason"]), [])
+                if len(told) < EXAMPLES:
+                    told.append(line["message"])
+                report.write(json.dumps(dict(source=source.name, **line)) + "\n")
+            bar.update(found.records)
+    return whole, examples
+
+
+def _chunks(source: Source, total: int, workers: int, decode: bool) -> Iterator[Found]:
+    """Results as they come. Only a few chunks are under way at a time, so that memory stays what it is."""
+    ranges = ((begin, min(begin + CHUNK, total)) for begin in range(0, total, CHUNK))
+    if not workers:
+        yield from (_scan_range(source, *part, decode) for part in ranges)
+        return
+    with ProcessPoolExecutor(workers, get_context("fork"), initializer=_take, initargs=(source,)) as pool:
+        waiting = {_submit(pool, part, decode): part for part in islice(ranges, 4 * workers)}
+        while waiting:
+            done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                begin, end = waiting.pop(future)
+                try:
+                    yield future.result()
+                except BrokenProcessPool as error:
+                    raise ValueError(
+                        f"{source.name}: a process died, likely without memory, near records {begin} to {end - 1}: "
+                        "give fewer --workers, or look at these with --workers 0"
+                    ) from error
+                waiting |= {_submit(pool, part, decode): part for part in islice(ranges, 1)}
+
+
+_SOURCE: Source | None = None  # a process's own; a fork has it without sending it
+
+
+def _take(source: Source) -> None:
+    global _SOURCE
+    _SOURCE = source
+
+
+def _submit(pool: Executor, part: tuple[int, int], decode: bool):
+    return pool.submit(_scan_own, *part, decode)
+
+
+def _scan_own(begin: int, end: int, decode: bool) -> Found:
+    return _scan_range(_SOURCE, begin, end, decode)
+
+
+def _scan_range(source: Source, begin: int, end: int, decode: bool) -> Found:
+    found = Found()
+    for i in range(begin, end):
+        found.records += 1
+        try:
+            item = source.dataset.question(i) if source.asked else source.dataset[i]
+            if isinstance(item, Refusal):
+                found.tell("refused", item.reason, item.sample_id, item.message)
+            else:
+                _look_at(source, item, found, decode)
+        except Refused as error:
+            sample = source.dataset.sample_id(i) if hasattr(source.dataset, "sample_id") else f"{source.name}:{i}"
+            found.tell("refused", error.reason, sample, f"{sample}: {error}")
+    return found
+
+
+def _look_at(source: Source, item: dict, found: Found, decode: bool) -> None:
+    ids, sample = item["input_ids"], item["sample_id"]
+    used = len(ids) + (source.num_image_tokens - 1) * ids.count(IMAGE_TOKEN)
+    found.tokens[bin_of(used)] += 1
+    if source.asked and source.max_length is not None and used > source.max_length:
+        raise Refused(f"the question takes {used} positions, more than max_length={source.max_length}", "too long")
+    if not source.asked:
+        truncate(ids, item["labels"], max_length=source.max_length, num_image_tokens=source.num_image_tokens)
+    if source.max_length is not None and used > source.max_length:
+        found.tell("noted", "cut by max_length", sample, f"{sample}: {used} positions, {source.max_length} are kept")
+    for picture in item["images"]:
+        found.pictures += 1
+        size = _look_at_picture(picture, sample, source.max_pixels, found, decode)
+        found.sides[bin_of(max(size))] += 1
+
+
+def _look_at_picture(picture, sample: str, max_pixels: int, found: Found, decode: bool) -> tuple[int, int]:
+    """Width and height. Raises `Refused` as training would."""
+    with opened(picture, max_pixels=max_pixels) as image:
+        if decode:
+            to_rgb(image)
+        size, kind, turned = image.size, image.format, orientation(image) in TURNS
+    if isinstance(picture, str | Path) and Path(picture).suffix.lower() not in SUFFIXES[kind]:
+        found.tell("noted", "wrong extension", sample, f"{sample}: {picture} is {kind}")
+    if turned:
+        found.tell("noted", "EXIF-rotated, used as stored", sample, f"{sample}: {picture}")
+    return size
+
+
+def default_workers() -> int:
+    return len(os.sched_getaffinity(0))

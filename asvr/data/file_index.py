@@ -1,0 +1,162 @@
+"""What is found out once about a large data file and kept: where its records are, and its SHA-256.
+
+The index is a safetensors file beside the data file, ``<name>.asvr-index``, or, where that folder cannot be written,
+in ``$ASVR_CACHE`` (default ``~/.cache/asvr``). It names the file it was made from by size, time of change and the
+SHA-256 of both ends, and is made anew where one of them differs. Opening it reads nothing but that: the arrays are
+mapped into memory.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from asvr.engine.log import logger
+from asvr.folders import sha256_of
+
+SUFFIX = ".asvr-index"
+KEPT_FROM = 1 << 24  # bytes: a smaller file is read again faster than a user asks what the new file in the folder is
+END = 1 << 16  # bytes of each end
+SETTLED = 2.0  # seconds: within a clock's tick, a file could change again and keep its size and time of change
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """arrays: what the scan of the file returned. sha256: of the whole file, in hex."""
+
+    arrays: dict[str, np.ndarray]
+    sha256: str
+
+
+def file_index(path: str, kind: str, scan: Callable[[str], dict[str, np.ndarray]]) -> FileIndex:
+    """The index of a file: what ``scan(path)`` returns, read from where it is kept or made now.
+
+    kind: names what the scan finds and its version. Several processes that need it make it once. Raises ``ValueError``
+    where the file changes meanwhile.
+    """
+    if os.path.getsize(path) < KEPT_FROM:
+        return FileIndex(scan(path), sha256_of(Path(path)))
+    places = _places(path)
+    if (found := _read(path, kind, places)) is not None:
+        return found
+    with _one_at_a_time(path):
+        if (found := _read(path, kind, places)) is not None:  # another process was faster
+            return found
+        logger.info("%s: indexing %.1f GB, once", path, os.path.getsize(path) / 1e9)
+        before, began = _identity(path, kind), time.time()
+        index = FileIndex(scan(path), sha256_of(Path(path)))
+        if _identity(path, kind) != before:
+            raise ValueError(f"{path} changed while it was read: start again when it is complete")
+        if began - os.stat(path).st_mtime > SETTLED:
+            _keep(index, before, places)
+        return index
+
+
+def cache_folder() -> Path:
+    """``$ASVR_CACHE``, by default ``~/.cache/asvr``."""
+    return Path(os.environ.get("ASVR_CACHE") or "~/.cache/asvr").expanduser()
+
+
+def _places(path: str) -> list[Path]:
+    """Where an index may be kept, the best place first."""
+    whole = os.path.abspath(path)
+    digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]
+    return [Path(whole + SUFFIX), cache_folder() / "index" / f"{os.path.basename(whole)}-{digest}{SUFFIX}"]
+
+
+def _identity(path: str, kind: str) -> dict[str, str]:
+    stat = os.stat(path)
+    with open(path, "rb") as file:
+        ends = hashlib.sha256(file.read(END))
+        file.seek(max(0, stat.st_size - END))
+        ends.update(file.read(END))
+    return dict(kind=kind, size=str(stat.st_size), mtime_ns=str(stat.st_mtime_ns), ends=ends.hexdigest())
+
+
+def _read(path: str, kind: str, places: list[Path]) -> FileIndex | None:
+    now = None
+    for place in places:
+        header = _header(place) if place.is_file() else None
+        if header is None:
+            continue
+        now = now or _identity(path, kind)
+        known, start, arrays = header
+        if {key: known.get(key) for key in now} == now:
+            return FileIndex({name: _mapped(place, start, array) for name, array in arrays.items()}, known["sha256"])
+    return None
+
+
+def _header(place: Path) -> tuple[dict, int, dict] | None:
+    """Of a safetensors file: its metadata, where its arrays begin, and what they are. None where it is not whole."""
+    with open(place, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length < 1 << 20:
+            return None
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return None
+    known = header.pop("__metadata__", {})
+    whole = 8 + length + max((array["data_offsets"][1] for array in header.values()), default=0)
+    return (known, 8 + length, header) if os.path.getsize(place) == whole else None
+
+
+def _mapped(place: Path, start: int, array: dict) -> np.ndarray:
+    dtype = dict(I64=np.int64, U8=np.uint8)[array["dtype"]]
+    shape = tuple(array["shape"])
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(place, dtype, "r", offset=start + array["data_offsets"][0], shape=shape)
+
+
+def _keep(index: FileIndex, identity: dict[str, str], places: list[Path]) -> None:
+    for place in places:
+        partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            save_file(index.arrays, partial, metadata=identity | dict(sha256=index.sha256))
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, place)
+            return
+        except (OSError, SafetensorError) as error:
+            logger.warning("%s: the index cannot be kept there (%s)", place, error)
+            if os.path.exists(partial):
+                os.remove(partial)
+
+
+@contextmanager
+def _one_at_a_time(path: str) -> Iterator[None]:
+    """The data file itself is locked, so that no file of locks is left behind."""
+    with open(path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks: the work is done more than once
+            logger.info("%s cannot be locked (%s)", path, error)
+        yield
+
+
+class FileReader:
+    """Bytes of one file by their place. Reads name it (``pread``), so that processes that were forked share one handle
+    and do not disturb one another; a pickled reader opens its own."""
+
+    def __init__(self, path: str):
+        self.path, self._handle = path, os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
+
+    def __call__(self, start: int, end: int) -> bytes:
+        """Raises ``OSError`` where the file cannot be read."""
+        return os.pread(self._handle, int(end) - int(start), int(start))
+
+    def __reduce__(self) -> tuple:
+        return FileReader, (self.path,)

@@ -1,0 +1,172 @@
+"""Tar shards as webdataset writes them, read in any order."""
+
+import re
+import tarfile
+from array import array
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+
+from asvr.data.file_index import FileIndex
+from asvr.data.picture_sources import StoredPicture
+from asvr.data.refusals import Refused, short
+from asvr.data.shards import ShardedDataset
+from asvr.data.strict_json import parse_record
+from asvr.data.templates import IMAGE_MARK
+from asvr.registry import DATASETS
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")  # a sample's key, and the field: all behind the first dot
+PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+
+
+@dataclass(frozen=True, slots=True)
+class TarPicture(StoredPicture):
+    """A member of a shard. shard: SHA-256 of the whole file."""
+
+    path: str
+    name: str
+    start: int
+    end: int
+    shard: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.name}"
+
+    def read(self) -> bytes:
+        return _read(self.path, self.start, self.end)
+
+    def sha256(self) -> str:
+        return sha256(f"{self.shard} {self.start} {self.end}".encode()).hexdigest()
+
+
+@DATASETS.register_module()
+class TarDataset(ShardedDataset):
+    """Samples of webdataset's shards: members in a row whose names agree up to the first dot (``0001.jpg``,
+    ``0001.json``).
+
+    Of a sample, ``json`` is the record in LLaVA's form; where that has no ``conversations``, ``txt`` is the answer to
+    a question that is the pictures alone. Pictures are the members with the suffix of one (``jpg``, ``1.png``), in
+    their order, whatever names the record has for them. Other members are not looked at. See `ShardedDataset` for
+    ``files`` and errors.
+
+    Raises: ValueError for a shard that is compressed, cut off or no tar file.
+    """
+
+    kind = "members of a tar shard, 1"
+
+    @staticmethod
+    def scan(path: str) -> dict[str, np.ndarray]:
+        return scan_tar(path)
+
+    @staticmethod
+    def count(index: FileIndex) -> int:
+        return len(index.arrays["samples"]) - 1
+
+    def record(self, i: int) -> dict:
+        shard, own = self.find(i)
+        first, end = self.shards[shard].arrays["samples"][own : own + 2].tolist()
+        fields, pictures = {}, []
+        for member in range(first, end):
+            name = self._name(shard, member)
+            field = _split(name)[1]
+            if field.rsplit(".")[-1] in PICTURES:
+                pictures.append(f"{shard}:{member}:{name}")
+            elif field in ("json", "txt"):
+                fields[field] = _read(self.paths[shard], *self._span(shard, member))
+        record = _record(fields, len(pictures))
+        return record | dict(image=pictures) if pictures else record
+
+    def picture(self, name: str) -> tuple[str, TarPicture]:
+        shard, member, own = name.split(":", 2)
+        shard = int(shard)
+        start, end = self._span(shard, int(member))
+        picture = TarPicture(self.paths[shard], own, start, end, self.shards[shard].sha256)
+        return f"{picture}:{start}", picture
+
+    def place(self, i: int) -> str:
+        shard, own = self.find(i)
+        first = int(self.shards[shard].arrays["samples"][own])
+        return f"{super().place(i)} ({_split(self._name(shard, first))[0]})"
+
+    def _span(self, shard: int, member: int) -> tuple[int, int]:
+        start, end = self.shards[shard].arrays["spans"][member].tolist()
+        return start, end
+
+    def _name(self, shard: int, member: int) -> str:
+        arrays = self.shards[shard].arrays
+        start = arrays["name_ends"][member - 1] if member else 0
+        return arrays["names"][start : arrays["name_ends"][member]].tobytes().decode(errors="surrogateescape")
+
+
+def _record(fields: dict[str, bytes], pictures: int) -> dict:
+    record = parse_record(fields.get("json", b"{}"))
+    try:
+        text = fields.get("txt", b"").decode()
+    except UnicodeDecodeError as error:
+        raise Refused(f"its txt is not UTF-8: {error}", "malformed") from error
+    if not isinstance(record, dict):
+        raise Refused(f"its json is not an object: {short(record)}", "malformed")
+    named = record.pop("image", None)
+    named = named if isinstance(named, list) else [] if named is None else [named]
+    if named and len(named) != pictures:
+        raise Refused(f"its json names {len(named)} pictures, the shard has {pictures}", "missing picture")
+    if "txt" in fields and "conversations" not in record:
+        question = "\n".join([IMAGE_MARK] * pictures)
+        record["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": text}]
+    return record
+
+
+def scan_tar(path: str) -> dict[str, np.ndarray]:
+    """Where the members of a shard are: ``samples`` (R + 1), the first member of each sample; ``spans`` (M, 2), their
+    first and last byte (exclusive); ``names``, UTF-8 in a row, and ``name_ends`` (M).
+
+    Raises: ValueError where it is compressed, cut off or no tar file.
+    """
+    with open(path, "rb") as file:
+        head = file.read(6)
+    for magic, name in COMPRESSED.items():
+        if head.startswith(magic):
+            raise ValueError(
+                f"{path} is compressed ({name}): samples are read in any order, so unpack it to a plain .tar"
+            )
+    samples, spans, names, name_ends, last = array("q"), array("q"), bytearray(), array("q"), None
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                tar.members = []  # else it keeps all of them
+                if not member.isreg() or _split(member.name) is None:
+                    continue
+                key = _split(member.name)[0]
+                if key != last:
+                    samples.append(len(name_ends))
+                    last = key
+                spans.extend((member.offset_data, member.offset_data + member.size))
+                names += member.name.encode(errors="surrogateescape")
+                name_ends.append(len(names))
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops there in silence
+                raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a tar file: {error}") from error
+    samples.append(len(name_ends))
+    return dict(
+        samples=np.array(samples, np.int64),
+        spans=np.array(spans, np.int64).reshape(-1, 2),
+        names=np.frombuffer(bytes(names), np.uint8),
+        name_ends=np.array(name_ends, np.int64),
+    )
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Key and field of a member; None for what belongs to no sample."""
+    match = NAME.match(name)
+    return None if match is None or match[1].startswith("__") else (match[1], match[2].lower())
+
+
+def _read(path: str, start: int, end: int) -> bytes:
+    """Opened for each read: with samples in random order over many shards, few handles would be used twice."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        return file.read(end - start)
