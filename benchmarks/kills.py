@@ -3,8 +3,8 @@
 The same command is started again after each kill, until the run is finished; then another run begins, until there have
 been enough kills. Half of them come at any time in a process's life, the others are aimed: into a checkpoint that is
 being written, the preparation of data, a validation or an evaluation, the end of a stage. A share of the signals is
-SIGTERM, upon which a run has to end by itself. All final weights (bitwise), losses, answers and results must be those of
-the untouched run; else the exit code is 1 and the folders are kept.
+SIGTERM, upon which a run has to end by itself. All final weights (bitwise), losses, answers and results must be those
+of the untouched run; else the exit code is 1 and the folders are kept.
 """
 
 import argparse
@@ -126,11 +126,10 @@ def _written_since(path: Path, moment: float) -> bool:
 def outcome(work_dir: Path) -> dict:
     """All that must be the same."""
     last = [sorted(folder.glob("step_*"))[-1] for folder in sorted(work_dir.glob("*/checkpoints"))]
-    folders = [*last, *work_dir.glob("*/best"), *work_dir.glob("tokenizers/*"), work_dir / "text_tokenizer"]
-    files = [
-        file for folder in folders for file in sorted(folder.rglob("*.safetensors")) + sorted(folder.glob("*.json"))
-    ]
-    files += work_dir.glob("*/answers.jsonl")
+    folders = [*last, *work_dir.glob("*/best"), *work_dir.glob("tokenizers/*")]
+    files = [file for folder in folders for file in folder.rglob("*.safetensors")]
+    for pattern in ("*/answers.jsonl", "text_tokenizer/*", "tokenizers/*/*.json"):
+        files += work_dir.glob(pattern)
     found = {str(file.relative_to(work_dir)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     for name in ("metrics.jsonl", "validation.jsonl"):
         lines = (work_dir / name).read_text().splitlines() if (work_dir / name).is_file() else []
