@@ -42,12 +42,13 @@ class ProgressHook(Hook):
 
     def state_dict(self) -> dict:
         """The part of an interval that is done, so that a resumed run writes the same lines."""
-        own = dict(refused=dict(self.refused), skipped=self.skipped)
+        own = dict(refused=dict(self.refused), skipped=self.skipped, earlier=self._places())
         return dict(own, sums=dict(self.sums), counts=dict(self.counts), steps=self.steps)
 
     def load_state_dict(self, state: dict) -> None:
         self.refused, self.skipped = Counter(state["refused"]), state["skipped"]
         self.sums, self.counts, self.steps = state["sums"], state["counts"], state["steps"]
+        self.earlier = tuple(state["earlier"])
 
     def before_train(self, runner) -> None:
         forget_after(self.file, self.stage, runner.iter)
@@ -64,6 +65,11 @@ class ProgressHook(Hook):
         ] = {}  # steps in a sum; which ones were skipped is known on the device alone
         self.steps = self.tokens = self.positions = self.images = self.needed_flops = 0
         self.data_time, self.start = 0.0, time.perf_counter()
+        self.earlier = (0, 0)  # `_places` of a process that was interrupted; its time does not count, nor do rates
+
+    def _places(self) -> tuple[int, int]:
+        """Real tokens and positions of the interval so far."""
+        return self.tokens + self.earlier[0], self.positions + self.earlier[1]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         skipped = runner.optim_wrapper.skipped
@@ -97,6 +103,7 @@ class ProgressHook(Hook):
         made = counts["grad_norm"]
         self.skipped += self.steps - made
         elapsed = time.perf_counter() - self.start
+        real, positions = self._places()
         weights = runner.model.weights()
         record = dict(
             stage=self.stage,
@@ -109,7 +116,7 @@ class ProgressHook(Hook):
             grad_norm=means.get("grad_norm"),
             tokens_per_s=self.tokens / elapsed,
             images_per_s=self.images / elapsed,
-            real_tokens_percent=100 * self.tokens / self.positions,
+            real_tokens_percent=100 * real / positions,
             data_time_percent=100 * self.data_time / elapsed,
             **self._speed(elapsed, runner.model.device),
             peak_memory_gib=_peak_memory_gib(runner.model.device),
