@@ -28,14 +28,15 @@ from asvr.engine.interruption import EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
 POLL = 0.002  # seconds
+BEGUN = r"stage (\w+): \d+ samples"
 # What the output of a process has last decides where it is.
 MARKS = {
     "preparation": r"features:|codes \w+:|fitting the tokenizer",
-    "training": r"stage \w+: \d+ samples|, validation: ",
+    "training": rf"{BEGUN}|, validation: ",
     "evaluation": r"answers:",
     "end": r"written: ",
 }
-AIMS = ("any time", "any time", "any time", "checkpoint", "preparation", "evaluation", "end of a stage")
+AIMS = ("checkpoint", "preparation", "validation", "evaluation", "end of a stage", *["any time"] * 5)
 # Keys of lines and results that say how long something took, and how much memory.
 TIMES = ("tokens_per_s", "images_per_s", "data_time_percent", "tflop_per_s", "mfu_percent", "peak_memory_gib", "eta_s")
 TIMES += ("seconds",)
@@ -87,7 +88,7 @@ class Process:
         return time.perf_counter() - self.begin
 
     def phase(self) -> str:
-        """checkpoint, preparation, training, evaluation (or validation), end of a stage, end, or start."""
+        """checkpoint, preparation, training, validation, evaluation, end of a stage, end, or start."""
         if any(_written_since(folder, self.began) for folder in self.work_dir.glob("*/checkpoints/.*")):
             return "checkpoint"
         text = self.output.read_text(errors="replace")
@@ -95,7 +96,9 @@ class Process:
         name = max(last, key=last.get) if max(last.values()) >= 0 else "start"
         if name == "training" and self._done() > self.done:
             return "end of a stage"
-        return name
+        begun = re.findall(BEGUN, text)
+        unfinished = begun and not (self.work_dir / begun[-1] / "done.json").is_file()
+        return "validation" if name == "evaluation" and unfinished else name
 
     def _done(self) -> int:
         return len(list(self.work_dir.glob("*/done.json")))
