@@ -65,11 +65,17 @@ def replace_text(file: Path, text: str) -> None:
 def partial_of(path: Path) -> Path:
     """A hidden name beside ``path`` for what is to take its place; another one at each call, since others may be
     writing the same. What processes of this machine that are gone have left there is removed."""
-    own = f".{path.name}.{socket.gethostname()}."
+    own = f".{path.name}.{_machine()}."
     for left in path.parent.glob(f"{glob.escape(own)}*.partial"):
         if not _alive(left.name.removeprefix(own).split(".")[0]):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return path.with_name(f"{own}{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def _machine() -> str:
+    """Where a process number means one process: containers have their own."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}-{namespace.stat().st_ino if namespace.exists() else 0}"
 
 
 def _alive(pid: str) -> bool:

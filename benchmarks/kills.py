@@ -27,7 +27,7 @@ from asvr.cli import require_positive, run_tool
 from asvr.engine.interruption import EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
-POLL = 0.002  # seconds
+POLL, PATIENCE = 0.002, 120  # seconds; in the second a process must have ended upon its signal
 BEGUN = r"stage (\w+): \d+ samples"
 # What the output of a process has last decides where it is.
 MARKS = {
@@ -113,7 +113,7 @@ class Process:
         phase, sent = self.phase(), self.process.poll() is None
         if sent:
             self.process.send_signal(number)
-        code = self.process.wait()
+        code = self.process.wait(PATIENCE if sent else None)
         # What a killed process leaves tells more than what was seen just before.
         phase = self.phase() if sent and number == signal.SIGKILL else phase
         return Attempt(number if sent and code != 0 else None, phase, code, self.seconds)

@@ -73,11 +73,17 @@ def at_once():
         yield
 
 
-def outlive_first_signal(*_) -> None:
-    """For processes that work for this one (``worker_init_fn``): a signal to the whole group of processes is this one's
-    to answer, and needs them alive. The second is not survived: it comes where they do not end by themselves."""
-    for number in SIGNALS:
-        signal.signal(number, lambda *_: [signal.signal(each, signal.SIG_DFL) for each in SIGNALS])
+def obey_parent_alone(*_) -> None:
+    """For a process that works for this one (``worker_init_fn``): a signal to the whole group of processes is its
+    parent's to answer, who needs it meanwhile, and ends it as ever. To be called before it has threads."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for(sender: int) -> None:
+    while signal.sigwaitinfo(SIGNALS).si_pid != sender:
+        pass
+    os._exit(1)
 
 
 @contextmanager

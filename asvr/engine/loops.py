@@ -54,16 +54,22 @@ class StepLoop(BaseLoop):
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         runner.model.train()
-        if self._iter < self._max_iters and self.stop is None:
-            self.dataloader.batch_sampler.seek(self._iter * self.dataloader.batch_sampler.size)
-            batches = iter(self.dataloader)
-            while self._iter < self._max_iters and self.stop is None:
-                self.run_iter(batches)
+        if self._goes_on():
+            self._run_steps()
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         if self.stop is not None:
             raise self.stop
         return runner.model
+
+    def _goes_on(self) -> bool:
+        return self._iter < self._max_iters and self.stop is None
+
+    def _run_steps(self) -> None:
+        self.dataloader.batch_sampler.seek(self._iter * self.dataloader.batch_sampler.size)
+        batches = iter(self.dataloader)
+        while self._goes_on():
+            self.run_iter(batches)
 
     def run_iter(self, batches) -> None:
         start = time.perf_counter()

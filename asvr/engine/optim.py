@@ -17,8 +17,9 @@ class AutocastOptimWrapper(OptimWrapper):
     synchronisation.
 
     A step whose losses or gradients are not all finite, on any rank, changes neither weights nor the optimiser's state.
-    optimizer: a fused one of torch, which looks at ``found_inf``. ``grad_norm`` is the norm before clipping of the last
-    step, ``skipped`` whether it was skipped (bool), both tensors () on the device.
+    That takes a fused optimizer of torch, as `build_optim_wrapper` makes it; another one steps all the same.
+    ``grad_norm`` is the norm before clipping of the last step, ``skipped`` whether it was not finite (bool), both
+    tensors () on the device.
     """
 
     def __init__(self, optimizer, *, precision: str, clip_grad: float | None):
@@ -52,7 +53,8 @@ class AutocastOptimWrapper(OptimWrapper):
         else:
             self.grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
         self.skipped = self._not_finite()
-        self.optimizer.found_inf = self.skipped.float()
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # by which torch's own GradScaler asks
+            self.optimizer.found_inf = self.skipped.float()
         self.optimizer.step(**kwargs)
 
     def _not_finite(self) -> torch.Tensor:

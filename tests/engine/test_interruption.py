@@ -1,6 +1,8 @@
 """A run that is asked to end does so soon, with its exit code, and goes on as if nothing had happened."""
 
+import importlib
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -76,10 +78,24 @@ def test_a_second_signal_ends_the_process_and_one_that_comes_with_the_first_does
     assert ended_by(code.format(1.1 * interruption.TOGETHER)) == -signal.SIGTERM
 
 
-def test_a_worker_outlives_the_first_signal_alone():
-    code = "interruption.outlive_first_signal(0)\nos.kill(os.getpid(), signal.SIGTERM)\n"
-    assert ended_by(code) == 0
-    assert ended_by(code + "os.kill(os.getpid(), signal.SIGINT)\n") == -signal.SIGINT
+def test_a_worker_obeys_its_parent_alone():
+    ready = multiprocessing.Event()
+
+    def work() -> None:
+        interruption.obey_parent_alone(0)
+        ready.set()
+        time.sleep(60)
+
+    worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+    worker.start()
+    assert ready.wait(10)
+    for number in interruption.SIGNALS:
+        subprocess.run(["kill", f"-{number:d}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive()
+    worker.terminate()
+    worker.join(10)
+    assert worker.exitcode == 1
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------
@@ -120,8 +136,6 @@ def checkpoints(work_dir: Path) -> list[int]:
 
 def signalled_in(module: str, name: str, monkeypatch, at: int = 1) -> None:
     """Send a signal at the start of the ``at``-th call of a function."""
-    import importlib
-
     owner = importlib.import_module(module)
     for part in name.split(".")[:-1]:
         owner = getattr(owner, part)
@@ -194,16 +208,18 @@ def test_in_a_validation_it_ends_at_once_and_the_next_run_makes_the_validation(c
     same_end(whole, tiny_run)
 
 
-def test_the_command_ends_with_the_code(copy, tiny_run):
-    """With a signal to all its processes, as clusters send it: the DataLoader's worker must stay until the end."""
+@pytest.mark.parametrize("to", ["all", "main"])
+def test_the_command_ends_with_the_code(to, copy, tiny_run):
+    """All processes get the signal, as clusters send it, and the DataLoader's worker must stay until the end; or the
+    main one alone does, and has to end its worker."""
     command = [*tiny_command(copy), "data.num_workers=1", "schedule.steps=60", "--stage", "finetune"]
     with open(copy.with_suffix(".out"), "w") as out:
         process = subprocess.Popen(command, cwd=ROOT, env=tiny_env(), stdout=out, stderr=out, start_new_session=True)
     while not any(line["stage"] == "finetune" and line["step"] == 10 for line in read_metrics(copy)):
         assert process.poll() is None, copy.with_suffix(".out").read_text()
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGUSR1)
-    assert process.wait() == EXIT_CODE, copy.with_suffix(".out").read_text()
+    (os.killpg if to == "all" else os.kill)(process.pid, signal.SIGUSR1)
+    assert process.wait(60) == EXIT_CODE, copy.with_suffix(".out").read_text()
     told = copy.with_suffix(".out").read_text()
     assert "SIGUSR1: the run was stopped; the same command goes on (exit code 75)" in told
     assert f"stops behind step {checkpoints(copy)[-1]} of 60" in told and "Traceback" not in told

@@ -59,7 +59,7 @@ class ValidationHook(Hook):
             with at_once() if get_world_size() == 1 else nullcontext():
                 result = self.validate(runner.model)
         except Interrupted as stop:
-            runner.train_loop.stop = stop
+            runner.train_loop.stop = runner.train_loop.stop or stop
             return
         finally:
             runner.model.train()
