@@ -5,6 +5,8 @@ import sys
 import traceback
 from pathlib import Path
 
+from asvr.engine.interruption import Interrupted
+
 PACKAGE = str(Path(__file__).parent)
 
 # `python tools/train.py` has Python look for modules in tools/ first, where profile.py hides the standard library's
@@ -82,5 +84,8 @@ def run_tool(main) -> None:
             raise
         # A worker's error comes with its traceback in front of its message.
         sys.exit(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from the last checkpoint")

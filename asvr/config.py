@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
+from asvr.folders import replace_text
 from asvr.registry import SCOPE
 
 DELETE = "_delete_"
@@ -46,7 +47,7 @@ def dump_config(cfg: Config, file: Path) -> None:
     """Write a config as a file that `load_config` reads. MMEngine's own dump sorts keys, and so would the stages run
     in another order."""
     sections = [f"{key} = {pprint.pformat(v, width=110, sort_dicts=False)}\n" for key, v in cfg.to_dict().items()]
-    file.write_text("\n".join(sections))
+    replace_text(file, "\n".join(sections))
 
 
 def _check_options(cfg: Config, options: dict) -> None:

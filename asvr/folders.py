@@ -1,10 +1,12 @@
-"""Folders that are written whole or not at all, and files told by their content."""
+"""Folders and files that are written whole or not at all, and files told by their content."""
 
+import glob
 import hashlib
 import os
 import pickle
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +42,7 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
     folder = Path(folder).absolute()
     with _beside(folder) as partial:
         yield partial
-        old = folder.with_name(f".{folder.name}.old.{uuid.uuid4().hex[:8]}")
+        old = partial_of(folder)
         if folder.exists():
             os.replace(folder, old)
         try:
@@ -52,10 +54,45 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def replace_text(file: Path, text: str) -> None:
+    """Write a file whose name holds the old text or the new one, whenever the process or the machine ends."""
+    partial = partial_of(file)
+    with open(partial, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+
+
+def partial_of(path: Path) -> Path:
+    """A hidden name beside ``path`` for what is to take its place; another one at each call, since others may be
+    writing the same. What processes of this machine that are gone have left there is removed."""
+    own = f".{path.name}.{_machine()}."
+    for left in path.parent.glob(f"{glob.escape(own)}*.partial"):
+        if not _alive(left.name.removeprefix(own).split(".")[0]):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f"{own}{os.getpid()}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def _machine() -> str:
+    """Where a process number means one process: containers have their own."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}-{namespace.stat().st_ino if namespace.exists() else 0}"
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    # A name of its own: another process may be writing the same folder.
-    partial = folder.with_name(f".{folder.name}.partial.{uuid.uuid4().hex[:8]}")
+    partial = partial_of(folder)
     try:
         partial.mkdir(parents=True)
         yield partial

@@ -151,6 +151,7 @@ SECTIONS = dict(
         log_interval=count(),
         checkpoint_interval=count(),
         keep_checkpoints=count(),
+        max_skipped=count(0, required=False),
         attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
         compile=one_of(True, False, required=False),
     ),

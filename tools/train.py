@@ -4,11 +4,16 @@ import argparse
 from pathlib import Path
 
 from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+from asvr.engine.interruption import interruptible
 from asvr.malloc import keep_freed_memory
+
+EXIT_CODES = """exit codes: 0 finished; 75 ended by SIGTERM, SIGUSR1 or SIGINT, behind a checkpoint where a stage was
+training: the same command goes on (a second signal, a second later, ends it at once); 1 something to mend, told in the
+last line, such as more skipped steps than runtime.max_skipped, whose checkpoint is kept; 2 wrong arguments"""
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, epilog=EXIT_CODES)
     parser.add_argument("config", help="a config file, such as configs/asvr_mini.py")
     parser.add_argument("--work-dir", type=Path, help="where everything is written (default: work_dirs/<config name>)")
     parser.add_argument("--stage", help="run only this stage")
@@ -29,6 +34,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@interruptible()  # from the first import on
 def main() -> None:
     args = parse_args()
     keep_freed_memory()

@@ -19,6 +19,7 @@ from asvr.data.disk import require_room
 from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, open_image
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
+from asvr.folders import partial_of
 from asvr.models.tokenizers.precision import full_float32
 
 BATCH = 32
@@ -91,8 +92,9 @@ class FeatureCache:
                 for row, batch in zip(range(0, len(keys), BATCH), source, strict=True):
                     out[row : row + BATCH] = encode(batch.to(device)).cpu().numpy()
                     bar.update(len(batch))
-            partial = file.with_suffix(f".{os.getpid()}.partial.npy")  # runs may share the folder
-            np.save(partial, out)
+            partial = partial_of(file)  # runs may share the folder
+            with open(partial, "wb") as stream:
+                np.save(stream, out)
             os.replace(partial, file)
         self.codes_IND[target] = np.load(file, mmap_mode="r")
 
@@ -121,8 +123,7 @@ def build_feature_cache(
     folder = folder_of(root, encoder, pictures, aspect, config)
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")  # runs may share the root
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = partial_of(folder)  # runs may share the root
         partial.mkdir(parents=True)
         kept, out = [], None
         batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused, max_pixels)

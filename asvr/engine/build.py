@@ -13,6 +13,7 @@ from asvr.data.images import MAX_PIXELS
 from asvr.data.mixture import sampler_of
 from asvr.data.packing import StepCollate
 from asvr.data.samplers import BatchSampler
+from asvr.engine.interruption import obey_parent_alone
 from asvr.engine.optim import PRECISIONS
 from asvr.models.attention import AUTO, choose, set_kernel
 from asvr.registry import DATASETS, MODELS
@@ -144,6 +145,7 @@ def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> 
         prefetch_factor=1 if data.num_workers else None,  # an item is a whole step, in shared memory
         generator=torch.Generator().manual_seed(cfg.runtime.seed),  # so that it draws nothing from the global one
         multiprocessing_context="fork" if data.num_workers else None,
+        worker_init_fn=obey_parent_alone,
     )
 
 

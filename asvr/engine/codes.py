@@ -13,6 +13,7 @@ from asvr.data.disk import require_room
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refused
 from asvr.engine.build import as_in_training, build_device, pictures_of_stages
+from asvr.engine.interruption import obey_parent_alone
 from asvr.engine.log import logger, progress_bar, set_up_logging
 from asvr.models.component import without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
@@ -128,6 +129,7 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
         collate_fn=list,
         pin_memory=False,
         multiprocessing_context="fork" if workers else None,
+        worker_init_fn=obey_parent_alone,
     )
     with (
         store.writer(part) as writer,

@@ -30,6 +30,7 @@ class SplitAdamW(torch.optim.AdamW):
     """torch's AdamW, fused; on bfloat16 parameters it computes what it computes on float32 ones.
 
     sums: the float32 gradient so far of each bfloat16 parameter, whose own ``grad`` is taken as soon as it is there.
+    found_inf: as torch's fused optimisers have it, a float32 tensor (); where it is 1 a step changes nothing.
     Raises ``ValueError`` for parameters of another half precision.
     """
 
@@ -85,6 +86,7 @@ class SplitAdamW(torch.optim.AdamW):
             weight_decay=group["weight_decay"],
             eps=group["eps"],
             maximize=False,
+            found_inf=getattr(self, "found_inf", None),
         )
         upper, lower = split(weight)
         parameter.copy_(upper)

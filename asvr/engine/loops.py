@@ -6,6 +6,7 @@ from mmengine.runner import BaseLoop
 from torch import Tensor
 
 from asvr.data.batch import Batch
+from asvr.engine.interruption import postponed
 from asvr.registry import LOOPS
 
 
@@ -15,6 +16,8 @@ class StepLoop(BaseLoop):
 
     MMEngine's own loop steps once a micro-batch and, on resume, reads and drops every batch already used;
     here the sampler is moved to its position instead (``iter`` is set before ``run``).
+
+    stop: a hook sets it to the error that ends the run behind the step; a checkpoint of that step is written first.
     """
 
     def __init__(self, runner, dataloader, steps: int):
@@ -23,6 +26,7 @@ class StepLoop(BaseLoop):
         self._iter = 0
         self.data_time = 0.0
         self.window: list[Batch] = []
+        self.stop: BaseException | None = None
 
     @property
     def max_iters(self) -> int:
@@ -44,19 +48,28 @@ class StepLoop(BaseLoop):
     def epoch(self) -> int:
         return 0
 
+    @postponed()
     def run(self):
         runner = self.runner
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         runner.model.train()
-        if self._iter < self._max_iters:
-            self.dataloader.batch_sampler.seek(self._iter * self.dataloader.batch_sampler.size)
-            batches = iter(self.dataloader)
-            while self._iter < self._max_iters:
-                self.run_iter(batches)
+        if self._goes_on():
+            self._run_steps()
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
+        if self.stop is not None:
+            raise self.stop
         return runner.model
+
+    def _goes_on(self) -> bool:
+        return self._iter < self._max_iters and self.stop is None
+
+    def _run_steps(self) -> None:
+        self.dataloader.batch_sampler.seek(self._iter * self.dataloader.batch_sampler.size)
+        batches = iter(self.dataloader)
+        while self._goes_on():
+            self.run_iter(batches)
 
     def run_iter(self, batches) -> None:
         start = time.perf_counter()

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from torch import nn
 
@@ -12,9 +13,13 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
 
 class AutocastOptimWrapper(OptimWrapper):
-    """MMEngine's optimiser wrapper with bf16 autocast on any device, and clipping without a synchronisation.
+    """MMEngine's optimiser wrapper with bf16 autocast on any device, and clipping and skipping without a
+    synchronisation.
 
-    ``grad_norm`` is the norm before clipping of the last step, a tensor on the device.
+    A step whose losses or gradients are not all finite, on any rank, changes neither weights nor the optimiser's state.
+    That takes a fused optimizer of torch, as `build_optim_wrapper` makes it; another one steps all the same.
+    ``grad_norm`` is the norm before clipping of the last step, ``skipped`` whether it was not finite (bool), both
+    tensors () on the device.
     """
 
     def __init__(self, optimizer, *, precision: str, clip_grad: float | None):
@@ -23,7 +28,8 @@ class AutocastOptimWrapper(OptimWrapper):
             raise ValueError(f"optim.precision={precision!r}: expected one of {sorted(PRECISIONS)}")
         self.dtype = PRECISIONS[precision]
         self.max_norm = clip_grad
-        self.grad_norm = None
+        self.grad_norm = self.skipped = None
+        self._losses: torch.Tensor | None = None  # of the step so far, added up: NaN or infinite where one of them is
 
     @contextmanager
     def optim_context(self, model: nn.Module):
@@ -31,6 +37,10 @@ class AutocastOptimWrapper(OptimWrapper):
         pass, though each weight is used once there; and gradients of a weight used several times add up in float32."""
         with torch.autocast(model.device.type, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=False):
             yield
+
+    def backward(self, loss: torch.Tensor, **kwargs) -> None:
+        super().backward(loss, **kwargs)
+        self._losses = loss.detach() if self._losses is None else self._losses + loss.detach()
 
     def step(self, **kwargs) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -42,7 +52,19 @@ class AutocastOptimWrapper(OptimWrapper):
             torch._foreach_mul_(gradients, (max_norm / (self.grad_norm + 1e-6)).clamp(max=1.0))
         else:
             self.grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        self.skipped = self._not_finite()
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # by which torch's own GradScaler asks
+            self.optimizer.found_inf = self.skipped.float()
         self.optimizer.step(**kwargs)
+
+    def _not_finite(self) -> torch.Tensor:
+        """All ranks get one answer: gradients are the same on all, losses are each rank's own."""
+        finite = self.grad_norm.isfinite()
+        if self._losses is not None:
+            finite, self._losses = finite & self._losses.isfinite(), None
+        skipped = (~finite).to(torch.uint8)  # no bool: not every backend reduces it
+        all_reduce(skipped, "max")
+        return skipped.bool()
 
 
 def build_optim_wrapper(model: nn.Module, config: dict) -> AutocastOptimWrapper:

@@ -1,19 +1,19 @@
 """What ``tools/train.py`` does: check, prepare, train stage after stage, evaluate, draw the summary."""
 
 import json
-import os
 from pathlib import Path
 
 from mmengine.config import Config
 
 from asvr.config import dump_config, is_model_folder, load_config, stage_config
 from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint, refuse_many_processes
+from asvr.engine.interruption import interruptible
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
 from asvr.engine.stages import check_run, load_stage, require_finished, require_start, run_stage, weights_digest
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
-from asvr.folders import sha256_of
+from asvr.folders import replace_text, replaced_folder, sha256_of
 from asvr.preflight import preflight
 from asvr.pretrained import load, why_no_model
 from asvr.profiling.memory import warn_of_memory
@@ -23,11 +23,12 @@ RESULTS = "results.json"
 AUTO, NEVER = "auto", "never"
 
 
+@interruptible()
 def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = AUTO) -> dict:
     """Run all stages of a config, or ``only`` one; return the results by stage.
 
     resume: ``auto`` goes on where ``work_dir`` stands; ``never`` starts anew and keeps what was there beside it;
-    a folder goes on from that checkpoint.
+    a folder goes on from that checkpoint. Raises `asvr.engine.interruption.Interrupted` where a signal ends it.
     """
     refuse_many_processes()
     stages = list(cfg.stages)
@@ -46,7 +47,8 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     set_up_logging(work_dir / "train.log")
     warn_of_memory(cfg, build_device(cfg.runtime.device))
     dump_config(cfg, work_dir / "config.py")
-    text_tokenizer.save_pretrained(work_dir / "text_tokenizer")  # for whoever loads the model later
+    with replaced_folder(work_dir / "text_tokenizer") as folder:  # for whoever loads the model later
+        text_tokenizer.save_pretrained(folder)
     prepared = prepare(cfg, work_dir, text_tokenizer)
     for name in chosen:
         start = checkpoint if checkpoint is not None and checkpoint.parent.parent.name == name else None
@@ -77,7 +79,7 @@ def _evaluate_stage(cfg: Config, name: str, model, prepared: Prepared, work_dir:
     )
     if results.get(name, {}).get("made_with") != made_with:
         result = _evaluate(stage, model, prepared, dataset, settings, work_dir / name / "answers.jsonl")
-        _write(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
+        _write_json(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
 
 
 def _questions(config: dict, stage: Config, model, prepared: Prepared):
@@ -170,16 +172,14 @@ def evaluate_folder(
 
 
 def _keep(result: dict, out: Path, name: str) -> dict:
-    _write(out / "result.json", result)
+    _write_json(out / "result.json", result)
     logger.info("%s: %s", name, report(result))
     logger.info("written: %s", out)
     return result
 
 
-def _write(file: Path, value: dict) -> None:
-    partial = file.with_name(f".{file.name}")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, file)
+def _write_json(file: Path, value: dict) -> None:
+    replace_text(file, json.dumps(value, indent=1) + "\n")
 
 
 def _read(file: Path) -> dict:

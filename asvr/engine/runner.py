@@ -16,12 +16,14 @@ from asvr.engine.build import (
     num_steps,
     pack_limits,
 )
-from asvr.engine.hooks import CheckpointHook, ProgressHook, ValidationHook
+from asvr.engine.hooks import CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
 from asvr.engine.log import logger
 from asvr.engine.optim import build_optim_wrapper, build_schedulers
 from asvr.engine.prepare import Prepared
 from asvr.evaluation.accuracy import evaluate
 from asvr.profiling.step_flops import step_flops
+
+DEFAULT_MAX_SKIPPED = 10
 
 
 def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
@@ -48,6 +50,7 @@ def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: 
         param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
         default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
         custom_hooks=[
+            SkipHook(stage=name, interval=runtime.log_interval, limit=runtime.get("max_skipped", DEFAULT_MAX_SKIPPED)),
             ProgressHook(
                 file=str(work_dir / "metrics.jsonl"),
                 stage=name,
@@ -62,6 +65,7 @@ def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: 
                 meta=meta,
             ),
             *_validation(stage, name, model, prepared, work_dir, meta),
+            SignalHook(),
         ],
         visualizer=Visualizer.get_instance(experiment, vis_backends=None),
         randomness=dict(seed=runtime.seed),

@@ -22,6 +22,7 @@ from asvr.engine.log import logger
 from asvr.engine.optim import PRECISIONS
 from asvr.engine.prepare import Prepared, entries_of
 from asvr.engine.runner import build_runner
+from asvr.folders import replace_text
 from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks
 from asvr.pretrained import start_from
@@ -33,6 +34,7 @@ _FREE = (
     "runtime.log_interval",
     "runtime.checkpoint_interval",
     "runtime.keep_checkpoints",
+    "runtime.max_skipped",
     "data.num_workers",
     "data.cache_dir",
     "data.cache_budget_gb",
@@ -82,7 +84,8 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
         logger.info("stage %s goes on from step %d of %d (%s)", name, runner.iter, runner.max_iters, newest)
     begin = time.perf_counter()
     runner.train()
-    _write_json(folder / DONE, dict(steps=runner.max_iters, seconds=round(time.perf_counter() - begin, 1)))
+    done = dict(steps=runner.max_iters, seconds=round(time.perf_counter() - begin, 1))
+    replace_text(folder / DONE, json.dumps(done, indent=1) + "\n")
     return model
 
 
@@ -256,7 +259,3 @@ def _identity(cfg: Config, name: str, text_tokenizer) -> dict:
     for key in ("text_tokenizer", "model", "data", "optim", "schedule", "train", "runtime"):
         visit(key, stage.to_dict()[key])
     return {key: value for key, value in flat.items() if not key.startswith(_FREE)}
-
-
-def _write_json(file: Path, value: dict) -> None:
-    file.write_text(json.dumps(value, indent=1) + "\n")

@@ -149,10 +149,15 @@ def _curves(found: dict[str, list[dict]], file: Path) -> None:
     for arm, runs in found.items():
         lines = [_last_stage(Path(run["work_dir"]) / "metrics.jsonl") for run in runs]
         steps = [line["step"] for line in lines[0]]
-        left.plot(steps, np.mean([[line["loss_text"] for line in own] for own in lines], 0), label=arm, linewidth=1.2)
+        left.plot(
+            steps,
+            np.mean([[line.get("loss_text", np.nan) for line in own] for own in lines], 0),
+            label=arm,
+            linewidth=1.2,
+        )
         keys = [key for key in lines[0][-1] if key.startswith("acc_") and isinstance(lines[0][-1][key], list)]
         if keys:
-            values = np.mean([[np.mean(line[keys[0]]) for line in own] for own in lines], 0)
+            values = np.mean([[np.mean(line.get(keys[0], np.nan)) for line in own] for own in lines], 0)
             right.plot(steps, 100 * values, label=f"{arm}: {keys[0][4:]}", linewidth=1.2)
     left.set(xlabel="step", ylabel="text loss, nats a token", yscale="log")
     right.set(xlabel="step", ylabel="codes predicted right, %", ylim=(0, 100))

@@ -67,7 +67,7 @@ def runner(model: VLM, optim_wrapper, *, steps: int = 10) -> SimpleNamespace:
         hooks=[],
         iter=0,
         max_iters=steps,
-        train_loop=SimpleNamespace(data_time=0.0),
+        train_loop=SimpleNamespace(data_time=0.0, stop=None),
     )
 
 

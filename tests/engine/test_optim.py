@@ -1,5 +1,7 @@
 """Optimiser, schedule, clipping and mixed precision."""
 
+import copy
+
 import pytest
 import torch
 from engine_helpers import collate, item, tiny_model
@@ -141,3 +143,46 @@ def test_autocast_decides_the_precision_of_the_matrix_products(precision, expect
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match=r"optim.precision='fp16': expected one of \['bf16', 'float32'\]"):
         wrapper(precision="fp16")
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("clip_grad", [None, 1.0])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_step_that_is_not_finite_changes_nothing_and_the_next_is_as_if_it_had_not_been(half, clip_grad, poison):
+    def run(poisoned: bool) -> tuple:
+        model = tiny_model()
+        model.llm.to(torch.bfloat16 if half else torch.float32)
+        optim_wrapper = wrapper(model, clip_grad=clip_grad)
+        batch, skipped = collate(model)([item(image=Image.new("RGB", (8, 8), "red"))]), []
+        for step in range(4):
+            if step == 2:
+                if not poisoned:
+                    continue
+                before = copy.deepcopy([model.state_dict(), optim_wrapper.optimizer.state_dict()])
+                (model.projector.mlp[0].bias.sum() * poison).backward()
+            model.train_step([batch], optim_wrapper)
+            skipped.append(optim_wrapper.skipped.item())
+            if step == 2:
+                torch.testing.assert_close(
+                    [model.state_dict(), optim_wrapper.optimizer.state_dict()], before, rtol=0, atol=0
+                )
+        return model.state_dict(), optim_wrapper.optimizer.state_dict(), skipped
+
+    whole, other = run(False), run(True)
+    assert whole[2] == [False] * 3 and other[2] == [False, False, True, False]
+    torch.testing.assert_close(other[:2], whole[:2], rtol=0, atol=0)
+
+
+def test_a_loss_that_is_not_finite_is_enough():
+    model = tiny_model()
+    optim_wrapper = wrapper(model)
+    weight = model.projector.mlp[0].bias
+    before = weight.detach().clone()
+    for loss in (weight.sum(), weight.sum() + float("inf")):  # whose gradient is finite
+        optim_wrapper.backward(loss)
+    optim_wrapper.step()
+    assert optim_wrapper.skipped.item() and optim_wrapper.grad_norm.isfinite() and torch.equal(before, weight)
+    optim_wrapper.zero_grad()
+    optim_wrapper.backward(weight.sum())
+    optim_wrapper.step()
+    assert not optim_wrapper.skipped.item() and not torch.equal(before, weight)

@@ -17,7 +17,20 @@ from asvr.engine import run as engine_run
 from asvr.engine.run import evaluate_run, run
 from asvr.registry import VISUAL_TOKENIZERS
 
-EXACT = ("stage", "step", "steps", "lr", "loss", "loss_text", "loss_semantic", "acc_text", "acc_semantic", "grad_norm")
+EXACT = (
+    "stage",
+    "step",
+    "steps",
+    "lr",
+    "loss",
+    "loss_text",
+    "loss_semantic",
+    "acc_text",
+    "acc_semantic",
+    "grad_norm",
+    "real_tokens_percent",
+)
+
 pytestmark = pytest.mark.usefixtures("quick")
 
 

@@ -2,6 +2,8 @@
 
 from asvr.engine.hooks.checkpoint import CheckpointHook
 from asvr.engine.hooks.progress import ProgressHook
+from asvr.engine.hooks.signals import SignalHook
+from asvr.engine.hooks.skips import SkipHook
 from asvr.engine.hooks.validation import ValidationHook
 
-__all__ = ["CheckpointHook", "ProgressHook", "ValidationHook"]
+__all__ = ["CheckpointHook", "ProgressHook", "SignalHook", "SkipHook", "ValidationHook"]

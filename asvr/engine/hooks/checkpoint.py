@@ -1,4 +1,4 @@
-"""Saves checkpoints at intervals and at the end of a stage."""
+"""Saves checkpoints at intervals, at the end of a stage, and where a run is stopped."""
 
 from pathlib import Path
 
@@ -23,7 +23,8 @@ class CheckpointHook(Hook):
         self.folder, self.interval, self.keep, self.meta = Path(folder), interval, keep, meta
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
-        if runner.iter % self.interval == 0 or runner.iter == runner.max_iters:
+        last = runner.iter == runner.max_iters or runner.train_loop.stop is not None
+        if runner.iter % self.interval == 0 or last:
             self.save(runner)
 
     def save(self, runner) -> None:

@@ -1,7 +1,6 @@
 """Progress bar, readable log lines and JSON lines, with one synchronisation an interval."""
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from mmengine.hooks import Hook
 
 from asvr.data.refusals import Refusal
 from asvr.engine.log import logger, progress_bar
+from asvr.folders import replace_text
 from asvr.profiling.peak import resident_bytes
 from asvr.profiling.step_flops import StepFlops
 from asvr.registry import HOOKS
@@ -19,14 +19,16 @@ from asvr.registry import HOOKS
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Logs means over ``interval`` steps, or over those of them that have the loss at all.
+    """Logs means over ``interval`` steps, or over those of them that have the loss at all; skipped ones do not count.
 
     Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
     acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
     padding not counted), real_tokens_percent (of all positions computed), data_time_percent (of the interval, waiting
     for input), tflop_per_s (of what the samples need: no padding, no recomputation), mfu_percent (of that, in bf16 on
     a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only
-    where there are any), samples (of a mixture: source -> samples drawn since the stage began).
+    where there are any), samples (of a mixture: source -> samples drawn since the stage began), skipped (steps since the
+    stage began whose losses or gradients were not finite; where there are any). loss and grad_norm are null, and the
+    other means are missing, where all steps of an interval were skipped.
 
     drawn: what ``samples`` are after a step, see `asvr.data.mixture.Mixture.drawn`.
     """
@@ -46,34 +48,46 @@ class ProgressHook(Hook):
             raise ValueError(f"runtime.log_interval={interval} must be at least 1")
         self.file, self.stage, self.interval = Path(file), stage, interval
         self.refused: Counter = Counter()
+        self.skipped = 0
         self.flops, self.drawn = flops, drawn  # None where FLOPs cannot be counted, and where there is one source
         self._reset()
 
     def state_dict(self) -> dict:
         """The part of an interval that is done, so that a resumed run writes the same lines."""
-        return dict(sums=self.sums, counts=dict(self.counts), steps=self.steps, refused=dict(self.refused))
+        own = dict(refused=dict(self.refused), skipped=self.skipped, earlier=self._places())
+        return dict(own, sums=dict(self.sums), counts=dict(self.counts), steps=self.steps)
 
     def load_state_dict(self, state: dict) -> None:
-        self.sums, self.steps = state["sums"], state["steps"]
-        self.counts, self.refused = Counter(state["counts"]), Counter(state["refused"])
+        self.refused, self.skipped = Counter(state["refused"]), state["skipped"]
+        self.sums, self.counts, self.steps = state["sums"], state["counts"], state["steps"]
+        self.earlier = tuple(state["earlier"])
 
     def before_train(self, runner) -> None:
         forget_after(self.file, self.stage, runner.iter)
         self.bar = progress_bar(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step")
         self.sums = {key: value.to(runner.model.device) for key, value in self.sums.items()}
+        self.counts = {key: value.to(runner.model.device) for key, value in self.counts.items()}
         self.first = runner.iter
         self.begin = self.start = time.perf_counter()
 
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.counts: Counter = Counter()
+        self.counts: dict[
+            str, torch.Tensor
+        ] = {}  # steps in a sum; which ones were skipped is known on the device alone
         self.steps = self.tokens = self.positions = self.images = self.needed_flops = 0
         self.data_time, self.start = 0.0, time.perf_counter()
+        self.earlier = (0, 0)  # `_places` of a process that was interrupted; its time does not count, nor do rates
+
+    def _places(self) -> tuple[int, int]:
+        """Real tokens and positions of the interval so far."""
+        return self.tokens + self.earlier[0], self.positions + self.earlier[1]
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        skipped = runner.optim_wrapper.skipped
         for key, value in dict(outputs, grad_norm=runner.optim_wrapper.grad_norm).items():
-            self.sums[key] = self.sums[key] + value if key in self.sums else value
-            self.counts[key] += 1
+            self.sums[key] = self.sums.get(key, 0) + value.masked_fill(skipped, 0)
+            self.counts[key] = self.counts.get(key, 0) + (~skipped).long()
         self.steps += 1
         self._count_refusals([refusal for batch in data_batch for refusal in batch.refusals])
         self.tokens += sum(batch.num_tokens for batch in data_batch)
@@ -96,31 +110,36 @@ class ProgressHook(Hook):
 
     def _log(self, runner) -> None:
         sums = {key: value.tolist() for key, value in self.sums.items()}  # the only synchronisation of the interval
-        means = {key: _divide(value, self.counts[key]) for key, value in sums.items()}
+        counts = {key: value.tolist() for key, value in self.counts.items()}
+        means = {key: _divide(value, counts[key]) for key, value in sums.items() if counts[key]}
+        made = counts["grad_norm"]
+        self.skipped += self.steps - made
         elapsed = time.perf_counter() - self.start
+        real, positions = self._places()
         weights = runner.model.weights()
         record = dict(
             stage=self.stage,
             step=runner.iter,
             steps=runner.max_iters,
             lr=runner.optim_wrapper.optimizer.param_groups[0]["lr"],
-            loss=sum(weight * sums[name] for name, weight in weights.items() if name in sums) / self.steps,
+            loss=sum(weight * sums[name] for name, weight in weights.items() if name in sums) / made if made else None,
             **{f"loss_{name}": means[name] for name in weights if name in means},
             **{f"acc_{name}": means[f"correct_{name}"] for name in weights if f"correct_{name}" in means},
-            grad_norm=means["grad_norm"],
+            grad_norm=means.get("grad_norm"),
             tokens_per_s=self.tokens / elapsed,
             images_per_s=self.images / elapsed,
-            real_tokens_percent=100 * self.tokens / self.positions,
+            real_tokens_percent=100 * real / positions,
             data_time_percent=100 * self.data_time / elapsed,
             **self._speed(elapsed, runner.model.device),
             peak_memory_gib=_peak_memory_gib(runner.model.device),
             eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
             **(dict(refused=dict(self.refused)) if self.refused else {}),
             **(dict(samples=self.drawn(runner.iter)) if self.drawn is not None else {}),
+            **(dict(skipped=self.skipped) if self.skipped else {}),
         )
         with open(self.file, "a") as stream:
             stream.write(json.dumps(record) + "\n")
-        self.bar.set_postfix_str(f"loss {record['loss']:.3f}")
+        self.bar.set_postfix_str(f"loss {record['loss']:.3f}" if made else "all skipped")
         logger.info(_line(record))
         self._reset()
 
@@ -140,7 +159,7 @@ def _line(record: dict) -> str:
     parts = [
         f"{record['stage']} {record['step']}/{record['steps']}",
         f"lr {record['lr']:.2e}",
-        f"loss {record['loss']:.4f}",
+        f"loss {record['loss']:.4f}" if record["loss"] is not None else "all skipped",
     ]
     for key, value in record.items():
         if key.startswith("loss_"):
@@ -151,6 +170,8 @@ def _line(record: dict) -> str:
     eta = int(record["eta_s"])
     if "refused" in record:
         parts.append(f"left out {', '.join(f'{n} ({reason})' for reason, n in record['refused'].items())}")
+    if "skipped" in record:
+        parts.append(f"{record['skipped']} steps skipped")
     return ", ".join(
         [
             *parts,
@@ -183,6 +204,4 @@ def forget_after(file: Path, stage: str, step: int) -> None:
         whole, _, _ = file.read_text().rpartition("\n")  # a kill may have torn the last line
         lines = [json.loads(line) for line in whole.splitlines()]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
-        partial = file.with_name(f".{file.name}")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(partial, file)
+        replace_text(file, "".join(json.dumps(line) + "\n" for line in kept))

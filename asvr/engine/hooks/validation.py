@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 
 from asvr.engine import checkpoint
 from asvr.engine.hooks.progress import forget_after
+from asvr.engine.interruption import Interrupted, at_once
 from asvr.engine.log import logger
 from asvr.evaluation.accuracy import report
 from asvr.registry import HOOKS
@@ -22,7 +25,8 @@ class ValidationHook(Hook):
     validate: the model -> the result of `asvr.evaluation.accuracy.evaluate`. The model is the one that trains, in eval
     mode meanwhile; random states are put back, so that training is the same with and without. file: gets one JSON
     object a validation: stage, step, steps and the result. folder: ``<folder>/best`` holds the weights of the highest
-    accuracy so far, of equal ones the first. meta: see `asvr.engine.hooks.CheckpointHook`.
+    accuracy so far, of equal ones the first. meta: see `asvr.engine.hooks.CheckpointHook`. A signal ends a validation
+    where there is one process; the resumed run begins with it.
     """
 
     priority = "LOW"  # behind the log line of the step, in front of the checkpoint, which holds what is best so far
@@ -31,15 +35,18 @@ class ValidationHook(Hook):
         self.validate, self.file, self.folder = validate, Path(file), Path(folder)
         self.stage, self.interval, self.meta = stage, interval, meta
         self.best: float | None = None
+        self.pending = False  # whether the step's validation is still to be made
 
     def state_dict(self) -> dict:
-        return dict(best=self.best)
+        return dict(best=self.best, pending=self.pending)
 
     def load_state_dict(self, state: dict) -> None:
-        self.best = state["best"]
+        self.best, self.pending = state["best"], state["pending"]
 
     def before_train(self, runner) -> None:
-        forget_after(self.file, self.stage, runner.iter)
+        forget_after(self.file, self.stage, runner.iter - 1 if self.pending else runner.iter)
+        if self.pending:
+            self._validate(runner)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if runner.iter % self.interval == 0 or runner.iter == runner.max_iters:
@@ -47,8 +54,13 @@ class ValidationHook(Hook):
 
     def _validate(self, runner) -> None:
         before = checkpoint.random_state()
+        self.pending = True
         try:
-            result = self.validate(runner.model)
+            with at_once() if get_world_size() == 1 else nullcontext():
+                result = self.validate(runner.model)
+        except Interrupted as stop:
+            runner.train_loop.stop = runner.train_loop.stop or stop
+            return
         finally:
             runner.model.train()
             checkpoint.set_random_state(before)
@@ -61,3 +73,4 @@ class ValidationHook(Hook):
             self.best = result["accuracy"]
             meta = dict(self.meta, step=runner.iter, accuracy=self.best)
             checkpoint.save(self.folder / BEST, model=runner.model, state={}, meta=meta)
+        self.pending = False

@@ -1,0 +1,32 @@
+"""Ends a run behind the step in which a signal came."""
+
+import signal
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from mmengine.hooks import Hook
+
+from asvr.engine.interruption import Interrupted, received
+from asvr.engine.log import logger
+from asvr.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SignalHook(Hook):
+    """See `asvr.engine.interruption`. All ranks stop behind the same step: they exchange one number a step, on the CPU,
+    so that no rank waits for its device."""
+
+    priority = "LOW"  # in front of the checkpoint, which is written where a run stops
+
+    def before_train(self, runner) -> None:
+        self.group = torch.distributed.new_group(backend="gloo") if get_world_size() > 1 else None
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        number = received() or 0
+        if self.group is not None:
+            highest = torch.tensor(int(number))
+            all_reduce(highest, "max", self.group)
+            number = highest.item()
+        if number and runner.train_loop.stop is None:
+            runner.train_loop.stop = Interrupted(signal.Signals(number))
+            logger.warning("%s: stops behind step %d of %d", signal.Signals(number).name, runner.iter, runner.max_iters)

@@ -1,0 +1,69 @@
+"""Names what was in the steps that were skipped, and ends a run of too many."""
+
+import torch
+from mmengine.dist import all_gather_object, get_world_size
+from mmengine.hooks import Hook
+
+from asvr.engine.log import logger
+from asvr.registry import HOOKS
+
+
+@HOOKS.register_module()
+class SkipHook(Hook):
+    """At each log interval: which steps of it were skipped (see `asvr.engine.optim.AutocastOptimWrapper`), with their
+    samples.
+
+    interval: steps between two looks, since each waits for the device. limit: more skipped steps in a stage end the run
+    with a ``ValueError``, behind a checkpoint; the stage then goes on with a higher limit alone.
+    """
+
+    def __init__(self, *, stage: str, interval: int, limit: int):
+        self.stage, self.interval, self.limit = stage, interval, limit
+        self.count = 0
+        self.steps: list[tuple[int, list[str], torch.Tensor]] = []  # of the interval: step, samples, whether skipped
+        self.skipped: list[tuple[int, list[str]]] = []  # of the interval, where that is known
+
+    def state_dict(self) -> dict:
+        self._look()
+        return dict(count=self.count, skipped=self.skipped)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count, self.skipped = state["count"], state["skipped"]
+
+    def before_train(self, runner) -> None:
+        self._stop_above_limit(runner)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        samples = [sample for batch in data_batch for sample in batch.sample_ids]
+        self.steps.append((runner.iter, samples, runner.optim_wrapper.skipped))
+        if runner.iter % self.interval == 0 or runner.iter == runner.max_iters:
+            self._look()
+            self._name()
+            self._stop_above_limit(runner)
+
+    def _look(self) -> None:
+        if self.steps:
+            flags = torch.stack([skipped for *_, skipped in self.steps]).tolist()
+            self.skipped += [step[:2] for step, skipped in zip(self.steps, flags, strict=True) if skipped]
+            self.steps = []
+
+    def _name(self) -> None:
+        for step, samples in self.skipped:  # the same steps on every rank, each with its own part of the samples
+            if get_world_size() > 1:
+                samples = [sample for own in all_gather_object(samples) for sample in own]
+            logger.warning(
+                "%s, step %d: skipped, a loss or a gradient was not finite; its samples: %s",
+                self.stage,
+                step,
+                ", ".join(dict.fromkeys(samples)),
+            )
+        self.count += len(self.skipped)
+        self.skipped = []
+
+    def _stop_above_limit(self, runner) -> None:
+        if self.count > self.limit:
+            runner.train_loop.stop = ValueError(
+                f"stage {self.stage}: {self.count} steps were skipped, a loss or a gradient was not finite: stopped "
+                f"at step {runner.iter}, whose checkpoint is kept. The log names the samples: mend them or lower the "
+                f"learning rate and train the stage anew, or go on with a runtime.max_skipped above {self.limit}"
+            )
