@@ -26,9 +26,9 @@ class ProgressHook(Hook):
     padding not counted), real_tokens_percent (of all positions computed), data_time_percent (of the interval, waiting
     for input), tflop_per_s (of what the samples need: no padding, no recomputation), mfu_percent (of that, in bf16 on
     a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only
-    where there are any), samples (of a mixture: source -> samples drawn since the stage began), skipped (steps since the
-    stage began whose losses or gradients were not finite; where there are any). loss and grad_norm are null, and the
-    other means are missing, where all steps of an interval were skipped.
+    where there are any), samples (of a mixture: source -> samples drawn since the stage began), skipped (steps since
+    the stage began whose losses or gradients were not finite; where there are any). loss and grad_norm are null, and
+    the other means are missing, where all steps of an interval were skipped.
 
     drawn: what ``samples`` are after a step, see `asvr.data.mixture.Mixture.drawn`.
     """
