@@ -141,6 +141,7 @@ SECTIONS = dict(
         log_interval=count(),
         checkpoint_interval=count(),
         keep_checkpoints=count(),
+        async_checkpoint=one_of(True, False, required=False),
         attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
         compile=one_of(True, False, required=False),
     ),

@@ -20,13 +20,26 @@ class _TqdmHandler(logging.Handler):
         tqdm.write(self.format(record))
 
 
+class _FileHandler(logging.FileHandler):
+    """A line that cannot be written ends the run; logging itself would print a traceback for each and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        from asvr.data.disk import naming  # here: it logs
+
+        with naming(Path(self.baseFilename)):
+            raise error
+
+
 def set_up_logging(file: Path) -> None:
     """Log to the terminal and append to ``file``; calling it again moves to another file."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
     file.parent.mkdir(parents=True, exist_ok=True)
-    for handler in (_TqdmHandler(), logging.FileHandler(file)):
+    for handler in (_TqdmHandler(), _FileHandler(file)):
         handler.setFormatter(_FORMAT)
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 
+from asvr.data.disk import naming
 from asvr.data.refusals import Refusal
 from asvr.engine.log import logger, progress_bar
 from asvr.profiling.peak import resident_bytes
@@ -106,7 +107,7 @@ class ProgressHook(Hook):
             eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
             **(dict(refused=dict(self.refused)) if self.refused else {}),
         )
-        with open(self.file, "a") as stream:
+        with naming(self.file), open(self.file, "a") as stream:
             stream.write(json.dumps(record) + "\n")
         self.bar.set_postfix_str(f"loss {record['loss']:.3f}")
         logger.info(_line(record))
