@@ -68,6 +68,13 @@ def test_dataloader(run):
         assert 6 < row["images_per_s"] / row["steps_per_s"] <= 8 and row["real_tokens_percent"] == 100
 
 
+def test_checkpoint(run, tmp_path):
+    result, text = run("checkpoint", *TINY, "--rounds", "1", "--steps", "1", "--folder", tmp_path)
+    assert result["rounds"].keys() == {"at once", "meanwhile"} and "| meanwhile | " in text
+    assert all(seconds > 0 for one in result["median"].values() for seconds in one.values())
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []  # nothing is left
+
+
 def test_memory(run, monkeypatch):
     """At sizes where what is kept outweighs the transients of single operations, as in a finetune stage of any size.
 

@@ -179,6 +179,8 @@ def set_aside_damaged(folder: Path) -> None:
             os.replace(folder / name, aside)
             logger.warning("%s: set aside as %s", problem, aside.name)
         dist.barrier()
+    if names:
+        logger.warning("%s: no whole checkpoint is left; this stage begins anew", folder)
 
 
 def _damage_seen_by_all(folder: Path) -> str | None:
