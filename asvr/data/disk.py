@@ -29,17 +29,14 @@ def require_room(folder: Path, needed: int, what: str, budget_gb: float | None =
 def full_disk(error: BaseException | None) -> OSError | None:
     """The error behind ``error`` that says that a disk or a quota is full or a file too large, or None.
 
-    torch's own writers hide it as a context, torch.distributed.checkpoint among its ``failures``, and libraries written
-    in Rust (safetensors, tokenizers) in the words of their message, as other processes do.
+    torch's own writer hides it as a context; libraries written in Rust (safetensors, tokenizers) have it in the words
+    of their message, as other processes do.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return error
         if (match := re.search(r"(?:os error |\[Errno )(\d+)", str(error))) and int(match[1]) in _FULL:
             return OSError(int(match[1]), os.strerror(int(match[1])))
-        for inner, _ in getattr(error, "failures", {}).values():
-            if (found := full_disk(inner)) is not None:
-                return found
         error = error.__cause__ or error.__context__
     return None
 

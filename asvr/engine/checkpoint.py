@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from mmengine import dist
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asvr.engine import sharded
@@ -124,21 +124,23 @@ def _write_sharded(folder: Path, content: dict, meta: dict, group) -> None:
             begin(folder)
             require_room(folder, needed)
 
-    def shards() -> dict[str, str]:
-        files = sharded.write(partial / sharded.WEIGHTS, content["weights"], group)
+    def shards() -> tuple[dict, dict]:
+        weights = sharded.write(partial / sharded.WEIGHTS, content["weights"], group)
+        files = list(weights)
         if content["tensors"]:
             files += sharded.write(partial / sharded.OPTIMIZER, content["tensors"], group)
         if first:
             with open(partial / STATE, "wb") as stream:
                 torch.save(content["state"], stream)
             files.append(partial / STATE)
-        return {str(file.relative_to(partial)): _hash(file) for file in files}
+        hashes = {str(file.relative_to(partial)): _hash(file) for file in files}
+        return hashes, {file.name: sharded.data_sha256(file) for file in weights}
 
     try:
         _together(start, group)
-        hashes = _together(shards, group)
-        merged = {name: sha256 for found in hashes for name, sha256 in sorted(found.items())}
-        _together(lambda: finish(folder, meta, merged) if first else None, group)
+        hashes, data = (_merged(found) for found in zip(*_together(shards, group), strict=True))
+        digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()
+        _together(lambda: finish(folder, dict(meta, weights=digest), hashes) if first else None, group)
     except Exception as error:
         if first:
             abandon(folder)
@@ -159,6 +161,10 @@ def _together(work, group) -> list:
         rank = next(rank for rank, found in enumerate(words) if found)
         raise ValueError(f"process {rank}: {words[rank]}")
     return dist.all_gather_object(result, group)
+
+
+def _merged(found: list[dict]) -> dict:
+    return {name: value for one in found for name, value in sorted(one.items())}
 
 
 def _hash(file: Path) -> str:
@@ -188,12 +194,8 @@ def _untied(module: nn.Module) -> dict[str, Tensor]:
 
 def weights_digest(folder: Path) -> str:
     """SHA-256 of a checkpoint's weights, as ``checkpoint.json`` has it."""
-    hashes = read_meta(folder)["sha256"]
-    if WEIGHTS in hashes:
-        return hashes[WEIGHTS]
-    return hashlib.sha256(
-        json.dumps({name: hashes[name] for name in _files(folder, sharded.WEIGHTS)}).encode()
-    ).hexdigest()
+    meta = read_meta(folder)
+    return meta["sha256"][WEIGHTS] if WEIGHTS in meta["sha256"] else meta["weights"]
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
@@ -201,15 +203,14 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
     counts as initialised here, so that later checkpoints hold it too."""
     whole = WEIGHTS in read_meta(folder)["sha256"]
-    require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS))
+    require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS), together=_is_sharded(model))
     names = _check_fit(folder, model, _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS))
     parts = {name: model.components()[name] for name in names}
     own = {f"{name}.{key}": value for name, module in parts.items() for key, value in _untied(module).items()}
     if whole:
-        weights = load_file(folder / WEIGHTS)
-        with torch.no_grad():
+        with torch.no_grad(), safe_open(folder / WEIGHTS, framework="pt") as file:
             for key, value in own.items():
-                value.copy_(sharded.like(weights[key], value))
+                value.copy_(sharded.like(file.get_tensor(key), value))
     else:
         sharded.read(folder / sharded.WEIGHTS, own)
     for module in parts.values():
@@ -217,9 +218,10 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Load the optimiser's state and return the other states."""
+    """Load the optimiser's state and return the other states. Every process calls it."""
     whole = WEIGHTS in read_meta(folder)["sha256"]
-    require_whole(folder, [STATE] if whole else [STATE, *_files(folder, sharded.OPTIMIZER)])
+    files = [STATE] if whole else [STATE, *_files(folder, sharded.OPTIMIZER)]
+    require_whole(folder, files, together=_is_sharded(model))
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     own = state.pop("optimizer")
     if whole:
@@ -262,6 +264,10 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
         if wrong:
             raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
     return list(by_component)
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    return sharded.is_sharded(dict(model.named_parameters()))
 
 
 def _shapes(file: Path) -> dict[str, torch.Size]:

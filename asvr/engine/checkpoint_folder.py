@@ -121,9 +121,10 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def require_whole(folder: Path, names: list[str]) -> None:
-    """Raise ``ValueError`` where one of these files is missing or damaged."""
-    if (problem := _damage(folder, names)) is not None:
+def require_whole(folder: Path, names: list[str], *, together: bool) -> None:
+    """Raise ``ValueError`` where one of these files is missing or damaged. together: every process calls it, and hashes
+    its share of them."""
+    if (problem := (_damage_seen_by_all if together else _damage)(folder, names)) is not None:
         raise ValueError(f"{problem}: delete {folder} to go on from the one before")
 
 
@@ -157,7 +158,8 @@ def clean(folder: Path) -> None:
         else:
             os.replace(old, whole)
     for partial in folder.glob(".*.partial"):
-        shutil.rmtree(partial)
+        if partial.is_dir():
+            shutil.rmtree(partial)
 
 
 def set_aside_damaged(folder: Path) -> None:
@@ -168,7 +170,10 @@ def set_aside_damaged(folder: Path) -> None:
     names = [found.name for found in sorted(folder.glob(f"{PREFIX}*"), reverse=True)]
     names = dist.all_gather_object(names)[0]  # as the first process sees them
     for name in names:
-        problem = _damage_seen_by_all(folder / name)
+        try:
+            problem = _damage_seen_by_all(folder / name, sorted(read_meta(folder / name)["sha256"]))
+        except ValueError as error:
+            problem = str(error).partition(": delete")[0].partition("; delete")[0]
         if problem is None:
             return
         if dist.is_main_process():
@@ -183,10 +188,6 @@ def set_aside_damaged(folder: Path) -> None:
         logger.warning("%s: no whole checkpoint is left; this stage begins anew", folder)
 
 
-def _damage_seen_by_all(folder: Path) -> str | None:
-    try:
-        names = sorted(read_meta(folder)["sha256"])
-        problem = _damage(folder, names[dist.get_rank() :: dist.get_world_size()])
-    except ValueError as error:
-        problem = str(error).partition(": delete")[0].partition("; delete")[0]
-    return next((found for found in dist.all_gather_object(problem) if found is not None), None)
+def _damage_seen_by_all(folder: Path, names: list[str]) -> str | None:
+    own = _damage(folder, names[dist.get_rank() :: dist.get_world_size()])
+    return next((found for found in dist.all_gather_object(own) if found is not None), None)

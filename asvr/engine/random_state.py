@@ -17,8 +17,15 @@ def random_state() -> dict:
         python=[version, list(key), gauss],
         numpy=[kind, keys.tolist(), position, has_gauss, cached],
         torch=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        cuda=_cuda_random_states(),
     )
+
+
+def _cuda_random_states() -> list[torch.Tensor]:
+    """Of all cards; of its own where there are several processes, each of which would else take memory on all."""
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_rng_state()] if dist.get_world_size() > 1 else torch.cuda.get_rng_state_all()
 
 
 def set_random_state(state: dict) -> None:
@@ -27,7 +34,9 @@ def set_random_state(state: dict) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
+    if state["cuda"] and dist.get_world_size() > 1:
+        torch.cuda.set_rng_state(state["cuda"][0])
+    elif state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 

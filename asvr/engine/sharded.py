@@ -5,7 +5,10 @@ of processes reads it, one without a process group too.
 ``state.<parameter>.<moment>``. No file is pickled.
 """
 
+import hashlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -38,6 +41,16 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """Raise what went wrong in the first process that failed, not the library's collection of it, which is no
+    ``Exception``."""
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
+
+
 # Writing --------------------------------------------------------------------------------------------------
 
 
@@ -51,8 +64,16 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
 def write(folder: Path, tensors: dict[str, Tensor], group=None) -> list[Path]:
     """Write tensors into ``folder``; every process of the group calls it. Returns the files of this process."""
     writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True)
-    dcp.save(tensors, storage_writer=writer, process_group=group)
+    with _first_failure():
+        dcp.save(tensors, storage_writer=writer, process_group=group)
     return sorted(folder.glob(f"shard-{dist.get_rank(group) + 1:05d}-*"))
+
+
+def data_sha256(file: Path) -> str:
+    """Of what a safetensors file holds; the entries of its header come in any order."""
+    with open(file, "rb") as stream:
+        stream.seek(int.from_bytes(stream.read(8), "little"), 1)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
@@ -81,7 +102,7 @@ def shapes(folder: Path) -> dict[str, torch.Size]:
 
 def read(folder: Path, into: dict[str, Tensor]) -> None:
     """Fill tensors, whole or sharded ones. Sharded ones need every process."""
-    with warnings.catch_warnings():
+    with _first_failure(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(into, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=not is_sharded(into))
 
