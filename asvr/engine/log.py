@@ -2,17 +2,27 @@
 
 import logging
 import sys
+import weakref
 from pathlib import Path
 
 from tqdm import tqdm
 
 logger = logging.getLogger("asvr")
+_bars: weakref.WeakSet = weakref.WeakSet()
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
 
 
 def progress_bar(**kwargs) -> tqdm:
     """A progress bar with rate and time left; where nobody watches a terminal, a line every ten seconds."""
-    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, **kwargs)
+    bar = tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, **kwargs)
+    _bars.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """Where an error ends a run, so that what is told has a line of its own."""
+    for bar in list(_bars):
+        bar.close()
 
 
 class _TqdmHandler(logging.Handler):

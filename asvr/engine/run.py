@@ -51,7 +51,7 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     if only is not None:
         require_start(cfg, only, work_dir)
     set_up_logging(work_dir / "train.log")
-    recover(work_dir, [name for name in chosen if checkpoint is None or checkpoint.parent.parent.name != name])
+    recover(work_dir, chosen, checkpoint)
     check_run(cfg, chosen, text_tokenizer, work_dir)
     warn_of_memory(cfg, build_device(cfg.runtime.device))
     dump_config(cfg, work_dir / "config.py")

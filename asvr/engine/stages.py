@@ -129,16 +129,19 @@ def finished_model(cfg: Config, name: str, text_tokenizer, work_dir: Path) -> tu
     return model, stage_config(cfg_here, name)
 
 
-def recover(work_dir: Path, names: list[str]) -> None:
+def recover(work_dir: Path, names: list[str], resume_from: Path | None) -> None:
     """Mend what a kill or a bad disk left in these stages: leftovers are removed or brought back, and the newest
-    checkpoints that are damaged set aside, so that a stage goes on from the newest whole one. Every process calls it.
+    checkpoints that are damaged set aside, so that a stage goes on from the newest whole one; not in the stage of
+    ``resume_from``, which goes on from that alone. Every process calls it.
     """
     for name in names:
+        folder = work_dir / name / "checkpoints"
         if dist.is_main_process():
-            for folder in (work_dir / name, work_dir / name / "checkpoints"):
-                checkpoint.clean(folder)
+            checkpoint.clean(work_dir / name)
+            checkpoint.clean(folder)
         dist.barrier()
-        checkpoint.set_aside_damaged(work_dir / name / "checkpoints")
+        if resume_from is None or resume_from.parent != folder.resolve():
+            checkpoint.set_aside_damaged(folder)
 
 
 def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> None:

@@ -176,35 +176,37 @@ def limited(work_dir: Path, size: int) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("file", ["state.pt", "metrics.jsonl", "train.log"])
+def fill(file: Path, size: int) -> None:
+    """Lengthen a log of a run that goes on behind step 49 of its last stage, so that the next line is too much."""
+    lines = file.read_text().splitlines(keepends=True)
+    filler = "-" * size
+    if file.suffix == ".jsonl":
+        lines = [line for line in lines if json.loads(line)["stage"] != "finetune" or json.loads(line)["step"] < 50]
+        filler = json.dumps(dict(stage="blind", step=0, note=filler))
+    more = len(filler) + 1 + sum(map(len, lines)) - (size - 50)
+    file.write_text("".join(lines) + filler.replace("-" * more, "", 1) + "\n")
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "metrics.jsonl", "train.log"])
 def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_serves(copy, tiny_run, file):
-    interrupted(copy, keep=1)
-    last = checkpoints(copy, "finetune") / "step_00000056"
-    largest = max(path.stat().st_size for path in copy.rglob("*") if path.is_file())
-    size = (last / "state.pt").stat().st_size - 1000
-    if file != "state.pt":  # the next line is too much for it
-        (copy / "filler").write_bytes(b"-" * (size := largest + 1000))
-        with open(copy / file, "a") as stream:
-            stream.write(filler(file, size - (copy / file).stat().st_size))
+    interrupted(copy, keep=0)
+    last = checkpoints(copy, "finetune") / "step_00000049"
+    size = (last / "state.pt").stat().st_size // 2
+    if file != "checkpoint":
+        size = 10_000 + max(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+        fill(copy / file, size)
     done = limited(copy, size)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     line = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"{file.replace('state.pt', 'step_00000060')} cannot be written: File too large" in line, done.stderr
-    assert line.startswith("error: ") and "are free" in line and "run the same command again" in line
-    if file == "state.pt":
-        assert f"The last good checkpoint is {last.absolute()}" in line
+    assert line.startswith("error: ") and "are free" in line and line.endswith("run the same command again")
+    assert f"{'step_00000056' if file == 'checkpoint' else file} cannot be written: File too large" in line
+    assert file != "checkpoint" or f"The last good checkpoint is {last.absolute()}" in line
     assert not list(checkpoints(copy, "finetune").glob(".*"))
-    if file != "state.pt":
+    if file != "checkpoint":
         shutil.copy(tiny_run / file, copy / file)
     again(copy)
     assert weights(copy, "finetune") == weights(tiny_run, "finetune")
     assert curve(copy) == curve(tiny_run)
-
-
-def filler(file: str, size: int) -> str:
-    """Text that leaves a file's meaning as it is."""
-    line = json.dumps(dict(stage="blind", step=0, note="")) if file == "metrics.jsonl" else ""
-    return line[:-2] + "-" * (size - len(line) - 1) + line[-2:] + "\n"
 
 
 @pytest.mark.parametrize(
@@ -421,9 +423,8 @@ def test_a_cache_is_refused_where_the_encoder_is_trained(tmp_path):
 def as_sharded(rank: int, work_dir: Path) -> None:
     """Write the last checkpoint of the last stage again, from weights that lie on several processes."""
     model = asvr.load(work_dir, device="cpu").model
-    for block in model.llm.blocks:
-        fully_shard(block)
-    fully_shard(model)
+    for part in (*model.llm.blocks, model.llm, model.projector, *model.heads.values()):
+        fully_shard(part)
     folder = checkpoint.newest(checkpoints(work_dir, "finetune"))
     meta = checkpoint.read_meta(folder)
     del meta["sha256"]
