@@ -72,9 +72,16 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def _end(message: str) -> None:
+    from asvr.engine.log import close_bars  # here: --help need not wait for tqdm
+
+    close_bars()
+    sys.exit(message)
+
+
 def run_tool(main) -> None:
     """Run a tool's main function. A ``ValueError`` raised by this library is the user's to mend and is told in plain
-    text, exit code 1; any other error keeps its traceback."""
+    text, exit code 1, and so is a full disk; any other error keeps its traceback."""
     try:
         main()
     except ValueError as error:
@@ -83,9 +90,18 @@ def run_tool(main) -> None:
         if not own and not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
             raise
         # A worker's error comes with its traceback in front of its message.
-        sys.exit(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")
+        _end(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         raise
+    except Exception as error:
+        from asvr.data.disk import full_disk  # here: --help need not wait for torch
+
+        if (full := full_disk(error)) is None:
+            raise
+        _end(
+            f"error: {full.strerror}: {full.filename or 'a file of this run'} cannot be written. Make room and run "
+            "the same command again"
+        )
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from the last checkpoint")

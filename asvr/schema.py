@@ -152,6 +152,7 @@ SECTIONS = dict(
         checkpoint_interval=count(),
         keep_checkpoints=count(),
         max_skipped=count(0, required=False),
+        async_checkpoint=one_of(True, False, required=False),
         attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
         compile=one_of(True, False, required=False),
     ),

@@ -81,6 +81,13 @@ def test_data_scale(run, monkeypatch, tmp_path):
     assert result["index_mb"] > 0 and not list(folder.iterdir())
 
 
+def test_checkpoint(run, tmp_path):
+    result, text = run("checkpoint", *TINY, "--rounds", "1", "--steps", "1", "--folder", tmp_path)
+    assert result["rounds"].keys() == {"at once", "meanwhile"} and "| meanwhile | " in text
+    assert all(seconds > 0 for one in result["median"].values() for seconds in one.values())
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []  # nothing is left
+
+
 def test_memory(run, monkeypatch):
     """At sizes where what is kept outweighs the transients of single operations, as in a finetune stage of any size.
 

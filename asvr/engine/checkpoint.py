@@ -2,47 +2,42 @@
 
 ``model.safetensors``  weights of every component that was trained or initialised here
 ``state.pt``           optimiser, schedule, random states (tensors and plain values only)
-``checkpoint.json``    step, stage, configuration, fingerprints of the frozen weights, SHA-256 of the two files
+``checkpoint.json``    step, stage, configuration, fingerprints of the frozen weights, SHA-256 of the other files
 
-A folder is written under a temporary name and renamed when complete, so that a kill leaves no half checkpoint.
+Where weights are sharded over processes, ``weights/`` and ``optimizer/`` take the place of the first file and of the
+optimiser's part in the second, see `asvr.engine.sharded`. Each is read into a model of either kind.
 """
 
+import hashlib
 import json
-import os
-import random
-import shutil
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from mmengine import dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from asvr.engine import sharded
+from asvr.engine.checkpoint_folder import (
+    PREFIX,
+    abandon,
+    begin,
+    clean,
+    finish,
+    flush,
+    newest,
+    prune,
+    read_meta,
+    require_room,
+    require_whole,
+    set_aside_damaged,
+    told,
+)
 from asvr.folders import sha256_of
 
-PREFIX = "step_"
-FILES = ("model.safetensors", "state.pt")
-
-
-def random_state() -> dict:
-    version, key, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    return dict(
-        python=[version, list(key), gauss],
-        numpy=[kind, keys.tolist(), position, has_gauss, cached],
-        torch=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    )
-
-
-def set_random_state(state: dict) -> None:
-    version, key, gauss = state["python"]
-    random.setstate((version, tuple(key), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+__all__ = ["PREFIX", "clean", "newest", "prune", "read_meta", "set_aside_damaged"]  # of the folders, for users of this
+WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 
 def own_components(model: nn.Module) -> dict[str, nn.Module]:
@@ -57,6 +52,7 @@ def own_components(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
+    """Where weights are sharded, every process calls it."""
     own = own_components(model)
     return {
         name: dict(source=module.source, fingerprint=module.fingerprint())
@@ -65,91 +61,174 @@ def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
     }
 
 
-def save(folder: Path, *, model: nn.Module, state: dict, meta: dict) -> None:
-    """Write ``folder`` atomically. meta: what ``checkpoint.json`` holds besides the hashes."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+# Writing --------------------------------------------------------------------------------------------------
+
+
+def collect(model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict) -> dict:
+    """All that a checkpoint holds, not yet copied: ``weights``, the optimiser's ``tensors`` where they are sharded, and
+    ``state``."""
     weights = {
-        f"{name}.{key}": value.detach().cpu().contiguous()
+        f"{name}.{key}": value
         for name, module in own_components(model).items()
         for key, value in _untied(module).items()
     }
-    save_file(weights, partial / FILES[0])
-    torch.save(state, partial / FILES[1])
-    hashes = {name: sha256_of(partial / name) for name in FILES}
-    (partial / "checkpoint.json").write_text(json.dumps(dict(meta, sha256=hashes), indent=1))
-    for file in partial.iterdir():
-        _flush(file)
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():  # a step that is saved again; moved away first, so that no half of it keeps the name
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if optimizer is None:
+        return dict(weights=weights, tensors={}, state=state)
+    if not sharded.is_sharded(weights):
+        return dict(weights=weights, tensors={}, state=dict(state, optimizer=optimizer.state_dict()))
+    tensors, settings = sharded.optimizer_state(model, optimizer)
+    return dict(weights=weights, tensors=tensors, state=dict(state, optimizer=settings))
 
 
-def newest(folder: Path) -> Path | None:
-    """The newest checkpoint under ``folder``, or None. Whether its files are whole is seen when they are loaded."""
-    found = sorted(folder.glob(f"{PREFIX}*")) if folder.is_dir() else []
-    return found[-1] if found else None
+def save(folder: Path, *, model: nn.Module, state: dict, meta: dict, optimizer=None) -> None:
+    """Write ``folder`` at once and atomically; every process calls it. meta: what ``checkpoint.json`` holds besides the
+    hashes. Raises ``ValueError`` where the disk has no room for it."""
+    write(folder, collect(model, optimizer, state), meta)
 
 
-def prune(folder: Path, keep: int) -> None:
-    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-        shutil.rmtree(old)
+def writes_here(content: dict) -> bool:
+    """Whether this process writes any of what `collect` found."""
+    return dist.is_main_process() or sharded.is_sharded(content["weights"])
 
 
-def read_meta(folder: Path) -> dict:
-    """What ``checkpoint.json`` says; raises ``ValueError`` where it is missing or damaged."""
-    file = folder / "checkpoint.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} is no checkpoint: it has no checkpoint.json; delete it")
+def write(folder: Path, content: dict, meta: dict, group=None) -> None:
+    """Write what `collect` found. group: of the processes, None the default one."""
+    if sharded.is_sharded(content["weights"]):
+        _write_sharded(folder, content, meta, group)
+    elif dist.is_main_process():
+        _write_whole(folder, content, meta)
+
+
+def _write_whole(folder: Path, content: dict, meta: dict) -> None:
+    needed = sharded.local_bytes(content["weights"]) + _bytes_in(content["state"])
     try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): delete {folder} to go on from the one before") from error
+        partial = begin(folder)
+        require_room(folder, needed)
+        save_file({key: value.cpu().contiguous() for key, value in content["weights"].items()}, partial / WEIGHTS)
+        with open(partial / STATE, "wb") as stream:  # torch's own files do not say why they cannot be written
+            torch.save(content["state"], stream)
+        finish(folder, meta, {name: _hash(partial / name) for name in (WEIGHTS, STATE)})
+    except Exception as error:
+        abandon(folder)
+        raise told(folder, needed, error) from error
 
 
-def _whole(folder: Path, name: str) -> Path:
-    """The file, when its SHA-256 is the one that was written."""
-    file = folder / name
-    if not file.is_file() or sha256_of(file) != read_meta(folder)["sha256"][name]:
-        raise ValueError(
-            f"{file} is damaged (its SHA-256 is not the one written): delete {folder} to go on from the one before"
-        )
-    return file
+def _write_sharded(folder: Path, content: dict, meta: dict, group) -> None:
+    """What goes wrong in one process ends it in all of them."""
+    own = sharded.local_bytes(content["weights"] | content["tensors"])
+    needed, first = sum(dist.all_gather_object(own, group)), dist.get_rank(group) == 0
+    partial = folder.with_name(f".{folder.name}.partial")
+
+    def start() -> None:
+        if first:
+            begin(folder)
+            require_room(folder, needed)
+
+    def shards() -> tuple[dict, dict]:
+        weights = sharded.write(partial / sharded.WEIGHTS, content["weights"], group)
+        files = list(weights)
+        if content["tensors"]:
+            files += sharded.write(partial / sharded.OPTIMIZER, content["tensors"], group)
+        if first:
+            with open(partial / STATE, "wb") as stream:
+                torch.save(content["state"], stream)
+            files.append(partial / STATE)
+        hashes = {str(file.relative_to(partial)): _hash(file) for file in files}
+        return hashes, {file.name: sharded.data_sha256(file) for file in weights}
+
+    try:
+        _together(start, group)
+        hashes, data = (_merged(found) for found in zip(*_together(shards, group), strict=True))
+        digest = hashlib.sha256(json.dumps(data).encode()).hexdigest()
+        _together(lambda: finish(folder, dict(meta, weights=digest), hashes) if first else None, group)
+    except Exception as error:
+        if first:
+            abandon(folder)
+        raise told(folder, needed, error) from error
+
+
+def _together(work, group) -> list:
+    """The results of all processes, or the error of the first that had one."""
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as own:
+        error = own
+    words = dist.all_gather_object(None if error is None else f"{type(error).__name__}: {error}", group)
+    if error is not None:
+        raise error
+    if any(words):
+        rank = next(rank for rank, found in enumerate(words) if found)
+        raise ValueError(f"process {rank}: {words[rank]}")
+    return dist.all_gather_object(result, group)
+
+
+def _merged(found: list[dict]) -> dict:
+    return {name: value for one in found for name, value in sorted(one.items())}
+
+
+def _hash(file: Path) -> str:
+    flush(file)
+    return sha256_of(file)
+
+
+def _bytes_in(value) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(_bytes_in(item) for item in items)
+
+
+def _untied(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with one name for each tensor: safetensors refuses tied weights."""
+    seen, out = set(), {}
+    for key, value in module.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            out[key] = value.detach()
+            seen.add(id(value))
+    return out
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of a checkpoint's weights, as ``checkpoint.json`` has it."""
+    meta = read_meta(folder)
+    return meta["sha256"][WEIGHTS] if WEIGHTS in meta["sha256"] else meta["weights"]
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Load a checkpoint's weights; strict. What is not in the file must stand in files of its own (an LLM that the
     stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
     counts as initialised here, so that later checkpoints hold it too."""
-    weights = load_file(_whole(folder, FILES[0]))
-    components = model.components()
-    by_component: dict[str, dict] = {}
-    for key, value in weights.items():
-        name, _, rest = key.partition(".")
-        by_component.setdefault(name, {})[rest] = value
-    homeless = {n for n, m in own_components(model).items() if getattr(m, "source", None) is None and m.state_dict()}
-    missing = homeless - by_component.keys()
-    unknown = by_component.keys() - components.keys()
-    if missing or unknown:
-        raise ValueError(
-            f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?"
-        )
-    for name, own in by_component.items():
-        module = components[name]
-        expected = _untied(module)
-        wrong = sorted(expected.keys() ^ own.keys()) or [k for k in own if own[k].shape != expected[k].shape]
-        if wrong:
-            raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
-        module.load_state_dict(own, strict=False)  # tied copies, left out of the file, are the only keys it lacks
+    whole = WEIGHTS in read_meta(folder)["sha256"]
+    require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS), together=_is_sharded(model))
+    names = _check_fit(folder, model, _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS))
+    parts = {name: model.components()[name] for name in names}
+    own = {f"{name}.{key}": value for name, module in parts.items() for key, value in _untied(module).items()}
+    if whole:
+        with torch.no_grad(), safe_open(folder / WEIGHTS, framework="pt") as file:
+            for key, value in own.items():
+                value.copy_(sharded.like(file.get_tensor(key), value))
+    else:
+        sharded.read(folder / sharded.WEIGHTS, own)
+    for module in parts.values():
         module.source = None
 
 
-def load_state(folder: Path) -> dict:
-    return torch.load(_whole(folder, FILES[1]), map_location="cpu", weights_only=True)
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Load the optimiser's state and return the other states. Every process calls it."""
+    whole = WEIGHTS in read_meta(folder)["sha256"]
+    files = [STATE] if whole else [STATE, *_files(folder, sharded.OPTIMIZER)]
+    require_whole(folder, files, together=_is_sharded(model))
+    state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    own = state.pop("optimizer")
+    if whole:
+        sharded.load_whole_optimizer(own, optimizer)
+    else:
+        sharded.read_optimizer(folder / sharded.OPTIMIZER, own, model, optimizer)
+    return state
 
 
 def check_frozen(folder: Path, model: nn.Module) -> None:
@@ -165,17 +244,36 @@ def check_frozen(folder: Path, model: nn.Module) -> None:
         raise ValueError(f"{folder} was made with other frozen weights of {'; '.join(different)}")
 
 
-def _untied(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with one name for each tensor: safetensors refuses tied weights."""
-    seen, out = set(), {}
-    for key, value in module.state_dict().items():
-        place = (value.data_ptr(), value.shape)
-        if value.numel() == 0 or place not in seen:
-            out[key] = value
-            seen.add(place)
-    return out
+def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) -> list[str]:
+    """The components that a checkpoint holds. Raises ``ValueError`` where they are not this model's."""
+    components = model.components()
+    by_component: dict[str, dict] = {}
+    for key, shape in shapes.items():
+        name, _, rest = key.partition(".")
+        by_component.setdefault(name, {})[rest] = shape
+    homeless = {n for n, m in own_components(model).items() if getattr(m, "source", None) is None and m.state_dict()}
+    missing = homeless - by_component.keys()
+    unknown = by_component.keys() - components.keys()
+    if missing or unknown:
+        raise ValueError(
+            f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?"
+        )
+    for name, own in by_component.items():
+        expected = _untied(components[name])
+        wrong = sorted(expected.keys() ^ own.keys()) or [k for k in own if own[k] != expected[k].shape]
+        if wrong:
+            raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
+    return list(by_component)
 
 
-def _flush(file: Path) -> None:
-    with open(file, "rb+") as stream:
-        os.fsync(stream.fileno())
+def _is_sharded(model: nn.Module) -> bool:
+    return sharded.is_sharded(dict(model.named_parameters()))
+
+
+def _shapes(file: Path) -> dict[str, torch.Size]:
+    with safe_open(file, framework="pt") as stream:
+        return {key: torch.Size(stream.get_slice(key).get_shape()) for key in stream.keys()}
+
+
+def _files(folder: Path, part: str) -> list[str]:
+    return sorted(name for name in read_meta(folder)["sha256"] if name.startswith(f"{part}/"))

@@ -10,7 +10,15 @@ from asvr.engine.build import build_dataset, build_device, check_data, data_fing
 from asvr.engine.interruption import interruptible
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.prepare import Prepared, prepare
-from asvr.engine.stages import check_run, load_stage, require_finished, require_start, run_stage, weights_digest
+from asvr.engine.stages import (
+    check_run,
+    load_stage,
+    recover,
+    require_finished,
+    require_start,
+    run_stage,
+    weights_digest,
+)
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
 from asvr.folders import replace_text, replaced_folder, sha256_of
@@ -43,8 +51,9 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
         _set_aside(work_dir if only is None else work_dir / only)
     if only is not None:
         require_start(cfg, only, work_dir)
-    check_run(cfg, chosen, text_tokenizer, work_dir)
     set_up_logging(work_dir / "train.log")
+    recover(work_dir, chosen, checkpoint)
+    check_run(cfg, chosen, text_tokenizer, work_dir)
     warn_of_memory(cfg, build_device(cfg.runtime.device))
     dump_config(cfg, work_dir / "config.py")
     with replaced_folder(work_dir / "text_tokenizer") as folder:  # for whoever loads the model later

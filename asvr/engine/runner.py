@@ -63,6 +63,7 @@ def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: 
                 interval=runtime.checkpoint_interval,
                 keep=runtime.keep_checkpoints,
                 meta=meta,
+                asynchronous=runtime.get("async_checkpoint", True),
             ),
             *_validation(stage, name, model, prepared, work_dir, meta),
             SignalHook(),

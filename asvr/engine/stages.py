@@ -12,6 +12,7 @@ import json
 import time
 from pathlib import Path
 
+from mmengine import dist
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -21,6 +22,7 @@ from asvr.engine.build import build_device, build_model, data_fingerprint
 from asvr.engine.log import logger
 from asvr.engine.optim import PRECISIONS
 from asvr.engine.prepare import Prepared, entries_of
+from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
 from asvr.folders import replace_text
 from asvr.models.attention import AUTO, check_isolation, use_attention
@@ -35,6 +37,7 @@ _FREE = (
     "runtime.checkpoint_interval",
     "runtime.keep_checkpoints",
     "runtime.max_skipped",
+    "runtime.async_checkpoint",
     "data.num_workers",
     "data.cache_dir",
     "data.cache_budget_gb",
@@ -130,6 +133,21 @@ def finished_model(cfg: Config, name: str, text_tokenizer, work_dir: Path) -> tu
     return model, stage_config(cfg_here, name)
 
 
+def recover(work_dir: Path, names: list[str], resume_from: Path | None) -> None:
+    """Mend what a kill or a bad disk left in these stages: leftovers are removed or brought back, and the newest
+    checkpoints that are damaged set aside, so that a stage goes on from the newest whole one; not in the stage of
+    ``resume_from``, which goes on from that alone. Every process calls it.
+    """
+    for name in names:
+        folder = work_dir / name / "checkpoints"
+        if dist.is_main_process():
+            checkpoint.clean(work_dir / name)
+            checkpoint.clean(folder)
+        dist.barrier()
+        if resume_from is None or resume_from.parent != folder.resolve():
+            checkpoint.set_aside_damaged(folder)
+
+
 def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> None:
     """Raise ``ValueError`` where a stage's newest checkpoint in ``work_dir`` belongs to another configuration, before
     anything there is written anew."""
@@ -162,7 +180,7 @@ def finished_checkpoint(work_dir: Path, name: str) -> Path:
 
 def weights_digest(work_dir: Path, name: str) -> str:
     """SHA-256 of a finished stage's weights. Raises ``ValueError`` as `finished_checkpoint` does."""
-    return checkpoint.read_meta(finished_checkpoint(work_dir, name))["sha256"]["model.safetensors"]
+    return checkpoint.weights_digest(finished_checkpoint(work_dir, name))
 
 
 def start_digest(cfg: Config, name: str, work_dir: Path) -> str | None:
@@ -192,15 +210,14 @@ def _restore(runner: Runner, folder: Path) -> None:
             f"{folder} was trained on other data: {meta['samples']} samples ({meta['data']}), data.train has "
             f"{now[0]} ({now[1]}) now. Bring the data back, or start anew with --resume never"
         )
-    state = checkpoint.load_state(folder)
-    runner.optim_wrapper.optimizer.load_state_dict(state["optimizer"])
+    state = checkpoint.load_state(folder, runner.model, runner.optim_wrapper.optimizer)
     for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(values)
     for hook in runner.hooks:
         if (name := type(hook).__name__) in state["hooks"]:
             hook.load_state_dict(state["hooks"][name])
     runner.train_loop.iter = meta["step"]
-    checkpoint.set_random_state(state["random"])
+    restore_random_states(state["random"], seed=runner.seed, step=meta["step"])
 
 
 def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | None:

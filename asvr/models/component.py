@@ -31,9 +31,11 @@ class Component(nn.Module):
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 (16 hex digits) over names, dtypes, shapes and bytes of all parameters and buffers."""
+    """SHA-256 (16 hex digits) over names, dtypes, shapes and bytes of all parameters and buffers. Of sharded ones as of
+    whole ones: every process calls it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -1,6 +1,7 @@
 """A run that was killed goes on as if nothing had happened, or says why it cannot."""
 
 import json
+import resource
 import shutil
 import subprocess
 import time
@@ -8,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_helpers import ROOT, STEPS, TINY, read_metrics, tiny_command, tiny_env
+from process_helpers import in_processes
+from run_helpers import ROOT, STEPS, TINY, call_tool, read_metrics, tiny_command, tiny_env
+from torch.distributed.fsdp import fully_shard
 
+import asvr
 from asvr.config import load_config
 from asvr.data.easy_vqa import EasyVQA
 from asvr.data.images import open_image
+from asvr.engine import checkpoint
 from asvr.engine import run as engine_run
 from asvr.engine.run import evaluate_run, run
 from asvr.registry import VISUAL_TOKENIZERS
@@ -128,26 +133,93 @@ def test_stopped_between_the_last_checkpoint_and_the_end_of_its_stage(copy, tiny
     assert weights(copy, "finetune") == weights(tiny_run, "finetune") and curve(copy) == curve(tiny_run)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(name, copy, tiny_run):
-    step = interrupted(copy, keep=1)
-    folder = checkpoints(copy, "finetune") / f"step_{step:08d}"
-    content = bytearray((folder / name).read_bytes())
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is damaged.*delete {folder}"):
-        again(copy)
-    shutil.rmtree(folder)
-    if name == "model.safetensors":
-        again(copy)
-        assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+    file.write_bytes(content)
 
 
-def test_a_cut_description_is_refused(copy):
-    file = checkpoints(copy, "finetune") / f"step_{interrupted(copy, keep=0):08d}" / "checkpoint.json"
-    file.write_text(file.read_text()[:100])
-    with pytest.raises(ValueError, match="checkpoint.json is damaged.*delete"):
-        again(copy)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(copy, tiny_run):
+    folder = checkpoints(copy, "finetune")
+    assert interrupted(copy, keep=1) == 56
+    damage(folder / "step_00000056" / "state.pt")
+    again(copy)
+    assert "state.pt is damaged" in (log := (copy / "train.log").read_text())
+    assert "set aside as damaged_step_00000056" in log and "goes on from step 49 of 60" in log
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune") and curve(copy) == curve(tiny_run)
+    assert steps_of(copy, "finetune") == [49, 56, 60] and (folder / "damaged_step_00000056").is_dir()
+
+
+def test_the_last_checkpoint_of_a_finished_stage_may_be_damaged(copy, tiny_run):
+    damage(checkpoints(copy, "pretrain") / "step_00000040" / "model.safetensors")
+    (checkpoints(copy, "finetune") / "step_00000060" / "checkpoint.json").write_text('{"step": 60, "con')
+    again(copy, only=None)
+    log = (copy / "train.log").read_text()
+    assert "model.safetensors is damaged" in log and "checkpoint.json is damaged" in log
+    assert "stage pretrain goes on from step 35 of 40" in log and "stage finetune goes on from step 56 of 60" in log
+    for stage in STEPS:
+        assert weights(copy, stage) == weights(tiny_run, stage)
+
+
+def test_a_named_checkpoint_that_is_damaged_is_refused(copy):
+    folder = checkpoints(copy, "finetune") / "step_00000049"
+    damage(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"model.safetensors is damaged.*delete {folder}"):
+        again(copy, resume=str(folder))
+    assert folder.is_dir()
+
+
+def test_a_kill_between_two_names_is_mended(copy, tiny_run):
+    """A step that is saved again is away for a moment, and may be all that there is."""
+    interrupted(copy, keep=0)
+    (checkpoints(copy, "finetune") / "step_00000049").rename(checkpoints(copy, "finetune") / ".step_00000049.old")
+    again(copy)
+    assert "goes on from step 49 of 60" in (copy / "train.log").read_text()
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+
+
+def limited(work_dir: Path, size: int) -> subprocess.CompletedProcess:
+    """The command where no file may grow beyond ``size`` bytes."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return subprocess.run(
+        tiny_command(work_dir), cwd=ROOT, env=tiny_env(), capture_output=True, text=True, preexec_fn=limit
+    )
+
+
+def fill(file: Path, size: int) -> None:
+    """Lengthen a log of a run that goes on behind step 49 of its last stage, so that the next line is too much."""
+    lines = file.read_text().splitlines(keepends=True)
+    filler = "-" * size
+    if file.suffix == ".jsonl":
+        lines = [line for line in lines if json.loads(line)["stage"] != "finetune" or json.loads(line)["step"] < 50]
+        filler = json.dumps(dict(stage="blind", step=0, note=filler))
+    more = len(filler) + 1 + sum(map(len, lines)) - (size - 50)
+    file.write_text("".join(lines) + filler.replace("-" * more, "", 1) + "\n")
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "metrics.jsonl", "train.log"])
+def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_serves(copy, tiny_run, file):
+    interrupted(copy, keep=0)
+    last = checkpoints(copy, "finetune") / "step_00000049"
+    size = (last / "state.pt").stat().st_size // 2
+    if file != "checkpoint":
+        size = 10_000 + max(path.stat().st_size for path in copy.rglob("*") if path.is_file())
+        fill(copy / file, size)
+    done = limited(copy, size)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: ") and "are free" in line and line.endswith("run the same command again")
+    assert f"{'step_00000056' if file == 'checkpoint' else file} cannot be written: File too large" in line
+    assert file != "checkpoint" or f"The last good checkpoint is {last.absolute()}" in line
+    assert not list(checkpoints(copy, "finetune").glob(".*"))
+    if file != "checkpoint":
+        shutil.copy(tiny_run / file, copy / file)
+    again(copy)
+    assert weights(copy, "finetune") == weights(tiny_run, "finetune")
+    assert curve(copy) == curve(tiny_run)
 
 
 @pytest.mark.parametrize(
@@ -359,3 +431,29 @@ def test_a_finished_stage_without_its_last_checkpoint_is_trained_again(copy, tin
 def test_a_cache_is_refused_where_the_encoder_is_trained(tmp_path):
     with pytest.raises(ValueError, match="data.cache holds features of a frozen encoder, and stage finetune trains it"):
         again(tmp_path / "run", {"stages.finetune.train": ["encoder", "llm"], "model.reconstruction": []}, only=None)
+
+
+def as_sharded(rank: int, work_dir: Path) -> None:
+    """Write the last checkpoint of the last stage again, from weights that lie on several processes."""
+    model = asvr.load(work_dir, device="cpu").model
+    for part in (*model.llm.blocks, model.llm, model.projector, *model.heads.values()):
+        fully_shard(part)
+    folder = checkpoint.newest(checkpoints(work_dir, "finetune"))
+    meta = checkpoint.read_meta(folder)
+    del meta["sha256"]
+    checkpoint.save(folder, model=model, state={}, meta=meta)
+
+
+def test_a_run_with_sharded_weights_is_loaded_evaluated_and_exported_by_one_process(copy, tiny_run, tmp_path):
+    in_processes(2, as_sharded, copy)
+    folder = checkpoints(copy, "finetune") / "step_00000060"
+    assert (folder / "weights").is_dir() and not (folder / "model.safetensors").exists()
+    exported = call_tool("tools/convert.py", "export", copy, tmp_path / "model", "--format", "asvr")
+    assert exported.returncode == 0, exported.stderr
+    expected = asvr.load(tiny_run, device="cpu").model.state_dict()
+    for place in (copy, tmp_path / "model"):
+        found = asvr.load(place, device="cpu").model.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in found.items())
+    own, other = again(copy, only=None)["finetune"], json.loads((tiny_run / "results.json").read_text())["finetune"]
+    assert own["accuracy"] == other["accuracy"] and own["codes"] == other["codes"]
+    assert own["made_with"]["weights"] != other["made_with"]["weights"]  # asked again: the files are others

@@ -4,40 +4,43 @@ from pathlib import Path
 
 from mmengine.hooks import Hook
 
-from asvr.engine import checkpoint
+from asvr.engine.random_state import random_states
+from asvr.engine.saver import Saver
 from asvr.registry import HOOKS
 
 
 @HOOKS.register_module()
 class CheckpointHook(Hook):
     """folder: where checkpoints go. interval: optimisation steps between them. keep: how many to keep.
-    meta: what each ``checkpoint.json`` says besides the step (stage, configuration, frozen weights)."""
+    meta: what each ``checkpoint.json`` says besides the step (stage, configuration, frozen weights).
+    asynchronous: see `asvr.engine.saver.Saver`. What goes wrong in a save ends the run at a step after it; the end of
+    a stage waits for the last one."""
 
     priority = "VERY_LOW"  # after the schedule has moved, so that the saved state is the next step's
 
-    def __init__(self, *, folder: str, interval: int, keep: int, meta: dict):
+    def __init__(self, *, folder: str, interval: int, keep: int, meta: dict, asynchronous: bool = True):
         if interval < 1 or keep < 1:
             raise ValueError(
                 f"runtime.checkpoint_interval={interval} and runtime.keep_checkpoints={keep} must be at least 1"
             )
-        self.folder, self.interval, self.keep, self.meta = Path(folder), interval, keep, meta
+        self.interval, self.meta = interval, meta
+        self.saver = Saver(folder=Path(folder), keep=keep, asynchronous=asynchronous)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        self.saver.check()
         last = runner.iter == runner.max_iters or runner.train_loop.stop is not None
         if runner.iter % self.interval == 0 or last:
             self.save(runner)
 
+    def after_train(self, runner) -> None:
+        self.saver.close()
+
     def save(self, runner) -> None:
         state = dict(
-            optimizer=runner.optim_wrapper.optimizer.state_dict(),
             schedulers=[scheduler.state_dict() for scheduler in runner.param_schedulers],
             hooks={type(h).__name__: h.state_dict() for h in runner.hooks if hasattr(h, "state_dict")},
-            random=checkpoint.random_state(),
+            random=random_states(),
         )
-        checkpoint.save(
-            self.folder / f"{checkpoint.PREFIX}{runner.iter:08d}",
-            model=runner.model,
-            state=state,
-            meta=dict(self.meta, step=runner.iter),
+        self.saver.save(
+            runner.iter, model=runner.model, optimizer=runner.optim_wrapper.optimizer, state=state, meta=self.meta
         )
-        checkpoint.prune(self.folder, self.keep)

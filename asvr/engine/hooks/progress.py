@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 
+from asvr.data.disk import naming
 from asvr.data.refusals import Refusal
 from asvr.engine.log import logger, progress_bar
 from asvr.folders import replace_text
@@ -137,7 +138,7 @@ class ProgressHook(Hook):
             **(dict(samples=self.drawn(runner.iter)) if self.drawn is not None else {}),
             **(dict(skipped=self.skipped) if self.skipped else {}),
         )
-        with open(self.file, "a") as stream:
+        with naming(self.file), open(self.file, "a") as stream:
             stream.write(json.dumps(record) + "\n")
         self.bar.set_postfix_str(f"loss {record['loss']:.3f}" if made else "all skipped")
         logger.info(_line(record))

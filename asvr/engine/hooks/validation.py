@@ -8,10 +8,12 @@ from pathlib import Path
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 
+from asvr.data.disk import naming
 from asvr.engine import checkpoint
 from asvr.engine.hooks.progress import forget_after
 from asvr.engine.interruption import Interrupted, at_once
 from asvr.engine.log import logger
+from asvr.engine.random_state import random_state, set_random_state
 from asvr.evaluation.accuracy import report
 from asvr.registry import HOOKS
 
@@ -53,7 +55,7 @@ class ValidationHook(Hook):
             self._validate(runner)
 
     def _validate(self, runner) -> None:
-        before = checkpoint.random_state()
+        before = random_state()
         self.pending = True
         try:
             with at_once() if get_world_size() == 1 else nullcontext():
@@ -63,10 +65,10 @@ class ValidationHook(Hook):
             return
         finally:
             runner.model.train()
-            checkpoint.set_random_state(before)
+            set_random_state(before)
         result.pop("examples")
         record = dict(stage=self.stage, step=runner.iter, steps=runner.max_iters, **result)
-        with open(self.file, "a") as stream:
+        with naming(self.file), open(self.file, "a") as stream:
             stream.write(json.dumps(record) + "\n")
         logger.info("%s %d/%d, validation: %s", self.stage, runner.iter, runner.max_iters, report(result))
         if self.best is None or result["accuracy"] > self.best:

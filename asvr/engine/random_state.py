@@ -1,0 +1,60 @@
+"""The states of the random number generators, of one process and of several."""
+
+import random
+
+import numpy as np
+import torch
+from mmengine import dist
+
+from asvr.engine.log import logger
+
+
+def random_state() -> dict:
+    """Of this process: tensors and plain values."""
+    version, key, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return dict(
+        python=[version, list(key), gauss],
+        numpy=[kind, keys.tolist(), position, has_gauss, cached],
+        torch=torch.get_rng_state(),
+        cuda=_cuda_random_states(),
+    )
+
+
+def _cuda_random_states() -> list[torch.Tensor]:
+    """Of all cards; of its own where there are several processes, each of which would else take memory on all."""
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_rng_state()] if dist.get_world_size() > 1 else torch.cuda.get_rng_state_all()
+
+
+def set_random_state(state: dict) -> None:
+    version, key, gauss = state["python"]
+    random.setstate((version, tuple(key), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and dist.get_world_size() > 1:
+        torch.cuda.set_rng_state(state["cuda"][0])
+    elif state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def random_states() -> list[dict]:
+    """Of all processes, by rank; every process calls it."""
+    return dist.all_gather_object(random_state())
+
+
+def restore_random_states(states: list[dict], *, seed: int, step: int) -> None:
+    """Each process gets its own of ``states``. Where there were more or fewer processes, all draw new ones."""
+    if len(states) == dist.get_world_size():
+        set_random_state(states[dist.get_rank()])
+        return
+    logger.info(
+        "%d processes made the checkpoint, %d go on: random states are drawn anew from seed %d, rank and step %d",
+        *(len(states), dist.get_world_size(), seed, step),
+    )
+    drawn = int(np.random.SeedSequence([seed, dist.get_rank(), step]).generate_state(1)[0])
+    random.seed(drawn)
+    np.random.seed(drawn)
+    torch.manual_seed(drawn)

@@ -1,0 +1,80 @@
+"""Saving while training goes on: what a checkpoint holds is copied to the CPU, and a thread writes the copy."""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from mmengine import dist
+from torch.distributed import new_group
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+from asvr.engine import checkpoint
+from asvr.engine.checkpoint_folder import PREFIX, prune
+
+
+class Saver:
+    """Writes the checkpoints of a stage, one at a time: the next waits for the last.
+
+    Every process calls each method at the same step. folder: where ``step_N`` go. keep: how many. asynchronous: False
+    writes before training goes on, which saves the memory of the copy.
+    """
+
+    def __init__(self, *, folder: Path, keep: int, asynchronous: bool):
+        self.folder, self.keep = folder, keep
+        self._pool = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        cuda = torch.cuda.is_available()
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=cuda, use_non_blocking_copy=cuda, use_shared_memory=False, use_async_staging=False
+            )
+        )
+        self._running: Future | None = None
+        self._groups: list | None = None
+
+    def save(self, step: int, *, model, optimizer, state: dict, meta: dict) -> None:
+        """Training may go on when this returns: the copy is complete. Raises what went wrong in the save before."""
+        self.wait()
+        folder, meta = self.folder / f"{PREFIX}{step:08d}", dict(meta, step=step)
+        content = checkpoint.collect(model, optimizer, state)
+        if self._pool is None:
+            self._write(folder, content, meta, None)
+            return
+        if self._groups is None and dist.is_distributed():
+            # One for the thread and one for training, so that their messages cannot meet; on the CPU.
+            self._groups = [new_group(backend="gloo"), new_group(backend="gloo")]
+        if checkpoint.writes_here(content):
+            content = self._stager.stage(content)
+        self._running = self._pool.submit(self._write, folder, content, meta, self._groups and self._groups[0])
+
+    def _write(self, folder: Path, content: dict, meta: dict, group) -> None:
+        checkpoint.write(folder, content, meta, group)
+        if dist.get_rank() == 0:
+            prune(self.folder, self.keep)
+
+    def check(self) -> None:
+        """Raise what went wrong in the save under way, once it has ended in all processes; cheap where none is."""
+        if self._running is not None and self._ended():
+            self.wait()
+
+    def _ended(self) -> bool:
+        ended = torch.tensor(int(self._running.done()))
+        if self._groups is not None:
+            dist.all_reduce(ended, "min", self._groups[1])
+        return bool(ended)
+
+    def wait(self) -> None:
+        """Until the save under way has ended. Raises what went wrong in it, in whichever process."""
+        if self._running is None:
+            return
+        running, self._running = self._running, None
+        error = running.exception()
+        words = dist.all_gather_object(error and str(error), self._groups and self._groups[1])
+        if error is not None:
+            raise error
+        if any(words):
+            raise ValueError(next(filter(None, words)))
+
+    def close(self) -> None:
+        """At the end of a stage: wait, and give the memory of the copy back."""
+        self.wait()
+        self._stager.close()

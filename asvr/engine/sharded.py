@@ -1,0 +1,138 @@
+"""Checkpoints of sharded models by ``torch.distributed.checkpoint``: each process writes what it holds, and any number
+of processes reads it, one without a process group too.
+
+``weights/`` and ``optimizer/`` hold safetensors files, keyed by the full names of parameters, and by
+``state.<parameter>.<moment>``. No file is pickled.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+WEIGHTS, OPTIMIZER = "weights", "optimizer"
+# Bytes of a process's file. Its safetensors writer holds a file in memory, and Python's lock while it puts it together.
+FILE_BYTES = 128 * 2**20
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+
+def is_sharded(tensors: dict[str, Tensor]) -> bool:
+    return any(isinstance(tensor, DTensor) for tensor in tensors.values())
+
+
+def local_bytes(tensors: dict[str, Tensor]) -> int:
+    """What this process holds of them."""
+    return sum(_local(tensor).nbytes for tensor in tensors.values())
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def _first_failure() -> Iterator[None]:
+    """Raise what went wrong in the first process that failed, not the library's collection of it, which is no
+    ``Exception``."""
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
+
+
+# Writing --------------------------------------------------------------------------------------------------
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
+    """The optimiser's tensors, and its settings by parameter, which are plain values."""
+    flat = get_optimizer_state_dict(model, optimizer, options=_FLAT)
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def write(folder: Path, tensors: dict[str, Tensor], group=None) -> list[Path]:
+    """Write tensors into ``folder``; every process of the group calls it. Returns the files of this process."""
+    writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True)
+    with _first_failure():
+        dcp.save(tensors, storage_writer=writer, process_group=group)
+    return sorted(folder.glob(f"shard-{dist.get_rank(group) + 1:05d}-*"))
+
+
+def data_sha256(file: Path) -> str:
+    """Of what a safetensors file holds; the entries of its header come in any order."""
+    with open(file, "rb") as stream:
+        stream.seek(int.from_bytes(stream.read(8), "little"), 1)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Which of a process's files each tensor goes to, counted from 1: the same on all processes."""
+    found, file, filled = {}, 1, 0
+    for key, tensor in tensors.items():
+        size = tensor.nbytes
+        if isinstance(tensor, DTensor):
+            parts = [n for n, p in zip(tensor.device_mesh.shape, tensor.placements, strict=True) if p.is_shard()]
+            for n in parts:
+                size /= n
+        if filled and filled + size > FILE_BYTES:
+            file, filled = file + 1, 0
+        found[key], filled = file, filled + size
+    return found
+
+
+# Reading --------------------------------------------------------------------------------------------------
+
+
+def shapes(folder: Path) -> dict[str, torch.Size]:
+    """Of the whole tensors that the files of ``folder`` hold parts of."""
+    metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
+    return {key: value.size for key, value in metadata.state_dict_metadata.items()}
+
+
+def read(folder: Path, into: dict[str, Tensor]) -> None:
+    """Fill tensors, whole or sharded ones. Sharded ones need every process."""
+    with _first_failure(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp.load(into, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=not is_sharded(into))
+
+
+def read_optimizer(folder: Path, settings: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """The state of `optimizer_state` into the optimiser of a model that may be sharded otherwise, or not at all."""
+    tensors, _ = optimizer_state(model, optimizer)
+    read(folder, tensors)
+    set_optimizer_state_dict(model, optimizer, tensors | settings, options=_FLAT)
+
+
+# From checkpoints that are not sharded ----------------------------------------------------------------------
+
+
+def like(value: Tensor, model: Tensor) -> Tensor:
+    """A whole tensor, distributed as ``model`` is: each process has all of it and takes its part."""
+    if not isinstance(model, DTensor):
+        return value
+    value = value.to(model.device)
+    return distribute_tensor(value, model.device_mesh, model.placements, src_data_rank=None)
+
+
+def load_whole_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
+    """An optimiser's own state dict into one whose parameters may be sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {
+            key: like(value, parameters[index]) if value.shape == parameters[index].shape else value
+            for key, value in values.items()
+        }
+        for index, values in state["state"].items()
+    }
+    optimizer.load_state_dict(dict(state, state=moments))
