@@ -15,10 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
+from asvr.engine.processes import get_world_size, is_main_process
 from asvr.folders import sha256_of
+from asvr.models.shards import part_of, unshared, whole
 
 PREFIX = "step_"
 FILES = ("model.safetensors", "state.pt")
@@ -31,7 +34,7 @@ def random_state() -> dict:
         python=[version, list(key), gauss],
         numpy=[kind, keys.tolist(), position, has_gauss, cached],
         torch=torch.get_rng_state(),
-        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        cuda=_cuda_random_states(),
     )
 
 
@@ -41,8 +44,17 @@ def set_random_state(state: dict) -> None:
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
+    if state["cuda"] and get_world_size() > 1:
+        torch.cuda.set_rng_state(state["cuda"][0])
+    elif state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _cuda_random_states() -> list[torch.Tensor]:
+    """Of all cards; of its own where there are several processes, each of which would else take memory on all."""
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_rng_state()] if get_world_size() > 1 else torch.cuda.get_rng_state_all()
 
 
 def own_components(model: nn.Module) -> dict[str, nn.Module]:
@@ -66,15 +78,19 @@ def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
 
 
 def save(folder: Path, *, model: nn.Module, state: dict, meta: dict) -> None:
-    """Write ``folder`` atomically. meta: what ``checkpoint.json`` holds besides the hashes."""
+    """Write ``folder`` atomically. meta: what ``checkpoint.json`` holds besides the hashes. All processes must come
+    here, where weights are in parts; the first one writes."""
+    weights = {}
+    for name, module in own_components(model).items():
+        for key, value in unshared(module).items():
+            full = whole(value)
+            if is_main_process():
+                weights[f"{name}.{key}"] = full.cpu().contiguous()
+    if not is_main_process():
+        return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = {
-        f"{name}.{key}": value.detach().cpu().contiguous()
-        for name, module in own_components(model).items()
-        for key, value in _untied(module).items()
-    }
     save_file(weights, partial / FILES[0])
     torch.save(state, partial / FILES[1])
     hashes = {name: sha256_of(partial / name) for name in FILES}
@@ -125,27 +141,33 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     """Load a checkpoint's weights; strict. What is not in the file must stand in files of its own (an LLM that the
     stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
     counts as initialised here, so that later checkpoints hold it too."""
-    weights = load_file(_whole(folder, FILES[0]))
-    components = model.components()
-    by_component: dict[str, dict] = {}
-    for key, value in weights.items():
-        name, _, rest = key.partition(".")
-        by_component.setdefault(name, {})[rest] = value
+    with safe_open(_whole(folder, FILES[0]), "pt") as file:
+        components = model.components()
+        by_component: dict[str, list[str]] = {}
+        for key in file.keys():
+            name, _, rest = key.partition(".")
+            by_component.setdefault(name, []).append(rest)
+        _check_components(folder, model, by_component.keys())
+        for name, keys in by_component.items():
+            module = components[name]
+            expected = unshared(module)
+            wrong = sorted(expected.keys() ^ set(keys)) or [
+                key for key in keys if file.get_slice(f"{name}.{key}").get_shape() != list(expected[key].shape)
+            ]
+            if wrong:
+                raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
+            own = {key: part_of(file.get_slice(f"{name}.{key}"), expected[key]) for key in keys}
+            module.load_state_dict(own, strict=False)  # tied copies, left out of the file, are the only keys it lacks
+            module.source = None
+
+
+def _check_components(folder: Path, model: nn.Module, found: set[str]) -> None:
     homeless = {n for n, m in own_components(model).items() if getattr(m, "source", None) is None and m.state_dict()}
-    missing = homeless - by_component.keys()
-    unknown = by_component.keys() - components.keys()
+    missing, unknown = homeless - found, found - model.components().keys()
     if missing or unknown:
         raise ValueError(
             f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?"
         )
-    for name, own in by_component.items():
-        module = components[name]
-        expected = _untied(module)
-        wrong = sorted(expected.keys() ^ own.keys()) or [k for k in own if own[k].shape != expected[k].shape]
-        if wrong:
-            raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
-        module.load_state_dict(own, strict=False)  # tied copies, left out of the file, are the only keys it lacks
-        module.source = None
 
 
 def load_state(folder: Path) -> dict:
@@ -163,17 +185,6 @@ def check_frozen(folder: Path, model: nn.Module) -> None:
     ]
     if different:
         raise ValueError(f"{folder} was made with other frozen weights of {'; '.join(different)}")
-
-
-def _untied(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with one name for each tensor: safetensors refuses tied weights."""
-    seen, out = set(), {}
-    for key, value in module.state_dict().items():
-        place = (value.data_ptr(), value.shape)
-        if value.numel() == 0 or place not in seen:
-            out[key] = value
-            seen.add(place)
-    return out
 
 
 def _flush(file: Path) -> None:

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import nn
 
+from asvr.models.shards import whole
+
 # Fields of a component's config that name the files its weights come from.
 WEIGHT_FIELDS = ("name", "weights")
 
@@ -31,9 +33,10 @@ class Component(nn.Module):
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 (16 hex digits) over names, dtypes, shapes and bytes of all parameters and buffers."""
+    """SHA-256 (16 hex digits) over names, dtypes, shapes and bytes of all parameters and buffers; of weights that are
+    in parts too, where all processes must ask."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

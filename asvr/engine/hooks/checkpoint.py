@@ -5,6 +5,9 @@ from pathlib import Path
 from mmengine.hooks import Hook
 
 from asvr.engine import checkpoint
+from asvr.engine.parallel import bare
+from asvr.engine.processes import gather, is_main_process
+from asvr.models.shards import whole_state
 from asvr.registry import HOOKS
 
 
@@ -27,16 +30,19 @@ class CheckpointHook(Hook):
             self.save(runner)
 
     def save(self, runner) -> None:
+        random_states = gather(checkpoint.random_state())
         state = dict(
-            optimizer=runner.optim_wrapper.optimizer.state_dict(),
+            optimizer=whole_state(runner.optim_wrapper.optimizer.state_dict(), keep=is_main_process()),
             schedulers=[scheduler.state_dict() for scheduler in runner.param_schedulers],
             hooks={type(h).__name__: h.state_dict() for h in runner.hooks if hasattr(h, "state_dict")},
-            random=checkpoint.random_state(),
+            random=random_states[0],
+            random_of_others=random_states[1:],
         )
         checkpoint.save(
             self.folder / f"{checkpoint.PREFIX}{runner.iter:08d}",
-            model=runner.model,
+            model=bare(runner.model),
             state=state,
             meta=dict(self.meta, step=runner.iter),
         )
-        checkpoint.prune(self.folder, self.keep)
+        if is_main_process():
+            checkpoint.prune(self.folder, self.keep)

@@ -11,14 +11,20 @@ from mmengine.hooks import Hook
 
 from asvr.data.refusals import Refusal
 from asvr.engine.log import logger, progress_bar
+from asvr.engine.parallel import bare
+from asvr.engine.processes import gather, get_world_size, is_main_process, sum_over_processes
 from asvr.profiling.peak import resident_bytes
 from asvr.profiling.step_flops import StepFlops
 from asvr.registry import HOOKS
 
+NORM = "grad_norm"
+PER_PROCESS = ("tokens", "positions", "images", "needed_flops")  # what each counts of its own samples
+
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Logs means over ``interval`` steps, or over those of them that have the loss at all.
+    """Logs means over ``interval`` steps, or over those of them that have the loss at all; of several processes, sums
+    over all of them where they share a step, and the first one's times and memory.
 
     Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
     acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
@@ -40,16 +46,25 @@ class ProgressHook(Hook):
 
     def state_dict(self) -> dict:
         """The part of an interval that is done, so that a resumed run writes the same lines."""
-        return dict(sums=self.sums, counts=dict(self.counts), steps=self.steps, refused=dict(self.refused))
+        return dict(
+            sums=self._all_sums(),
+            counts=dict(self.counts),
+            steps=self.steps,
+            refused=dict(_added(gather(self.refused))),
+        )
 
     def load_state_dict(self, state: dict) -> None:
-        self.sums, self.steps = state["sums"], state["steps"]
-        self.counts, self.refused = Counter(state["counts"]), Counter(state["refused"])
+        self.counts, self.steps = Counter(state["counts"]), state["steps"]
+        self.sums = {
+            key: value if self._counts_here(key) else torch.zeros_like(value) for key, value in state["sums"].items()
+        }
+        self.refused = Counter(state["refused"] if is_main_process() else {})
 
     def before_train(self, runner) -> None:
-        forget_after(self.file, self.stage, runner.iter)
+        if is_main_process():
+            forget_after(self.file, self.stage, runner.iter)
         self.bar = progress_bar(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step")
-        self.sums = {key: value.to(runner.model.device) for key, value in self.sums.items()}
+        self.sums = {key: value.to(bare(runner.model).device) for key, value in self.sums.items()}
         self.first = runner.iter
         self.begin = self.start = time.perf_counter()
 
@@ -84,10 +99,17 @@ class ProgressHook(Hook):
         self.bar.close()
 
     def _log(self, runner) -> None:
-        sums = {key: value.tolist() for key, value in self.sums.items()}  # the only synchronisation of the interval
+        sums = {key: value.tolist() for key, value in self._all_sums().items()}  # the only wait of the interval
+        everyone = gather(dict(refused=self.refused, **{key: getattr(self, key) for key in PER_PROCESS}))
+        refused = _added([own["refused"] for own in everyone])
+        tokens, positions, images, flops = (sum(own[key] for own in everyone) for key in PER_PROCESS)
+        if not is_main_process():
+            self._reset()
+            return
         means = {key: _divide(value, self.counts[key]) for key, value in sums.items()}
         elapsed = time.perf_counter() - self.start
-        weights = runner.model.weights()
+        model = bare(runner.model)
+        weights = model.weights()
         record = dict(
             stage=self.stage,
             step=runner.iter,
@@ -97,14 +119,14 @@ class ProgressHook(Hook):
             **{f"loss_{name}": means[name] for name in weights if name in means},
             **{f"acc_{name}": means[f"correct_{name}"] for name in weights if f"correct_{name}" in means},
             grad_norm=means["grad_norm"],
-            tokens_per_s=self.tokens / elapsed,
-            images_per_s=self.images / elapsed,
-            real_tokens_percent=100 * self.tokens / self.positions,
+            tokens_per_s=tokens / elapsed,
+            images_per_s=images / elapsed,
+            real_tokens_percent=100 * tokens / positions,
             data_time_percent=100 * self.data_time / elapsed,
-            **self._speed(elapsed, runner.model.device),
-            peak_memory_gib=_peak_memory_gib(runner.model.device),
+            **self._speed(flops / elapsed, model.device),
+            peak_memory_gib=_peak_memory_gib(model.device),
             eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
-            **(dict(refused=dict(self.refused)) if self.refused else {}),
+            **(dict(refused=dict(refused)) if refused else {}),
         )
         with open(self.file, "a") as stream:
             stream.write(json.dumps(record) + "\n")
@@ -112,11 +134,25 @@ class ProgressHook(Hook):
         logger.info(_line(record))
         self._reset()
 
-    def _speed(self, elapsed: float, device: torch.device) -> dict[str, float]:
+    def _all_sums(self) -> dict[str, torch.Tensor]:
+        """Over all processes; the norm of the gradient is every one's already."""
+        own = {key: value for key, value in self.sums.items() if key != NORM}
+        return sum_over_processes(own) | {key: value for key, value in self.sums.items() if key == NORM}
+
+    def _counts_here(self, key: str) -> bool:
+        return key == NORM or is_main_process()
+
+    def _speed(self, speed: float, device: torch.device) -> dict[str, float]:
+        """speed: FLOPs a second of all processes."""
         if self.flops is None:
             return {}
-        speed, peak = self.needed_flops / elapsed, self.flops.peak(device)
-        return dict(tflop_per_s=speed / 1e12, **({} if peak is None else dict(mfu_percent=100 * speed / peak)))
+        peak = self.flops.peak(device)
+        used = {} if peak is None else dict(mfu_percent=100 * speed / (peak * get_world_size()))
+        return dict(tflop_per_s=speed / 1e12, **used)
+
+
+def _added(counters: list[Counter]) -> Counter:
+    return sum(counters, Counter())
 
 
 def _speed_in_words(tflop_per_s: float) -> str:

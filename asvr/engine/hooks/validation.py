@@ -9,6 +9,8 @@ from mmengine.hooks import Hook
 from asvr.engine import checkpoint
 from asvr.engine.hooks.progress import forget_after
 from asvr.engine.log import logger
+from asvr.engine.parallel import bare, gathered
+from asvr.engine.processes import from_main, is_main_process
 from asvr.evaluation.accuracy import report
 from asvr.registry import HOOKS
 
@@ -39,7 +41,8 @@ class ValidationHook(Hook):
         self.best = state["best"]
 
     def before_train(self, runner) -> None:
-        forget_after(self.file, self.stage, runner.iter)
+        if is_main_process():
+            forget_after(self.file, self.stage, runner.iter)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         if runner.iter % self.interval == 0 or runner.iter == runner.max_iters:
@@ -48,16 +51,18 @@ class ValidationHook(Hook):
     def _validate(self, runner) -> None:
         before = checkpoint.random_state()
         try:
-            result = self.validate(runner.model)
+            with gathered(runner.model) as model:
+                result = from_main(self.validate(model) if is_main_process() else None)
         finally:
             runner.model.train()
             checkpoint.set_random_state(before)
         result.pop("examples")
         record = dict(stage=self.stage, step=runner.iter, steps=runner.max_iters, **result)
-        with open(self.file, "a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        if is_main_process():
+            with open(self.file, "a") as stream:
+                stream.write(json.dumps(record) + "\n")
         logger.info("%s %d/%d, validation: %s", self.stage, runner.iter, runner.max_iters, report(result))
         if self.best is None or result["accuracy"] > self.best:
             self.best = result["accuracy"]
             meta = dict(self.meta, step=runner.iter, accuracy=self.best)
-            checkpoint.save(self.folder / BEST, model=runner.model, state={}, meta=meta)
+            checkpoint.save(self.folder / BEST, model=bare(runner.model), state={}, meta=meta)
