@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from asvr import compat
 from asvr.data.batch import Batch
 from asvr.engine.processes import gather_numbers, get_world_size
 from asvr.models.hf import resolve_dtype
@@ -91,8 +92,8 @@ class DDP(DistributedDataParallel):
             module.to(device),
             device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=bucket_mb,
-            broadcast_buffers=False,  # frozen, and the same everywhere
             gradient_as_bucket_view=True,
+            **compat.without_buffer_sync(),  # they are frozen, and the same everywhere
         )
         self.register_comm_hook(None, _add_up)
 
@@ -104,7 +105,7 @@ class DDP(DistributedDataParallel):
             return self(*args)
 
 
-def _add_up(state: None, bucket: dist.GradBucket) -> torch.futures.Future:
+def _add_up(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's own reduction would take the mean."""
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return future.then(lambda done: done.value()[0])

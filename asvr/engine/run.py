@@ -11,7 +11,7 @@ from asvr.engine.build import build_dataset, build_device, check_data, data_fing
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.parallel import gathered
 from asvr.engine.prepare import Prepared, prepare
-from asvr.engine.processes import is_main_process, main_first, processes, wait
+from asvr.engine.processes import get_world_size, is_main_process, main_first, processes, wait
 from asvr.engine.stages import check_run, load_stage, require_finished, require_start, run_stage, weights_digest
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
@@ -51,7 +51,8 @@ def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
         require_start(cfg, only, work_dir)
     check_run(cfg, chosen, text_tokenizer, work_dir)
     set_up_logging(work_dir / "train.log")
-    warn_of_memory(cfg, build_device(cfg.runtime.device))
+    if get_world_size() == 1:
+        warn_of_memory(cfg, build_device(cfg.runtime.device))
     if is_main_process():
         dump_config(cfg, work_dir / "config.py")
         text_tokenizer.save_pretrained(work_dir / "text_tokenizer")  # for whoever loads the model later
