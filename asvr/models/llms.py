@@ -169,4 +169,6 @@ class HFCausalLM(Component):
     @torch.inference_mode()
     def generate(self, embeds_BTH: Tensor, attention_mask_BT: Tensor, **kwargs) -> Tensor:
         """New token ids (B, T') for left-padded prompts; keywords are those of transformers' ``generate``."""
-        return self.model.generate(inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **kwargs)
+        given = dict(inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **kwargs)
+        # Where FSDP has the weights, transformers would have all processes generate together.
+        return self.model.generate(**dict(dict(synced_gpus=False), **given))

@@ -50,7 +50,8 @@ model = dict(
         weight=0.5,
         shift=1)])
 data = dict(
-    train=dict(type='LlavaDataset', ann_file={rows!r}), template=dict(type='vicuna_v1', system=''), max_length=64, image_aspect='square',
+    train=dict(type='LlavaDataset', ann_file={rows!r}), template=dict(type='vicuna_v1', system=''), max_length=64,
+    image_aspect='square',
     on_error='raise', cache=True, micro_batch=2, global_batch={batch}, num_workers=0)
 optim = dict(type='AdamW', lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01, clip_grad=1.0, precision='float32')
 schedule = dict(steps={steps}, warmup_ratio=0.0)
