@@ -21,7 +21,7 @@ from asvr.validate import check_config
 # that where one is small, its rounding error is a larger part of a step (2e-3 at most, in each of 4 steps).
 OF_LOSSES, OF_WEIGHTS = dict(rel=2e-5, abs=2e-6), 2e-4
 
-PACKED = {"data.pack": dict(max_tokens=48, max_images=2)}
+PACKED = {"data.pack": dict(max_tokens=64, max_images=2)}
 CHECKPOINTING = {"model.llm.activation_checkpointing": "full"}
 FROZEN = {"stages.finetune.train": ["projector", "heads"]}
 # Of each: what one process has, and what several have besides. Those of one name are compared.
