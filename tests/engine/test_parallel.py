@@ -5,6 +5,7 @@ longer than a run.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,8 @@ from asvr.data.batch import Batch
 from asvr.engine.processes import processes
 from asvr.validate import check_config
 
-# Sums over processes are added up in another order than over micro-batches. Adam divides a gradient by its own size, so
-# that where one is small, its rounding error is a larger part of a step (2e-3 at most, in each of 4 steps).
-OF_LOSSES, OF_WEIGHTS = dict(rel=2e-5, abs=2e-6), 2e-4
+# Sums over processes are added up in another order than over micro-batches.
+OF_LOSSES, OF_WEIGHTS = dict(rel=2e-5, abs=2e-6), 2e-6
 
 PACKED = {"data.pack": dict(max_tokens=64, max_images=2)}
 CHECKPOINTING = {"model.llm.activation_checkpointing": "full"}
@@ -37,24 +37,22 @@ SAME = {
     },
 }
 DDP, FSDP2 = {"parallel.type": "DDP"}, {"parallel.type": "FSDP2"}
-SHARED = {
-    2: {
-        "plain-ddp": DDP,
-        "plain-fsdp": FSDP2,
-        "plain-fsdp-checkpointing-once": FSDP2 | CHECKPOINTING | {"parallel.reduce_each": False},
-        "packed-fsdp": FSDP2,
-        "packed-ddp": DDP,
-        "frozen-fsdp": FSDP2,
-        "encoder-fsdp": FSDP2,
-        "encoder-ddp": DDP,
-    },
-    4: {
-        "plain-ddp": DDP,
-        "plain-fsdp": FSDP2,
-        "packed-hybrid": FSDP2 | {"parallel.shard": 2},
-        "frozen-replicate": FSDP2 | {"parallel.frozen": "replicate"},
-    },
+BY_TWO = {
+    "plain-ddp": DDP,
+    "plain-fsdp": FSDP2,
+    "plain-fsdp-checkpointing-once": FSDP2 | CHECKPOINTING | {"parallel.reduce_each": False},
+    "packed-fsdp": FSDP2,
+    "packed-ddp": DDP,
+    "frozen-fsdp": FSDP2,
+    "encoder-fsdp": FSDP2,
+    "encoder-ddp": DDP,
 }
+BY_FOUR = {
+    "plain-fsdp": FSDP2,
+    "packed-hybrid": FSDP2 | {"parallel.shard": 2},
+    "frozen-replicate": FSDP2 | {"parallel.frozen": "replicate"},
+}
+KINDS = {"plain-ddp": DDP, "plain-fsdp": FSDP2}
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +69,51 @@ def alone(config, tmp_path_factory) -> dict[str, Path]:
     return {name: folder / name for name in SAME}
 
 
-@pytest.fixture(scope="module", params=SHARED)
-def shared(request, config, tmp_path_factory) -> dict[str, Path]:
-    """The runs of several processes, by name."""
-    folder, cases = tmp_path_factory.mktemp("several"), SHARED[request.param]
-    runs = [
+def runs(config: Path, folder: Path, cases: dict) -> list[dict]:
+    return [
         dict(config=str(config), work_dir=str(folder / name), options=SAME[name.split("-")[0]] | options)
         for name, options in cases.items()
     ]
-    launch(folder, runs, request.param)
-    return {name: folder / name for name in cases}
+
+
+def interrupted(finished: Path, copy: Path) -> Path:
+    """A copy that looks as if the last stage had been killed behind its second step."""
+    shutil.copytree(finished, copy)
+    (copy / "finetune" / "done.json").unlink()
+    shutil.rmtree(copy / "finetune" / "checkpoints" / f"step_{STEPS:08d}")
+    return copy
+
+
+def rest(config: Path, work_dir: Path, options: dict) -> dict:
+    return dict(config=str(config), work_dir=str(work_dir), options=options, only="finetune")
+
+
+@pytest.fixture(scope="module")
+def by_two(config, alone, tmp_path_factory) -> dict[str, Path]:
+    """The runs of two processes, by name."""
+    folder = tmp_path_factory.mktemp("two")
+    begun_by_one = [
+        rest(config, interrupted(alone["plain"], folder / f"{name}-begun-by-one"), options)
+        for name, options in KINDS.items()
+    ]
+    launch(folder, runs(config, folder, BY_TWO) + begun_by_one, 2)
+    return {path.name: path for path in folder.iterdir() if path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def by_four(config, by_two, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("four")
+    begun_by_two = [
+        rest(config, interrupted(by_two[name], folder / f"{name}-begun-by-two"), options)
+        for name, options in KINDS.items()
+    ]
+    launch(folder, runs(config, folder, BY_FOUR) + begun_by_two, 4)
+    return {path.name: path for path in folder.iterdir() if path.is_dir()}
+
+
+@pytest.fixture(params=["by_two", "by_four"])
+def shared(request) -> dict[str, Path]:
+    return request.getfixturevalue(request.param)
 
 
 def weights(work_dir: Path, stage: str = "finetune", step: int = STEPS) -> dict[str, torch.Tensor]:
@@ -99,7 +132,18 @@ def assert_same_losses(own: Path, other: Path) -> None:
 def assert_same_weights(own: dict, other: dict) -> None:
     assert own.keys() == other.keys()
     for key, value in other.items():
-        torch.testing.assert_close(own[key], value, rtol=0, atol=OF_WEIGHTS, msg=lambda text, key=key: f"{key}: {text}")
+        kept = _without_bias_of_keys(key, own[key]), _without_bias_of_keys(key, value)
+        torch.testing.assert_close(*kept, rtol=0, atol=OF_WEIGHTS, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def _without_bias_of_keys(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Attention does not depend on it, so that its gradient is rounding alone, which Adam makes large."""
+    if key.endswith("k_proj.bias"):
+        return value[:0]
+    if key.endswith("qkv.bias"):
+        q, _, v = value.chunk(3)
+        return torch.cat([q, v])
+    return value
 
 
 def test_the_rows_are_spread_unevenly():
@@ -117,7 +161,7 @@ def test_the_same_losses_and_weights(shared, alone):
 
 def test_training_moves_the_weights_by_more_than_the_tolerance(alone):
     before, after = weights(alone["plain"], step=2), weights(alone["plain"])
-    assert all((after[key] - before[key]).abs().max() > 20 * OF_WEIGHTS for key in after)
+    assert all((after[key] - before[key]).abs().max() > 100 * OF_WEIGHTS for key in after)
 
 
 def test_what_is_written_is_what_one_process_writes(shared, alone):
@@ -136,27 +180,18 @@ def test_what_is_written_is_what_one_process_writes(shared, alone):
             assert results[0]["losses"][key] == pytest.approx(value, rel=1e-4), name
 
 
-def resumed(config: Path, folder: Path, options: dict) -> None:
-    """Make it look as if the last stage had been killed behind its second step."""
-    (folder / "finetune" / "done.json").unlink()
-    for file in (folder / "finetune" / "checkpoints" / f"step_{STEPS:08d}").iterdir():
-        file.unlink()
-    (folder / "finetune" / "checkpoints" / f"step_{STEPS:08d}").rmdir()
+def test_they_went_on_where_others_had_stopped(by_two, by_four):
+    """Begun by one process and ended by two, begun by two and ended by four: compared above."""
+    for work_dir in (by_two[f"{name}-begun-by-one"] for name in KINDS):
+        assert "finetune goes on from step 2 of 4" in (work_dir / "train.log").read_text()
+    for work_dir in (by_four[f"{name}-begun-by-two"] for name in KINDS):
+        assert "finetune goes on from step 2 of 4" in (work_dir / "train.log").read_text()
 
 
-@pytest.mark.parametrize("kind", [DDP, FSDP2], ids=["ddp", "fsdp2"])
-def test_a_run_goes_on_in_another_number_of_processes(kind, config, alone, tmp_path):
-    import shutil
-
-    for world in (2, 4):
-        work_dir = Path(shutil.copytree(alone["plain"], tmp_path / f"from_1_to_{world}"))
-        resumed(config, work_dir, kind)
-        launch(tmp_path, [dict(config=str(config), work_dir=str(work_dir), options=kind, only="finetune")], world)
-        assert_same_losses(work_dir, alone["plain"])
-        assert_same_weights(weights(work_dir), weights(alone["plain"]))
-        assert "goes on from step 2 of 4" in (work_dir / "train.log").read_text()
-    resumed(config, work_dir, kind)
-    train(config, work_dir, {}, only="finetune")  # begun by 4, ended by 1
+@pytest.mark.parametrize("name", KINDS)
+def test_one_process_goes_on_where_several_have_stopped(name, config, by_two, alone, tmp_path):
+    work_dir = interrupted(by_two[name], tmp_path / "run")
+    train(config, work_dir, {}, only="finetune")
     assert_same_losses(work_dir, alone["plain"])
     assert_same_weights(weights(work_dir), weights(alone["plain"]))
 
