@@ -27,6 +27,8 @@ FROZEN = {"stages.finetune.train": ["projector", "heads"]}
 # Of each: what one process has, and what several have besides. Those of one name are compared.
 SAME = {
     "plain": {},
+    "validated": {"stages.finetune.validation": dict(dataset=dict(type="LlavaDataset"), interval=3, max_new_tokens=2)},
+    "half": {"optim.precision": "bf16"},
     "packed": PACKED,
     "frozen": FROZEN,
     "encoder": {
@@ -46,6 +48,8 @@ BY_TWO = {
     "frozen-fsdp": FSDP2,
     "encoder-fsdp": FSDP2,
     "encoder-ddp": DDP,
+    "validated-fsdp": FSDP2,
+    "half-fsdp": FSDP2 | {"parallel.param_dtype": "bfloat16", "parallel.reduce_dtype": "float32"},
 }
 BY_FOUR = {
     "plain-fsdp": FSDP2,
@@ -64,6 +68,8 @@ def config(tmp_path_factory) -> Path:
 def alone(config, tmp_path_factory) -> dict[str, Path]:
     """The runs of one process, by name."""
     folder = tmp_path_factory.mktemp("one")
+    questions = dict(type="LlavaDataset", ann_file=str(config.parent / "questions.json"))
+    SAME["validated"]["stages.finetune.validation"]["dataset"] = questions
     for name, options in SAME.items():
         train(config, folder / name, options)
     return {name: folder / name for name in SAME}
@@ -154,6 +160,8 @@ def test_the_rows_are_spread_unevenly():
 
 def test_the_same_losses_and_weights(shared, alone):
     for name, work_dir in shared.items():
+        if name == "half-fsdp":
+            continue
         one = alone[name.split("-")[0]]
         assert_same_losses(work_dir, one)
         assert_same_weights(weights(work_dir), weights(one))
@@ -175,9 +183,27 @@ def test_what_is_written_is_what_one_process_writes(shared, alone):
         ]
         fingerprints = [{k: v["fingerprint"] for k, v in meta["frozen"].items()} for meta in metas]
         assert fingerprints[0] == fingerprints[1], name
+        if name == "half-fsdp":
+            continue
         results = [json.loads((d / "results.json").read_text())["finetune"] for d in (work_dir, one)]
         for key, value in results[1]["losses"].items():
             assert results[0]["losses"][key] == pytest.approx(value, rel=1e-4), name
+
+
+def test_validation_is_one_process_own(by_two, alone):
+    own, other = (folder / "validation.jsonl" for folder in (by_two["validated-fsdp"], alone["validated"]))
+    lines, expected = ([json.loads(line) for line in file.read_text().splitlines()] for file in (own, other))
+    assert [line["step"] for line in lines] == [line["step"] for line in expected] == [3, 4]
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line["losses"] == pytest.approx(wanted["losses"], rel=1e-4)
+    assert (by_two["validated-fsdp"] / "finetune" / "best" / "model.safetensors").is_file()
+
+
+def test_half_precision_is_near(by_two, alone):
+    """Blocks gathered in bfloat16 compute as autocast does, but for norms; gradients are added up in float32."""
+    for line, wanted in zip(losses(by_two["half-fsdp"]), losses(alone["half"]), strict=True):
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=5e-3)
+    assert all(value.dtype == torch.float32 for value in weights(by_two["half-fsdp"]).values())
 
 
 def test_they_went_on_where_others_had_stopped(by_two, by_four):
