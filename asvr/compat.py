@@ -38,6 +38,15 @@ def cache_argument(decoder) -> str:
     return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
+def without_buffer_sync() -> dict:
+    """Arguments by which DDP leaves buffers alone in a forward pass.
+
+    torch 2.14 warns about ``broadcast_buffers``, which is the only name in 2.11.
+    """
+    known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
 def keep_no_half_copies() -> None:
     """Have compiled regions make autocast's half-precision copies of weights again in the backward pass.
 

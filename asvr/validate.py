@@ -21,6 +21,7 @@ from asvr.registry import (
     HEADS,
     LLMS,
     LOSSES,
+    MODEL_WRAPPERS,
     MODELS,
     PROJECTORS,
     TEMPLATES,
@@ -31,16 +32,17 @@ from asvr.schema import SECTIONS, SOURCE, TARGET, TRAINABLE, check_fields, count
 
 # Constructor arguments that the library fills in, so that a config need not.
 INJECTED = {
-    MODELS: {"vocab_size", "load_weights"},
+    MODELS: {"vocab_size", "load_weights", "defer_llm"},
     ENCODERS: {"load_weights"},
     PROJECTORS: {"in_width", "out_width"},
-    LLMS: {"vocab_size", "load_weights"},
+    LLMS: {"vocab_size", "load_weights", "defer"},
     VISUAL_TOKENIZERS: {"encoder", "load_weights"},
     HEADS: {"hidden_size", "codebook_sizes", "code_width"},
     LOSSES: set(),
     DATASETS: {"tokenizer", "template", "max_length", "num_image_tokens", "on_error"},
     TEXT_TOKENIZERS: set(),
     TEMPLATES: set(),
+    MODEL_WRAPPERS: {"module", "device"},
 }
 # Which registry builds the component in a field of this name, wherever the field stands.
 NESTED = dict(
@@ -56,7 +58,7 @@ NESTED = dict(
     template=TEMPLATES,
 )
 ONCE = ("text_tokenizer", "runtime")
-BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation")
+BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "parallel")
 OF_STAGE = ("train", "init", *BY_STAGE)
 OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
 SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
@@ -131,8 +133,10 @@ def _section(key: str, value: Any) -> list[str]:
         return check_component(key, value, TEXT_TOKENIZERS)
     if key == "model":
         return check_component(key, value, MODELS)
-    if key in ("evaluation", "validation") and value is None:  # a stage that is not evaluated
+    if key in ("evaluation", "validation", "parallel") and value is None:  # what a stage does without
         return []
+    if key == "parallel":
+        return check_component(key, value, MODEL_WRAPPERS)
     problems = check_fields(key, value, SECTIONS[key])
     if not isinstance(value, dict):
         return problems

@@ -95,3 +95,10 @@ def test_the_cache_has_two_names_or_one():
 
     assert "past_key_values" in inspect.getsource(LlamaModel.forward), "drop the old name"
     assert compat.cache_argument(LlamaModel) in inspect.signature(LlamaModel.forward).parameters
+
+
+def test_ddp_still_has_two_names_for_leaving_buffers_alone():
+    """Fails once `forward_sync_buffers` is in the oldest torch that is supported, 2.11 now."""
+    assert "broadcast_buffers" in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    (name,) = compat.without_buffer_sync()
+    assert name in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters

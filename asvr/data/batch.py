@@ -89,6 +89,20 @@ class Batch:
         skipped = self.has_previous_I.count(False) if shift else 0
         return self.image_positions_IN.numel() - skipped
 
+    @staticmethod
+    def blank(num_image_tokens: int, *, packed: bool = False) -> "Batch":
+        """One token with nothing to learn, for a process whose samples make fewer micro-batches than another's."""
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return Batch(
+            input_ids_BT=torch.zeros(1, 1, dtype=torch.int64),
+            attention_mask_BT=torch.ones(1, 1, dtype=torch.bool),
+            text_source_S=nothing,
+            text_target_S=nothing,
+            image_positions_IN=nothing.view(0, num_image_tokens),
+            has_previous_I=[],
+            segments=Segments.of([1]) if packed else None,
+        )
+
     def to(self, device, non_blocking: bool = True) -> "Batch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 

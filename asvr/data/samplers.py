@@ -35,12 +35,16 @@ class ResumableSampler:
 
 
 class BatchSampler:
-    """``size`` indices of a sampler at a time; they run on over the end of an epoch."""
+    """``size`` indices of a sampler at a time; they run on over the end of an epoch.
 
-    def __init__(self, sampler: ResumableSampler, *, size: int):
+    rank, world_size: of several processes, each gets every ``world_size``-th of the same indices; some may get one
+    more, or none.
+    """
+
+    def __init__(self, sampler: ResumableSampler, *, size: int, rank: int = 0, world_size: int = 1):
         if size < 1:
             raise ValueError(f"size={size}: expected at least one sample")
-        self.sampler, self.size = sampler, size
+        self.sampler, self.size, self.rank, self.world_size = sampler, size, rank, world_size
 
     def seek(self, position: int) -> None:
         """Let the next iteration begin at ``position``, in samples."""
@@ -49,4 +53,4 @@ class BatchSampler:
     def __iter__(self) -> Iterator[list[int]]:
         indices = iter(self.sampler)
         while True:
-            yield list(islice(indices, self.size))
+            yield list(islice(indices, self.size))[self.rank :: self.world_size]

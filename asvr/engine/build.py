@@ -1,7 +1,6 @@
 """From a config to the objects of a run."""
 
 import math
-import os
 
 import torch
 from mmengine.config import Config
@@ -15,15 +14,18 @@ from asvr.data.packing import StepCollate
 from asvr.data.samplers import BatchSampler
 from asvr.engine.interruption import obey_parent_alone
 from asvr.engine.optim import PRECISIONS
+from asvr.engine.processes import get_rank, get_world_size
 from asvr.models.attention import AUTO, choose, set_kernel
 from asvr.registry import DATASETS, MODELS
 from asvr.schema import is_device
 
 
-def build_model(cfg: Config, vocab_size: int):
-    """The model of a stage with its weights, from the seed; only what ``train`` names gets gradients."""
+def build_model(cfg: Config, vocab_size: int, *, defer_llm: bool = False):
+    """The model of a stage with its weights, from the seed; only what ``train`` names gets gradients. defer_llm: its
+    LLM may be on the meta device still, see `HFCausalLM.materialise`."""
     torch.manual_seed(cfg.runtime.seed)
-    model = MODELS.build(cfg.model, default_args=dict(vocab_size=vocab_size))
+    deferred = dict(defer_llm=True) if defer_llm else {}
+    model = MODELS.build(cfg.model, default_args=dict(vocab_size=vocab_size, **deferred))
     model.train_only(list(cfg.train))
     return model
 
@@ -35,6 +37,8 @@ def build_device(name: str) -> torch.device:
         raise ValueError(f"device {name!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:0'")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"runtime.device={name!r}: this torch sees no CUDA device; use 'auto' or 'cpu'")
+    if name == "cuda" and get_world_size() > 1:
+        return torch.device("cuda", torch.cuda.current_device())  # which LOCAL_RANK chose
     return torch.device(name)
 
 
@@ -130,7 +134,8 @@ def pack_limits(data: Config) -> dict | None:
 def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
     """Optimisation steps without end, each a list of micro-batches, of samples in an order that the seed decides."""
     sampler = sampler_of(dataset, cfg.runtime.seed)
-    return build_step_loader(cfg, dataset, collate, BatchSampler(sampler, size=cfg.data.global_batch))
+    batches = BatchSampler(sampler, size=cfg.data.global_batch, rank=get_rank(), world_size=get_world_size())
+    return build_step_loader(cfg, dataset, collate, batches)
 
 
 def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> DataLoader:
@@ -153,8 +158,3 @@ def num_steps(cfg: Config, num_samples: int) -> int:
     if "steps" in cfg.schedule:
         return cfg.schedule.steps
     return math.ceil(num_samples * cfg.schedule.epochs / cfg.data.global_batch)
-
-
-def refuse_many_processes() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("WORLD_SIZE > 1: training runs in one process; start it without torchrun")

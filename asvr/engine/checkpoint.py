@@ -35,6 +35,7 @@ from asvr.engine.checkpoint_folder import (
     told,
 )
 from asvr.folders import sha256_of
+from asvr.models.shards import part_of, unshared
 
 __all__ = ["PREFIX", "clean", "newest", "prune", "read_meta", "set_aside_damaged"]  # of the folders, for users of this
 WEIGHTS, STATE = "model.safetensors", "state.pt"
@@ -70,7 +71,7 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer | None, state: di
     weights = {
         f"{name}.{key}": value
         for name, module in own_components(model).items()
-        for key, value in _untied(module).items()
+        for key, value in unshared(module).items()
     }
     if optimizer is None:
         return dict(weights=weights, tensors={}, state=state)
@@ -179,16 +180,6 @@ def _bytes_in(value) -> int:
     return sum(_bytes_in(item) for item in items)
 
 
-def _untied(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict with one name for each tensor: safetensors refuses tied weights."""
-    seen, out = set(), {}
-    for key, value in module.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            out[key] = value.detach()
-            seen.add(id(value))
-    return out
-
-
 # Reading --------------------------------------------------------------------------------------------------
 
 
@@ -206,11 +197,11 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS), together=_is_sharded(model))
     names = _check_fit(folder, model, _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS))
     parts = {name: model.components()[name] for name in names}
-    own = {f"{name}.{key}": value for name, module in parts.items() for key, value in _untied(module).items()}
+    own = {f"{name}.{key}": value for name, module in parts.items() for key, value in unshared(module).items()}
     if whole:
         with torch.no_grad(), safe_open(folder / WEIGHTS, framework="pt") as file:
             for key, value in own.items():
-                value.copy_(sharded.like(file.get_tensor(key), value))
+                value.copy_(part_of(file.get_slice(key), value))
     else:
         sharded.read(folder / sharded.WEIGHTS, own)
     for module in parts.values():
@@ -259,7 +250,7 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
             f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?"
         )
     for name, own in by_component.items():
-        expected = _untied(components[name])
+        expected = unshared(components[name])
         wrong = sorted(expected.keys() ^ own.keys()) or [k for k in own if own[k] != expected[k].shape]
         if wrong:
             raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")

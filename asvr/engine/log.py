@@ -5,6 +5,7 @@ import sys
 import weakref
 from pathlib import Path
 
+from mmengine.dist import get_rank, is_main_process
 from tqdm import tqdm
 
 logger = logging.getLogger("asvr")
@@ -12,9 +13,14 @@ _bars: weakref.WeakSet = weakref.WeakSet()
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
 
 
+def _of_rank(rank: int) -> logging.Formatter:
+    return logging.Formatter(f"%(asctime)s process {rank}: %(message)s", "%H:%M:%S")
+
+
 def progress_bar(**kwargs) -> tqdm:
-    """A progress bar with rate and time left; where nobody watches a terminal, a line every ten seconds."""
-    bar = tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, **kwargs)
+    """A progress bar with rate and time left; where nobody watches a terminal, a line every ten seconds. Of several
+    processes the first one's is shown."""
+    bar = tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, disable=not is_main_process(), **kwargs)
     _bars.add(bar)
     return bar
 
@@ -44,13 +50,15 @@ class _FileHandler(logging.FileHandler):
 
 
 def set_up_logging(file: Path) -> None:
-    """Log to the terminal and append to ``file``; calling it again moves to another file."""
+    """Log to the terminal and append to ``file``; calling it again moves to another file. Of several processes the
+    first one does; the others' warnings go to the terminal, with their rank."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for handler in (_TqdmHandler(), _FileHandler(file)):
-        handler.setFormatter(_FORMAT)
+    if is_main_process():
+        file.parent.mkdir(parents=True, exist_ok=True)
+    for handler in (_TqdmHandler(), _FileHandler(file)) if is_main_process() else (_TqdmHandler(),):
+        handler.setFormatter(_FORMAT if is_main_process() else _of_rank(get_rank()))
         logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
     logger.propagate = False

@@ -8,6 +8,7 @@ from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from torch import nn
 
 from asvr.engine.half_weights import SplitAdamW
+from asvr.models.shards import whole
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
@@ -51,7 +52,7 @@ class AutocastOptimWrapper(OptimWrapper):
             self.grad_norm = nn.utils.get_total_norm(gradients)
             torch._foreach_mul_(gradients, (max_norm / (self.grad_norm + 1e-6)).clamp(max=1.0))
         else:
-            self.grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+            self.grad_norm = whole(nn.utils.clip_grad_norm_(parameters, max_norm))
         self.skipped = self._not_finite()
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # by which torch's own GradScaler asks
             self.optimizer.found_inf = self.skipped.float()

@@ -6,10 +6,12 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.config import dump_config, is_model_folder, load_config, stage_config
-from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint, refuse_many_processes
+from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint
 from asvr.engine.interruption import interruptible
 from asvr.engine.log import logger, set_up_logging
+from asvr.engine.parallel import gathered
 from asvr.engine.prepare import Prepared, prepare
+from asvr.engine.processes import get_world_size, is_main_process, main_first, processes, wait
 from asvr.engine.stages import (
     check_run,
     load_stage,
@@ -36,9 +38,14 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     """Run all stages of a config, or ``only`` one; return the results by stage.
 
     resume: ``auto`` goes on where ``work_dir`` stands; ``never`` starts anew and keeps what was there beside it;
-    a folder goes on from that checkpoint. Raises `asvr.engine.interruption.Interrupted` where a signal ends it.
+    a folder goes on from that checkpoint. Of several processes the first one writes all files. Raises
+    `asvr.engine.interruption.Interrupted` where a signal ends it.
     """
-    refuse_many_processes()
+    with processes(cfg, list(cfg.stages) if only not in cfg.stages else [only]):
+        return _run(cfg, work_dir, only, resume)
+
+
+def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
     stages = list(cfg.stages)
     num_image_tokens = preflight(cfg)
     if only is not None and only not in stages:
@@ -47,26 +54,35 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     check_data(cfg, text_tokenizer, num_image_tokens)
     chosen = stages if only is None else [only]
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
-    if resume == NEVER:
+    if resume == NEVER and is_main_process():
         _set_aside(work_dir if only is None else work_dir / only)
+    wait()
     if only is not None:
         require_start(cfg, only, work_dir)
     set_up_logging(work_dir / "train.log")
     recover(work_dir, chosen, checkpoint)
     check_run(cfg, chosen, text_tokenizer, work_dir)
-    warn_of_memory(cfg, build_device(cfg.runtime.device))
-    dump_config(cfg, work_dir / "config.py")
-    with replaced_folder(work_dir / "text_tokenizer") as folder:  # for whoever loads the model later
-        text_tokenizer.save_pretrained(folder)
-    prepared = prepare(cfg, work_dir, text_tokenizer)
+    if get_world_size() == 1:
+        warn_of_memory(cfg, build_device(cfg.runtime.device))
+    if is_main_process():
+        dump_config(cfg, work_dir / "config.py")
+        with replaced_folder(work_dir / "text_tokenizer") as folder:  # for whoever loads the model later
+            text_tokenizer.save_pretrained(folder)
+    with main_first():
+        prepared = prepare(cfg, work_dir, text_tokenizer)
     for name in chosen:
         start = checkpoint if checkpoint is not None and checkpoint.parent.parent.name == name else None
         model = run_stage(cfg, name, prepared, work_dir, start)
-        _evaluate_stage(cfg, name, model, prepared, work_dir)
+        if stage_config(cfg, name).get("evaluation"):
+            with gathered(model) as whole:
+                if is_main_process():
+                    _evaluate_stage(cfg, name, whole, prepared, work_dir)
+                wait()
+        del model  # before the next stage's is built
     results = _read(work_dir / RESULTS)
     for name, result in results.items():
         logger.info("%s: %s", name, report(result))
-    if (work_dir / "metrics.jsonl").is_file():
+    if is_main_process() and (work_dir / "metrics.jsonl").is_file():
         draw_summary(work_dir, results)
         files = [work_dir / name for name in ("summary.png", "metrics.jsonl", RESULTS)]
         logger.info("written: %s", ", ".join(str(file) for file in files if file.is_file()))
@@ -77,8 +93,6 @@ def _evaluate_stage(cfg: Config, name: str, model, prepared: Prepared, work_dir:
     """A result is kept while the weights and the settings that it was made with are the same."""
     stage = stage_config(cfg, name)
     results = _read(work_dir / RESULTS)
-    if not stage.get("evaluation"):
-        return
     settings = dict(stage.evaluation)
     dataset = _questions(settings.pop("dataset"), stage, model, prepared)
     made_with = dict(

@@ -19,14 +19,18 @@ from asvr.engine.build import (
 from asvr.engine.hooks import CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
 from asvr.engine.log import logger
 from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.parallel import bare
 from asvr.engine.prepare import Prepared
+from asvr.engine.processes import get_world_size
 from asvr.evaluation.accuracy import evaluate
 from asvr.profiling.step_flops import step_flops
 
 DEFAULT_MAX_SKIPPED = 10
 
 
-def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
+def build_runner(stage: Config, name: str, shared, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
+    """shared: the model, or the wrapper (`asvr.engine.parallel`) in which several processes train it."""
+    model, several = bare(shared), get_world_size() > 1
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
     dataset = build_dataset(data.train, data, prepared.text_tokenizer, model.encoder.num_tokens)
     steps = num_steps(stage, len(dataset))
@@ -37,7 +41,8 @@ def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: 
         "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
     )
     return Runner(
-        model=model,
+        model=shared,
+        launcher="pytorch" if several else "none",
         work_dir=str(folder / "mmengine"),
         experiment_name=experiment,
         train_dataloader=build_train_loader(
@@ -69,8 +74,7 @@ def build_runner(stage: Config, name: str, model, prepared: Prepared, work_dir: 
             SignalHook(),
         ],
         visualizer=Visualizer.get_instance(experiment, vis_backends=None),
-        randomness=dict(seed=runtime.seed),
-        env_cfg=dict(dist_cfg=dict(backend="gloo")),
+        randomness=dict(seed=runtime.seed, diff_rank_seed=several),
         default_scope="asvr",
         log_level="WARNING",
     )

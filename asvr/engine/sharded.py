@@ -20,7 +20,9 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+
+from asvr.models.shards import part_of
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 # Bytes of a process's file. Its safetensors writer holds a file in memory, and Python's lock while it puts it together.
@@ -117,20 +119,12 @@ def read_optimizer(folder: Path, settings: dict, model: nn.Module, optimizer: to
 # From checkpoints that are not sharded ----------------------------------------------------------------------
 
 
-def like(value: Tensor, model: Tensor) -> Tensor:
-    """A whole tensor, distributed as ``model`` is: each process has all of it and takes its part."""
-    if not isinstance(model, DTensor):
-        return value
-    value = value.to(model.device)
-    return distribute_tensor(value, model.device_mesh, model.placements, src_data_rank=None)
-
-
 def load_whole_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
     """An optimiser's own state dict into one whose parameters may be sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
-            key: like(value, parameters[index]) if value.shape == parameters[index].shape else value
+            key: part_of(value, parameters[index]) if value.shape == parameters[index].shape else value
             for key, value in values.items()
         }
         for index, values in state["state"].items()

@@ -15,19 +15,23 @@ from pathlib import Path
 from mmengine import dist
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import nn
 
 from asvr.config import MODEL_FILE, is_model_folder, stage_config
 from asvr.engine import checkpoint
 from asvr.engine.build import build_device, build_model, data_fingerprint
 from asvr.engine.log import logger
 from asvr.engine.optim import PRECISIONS
+from asvr.engine.parallel import bare, gathered
 from asvr.engine.prepare import Prepared, entries_of
+from asvr.engine.processes import is_main_process, wait
 from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
 from asvr.folders import replace_text
 from asvr.models.attention import AUTO, check_isolation, use_attention
-from asvr.models.compiling import compile_blocks
+from asvr.models.compiling import compile_blocks, uncompiled
 from asvr.pretrained import start_from
+from asvr.registry import MODEL_WRAPPERS
 from asvr.validate import SCRATCH
 
 DONE = "done.json"
@@ -49,7 +53,8 @@ _FREE = (
 
 
 def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
-    """Train one stage to its end and return the model, or load it where the stage is finished.
+    """Train one stage to its end and return the model (in its wrapper, where several processes share the training), or
+    load it where the stage is finished.
 
     resume_from: the checkpoint to go on from, even where the stage is finished; None takes the newest of this
     stage, if there is one.
@@ -63,60 +68,77 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
             logger.info("stage %s is finished: skipped (%s)", name, folder)
             return load_stage(cfg, name, prepared, work_dir)
         logger.warning("stage %s was finished, but its last checkpoint is gone: it is trained again", name)
+    shared = _fresh_model(cfg, name, prepared, shared=True)
+    model = bare(shared)
     if newest is not None:
-        model = load_stage(cfg, name, prepared, work_dir, newest)
-    else:
-        model = _fresh_model(cfg, name, prepared)
-        if (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
-            checkpoint.check_frozen(start, model)
-            checkpoint.load_weights(start, model)
-            logger.info("stage %s starts from %s", name, start)
+        _load_checkpoint(cfg, name, prepared, work_dir, newest, model)
+    elif (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
+        checkpoint.check_frozen(start, model)
+        checkpoint.load_weights(start, model)
+        logger.info("stage %s starts from %s", name, start)
 
-    (folder / DONE).unlink(missing_ok=True)
+    if is_main_process():
+        (folder / DONE).unlink(missing_ok=True)
     meta = dict(
         stage=name,
         config=_identity(cfg, name, prepared.text_tokenizer),
         start=checkpoint.read_meta(newest)["start"] if newest is not None else start_digest(cfg, name, work_dir),
         frozen=checkpoint.frozen_fingerprints(model),
     )
-    if stage.runtime.get("compile"):
-        compile_blocks(model)
-    runner = build_runner(stage, name, model, prepared, work_dir, meta)
+    runner = build_runner(stage, name, shared, prepared, work_dir, meta)
     if newest is not None:
         _restore(runner, newest)
         logger.info("stage %s goes on from step %d of %d (%s)", name, runner.iter, runner.max_iters, newest)
     begin = time.perf_counter()
     runner.train()
-    done = dict(steps=runner.max_iters, seconds=round(time.perf_counter() - begin, 1))
-    replace_text(folder / DONE, json.dumps(done, indent=1) + "\n")
-    return model
+    if is_main_process():
+        done = dict(steps=runner.max_iters, seconds=round(time.perf_counter() - begin, 1))
+        replace_text(folder / DONE, json.dumps(done, indent=1) + "\n")
+    wait()
+    return shared
 
 
-def load_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folder: Path | None = None):
-    """The model of a stage with the weights of a checkpoint; ``folder`` None is the last one of a finished stage.
+def load_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path):
+    """The model of a finished stage, with the weights of its last checkpoint.
 
     Raises ``ValueError`` where that is gone, or belongs to another configuration or other frozen weights.
     """
-    folder = folder or finished_checkpoint(work_dir, name)
+    folder = finished_checkpoint(work_dir, name)
     model = _fresh_model(cfg, name, prepared)
+    _load_checkpoint(cfg, name, prepared, work_dir, folder, model)
+    return model
+
+
+def _load_checkpoint(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folder: Path, model) -> None:
     _check_config(folder, _identity(cfg, name, prepared.text_tokenizer))
     _check_start(folder, cfg, name, work_dir)
     checkpoint.check_frozen(folder, model)
     checkpoint.load_weights(folder, model)
-    return model
 
 
-def _fresh_model(cfg: Config, name: str, prepared: Prepared):
-    """The model that a stage's checkpoints are loaded into: as the config says, or out of the folder ``init``."""
+def _fresh_model(cfg: Config, name: str, prepared: Prepared, *, shared: bool = False) -> nn.Module:
+    """The model that a stage's checkpoints are loaded into: as the config says, or out of the folder ``init``.
+
+    shared: as it trains, compiled and in the wrapper by which processes share a step, where the config asks for that.
+    """
     stage = stage_config(prepared.cfg, name)
-    model = build_model(stage, len(prepared.text_tokenizer))
-    if is_model_folder(init := _init_of(cfg, name)):
+    device, wrapper = build_device(stage.runtime.device), stage.get("parallel") if shared else None
+    in_folder = is_model_folder(init := _init_of(cfg, name))
+    defers = wrapper is not None and getattr(MODEL_WRAPPERS.get(wrapper.type), "defers", False)
+    model = build_model(stage, len(prepared.text_tokenizer), defer_llm=defers and not in_folder)
+    if in_folder:
         start_from(model, Path(init), cached=prepared.cache is not None)
         logger.info("stage %s starts from %s", name, init)
-    model.to(build_device(stage.runtime.device))
-    use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])
+    if wrapper is None:
+        model.to(device)
+    use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision], device)
+    if shared and stage.runtime.get("compile"):
+        compile_blocks(model)  # after activation checkpointing, before FSDP
+    if wrapper is not None:
+        model = MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model, device=device))
     if stage.data.get("pack"):
-        check_isolation(model.llm, PRECISIONS[stage.optim.precision])
+        with gathered(model) as whole, uncompiled():
+            check_isolation(whole.llm, PRECISIONS[stage.optim.precision])
     return model
 
 
@@ -210,7 +232,7 @@ def _restore(runner: Runner, folder: Path) -> None:
             f"{folder} was trained on other data: {meta['samples']} samples ({meta['data']}), data.train has "
             f"{now[0]} ({now[1]}) now. Bring the data back, or start anew with --resume never"
         )
-    state = checkpoint.load_state(folder, runner.model, runner.optim_wrapper.optimizer)
+    state = checkpoint.load_state(folder, bare(runner.model), runner.optim_wrapper.optimizer)
     for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(values)
     for hook in runner.hooks:

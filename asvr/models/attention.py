@@ -139,9 +139,10 @@ def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, w
     )
 
 
-def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None) -> str:
-    """Let every part of a `VLM` use the chosen kernel; say which and why. dtype: of autocast, or None."""
-    name, why = choose(wanted, model.device, dtype or next(model.llm.parameters()).dtype)
+def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None, device: torch.device | None = None) -> str:
+    """Let every part of a `VLM` use the chosen kernel; say which and why. dtype: of autocast, or None. device: where
+    the model will run; None: where it is."""
+    name, why = choose(wanted, device or model.device, dtype or next(model.llm.parameters()).dtype)
     logger.info("attention: %s (%s)", name, why)
     set_kernel(model, name)
     return name

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import nn
 
+from asvr.models.shards import whole
+
 # Fields of a component's config that name the files its weights come from.
 WEIGHT_FIELDS = ("name", "weights")
 
@@ -35,7 +37,6 @@ def fingerprint(module: nn.Module) -> str:
     whole ones: every process calls it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

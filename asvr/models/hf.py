@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
 from asvr import zoo
 from asvr.folders import unsafe_pickle
+from asvr.models.shards import part_of, unshared
 
 logger = logging.getLogger("asvr")
 
@@ -131,3 +133,47 @@ def load_strict(
         listing = "; ".join(f"{kind} {keys[:5]} ({len(keys)} in all)" for kind, keys in problems.items())
         raise ValueError(f"{folder}: the weights do not fit {type(model).__name__}: {listing}")
     return model
+
+
+def build_deferred(
+    auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, may_ignore: tuple[str, ...] = ()
+):
+    """The model on the meta device, for `materialise`; None where the folder has no safetensors, or they have not the
+    model's own keys (transformers renames some): then `load_strict` reads it."""
+    files = _safetensors_of(folder)
+    if not files:
+        return None
+    with torch.device("meta"):
+        model = auto_class.from_config(config, dtype=dtype)
+    shapes = {}
+    for file in files:
+        with safe_open(file, "pt") as content:
+            shapes |= {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}
+    own = {key: tuple(value.shape) for key, value in unshared(model).items()}
+    tied = model.state_dict().keys() - own.keys()
+    unexpected = [key for key in shapes if key not in own and key not in tied and not key.startswith(may_ignore)]
+    return None if unexpected or any(shapes.get(key) != shape for key, shape in own.items()) else model
+
+
+@torch.no_grad()
+def materialise(model, folder: Path, device: torch.device) -> None:
+    """Give a model of `build_deferred` its weights on ``device``: where FSDP has cut them into parts, this process
+    reads its own parts and nothing else."""
+    model.to_empty(device=device)
+    model.tie_weights()  # which that has undone
+    own = unshared(model)
+    for file in _safetensors_of(folder):
+        with safe_open(file, "pt") as content:
+            for key in content.keys():
+                if key in own:
+                    own[key].copy_(part_of(content.get_slice(key), own[key]))
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True  # all but what no file holds, such as the frequencies of rotary embeddings
+    model.initialize_weights()
+
+
+def _safetensors_of(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    return [file for file in [folder / "model.safetensors"] if file.is_file()]

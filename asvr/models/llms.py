@@ -13,7 +13,15 @@ from asvr.data.batch import Segments
 from asvr.models.attention import PREFIX, no_mask
 from asvr.models.checkpointing import check_mode, settings
 from asvr.models.component import Component
-from asvr.models.hf import arch_of, find_folder, load_strict, read_config, resolve_dtype
+from asvr.models.hf import (
+    arch_of,
+    build_deferred,
+    find_folder,
+    load_strict,
+    materialise,
+    read_config,
+    resolve_dtype,
+)
 from asvr.registry import LLMS
 
 # Models that change their logits after the LM head: our loss, which applies the head itself, would be wrong.
@@ -38,6 +46,7 @@ class HFCausalLM(Component):
     vocab_size: the text tokenizer's size. It becomes the vocabulary of a model built from ``arch`` alone, and
         must not exceed that of loaded weights.
     activation_checkpointing: of its blocks, see `asvr.models.checkpointing`.
+    defer: where the folder's safetensors have the model's own keys, read none of them until `materialise`.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class HFCausalLM(Component):
         activation_checkpointing: str = "none",
         vocab_size: int | None = None,
         load_weights: bool = True,
+        defer: bool = False,
     ):
         super().__init__()
         folder = find_folder(name, load_weights, "LLM", arch)
@@ -63,8 +73,9 @@ class HFCausalLM(Component):
                 "entries: they do not belong together (check text_tokenizer.name against model.llm.name)"
             )
         if folder is not None and load_weights:
-            self.model = load_strict(AutoModelForCausalLM, folder, config, resolve_dtype(dtype), ("model.rotary_emb",))
-            self.source = name
+            wanted = AutoModelForCausalLM, folder, config, resolve_dtype(dtype), ("model.rotary_emb",)
+            self.model = (build_deferred(*wanted) if defer else None) or load_strict(*wanted)
+            self.source, self.folder = name, folder
         else:
             self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
         self.activation_checkpointing = activation_checkpointing
@@ -77,6 +88,11 @@ class HFCausalLM(Component):
         self.vocab_size = config.vocab_size
         self.num_layers = config.num_hidden_layers
         self.max_positions = getattr(config, "max_position_embeddings", None)
+
+    def materialise(self, device: torch.device) -> None:
+        """Read weights that were deferred; where FSDP has cut them into parts, this process's own parts alone."""
+        if self.lm_head.weight.is_meta:
+            materialise(self.model, self.folder, device)
 
     @property
     def lm_head(self) -> torch.nn.Linear:
@@ -153,4 +169,6 @@ class HFCausalLM(Component):
     @torch.inference_mode()
     def generate(self, embeds_BTH: Tensor, attention_mask_BT: Tensor, **kwargs) -> Tensor:
         """New token ids (B, T') for left-padded prompts; keywords are those of transformers' ``generate``."""
-        return self.model.generate(inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **kwargs)
+        given = dict(inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **kwargs)
+        # Where FSDP has the weights, transformers would have all processes generate together.
+        return self.model.generate(**dict(dict(synced_gpus=False), **given))

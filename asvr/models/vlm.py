@@ -5,6 +5,9 @@ width, ``E`` encoder width, ``D`` code depth, ``C`` code width, ``S`` supervised
 visual positions, ``M`` cells of a tokenizer's own grid.
 """
 
+import inspect
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +27,7 @@ class VLM(nn.Module):
         see ``asvr.models.targets``. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
     vocab_size: entries of the text tokenizer; None only where the LLM's configuration tells it.
     load_weights: False builds the architecture alone (under ``torch.device("meta")``: in no memory).
+    defer_llm: leave the LLM's weights in their files, where it can; see `HFCausalLM.materialise`.
     """
 
     def __init__(
@@ -35,10 +39,14 @@ class VLM(nn.Module):
         reconstruction: list[dict],
         vocab_size: int | None = None,
         load_weights: bool = True,
+        defer_llm: bool = False,
     ):
         super().__init__()
         self.encoder = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
-        self.llm = LLMS.build(llm, default_args=dict(vocab_size=vocab_size, load_weights=load_weights))
+        given = dict(vocab_size=vocab_size, load_weights=load_weights)
+        if defer_llm and "defer" in inspect.signature(LLMS.get(llm["type"])).parameters:
+            given["defer"] = True
+        self.llm = LLMS.build(llm, default_args=given)
         widths = dict(in_width=self.encoder.width, out_width=self.llm.hidden_size)
         self.projector = PROJECTORS.build(projector, default_args=widths)
         self.targets: list[Target] = [
@@ -59,11 +67,11 @@ class VLM(nn.Module):
 
     # The forward pass ------------------------------------------------------------------------------------
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, totals: dict[str, float] | None = None) -> dict[str, Tensor]:
         """Summed losses in nats (``text``, and each target's name) and counts of right predictions (``correct_*``).
 
-        A batch without images carries no visual loss and encodes nothing. The caller divides by the number of
-        supervised tokens of the whole optimisation step: see ``train_step``.
+        A batch without images carries no visual loss and encodes nothing. totals: supervised tokens of the whole
+        optimisation step by loss; with them ``loss`` is there too, what this micro-batch adds to the objective.
         """
         embeds_BTH, features_INE = self.embed(batch)
         mask_BT = batch.attention_mask_BT if batch.left_padded else None
@@ -81,6 +89,9 @@ class VLM(nn.Module):
                 codes_PD = self.codes(target, batch, features_INE).flatten(0, 1)
                 codes_PD = codes_PD if token_P is None else codes_PD[token_P]
                 out[target.name], out[f"correct_{target.name}"] = target.loss(hidden[target.tap][source_P], codes_PD)
+        if totals is not None:
+            losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
+            out["loss"] = torch.stack([*losses, self.touch(batch, hidden[-1])]).sum()
         return out
 
     def sources(self, target: Target, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -93,6 +104,8 @@ class VLM(nn.Module):
         """embeds_BTH, projected visual features on their placeholders; and the features, None without images."""
         embeds_BTH = self.llm.embed(batch.input_ids_BT.masked_fill(batch.input_ids_BT == IMAGE_TOKEN, 0))
         if not batch.num_images:
+            if torch.is_grad_enabled():  # in front of the LLM, so that its backward pass runs here as it does elsewhere
+                embeds_BTH = embeds_BTH + _zero_of(self.projector, self.encoder)
             return embeds_BTH, None
         features_INE = batch.features_INE if batch.features_INE is not None else self.encode(batch.pixels["encoder"])
         visual_INH = self.projector(features_INE.float()).to(embeds_BTH.dtype)  # frozen parts may be half precision
@@ -122,21 +135,29 @@ class VLM(nn.Module):
 
     # Training --------------------------------------------------------------------------------------------
 
-    def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
+    def train_step(
+        self,
+        window: list[Batch],
+        optim_wrapper,
+        *,
+        totals: dict[str, float] | None = None,
+        calls: Iterable[Callable] | None = None,
+    ) -> dict[str, Tensor]:
         """One optimisation step over all micro-batches of ``window``.
 
-        Each loss is divided by its number of supervised tokens in the whole window, so that accumulation does
-        not change the objective. Returns sums over the window as tensors on the device (no synchronisation):
-        losses and accuracies, already normalised.
+        Each loss is divided by its number of supervised tokens in the whole step, so that neither accumulation nor
+        the number of processes changes the objective. Returns sums over the window as tensors on the device (no
+        synchronisation): losses and accuracies, already normalised.
+
+        totals: those numbers, and calls: what runs ``forward`` on each micro-batch; given by `asvr.engine.parallel`,
+        where this process has only a part of the step.
         """
-        totals = self.count_targets(window)
+        totals = totals or self.count_targets(window)
         logs: dict[str, Tensor] = {}
-        for batch in window:
+        for batch, call in zip(window, calls or [self] * len(window), strict=True):
             with optim_wrapper.optim_context(self):
-                out = self(batch.to(self.device))
-                losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
-                loss = torch.stack([*losses, self.touch(batch)]).sum()
-            optim_wrapper.backward(loss)
+                out = call(batch.to(self.device), totals)
+            optim_wrapper.backward(out.pop("loss"))
             for key, value in out.items():
                 value = value.detach() / totals[key.removeprefix("correct_")]
                 logs[key] = logs[key] + value if key in logs else value
@@ -157,22 +178,24 @@ class VLM(nn.Module):
                 counts[target.name] *= target.supervise / self.encoder.num_tokens
         return counts
 
-    def touch(self, batch: Batch) -> Tensor:
-        """A zero that depends on every trained parameter that this batch's losses leave out.
+    def touch(self, batch: Batch, hidden: Tensor) -> Tensor:
+        """A zero that depends on every trained parameter that this batch's losses leave out, as `embed` makes one where
+        there are no images.
 
         Without it a batch without images, text or losses would leave gradients of some parts undefined, and
-        processes that average gradients would wait for one another.
+        processes that add up gradients would wait for one another. The LLM's blocks, whose weights may be elsewhere by
+        now, are reached through what they gave: ``hidden``, after the final norm.
         """
         text = batch.num_text_targets
         visual = [target.name for target in self.targets if batch.num_visual_targets(target.shift)]
         idle = [head for name, head in self.heads.items() if name not in visual]
-        if not text:
-            idle.append(self.llm)
-        if not batch.num_images or not (text or visual):
-            idle += [self.projector, self.encoder]
-        parameters = [p for module in idle for p in module.parameters() if p.requires_grad]
         zero = torch.zeros((), device=self.device)
-        return zero + 0 * sum(p.sum() for p in parameters) if parameters else zero
+        if not text:
+            idle.append(self.llm.lm_head)
+            zero = zero + 0 * hidden.sum()
+        if batch.num_images:
+            idle.append(self.encoder)  # its losses may leave out a last norm
+        return zero + _zero_of(*idle)
 
     # Parts -----------------------------------------------------------------------------------------------
 
@@ -219,3 +242,9 @@ class VLM(nn.Module):
         """What pixels the model wants: name -> ``ImageTransform``."""
         own = {t.name: t.tokenizer.transform for t in self.targets if not t.shares_encoder}
         return {"encoder": self.encoder.transform, **own}
+
+
+def _zero_of(*modules: nn.Module) -> Tensor | float:
+    """A zero that depends on every trained parameter of these modules."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return 0 * sum(p.sum() for p in parameters) if parameters else 0.0

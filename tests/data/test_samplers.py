@@ -53,3 +53,16 @@ def test_mistakes_are_refused():
         ResumableSampler(length=2).seek(-1)
     with pytest.raises(ValueError, match="size=0"):
         BatchSampler(ResumableSampler(length=2), size=0)
+
+
+@pytest.mark.parametrize("world", [2, 3, 7])
+def test_processes_share_the_samples_of_a_step(world):
+    whole = list(islice(BatchSampler(ResumableSampler(length=11, seed=4), size=5), 6))
+    shares = [
+        list(islice(BatchSampler(ResumableSampler(length=11, seed=4), size=5, rank=rank, world_size=world), 6))
+        for rank in range(world)
+    ]
+    for step, batch in enumerate(whole):
+        assert sorted(i for share in shares for i in share[step]) == sorted(batch)
+        sizes = [len(share[step]) for share in shares]
+        assert max(sizes) - min(sizes) <= 1

@@ -188,3 +188,35 @@ def test_meta_device_without_weights():
     with torch.device("meta"):
         llm = HFCausalLM(name="nowhere/at-all", arch=ARCHS["mistral"], load_weights=False, dtype="bfloat16")
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in llm.parameters())
+
+
+@pytest.mark.parametrize("kind", ARCHS)
+@pytest.mark.parametrize("rope", [None, dict(rope_type="linear", factor=2.0)], ids=["plain", "scaled"])
+def test_deferred_weights_are_those_of_the_folder(kind, rope, tmp_path):
+    save(kind, tmp_path, **({} if rope is None else dict(rope_parameters=dict(rope, rope_theta=10000.0))))
+    at_once = HFCausalLM(name=str(tmp_path))
+    before = torch.get_rng_state()
+    later = HFCausalLM(name=str(tmp_path), defer=True)
+    assert torch.equal(torch.get_rng_state(), before)  # parts that are built after it are those of one process
+    assert all(parameter.is_meta for parameter in later.parameters())
+    later.materialise(torch.device("cpu"))
+    assert later.fingerprint() == at_once.fingerprint() and later.source == str(tmp_path)
+    for (name, own), (_, other) in zip(later.named_buffers(), at_once.named_buffers(), strict=True):
+        assert torch.equal(own, other), name  # no file holds the frequencies of rotary embeddings
+    assert torch.equal(later.hidden(later.embed(ids()))[-1], at_once.hidden(at_once.embed(ids()))[-1])
+    tied = later.model.get_input_embeddings().weight is later.lm_head.weight
+    assert tied == (kind == "qwen2")
+
+
+def test_files_with_other_names_are_read_at_once(tmp_path):
+    save("llama", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    renamed = {key.removeprefix("model."): value for key, value in weights.items()}
+    save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    try:
+        expected = HFCausalLM(name=str(tmp_path)).fingerprint()
+    except ValueError:
+        with pytest.raises(ValueError, match="the weights do not fit"):
+            HFCausalLM(name=str(tmp_path), defer=True)
+    else:
+        assert HFCausalLM(name=str(tmp_path), defer=True).fingerprint() == expected

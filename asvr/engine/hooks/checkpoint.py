@@ -4,6 +4,7 @@ from pathlib import Path
 
 from mmengine.hooks import Hook
 
+from asvr.engine.parallel import bare
 from asvr.engine.random_state import random_states
 from asvr.engine.saver import Saver
 from asvr.registry import HOOKS
@@ -42,5 +43,5 @@ class CheckpointHook(Hook):
             random=random_states(),
         )
         self.saver.save(
-            runner.iter, model=runner.model, optimizer=runner.optim_wrapper.optimizer, state=state, meta=self.meta
+            runner.iter, model=bare(runner.model), optimizer=runner.optim_wrapper.optimizer, state=state, meta=self.meta
         )

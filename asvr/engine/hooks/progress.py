@@ -12,15 +12,20 @@ from mmengine.hooks import Hook
 from asvr.data.disk import naming
 from asvr.data.refusals import Refusal
 from asvr.engine.log import logger, progress_bar
+from asvr.engine.parallel import bare
+from asvr.engine.processes import gather, get_world_size, is_main_process, sum_over_processes
 from asvr.folders import replace_text
 from asvr.profiling.peak import resident_bytes
 from asvr.profiling.step_flops import StepFlops
 from asvr.registry import HOOKS
 
+NORM = "grad_norm"
+
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
     """Logs means over ``interval`` steps, or over those of them that have the loss at all; skipped ones do not count.
+    Of several processes that share a step: sums over all of them, and the first one's times and memory.
 
     Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
     acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
@@ -55,19 +60,25 @@ class ProgressHook(Hook):
 
     def state_dict(self) -> dict:
         """The part of an interval that is done, so that a resumed run writes the same lines."""
-        own = dict(refused=dict(self.refused), skipped=self.skipped, earlier=self._places())
-        return dict(own, sums=dict(self.sums), counts=dict(self.counts), steps=self.steps)
+        real, positions = (sum(own) for own in zip(*gather(self._places()), strict=True))
+        own = dict(refused=dict(_added(gather(self.refused))), skipped=self.skipped, earlier=(real, positions))
+        return dict(own, sums=self._all_sums(), counts=dict(self.counts), steps=self.steps)
 
     def load_state_dict(self, state: dict) -> None:
-        self.refused, self.skipped = Counter(state["refused"]), state["skipped"]
-        self.sums, self.counts, self.steps = state["sums"], state["counts"], state["steps"]
-        self.earlier = tuple(state["earlier"])
+        self.counts, self.steps, self.skipped = state["counts"], state["steps"], state["skipped"]
+        self.sums = {
+            key: value if self._counts_here(key) else torch.zeros_like(value) for key, value in state["sums"].items()
+        }
+        self.refused = Counter(state["refused"] if is_main_process() else {})
+        self.earlier = tuple(state["earlier"]) if is_main_process() else (0, 0)
 
     def before_train(self, runner) -> None:
-        forget_after(self.file, self.stage, runner.iter)
+        if is_main_process():
+            forget_after(self.file, self.stage, runner.iter)
         self.bar = progress_bar(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step")
-        self.sums = {key: value.to(runner.model.device) for key, value in self.sums.items()}
-        self.counts = {key: value.to(runner.model.device) for key, value in self.counts.items()}
+        device = bare(runner.model).device
+        self.sums = {key: value.to(device) for key, value in self.sums.items()}
+        self.counts = {key: value.to(device) for key, value in self.counts.items()}
         self.first = runner.iter
         self.begin = self.start = time.perf_counter()
 
@@ -110,14 +121,22 @@ class ProgressHook(Hook):
         self.bar.close()
 
     def _log(self, runner) -> None:
-        sums = {key: value.tolist() for key, value in self.sums.items()}  # the only synchronisation of the interval
-        counts = {key: value.tolist() for key, value in self.counts.items()}
-        means = {key: _divide(value, counts[key]) for key, value in sums.items() if counts[key]}
-        made = counts["grad_norm"]
+        sums = {key: value.tolist() for key, value in self._all_sums().items()}  # the only wait of the interval
+        counts = {key: value.tolist() for key, value in self.counts.items()}  # the same in all processes
+        made = counts[NORM]
         self.skipped += self.steps - made
+        real, positions, tokens, images, flops = (
+            sum(own)
+            for own in zip(*gather((*self._places(), self.tokens, self.images, self.needed_flops)), strict=True)
+        )
+        refused = _added(gather(self.refused))
+        if not is_main_process():
+            self._reset()
+            return
+        means = {key: _divide(value, counts[key]) for key, value in sums.items() if counts[key]}
         elapsed = time.perf_counter() - self.start
-        real, positions = self._places()
-        weights = runner.model.weights()
+        model = bare(runner.model)
+        weights = model.weights()
         record = dict(
             stage=self.stage,
             step=runner.iter,
@@ -126,15 +145,15 @@ class ProgressHook(Hook):
             loss=sum(weight * sums[name] for name, weight in weights.items() if name in sums) / made if made else None,
             **{f"loss_{name}": means[name] for name in weights if name in means},
             **{f"acc_{name}": means[f"correct_{name}"] for name in weights if f"correct_{name}" in means},
-            grad_norm=means.get("grad_norm"),
-            tokens_per_s=self.tokens / elapsed,
-            images_per_s=self.images / elapsed,
+            grad_norm=means.get(NORM),
+            tokens_per_s=tokens / elapsed,
+            images_per_s=images / elapsed,
             real_tokens_percent=100 * real / positions,
             data_time_percent=100 * self.data_time / elapsed,
-            **self._speed(elapsed, runner.model.device),
-            peak_memory_gib=_peak_memory_gib(runner.model.device),
+            **self._speed(flops / elapsed, model.device),
+            peak_memory_gib=_peak_memory_gib(model.device),
             eta_s=(time.perf_counter() - self.begin) / (runner.iter - self.first) * (runner.max_iters - runner.iter),
-            **(dict(refused=dict(self.refused)) if self.refused else {}),
+            **(dict(refused=dict(refused)) if refused else {}),
             **(dict(samples=self.drawn(runner.iter)) if self.drawn is not None else {}),
             **(dict(skipped=self.skipped) if self.skipped else {}),
         )
@@ -144,11 +163,25 @@ class ProgressHook(Hook):
         logger.info(_line(record))
         self._reset()
 
-    def _speed(self, elapsed: float, device: torch.device) -> dict[str, float]:
+    def _all_sums(self) -> dict[str, torch.Tensor]:
+        """Over all processes; the norm of the gradient is every one's already."""
+        own = {key: value for key, value in self.sums.items() if key != NORM}
+        return sum_over_processes(own) | {key: value for key, value in self.sums.items() if key == NORM}
+
+    def _counts_here(self, key: str) -> bool:
+        return key == NORM or is_main_process()
+
+    def _speed(self, speed: float, device: torch.device) -> dict[str, float]:
+        """speed: FLOPs a second of all processes."""
         if self.flops is None:
             return {}
-        speed, peak = self.needed_flops / elapsed, self.flops.peak(device)
-        return dict(tflop_per_s=speed / 1e12, **({} if peak is None else dict(mfu_percent=100 * speed / peak)))
+        peak = self.flops.peak(device)
+        used = {} if peak is None else dict(mfu_percent=100 * speed / (peak * get_world_size()))
+        return dict(tflop_per_s=speed / 1e12, **used)
+
+
+def _added(counters: list[Counter]) -> Counter:
+    return sum(counters, Counter())
 
 
 def _speed_in_words(tflop_per_s: float) -> str:

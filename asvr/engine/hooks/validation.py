@@ -13,6 +13,8 @@ from asvr.engine import checkpoint
 from asvr.engine.hooks.progress import forget_after
 from asvr.engine.interruption import Interrupted, at_once
 from asvr.engine.log import logger
+from asvr.engine.parallel import bare, gathered
+from asvr.engine.processes import from_main, is_main_process
 from asvr.engine.random_state import random_state, set_random_state
 from asvr.evaluation.accuracy import report
 from asvr.registry import HOOKS
@@ -46,7 +48,8 @@ class ValidationHook(Hook):
         self.best, self.pending = state["best"], state["pending"]
 
     def before_train(self, runner) -> None:
-        forget_after(self.file, self.stage, runner.iter - 1 if self.pending else runner.iter)
+        if is_main_process():
+            forget_after(self.file, self.stage, runner.iter - 1 if self.pending else runner.iter)
         if self.pending:
             self._validate(runner)
 
@@ -58,8 +61,8 @@ class ValidationHook(Hook):
         before = random_state()
         self.pending = True
         try:
-            with at_once() if get_world_size() == 1 else nullcontext():
-                result = self.validate(runner.model)
+            with gathered(runner.model) as model, at_once() if get_world_size() == 1 else nullcontext():
+                result = from_main(self.validate(model) if is_main_process() else None)
         except Interrupted as stop:
             runner.train_loop.stop = runner.train_loop.stop or stop
             return
@@ -68,11 +71,12 @@ class ValidationHook(Hook):
             set_random_state(before)
         result.pop("examples")
         record = dict(stage=self.stage, step=runner.iter, steps=runner.max_iters, **result)
-        with naming(self.file), open(self.file, "a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        if is_main_process():
+            with naming(self.file), open(self.file, "a") as stream:
+                stream.write(json.dumps(record) + "\n")
         logger.info("%s %d/%d, validation: %s", self.stage, runner.iter, runner.max_iters, report(result))
         if self.best is None or result["accuracy"] > self.best:
             self.best = result["accuracy"]
             meta = dict(self.meta, step=runner.iter, accuracy=self.best)
-            checkpoint.save(self.folder / BEST, model=runner.model, state={}, meta=meta)
+            checkpoint.save(self.folder / BEST, model=bare(runner.model), state={}, meta=meta)
         self.pending = False

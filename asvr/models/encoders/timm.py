@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from asvr.folders import unsafe_pickle
 from asvr import zoo
 from asvr.data.transforms import ImageTransform
+from asvr.folders import unsafe_pickle
 from asvr.models.encoders.base import Encoder
 from asvr.models.hf import resolve_dtype
 from asvr.registry import ENCODERS

@@ -1,0 +1,206 @@
+"""Sharing a training step among processes: DDP and FSDP2, behind MMEngine's Runner as its model wrappers.
+
+Each process has a part of the samples of the same optimisation step (`asvr.data.samplers.BatchSampler`). Before it, the
+processes agree on the CPU on the numbers of supervised tokens, by which losses are divided, and on the number of
+micro-batches. Gradients are then added up, not averaged: the objective is that of one process.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from asvr import compat
+from asvr.data.batch import Batch
+from asvr.engine.processes import gather_numbers, get_world_size
+from asvr.models.hf import resolve_dtype
+from asvr.registry import MODEL_WRAPPERS
+
+FROZEN = ("shard", "replicate")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model in a wrapper, or the model."""
+    return model.module if is_model_wrapper(model) else model
+
+
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[nn.Module]:
+    """The bare model with all of its weights in this process, to be asked here. All processes must come here; what is
+    done inside needs the others for nothing."""
+    with model.gathered() if isinstance(model, FSDP2) else _as_it_is():
+        yield bare(model)
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
+
+
+def agree(model: nn.Module, window: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
+    """The micro-batches of this process, with empty ones up to the number of the process that has most of them, and the
+    supervised tokens of all processes by loss. Both are counts of the collate function's: no device is waited for."""
+    counts = model.count_targets(window)
+    everyone = gather_numbers([len(window), *counts.values()])
+    most = max(int(numbers[0]) for numbers in everyone)
+    totals = {name: sum(numbers[i] for numbers in everyone) for i, name in enumerate(counts, 1)}
+    blank = Batch.blank(model.encoder.num_tokens, packed=window[0].segments is not None)
+    return [*window, *[blank] * (most - len(window))], totals
+
+
+def shared_step(wrapper: nn.Module, window: list[Batch], optim_wrapper, calls: Callable) -> dict[str, Tensor]:
+    """`VLM.train_step` in all processes at once. Its logs are this process's share of sums over all of them, with the
+    same names in each. calls: for a number of micro-batches, what runs the forward pass of each."""
+    model = wrapper.module
+    window, totals = agree(model, window)
+    logs = model.train_step(window, optim_wrapper, totals=totals, calls=calls(len(window)))
+    depths = {target.name: (target.tokenizer.depth,) for target in model.targets}
+    for name, total in totals.items():
+        if total and name not in logs:
+            logs[name] = torch.zeros((), device=model.device)
+            logs[f"correct_{name}"] = torch.zeros(depths.get(name, ()), device=model.device)
+    return {name: logs[name] for name in sorted(logs)}
+
+
+def _check_precision(model: nn.Module) -> None:
+    half = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32}
+    if half:
+        raise ValueError(
+            f"parallel: trained weights are {half.pop()}, whose gradients one process alone can add up: set "
+            "dtype='float32' (optim.precision='bf16' computes in bf16, and FSDP2's param_dtype='bfloat16' sends it)"
+        )
+
+
+@MODEL_WRAPPERS.register_module()
+class DDP(DistributedDataParallel):
+    """Every process holds the whole model; gradients are added up while the last backward pass of a step runs.
+
+    bucket_mb: gradients that travel together.
+    """
+
+    defers = False
+
+    def __init__(self, *, module: nn.Module, device: torch.device, bucket_mb: float = 25.0):
+        _check_precision(module)
+        super().__init__(
+            module.to(device),
+            device_ids=[device] if device.type == "cuda" else None,
+            bucket_cap_mb=bucket_mb,
+            gradient_as_bucket_view=True,
+            **compat.without_buffer_sync(),  # they are frozen, and the same everywhere
+        )
+        self.register_comm_hook(None, _add_up)
+
+    def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
+        return shared_step(self, window, optim_wrapper, lambda count: [self._without_sync] * (count - 1) + [self])
+
+    def _without_sync(self, *args) -> dict[str, Tensor]:
+        with self.no_sync():
+            return self(*args)
+
+
+def _add_up(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's own reduction would take the mean."""
+    future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return future.then(lambda done: done.value()[0])
+
+
+@MODEL_WRAPPERS.register_module()
+class FSDP2(nn.Module):
+    """Weights, gradients and optimiser states in parts, one a process, by ``torch.distributed.fsdp.fully_shard``.
+
+    Each block of the LLM is gathered when it runs; all the rest (embeddings, LM head, projector, heads, encoder,
+    tokenizers) once a micro-batch, so that a process whose samples need a part of it not need not tell the others.
+
+    param_dtype, reduce_dtype: names of dtypes in which blocks are gathered and compute, and in which their gradients
+        are added up; None: as they are. shard: processes that share one copy of the model, a divisor of all; each such
+        group is a replica (hybrid sharding: the processes of a node); None: all. reshard_after_forward: give a block's
+        gathered weights up after its forward pass, and gather them again in the backward pass. reduce_each: add
+        gradients up in every micro-batch, so that each process keeps its part of them alone; False: in the last one.
+        frozen: ``shard``, or ``replicate`` to hold frozen weights whole in each process.
+    """
+
+    defers = True  # the LLM's weights are read when it is in parts
+
+    def __init__(
+        self,
+        *,
+        module: nn.Module,
+        device: torch.device,
+        param_dtype: str | None = None,
+        reduce_dtype: str | None = None,
+        shard: int | None = None,
+        reshard_after_forward: bool = True,
+        reduce_each: bool = True,
+        frozen: str = "shard",
+    ):
+        super().__init__()
+        if frozen not in FROZEN:
+            raise ValueError(f"parallel.frozen={frozen!r}: expected one of {', '.join(FROZEN)}")
+        _check_precision(module)
+        blocks = getattr(module.llm, "blocks", None)
+        if not blocks:
+            raise ValueError(f"parallel: {type(module.llm).__name__} tells no `blocks` to shard; use type='DDP'")
+        self.module, self.reduce_each, self.reshard_after_forward = module, reduce_each, reshard_after_forward
+        whole = [p for p in module.parameters() if frozen == "replicate" and not p.requires_grad]
+        for parameter in whole:
+            if not parameter.is_meta:
+                parameter.data = parameter.data.to(device)
+        policy = MixedPrecisionPolicy(*(name and resolve_dtype(name) for name in (param_dtype, reduce_dtype)))
+        common = dict(mesh=_mesh(device, shard), ignored_params=set(whole))
+        for block in blocks:
+            if any(p not in common["ignored_params"] for p in block.parameters()):
+                fully_shard(block, mp_policy=policy, reshard_after_forward=reshard_after_forward, **common)
+        fully_shard(module, reshard_after_forward=False, **common)
+        for unit in self._units():
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)  # a plain sum, which gloo has too
+        if hasattr(module.llm, "materialise"):
+            module.llm.materialise(device)
+        self._begun = False
+
+    def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
+        self._begun = True
+        return shared_step(self, window, optim_wrapper, self._calls)
+
+    def _calls(self, count: int) -> Iterator[Callable]:
+        for number in range(1, count + 1):
+            self.module.set_requires_gradient_sync(self.reduce_each or number == count)
+            yield self.module
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """All weights in this process, until the end of the block."""
+        if not self._begun:  # FSDP takes the first module that runs for the one that holds all others
+            with torch.no_grad():
+                self.module(Batch.blank(self.module.encoder.num_tokens).to(self.module.device))
+            self._begun = True
+        blocks = [unit for unit in self._units() if unit is not self.module]
+        for unit in self._units():
+            unit.unshard()
+        for block in blocks:
+            block.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for block in blocks:
+                block.set_reshard_after_forward(self.reshard_after_forward, recurse=False)
+            for unit in self._units():
+                unit.reshard()
+
+    def _units(self) -> list[FSDPModule]:
+        return [module for module in self.module.modules() if isinstance(module, FSDPModule)]
+
+
+def _mesh(device: torch.device, shard: int | None):
+    """All processes in one row, or replicas of ``shard`` processes each."""
+    world = get_world_size()
+    if shard is None or shard == world:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    return init_device_mesh(device.type, (world // shard, shard), mesh_dim_names=("replicate", "shard"))

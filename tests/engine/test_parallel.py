@@ -1,0 +1,265 @@
+"""Several processes train what one process trains: the same losses and the same weights, in float32 and up to rounding.
+
+Real processes on the CPU, which talk through gloo. One start of processes does several runs, since starting them takes
+longer than a run.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from parallel_helpers import STEPS, images_of_steps, launch, losses, make_config, train
+from safetensors.torch import load_file
+
+from asvr.config import load_config
+from asvr.data.batch import Batch
+from asvr.engine.processes import processes
+from asvr.validate import check_config
+
+# Sums over processes are added up in another order than over micro-batches.
+OF_LOSSES, OF_WEIGHTS = dict(rel=2e-5, abs=2e-6), 2e-6
+
+PACKED = {"data.pack": dict(max_tokens=64, max_images=2)}
+CHECKPOINTING = {"model.llm.activation_checkpointing": "full"}
+FROZEN = {"stages.finetune.train": ["projector", "heads"]}
+# Of each: what one process has, and what several have besides. Those of one name are compared.
+SAME = {
+    "plain": {},
+    "validated": {"stages.finetune.validation": dict(dataset=dict(type="LlavaDataset"), interval=3, max_new_tokens=2)},
+    "half": {"optim.precision": "bf16"},
+    "packed": PACKED,
+    "frozen": FROZEN,
+    "encoder": {
+        "data.cache": False,
+        "model.reconstruction": [],
+        "stages.pretrain.train": ["projector"],
+        "stages.finetune.train": ["encoder", "projector", "llm"],
+    },
+}
+DDP, FSDP2 = {"parallel.type": "DDP"}, {"parallel.type": "FSDP2"}
+BY_TWO = {
+    "plain-ddp": DDP,
+    "plain-fsdp": FSDP2,
+    "plain-fsdp-checkpointing-once": FSDP2 | CHECKPOINTING | {"parallel.reduce_each": False},
+    "packed-fsdp": FSDP2,
+    "packed-ddp": DDP,
+    "frozen-fsdp": FSDP2,
+    "encoder-fsdp": FSDP2,
+    "encoder-ddp": DDP,
+    "validated-fsdp": FSDP2,
+    "half-fsdp": FSDP2 | {"parallel.param_dtype": "bfloat16", "parallel.reduce_dtype": "float32"},
+}
+BY_FOUR = {
+    "plain-fsdp": FSDP2,
+    "packed-hybrid": FSDP2 | {"parallel.shard": 2},
+    "frozen-replicate": FSDP2 | {"parallel.frozen": "replicate"},
+}
+KINDS = {"plain-ddp": DDP, "plain-fsdp": FSDP2}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    return make_config(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory) -> dict[str, Path]:
+    """The runs of one process, by name."""
+    folder = tmp_path_factory.mktemp("one")
+    questions = dict(type="LlavaDataset", ann_file=str(config.parent / "questions.json"))
+    SAME["validated"]["stages.finetune.validation"]["dataset"] = questions
+    for name, options in SAME.items():
+        train(config, folder / name, options)
+    return {name: folder / name for name in SAME}
+
+
+def runs(config: Path, folder: Path, cases: dict) -> list[dict]:
+    return [
+        dict(config=str(config), work_dir=str(folder / name), options=SAME[name.split("-")[0]] | options)
+        for name, options in cases.items()
+    ]
+
+
+def interrupted(finished: Path, copy: Path) -> Path:
+    """A copy that looks as if the last stage had been killed behind its second step."""
+    shutil.copytree(finished, copy)
+    (copy / "finetune" / "done.json").unlink()
+    shutil.rmtree(copy / "finetune" / "checkpoints" / f"step_{STEPS:08d}")
+    return copy
+
+
+def rest(config: Path, work_dir: Path, options: dict) -> dict:
+    return dict(config=str(config), work_dir=str(work_dir), options=options, only="finetune")
+
+
+@pytest.fixture(scope="module")
+def by_two(config, alone, tmp_path_factory) -> dict[str, Path]:
+    """The runs of two processes, by name."""
+    folder = tmp_path_factory.mktemp("two")
+    begun_by_one = [
+        rest(config, interrupted(alone["plain"], folder / f"{name}-begun-by-one"), options)
+        for name, options in KINDS.items()
+    ]
+    launch(folder, runs(config, folder, BY_TWO) + begun_by_one, 2)
+    return {path.name: path for path in folder.iterdir() if path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def by_four(config, by_two, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("four")
+    begun_by_two = [
+        rest(config, interrupted(by_two[name], folder / f"{name}-begun-by-two"), options)
+        for name, options in KINDS.items()
+    ]
+    launch(folder, runs(config, folder, BY_FOUR) + begun_by_two, 4)
+    return {path.name: path for path in folder.iterdir() if path.is_dir()}
+
+
+@pytest.fixture(params=["by_two", "by_four"])
+def shared(request) -> dict[str, Path]:
+    return request.getfixturevalue(request.param)
+
+
+def weights(work_dir: Path, stage: str = "finetune", step: int = STEPS) -> dict[str, torch.Tensor]:
+    return load_file(work_dir / stage / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def assert_same_losses(own: Path, other: Path) -> None:
+    lines, expected = losses(own), losses(other)
+    assert len(lines) == len(expected) > 0
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line.keys() == wanted.keys()
+        for key, value in wanted.items():
+            assert line[key] == (value if key == "stage" else pytest.approx(value, **OF_LOSSES)), (wanted["step"], key)
+
+
+def assert_same_weights(own: dict, other: dict) -> None:
+    assert own.keys() == other.keys()
+    for key, value in other.items():
+        kept = _without_bias_of_keys(key, own[key]), _without_bias_of_keys(key, value)
+        torch.testing.assert_close(*kept, rtol=0, atol=OF_WEIGHTS, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def _without_bias_of_keys(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Attention does not depend on it, so that its gradient is rounding alone, which Adam makes large."""
+    if key.endswith("k_proj.bias"):
+        return value[:0]
+    if key.endswith("qkv.bias"):
+        q, _, v = value.chunk(3)
+        return torch.cat([q, v])
+    return value
+
+
+def test_the_rows_are_spread_unevenly():
+    """In some steps one process has pictures and another has none."""
+    for world in (2, 4):
+        assert any(min(counts) == 0 < max(counts) for counts in images_of_steps(world))
+
+
+def test_the_same_losses_and_weights(shared, alone):
+    for name, work_dir in shared.items():
+        if name == "half-fsdp":
+            continue
+        one = alone[name.split("-")[0]]
+        assert_same_losses(work_dir, one)
+        assert_same_weights(weights(work_dir), weights(one))
+
+
+def test_training_moves_the_weights_by_more_than_the_tolerance(alone):
+    before, after = weights(alone["plain"], step=2), weights(alone["plain"])
+    assert all((after[key] - before[key]).abs().max() > 100 * OF_WEIGHTS for key in after)
+
+
+def test_what_is_written_is_what_one_process_writes(shared, alone):
+    for name, work_dir in shared.items():
+        one = alone[name.split("-")[0]]
+        names = [{p.relative_to(d).as_posix() for p in d.rglob("*") if p.is_file()} for d in (work_dir, one)]
+        assert {n for n in names[0] ^ names[1] if "mmengine" not in n} == set(), name
+        metas = [
+            json.loads((d / f"finetune/checkpoints/step_{STEPS:08d}/checkpoint.json").read_text())
+            for d in (work_dir, one)
+        ]
+        fingerprints = [{k: v["fingerprint"] for k, v in meta["frozen"].items()} for meta in metas]
+        assert fingerprints[0] == fingerprints[1], name
+        if name == "half-fsdp":
+            continue
+        results = [json.loads((d / "results.json").read_text())["finetune"] for d in (work_dir, one)]
+        for key, value in results[1]["losses"].items():
+            assert results[0]["losses"][key] == pytest.approx(value, rel=1e-4), name
+
+
+def test_validation_is_one_process_own(by_two, alone):
+    own, other = (folder / "validation.jsonl" for folder in (by_two["validated-fsdp"], alone["validated"]))
+    lines, expected = ([json.loads(line) for line in file.read_text().splitlines()] for file in (own, other))
+    assert [line["step"] for line in lines] == [line["step"] for line in expected] == [3, 4]
+    for line, wanted in zip(lines, expected, strict=True):
+        assert line["losses"] == pytest.approx(wanted["losses"], rel=1e-4)
+    assert (by_two["validated-fsdp"] / "finetune" / "best" / "model.safetensors").is_file()
+
+
+def test_half_precision_is_near(by_two, alone):
+    """Blocks gathered in bfloat16 compute as autocast does, but for norms; gradients are added up in float32."""
+    for line, wanted in zip(losses(by_two["half-fsdp"]), losses(alone["half"]), strict=True):
+        assert line["loss"] == pytest.approx(wanted["loss"], rel=5e-3)
+    assert all(value.dtype == torch.float32 for value in weights(by_two["half-fsdp"]).values())
+
+
+def test_they_went_on_where_others_had_stopped(by_two, by_four):
+    """Begun by one process and ended by two, begun by two and ended by four: compared above."""
+    for work_dir in (by_two[f"{name}-begun-by-one"] for name in KINDS):
+        assert "finetune goes on from step 2 of 4" in (work_dir / "train.log").read_text()
+    for work_dir in (by_four[f"{name}-begun-by-two"] for name in KINDS):
+        assert "finetune goes on from step 2 of 4" in (work_dir / "train.log").read_text()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_process_goes_on_where_several_have_stopped(name, config, by_two, alone, tmp_path):
+    work_dir = interrupted(by_two[name], tmp_path / "run")
+    train(config, work_dir, {}, only="finetune")
+    assert_same_losses(work_dir, alone["plain"])
+    assert_same_weights(weights(work_dir), weights(alone["plain"]))
+
+
+@pytest.mark.parametrize("kind", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_one_process_may_have_a_wrapper_too(kind, config, alone, tmp_path):
+    train(config, tmp_path / "run", SAME["plain"] | kind)
+    assert_same_losses(tmp_path / "run", alone["plain"])
+    assert_same_weights(weights(tmp_path / "run"), weights(alone["plain"]))
+
+
+def test_an_empty_micro_batch_has_nothing_to_learn():
+    batch = Batch.blank(4, packed=True)
+    assert (batch.num_images, batch.num_text_targets, batch.num_visual_targets(1)) == (0, 0, 0)
+
+
+def check(config: Path, options: dict, world: int = 2, **env) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WORLD_SIZE", str(world))
+        for key, value in env.items():
+            patch.setenv(key, value)
+        cfg = load_config(config, options)
+        with processes(cfg, list(cfg.stages)):
+            raise AssertionError("it joined")
+
+
+def test_mistakes_are_told_before_anything_is_built(config):
+    with pytest.raises(ValueError, match="WORLD_SIZE=2, and stage pretrain has no `parallel`: add parallel=dict"):
+        check(config, {})
+    with pytest.raises(ValueError, match="parallel.shard=3 .*expected a divisor of the 4 processes"):
+        check(config, FSDP2 | {"parallel.shard": 3}, world=4)
+    with pytest.raises(ValueError, match="runtime.device='cuda:0' and 2 processes"):
+        check(config, DDP | {"runtime.device": "cuda:0"})
+    with pytest.raises(ValueError, match="srun has started 8 processes and MASTER_ADDR and MASTER_PORT is not set"):
+        check(config, DDP, SLURM_STEP_NUM_TASKS="8", SLURM_PROCID="0", SLURM_LOCALID="0")
+    with pytest.raises(ValueError, match="parallel.shards: FSDP2 has no such field; did you mean 'shard'"):
+        check_config(load_config(config, FSDP2 | {"parallel.shards": 2}))
+    with pytest.raises(ValueError, match="parallel.type='FSDP': no such way of sharing a step; did you mean 'FSDP2'"):
+        check_config(load_config(config, {"parallel.type": "FSDP"}))
+
+
+def test_half_precision_weights_are_refused(config, tmp_path):
+    for kind in (DDP, FSDP2):
+        with pytest.raises(ValueError, match="trained weights are torch.bfloat16.*dtype='float32'"):
+            train(config, tmp_path / kind["parallel.type"], kind | {"model.llm.dtype": "bfloat16"})
