@@ -136,7 +136,7 @@ def _section(key: str, value: Any) -> list[str]:
     if key in ("evaluation", "validation", "parallel") and value is None:  # what a stage does without
         return []
     if key == "parallel":
-        return check_component(key, value, MODEL_WRAPPERS)
+        return check_component(key, value, MODEL_WRAPPERS) or _own_wrapper(value["type"])
     problems = check_fields(key, value, SECTIONS[key])
     if not isinstance(value, dict):
         return problems
@@ -149,6 +149,12 @@ def _section(key: str, value: Any) -> list[str]:
             problems.append(f"data.global_batch={whole}: expected a multiple of data.micro_batch={part}")
         problems += _packing(value)
     return problems
+
+
+def _own_wrapper(name: str) -> list[str]:
+    """MMEngine's own, which would be found too, know nothing of optimisation steps."""
+    own = {"module", "device"} <= constructor_fields(find(MODEL_WRAPPERS, name))[1]
+    return [] if own else [f"parallel.type={name!r} shares no steps; {nearest(name, MODEL_WRAPPERS.module_dict)}"]
 
 
 def _packing(data: dict) -> list[str]:

@@ -257,6 +257,10 @@ def test_mistakes_are_told_before_anything_is_built(config):
         check_config(load_config(config, FSDP2 | {"parallel.shards": 2}))
     with pytest.raises(ValueError, match="parallel.type='FSDP': no such way of sharing a step; did you mean 'FSDP2'"):
         check_config(load_config(config, {"parallel.type": "FSDP"}))
+    with pytest.raises(
+        ValueError, match="parallel.type='MMDistributedDataParallel' shares no steps; known: DDP, FSDP2"
+    ):
+        check_config(load_config(config, {"parallel.type": "MMDistributedDataParallel"}))
 
 
 def test_half_precision_weights_are_refused(config, tmp_path):

@@ -213,10 +213,6 @@ def test_files_with_other_names_are_read_at_once(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     renamed = {key.removeprefix("model."): value for key, value in weights.items()}
     save_file(renamed, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    try:
-        expected = HFCausalLM(name=str(tmp_path)).fingerprint()
-    except ValueError:
-        with pytest.raises(ValueError, match="the weights do not fit"):
-            HFCausalLM(name=str(tmp_path), defer=True)
-    else:
-        assert HFCausalLM(name=str(tmp_path), defer=True).fingerprint() == expected
+    later = HFCausalLM(name=str(tmp_path), defer=True)
+    assert not later.lm_head.weight.is_meta
+    assert later.fingerprint() == HFCausalLM(name=str(tmp_path)).fingerprint()
