@@ -1,10 +1,10 @@
 """Kill a training run at random moments and compare its end with that of a run that nobody touched.
 
 The same command is started again after each kill, until the run is finished; then another run begins, until there have
-been enough kills. The first process of each is killed while it prepares its data. Of the others every third is killed at
-any time of its life, the rest in a checkpoint that is being written, a validation, an evaluation, or the end of a stage.
-A share of the signals is SIGTERM, upon which a run has to end by itself. All final weights (bitwise), losses, answers and results must be those
-of the untouched run; else the exit code is 1 and the folders are kept.
+been enough kills. The first process of each is killed while it prepares its data. Of the others every third is killed
+at any time of its life, the rest in a checkpoint that is being written, a validation, an evaluation, or the end of a
+stage. A share of the signals is SIGTERM, upon which a run has to end by itself. All final weights (bitwise), losses,
+answers and results must be those of the untouched run; else the exit code is 1 and the folders are kept.
 """
 
 import argparse
@@ -185,7 +185,7 @@ def main() -> None:
             number = signal.SIGTERM if generator.random() < args.terms else signal.SIGKILL
             aim = ANY if enough else next(aims) if work_dir.is_dir() else "preparation"
             deadline = generator.uniform(0, whole.seconds) if aim == ANY and not enough else float("inf")
-            attempt = Process(command, work_dir).run(aim, deadline, generator.uniform(0, 0.03), number)
+            attempt = Process(command, work_dir).run(aim, deadline, generator.uniform(0, 0.02), number)
             require(
                 expected(attempt), f"{attempt}: not the end that the signal asks for: {work_dir.with_suffix('.out')}"
             )
