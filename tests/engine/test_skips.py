@@ -19,7 +19,7 @@ from asvr.engine.run import run
 from asvr.evaluation.summary import draw_summary
 from asvr.models.vlm import VLM
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("tiny_run", "quick")  # in this order: the run is other modules' too
 OPTIM = dict(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="float32")
 LAST = "finetune/checkpoints/step_{:08d}/model.safetensors"
 
