@@ -1,10 +1,10 @@
 """Kill a training run at random moments and compare its end with that of a run that nobody touched.
 
 The same command is started again after each kill, until the run is finished; then another run begins, until there have
-been enough kills. Half of them come at any time in a process's life, the others are aimed: into a checkpoint that is
-being written, the preparation of data, a validation or an evaluation, the end of a stage. A share of the signals is
-SIGTERM, upon which a run has to end by itself. All final weights (bitwise), losses, answers and results must be those
-of the untouched run; else the exit code is 1 and the folders are kept.
+been enough kills. The first process of each is killed while it prepares its data. Of the others every third is killed
+at any time of its life, the rest in a checkpoint that is being written, a validation, an evaluation, or the end of a
+stage. A share of the signals is SIGTERM, upon which a run has to end by itself. All final weights (bitwise), losses,
+answers and results must be those of the untouched run; else the exit code is 1 and the folders are kept.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from asvr.cli import require_positive, run_tool
@@ -28,6 +29,7 @@ from asvr.engine.interruption import EXIT_CODE
 
 ROOT = Path(__file__).parents[1]
 POLL, PATIENCE = 0.002, 120  # seconds; in the second a process must have ended upon its signal
+ANY = "any time"
 BEGUN = r"stage (\w+): \d+ samples"
 # What the output of a process has last decides where it is.
 MARKS = {
@@ -36,7 +38,7 @@ MARKS = {
     "evaluation": r"answers:",
     "end": r"written: ",
 }
-AIMS = ("checkpoint", "preparation", "validation", "evaluation", "end of a stage", *["any time"] * 5)
+AIMS = ("checkpoint", ANY, "validation", ANY, "checkpoint", "end of a stage", ANY, "evaluation")
 # Keys of lines and results that say how long something took, and how much memory.
 TIMES = ("tokens_per_s", "images_per_s", "data_time_percent", "tflop_per_s", "mfu_percent", "peak_memory_gib", "eta_s")
 TIMES += ("seconds",)
@@ -106,7 +108,7 @@ class Process:
     def run(self, aim: str, deadline: float, delay: float, number: signal.Signals) -> Attempt:
         """Send the signal ``delay`` seconds after the process is where ``aim`` says, or after ``deadline`` seconds."""
         while self.process.poll() is None and self.seconds < deadline:
-            if aim != "any time" and self.phase() == aim:
+            if aim != ANY and self.phase() == aim:
                 time.sleep(delay)
                 break
             time.sleep(POLL)
@@ -171,19 +173,19 @@ def main() -> None:
     command = [sys.executable, str(ROOT / "tools/train.py"), args.config]
     command += ["--cfg-options", *args.cfg_options] if args.cfg_options else []
     root, generator, begin = Path(tempfile.mkdtemp(prefix="kills_")), random.Random(args.seed), time.perf_counter()
-    whole = Process(command, args.reference or root / "whole").run("any time", float("inf"), 0.0, signal.SIGKILL)
+    whole = Process(command, args.reference or root / "whole").run(ANY, float("inf"), 0.0, signal.SIGKILL)
     require(whole.code == 0, f"the untouched run failed with {whole.code}: {root / 'whole.out'}")
     reference = outcome(args.reference or root / "whole")
     counts = {number: Counter() for number in (signal.SIGKILL, signal.SIGTERM)}
-    rounds, attempts = 0, 0
+    rounds, attempts, aims = 0, 0, cycle(AIMS)
     while counts[signal.SIGKILL].total() < args.kills:
         work_dir, finished = root / f"killed_{rounds}", False
         while not finished:
             enough = counts[signal.SIGKILL].total() >= args.kills
             number = signal.SIGTERM if generator.random() < args.terms else signal.SIGKILL
-            deadline = float("inf") if enough else generator.uniform(0, whole.seconds)
-            aim, delay = generator.choice(AIMS), generator.uniform(0, 0.03)
-            attempt = Process(command, work_dir).run("any time" if enough else aim, deadline, delay, number)
+            aim = ANY if enough else next(aims) if work_dir.is_dir() else "preparation"
+            deadline = generator.uniform(0, whole.seconds) if aim == ANY and not enough else float("inf")
+            attempt = Process(command, work_dir).run(aim, deadline, generator.uniform(0, 0.02), number)
             require(
                 expected(attempt), f"{attempt}: not the end that the signal asks for: {work_dir.with_suffix('.out')}"
             )

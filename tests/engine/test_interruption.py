@@ -21,7 +21,7 @@ from asvr.engine.hooks.progress import forget_after
 from asvr.engine.interruption import EXIT_CODE, Interrupted, at_once, interruptible, postponed
 from asvr.engine.run import run
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("tiny_run", "quick")  # in this order: the run is other modules' too
 VALIDATION = {
     "validation": dict(dataset=dict(type="EasyVQA", split="train", max_pictures=1), interval=9),
     "stages.pretrain.validation": None,
