@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 from mmengine import dist
+from torch import Tensor
 from torch.distributed import new_group
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.tensor import DTensor
 
 from asvr.engine import checkpoint
 from asvr.engine.checkpoint_folder import PREFIX, prune
@@ -22,12 +23,6 @@ class Saver:
     def __init__(self, *, folder: Path, keep: int, asynchronous: bool):
         self.folder, self.keep = folder, keep
         self._pool = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
-        cuda = torch.cuda.is_available()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=cuda, use_non_blocking_copy=cuda, use_shared_memory=False, use_async_staging=False
-            )
-        )
         self._running: Future | None = None
         self._groups: list | None = None
 
@@ -43,7 +38,7 @@ class Saver:
             # One for the thread and one for training, so that their messages cannot meet; on the CPU.
             self._groups = [new_group(backend="gloo"), new_group(backend="gloo")]
         if checkpoint.writes_here(content):
-            content = self._stager.stage(content)
+            content = copied(content)
         self._running = self._pool.submit(self._write, folder, content, meta, self._groups and self._groups[0])
 
     def _write(self, folder: Path, content: dict, meta: dict, group) -> None:
@@ -75,6 +70,37 @@ class Saver:
             raise ValueError(next(filter(None, words)))
 
     def close(self) -> None:
-        """At the end of a stage: wait, and give the memory of the copy back."""
+        """At the end of a stage."""
         self.wait()
-        self._stager.close()
+
+
+def copied(value):
+    """Dicts, lists and tuples with a copy of each tensor in the CPU's memory, which is complete.
+
+    Torch's own stager (2.11 to 2.14) keeps its copies by weak references to storages, and fails now and then where
+    several models are trained in one process: "invalid python storage".
+    """
+    found = _copied(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return found
+
+
+def _copied(value):
+    if isinstance(value, DTensor):
+        return DTensor.from_local(
+            _copied(value.to_local()),
+            value.device_mesh,
+            value.placements,
+            run_check=False,
+            shape=value.shape,
+            stride=value.stride(),
+        )
+    if isinstance(value, Tensor):
+        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return copy.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return value
