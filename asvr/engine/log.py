@@ -17,10 +17,10 @@ def _of_rank(rank: int) -> logging.Formatter:
     return logging.Formatter(f"%(asctime)s process {rank}: %(message)s", "%H:%M:%S")
 
 
-def progress_bar(**kwargs) -> tqdm:
+def progress_bar(*, disable: bool = False, **kwargs) -> tqdm:
     """A progress bar with rate and time left; where nobody watches a terminal, a line every ten seconds. Of several
     processes the first one's is shown."""
-    bar = tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, disable=not is_main_process(), **kwargs)
+    bar = tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, disable=disable or not is_main_process(), **kwargs)
     _bars.add(bar)
     return bar
 

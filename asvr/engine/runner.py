@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
+from asvr.data.mixture import Mixture
 from asvr.engine.build import (
     build_collate,
     build_dataset,
@@ -82,7 +83,7 @@ def build_runner(stage: Config, name: str, shared, prepared: Prepared, work_dir:
 
 def _drawn(dataset, batch: int, seed: int) -> Callable[[int], dict[str, int]] | None:
     """Of a mixture, the samples of each source up to a step."""
-    return (lambda step: dataset.drawn(step * batch, seed)) if hasattr(dataset, "drawn") else None
+    return (lambda step: dataset.drawn(step * batch, seed)) if isinstance(dataset, Mixture) else None
 
 
 def _validation(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> list:

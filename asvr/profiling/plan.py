@@ -86,8 +86,8 @@ def _require_above_zero(**options: float) -> None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a stage's model, in parameters. unit: those of all LLM blocks, each a unit that is gathered by itself; the
-    rest is the root unit. saved: those that a checkpoint holds, trained or not."""
+    """Of a stage's model, in parameters. blocks: those of all LLM blocks, each a unit that is gathered by itself; root:
+    all others, which are one unit, see `asvr.engine.parallel.FSDP2`. saved: those that a checkpoint holds."""
 
     blocks: int
     num_blocks: int
@@ -98,12 +98,11 @@ class Sizes:
     @staticmethod
     def of(model: nn.Module) -> "Sizes":
         blocks = {id(p): p for block in model.llm.blocks for p in block.parameters()}
-        tokenizers = {id(p) for tokenizer in model.tokenizers.values() for p in tokenizer.parameters()}
         everything = {id(p): p for p in model.parameters()}
         return Sizes(
             blocks=_count(blocks.values()),
             num_blocks=len(model.llm.blocks),
-            root=_count(p for i, p in everything.items() if i not in blocks and i not in tokenizers),
+            root=_count(p for i, p in everything.items() if i not in blocks),
             trained=_count(p for p in everything.values() if p.requires_grad),
             saved=sum(
                 _count(module.parameters())
@@ -226,22 +225,22 @@ def plan_layout(
 
 
 def gathered(layout: Layout, sizes: Sizes) -> float:
-    """Bytes of whole weights in half precision that a card holds at once beside its shard, and of their gradients: the
-    root unit's, and two blocks' (the next is fetched while one computes)."""
+    """Bytes of whole weights that a card holds at once beside its shard, and of their gradients: the root unit's in
+    float32, and two blocks' in half precision (the next is fetched while one computes)."""
     if layout.shard == 1:
         return 0
-    return 2 * HALF * (sizes.root + 2 * sizes.blocks / sizes.num_blocks)
+    return 2 * (sizes.root * FLOAT + 2 * sizes.blocks / sizes.num_blocks * HALF)
 
 
 def received(layout: Layout, sizes: Sizes, cluster: Cluster, micro_batches: int) -> tuple[float, float]:
     """Bytes that a card receives in an optimisation step: in all, by ring algorithms; and its share of what its node
     receives from other nodes.
 
-    Weights are gathered in half precision, those of blocks for the forward and again for the backward pass of each
-    micro-batch, those of the root unit once; gradients are reduced in float32, in each micro-batch where they are
-    sharded, else once a step.
+    With ``param_dtype='bfloat16'`` and ``reduce_dtype='float32'``: weights of blocks are gathered in half precision for
+    the forward and again for the backward pass of each micro-batch, those of the root unit once, in float32; gradients
+    are reduced in float32, in each micro-batch where they are sharded, else once a step.
     """
-    gathers = (2 * sizes.blocks + sizes.root) * HALF * micro_batches
+    gathers = (2 * sizes.blocks * HALF + sizes.root * FLOAT) * micro_batches
     reduces = sizes.trained * FLOAT * micro_batches
     sharded = (gathers + reduces) * (layout.shard - 1) / layout.shard
     replicated = 2 * sizes.trained / layout.shard * FLOAT * (layout.replicas - 1) / layout.replicas

@@ -38,7 +38,8 @@ def write_json(file: Path, stages: dict[str, StagePlan], inputs: InputPlan, clus
 def _heads(cluster: Cluster, assumed: Assumed) -> list[str]:
     return [
         f"{cluster.nodes} x {cluster.gpus} {cluster.card}, {assumed.samples:,} samples a stage, each one picture and "
-        f"{assumed.sample.text_tokens} text tokens. Counted from the config: parameters, FLOPs, bytes.",
+        f"{assumed.sample.text_tokens} text tokens. Counted from the config: parameters, FLOPs, bytes. FSDP2 with "
+        "param_dtype='bfloat16' and reduce_dtype='float32'.",
         f"Assumed: {assumed.mfu:.0%} of the cards' peak; {cluster.link_gbs:g} GB/s into a card from its node, "
         f"{cluster.network_gbs:g} GB/s into a node from others; {cluster.disk_gbs:g} GB/s to the disk from a node; "
         f"{assumed.picture_kb:g} kB a picture. GB: 1e9 bytes.",

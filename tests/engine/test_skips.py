@@ -36,8 +36,8 @@ def poison(monkeypatch, poisoned) -> None:
     """Let the losses of a batch be NaN where ``poisoned`` says so of its samples' names."""
     forward = VLM.forward
 
-    def spoilt(self, batch):
-        out = forward(self, batch)
+    def spoilt(self, batch, totals=None):
+        out = forward(self, batch, totals)
         if self.training and poisoned(batch.sample_ids):
             return {key: value * float("nan") if value.requires_grad else value for key, value in out.items()}
         return out

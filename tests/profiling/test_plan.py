@@ -39,12 +39,12 @@ def test_bytes_received_by_hand():
     cluster = Cluster(2, 4)
     ddp, whole, hybrid = layouts(cluster)
     assert (whole, hybrid) == (Layout("FSDP2, all cards", 8, 1), Layout("FSDP2, shard = a node", 4, 2))
-    gathers, reduces = 3 * (2 * 800 + 100) * HALF, 3 * 900 * FLOAT  # 3 micro-batches
+    gathers, reduces = 3 * (2 * 800 * HALF + 100 * FLOAT), 3 * 900 * FLOAT  # 3 micro-batches
     assert received(ddp, SIZES, cluster, 3) == (2 * 900 * FLOAT * 7 / 8, 2 * 900 * FLOAT / 2 / 4)
     assert received(whole, SIZES, cluster, 3) == ((gathers + reduces) * 7 / 8, (gathers + reduces) / 2 / 4)
     between = 2 * 900 / 4 * FLOAT / 2  # a shard, between two nodes
     assert received(hybrid, SIZES, cluster, 3) == ((gathers + reduces) * 3 / 4 + between, between)
-    assert gathered(ddp, SIZES) == 0 and gathered(whole, SIZES) == 2 * HALF * (100 + 2 * 200)
+    assert gathered(ddp, SIZES) == 0 and gathered(whole, SIZES) == 2 * (100 * FLOAT + 2 * 200 * HALF)
 
 
 def test_the_recipe_fits_sharded_only(finetune):

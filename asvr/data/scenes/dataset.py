@@ -61,7 +61,7 @@ class Scenes(ConversationDataset):
             split, scenes, per_scene, turns, kinds, captions or describe, with_text, with_images, concepts, size
         )
         self.source, self.split, self.size, self.with_images = f"scenes/{split}", split, size, with_images
-        self.drawn = f"{self.source} seed={seed} concepts={concepts} size={size}"
+        self.made = f"{self.source} seed={seed} concepts={concepts} size={size}"
         self.names = list(photos()) if split == PHOTOS else some_names(concepts)
         self.per_scene, self.turns, self.captions, self.describe = per_scene, turns, captions, describe
         self.kinds = list(_kinds(split)) if kinds is None else kinds
@@ -132,7 +132,7 @@ class Scenes(ConversationDataset):
         return self.records[i]
 
     def picture(self, name: str) -> tuple[str, Source]:
-        key, scene = f"{self.drawn}/{name}", self.scenes[int(name)]
+        key, scene = f"{self.made}/{name}", self.scenes[int(name)]
         if self.split == PHOTOS:  # of files that nothing here vouches for
             return key, paint(scene, self.size)
         return key, Painted(f"{key} {painter()}", partial(paint, scene, self.size))
