@@ -123,7 +123,8 @@ class FSDP2(nn.Module):
         group is a replica (hybrid sharding: the processes of a node); None: all. reshard_after_forward: give a block's
         gathered weights up after its forward pass, and gather them again in the backward pass. reduce_each: add
         gradients up in every micro-batch, so that each process keeps its part of them alone; False: in the last one.
-        frozen: ``shard``, or ``replicate`` to hold frozen weights whole in each process.
+        frozen: ``shard``, or ``replicate`` to hold frozen weights whole in each process, as convolutions' with channels
+        last always are; trained ones lose that layout.
     """
 
     defers = True  # the LLM's weights are read when it is in parts
@@ -148,7 +149,12 @@ class FSDP2(nn.Module):
         if not blocks:
             raise ValueError(f"parallel: {type(module.llm).__name__} tells no `blocks` to shard; use type='DDP'")
         self.module, self.reduce_each, self.reshard_after_forward = module, reduce_each, reshard_after_forward
-        whole = [p for p in module.parameters() if frozen == "replicate" and not p.requires_grad]
+        for parameter in module.parameters():
+            if parameter.requires_grad and not parameter.is_contiguous():  # channels last, which FSDP cannot cut
+                parameter.data = parameter.data.contiguous()
+        whole = [
+            p for p in module.parameters() if not p.requires_grad and (frozen == "replicate" or not p.is_contiguous())
+        ]
         for parameter in whole:
             if not parameter.is_meta:
                 parameter.data = parameter.data.to(device)

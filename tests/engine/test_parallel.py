@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from parallel_helpers import STEPS, images_of_steps, launch, losses, make_config, train
+from run_helpers import call_tool, tiny_command
 from safetensors.torch import load_file
 
 from asvr.config import load_config
@@ -242,6 +243,14 @@ def test_one_process_may_have_a_wrapper_too(kind, config, alone, tmp_path):
     train(config, tmp_path / "run", SAME["plain"] | kind)
     assert_same_losses(tmp_path / "run", alone["plain"])
     assert_same_weights(weights(tmp_path / "run"), weights(alone["plain"]))
+
+
+def test_convolutions_with_channels_last_are_not_cut(tmp_path):
+    """The mini config's encoder; FSDP refuses such weights."""
+    _, *command = tiny_command(tmp_path / "run")
+    done = call_tool(*command, "parallel.type=FSDP2", "stages.blind.evaluation=None", "schedule.steps=4")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/finetune/checkpoints/step_00000004/weights").is_dir()
 
 
 def test_an_empty_micro_batch_has_nothing_to_learn():
