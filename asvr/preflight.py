@@ -8,7 +8,8 @@ from asvr.config import distinct, stage_config
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.encoders.base import Encoder
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
-from asvr.validate import OWN, check_config, constructor_fields, find
+from asvr.signatures import constructor_fields
+from asvr.validate import OWN, check_config, find
 
 
 def preflight(cfg: Config) -> dict[str, int]:

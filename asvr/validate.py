@@ -6,8 +6,6 @@ given, what was expected and the nearest known names.
 
 import inspect
 import itertools
-import types
-import typing
 from typing import Any
 
 from mmengine.config import Config
@@ -29,6 +27,7 @@ from asvr.registry import (
     VISUAL_TOKENIZERS,
 )
 from asvr.schema import SECTIONS, SOURCE, TARGET, TRAINABLE, check_fields, count, nearest
+from asvr.signatures import annotations, constructor_fields, fits, in_words
 
 # Constructor arguments that the library fills in, so that a config need not.
 INJECTED = {
@@ -62,7 +61,6 @@ BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "p
 OF_STAGE = ("train", "init", *BY_STAGE)
 OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
 SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
-PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # annotations that a config's value is checked against
 OTHER = ("stages", "custom_imports", "default_scope")
 REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
 
@@ -191,7 +189,7 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
         ]
     hints = annotations(cls)
     problems += [
-        f"{key}.{name}={value[name]!r}: expected {_words(hints[name])}"
+        f"{key}.{name}={value[name]!r}: expected {in_words(hints[name])}"
         for name in value
         if name in hints and not fits(value[name], hints[name])
     ]
@@ -263,51 +261,3 @@ def find(registry: Registry, name: Any):
             return registry.module_dict[name]
         registry = registry.parent
     return None
-
-
-def constructor_fields(cls) -> tuple[set[str], set[str], bool]:
-    """Names that a constructor needs, names that it takes, and whether it takes any name.
-
-    A ``**kwargs`` is followed to the constructor of the next base class.
-    """
-    required, known = set(), set()
-    for constructor in _constructors(cls):
-        parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name != "self"]
-        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        required |= {p.name for p in named if p.default is p.empty and p.name not in known}
-        known |= {p.name for p in named}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            return required, known, False
-    return required, known, True
-
-
-def _constructors(cls) -> list:
-    return [c.__dict__["__init__"] for c in cls.__mro__ if "__init__" in c.__dict__] if inspect.isclass(cls) else [cls]
-
-
-def annotations(cls) -> dict[str, Any]:
-    """Constructor argument -> its annotation, where it is made of plain types."""
-    found = {}
-    for constructor in reversed(_constructors(cls)):
-        for name, parameter in inspect.signature(constructor).parameters.items():
-            found[name] = parameter.annotation
-    return {name: hint for name, hint in found.items() if all(kind in PLAIN for kind in _kinds(hint))}
-
-
-def _kinds(hint) -> list:
-    """The types that a union has, or the one that it is; of ``list[int]`` the list."""
-    parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return [typing.get_origin(part) or part for part in parts]
-
-
-def fits(value: Any, hint) -> bool:
-    """Whether a config's value is of an annotated type; a whole number is a float too, a tuple a list."""
-    kinds = _kinds(hint)
-    if isinstance(value, bool):
-        return bool in kinds
-    wider = {int: (int, float), tuple: (tuple, list), list: (tuple, list)}.get(type(value), ())
-    return any(isinstance(value, kind) for kind in kinds) or any(kind in kinds for kind in wider)
-
-
-def _words(hint) -> str:
-    return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint)

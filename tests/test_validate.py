@@ -10,7 +10,8 @@ from mmengine.config import Config
 from asvr.config import load_config, stage_config
 from asvr.preflight import check_sizes, preflight
 from asvr.registry import HEADS
-from asvr.validate import check_config, constructor_fields
+from asvr.signatures import constructor_fields
+from asvr.validate import check_config
 from asvr.zoo import MissingWeights
 
 TINY = dict(
