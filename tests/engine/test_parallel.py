@@ -245,6 +245,20 @@ def test_one_process_may_have_a_wrapper_too(kind, config, alone, tmp_path):
     assert_same_weights(weights(tmp_path / "run"), weights(alone["plain"]))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [DDP, FSDP2], ids=["ddp", "fsdp2"])
+def test_a_wrapper_on_one_card(kind, config, tmp_path):
+    """NCCL, and copies out of the card's memory for checkpoints."""
+    on_card = {"runtime.device": "cuda", "optim.precision": "float32"}
+    for name, options in dict(plain={}, wrapped=kind).items():
+        train(config, tmp_path / name, on_card | options)
+    assert_same_losses(tmp_path / "wrapped", tmp_path / "plain")
+    kept = interrupted(tmp_path / "wrapped", tmp_path / "again")
+    train(config, kept, on_card | kind, only="finetune")
+    assert_same_losses(kept, tmp_path / "plain")
+
+
 def test_convolutions_with_channels_last_are_not_cut(tmp_path):
     """The mini config's encoder; FSDP refuses such weights."""
     _, *command = tiny_command(tmp_path / "run")
