@@ -29,6 +29,8 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
         raise ValueError(f"{path} is a folder: give the config file (a run's is in its work dir, config.py)")
     if not Path(path).is_file():
         raise ValueError(f"there is no config file {path}")
+    if Path(path).suffix != ".py":
+        raise ValueError(f"{path} is no config, which is a Python file (.py)")
     cfg = Config.fromfile(path, import_custom_modules=False)
     for key, value in (cfg_options or {}).items():
         try:

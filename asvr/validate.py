@@ -134,7 +134,7 @@ def _section(key: str, value: Any) -> list[str]:
     if key in ("evaluation", "validation", "parallel") and value is None:  # what a stage does without
         return []
     if key == "parallel":
-        return check_component(key, value, MODEL_WRAPPERS) or _own_wrapper(value["type"])
+        return check_component(key, value, MODEL_WRAPPERS) or _wrapper(value)
     problems = check_fields(key, value, SECTIONS[key])
     if not isinstance(value, dict):
         return problems
@@ -149,10 +149,17 @@ def _section(key: str, value: Any) -> list[str]:
     return problems
 
 
-def _own_wrapper(name: str) -> list[str]:
+def _wrapper(value: dict) -> list[str]:
     """MMEngine's own, which would be found too, know nothing of optimisation steps."""
-    own = {"module", "device"} <= constructor_fields(find(MODEL_WRAPPERS, name))[1]
-    return [] if own else [f"parallel.type={name!r} shares no steps; {nearest(name, MODEL_WRAPPERS.module_dict)}"]
+    name = value["type"]
+    wrapper = find(MODEL_WRAPPERS, name)
+    if not {"module", "device"} <= constructor_fields(wrapper)[1]:
+        return [f"parallel.type={name!r} shares no steps; {nearest(name, MODEL_WRAPPERS.module_dict)}"]
+    return [
+        f"parallel.{field}={value[field]!r}: expected one of {', '.join(map(repr, allowed))}"
+        for field, allowed in getattr(wrapper, "choices", {}).items()
+        if field in value and value[field] not in allowed
+    ]
 
 
 def _packing(data: dict) -> list[str]:

@@ -51,6 +51,7 @@ def main() -> None:
     else:
         refuse_options(dict(stage=args.stage, cfg_options=args.cfg_options), "goes with a CONFIG alone")
     require_positive(dict(limit=args.limit, max_length=args.max_length, image_tokens=args.image_tokens))
+    require_positive(dict(workers=args.workers or None))
     from asvr.data.check import default_workers  # here: --help need not wait for torch
     from asvr.engine.check_data import REFUSED, check_sources, sources_of_config, sources_of_file
 

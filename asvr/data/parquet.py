@@ -137,7 +137,7 @@ def _metadata(path: str):
 def _columns(path: str, columns: dict | None) -> dict[str, str]:
     """What is read -> its column."""
     there = _metadata(path).schema.to_arrow_schema().names
-    columns = {role: role for role in ROLES if role in there} if columns is None else dict(columns)
+    columns = {role: role for role in ROLES if role in there} | dict(columns or {})
     if unknown := [role for role in columns if role not in ROLES]:
         raise ValueError(f"ParquetDataset: columns has {unknown[0]!r}: expected some of {', '.join(ROLES)}")
     if missing := [name for name in columns.values() if name not in there]:
@@ -147,6 +147,9 @@ def _columns(path: str, columns: dict | None) -> dict[str, str]:
             f"{path} has neither pictures nor conversations under their own names: it has {', '.join(there)}; say in "
             "`columns` what is what, such as dict(image='picture', question='q', answer='a')"
         )
+    for one, other in (("answer", "question"), ("question", "answer")):
+        if one in columns and other not in columns and "conversations" not in columns:
+            raise ValueError(f"{path} has a column for {one!r}, and none for {other!r}: name it in `columns`")
     return columns
 
 

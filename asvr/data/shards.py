@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
@@ -86,6 +87,6 @@ def find_files(files: str | list, what: str) -> list[str]:
         if not own:
             raise ValueError(f"{what}: files {pattern!r} names no file")
         found += own
-    if twice := [path for path in found if found.count(path) > 1]:
+    if twice := [path for path, count in Counter(found).items() if count > 1]:
         raise ValueError(f"{what}: files={files!r} names a file twice: {twice[0]}")
     return found

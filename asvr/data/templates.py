@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from asvr.data.refusals import Refused
 from asvr.registry import TEMPLATES
+from asvr.schema import nearest
 
 IMAGE_MARK = "<image>"  # in a question, the place of one picture
 
@@ -188,4 +189,9 @@ def build_template(template: "str | dict | Template") -> Template:
     """A template from its name, its config, or itself."""
     if isinstance(template, str):
         template = dict(type=template)
-    return TEMPLATES.build(template) if isinstance(template, dict) else template
+    if not isinstance(template, dict):
+        return template
+    name = template.get("type")
+    if isinstance(name, str) and TEMPLATES.get(name) is None:
+        raise ValueError(f"template {name!r} is unknown; {nearest(name, TEMPLATES.module_dict)}")
+    return TEMPLATES.build(template)

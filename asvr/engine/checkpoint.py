@@ -115,9 +115,10 @@ def _write_whole(folder: Path, content: dict, meta: dict) -> None:
 
 
 def _write_sharded(folder: Path, content: dict, meta: dict, group) -> None:
-    """What goes wrong in one process ends it in all of them."""
+    """What goes wrong in one process ends it in all of them, their groups' end too: MMEngine's functions would then act
+    as if there were one process, torch's own raise."""
     own = sharded.local_bytes(content["weights"] | content["tensors"])
-    needed, first = sum(dist.all_gather_object(own, group)), dist.get_rank(group) == 0
+    needed, first = sum(_gather(own, group)), torch.distributed.get_rank(group) == 0
     partial = folder.with_name(f".{folder.name}.partial")
 
     def start() -> None:
@@ -155,13 +156,19 @@ def _together(work, group) -> list:
         result = work()
     except Exception as own:
         error = own
-    words = dist.all_gather_object(None if error is None else f"{type(error).__name__}: {error}", group)
+    words = _gather(None if error is None else f"{type(error).__name__}: {error}", group)
     if error is not None:
         raise error
     if any(words):
         rank = next(rank for rank, found in enumerate(words) if found)
         raise ValueError(f"process {rank}: {words[rank]}")
-    return dist.all_gather_object(result, group)
+    return _gather(result, group)
+
+
+def _gather(value, group) -> list:
+    found = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(found, value, group)
+    return found
 
 
 def _merged(found: list[dict]) -> dict:
@@ -194,7 +201,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
     counts as initialised here, so that later checkpoints hold it too."""
     whole = WEIGHTS in read_meta(folder)["sha256"]
-    require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS), together=_is_sharded(model))
+    require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS))
     names = _check_fit(folder, model, _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS))
     parts = {name: model.components()[name] for name in names}
     own = {f"{name}.{key}": value for name, module in parts.items() for key, value in unshared(module).items()}
@@ -212,7 +219,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     """Load the optimiser's state and return the other states. Every process calls it."""
     whole = WEIGHTS in read_meta(folder)["sha256"]
     files = [STATE] if whole else [STATE, *_files(folder, sharded.OPTIMIZER)]
-    require_whole(folder, files, together=_is_sharded(model))
+    require_whole(folder, files)
     state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     own = state.pop("optimizer")
     if whole:
@@ -255,10 +262,6 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
         if wrong:
             raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
     return list(by_component)
-
-
-def _is_sharded(model: nn.Module) -> bool:
-    return sharded.is_sharded(dict(model.named_parameters()))
 
 
 def _shapes(file: Path) -> dict[str, torch.Size]:

@@ -11,10 +11,9 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
-from mmengine import dist
-
 from asvr.data.disk import free_bytes, full_disk, in_bytes
 from asvr.engine.log import logger
+from asvr.engine.processes import from_main, gather, get_rank, get_world_size, is_main_process, wait
 from asvr.folders import sha256_of
 
 PREFIX = "step_"
@@ -121,10 +120,10 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def require_whole(folder: Path, names: list[str], *, together: bool) -> None:
-    """Raise ``ValueError`` where one of these files is missing or damaged. together: every process calls it, and hashes
-    its share of them."""
-    if (problem := (_damage_seen_by_all if together else _damage)(folder, names)) is not None:
+def require_whole(folder: Path, names: list[str]) -> None:
+    """Raise ``ValueError`` where one of these files is missing or damaged. Every process calls it, and hashes its share
+    of them."""
+    if (problem := _damage_seen_by_all(folder, names)) is not None:
         raise ValueError(f"{problem}: delete {folder} to go on from the one before")
 
 
@@ -132,11 +131,14 @@ def _damage(folder: Path, names: list[str]) -> str | None:
     hashes = read_meta(folder)["sha256"]
     for name in names:
         file = folder / name
-        if not file.is_file():
+        try:
+            status = file.stat()
+            if _digest(file, status.st_size, status.st_mtime_ns, status.st_ino) != hashes.get(name):
+                return f"{file} is damaged (its SHA-256 is not the one written)"
+        except FileNotFoundError:
             return f"{file} is missing"
-        status = file.stat()
-        if _digest(file, status.st_size, status.st_mtime_ns, status.st_ino) != hashes.get(name):
-            return f"{file} is damaged (its SHA-256 is not the one written)"
+        except OSError as error:  # a bad disk: the other processes wait for an answer
+            return f"{file} cannot be read ({error})"
     return None
 
 
@@ -168,7 +170,7 @@ def set_aside_damaged(folder: Path) -> None:
     Nothing is deleted. Every process calls it and hashes its share of the files.
     """
     names = [found.name for found in sorted(folder.glob(f"{PREFIX}*"), reverse=True)]
-    names = dist.all_gather_object(names)[0]  # as the first process sees them
+    names = from_main(names)  # as the first process sees them
     for name in names:
         try:
             problem = _damage_seen_by_all(folder / name, sorted(read_meta(folder / name)["sha256"]))
@@ -176,18 +178,18 @@ def set_aside_damaged(folder: Path) -> None:
             problem = str(error).partition(": delete")[0].partition("; delete")[0]
         if problem is None:
             return
-        if dist.is_main_process():
+        if is_main_process():
             aside, n = folder / f"{DAMAGED}{name}", 1
             while aside.exists():
                 n += 1
                 aside = folder / f"{DAMAGED}{name}.{n}"
             os.replace(folder / name, aside)
             logger.warning("%s: set aside as %s", problem, aside.name)
-        dist.barrier()
+        wait()
     if names:
         logger.warning("%s: no whole checkpoint is left; this stage begins anew", folder)
 
 
 def _damage_seen_by_all(folder: Path, names: list[str]) -> str | None:
-    own = _damage(folder, names[dist.get_rank() :: dist.get_world_size()])
-    return next((found for found in dist.all_gather_object(own) if found is not None), None)
+    own = _damage(folder, names[get_rank() :: get_world_size()])
+    return next((found for found in gather(own) if found is not None), None)

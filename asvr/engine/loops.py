@@ -54,8 +54,14 @@ class StepLoop(BaseLoop):
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
         runner.model.train()
-        if self._goes_on():
-            self._run_steps()
+        try:
+            if self._goes_on():
+                self._run_steps()
+        except BaseException:
+            for hook in runner.hooks:
+                if hasattr(hook, "abandon"):
+                    hook.abandon()
+            raise
         runner.call_hook("after_train_epoch")
         runner.call_hook("after_train")
         if self.stop is not None:

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from asvr import compat
 from asvr.data.batch import Batch
 from asvr.engine.processes import gather_numbers, get_world_size
-from asvr.models.hf import resolve_dtype
+from asvr.models.hf import DTYPES, resolve_dtype
 from asvr.registry import MODEL_WRAPPERS
 
 FROZEN = ("shard", "replicate")
@@ -128,6 +128,7 @@ class FSDP2(nn.Module):
     """
 
     defers = True  # the LLM's weights are read when it is in parts
+    choices = dict(param_dtype=(None, *DTYPES), reduce_dtype=(None, *DTYPES), frozen=FROZEN)  # of a config's values
 
     def __init__(
         self,
@@ -142,8 +143,8 @@ class FSDP2(nn.Module):
         frozen: str = "shard",
     ):
         super().__init__()
-        if frozen not in FROZEN:
-            raise ValueError(f"parallel.frozen={frozen!r}: expected one of {', '.join(FROZEN)}")
+        for name, value in dict(param_dtype=param_dtype, reduce_dtype=reduce_dtype, frozen=frozen).items():
+            assert value in self.choices[name], f"parallel.{name}={value!r}: the config was not checked"
         _check_precision(module)
         blocks = getattr(module.llm, "blocks", None)
         if not blocks:
@@ -178,6 +179,7 @@ class FSDP2(nn.Module):
     def _calls(self, count: int) -> Iterator[Callable]:
         for number in range(1, count + 1):
             self.module.set_requires_gradient_sync(self.reduce_each or number == count)
+            self.module.set_requires_all_reduce(number == count)  # between replicas once a step
             yield self.module
 
     @contextmanager

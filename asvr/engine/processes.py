@@ -40,15 +40,19 @@ def processes(cfg: Config, stages: list[str]) -> Iterator[None]:
         return
     cuda = cfg.runtime.device != "cpu" and torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _, _, card = cfg.runtime.device.partition(":")  # named where there is one process alone
+        torch.cuda.set_device(int(card or os.environ.get("LOCAL_RANK", "0")))
     one = dict(store=dist.HashStore(), rank=0, world_size=1) if world == 1 else {}
     dist.init_process_group("nccl" if cuda else "gloo", **one)
     _cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    failed = True
     try:
         yield
+        failed = False
     finally:
         _cpu_group = None
-        dist.destroy_process_group()
+        if world == 1 or not failed:  # the others may wait for this one, and would be waited for: its end tells them
+            dist.destroy_process_group()
 
 
 def _read_slurm() -> None:

@@ -37,7 +37,7 @@ def set_random_state(state: dict) -> None:
     if state["cuda"] and dist.get_world_size() > 1:
         torch.cuda.set_rng_state(state["cuda"][0])
     elif state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
 
 
 def random_states() -> list[dict]:

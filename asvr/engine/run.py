@@ -28,6 +28,7 @@ from asvr.preflight import preflight
 from asvr.pretrained import load, why_no_model
 from asvr.profiling.memory import warn_of_memory
 from asvr.registry import TEXT_TOKENIZERS
+from asvr.validate import check_config
 
 RESULTS = "results.json"
 AUTO, NEVER = "auto", "never"
@@ -41,6 +42,7 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     a folder goes on from that checkpoint. Of several processes the first one writes all files. Raises
     `asvr.engine.interruption.Interrupted` where a signal ends it.
     """
+    check_config(cfg)
     with processes(cfg, list(cfg.stages) if only not in cfg.stages else [only]):
         return _run(cfg, work_dir, only, resume)
 

@@ -1,6 +1,6 @@
 """Saving while training goes on: what a checkpoint holds is copied to the CPU, and a thread writes the copy."""
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
@@ -11,6 +11,9 @@ from torch.distributed.tensor import DTensor
 
 from asvr.engine import checkpoint
 from asvr.engine.checkpoint_folder import PREFIX, prune
+from asvr.engine.processes import PATIENCE
+
+SOON = 60.0  # seconds
 
 
 class Saver:
@@ -36,10 +39,12 @@ class Saver:
             return
         if self._groups is None and dist.is_distributed():
             # One for the thread and one for training, so that their messages cannot meet; on the CPU.
-            self._groups = [new_group(backend="gloo"), new_group(backend="gloo")]
+            self._groups = [new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)]
         if checkpoint.writes_here(content):
-            content = copied(content)
-        self._running = self._pool.submit(self._write, folder, content, meta, self._groups and self._groups[0])
+            arguments = folder, copied(content), meta, self._groups and self._groups[0]
+            self._running = self._pool.submit(self._write, *arguments)
+        else:
+            self._running = self._pool.submit(lambda: None)
 
     def _write(self, folder: Path, content: dict, meta: dict, group) -> None:
         checkpoint.write(folder, content, meta, group)
@@ -63,11 +68,17 @@ class Saver:
             return
         running, self._running = self._running, None
         error = running.exception()
-        words = dist.all_gather_object(error and str(error), self._groups and self._groups[1])
+        words = dist.all_gather_object(error and (str(error) or repr(error)), self._groups and self._groups[1])
         if error is not None:
             raise error
         if any(words):
             raise ValueError(next(filter(None, words)))
+
+    def abandon(self) -> None:
+        """Where training has failed: what is being written is finished if that is soon; with other processes gone it
+        may not be, and then never gets its name."""
+        if self._running is not None:
+            wait([self._running], timeout=SOON)
 
     def close(self) -> None:
         """At the end of a stage."""
@@ -75,32 +86,20 @@ class Saver:
 
 
 def copied(value):
-    """Dicts, lists and tuples with a copy of each tensor in the CPU's memory, which is complete.
+    """Dicts, lists and tuples with a copy of each tensor in the CPU's memory; of a sharded one, of this process's part.
 
     Torch's own stager (2.11 to 2.14) keeps its copies by weak references to storages, and fails now and then where
     several models are trained in one process: "invalid python storage".
     """
-    found = _copied(value)
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return found
-
-
-def _copied(value):
     if isinstance(value, DTensor):
-        return DTensor.from_local(
-            _copied(value.to_local()),
-            value.device_mesh,
-            value.placements,
-            run_check=False,
-            shape=value.shape,
-            stride=value.stride(),
-        )
+        # Not by ``from_local``, which would move the part to the mesh's device.
+        names, layout = value.__tensor_flatten__()
+        inside = {name: copied(getattr(value, name)) for name in names}
+        return DTensor.__tensor_unflatten__(inside, layout, value.size(), value.stride())
     if isinstance(value, Tensor):
-        copy = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-        return copy.copy_(value.detach(), non_blocking=True)
+        return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
+        return {key: copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(_copied, value))
+        return type(value)(map(copied, value))
     return value

@@ -12,7 +12,6 @@ import json
 import time
 from pathlib import Path
 
-from mmengine import dist
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
@@ -162,10 +161,10 @@ def recover(work_dir: Path, names: list[str], resume_from: Path | None) -> None:
     """
     for name in names:
         folder = work_dir / name / "checkpoints"
-        if dist.is_main_process():
+        if is_main_process():
             checkpoint.clean(work_dir / name)
             checkpoint.clean(folder)
-        dist.barrier()
+        wait()
         if resume_from is None or resume_from.parent != folder.resolve():
             checkpoint.set_aside_damaged(folder)
 

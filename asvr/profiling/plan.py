@@ -18,6 +18,7 @@ from torch import nn
 from asvr.config import stage_config
 from asvr.data.code_cache import code_dtype
 from asvr.data.transforms import ImageTransform
+from asvr.engine.build import pack_limits
 from asvr.preflight import build_meta
 from asvr.profiling.flops import Sample, forward_parts, training_factor
 from asvr.profiling.memory import ADAM_MOMENTS, USABLE, MemoryPlan, plan_memory
@@ -68,6 +69,8 @@ class Assumed:
 
     def __post_init__(self):
         _require_above_zero(samples=self.samples, mfu=self.mfu, picture_kb=self.picture_kb)
+        if self.mfu > 1:
+            raise ValueError(f"--mfu {self.mfu}: expected a share, at most 1")
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
@@ -175,9 +178,8 @@ def plan_stage(stage: Config, cluster: Cluster, assumed: Assumed) -> StagePlan:
     model = build_meta(stage)
     sizes, tokens = Sizes.of(model), model.encoder.num_tokens + assumed.sample.text_tokens
     per_step = stage.data.global_batch / cluster.cards
-    rows = stage.data.pack or {}
-    room = stage.data.micro_batch * stage.data.max_length if rows is True else rows.get("max_tokens", 0)
-    per_micro_batch = max(1, room // tokens) if room else stage.data.micro_batch
+    limits = pack_limits(stage.data)
+    per_micro_batch = stage.data.micro_batch if limits is None else max(1, limits["max_tokens"] // tokens)
     micro_batches = ceil(ceil(per_step) / per_micro_batch)
     compute = _needed_flops(model, stage, assumed) * per_step / (peak_flops(cluster.card) * assumed.mfu)
     memory = plan_memory(stage, model)  # uses the model up

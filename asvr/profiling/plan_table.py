@@ -39,7 +39,7 @@ def _heads(cluster: Cluster, assumed: Assumed) -> list[str]:
     return [
         f"{cluster.nodes} x {cluster.gpus} {cluster.card}, {assumed.samples:,} samples a stage, each one picture and "
         f"{assumed.sample.text_tokens} text tokens. Counted from the config: parameters, FLOPs, bytes. FSDP2 with "
-        "param_dtype='bfloat16' and reduce_dtype='float32'.",
+        "param_dtype='bfloat16' and reduce_dtype='float32', whatever the config's `parallel` says.",
         f"Assumed: {assumed.mfu:.0%} of the cards' peak; {cluster.link_gbs:g} GB/s into a card from its node, "
         f"{cluster.network_gbs:g} GB/s into a node from others; {cluster.disk_gbs:g} GB/s to the disk from a node; "
         f"{assumed.picture_kb:g} kB a picture. GB: 1e9 bytes.",
@@ -56,7 +56,8 @@ def _stage(name: str, stage: StagePlan, cluster: Cluster) -> Table:
         caption=f"Products alone: {stage.compute:.3g} s a step. Checkpoint: {stage.checkpoint / GB:,.1f} GB, "
         f"{stage.checkpoint / GB / cluster.cards:.2f} GB a card when sharded; "
         f"{stage.checkpoint / cluster.nodes / (cluster.disk_gbs * GB):.0f} s to the disks of all nodes, "
-        f"{stage.checkpoint / (cluster.disk_gbs * GB):.0f} s from one node (DDP).",
+        f"{stage.checkpoint / (cluster.disk_gbs * GB):.0f} s from one node (DDP)."
+        + (" Some cards have no sample in a step: raise data.global_batch." if samples < 1 else ""),
     )
     table.add_column("a card, a step")
     for plan in stage.layouts:

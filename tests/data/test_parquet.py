@@ -141,7 +141,7 @@ def test_pictures_are_told_apart_by_content_without_reading_them(tmp_path, monke
         (dict(image=[{"bytes": None, "path": None}]), "missing picture", "neither bytes nor a path"),
         (dict(image=["../x.png"]), "outside image_folder", "lies outside"),
         (dict(image=["x.png"]), "missing picture", "is missing"),
-        (dict(question=["a?"]), "malformed", "message 1 is not"),
+        (dict(question=["a?", "b?"], answer=[None, "b"]), "malformed", "message 1 is not"),
     ],
 )
 def test_a_refusal_names_file_and_record(tmp_path, columns, reason, text):
@@ -154,6 +154,14 @@ def test_a_refusal_names_file_and_record(tmp_path, columns, reason, text):
     with pytest.raises(Refused, match=f"{path}, record 0: .*{text}") as refused:
         build(path)[0]
     assert refused.value.reason == reason
+
+
+def test_columns_that_are_not_named_keep_their_own_names(tmp_path):
+    path = write(tmp_path / "x.parquet", dict(question=["what?", "who?"], reply=["a", None]))
+    dataset = build(path, columns=dict(answer="reply"))
+    assert dataset.record(0)["conversations"] == [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a"}]
+    with pytest.raises(ValueError, match="has a column for 'question', and none for 'answer': name it in `columns`"):
+        build(path)
 
 
 def test_mistakes_are_refused(tmp_path, monkeypatch):

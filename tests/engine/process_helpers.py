@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed import destroy_process_group, init_process_group, is_initialized
 
 
 def in_processes(number: int, work, *args) -> list:
@@ -28,4 +28,5 @@ def _one(rank: int, number: int, folder: str, work, args: tuple) -> None:
     torch.set_num_threads(1)
     init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=number)
     torch.save(work(rank, *args), Path(folder) / f"{rank}.pt")
-    destroy_process_group()
+    if is_initialized():  # not ended by the work
+        destroy_process_group()

@@ -295,6 +295,12 @@ def test_mistakes_are_told_before_anything_is_built(config):
         check_config(load_config(config, FSDP2 | {"parallel.shards": 2}))
     with pytest.raises(ValueError, match="parallel.type='FSDP': no such way of sharing a step; did you mean 'FSDP2'"):
         check_config(load_config(config, {"parallel.type": "FSDP"}))
+    with pytest.raises(ValueError, match="parallel.param_dtype='bf16': expected one of None, 'float32', 'bfloat16'"):
+        check_config(load_config(config, FSDP2 | {"parallel.param_dtype": "bf16"}))
+    with pytest.raises(ValueError, match="parallel.frozen='sharded': expected one of 'shard', 'replicate'"):
+        check_config(load_config(config, FSDP2 | {"parallel.frozen": "sharded"}))
+    with pytest.raises(ValueError, match="parallel='FSDP2'"):
+        train(config, config.parent / "none", {"parallel": "FSDP2"})
     with pytest.raises(
         ValueError, match="parallel.type='MMDistributedDataParallel' shares no steps; known: DDP, FSDP2"
     ):

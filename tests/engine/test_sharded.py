@@ -5,6 +5,7 @@ Every process trains on the same batch, so that any number of them computes the 
 
 import logging
 import resource
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from engine_helpers import collate, item, runner, tiny_model
 from PIL import Image
 from process_helpers import in_processes
 from safetensors import safe_open
+from torch import distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from asvr.engine import checkpoint
@@ -193,6 +195,30 @@ def test_no_room_in_one_process_ends_all_and_leaves_the_last_checkpoint(tmp_path
     assert all(f"The last good checkpoint is {tmp_path / 'step_00000001'}" in line for line in told)
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
     Training(sharded=False).load(tmp_path / "step_00000001")
+
+
+def test_a_checkpoint_whose_processes_end_meanwhile_gets_no_name(tmp_path):
+    """With the group gone, each would else take itself for all of them, and write what it has as the whole."""
+    told = in_processes(2, end_meanwhile, tmp_path)
+    assert all("process group" in line for line in told), told
+    assert not list(tmp_path.glob("step_*"))
+
+
+def end_meanwhile(rank, folder) -> str:
+    training, hashed = Training(sharded=True), checkpoint._hash
+    training.step()
+
+    def last(file):
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return hashed(file)
+
+    with patch("asvr.engine.checkpoint._hash", last):
+        try:
+            checkpoint.save(folder / "step_1", model=training.model, state={}, meta={}, optimizer=training.optimizer)
+        except (ValueError, RuntimeError) as error:
+            return f"{error} {error.__cause__}".lower()
+    return "saved"
 
 
 def run_out(rank, folder, asynchronous) -> str:

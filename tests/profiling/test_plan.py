@@ -85,12 +85,18 @@ def test_the_tool(tmp_path):
         (["--plan", "0x8"], "--plan '0x8': expected NODESxGPUS"),
         (["--samples", "5"], "--samples needs --plan"),
         (["--plan", "1x8", "--mfu", "0"], "--mfu 0.0: expected a number above 0"),
+        (["--plan", "1x8", "--mfu", "45"], "--mfu 45.0: expected a share, at most 1"),
         (["--plan", "1x8", "--card", "H1"], "--card 'H1': expected one of A100, H100, H200"),
     ],
 )
 def test_wrong_options_are_told(options, message):
     done = call_tool("tools/profile.py", "configs/benchmarks/small_asvr.py", *options)
     assert done.returncode == 1 and message in done.stderr
+
+
+def test_a_config_that_does_not_pack_and_has_fewer_samples_than_cards():
+    done = call_tool("tools/profile.py", "configs/asvr_mini.py", "--plan", "100x8")
+    assert done.returncode == 0 and "Some cards have no sample in a step" in " ".join(done.stdout.split()), done.stderr
 
 
 def test_layouts_of_one_node():

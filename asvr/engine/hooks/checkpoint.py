@@ -36,6 +36,10 @@ class CheckpointHook(Hook):
     def after_train(self, runner) -> None:
         self.saver.close()
 
+    def abandon(self) -> None:
+        """Called where training has failed."""
+        self.saver.abandon()
+
     def save(self, runner) -> None:
         state = dict(
             schedulers=[scheduler.state_dict() for scheduler in runner.param_schedulers],

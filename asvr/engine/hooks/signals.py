@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 
 from asvr.engine.interruption import Interrupted, received
 from asvr.engine.log import logger
+from asvr.engine.processes import PATIENCE
 from asvr.registry import HOOKS
 
 
@@ -19,7 +20,8 @@ class SignalHook(Hook):
     priority = "LOW"  # in front of the checkpoint, which is written where a run stops
 
     def before_train(self, runner) -> None:
-        self.group = torch.distributed.new_group(backend="gloo") if get_world_size() > 1 else None
+        several = get_world_size() > 1
+        self.group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE) if several else None
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         number = received() or 0

@@ -1,10 +1,10 @@
 """Names what was in the steps that were skipped, and ends a run of too many."""
 
 import torch
-from mmengine.dist import all_gather_object, get_world_size
 from mmengine.hooks import Hook
 
 from asvr.engine.log import logger
+from asvr.engine.processes import gather, is_main_process
 from asvr.registry import HOOKS
 
 
@@ -25,10 +25,13 @@ class SkipHook(Hook):
 
     def state_dict(self) -> dict:
         self._look()
-        return dict(count=self.count, skipped=self.skipped)
+        everyone = gather(self.skipped)  # the same steps in all processes, each with its own samples
+        skipped = [(own[0][0], [s for _, samples in own for s in samples]) for own in zip(*everyone, strict=True)]
+        return dict(count=self.count, skipped=skipped)
 
     def load_state_dict(self, state: dict) -> None:
-        self.count, self.skipped = state["count"], state["skipped"]
+        self.count = state["count"]
+        self.skipped = [(step, samples if is_main_process() else []) for step, samples in state["skipped"]]
 
     def before_train(self, runner) -> None:
         self._stop_above_limit(runner)
@@ -49,8 +52,7 @@ class SkipHook(Hook):
 
     def _name(self) -> None:
         for step, samples in self.skipped:  # the same steps on every rank, each with its own part of the samples
-            if get_world_size() > 1:
-                samples = [sample for own in all_gather_object(samples) for sample in own]
+            samples = [sample for own in gather(samples) for sample in own]
             logger.warning(
                 "%s, step %d: skipped, a loss or a gradient was not finite; its samples: %s",
                 self.stage,
