@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from asvr.data.refusals import Refused
 from asvr.registry import TEMPLATES
-from asvr.schema import nearest
 
 IMAGE_MARK = "<image>"  # in a question, the place of one picture
 
@@ -193,5 +192,5 @@ def build_template(template: "str | dict | Template") -> Template:
         return template
     name = template.get("type")
     if isinstance(name, str) and TEMPLATES.get(name) is None:
-        raise ValueError(f"template {name!r} is unknown; {nearest(name, TEMPLATES.module_dict)}")
+        raise ValueError(f"template {name!r} is unknown: expected one of {', '.join(sorted(TEMPLATES.module_dict))}")
     return TEMPLATES.build(template)

@@ -193,3 +193,8 @@ def test_a_refused_row_says_its_sizes():
         truncate([1, 2, 3, IMAGE_TOKEN, 4], [IGNORE] * 5, max_length=10, num_image_tokens=9)
     with pytest.raises(Refused, match="max_length=2 .the row has 3 positions"):
         truncate([1, 2, 3], [IGNORE, IGNORE, 3], max_length=2, num_image_tokens=9)
+
+
+def test_a_template_that_is_not_there_is_told_with_those_that_are():
+    with pytest.raises(ValueError, match="template 'vicuna' is unknown: expected one of chatml, .*vicuna_v1"):
+        build_template("vicuna")
