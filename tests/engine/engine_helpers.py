@@ -77,3 +77,13 @@ def advance(state: SimpleNamespace, window: list[Batch], *hooks) -> dict:
     for hook in hooks:
         hook.after_train_iter(state, state.iter - 1, window, logs)
     return logs
+
+
+def without_bias_of_keys(key: str, value: torch.Tensor) -> torch.Tensor:
+    """Attention does not depend on it, so that its gradient is rounding alone, which Adam makes large."""
+    if key.endswith("k_proj.bias"):
+        return value[:0]
+    if key.endswith("qkv.bias"):
+        q, _, v = value.chunk(3)
+        return torch.cat([q, v])
+    return value

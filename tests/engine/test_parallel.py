@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from engine_helpers import without_bias_of_keys
 from parallel_helpers import STEPS, images_of_steps, launch, losses, make_config, train
 from run_helpers import call_tool, tiny_command
 from safetensors.torch import load_file
@@ -149,18 +150,8 @@ def assert_same_losses(own: Path, other: Path) -> None:
 def assert_same_weights(own: dict, other: dict) -> None:
     assert own.keys() == other.keys()
     for key, value in other.items():
-        kept = _without_bias_of_keys(key, own[key]), _without_bias_of_keys(key, value)
+        kept = without_bias_of_keys(key, own[key]), without_bias_of_keys(key, value)
         torch.testing.assert_close(*kept, rtol=0, atol=OF_WEIGHTS, msg=lambda text, key=key: f"{key}: {text}")
-
-
-def _without_bias_of_keys(key: str, value: torch.Tensor) -> torch.Tensor:
-    """Attention does not depend on it, so that its gradient is rounding alone, which Adam makes large."""
-    if key.endswith("k_proj.bias"):
-        return value[:0]
-    if key.endswith("qkv.bias"):
-        q, _, v = value.chunk(3)
-        return torch.cat([q, v])
-    return value
 
 
 def test_the_rows_are_spread_unevenly():
