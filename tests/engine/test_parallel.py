@@ -14,6 +14,7 @@ from engine_helpers import without_bias_of_keys
 from parallel_helpers import STEPS, images_of_steps, launch, losses, make_config, train
 from run_helpers import call_tool, tiny_command
 from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
 
 from asvr.config import load_config
 from asvr.data.batch import Batch
@@ -211,6 +212,15 @@ def test_half_precision_is_near(by_two, alone):
     checkpoint = by_two["half-fsdp"] / "finetune" / "checkpoints" / f"step_{STEPS:08d}"
     for file in (checkpoint / "weights").glob("*.safetensors"):
         assert all(value.dtype == torch.float32 for value in load_file(file).values())
+
+
+def test_a_sharded_run_goes_to_hugging_face(by_two, tmp_path):
+    done = call_tool("tools/convert.py", "export", by_two["plain-fsdp"], tmp_path / "hf")
+    assert done.returncode == 0, done.stderr
+    there, own = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf"), weights(by_two["plain-fsdp"])
+    assert torch.equal(there.lm_head.weight, own["llm.model.lm_head.weight"])
+    block = there.model.language_model.layers[1].mlp.up_proj.weight
+    assert torch.equal(block, own["llm.model.model.layers.1.mlp.up_proj.weight"])
 
 
 def test_they_went_on_where_others_had_stopped(by_two, by_four):
