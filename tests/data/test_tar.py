@@ -103,7 +103,7 @@ def test_the_index_finds_the_bytes_of_every_member(tmp_path_factory, form, sampl
     assert [whole[a:b] for a, b in found["spans"]] == [data + f for _, data in samples for f in (b"bin", b"json")]
     assert found["samples"].tolist() == list(range(0, 2 * len(samples) + 1, 2))
     names, ends = found["names"].tobytes(), [0, *found["name_ends"].tolist()]
-    assert [names[a:b].decode() for a, b in zip(ends[::2], ends[1::2], strict=False)] == [
+    assert [names[a:b].decode() for a, b in zip(ends[:-1:2], ends[1::2], strict=True)] == [
         f"{k}.bin" for k, _ in samples
     ]
 

@@ -21,7 +21,7 @@ def in_processes(number: int, work, *args) -> list:
         for process in processes:
             process.join(100)
         assert [process.exitcode for process in processes] == [0] * number
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(number)]
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(number)]
 
 
 def _one(rank: int, number: int, folder: str, work, args: tuple) -> None:
