@@ -26,9 +26,10 @@ data = dict(
         type='Scenes',
         scenes=12000,
         concepts=40,
-        turns=5,
-        kinds=['what', 'count', 'word', 'knowledge', 'where', 'color', 'exists']),
-    max_length=220,
+        turns=8,
+        describe=True,
+        kinds=['what', 'count', 'word', 'knowledge', 'color', 'plate', 'left_of', 'there']),
+    max_length=280,
     micro_batch=16,
     global_batch=16)
 schedule = dict(steps=1200)
@@ -44,8 +45,8 @@ stages = dict(
     pretrain=dict(
         init='scratch',
         train=['projector', 'heads', 'llm'],
-        data=dict(train=dict(kinds=[], captions=True, turns=1)),
-        schedule=dict(steps=600),
+        data=dict(train=dict(kinds=[], captions=True, turns=1, describe=False)),
+        schedule=dict(steps=1000),
         evaluation=None),
     finetune=dict(train=['projector', 'heads', 'llm']))
 evaluation = dict(
@@ -56,5 +57,5 @@ evaluation = dict(
         scenes=600,
         concepts=40,
         per_scene=None,
-        kinds=['what', 'count', 'word', 'knowledge', 'where', 'color', 'exists']),
+        kinds=['what', 'count', 'word', 'knowledge', 'color', 'plate', 'left_of', 'there']),
     batch_size=256)

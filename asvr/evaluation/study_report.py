@@ -45,12 +45,12 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
     answers = found[study.baseline][0]["answers"]
     kinds_Q = np.array([answer["kind"] for answer in answers])
     groups = study.get("groups") or {kind: [kind] for kind in sorted(set(kinds_Q))}
-    unknown = {kind for kinds in groups.values() for kind in kinds} - set(kinds_Q)
+    unknown = set(_kinds(groups)) - set(kinds_Q)
     if unknown:
         raise ValueError(f"groups: no question of kind {sorted(unknown)}; the kinds are {sorted(set(kinds_Q))}")
     scenes_Q = np.array([json.dumps(answer["image"] or answer["id"]) for answer in answers])
     members = {name: np.isin(kinds_Q, list(kinds)) for name, kinds in groups.items()}
-    members[ALL] = np.isin(kinds_Q, [kind for kinds in groups.values() for kind in kinds])
+    members[ALL] = np.isin(kinds_Q, _kinds(groups))
     right = {arm: np.array([[a["right"] for a in run["answers"]] for run in runs]) for arm, runs in found.items()}
     base_RQ = right[study.baseline]
     arms = {}
@@ -67,7 +67,8 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
             name: np.mean([run["codes"][name] for run in found[arm]], 0).tolist() for name in found[arm][0]["codes"]
         }
         loss = float(np.mean([run["losses"]["text"] for run in found[arm]]))
-        arms[arm] = dict(groups=by_group, seconds=seconds, codes=codes, loss=loss)
+        kinds = {kind: float(right_RQ[:, kinds_Q == kind].mean()) for kind in _kinds(groups)}
+        arms[arm] = dict(groups=by_group, kinds=kinds, seconds=seconds, codes=codes, loss=loss)
     several = len(base_RQ) > 1
     return dict(
         baseline=study.baseline,
@@ -78,6 +79,10 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
         detectable={n: detectable(base_RQ[:, of]) if several else None for n, of in members.items()},
         arms=arms,
     )
+
+
+def _kinds(groups: dict) -> list[str]:
+    return list(dict.fromkeys(kind for kinds in groups.values() for kind in kinds))
 
 
 def markdown(result: dict) -> str:
@@ -98,6 +103,8 @@ def markdown(result: dict) -> str:
             gains.append([arm, *cells])
     least = [f"{100 * value:.1f}" if value is not None else "-" for value in result["detectable"].values()]
     asked = ", ".join(f"{name} {count}" for name, count in result["questions"].items())
+    kinds = list(result["arms"][result["baseline"]]["kinds"])
+    by_kind = [[arm, *(f"{100 * found['kinds'][kind]:.1f}" for kind in kinds)] for arm, found in result["arms"].items()]
     return "\n".join(
         [
             f"Answers right, %, mean of {len(result['seeds'])} seeds; {result['scenes']} scenes, questions: {asked}.",
@@ -113,6 +120,9 @@ def markdown(result: dict) -> str:
             "The smallest difference that four of five such studies would find, points, by the baseline alone.",
             "",
             table(names, [least]),
+            "By kind of question, answers right, %.",
+            "",
+            table(["arm", *kinds], by_kind),
         ]
     )
 

@@ -6,7 +6,7 @@ stages = dict(
     pretrain=dict(
         init='scratch',
         train=['projector', 'heads', 'llm'],
-        data=dict(train=dict(kinds=[], captions=True, turns=1)),
-        schedule=dict(steps=600),
+        data=dict(train=dict(kinds=[], captions=True, turns=1, describe=False)),
+        schedule=dict(steps=1000),
         evaluation=None),
     finetune=dict(train=['projector', 'heads', 'llm']))

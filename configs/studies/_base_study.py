@@ -5,5 +5,5 @@ groups = dict(
     general=['what', 'count'],
     ocr=['word'],
     knowledge=['knowledge'],
-    visual=['where', 'color'],
-    hallucination=['exists'])
+    visual=['color', 'plate', 'left_of'],
+    hallucination=['there'])

@@ -1,6 +1,6 @@
 # Do pictures without any text help beside a small set with text? The same 1,000 scenes with captions and questions in
-# both arms; the second has a semantic target and 2,000 more pictures, of which it sees the visual loss alone. A step
-# holds as many scenes with text in both, on average. The protocol and what came out: docs/studies/caption_free_mini.
+# all arms; two have a semantic target, and one of them 2,000 more pictures, of which it sees the visual loss alone. A
+# step holds as many scenes with text in all, on average. The protocol and what came out: docs/studies/caption_free_mini.
 # python tools/study.py configs/studies/caption_free_mini.py --jobs 2
 _base_ = ['./_base_study.py']
 baseline = 'captioned'
@@ -10,10 +10,11 @@ _more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=16, global_bat
 
 
 def _arm(data, **changes):
-    """Half the steps of targets_mini: ten times through the scenes with text."""
-    return dict(data=data, schedule=dict(steps=600), stages=dict(pretrain=dict(schedule=dict(steps=300))), **changes)
+    """Half the steps of targets_mini: about ten times through the scenes with text."""
+    return dict(data=data, schedule=dict(steps=600), stages=dict(pretrain=dict(schedule=dict(steps=500))), **changes)
 
 
 arms = dict(
     captioned=_arm(_few, model=dict(reconstruction=[])),
+    with_target=_arm(_few),
     more_pictures=_arm(_more))  # with the target of configs/scenes_mini.py

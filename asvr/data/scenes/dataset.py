@@ -30,8 +30,7 @@ class Scenes(ConversationDataset):
     answer. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one record more a
     scene: what is where. describe: each conversation ends with that. with_text: only so many scenes, the first ones,
     have records with text; each other one is a record of its picture alone. with_images: False leaves the pictures
-    out, for a blind model. in_words: the first question begins with all that the picture shows, to
-    teach what questions mean. concepts: how many of the objects; each group keeps its share. size: pixels of a side.
+    out, for a blind model. concepts: how many of the objects; each group keeps its share. size: pixels of a side.
     The category of a question is its kind. For the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError where an argument is out of range.
@@ -49,14 +48,12 @@ class Scenes(ConversationDataset):
         describe: bool = False,
         with_text: int | None = None,
         with_images: bool = True,
-        in_words: bool = False,
         concepts: int | None = None,
         size: int = 128,
         seed: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.in_words = in_words
         self._check(
             split, scenes, per_scene, turns, kinds, captions or describe, with_text, with_images, concepts, size
         )
@@ -118,7 +115,6 @@ class Scenes(ConversationDataset):
 
     def _record(self, i: int, turns: list[questions.Pair], category: str) -> dict:
         mark = f"{IMAGE_MARK}\n" if self.with_images else ""
-        mark += f"{questions.in_words(self.scenes[i])}\n" if self.in_words else ""
         messages = []
         for question, answer in turns:
             messages += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]

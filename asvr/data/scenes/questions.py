@@ -72,7 +72,7 @@ def left_of(scene: Scene, rng: random.Random, names: list[str]) -> Pair | None:
     if pair is None:
         return None
     a, b = pair
-    return f"is the {a.name} left of the {b.name}?", "yes" if a.place % 2 < b.place % 2 else "no"
+    return f"which is further left, the {a.name} or the {b.name}?", (a if a.place % 2 == 0 else b).name
 
 
 def larger(scene: Scene, rng: random.Random, names: list[str]) -> Pair | None:
@@ -99,11 +99,18 @@ def exists(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
     return f"is there a {rng.choice([name for name in names if name not in scene.names()])}?", "no"
 
 
+def there(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
+    shown = rng.choice(scene.names())
+    pair = [shown, rng.choice([name for name in names if name not in scene.names()])]
+    rng.shuffle(pair)
+    return f"which is there, the {pair[0]} or the {pair[1]}?", shown
+
+
 def plate(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
-    shown = {thing.color for thing in scene.things}
-    if rng.random() < 0.5:
-        return f"is there a plate that is {rng.choice(sorted(shown))}?", "yes"
-    return f"is there a plate that is {rng.choice([color for color in COLORS if color not in shown])}?", "no"
+    shown = rng.choice(sorted({thing.color for thing in scene.things}))
+    pair = [shown, rng.choice([color for color in COLORS if color not in {thing.color for thing in scene.things}])]
+    rng.shuffle(pair)
+    return f"which plate is there, the {pair[0]} or the {pair[1]} one?", shown
 
 
 MAKERS = dict(
@@ -118,17 +125,18 @@ MAKERS = dict(
     color=color,
     pose=pose,
     exists=exists,
+    there=there,
     plate=plate,
 )
-YES_NO = ("exists", "plate")
+FIRST = ("exists", "there")  # the first drawn for a conversation
 UNNAMED = ("count", "word", "color", "pose", "plate")  # neither question nor answer names an object
 PHOTO_KINDS = ("kind", "count", "word", "color", "pose", "plate")  # of photographs, whose names nobody learned
 GROUPS = dict(
     general=("what", "kind", "count"),
     ocr=("word",),
     knowledge=("knowledge",),
-    visual=("where", "left_of", "larger", "color", "pose"),
-    hallucination=YES_NO,
+    visual=("where", "left_of", "larger", "color", "plate", "pose"),
+    hallucination=("exists", "there"),
 )
 
 
@@ -140,11 +148,11 @@ def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
 
 def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: int) -> list[str]:
     """Kinds for one conversation, of which none tells another's answer: of those that name objects no two are about the
-    same one, and of two about plates no colour is named twice. Questions with yes or no are drawn first and asked
-    anywhere, or they would be left out more often where the answer is yes."""
+    same one, and of two about plates no colour is named twice. What is there at all is drawn first and asked anywhere:
+    "is there a ...?" would be left out more often where the answer is yes."""
     chosen, told = [], set()
-    others = [kind for kind in asked if kind not in YES_NO]
-    for kind in [kind for kind in YES_NO if kind in asked] + rng.sample(others, len(others)):
+    others = [kind for kind in asked if kind not in FIRST]
+    for kind in [kind for kind in FIRST if kind in asked] + rng.sample(others, len(others)):
         text = " ".join(asked[kind])
         if kind in ("color", "plate"):
             about = {color for color in COLORS if color in text}
@@ -156,12 +164,6 @@ def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: in
             chosen.append(kind)
             told |= about
     return rng.sample(chosen, len(chosen))
-
-
-def in_words(scene: Scene) -> str:
-    """All that a question may ask for: what is where, and each object with its place and looks."""
-    things = [f"{t.name} {PLACES[t.place]} {t.color} {t.size} {t.pose}" for t in scene.things]
-    return ", ".join([caption(scene), *things, f"middle {scene.word}"])
 
 
 def caption(scene: Scene) -> str:
