@@ -1,6 +1,6 @@
 # Do pictures without any text help beside a small set with text? The same 1,000 scenes with captions and questions in
 # all arms; two have a semantic target, and one of them 2,000 more pictures, of which it sees the visual loss alone. A
-# step holds as many scenes with text in all, on average. The protocol and what came out: docs/studies/caption_free_mini.
+# step holds as many scenes with text in all, on average. Protocol and what came out: docs/studies/caption_free_mini.
 # python tools/study.py configs/studies/caption_free_mini.py --jobs 2
 _base_ = ['./_base_study.py']
 baseline = 'captioned'
