@@ -269,7 +269,7 @@ def _check_config(folder: Path, identity: dict) -> None:
         listing = "; ".join(f"{key}: {there.get(key)!r} there, {identity.get(key)!r} here" for key in different[:5])
         raise ValueError(
             f"{folder} belongs to another configuration ({listing}). "
-            "Take another --work-dir, or start anew with --resume never"
+            "Give the options it was trained with, take another --work-dir, or train anew with --resume never"
         )
 
 

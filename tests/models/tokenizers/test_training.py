@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from run_helpers import ROOT
 
 from asvr.data.image_folder import ImageFolder
 from asvr.models.tokenizers.pixel import PixelTokenizer
@@ -168,3 +169,8 @@ def test_wrong_fields_of_the_optional_terms(picture_folder, tmp_path):
     options = {"train.perceptual": dict(wieght=1), "train.adversarial": dict(strat=5)}
     with pytest.raises(ValueError, match="(?s)adversarial.strat.*'start'.*perceptual.wieght.*encoder is missing"):
         run_config(write(tmp_path, PIXEL, picture_folder), work_dir=tmp_path / "w", cfg_options=options)
+
+
+def test_the_config_of_a_training_is_named_as_such(tmp_path):
+    with pytest.raises(ValueError, match=r"asvr_mini.py trains a model.*: give it to tools/train.py"):
+        run_config(ROOT / "configs/asvr_mini.py", work_dir=tmp_path / "w")
