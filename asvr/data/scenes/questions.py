@@ -128,7 +128,7 @@ MAKERS = dict(
     there=there,
     plate=plate,
 )
-FIRST = ("exists", "there")  # the first drawn for a conversation
+YES_NO = ("exists",)
 UNNAMED = ("count", "word", "color", "pose", "plate")  # neither question nor answer names an object
 PHOTO_KINDS = ("kind", "count", "word", "color", "pose", "plate")  # of photographs, whose names nobody learned
 GROUPS = dict(
@@ -148,11 +148,11 @@ def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
 
 def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: int) -> list[str]:
     """Kinds for one conversation, of which none tells another's answer: of those that name objects no two are about the
-    same one, and of two about plates no colour is named twice. What is there at all is drawn first and asked anywhere:
-    "is there a ...?" would be left out more often where the answer is yes."""
+    same one, and of two about plates no colour is named twice. Questions with yes or no are drawn first and asked
+    anywhere, or they would be left out more often where the answer is yes."""
     chosen, told = [], set()
-    others = [kind for kind in asked if kind not in FIRST]
-    for kind in [kind for kind in FIRST if kind in asked] + rng.sample(others, len(others)):
+    others = [kind for kind in asked if kind not in YES_NO]
+    for kind in [kind for kind in YES_NO if kind in asked] + rng.sample(others, len(others)):
         text = " ".join(asked[kind])
         if kind in ("color", "plate"):
             about = {color for color in COLORS if color in text}
