@@ -32,7 +32,7 @@ data = dict(
     max_length=280,
     micro_batch=16,
     global_batch=16)
-schedule = dict(steps=1200)
+schedule = dict(steps=1600)
 
 stages = dict(
     _delete_=True,

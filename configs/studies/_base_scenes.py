@@ -1,6 +1,8 @@
 # What the arms of targets_mini.py have in common: pictures with captions, then questions.
 _base_ = ['../scenes_mini.py']
 
+optim = dict(precision='bf16')  # 1.3 times as fast on a CPU that has it
+
 stages = dict(
     _delete_=True,
     pretrain=dict(

@@ -10,8 +10,8 @@ _more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=16, global_bat
 
 
 def _arm(data, **changes):
-    """Half the steps of targets_mini: about ten times through the scenes with text."""
-    return dict(data=data, schedule=dict(steps=600), stages=dict(pretrain=dict(schedule=dict(steps=500))), **changes)
+    """Half the steps of targets_mini, in which the scenes with text are seen about ten times."""
+    return dict(data=data, schedule=dict(steps=800), stages=dict(pretrain=dict(schedule=dict(steps=500))), **changes)
 
 
 arms = dict(
