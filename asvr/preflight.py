@@ -1,5 +1,8 @@
 """What is checked before a run: names and fields, sizes, and that every pretrained model is here."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 from mmengine.config import Config
 from torch import device, nn
 
@@ -16,15 +19,39 @@ def preflight(cfg: Config) -> dict[str, int]:
     """Everything that can be known without reading a weight or a picture. Returns the tokens of an image by stage.
 
     Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
-    `asvr.zoo.MissingWeights` naming all pretrained models that are not on this machine.
+    `asvr.zoo.MissingWeights` naming all pretrained models, and files of data, that are not on this machine.
     """
     check_config(cfg)
     stages = {name: stage_config(cfg, name) for name in cfg.stages}
-    if any(_needs_folder(stage) for stage in stages.values()):
-        zoo.require_all(distinct([w for stage in stages.values() for w in wanted_weights(stage)]))
-    models = check_sizes(cfg)
-    zoo.require_all(distinct([w for name, model in models.items() for w in wanted_weights(stages[name], model)]))
+    try:
+        if any(_needs_folder(stage) for stage in stages.values()):
+            zoo.require_all(distinct([w for stage in stages.values() for w in wanted_weights(stage)]))
+        models = check_sizes(cfg)
+        zoo.require_all(distinct([w for name, model in models.items() for w in wanted_weights(stages[name], model)]))
+    except zoo.MissingWeights as error:  # what is fetched by hand is told at once, data too
+        raise zoo.MissingWeights(error.models, missing_annotations(stages)) from None
     return {name: model.encoder.num_tokens for name, model in models.items()}
+
+
+def missing_annotations(stages: dict[str, Config]) -> list[str]:
+    """``section of stages: file`` for every ``ann_file`` that is not there, those of a mixture's sources among them."""
+    found: dict[tuple, list[str]] = {}
+    for name, stage in stages.items():
+        for section in ("data", "evaluation", "validation"):
+            for file in _annotations(stage.get(section)):
+                if not Path(file).is_file():
+                    found.setdefault((section, file), []).append(name)
+    return [f"{section} of {', '.join(distinct(names))}: {file}" for (section, file), names in found.items()]
+
+
+def _annotations(config) -> Iterator[str]:
+    if isinstance(config, dict):
+        if "ann_file" in config:
+            yield config["ann_file"]
+        config = list(config.values())
+    if isinstance(config, list):
+        for item in config:
+            yield from _annotations(item)
 
 
 def check_sizes(cfg: Config) -> dict[str, nn.Module]:

@@ -50,13 +50,16 @@ class Wanted:
 
 
 class MissingWeights(ValueError):
-    """Models that are not on this machine. ``models`` lists every one of them."""
+    """Models that are not on this machine. ``models`` lists every one of them; files: those of data that are missing
+    too, as lines of text."""
 
-    def __init__(self, models: list[Wanted]):
+    def __init__(self, models: list[Wanted], files: Iterable[str] = ()):
         self.models = models
         head = "1 pretrained model is missing" if len(models) == 1 else f"{len(models)} pretrained models are missing"
         hint = "Or set ASVR_DOWNLOAD=1 to fetch from the Hugging Face Hub; a dry run (--dry-run) needs no weights."
-        super().__init__("\n".join([f"{head}:", *(model.describe() for model in models), hint]))
+        files = [f"- {file}" for file in files]
+        also = ["Files of data are missing too:", *files] if files else []
+        super().__init__("\n".join([f"{head}:", *(model.describe() for model in models), hint, *also]))
 
 
 def resolve(name: str) -> Path | None:

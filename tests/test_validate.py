@@ -267,11 +267,13 @@ def test_every_missing_model_is_in_one_error(tmp_path, monkeypatch):
         "model.llm.name": "no-org/llm",
         "model.encoder.name": "no-org/tower",
         "model.reconstruction.0.tokenizer.name": "asvr/no-codes",
+        "data.train": dict(_delete_=True, type="LlavaDataset", ann_file="no/such.json"),
     }
     cfg = config(**names)
     with pytest.raises(MissingWeights) as error:
         preflight(cfg)
     assert [model.name for model in error.value.models] == ["no-org/llm", "no-org/tower", "asvr/no-codes"]
+    assert "Files of data are missing too:\n- data of pretrain, finetune: no/such.json" in str(error.value)
     assert error.value.models[2].size_bytes >= 2 * 8 * 16 * 4  # depth, codes, width, float32
     late = config(**{"stages.pretrain.model": dict(encoder=dict(name="no-org/tower"))})
     with pytest.raises(MissingWeights, match="no-org/tower"):

@@ -148,6 +148,7 @@ def evaluate_run(
     if "dataset" not in settings:
         raise ValueError("no questions: give --questions FILE, or `evaluation` in the config")
     out = out or work_dir / "evaluation" / (questions.stem if questions is not None else "")
+    _refuse_others(out, questions)
     require_finished(work_dir, name)
     set_up_logging(out / "evaluate.log")
     text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
@@ -160,7 +161,7 @@ def evaluate_run(
         settings["limit"] = limit
     dataset = _questions(settings.pop("dataset"), config, model, prepared)
     result = _evaluate(config, model, prepared, dataset, settings, out / "answers.jsonl")
-    asked = dict(stage=name, limit=settings.get("limit"), questions=questions and sha256_of(questions))
+    asked = dict(stage=name, limit=settings.get("limit")) | _of_file(questions)
     return _keep(result | dict(asked=asked), out, name)
 
 
@@ -183,6 +184,7 @@ def evaluate_folder(
     ask = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
     dataset = build_dataset(ask, data, own.text_tokenizer, own.model.encoder.num_tokens)
     out = out or folder / "evaluation" / questions.stem
+    _refuse_others(out, questions)
     set_up_logging(out / "evaluate.log")
     result = evaluate(
         own.model,
@@ -193,7 +195,25 @@ def evaluate_folder(
         precision="float32",  # no autocast: the weights' own
         limit=limit,
     )
-    return _keep(result, out, str(folder))
+    return _keep(result | dict(asked=dict(limit=limit) | _of_file(questions)), out, str(folder))
+
+
+def _refuse_others(out: Path, questions: Path | None) -> None:
+    """Raise ``ValueError`` where ``out`` holds the answers to another file of the same name, from another place."""
+    there = _read(out / "result.json").get("asked", {})
+    if questions is None or there.get("file") is None:
+        return
+    here = _of_file(questions)
+    if there["file"] != here["file"] and there["questions"] != here["questions"]:
+        raise ValueError(
+            f"{out} holds the answers to {there['file']}: give this file another name, or remove that folder"
+        )
+
+
+def _of_file(questions: Path | None) -> dict:
+    if questions is None:
+        return dict(questions=None, file=None)
+    return dict(questions=sha256_of(questions), file=str(questions.absolute()))
 
 
 def _keep(result: dict, out: Path, name: str) -> dict:

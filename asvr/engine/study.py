@@ -6,6 +6,7 @@ A study is a Python file::
   seeds = [0, 1, 2]
   baseline = 'none'              the arm that all others are compared with
   groups = dict(ocr=['word'])    optional: kinds of question by group
+  compare = [('both', 'pixel')]  optional: further pairs of arms, the first less the second
   tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, one for all arms
   arms = dict(none=dict(model=dict(reconstruction=[])), ...)   each: what it changes, merged over the config
 
@@ -34,7 +35,7 @@ from asvr.folders import sha256_of
 from asvr.schema import nearest
 from asvr.validate import check_config
 
-FIELDS = ("config", "seeds", "baseline", "groups", "tokenizers", "arms")
+FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
 REQUIRED = ("config", "seeds", "baseline", "arms")
 MARK = "study:"
 
@@ -61,6 +62,10 @@ def load_study(file: Path) -> Config:
     problems += [f"{key} is missing" for key in REQUIRED if key not in study]
     if not problems and study.baseline not in study.arms:
         problems.append(f"baseline={study.baseline!r}: no such arm; {nearest(study.baseline, list(study.arms))}")
+    if not problems:
+        unknown = [arm for pair in study.get("compare", []) for arm in pair if arm not in study.arms]
+        problems += [f"compare: no arm {arm!r}; {nearest(arm, list(study.arms))}" for arm in unknown]
+        problems += [f"compare: {pair}: expected two arms" for pair in study.get("compare", []) if len(pair) != 2]
     if not problems and (not study.seeds or len(set(study.seeds)) != len(study.seeds)):
         problems.append(f"seeds={list(study.seeds)}: expected different numbers")
     if problems:

@@ -57,11 +57,9 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
     for arm, right_RQ in right.items():
         by_group = {}
         for name, of in members.items():
-            entry = dict(share=float(right_RQ[:, of].mean()), by_seed=right_RQ[:, of].mean(1).tolist())
+            by_group[name] = dict(share=float(right_RQ[:, of].mean()), by_seed=right_RQ[:, of].mean(1).tolist())
             if arm != study.baseline:
-                gain = paired_bootstrap(right_RQ[:, of], base_RQ[:, of], scenes_Q[of])
-                entry |= dict(gain=gain.mean, low=gain.low, high=gain.high, p=mcnemar(right_RQ[:, of], base_RQ[:, of]))
-            by_group[name] = entry
+                by_group[name] |= _gain(right_RQ[:, of], base_RQ[:, of], scenes_Q[of])
         seconds = float(np.mean([run["seconds"] for run in found[arm]]))
         codes = {
             name: np.mean([run["codes"][name] for run in found[arm]], 0).tolist() for name in found[arm][0]["codes"]
@@ -78,7 +76,21 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
         left_out=sorted(set(kinds_Q[~members[ALL]])),
         detectable={n: detectable(base_RQ[:, of]) if several else None for n, of in members.items()},
         arms=arms,
+        pairs=[
+            dict(
+                first=a,
+                second=b,
+                groups={n: _gain(right[a][:, of], right[b][:, of], scenes_Q[of]) for n, of in members.items()},
+            )
+            for a, b in study.get("compare", [])
+            if a in right and b in right
+        ],
     )
+
+
+def _gain(right_RQ: np.ndarray, other_RQ: np.ndarray, scenes_Q: np.ndarray) -> dict:
+    gain = paired_bootstrap(right_RQ, other_RQ, scenes_Q)
+    return dict(gain=gain.mean, low=gain.low, high=gain.high, p=mcnemar(right_RQ, other_RQ))
 
 
 def _kinds(groups: dict) -> list[str]:
@@ -96,11 +108,8 @@ def markdown(result: dict) -> str:
         shares = [f"{100 * groups[name]['share']:.1f}" for name in names]
         rows.append([arm, *shares, f"{found['loss']:.3f}", codes or "-", f"{found['seconds']:.0f}"])
         if arm != result["baseline"]:
-            cells = [
-                f"{100 * g['gain']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f}), p {g['p']:.2g}"
-                for g in (groups[name] for name in names)
-            ]
-            gains.append([arm, *cells])
+            gains.append([arm, *_cells(groups, names)])
+    pairs = [[f"{pair['first']} less {pair['second']}", *_cells(pair["groups"], names)] for pair in result["pairs"]]
     least = [f"{100 * value:.1f}" if value is not None else "-" for value in result["detectable"].values()]
     asked = ", ".join(f"{name} {count}" for name, count in result["questions"].items())
     kinds = list(result["arms"][result["baseline"]]["kinds"])
@@ -117,6 +126,7 @@ def markdown(result: dict) -> str:
             "McNemar's test on the questions of all seeds, which knows nothing of seeds.",
             "",
             table(["arm", *names], gains) if gains else "No other arm.\n",
+            *(["Other pairs of arms.", "", table(["arms", *names], pairs)] if pairs else []),
             "The smallest difference that four of five such studies would find, points, by the baseline alone.",
             "",
             table(names, [least]),
@@ -125,6 +135,13 @@ def markdown(result: dict) -> str:
             table(["arm", *kinds], by_kind),
         ]
     )
+
+
+def _cells(groups: dict, names: list[str]) -> list[str]:
+    return [
+        f"{100 * g['gain']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f}), p {g['p']:.2g}"
+        for g in (groups[name] for name in names)
+    ]
 
 
 def _plt():

@@ -1,17 +1,18 @@
 # Do pictures without any text help beside a small set with text? The same 1,000 scenes with captions and questions in
-# all arms; two have a semantic target, and one of them 2,000 more pictures, of which it sees the visual loss alone. A
-# step holds as many scenes with text in all, on average. Protocol and what came out: docs/studies/caption_free_mini.
+# all arms; two have a semantic target, and one of them 2,000 more pictures, of which it sees the visual loss alone. In
+# every arm a step holds 16 scenes with text, on average. Protocol and what came out: docs/studies/caption_free_mini.
 # python tools/study.py configs/studies/caption_free_mini.py --jobs 2
 _base_ = ['./_base_study.py']
 baseline = 'captioned'
+compare = [('more_pictures', 'with_target')]
 
 _few = dict(train=dict(scenes=1000))
 _more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=16, global_batch=48, group='length')
 
 
 def _arm(data, **changes):
-    """Half the steps of targets_mini, in which the scenes with text are seen about ten times."""
-    return dict(data=data, schedule=dict(steps=800), stages=dict(pretrain=dict(schedule=dict(steps=500))), **changes)
+    """Fewer steps than in targets_mini: there are fewer scenes with text."""
+    return dict(data=data, schedule=dict(steps=1200), stages=dict(pretrain=dict(schedule=dict(steps=500))), **changes)
 
 
 arms = dict(

@@ -4,6 +4,8 @@
 # python tools/study.py configs/studies/targets_mini.py --jobs 2
 _base_ = ['./_base_study.py']
 baseline = 'none'
+compare = [('semantic', 'pixel'), ('semantic', 'semantic_shift0'), ('both', 'semantic'),
+           ('semantic', 'semantic_in_finetune'), ('semantic', 'semantic_in_pretrain'), ('semantic', 'semantic_of_16')]
 tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')
 
 _head = dict(type='DepthTransformerHead', width=64, layers=1, num_heads=4)

@@ -12,7 +12,7 @@ from asvr.data.images import open_image
 from asvr.data.scenes import Scenes
 from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
 from asvr.data.scenes.photos import photo, photos
-from asvr.data.scenes.questions import GROUPS, MAKERS, UNNAMED, ask, caption
+from asvr.data.scenes.questions import MAKERS, UNNAMED, ask, caption
 from asvr.data.scenes.scene import BACKGROUNDS, COLORS, PLACES, Scene, Thing, make_scene, paint
 from asvr.data.scenes.sprites import DRAWINGS, groups, sprite
 
@@ -93,6 +93,24 @@ def test_no_two_questions_of_a_conversation_name_one_object():
     assert longest == 6
 
 
+def test_no_two_questions_of_a_conversation_name_one_absent_object():
+    """Of "is there a bus? no" and "which is there, the cat or the bus?" one tells the other's answer."""
+    both = 0
+    for record in Scenes(scenes=400, turns=2, kinds=["exists", "there"], concepts=20).records:
+        questions = [message["value"].removesuffix("?") for message in record["conversations"][::2]]
+        if len(questions) == 2:
+            exists, there = sorted(questions, key=lambda question: "which" in question)
+            both += 1
+            assert exists.split("is there a ")[1] not in there.split(", the ")[1].split(" or the ")
+    assert both > 100
+
+
+def test_what_may_be_said_to_be_there_is_not_named_as_absent():
+    bird = Scene((Thing(**(vars(CAT) | dict(name="black bird"))),), "AB", 0)
+    made = {ask(bird, random.Random(seed), ["bird", "black bird", "bus"])["there"] for seed in range(20)}
+    assert {question.count("bus") for question, _ in made} == {1}
+
+
 def test_a_conversation_may_end_with_the_caption():
     plain, described = (Scenes(scenes=20, turns=3, describe=describe) for describe in (False, True))
     for scene, short, long in zip(plain.scenes, plain.records, described.records, strict=True):
@@ -107,11 +125,6 @@ def test_what_has_no_answer_is_not_asked():
         (Thing(name="tomato", drawing="noto", place=1, color="red", pose="upright", size="large"), PEAR), "A", 0
     )
     assert "knowledge" not in answers(doubtful)
-
-
-def test_groups_hold_every_kind_once():
-    assert sorted(kind for kinds in GROUPS.values() for kind in kinds) == sorted(MAKERS)
-    assert len(GROUPS) == 5
 
 
 def test_facts_are_about_objects_that_exist():
@@ -196,7 +209,7 @@ def test_of_two_that_are_named_either_is_right_as_often():
 
 
 def test_yes_and_no_stay_balanced_in_a_conversation():
-    """Where the answer is yes, others may ask about the same object: it is not left out for that."""
+    """`exists` is drawn first, or it would be left out more often where the answer is yes."""
     answers = Counter()
     for record in Scenes(scenes=1500, turns=4).records:
         texts = [message["value"] for message in record["conversations"]]

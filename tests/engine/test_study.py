@@ -11,7 +11,6 @@ from run_helpers import ROOT, call_tool
 
 from asvr.config import stage_config
 from asvr.data.scenes.__main__ import main as write_scenes
-from asvr.data.scenes.questions import MAKERS
 from asvr.engine import study as engine_study
 from asvr.engine.study import arm_config, collect, load_study
 from asvr.evaluation.study_report import compare, markdown
@@ -41,6 +40,7 @@ STUDY = """
 config = 'base.py'
 seeds = [0, 1]
 baseline = 'none'
+compare = [('none', 'late')]
 groups = dict(general=['what', 'kind', 'count'], ocr=['word'])
 _semantic = dict(
     name='semantic',
@@ -106,6 +106,12 @@ def test_the_report_is_what_the_answers_say(finished):
         answers = [a for run in runs for a in run["answers"] if a["kind"] == "word"]
         share = result["arms"][arm]["groups"]["ocr"]["share"]
         assert share == pytest.approx(np.mean([a["right"] for a in answers]))
+        kinds = result["arms"][arm]["kinds"]
+        assert list(kinds) == ["what", "kind", "count", "word"] and kinds["word"] == pytest.approx(share)
+    [pair], late = result["pairs"], result["arms"]["late"]["groups"]
+    assert (pair["first"], pair["second"]) == ("none", "late")
+    for name, gain in pair["groups"].items():
+        assert (gain["gain"], gain["p"]) == (pytest.approx(-late[name]["gain"]), late[name]["p"])
     assert result["questions"] == dict(general=18, ocr=6, all=24) and result["scenes"] == 6
     for run in found["late"]:  # as if this arm had answered everything right, and the baseline nothing
         run["answers"] = [dict(a, right=True) for a in run["answers"]]
@@ -169,11 +175,13 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
     ("change", "message"),
     [
         ("baseline = 'non'", "baseline='non': no such arm; did you mean 'none'?"),
+        ("compare = [('none', 'lat')]", "compare: no arm 'lat'; did you mean 'late'?"),
+        ("compare = [('none',)]", r"compare: \('none',\): expected two arms"),
         ("seeds = [1, 1]", r"seeds=\[1, 1\]: expected different numbers"),
         ("arm = 1", "arm: unknown; did you mean 'arms'?"),
-        ("arms = dict(none=dict(modle=dict()))", "arm 'none': .*modle: unknown section; did you mean 'model'?"),
+        ("compare = []; arms = dict(none=dict(modle=dict()))", "arm 'none': .*modle: unknown section; did you mean 'model'?"),
         (
-            "arms = dict(none=dict(text_tokenizer=dict(corpus=dict(split='study:pixl'))))",
+            "compare = []; arms = dict(none=dict(text_tokenizer=dict(corpus=dict(split='study:pixl'))))",
             "'study:pixl': the study has no tokenizer",
         ),
     ],
@@ -190,7 +198,8 @@ def test_the_studies_are_right(file):
     study = load_study(file)
     assert f"python tools/study.py configs/studies/{file.name}" in file.read_text()
     kinds = [kind for group in study.groups.values() for kind in group]
-    assert set(kinds) <= set(MAKERS) and len(set(kinds)) == len(kinds)
+    asked = stage_config(arm_config(study, study.baseline, 0, file.parent), "finetune")
+    assert sorted(kinds) == sorted(asked.evaluation.dataset.kinds) == sorted(asked.data.train.kinds)
     for arm in study.arms:
         for stage in ("pretrain", "finetune"):
             stage_config(arm_config(study, arm, 0, file.parent), stage)

@@ -86,3 +86,11 @@ def test_a_work_dir_answers_its_own_questions_and_others(evaluate, tiny_run, que
     assert result["accuracy"] == json.loads((tiny_run / "results.json").read_text())["finetune"]["accuracy"]
     evaluate(work_dir, "--questions", questions, "--image-folder", tmp_path, "--stage", "blind")
     assert json.loads((work_dir / "evaluation" / "questions" / "result.json").read_text())["total"] == 2
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / questions.name
+    other.write_text(json.dumps(json.loads(questions.read_text())[:1]))
+    with pytest.raises(SystemExit, match="holds the answers to .*questions.json: give this file another name"):
+        evaluate(work_dir, "--questions", other, "--image-folder", tmp_path)
+    questions.write_text(other.read_text())  # the file itself, changed
+    evaluate(work_dir, "--questions", questions, "--image-folder", tmp_path, "--stage", "blind")
+    assert json.loads((work_dir / "evaluation" / "questions" / "result.json").read_text())["total"] == 1

@@ -1,10 +1,12 @@
-"""Questions about a scene, with their one right answer, in the five groups of the paper's figure 1.
+"""Questions about a scene, with their one right answer.
 
-Each maker takes a scene and a source of chance and returns question and answer, or None where the scene does not allow
-one. In what a maker returns, of yes and no, and of the two sides of a comparison, either is right with the same chance.
+Each maker takes a scene, a source of chance and the names of all objects, and returns question and answer, or None
+where the scene does not allow one. In what a maker returns, of yes and no, and of two that are named, either is right
+with the same chance.
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 
@@ -93,15 +95,21 @@ def pose(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
     return f"how does the thing at the {PLACES[thing.place]} stand?", thing.pose
 
 
+def _absent(scene: Scene, names: list[str]) -> list[str]:
+    """Objects that are not there, nor may be said to be: where a black bird is, a bird is."""
+    shown = [set(name.split()) for name in scene.names()]
+    return [name for name in names if not any(own <= set(name.split()) or own >= set(name.split()) for own in shown)]
+
+
 def exists(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
     if rng.random() < 0.5:
         return f"is there a {rng.choice(scene.names())}?", "yes"
-    return f"is there a {rng.choice([name for name in names if name not in scene.names()])}?", "no"
+    return f"is there a {rng.choice(_absent(scene, names))}?", "no"
 
 
 def there(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
     shown = rng.choice(scene.names())
-    pair = [shown, rng.choice([name for name in names if name not in scene.names()])]
+    pair = [shown, rng.choice(_absent(scene, names))]
     rng.shuffle(pair)
     return f"which is there, the {pair[0]} or the {pair[1]}?", shown
 
@@ -129,15 +137,9 @@ MAKERS = dict(
     plate=plate,
 )
 YES_NO = ("exists",)
+ABSENT = ("exists", "there")  # may name what is not there
 UNNAMED = ("count", "word", "color", "pose", "plate")  # neither question nor answer names an object
 PHOTO_KINDS = ("kind", "count", "word", "color", "pose", "plate")  # of photographs, whose names nobody learned
-GROUPS = dict(
-    general=("what", "kind", "count"),
-    ocr=("word",),
-    knowledge=("knowledge",),
-    visual=("where", "left_of", "larger", "color", "plate", "pose"),
-    hallucination=("exists", "there"),
-)
 
 
 def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
@@ -160,6 +162,8 @@ def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: in
             about = set()
         else:
             about = {thing.name for thing in scene.things if thing.name in text or PLACES[thing.place] in text}
+            if kind in ABSENT:
+                about |= set(re.findall(r"(?:there a|, the|or the) (.+?)(?= or the |\?)", text))
         if len(chosen) < turns and not about & told:
             chosen.append(kind)
             told |= about

@@ -67,8 +67,8 @@ def check(cfg) -> tuple[str, Callable]:
     """The section and the function of the config's tokenizer. Raises ValueError naming every wrong key."""
     if "stages" in cfg:
         raise ValueError(
-            f"{cfg.filename} trains a model, and fits its tokenizers itself: give it to tools/train.py. A tokenizer's "
-            "config has `tokenizer` and `data`, see configs/tokenizers"
+            f"{cfg.filename} is the config of a training: give it to tools/train.py. A tokenizer's config has "
+            "`tokenizer` and `data`, see configs/tokenizers"
         )
     problems = [f"{key} is missing" for key in ("tokenizer", "data") if key not in cfg]
     kind = cfg.get("tokenizer", {}).get("type")
