@@ -32,12 +32,21 @@ from asvr.engine.checkpoint_folder import (
     require_room,
     require_whole,
     set_aside_damaged,
+    set_aside_later,
     told,
 )
 from asvr.folders import sha256_of
 from asvr.models.shards import part_of, unshared
 
-__all__ = ["PREFIX", "clean", "newest", "prune", "read_meta", "set_aside_damaged"]  # of the folders, for users of this
+__all__ = [  # of the folders, for users of this
+    "PREFIX",
+    "clean",
+    "newest",
+    "prune",
+    "read_meta",
+    "set_aside_damaged",
+    "set_aside_later",
+]
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 

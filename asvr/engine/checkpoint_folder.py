@@ -18,7 +18,7 @@ from asvr.folders import sha256_of
 
 PREFIX = "step_"
 META = "checkpoint.json"
-DAMAGED = "damaged_"
+DAMAGED, LATER = "damaged_", "later_"
 
 # Writing --------------------------------------------------------------------------------------------------
 
@@ -179,15 +179,28 @@ def set_aside_damaged(folder: Path) -> None:
         if problem is None:
             return
         if is_main_process():
-            aside, n = folder / f"{DAMAGED}{name}", 1
-            while aside.exists():
-                n += 1
-                aside = folder / f"{DAMAGED}{name}.{n}"
-            os.replace(folder / name, aside)
-            logger.warning("%s: set aside as %s", problem, aside.name)
+            logger.warning("%s: set aside as %s", problem, _set_aside(folder / name, DAMAGED))
         wait()
     if names:
         logger.warning("%s: no whole checkpoint is left; this stage begins anew", folder)
+
+
+def set_aside_later(start: Path) -> None:
+    """Rename the checkpoints behind ``start``, from which their stage goes on once more: they would be taken for the
+    newest of what begins there. Nothing is deleted. Only for the process that writes there."""
+    for found in sorted(start.parent.glob(f"{PREFIX}*")):
+        if found.name > start.name:
+            logger.info("%s: set aside as %s", found, _set_aside(found, LATER))
+
+
+def _set_aside(folder: Path, mark: str) -> str:
+    """The new name."""
+    aside, n = folder.with_name(f"{mark}{folder.name}"), 1
+    while aside.exists():
+        n += 1
+        aside = folder.with_name(f"{mark}{folder.name}.{n}")
+    os.replace(folder, aside)
+    return aside.name
 
 
 def _damage_seen_by_all(folder: Path, names: list[str]) -> str | None:

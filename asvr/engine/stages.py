@@ -88,6 +88,8 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     if newest is not None:
         _restore(runner, newest)
         logger.info("stage %s goes on from step %d of %d (%s)", name, runner.iter, runner.max_iters, newest)
+        if resume_from is not None and is_main_process():
+            checkpoint.set_aside_later(resume_from)
     begin = time.perf_counter()
     runner.train()
     if is_main_process():

@@ -389,6 +389,9 @@ def test_goes_on_from_a_named_checkpoint_even_of_a_finished_stage(copy, tiny_run
     (copy / "train.log").unlink()
     again(copy, resume=str(checkpoints(copy, "finetune") / "step_00000049"))
     assert "stage finetune goes on from step 49 of 60" in (copy / "train.log").read_text()
+    # What stood behind it is no checkpoint of the new run: not its newest, nor what it is pruned by.
+    assert (checkpoints(copy, "finetune") / "later_step_00000060" / "checkpoint.json").is_file()
+    assert steps_of(copy, "finetune") == steps_of(tiny_run, "finetune")
     assert weights(copy, "finetune") == weights(tiny_run, "finetune")
     assert curve(copy) == curve(tiny_run)
 

@@ -179,7 +179,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
         ("compare = [('none',)]", r"compare: \('none',\): expected two arms"),
         ("seeds = [1, 1]", r"seeds=\[1, 1\]: expected different numbers"),
         ("arm = 1", "arm: unknown; did you mean 'arms'?"),
-        ("compare = []; arms = dict(none=dict(modle=dict()))", "arm 'none': .*modle: unknown section; did you mean 'model'?"),
+        (
+            "compare = []; arms = dict(none=dict(modle=dict()))",
+            "arm 'none': .*modle: unknown section; did you mean 'model'?",
+        ),
         (
             "compare = []; arms = dict(none=dict(text_tokenizer=dict(corpus=dict(split='study:pixl'))))",
             "'study:pixl': the study has no tokenizer",
