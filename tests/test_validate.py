@@ -273,7 +273,7 @@ def test_every_missing_model_is_in_one_error(tmp_path, monkeypatch):
     with pytest.raises(MissingWeights) as error:
         preflight(cfg)
     assert [model.name for model in error.value.models] == ["no-org/llm", "no-org/tower", "asvr/no-codes"]
-    assert "Files of data are missing too:\n- data of pretrain, finetune: no/such.json" in str(error.value)
+    assert "- data of pretrain, finetune: no/such.json" in str(error.value)
     assert error.value.models[2].size_bytes >= 2 * 8 * 16 * 4  # depth, codes, width, float32
     late = config(**{"stages.pretrain.model": dict(encoder=dict(name="no-org/tower"))})
     with pytest.raises(MissingWeights, match="no-org/tower"):

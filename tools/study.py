@@ -38,13 +38,19 @@ def main() -> None:
     set_up_logging(out / "study.log")
     failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1)
     if failed:
-        sys.exit("\n".join([f"{len(failed)} run(s) failed; the same command tries them again:", *failed]))
+        again = (
+            f"the same command tries them again; an arm that was changed needs its folder in {out} removed, or --out"
+        )
+        sys.exit("\n".join([f"{len(failed)} run(s) failed; {again}:", *failed]))
     print(write_report(study, collect(study, out), out))
+    print(f"written: {out}/report.md, report.json, radar.png and curves.png")
     if args.questions is not None:
         if not args.report:
             ask_all(study, out, questions=args.questions, image_folder=args.image_folder or Path())
         found = collect(study, out, questions=args.questions)
-        print(write_report(asked_groups(study, found), found, out / "questions" / args.questions.stem))
+        there = out / "questions" / args.questions.stem
+        print(write_report(asked_groups(study, found), found, there))
+        print(f"written: {there}/report.md, report.json, radar.png and curves.png")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import nn
 from asvr.config import MODEL_FILE, is_model_folder, stage_config
 from asvr.engine import checkpoint
 from asvr.engine.build import build_device, build_model, data_fingerprint
+from asvr.engine.identity import check_same_config, identity, init_of
 from asvr.engine.log import logger
 from asvr.engine.optim import PRECISIONS
 from asvr.engine.parallel import bare, gathered
@@ -34,21 +35,6 @@ from asvr.registry import MODEL_WRAPPERS
 from asvr.validate import SCRATCH
 
 DONE = "done.json"
-# Settings that may change between an interrupted run and its continuation: they do not touch the result.
-_FREE = (
-    "runtime.log_interval",
-    "runtime.checkpoint_interval",
-    "runtime.keep_checkpoints",
-    "runtime.max_skipped",
-    "runtime.async_checkpoint",
-    "data.num_workers",
-    "data.cache_dir",
-    "data.cache_budget_gb",
-    "data.on_error",  # what is refused is left out of its batch; no other sample moves
-    "data.max_pixels",
-    "evaluation",
-    "validation",
-)
 
 
 def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
@@ -80,7 +66,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
         (folder / DONE).unlink(missing_ok=True)
     meta = dict(
         stage=name,
-        config=_identity(cfg, name, prepared.text_tokenizer),
+        config=identity(cfg, name, prepared.text_tokenizer),
         start=checkpoint.read_meta(newest)["start"] if newest is not None else start_digest(cfg, name, work_dir),
         frozen=checkpoint.frozen_fingerprints(model),
     )
@@ -111,7 +97,7 @@ def load_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path):
 
 
 def _load_checkpoint(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folder: Path, model) -> None:
-    _check_config(folder, _identity(cfg, name, prepared.text_tokenizer))
+    check_same_config(folder, identity(cfg, name, prepared.text_tokenizer))
     _check_start(folder, cfg, name, work_dir)
     checkpoint.check_frozen(folder, model)
     checkpoint.load_weights(folder, model)
@@ -124,7 +110,7 @@ def _fresh_model(cfg: Config, name: str, prepared: Prepared, *, shared: bool = F
     """
     stage = stage_config(prepared.cfg, name)
     device, wrapper = build_device(stage.runtime.device), stage.get("parallel") if shared else None
-    in_folder = is_model_folder(init := _init_of(cfg, name))
+    in_folder = is_model_folder(init := init_of(cfg, name))
     defers = wrapper is not None and getattr(MODEL_WRAPPERS.get(wrapper.type), "defers", False)
     model = build_model(stage, len(prepared.text_tokenizer), defer_llm=defers and not in_folder)
     if in_folder:
@@ -176,13 +162,13 @@ def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> 
     anything there is written anew."""
     for name in names:
         if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
-            _check_config(newest, _identity(cfg, name, text_tokenizer))
+            check_same_config(newest, identity(cfg, name, text_tokenizer))
             _check_start(newest, cfg, name, work_dir)
 
 
 def require_start(cfg: Config, name: str, work_dir: Path) -> None:
     """Raise ``ValueError`` where the stage that ``name`` starts from is not finished."""
-    init = _init_of(cfg, name)
+    init = init_of(cfg, name)
     if init != SCRATCH and not is_model_folder(init):
         require_finished(work_dir, init)
 
@@ -209,7 +195,7 @@ def weights_digest(work_dir: Path, name: str) -> str:
 def start_digest(cfg: Config, name: str, work_dir: Path) -> str | None:
     """What a stage starts from: `weights_digest` of a stage, or SHA-256 of a model folder's description, which holds
     those of its weights; None where it starts from scratch, or those weights are gone."""
-    init = _init_of(cfg, name)
+    init = init_of(cfg, name)
     if is_model_folder(init):
         return hashlib.sha256((Path(init) / MODEL_FILE).read_bytes()).hexdigest()
     return weights_digest(work_dir, init) if init != SCRATCH and _last_checkpoint(work_dir, init) else None
@@ -245,7 +231,7 @@ def _restore(runner: Runner, folder: Path) -> None:
 
 def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | None:
     """The last checkpoint of the stage that this one starts from: ``init``, or the stage before it."""
-    init = _init_of(cfg, name)
+    init = init_of(cfg, name)
     if init == SCRATCH or is_model_folder(init):
         return None
     require_start(cfg, name, work_dir)
@@ -254,48 +240,14 @@ def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | 
         raise ValueError(
             f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"
         )
-    _check_config(start, _identity(cfg, init, text_tokenizer))
+    check_same_config(start, identity(cfg, init, text_tokenizer))
     return start
-
-
-def _init_of(cfg: Config, name: str) -> str:
-    names = list(cfg.stages)
-    before = names[: names.index(name)]
-    return cfg.stages[name].get("init", before[-1] if before else SCRATCH)
-
-
-def _check_config(folder: Path, identity: dict) -> None:
-    there = checkpoint.read_meta(folder)["config"]
-    different = sorted(key for key in identity.keys() | there.keys() if identity.get(key) != there.get(key))
-    if different:
-        listing = "; ".join(f"{key}: {there.get(key)!r} there, {identity.get(key)!r} here" for key in different[:5])
-        raise ValueError(
-            f"{folder} belongs to another configuration ({listing}). "
-            "Give the options it was trained with, take another --work-dir, or train anew with --resume never"
-        )
 
 
 def _check_start(folder: Path, cfg: Config, name: str, work_dir: Path) -> None:
     now = start_digest(cfg, name, work_dir)
     if now is not None and checkpoint.read_meta(folder)["start"] != now:
         raise ValueError(
-            f"{folder} was trained from weights of {_init_of(cfg, name)!r} that were replaced since: "
+            f"{folder} was trained from weights of {init_of(cfg, name)!r} that were replaced since: "
             f"train it anew with --stage {name} --resume never"
         )
-
-
-def _identity(cfg: Config, name: str, text_tokenizer) -> dict:
-    """Dotted key -> value of every setting that the result depends on, and what it was resolved to."""
-    stage = stage_config(cfg, name)
-    flat: dict = {"init": _init_of(cfg, name), "text_tokenizer.fingerprint": text_tokenizer.fingerprint()}
-
-    def visit(prefix: str, value) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                visit(f"{prefix}.{key}" if prefix else key, item)
-        else:
-            flat[prefix] = json.loads(json.dumps(value))
-
-    for key in ("text_tokenizer", "model", "data", "optim", "schedule", "train", "runtime"):
-        visit(key, stage.to_dict()[key])
-    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}

@@ -69,7 +69,7 @@ def load_study(file: Path) -> Config:
     if not problems and (not study.seeds or len(set(study.seeds)) != len(study.seeds)):
         problems.append(f"seeds={list(study.seeds)}: expected different numbers")
     if problems:
-        raise ValueError(f"{file}:\n" + "\n".join(f"- {problem}" for problem in problems))
+        raise ValueError(_listing(file, problems))
     study.config = str((file.parent / study.config).resolve())
     study.tokenizers = {n: str((file.parent / path).resolve()) for n, path in study.get("tokenizers", {}).items()}
     for arm in study.arms:
@@ -77,7 +77,22 @@ def load_study(file: Path) -> Config:
             check_config(arm_config(study, arm, study.seeds[0], file.parent))
         except ValueError as error:
             raise ValueError(f"{file}, arm {arm!r}: {error}") from error
+    if problems := _wrong_kinds(study, file.parent):
+        raise ValueError(_listing(file, problems))
     return study
+
+
+def _listing(file: Path, problems: list[str]) -> str:
+    return f"{file}:\n" + "\n".join(f"- {problem}" for problem in problems)
+
+
+def _wrong_kinds(study: Config, out: Path) -> list[str]:
+    """Of ``groups``, where the questions' config names its kinds."""
+    asked = _last_stage(arm_config(study, study.baseline, study.seeds[0], out)).evaluation.dataset.get("kinds")
+    grouped = {kind for kinds in study.get("groups", {}).values() for kind in kinds}
+    return [
+        f"groups: no question of kind {k!r}; {nearest(k, asked)}" for k in sorted(grouped) if asked and k not in asked
+    ]
 
 
 def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
@@ -191,7 +206,11 @@ def _sighted(study: Config, out: Path) -> list[Run]:
 
 
 def _shows_pictures(cfg: Config) -> bool:
-    return stage_config(cfg, list(cfg.stages)[-1]).evaluation.dataset.get("with_images", True)
+    return _last_stage(cfg).evaluation.dataset.get("with_images", True)
+
+
+def _last_stage(cfg: Config) -> Config:
+    return stage_config(cfg, list(cfg.stages)[-1])
 
 
 def _asked(run: Run, questions: Path) -> Path:

@@ -47,7 +47,8 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
     groups = study.get("groups") or {kind: [kind] for kind in sorted(set(kinds_Q))}
     unknown = set(_kinds(groups)) - set(kinds_Q)
     if unknown:
-        raise ValueError(f"groups: no question of kind {sorted(unknown)}; the kinds are {sorted(set(kinds_Q))}")
+        kinds = sorted(map(str, set(kinds_Q)))
+        raise ValueError(f"groups: no question of kind {sorted(unknown)}; the kinds are {kinds}")
     scenes_Q = np.array([json.dumps(answer["image"] or answer["id"]) for answer in answers])
     members = {name: np.isin(kinds_Q, list(kinds)) for name, kinds in groups.items()}
     members[ALL] = np.isin(kinds_Q, _kinds(groups))
@@ -98,7 +99,8 @@ def _kinds(groups: dict) -> list[str]:
 
 
 def markdown(result: dict) -> str:
-    names = list(result["questions"])
+    names, seeds = list(result["questions"]), len(result["seeds"])
+    covered = "other scenes and other seeds" if seeds > 1 else "other scenes; one seed tells nothing of others"
     rows, gains = [], []
     for arm, found in result["arms"].items():
         groups = found["groups"]
@@ -116,13 +118,14 @@ def markdown(result: dict) -> str:
     by_kind = [[arm, *(f"{100 * found['kinds'][kind]:.1f}" for kind in kinds)] for arm, found in result["arms"].items()]
     return "\n".join(
         [
-            f"Answers right, %, mean of {len(result['seeds'])} seeds; {result['scenes']} scenes, questions: {asked}.",
+            f"Answers right, %, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}; {result['scenes']} scenes, "
+            f"questions: {asked}.",
             *([f"Left out, in no group: {', '.join(result['left_out'])}."] if result["left_out"] else []),
             "",
             table(
                 ["arm", *names, "loss of answers, nats a token", "codes right by depth", "seconds of training"], rows
             ),
-            f"Against {result['baseline']!r}, points: mean, 95 % interval (other scenes and other seeds), and p of "
+            f"Against {result['baseline']!r}, points: mean, 95 % interval ({covered}), and p of "
             "McNemar's test on the questions of all seeds, which knows nothing of seeds.",
             "",
             table(["arm", *names], gains) if gains else "No other arm.\n",
@@ -163,9 +166,10 @@ def _radar(result: dict, file: Path) -> None:
         style = dict(linewidth=2.5, color="black") if arm == result["baseline"] else dict(linewidth=1.3)
         axis.plot([*angles, angles[0]], [*shares, shares[0]], label=arm, **style)
     axis.set_xticks(angles, names)
+    axis.set_ylim(0, 100)
     axis.set_title("answers right, %")
     axis.legend(loc="upper left", bbox_to_anchor=(1.05, 1.05), fontsize=8, frameon=False)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -228,7 +228,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_serves(c
         ({"optim.lr": 1e-3}, "optim.lr: 0.002 there, 0.001 here"),
         ({"data.global_batch": 16}, "data.global_batch"),
         ({"runtime.seed": 1}, "runtime.seed"),
-        ({"model.reconstruction.0.fit.iterations": 3}, "model.reconstruction"),
+        ({"model.reconstruction.0.fit.iterations": 3}, "model.reconstruction.0.fit.iterations: 15 there, 3 here"),
         ({"schedule.steps": 61}, "schedule.steps: 60 there, 61 here"),
         ({"stages.finetune.init": "scratch"}, "init: 'pretrain' there, 'scratch' here"),
         ({"text_tokenizer.vocab_size": 300}, "text_tokenizer.fingerprint"),

@@ -33,7 +33,8 @@ stages = dict(
     _delete_=True,
     pretrain=dict(init='scratch', train=['projector', 'heads', 'llm'], evaluation=None),
     finetune=dict(train=['projector', 'heads', 'llm']))
-evaluation = dict(dataset=dict(_delete_=True, type='Scenes', split='test', scenes=6, per_scene=None, size=64))
+evaluation = dict(dataset=dict(_delete_=True, type='Scenes', split='test', scenes=6, per_scene=None, size=64,
+    kinds=['what', 'kind', 'count', 'word', 'knowledge', 'where', 'left_of', 'larger', 'color', 'pose', 'exists']))
 runtime = dict(log_interval=1, device='cpu')
 """
 STUDY = """
@@ -177,6 +178,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
         ("baseline = 'non'", "baseline='non': no such arm; did you mean 'none'?"),
         ("compare = [('none', 'lat')]", "compare: no arm 'lat'; did you mean 'late'?"),
         ("compare = [('none',)]", r"compare: \('none',\): expected two arms"),
+        ("groups = dict(ocr=['wrod'])", "groups: no question of kind 'wrod'; did you mean 'word'?"),
         ("seeds = [1, 1]", r"seeds=\[1, 1\]: expected different numbers"),
         ("arm = 1", "arm: unknown; did you mean 'arms'?"),
         (

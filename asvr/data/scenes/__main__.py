@@ -7,6 +7,7 @@ from pathlib import Path
 from asvr.cli import run_tool
 from asvr.data.images import open_image
 from asvr.data.scenes import Scenes
+from asvr.data.scenes.questions import MAKERS
 
 
 def parse_args() -> argparse.Namespace:
@@ -14,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="OUT.json and the folder OUT with the pictures")
     parser.add_argument("--split", default="test", help="train, test or photos")
     parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--kinds", nargs="*", help="of question; default: all that the split has")
+    parser.add_argument("--kinds", nargs="*", help=f"of question: {', '.join(MAKERS)}; default: all")
     parser.add_argument("--concepts", type=int, help="how many of the objects")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--seed", type=int, default=0)
@@ -24,6 +25,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     out: Path = args.pop("out")
+    if out.exists() or out.with_suffix(".json").exists():
+        raise ValueError(f"{out} or {out.with_suffix('.json')} is there already: name another, or remove it")
     dataset = Scenes(per_scene=None, **args)
     out.mkdir(parents=True, exist_ok=True)
     for i in range(len(dataset.scenes)):
