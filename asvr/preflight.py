@@ -37,7 +37,7 @@ def missing_annotations(stages: dict[str, Config]) -> list[str]:
     """``section of stages: file`` for every ``ann_file`` that is not there, those of a mixture's sources among them."""
     found: dict[tuple, list[str]] = {}
     for name, stage in stages.items():
-        for section in ("data", "evaluation", "validation"):
+        for section in ("text_tokenizer", "data", "evaluation", "validation"):
             for file in _annotations(stage.get(section)):
                 if not Path(file).is_file():
                     found.setdefault((section, file), []).append(name)
@@ -46,10 +46,10 @@ def missing_annotations(stages: dict[str, Config]) -> list[str]:
 
 def _annotations(config) -> Iterator[str]:
     if isinstance(config, dict):
-        if "ann_file" in config:
+        if isinstance(config.get("ann_file"), str):
             yield config["ann_file"]
         config = list(config.values())
-    if isinstance(config, list):
+    if isinstance(config, list | tuple):
         for item in config:
             yield from _annotations(item)
 

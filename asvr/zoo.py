@@ -58,7 +58,11 @@ class MissingWeights(ValueError):
         head = "1 pretrained model is missing" if len(models) == 1 else f"{len(models)} pretrained models are missing"
         hint = "Or set ASVR_DOWNLOAD=1 to fetch from the Hugging Face Hub; a dry run (--dry-run) needs no weights."
         files = [f"- {file}" for file in files]
-        also = ["Files of data are missing too (the commands: where the config has them):", *files] if files else []
+        also = (
+            ["Files of data are missing too (the top of the dataset's config says how to fetch them):", *files]
+            if files
+            else []
+        )
         super().__init__("\n".join([f"{head}:", *(model.describe() for model in models), hint, *also]))
 
 

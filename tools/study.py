@@ -38,9 +38,7 @@ def main() -> None:
     set_up_logging(out / "study.log")
     failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1)
     if failed:
-        again = (
-            f"the same command tries them again; an arm that was changed needs its folder in {out} removed, or --out"
-        )
+        again = f"the same command tries them again; a changed arm needs its folder in {out} removed, or another --out"
         sys.exit("\n".join([f"{len(failed)} run(s) failed; {again}:", *failed]))
     print(write_report(study, collect(study, out), out))
     print(f"written: {out}/report.md, report.json, radar.png and curves.png")

@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from asvr.config import dump_config, is_model_folder, load_config, stage_config
 from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint
+from asvr.engine.checkpoint_folder import PREFIX
 from asvr.engine.interruption import interruptible
 from asvr.engine.log import logger, set_up_logging
 from asvr.engine.parallel import gathered
@@ -199,7 +200,7 @@ def evaluate_folder(
 
 
 def _refuse_others(out: Path, questions: Path | None) -> None:
-    """Raise ``ValueError`` where ``out`` holds the answers to another file of the same name, from another place."""
+    """Raise ``ValueError`` where ``out`` holds the answers to another file, of the same name and from another place."""
     there = _read(out / "result.json").get("asked", {})
     if questions is None or there.get("file") is None:
         return
@@ -237,6 +238,8 @@ def _named_checkpoint(resume: str, work_dir: Path, stages: list[str]) -> Path | 
     folder = Path(resume).resolve()
     if not (folder / "checkpoint.json").is_file():
         raise ValueError(f"--resume {resume}: expected 'auto', 'never' or a checkpoint folder (…/checkpoints/step_…)")
+    if not folder.name.startswith(PREFIX):
+        raise ValueError(f"--resume {resume}: expected a folder {PREFIX}N; rename one that was set aside to that first")
     if work_dir.resolve() not in folder.parents:
         raise ValueError(f"--resume {resume} is not a checkpoint of {work_dir}: name its run with --work-dir")
     if folder.parent.parent.name not in stages:

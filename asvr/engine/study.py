@@ -88,8 +88,11 @@ def _listing(file: Path, problems: list[str]) -> str:
 
 def _wrong_kinds(study: Config, out: Path) -> list[str]:
     """Of ``groups``, where the questions' config names its kinds."""
-    asked = _last_stage(arm_config(study, study.baseline, study.seeds[0], out)).evaluation.dataset.get("kinds")
-    grouped = {kind for kinds in study.get("groups", {}).values() for kind in kinds}
+    evaluation = _last_stage(arm_config(study, study.baseline, study.seeds[0], out)).get("evaluation")
+    if not evaluation:
+        return [f"config: the last stage of {study.config} has no `evaluation`; a study needs questions"]
+    asked = evaluation.dataset.get("kinds")
+    grouped = {kind for kinds in (study.get("groups") or {}).values() for kind in kinds}
     return [
         f"groups: no question of kind {k!r}; {nearest(k, asked)}" for k in sorted(grouped) if asked and k not in asked
     ]

@@ -12,7 +12,7 @@ from asvr.data.images import open_image
 from asvr.data.scenes import Scenes
 from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
 from asvr.data.scenes.photos import photo, photos
-from asvr.data.scenes.questions import MAKERS, UNNAMED, ask, caption
+from asvr.data.scenes.questions import MAKERS, UNNAMED, ask, caption, in_turns
 from asvr.data.scenes.scene import BACKGROUNDS, COLORS, PLACES, Scene, Thing, make_scene, paint
 from asvr.data.scenes.sprites import DRAWINGS, groups, sprite
 
@@ -103,6 +103,8 @@ def test_no_two_questions_of_a_conversation_name_one_absent_object():
             both += 1
             assert exists.split("is there a ")[1] not in there.split(", the ")[1].split(" or the ")
     assert both > 100
+    asked = dict(exists=("is there a bird?", "no"), there=("which is there, the black bird or the cat?", "cat"))
+    assert all(len(in_turns(SCENE, asked, random.Random(seed), 2)) == 1 for seed in range(10))
 
 
 def test_what_may_be_said_to_be_there_is_not_named_as_absent():

@@ -7,7 +7,7 @@ from pathlib import Path
 from asvr.cli import run_tool
 from asvr.data.images import open_image
 from asvr.data.scenes import Scenes
-from asvr.data.scenes.questions import MAKERS
+from asvr.data.scenes.questions import MAKERS, PHOTO_KINDS
 
 
 def parse_args() -> argparse.Namespace:
@@ -15,7 +15,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="OUT.json and the folder OUT with the pictures")
     parser.add_argument("--split", default="test", help="train, test or photos")
     parser.add_argument("--scenes", type=int, default=300)
-    parser.add_argument("--kinds", nargs="*", help=f"of question: {', '.join(MAKERS)}; default: all")
+    parser.add_argument(
+        "--kinds",
+        nargs="*",
+        help=f"of question: {', '.join(MAKERS)} (of photos: {', '.join(PHOTO_KINDS)}); default: all",
+    )
     parser.add_argument("--concepts", type=int, help="how many of the objects")
     parser.add_argument("--size", type=int, default=128, help="pixels of a side")
     parser.add_argument("--seed", type=int, default=0)

@@ -97,8 +97,13 @@ def pose(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
 
 def _absent(scene: Scene, names: list[str]) -> list[str]:
     """Objects that are not there, nor may be said to be: where a black bird is, a bird is."""
-    shown = [set(name.split()) for name in scene.names()]
-    return [name for name in names if not any(own <= set(name.split()) or own >= set(name.split()) for own in shown)]
+    return [name for name in names if not any(_alike(name, shown) for shown in scene.names())]
+
+
+def _alike(name: str, other: str) -> bool:
+    """Whether one of them has all words of the other."""
+    words, others = set(name.split()), set(other.split())
+    return words <= others or words >= others
 
 
 def exists(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
@@ -164,7 +169,7 @@ def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: in
             about = {thing.name for thing in scene.things if thing.name in text or PLACES[thing.place] in text}
             if kind in ABSENT:
                 about |= set(re.findall(r"(?:there a|, the|or the) (.+?)(?= or the |\?)", text))
-        if len(chosen) < turns and not about & told:
+        if len(chosen) < turns and not any(_alike(name, other) for name in about for other in told):
             chosen.append(kind)
             told |= about
     return rng.sample(chosen, len(chosen))
