@@ -120,8 +120,9 @@ def there(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
 
 
 def plate(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
-    shown = rng.choice(sorted({thing.color for thing in scene.things}))
-    pair = [shown, rng.choice([color for color in COLORS if color not in {thing.color for thing in scene.things}])]
+    colors = {thing.color for thing in scene.things}
+    shown = rng.choice(sorted(colors))
+    pair = [shown, rng.choice([color for color in COLORS if color not in colors])]
     rng.shuffle(pair)
     return f"which plate is there, the {pair[0]} or the {pair[1]} one?", shown
 
