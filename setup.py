@@ -56,7 +56,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis",
-            "ruff",
+            "ruff>=0.17,<0.18",  # another version may format differently, and CI checks the format
             "efficientnet-lite-pytorch",
             *DATA,
             *DEMO,

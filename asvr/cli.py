@@ -9,11 +9,6 @@ from asvr.engine.interruption import Interrupted
 
 PACKAGE = str(Path(__file__).parent)
 
-# `python tools/train.py` has Python look for modules in tools/ first, where profile.py hides the standard library's
-# `profile`, which torch imports.
-_TOOLS = Path(PACKAGE).parent / "tools"
-sys.path[:] = [place for place in sys.path if Path(place).resolve() != _TOOLS]
-
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(

@@ -1,9 +1,11 @@
 # ASVR with Vicuna-13B, otherwise asvr_vicuna7b.py.
 # python tools/train.py configs/asvr_vicuna13b.py
-_base_ = ['./asvr_vicuna7b.py']
+_base_ = ["./asvr_vicuna7b.py"]
 
-text_tokenizer = dict(name='lmsys/vicuna-13b-v1.5')
+text_tokenizer = dict(name="lmsys/vicuna-13b-v1.5")
 model = dict(
     llm=dict(
-        name='lmsys/vicuna-13b-v1.5',
-        arch=dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)))
+        name="lmsys/vicuna-13b-v1.5",
+        arch=dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40),
+    )
+)

@@ -1,21 +1,18 @@
 # ASVR, the paper's main recipe: LLaVA-1.5 that also predicts the semantic codes of each visual token from the
 # hidden state before it (equation 2).
 # python tools/train.py configs/asvr_vicuna7b.py
-_base_ = ['./llava_vicuna7b.py']
+_base_ = ["./llava_vicuna7b.py"]
 
 model = dict(
     reconstruction=[
         dict(
-            name='semantic',
+            name="semantic",
             # No `encoder`: it quantises the features that the model itself sees (SigLIP, layer -2).
-            tokenizer=dict(type='SemanticTokenizer', name='asvr/siglip-so400m-rvq8', depth=8, codebook_size=16384),
-            head=dict(
-                type='DepthTransformerHead',
-                width=2048,
-                layers=3,
-                num_heads=16,
-                activation_checkpointing='full'),
-            loss=dict(type='CodeCrossEntropy'),
+            tokenizer=dict(type="SemanticTokenizer", name="asvr/siglip-so400m-rvq8", depth=8, codebook_size=16384),
+            head=dict(type="DepthTransformerHead", width=2048, layers=3, num_heads=16, activation_checkpointing="full"),
+            loss=dict(type="CodeCrossEntropy"),
             weight=1.0,
-            shift=1)
-    ])
+            shift=1,
+        )
+    ]
+)

@@ -2,30 +2,29 @@
 # Differs from the paper: there those codes are trained together with a pixel decoder; here they are fitted to the
 # features alone. For codes of a pixel VQGAN see asvr_vicuna7b_pixel.py.
 # python tools/train.py configs/asvr_vicuna7b_appearance.py
-_base_ = ['./llava_vicuna7b.py']
+_base_ = ["./llava_vicuna7b.py"]
 
 model = dict(
     reconstruction=[
         dict(
-            name='appearance',
+            name="appearance",
             tokenizer=dict(
-                type='SemanticTokenizer',
-                name='asvr/siglip-so400m-layer6-rvq8',
+                type="SemanticTokenizer",
+                name="asvr/siglip-so400m-layer6-rvq8",
                 depth=8,
                 codebook_size=16384,
                 encoder=dict(
-                    type='HFVisionEncoder',
+                    type="HFVisionEncoder",
                     name={{_base_.model.encoder.name}},
                     layer=6,
-                    dtype='bfloat16',
-                    arch={{_base_.model.encoder.arch}})),
-            head=dict(
-                type='DepthTransformerHead',
-                width=2048,
-                layers=3,
-                num_heads=16,
-                activation_checkpointing='full'),
-            loss=dict(type='CodeCrossEntropy'),
+                    dtype="bfloat16",
+                    arch={{_base_.model.encoder.arch}},
+                ),
+            ),
+            head=dict(type="DepthTransformerHead", width=2048, layers=3, num_heads=16, activation_checkpointing="full"),
+            loss=dict(type="CodeCrossEntropy"),
             weight=1.0,
-            shift=1)
-    ])
+            shift=1,
+        )
+    ]
+)

@@ -1,42 +1,37 @@
 # The paper's dual ablation: semantic and appearance codes, each with a head of its own, the losses added.
 # Differs from the paper as asvr_vicuna7b_appearance.py does: the appearance codes are fitted without a pixel decoder.
 # python tools/train.py configs/asvr_vicuna7b_dual.py
-_base_ = ['./llava_vicuna7b.py']
+_base_ = ["./llava_vicuna7b.py"]
 
 model = dict(
     reconstruction=[
         dict(
-            name='semantic',
-            tokenizer=dict(type='SemanticTokenizer', name='asvr/siglip-so400m-rvq8', depth=8, codebook_size=16384),
-            head=dict(
-                type='DepthTransformerHead',
-                width=2048,
-                layers=3,
-                num_heads=16,
-                activation_checkpointing='full'),
-            loss=dict(type='CodeCrossEntropy'),
+            name="semantic",
+            tokenizer=dict(type="SemanticTokenizer", name="asvr/siglip-so400m-rvq8", depth=8, codebook_size=16384),
+            head=dict(type="DepthTransformerHead", width=2048, layers=3, num_heads=16, activation_checkpointing="full"),
+            loss=dict(type="CodeCrossEntropy"),
             weight=1.0,
-            shift=1),
+            shift=1,
+        ),
         dict(
-            name='appearance',
+            name="appearance",
             tokenizer=dict(
-                type='SemanticTokenizer',
-                name='asvr/siglip-so400m-layer6-rvq8',
+                type="SemanticTokenizer",
+                name="asvr/siglip-so400m-layer6-rvq8",
                 depth=8,
                 codebook_size=16384,
                 encoder=dict(
-                    type='HFVisionEncoder',
+                    type="HFVisionEncoder",
                     name={{_base_.model.encoder.name}},
                     layer=6,
-                    dtype='bfloat16',
-                    arch={{_base_.model.encoder.arch}})),
-            head=dict(
-                type='DepthTransformerHead',
-                width=2048,
-                layers=3,
-                num_heads=16,
-                activation_checkpointing='full'),
-            loss=dict(type='CodeCrossEntropy'),
+                    dtype="bfloat16",
+                    arch={{_base_.model.encoder.arch}},
+                ),
+            ),
+            head=dict(type="DepthTransformerHead", width=2048, layers=3, num_heads=16, activation_checkpointing="full"),
+            loss=dict(type="CodeCrossEntropy"),
             weight=1.0,
-            shift=1)
-    ])
+            shift=1,
+        ),
+    ]
+)

@@ -4,15 +4,15 @@
 #   hf download deepseek-community/Janus-Pro-1B --local-dir Janus-Pro-1B
 #   python tools/convert.py import Janus-Pro-1B models/janus-vq16 --image-size 432
 # python tools/train.py configs/asvr_vicuna7b_pixel.py
-_base_ = ['./llava_vicuna7b.py']
+_base_ = ["./llava_vicuna7b.py"]
 
 model = dict(
     reconstruction=[
         dict(
-            name='pixel',
+            name="pixel",
             tokenizer=dict(
-                type='PixelTokenizer',
-                name='./models/janus-vq16',
+                type="PixelTokenizer",
+                name="./models/janus-vq16",
                 image_size=432,
                 arch=dict(
                     embed_dim=8,
@@ -20,14 +20,13 @@ model = dict(
                     latent_channels=256,
                     base_channels=128,
                     channel_multiplier=[1, 1, 2, 2, 4],
-                    num_res_blocks=2)),
-            head=dict(
-                type='DepthTransformerHead',
-                width=2048,
-                layers=3,
-                num_heads=16,
-                activation_checkpointing='full'),
-            loss=dict(type='CodeCrossEntropy'),
+                    num_res_blocks=2,
+                ),
+            ),
+            head=dict(type="DepthTransformerHead", width=2048, layers=3, num_heads=16, activation_checkpointing="full"),
+            loss=dict(type="CodeCrossEntropy"),
             weight=1.0,
-            shift=1)
-    ])
+            shift=1,
+        )
+    ]
+)

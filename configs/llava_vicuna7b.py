@@ -1,25 +1,27 @@
 # LLaVA-1.5 with SigLIP-SO400M and Vicuna-7B: the text loss alone, the paper's baseline.
 # python tools/train.py configs/llava_vicuna7b.py
 _base_ = [
-    '_base_/models/siglip_so400m_vicuna7b.py',
-    '_base_/datasets/llava_1_5.py',
-    '_base_/schedules/cosine_1epoch.py',
-    '_base_/runtime.py',
+    "_base_/models/siglip_so400m_vicuna7b.py",
+    "_base_/datasets/llava_1_5.py",
+    "_base_/schedules/cosine_1epoch.py",
+    "_base_/runtime.py",
 ]
 
 stages = dict(
     pretrain=dict(
-        train=['projector', 'heads'],
-        model=dict(llm=dict(dtype='bfloat16')),  # frozen here: half the memory
-        optim=dict(lr=1e-3)),
+        train=["projector", "heads"],
+        model=dict(llm=dict(dtype="bfloat16")),  # frozen here: half the memory
+        optim=dict(lr=1e-3),
+    ),
     finetune=dict(
-        train=['projector', 'heads', 'llm'],
+        train=["projector", "heads", "llm"],
         data=dict(
-            train=dict(
-                ann_file='data/LLaVA-Instruct/llava_v1_5_mix665k.json',
-                image_folder='data/LLaVA-Instruct'),
-            template='vicuna_v1',
-            image_aspect='pad',
+            train=dict(ann_file="data/LLaVA-Instruct/llava_v1_5_mix665k.json", image_folder="data/LLaVA-Instruct"),
+            template="vicuna_v1",
+            image_aspect="pad",
             micro_batch=2,
-            global_batch=128),
-        optim=dict(lr=2e-5)))
+            global_batch=128,
+        ),
+        optim=dict(lr=2e-5),
+    ),
+)

@@ -1,5 +1,6 @@
 """The tools' command lines, and what importing the library costs."""
 
+import importlib.metadata
 import runpy
 import subprocess
 import sys
@@ -36,6 +37,14 @@ def tool(monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("folder", ["tools", "benchmarks"])
+def test_no_script_hides_another_module(folder):
+    """Python looks for modules in the folder of a script first, so a script's name must be no module's."""
+    # `evaluate` is imported by lmms-eval, which the tests' environment need not have.
+    others = sys.stdlib_module_names | importlib.metadata.packages_distributions().keys() | {"evaluate"}
+    assert not {file.stem for file in (ROOT / folder).glob("*.py")} & others
+
+
 def test_a_study_without_its_questions_is_told_so(tool, tmp_path):
     assert tool("study.py", "x.py", "--questions", str(tmp_path)) == f"error: --questions: there is no file {tmp_path}"
     assert tool("study.py", "x.py", "--image-folder", ".") == "error: --image-folder needs --questions"
@@ -44,7 +53,7 @@ def test_a_study_without_its_questions_is_told_so(tool, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "abbreviated"), [("train.py", "--resum=never"), ("evaluate.py", "--task=mme"), ("study.py", "--repor")]
+    ("name", "abbreviated"), [("train.py", "--resum=never"), ("eval.py", "--task=mme"), ("study.py", "--repor")]
 )
 def test_an_option_is_not_abbreviated(name, abbreviated, monkeypatch, capsys):
     """A misspelt ``--resume never`` must not start a run anew."""
@@ -66,7 +75,7 @@ def test_importing_the_library_is_light():
     assert loaded("import matplotlib") == {"matplotlib"}, "the check itself sees nothing"
 
 
-@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "train_tokenizer.py"])
+@pytest.mark.parametrize("name", ["train.py", "eval.py", "train_tokenizer.py"])
 def test_help_does_not_wait_for_torch(name):
     code = (
         "import runpy\n"
@@ -110,7 +119,7 @@ def test_a_wrong_option_is_told_in_plain_words(tool, options, message, tmp_path)
     assert not (tmp_path / "w").exists()
 
 
-@pytest.mark.parametrize("name", ["train.py", "evaluate.py", "train_tokenizer.py"])
+@pytest.mark.parametrize("name", ["train.py", "eval.py", "train_tokenizer.py"])
 def test_a_missing_config_is_told_in_plain_words(tool, name, tmp_path):
     assert f"there is no config file {tmp_path}/none.py" in tool(name, str(tmp_path / "none.py"))
 
@@ -145,7 +154,7 @@ def test_a_refused_sample_is_told_in_plain_words(workers):
 
 
 def test_evaluate_before_training_is_refused(tool, tmp_path):
-    said = tool("evaluate.py", "configs/asvr_mini.py", "--work-dir", str(tmp_path / "w"))
+    said = tool("eval.py", "configs/asvr_mini.py", "--work-dir", str(tmp_path / "w"))
     assert "stage 'finetune' is not finished" in said and "tools/train.py" in said
 
 

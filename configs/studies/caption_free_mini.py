@@ -2,12 +2,12 @@
 # all arms; two have a semantic target, and one of them 2,000 more pictures, of which it sees the visual loss alone. In
 # every arm a step holds 16 scenes with text, on average. Protocol and what came out: docs/studies/caption_free_mini.
 # python tools/study.py configs/studies/caption_free_mini.py --jobs 2
-_base_ = ['./_base_study.py']
-baseline = 'captioned'
-compare = [('more_pictures', 'with_target')]
+_base_ = ["./_base_study.py"]
+baseline = "captioned"
+compare = [("more_pictures", "with_target")]
 
 _few = dict(train=dict(scenes=1000))
-_more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=16, global_batch=48, group='length')
+_more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=16, global_batch=48, group="length")
 
 
 def _arm(data, **changes):
@@ -16,6 +16,5 @@ def _arm(data, **changes):
 
 
 arms = dict(
-    captioned=_arm(_few, model=dict(reconstruction=[])),
-    with_target=_arm(_few),
-    more_pictures=_arm(_more))  # with the target of configs/scenes_mini.py
+    captioned=_arm(_few, model=dict(reconstruction=[])), with_target=_arm(_few), more_pictures=_arm(_more)
+)  # with the target of configs/scenes_mini.py

@@ -2,28 +2,36 @@
 # seeds. One code of 256 a visual token for semantic and pixel targets, the same head, both fitted on the same pictures,
 # the same number of steps. The protocol and what came out: docs/studies/targets_mini.
 # python tools/study.py configs/studies/targets_mini.py --jobs 2
-_base_ = ['./_base_study.py']
-baseline = 'none'
-compare = [('semantic', 'pixel'), ('semantic', 'semantic_shift0'), ('both', 'semantic'),
-           ('semantic', 'semantic_in_finetune'), ('semantic', 'semantic_in_pretrain'), ('semantic', 'semantic_of_16')]
-tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')
+_base_ = ["./_base_study.py"]
+baseline = "none"
+compare = [
+    ("semantic", "pixel"),
+    ("semantic", "semantic_shift0"),
+    ("both", "semantic"),
+    ("semantic", "semantic_in_finetune"),
+    ("semantic", "semantic_in_pretrain"),
+    ("semantic", "semantic_of_16"),
+]
+tokenizers = dict(pixel="../tokenizers/pixel_scenes.py")
 
-_head = dict(type='DepthTransformerHead', width=64, layers=1, num_heads=4)
+_head = dict(type="DepthTransformerHead", width=64, layers=1, num_heads=4)
 _semantic = dict(
-    name='semantic',
-    tokenizer=dict(type='SemanticTokenizer', depth=1, codebook_size=256),
+    name="semantic",
+    tokenizer=dict(type="SemanticTokenizer", depth=1, codebook_size=256),
     fit=dict(vectors_per_code=512, iterations=15),
     head=_head,
-    loss=dict(type='CodeCrossEntropy'),
+    loss=dict(type="CodeCrossEntropy"),
     weight=0.3,
-    shift=1)
+    shift=1,
+)
 _pixel = dict(
-    name='pixel',
-    tokenizer=dict(type='PixelTokenizer', name='study:pixel', image_size=32),
+    name="pixel",
+    tokenizer=dict(type="PixelTokenizer", name="study:pixel", image_size=32),
     head=_head,
-    loss=dict(type='CodeCrossEntropy'),
+    loss=dict(type="CodeCrossEntropy"),
     weight=0.3,
-    shift=1)
+    shift=1,
+)
 
 
 def _targets(*entries):
@@ -40,7 +48,5 @@ arms = dict(
     semantic_in_finetune=dict(_targets(_semantic), stages=dict(pretrain=_targets(_off))),
     semantic_in_pretrain=dict(_targets(_semantic), stages=dict(finetune=_targets(_off))),
     semantic_of_16=_targets(dict(_semantic, supervise=16)),
-    blind=dict(
-        _targets(),
-        data=dict(train=dict(with_images=False)),
-        evaluation=dict(dataset=dict(with_images=False))))
+    blind=dict(_targets(), data=dict(train=dict(with_images=False)), evaluation=dict(dataset=dict(with_images=False))),
+)

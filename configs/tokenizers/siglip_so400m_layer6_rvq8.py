@@ -1,8 +1,8 @@
 # The appearance tokenizer of asvr_vicuna7b_appearance.py: as siglip_so400m_rvq8.py, on SigLIP's 6th layer.
 # ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_layer6_rvq8.py \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
-_base_ = ['./siglip_so400m_rvq8.py']
+_base_ = ["./siglip_so400m_rvq8.py"]
 
-name = 'asvr/siglip-so400m-layer6-rvq8'
+name = "asvr/siglip-so400m-layer6-rvq8"
 
 tokenizer = dict(encoder=dict(layer=6))

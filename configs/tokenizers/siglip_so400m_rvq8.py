@@ -2,27 +2,30 @@
 # Unlike DualToken's, which the paper used, its encoder is SigLIP itself, not a fine-tuned copy.
 # ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_rvq8.py \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
-name = 'asvr/siglip-so400m-rvq8'
+name = "asvr/siglip-so400m-rvq8"
 
 tokenizer = dict(
-    type='SemanticTokenizer',
+    type="SemanticTokenizer",
     depth=8,
     codebook_size=16384,
     # The same entry as in _base_/models/siglip_so400m_vicuna7b.py: its weights, layer and dtype must agree.
     encoder=dict(
-        type='HFVisionEncoder',
-        name='google/siglip-so400m-patch14-384',
+        type="HFVisionEncoder",
+        name="google/siglip-so400m-patch14-384",
         layer=-2,
-        dtype='bfloat16',
+        dtype="bfloat16",
         arch=dict(
-            model_type='siglip_vision_model',
+            model_type="siglip_vision_model",
             hidden_size=1152,
             intermediate_size=4304,
             num_hidden_layers=27,
             num_attention_heads=16,
             image_size=384,
-            patch_size=14)))
+            patch_size=14,
+        ),
+    ),
+)
 
-data = dict(type='ImageFolder', root='data/LLaVA-Pretrain/images')
+data = dict(type="ImageFolder", root="data/LLaVA-Pretrain/images")
 
 fit = dict(batch_size=64, num_workers=8, vectors_per_code=64, iterations=10)

@@ -204,7 +204,7 @@ def test_the_tool_answers_a_question_file(tiny_run, rows, tmp_path):
     options = [f"{key}={value}" for key, value in TINY.items()]
     command = [
         sys.executable,
-        str(ROOT / "tools/evaluate.py"),
+        str(ROOT / "tools/eval.py"),
         str(ROOT / "configs/asvr_mini.py"),
         "--work-dir",
         work_dir,

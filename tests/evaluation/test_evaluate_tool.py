@@ -1,4 +1,4 @@
-"""tools/evaluate.py: which options go together, and questions to a folder in place of a config."""
+"""tools/eval.py: which options go together, and questions to a folder in place of a config."""
 
 import json
 import runpy
@@ -17,10 +17,10 @@ CONFIG = "configs/asvr_mini.py"
 @pytest.fixture
 def evaluate(monkeypatch):
     """Run the tool in this process."""
-    main = runpy.run_path(str(ROOT / "tools/evaluate.py"))["main"]
+    main = runpy.run_path(str(ROOT / "tools/eval.py"))["main"]
 
     def run(*arguments) -> None:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["eval.py", *map(str, arguments)])
         run_tool(main)
 
     return run

@@ -1,4 +1,4 @@
-"""tools/evaluate.py runs lmms-eval's tasks: of files here, in words and by choice, without network."""
+"""tools/eval.py runs lmms-eval's tasks: of files here, in words and by choice, without network."""
 
 import json
 import os
@@ -336,7 +336,7 @@ def test_a_stage_whose_weights_are_gone_is_refused(lmms_eval, tiny_run, tmp_path
 
 def test_the_command_line_asks_a_saved_model(lmms_eval, tiny_run, tasks, ran, tmp_path):
     folder = asvr.load(tiny_run, device="cpu").save_pretrained(tmp_path / "mine")
-    command = [sys.executable, str(ROOT / "tools/evaluate.py"), str(folder), "--tasks", f"{WORDS},{CHOICE}"]
+    command = [sys.executable, str(ROOT / "tools/eval.py"), str(folder), "--tasks", f"{WORDS},{CHOICE}"]
     command += ["--include-path", str(tasks), "--batch-size", "3", "--device", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, env=tiny_env(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -349,9 +349,9 @@ def test_the_command_line_asks_a_saved_model(lmms_eval, tiny_run, tasks, ran, tm
 def test_the_tool_takes_a_config_and_fails_where_a_task_does(lmms_eval, tiny_run, own_tasks, tmp_path, monkeypatch):
     (own_tasks / "broken.py").write_text("def question(doc):\n    raise OSError('no room')\n")
     add_task(own_tasks, "asvr_broken", {"doc_to_text: question": "doc_to_text: !function broken.question"})
-    command = ["evaluate.py", str(ROOT / "configs/asvr_mini.py"), "--work-dir", str(tiny_run), "--tasks", "asvr_broken"]
+    command = ["eval.py", str(ROOT / "configs/asvr_mini.py"), "--work-dir", str(tiny_run), "--tasks", "asvr_broken"]
     command += ["--include-path", str(own_tasks), "--out", str(tmp_path / "out"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with pytest.raises(SystemExit, match=r"1 task\(s\) failed; the same command tries them again"):
-        run_tool(runpy.run_path(str(ROOT / "tools/evaluate.py"))["main"])
+        run_tool(runpy.run_path(str(ROOT / "tools/eval.py"))["main"])

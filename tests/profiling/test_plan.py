@@ -69,7 +69,7 @@ def test_pictures_are_measured():
 
 
 def test_the_tool(tmp_path):
-    command = ["tools/profile.py", "configs/benchmarks/small_asvr.py"]
+    command = ["tools/estimate.py", "configs/benchmarks/small_asvr.py"]
     done = call_tool(*command, "--plan", "2x4", "--samples", "1000", "--out", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
     assert "2 x 4 H100, 1,000 samples a stage" in done.stdout and "FSDP2, shard = a node" in done.stdout
@@ -90,12 +90,12 @@ def test_the_tool(tmp_path):
     ],
 )
 def test_wrong_options_are_told(options, message):
-    done = call_tool("tools/profile.py", "configs/benchmarks/small_asvr.py", *options)
+    done = call_tool("tools/estimate.py", "configs/benchmarks/small_asvr.py", *options)
     assert done.returncode == 1 and message in done.stderr
 
 
 def test_a_config_that_does_not_pack_and_has_fewer_samples_than_cards():
-    done = call_tool("tools/profile.py", "configs/asvr_mini.py", "--plan", "100x8")
+    done = call_tool("tools/estimate.py", "configs/asvr_mini.py", "--plan", "100x8")
     assert done.returncode == 0 and "Some cards have no sample in a step" in " ".join(done.stdout.split()), done.stderr
 
 

@@ -1,18 +1,21 @@
 # LLaVA-1.5's 558K captions; `stages.finetune` of a recipe puts the 665K instructions in their place.
 # In their published layout:
-#   hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/LLaVA-Pretrain  (and unzip images.zip there)
-#   hf download liuhaotian/LLaVA-Instruct-150K llava_v1_5_mix665k.json --repo-type dataset --local-dir data/LLaVA-Instruct
-# and the pictures of coco, gqa, ocr_vqa, textvqa and vg in data/LLaVA-Instruct.
+#   hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/LLaVA-Pretrain
+#   hf download liuhaotian/LLaVA-Instruct-150K llava_v1_5_mix665k.json --repo-type dataset \
+#     --local-dir data/LLaVA-Instruct
+# Unzip images.zip in data/LLaVA-Pretrain; the images of coco, gqa, ocr_vqa, textvqa and vg go in data/LLaVA-Instruct.
 data = dict(
     train=dict(
-        type='LlavaDataset',
-        ann_file='data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json',
-        image_folder='data/LLaVA-Pretrain'),
-    template='plain',
+        type="LlavaDataset",
+        ann_file="data/LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
+        image_folder="data/LLaVA-Pretrain",
+    ),
+    template="plain",
     max_length=2048,
-    image_aspect='square',
-    on_error='raise',
+    image_aspect="square",
+    on_error="raise",
     micro_batch=4,
     global_batch=256,
     pack=True,
-    num_workers=4)
+    num_workers=4,
+)

@@ -1,8 +1,8 @@
 """Ask a trained model: questions with known answers, or public benchmarks.
 
-python tools/evaluate.py MODEL [--questions FILE --image-folder DIR]
-python tools/evaluate.py MODEL --tasks mme,pope
-python tools/evaluate.py MODEL --tasks paper
+python tools/eval.py MODEL [--questions FILE --image-folder DIR]
+python tools/eval.py MODEL --tasks mme,pope
+python tools/eval.py MODEL --tasks paper
 
 MODEL is a config that was trained, the work dir of a run, or a folder of save_pretrained. FILE is LLaVA-format JSON or
 JSONL whose last turn is the expected answer; without it, the config's evaluation data. Tasks are lmms-eval's, or your

@@ -1,4 +1,4 @@
-"""What a config needs, on paper: python tools/profile.py configs/asvr_vicuna7b.py [--plan 8x8]"""
+"""What a config needs, on paper: python tools/estimate.py configs/asvr_vicuna7b.py [--plan 8x8]"""
 
 import argparse
 from pathlib import Path
