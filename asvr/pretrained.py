@@ -22,6 +22,8 @@ from asvr.config import MODEL_FILE, load_config
 from asvr.data.batch import Batch
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
+from asvr.data.record_keys import unread_in_message
+from asvr.data.refusals import short
 from asvr.data.templates import build_template
 from asvr.engine.build import build_device
 from asvr.evaluation.generation import generate
@@ -29,8 +31,10 @@ from asvr.folders import new_folder, sha256_of
 from asvr.model_file import FORMAT, build_described, check_description, import_modules, read_description
 from asvr.models.losses import linear_cross_entropy
 from asvr.registry import TEXT_TOKENIZERS
+from asvr.schema import nearest
 
 TEXT_TOKENIZER = "text_tokenizer"
+PROMPT = ("images", "messages")
 NO_TEXT_TOKENIZER = "this model has no text tokenizer: import it again with --text-tokenizer FOLDER"
 
 logger = logging.getLogger("asvr")
@@ -67,7 +71,7 @@ class Pretrained:
         transformers' ``generate``; by default it is greedy.
         """
         if not isinstance(question, str):
-            raise ValueError(f"question {question!r}: expected a text")
+            raise ValueError(f"question {short(question)}: expected a text")
         images = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
         messages = [{"from": "human", "value": question}]
         return self.generate([dict(images=images, messages=messages)], max_new_tokens=max_new_tokens, **kwargs)[0]
@@ -134,10 +138,7 @@ class Pretrained:
         return collate(items).to(self.model.device)
 
     def _item(self, i: int, prompt: dict, template, answered: bool) -> dict:
-        images = prompt.get("images", [])
-        for image in images:
-            if not isinstance(image, str | Path | Image.Image):
-                raise ValueError(f"prompt {i}: image {image!r}: expected a file's name or a PIL picture")
+        images = _check_prompt(i, prompt)
         segments = segments_of(prompt["messages"], len(images), template, prompt=not answered)
         input_ids, labels = encode_segments(segments, self.text_tokenizer)
         keys = [f"{i}-{j}" for j in range(len(images))]
@@ -165,6 +166,26 @@ class Pretrained:
         (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n")
 
 
+def _check_prompt(i: int, prompt: dict) -> list:
+    """The pictures of a prompt. Raises ``ValueError`` for what nobody would look at."""
+    if not isinstance(prompt, dict) or "messages" not in prompt:
+        raise ValueError(f"prompt {i} is {short(prompt)}: expected dict(images=[...], messages=[...])")
+    if unknown := [key for key in prompt if key not in PROMPT]:
+        raise ValueError(f"prompt {i}: unknown key {short(unknown[0])}; {nearest(unknown[0], PROMPT)}")
+    images = prompt.get("images") or []
+    if not isinstance(images, list | tuple):
+        raise ValueError(f"prompt {i}: images is {short(images)}: expected a list of files' names or PIL pictures")
+    for image in images:
+        if not isinstance(image, str | Path | Image.Image):
+            raise ValueError(f"prompt {i}: image {short(image)}: expected a file's name or a PIL picture")
+    if not isinstance(prompt["messages"], list | tuple):
+        raise ValueError(f"prompt {i}: messages is {short(prompt['messages'])}: expected a list of messages")
+    for number, message in enumerate(prompt["messages"]):
+        if (key := unread_in_message(message)) is not None:
+            raise ValueError(f"prompt {i}: unknown key {short(key)} in message {number}: expected 'from' and 'value'")
+    return list(images)
+
+
 def load(
     folder: str | Path, *, device: str = "auto", stage: str | None = None, trust_custom_imports: bool = False
 ) -> Pretrained:
@@ -175,7 +196,7 @@ def load(
     only. Raises ``ValueError`` where the folder is neither, or is damaged.
     """
     if not isinstance(folder, str | Path):
-        raise ValueError(f"asvr.load({folder!r}): expected a folder's name")
+        raise ValueError(f"asvr.load({short(folder)}): expected a folder's name")
     folder, place = Path(folder), build_device(device)
     if (folder / MODEL_FILE).is_file():
         if stage is not None:

@@ -31,6 +31,7 @@ from asvr.data.picture_sources import Painted, Source, StoredPicture, has_file
 from asvr.data.refusals import Refused
 from asvr.engine.log import logger, progress_bar
 from asvr.folders import sha256_of
+from asvr.models.tokenizers.base import require_codes
 
 STORE, FILES = "store.json", "files.jsonl"
 CHUNK = 4096  # files that wait for a thread
@@ -46,11 +47,13 @@ class CodeStore:
     """The codes of one target's tokenizer.
 
     depends_on: what its codes depend on besides the picture; the folder is ``root/<name>-<digest of it>``.
-    shape: (N, D). size: of the largest codebook. Raises ``ValueError`` where the folder holds something else.
+    shape: (N, D). size: of the largest codebook; it decides the dtype, and other codes are refused. Raises
+    ``ValueError`` where the folder holds something else.
     """
 
     def __init__(self, root: Path, name: str, *, depends_on: dict, shape: tuple[int, int], size: int):
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self.sizes = [size] * shape[1]
         self.folder, self.name, self.shape = root / f"{name}-{digest}", name, shape
         self.dtype = code_dtype(size)
         self.row_bytes = shape[0] * shape[1] * self.dtype.itemsize
@@ -131,8 +134,11 @@ class Writer:
         self.data.seek(0, 2)
 
     def add(self, sha256: list[str], codes_IND: Tensor) -> None:
-        rows = codes_IND.cpu().numpy().astype(self.store.dtype)
-        assert rows.shape[1:] == self.store.shape, (rows.shape, self.store.shape)
+        """Raises ``ValueError`` for codes that the store was not made for; nothing of them is written."""
+        what = f"codes of target {self.store.name!r}"
+        rows = require_codes(codes_IND, what, self.store.sizes).numpy().astype(self.store.dtype)
+        if rows.shape != (len(sha256), *self.store.shape):
+            raise ValueError(f"{what} have the shape {rows.shape}, expected {(len(sha256), *self.store.shape)}")
         self.data.write(rows.tobytes())
         self.data.flush()
         for key, row in zip(sha256, rows, strict=True):

@@ -148,7 +148,7 @@ class Collate:
         return dict(
             **layout,
             text_source_S=torch.tensor(sources, dtype=torch.int64),
-            text_target_S=torch.tensor(targets, dtype=torch.int64),
+            text_target_S=_whole_numbers(targets),
             image_positions_IN=image_positions_I1 + torch.arange(self.num_image_tokens),
             has_previous_I=has_previous,
             preceded_P=self._preceded(has_previous),
@@ -165,7 +165,7 @@ class Collate:
         ]
         place_BT = torch.arange(width) - torch.tensor(begin_B)[:, None]
         layout = dict(
-            input_ids_BT=torch.tensor(ids_BT, dtype=torch.int64),
+            input_ids_BT=_whole_numbers(ids_BT),
             attention_mask_BT=(place_BT >= 0) & (place_BT < torch.tensor(lengths)[:, None]),
             left_padded=any(begin_B),
         )
@@ -175,7 +175,7 @@ class Collate:
         """One row of all samples, without padding; and where each of them begins."""
         segments = Segments.of(lengths)
         layout = dict(
-            input_ids_BT=torch.tensor([[token for ids, _, _ in rows for token in ids]], dtype=torch.int64),
+            input_ids_BT=_whole_numbers([[token for ids, _, _ in rows for token in ids]]),
             attention_mask_BT=torch.ones(1, sum(lengths), dtype=torch.bool),
             segments=segments,
         )
@@ -187,3 +187,11 @@ class Collate:
         keep_IN = torch.ones(len(has_previous), self.num_image_tokens, dtype=torch.bool)
         keep_IN[:, 0] = torch.tensor(has_previous)
         return keep_IN.flatten().nonzero().squeeze(1)
+
+
+def _whole_numbers(ids: list) -> torch.Tensor:
+    """int64. Raises ``ValueError`` for other numbers, which would be cut to whole ones without a word."""
+    found = torch.tensor(ids)
+    if found.numel() and (found.is_floating_point() or found.dtype == torch.bool):
+        raise ValueError(f"input_ids or labels of a sample are {found.dtype}: expected whole numbers, ids of tokens")
+    return found.long()

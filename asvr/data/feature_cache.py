@@ -20,10 +20,12 @@ from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, open_image
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
 from asvr.folders import partial_of
+from asvr.models.tokenizers.base import require_codes
 from asvr.models.tokenizers.precision import full_float32
 
 BATCH = 32
 INDEX = "index.json"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class FeatureCache:
@@ -42,7 +44,7 @@ class FeatureCache:
         self.rows = {key: row for row, key in enumerate(index["keys"])}
         self.refused = index["refused"]
         self.dtype = getattr(torch, index["dtype"])
-        self.features_INE = np.load(folder / "features.npy", mmap_mode="r")
+        self.features_INE = _mapped(folder / "features.npy", _numpy_dtype(self.dtype), len(self.rows))
         self.codes_IND: dict[str, np.ndarray] = {}
 
     def check(self, keys: list[str]) -> None:
@@ -90,13 +92,21 @@ class FeatureCache:
             out = np.empty(shape, code_dtype(max(tokenizer.codebook_sizes)))
             with progress_bar(total=len(keys), desc=f"codes {target}", unit="picture") as bar:
                 for row, batch in zip(range(0, len(keys), BATCH), source, strict=True):
-                    out[row : row + BATCH] = encode(batch.to(device)).cpu().numpy()
+                    codes_IND = require_codes(
+                        encode(batch.to(device)), f"codes of target {target!r}", tokenizer.codebook_sizes
+                    )
+                    if codes_IND.shape != (len(batch), *shape[1:]):
+                        expected = (len(batch), *shape[1:])
+                        raise ValueError(
+                            f"codes of target {target!r} have the shape {(*codes_IND.shape,)}, expected {expected}"
+                        )
+                    out[row : row + BATCH] = codes_IND.numpy()
                     bar.update(len(batch))
             partial = partial_of(file)  # runs may share the folder
             with open(partial, "wb") as stream:
                 np.save(stream, out)
             os.replace(partial, file)
-        self.codes_IND[target] = np.load(file, mmap_mode="r")
+        self.codes_IND[target] = _mapped(file, code_dtype(max(tokenizer.codebook_sizes)), len(self.rows))
 
 
 def build_feature_cache(
@@ -125,12 +135,14 @@ def build_feature_cache(
     if not (folder / INDEX).is_file():
         partial = partial_of(folder)  # runs may share the root
         partial.mkdir(parents=True)
-        kept, out = [], None
+        kept, out, told = [], None, None
         batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused, max_pixels)
         with progress_bar(total=len(pictures), desc="features", unit="picture") as bar, torch.inference_mode():
             for keys, pixels in batches:
                 with full_float32(device):  # as `VLM.encode` does
                     features_INE = encoder(pixels.to(device)).cpu()
+                told = told or (features_INE.dtype, features_INE.shape[1:])
+                _require_alike(features_INE, *told)
                 if out is None:
                     dtype = str(features_INE.dtype).removeprefix("torch.")
                     shape = (len(pictures), *features_INE.shape[1:])  # the rows of refused ones stay empty at the end
@@ -193,6 +205,26 @@ def pixel_batches(
             batch = {}
     if batch:
         yield list(batch), torch.stack(list(batch.values()))
+
+
+def _require_alike(features_INE: Tensor, dtype: torch.dtype, shape: tuple) -> None:
+    """Raise ``ValueError`` for features that the cache would store as something else: others than of the first batch."""
+    if dtype not in FLOATS:
+        raise ValueError(f"the encoder's features are {dtype}: expected one of {', '.join(map(str, FLOATS))}")
+    if (features_INE.dtype, features_INE.shape[1:]) != (dtype, shape):
+        got = f"{features_INE.dtype} {tuple(features_INE.shape[1:])}"
+        raise ValueError(f"the encoder's features are {got}, those of its first batch were {dtype} {tuple(shape)}")
+
+
+def _mapped(file: Path, dtype, rows: int) -> np.ndarray:
+    """Raises ``ValueError`` where a file does not hold what the cache says."""
+    found = np.load(file, mmap_mode="r")
+    if found.dtype != dtype or len(found) < rows:
+        raise ValueError(
+            f"{file} holds {len(found)} rows of {found.dtype}, expected {rows} of {np.dtype(dtype)}: delete "
+            f"{file.parent} to compute it anew"
+        )
+    return found
 
 
 def _numpy_dtype(dtype: torch.dtype):

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from asvr.data.picture_sources import Painted, Source, StoredPicture
-from asvr.data.refusals import Refused
+from asvr.data.picture_sources import Painted, Source, StoredPicture, refuse_elsewhere
+from asvr.data.refusals import Refused, short
 
 # PIL reads more: PostScript, which another program runs, and containers whose headers hide the sizes of pictures.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
@@ -97,9 +97,12 @@ def check_file(path: "str | Path") -> None:
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
+        refuse_elsewhere(str(path))
         raise Refused(f"the picture {path} is missing", MISSING) from error
     except (OSError, ValueError) as error:
-        raise Refused(f"the picture {path} cannot be read: {error}", UNREADABLE) from error
+        refuse_elsewhere(str(path))  # too long for a name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Refused(f"the picture {short(str(path))} cannot be read: {why}", UNREADABLE) from error
     if not stat.S_ISREG(found.st_mode):
         raise Refused(f"the picture {path} cannot be read: it is no regular file", UNREADABLE)
     if not found.st_size:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from asvr.data.file_index import FileReader, file_index
+from asvr.data.picture_sources import refuse_elsewhere
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refused
 from asvr.data.strict_json import MAX_RECORD_BYTES, parse_record, require_size
@@ -56,7 +57,9 @@ class LlavaDataset(ConversationDataset):
 
 
 def picture_inside(image_folder: str, name: str) -> tuple[str, Path]:
-    """The cache key and the file of a picture. Raises `Refused` where its name leads out of the folder."""
+    """The cache key and the file of a picture. Raises `Refused` where its name leads out of the folder, or
+    is that of no file."""
+    refuse_elsewhere(name)
     path = os.path.normpath(os.path.join(image_folder, name))
     if os.path.commonpath([image_folder, path]) != image_folder:
         raise Refused(f"the picture {name!r} lies outside image_folder {image_folder}", "outside image_folder")
@@ -80,10 +83,27 @@ def index_records(path: str) -> np.ndarray:
         if first == b"[":
             return _index_list(file, start, path)
         if first in (b"{", b""):
+            _refuse_one_object(file, start - len(first), path)
             return _index_lines(file)
     raise ValueError(
         f"ann_file {path!r} begins with {first!r}: expected '[' (a JSON list) or '{{' (JSON lines), in UTF-8"
     )
+
+
+def _refuse_one_object(file, begin: int, path: str) -> None:
+    """Raise ``ValueError`` where the first object stands on several lines: each of them would be a bad record."""
+    file.seek(begin)
+    head = file.read(MAX_RECORD_BYTES).decode(errors="replace")
+    first = head.partition("\n")[0]
+    try:
+        _, end = json.JSONDecoder().raw_decode(head)
+    except (ValueError, RecursionError):
+        end = 0
+    if end > len(first) or first.strip() == "{":
+        raise ValueError(
+            f"ann_file {path!r} holds one JSON object over several lines: expected a list of records, [...], or one "
+            "record a line"
+        )
 
 
 def _index_lines(file) -> np.ndarray:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from asvr.data.conversation import ROLES as SPEAKERS
 from asvr.data.file_index import FileIndex
 from asvr.data.llava import picture_inside
 from asvr.data.picture_sources import StoredPicture
+from asvr.data.record_keys import CONTENT, DESCRIBES, meant_by, unknown_key
 from asvr.data.refusals import Refused
 from asvr.data.shards import ShardedDataset
 from asvr.data.strict_json import parse_record
+from asvr.engine.log import logger
 from asvr.registry import DATASETS
 
 ROLES = ("image", "conversations", "question", "answer", "category")
@@ -45,10 +48,12 @@ class ParquetDataset(ShardedDataset):
 
     columns: which column has what: ``image`` (a picture's bytes, the struct of bytes and path that `datasets` writes, a
     path, or a list of one of them), ``conversations`` (LLaVA's messages, or them as JSON) or, in their place,
-    ``question`` and ``answer``, and ``category``. By default each is looked for under its own name. image_folder: where
-    paths lead; by default the first file's folder. See `ShardedDataset` for ``files`` and errors.
+    ``question`` and ``answer``, and ``category``. By default each is looked for under its own name; None: it is not
+    read. image_folder: where paths lead; by default the first file's folder. See `ShardedDataset` for ``files`` and
+    errors.
 
-    Raises: ValueError where `datasets` is not installed, a file is no Parquet file, or a column is not there.
+    Raises: ValueError where `datasets` is not installed, a file is no Parquet file, a column is not there, or one that
+    is not read seems to hold what would be lost, and does not stand in ``ignore``.
     """
 
     kind = "rows of a Parquet file, 1"
@@ -73,6 +78,20 @@ class ParquetDataset(ShardedDataset):
         assert len(rows) == len(self), f"{self.source}: {len(rows)} rows, {len(self)} by the files' own count"
         self.rows = rows.with_format("arrow")
         self.many, self.holds = _picture_type(self.rows[0], self.columns.get("image"))
+        self._check_unread(_metadata(self.paths[0]).schema.to_arrow_schema())
+
+    def _check_unread(self, schema) -> None:
+        """Tell of the columns that are not read; raise ``ValueError`` where content would be lost with one."""
+        lacks_text = not self.columns.keys() & {"conversations", "question"}
+        unread = [field for field in schema if field.name not in {*self.columns.values(), *self.ignore}]
+        for field in unread:
+            meant, name = meant_by(field.name), field.name.lower()
+            describes = name in DESCRIBES or name.endswith("_id")
+            lost = not describes and (meant or name in CONTENT or (lacks_text and _holds(field.type, text=True)))
+            if lost or ("image" not in self.columns and _holds(field.type, text=False)):
+                raise ValueError(f"{self.source}: {unknown_key(field.name, meant, 'column')}, or name it in `columns`")
+        if told := [field.name for field in unread if field.name.lower() not in DESCRIBES]:
+            logger.info("%s: columns that are not read: %s", self.source, ", ".join(told))
 
     def record(self, i: int) -> dict:
         row = self.rows[i]
@@ -81,8 +100,11 @@ class ParquetDataset(ShardedDataset):
         messages = found.get("conversations")
         if isinstance(messages, str):
             messages = parse_record(messages.encode())
-        if messages is None and found.get("question") is not None:
-            messages = [{"from": "human", "value": found["question"]}, {"from": "gpt", "value": found.get("answer")}]
+        pair = [found.get("question"), found.get("answer")]
+        if pair != [None, None]:
+            if messages:
+                raise Refused("the row has 'conversations', and a question or an answer too: expected one", "malformed")
+            messages = [{"from": role, "value": text} for role, text in zip(SPEAKERS, pair, strict=True)]
         if messages is not None:
             record["conversations"] = messages
         if names := [value.as_py() if self.holds == "path" else f"{i}:{n}" for n, value in enumerate(self._values(i))]:
@@ -138,6 +160,7 @@ def _columns(path: str, columns: dict | None) -> dict[str, str]:
     """What is read -> its column."""
     there = _metadata(path).schema.to_arrow_schema().names
     columns = {role: role for role in ROLES if role in there} | dict(columns or {})
+    columns = {role: name for role, name in columns.items() if name is not None}
     if unknown := [role for role in columns if role not in ROLES]:
         raise ValueError(f"ParquetDataset: columns has {unknown[0]!r}: expected some of {', '.join(ROLES)}")
     if missing := [name for name in columns.values() if name not in there]:
@@ -151,6 +174,20 @@ def _columns(path: str, columns: dict | None) -> dict[str, str]:
         if one in columns and other not in columns and "conversations" not in columns:
             raise ValueError(f"{path} has a column for {one!r}, and none for {other!r}: name it in `columns`")
     return columns
+
+
+def _holds(given, *, text: bool) -> bool:
+    """Whether a column's values hold texts, or else (``text=False``) pictures, as Arrow's type tells."""
+    import pyarrow
+
+    kinds = pyarrow.types
+    if kinds.is_list(given) or kinds.is_large_list(given):
+        return _holds(given.value_type, text=text)
+    if kinds.is_struct(given):
+        return any(_holds(field.type, text=text) for field in given)
+    if text:
+        return kinds.is_string(given) or kinds.is_large_string(given)
+    return kinds.is_binary(given) or kinds.is_large_binary(given)
 
 
 def _picture_type(row, column: str | None) -> tuple[bool, str | None]:

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 
 from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
 from asvr.data.images import check_file
-from asvr.data.picture_sources import Source, has_file
+from asvr.data.picture_sources import Source, has_file, refuse_elsewhere
+from asvr.data.record_keys import unread_keys
 from asvr.data.refusals import Refusal, Refused, check_policy, short
 from asvr.data.templates import IMAGE_MARK, Template, build_template
+from asvr.engine.log import logger
 
 LONGEST_NAME = 4095  # of a path, as Linux takes it
+_told: set[tuple[str, str]] = set()  # (source, key) that this process, or the one that it is a fork of, has told of
 
 
 class ConversationDataset:
@@ -25,14 +28,17 @@ class ConversationDataset:
     tokenizer, template, max_length, num_image_tokens: what an item needs (the trainer gives them); a
     dataset without them still has records, texts and pictures. max_length: positions, of which a picture
     takes ``num_image_tokens``; None is no limit. on_error: ``raise``, or ``skip``: a `Refusal` stands in
-    the place of the item, no other sample does, and the collate function leaves it out.
+    the place of the item, no other sample does, and the collate function leaves it out. ignore: keys of a
+    record and of its messages that are left alone, which would be told or refused, see `asvr.data.record_keys`.
 
     refusals: reasons and how often, of what this process has refused (a worker's are in its batches).
     """
 
     source: str
 
-    def __init__(self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise"):
+    def __init__(
+        self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise", ignore=()
+    ):
         if max_length is not None and num_image_tokens is None:
             raise ValueError("max_length needs num_image_tokens: the positions that a picture takes")
         self.tokenizer = tokenizer
@@ -40,6 +46,9 @@ class ConversationDataset:
         self.max_length = max_length
         self.num_image_tokens = num_image_tokens
         self.on_error = check_policy(on_error)
+        if isinstance(ignore, str) or not all(isinstance(key, str) for key in ignore):
+            raise ValueError(f"{type(self).__name__}: ignore={ignore!r}: expected a list of keys")
+        self.ignore = frozenset(ignore)
         self.refusals: Counter = Counter()
 
     def __len__(self) -> int:
@@ -62,7 +71,7 @@ class ConversationDataset:
 
     def __getitem__(self, i: int) -> dict | Refusal:
         """Return ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for a picture), ``images`` (files or
-        pictures, in the order of the marks), ``image_keys`` and ``sample_id``.
+        pictures, in the order of the marks), ``image_keys``, ``sample_id``, and ``unread``: keys that nobody reads.
 
         Raises: `Refused` where the policy is ``raise``.
         """
@@ -86,17 +95,29 @@ class ConversationDataset:
     def texts(self, template=None) -> Iterator[str]:
         """Questions and answers, or the texts that ``template`` makes of them, to learn a tokenizer on."""
         template = None if template is None else build_template(template)
-        for found in self._each(lambda i: _texts(self.record(i), template)):
+        for found in self._each(lambda i: _texts(self.checked(i)[0], template)):
             yield from found
 
     def pictures(self) -> Iterator[tuple[str, Source]]:
         """Every picture once, with its key, in the order of the records. None is opened."""
         seen = set()
-        for found in self._each(lambda i: [self.picture(name) for name in _names(self.record(i))]):
+        for found in self._each(lambda i: [self.picture(name) for name in _names(self.checked(i)[0])]):
             for key, source in found:
                 if key not in seen:
                     seen.add(key)
                     yield key, source
+
+    def checked(self, i: int) -> tuple[dict, list[str]]:
+        """Record ``i``, and its keys that are not read. Raises `Refused` where content would be lost with them."""
+        record = self.record(i)
+        if not isinstance(record, dict):
+            raise Refused(f"the record is not an object: {short(record)}", "malformed")
+        unread = unread_keys(record, self.ignore)
+        for key in unread:
+            if (self.source, key) not in _told:
+                _told.add((self.source, key))
+                logger.info("%s: the key %s is not read (told once for %s)", self.place(i), short(key), self.source)
+        return record, unread
 
     def _each(self, make) -> Iterator:
         """What ``make(i)`` returns, for every record that is not refused."""
@@ -119,7 +140,7 @@ class ConversationDataset:
     def _segments(self, i: int, prompt: bool = False) -> tuple[dict, list, dict]:
         if self.tokenizer is None or self.template is None:
             raise ValueError(f"{type(self).__name__} needs tokenizer= and template= to make items of its records")
-        record = self.record(i)
+        record, unread = self.checked(i)
         names = _names(record)
         segments = segments_of(_messages(record), len(names), self.template, prompt=prompt)
         keys, sources = [], []
@@ -129,7 +150,7 @@ class ConversationDataset:
                 check_file(source)
             keys.append(key)
             sources.append(source)
-        return record, segments, dict(images=sources, image_keys=keys, sample_id=self.sample_id(i))
+        return record, segments, dict(images=sources, image_keys=keys, sample_id=self.sample_id(i), unread=unread)
 
     def _training_item(self, i: int) -> dict:
         _, segments, item = self._segments(i)
@@ -159,14 +180,13 @@ class ConversationDataset:
 
 def _names(record: dict) -> list[str]:
     """The pictures of a record."""
-    if not isinstance(record, dict):
-        raise Refused(f"the record is not an object: {short(record)}", "malformed")
     names = record.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]
     if not all(isinstance(name, str) and name for name in names):
         raise Refused(f"'image' is neither a file name nor a list of them: {short(names)}", "malformed")
     for name in names:
         if "\0" in name or len(name) > LONGEST_NAME or not is_whole(name):
+            refuse_elsewhere(name)
             expected = f"expected UTF-8 without NUL, at most {LONGEST_NAME} characters"
             raise Refused(f"{short(name)} is no name of a picture's file: {expected}", "malformed")
     return names

@@ -5,11 +5,13 @@ import tarfile
 from array import array
 from dataclasses import dataclass
 from hashlib import sha256
+from os.path import basename
 
 import numpy as np
 
 from asvr.data.file_index import FileIndex
 from asvr.data.picture_sources import StoredPicture
+from asvr.data.record_keys import DESCRIBES, unknown_key
 from asvr.data.refusals import Refused, short
 from asvr.data.shards import ShardedDataset
 from asvr.data.strict_json import parse_record
@@ -18,6 +20,7 @@ from asvr.registry import DATASETS
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")  # a sample's key, and the field: all behind the first dot
+LABELS = ("cls", *DESCRIBES)  # fields that describe a sample; a class is a number
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
@@ -48,7 +51,8 @@ class TarDataset(ShardedDataset):
 
     Of a sample, ``json`` is the record in LLaVA's form; where that has no ``conversations``, ``txt`` is the answer to
     a question that is the pictures alone. Pictures are the members with the suffix of one (``jpg``, ``1.png``), in
-    their order, whatever names the record has for them. Other members are not looked at. See `ShardedDataset` for
+    the order that the record names them in, or else their own. A sample with another member (but ``cls`` and the like)
+    is refused, unless its field (``mp4``) stands in ``ignore``: what is in it would be lost. See `ShardedDataset` for
     ``files`` and errors.
 
     Raises: ValueError for a shard that is compressed, cut off or no tar file.
@@ -67,16 +71,20 @@ class TarDataset(ShardedDataset):
     def record(self, i: int) -> dict:
         shard, own = self.find(i)
         first, end = self.shards[shard].arrays["samples"][own : own + 2].tolist()
-        fields, pictures = {}, []
+        fields, pictures = {}, {}
         for member in range(first, end):
             name = self._name(shard, member)
             field = _split(name)[1]
+            if field in self.ignore or field in LABELS:
+                continue
             if field.rsplit(".")[-1] in PICTURES:
-                pictures.append(f"{shard}:{member}:{name}")
-            elif field in ("json", "txt"):
+                pictures[f"{shard}:{member}:{name}"] = name
+            elif field in ("json", "txt") and field not in fields:
                 fields[field] = _read(self.paths[shard], *self._span(shard, member))
-        record = _record(fields, len(pictures))
-        return record | dict(image=pictures) if pictures else record
+            else:
+                raise _unread(field, name, twice=field in fields)
+        record = _record(fields, pictures)
+        return record | dict(image=list(pictures)) if pictures else record
 
     def picture(self, name: str) -> tuple[str, TarPicture]:
         shard, member, own = name.split(":", 2)
@@ -100,7 +108,14 @@ class TarDataset(ShardedDataset):
         return arrays["names"][start : arrays["name_ends"][member]].tobytes().decode(errors="surrogateescape")
 
 
-def _record(fields: dict[str, bytes], pictures: int) -> dict:
+def _unread(field: str, name: str, twice: bool) -> Refused:
+    if twice:
+        return Refused(f"the sample has two members of the field {field!r}, the second is {short(name)}", "malformed")
+    return unknown_key(field, None, "member")
+
+
+def _record(fields: dict[str, bytes], pictures: dict[str, str]) -> dict:
+    """pictures: what stands for each -> the member's name; gets the order in which the record names them."""
     record = parse_record(fields.get("json", b"{}"))
     try:
         text = fields.get("txt", b"").decode()
@@ -110,12 +125,25 @@ def _record(fields: dict[str, bytes], pictures: int) -> dict:
         raise Refused(f"its json is not an object: {short(record)}", "malformed")
     named = record.pop("image", None)
     named = named if isinstance(named, list) else [] if named is None else [named]
-    if named and len(named) != pictures:
-        raise Refused(f"its json names {len(named)} pictures, the shard has {pictures}", "missing picture")
-    if "txt" in fields and "conversations" not in record:
-        question = "\n".join([IMAGE_MARK] * pictures)
-        record["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": text}]
+    if named and len(named) != len(pictures):
+        raise Refused(f"its json names {len(named)} pictures, the shard has {len(pictures)}", "missing picture")
+    _put_in_order(pictures, named)
+    if "txt" not in fields:
+        return record
+    if "conversations" in record:  # the same text, or one that would be lost
+        return dict(record, txt=text)
+    question = "\n".join([IMAGE_MARK] * len(pictures))
+    record["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": text}]
     return record
+
+
+def _put_in_order(pictures: dict[str, str], named: list) -> None:
+    """By the names that the record has for them, where those are the members' own."""
+    own = {basename(name): key for key, name in pictures.items()}
+    wanted = [own.get(basename(name)) if isinstance(name, str) else None for name in named]
+    if len(own) == len(pictures) and sorted(map(str, wanted)) == sorted(pictures):
+        for key in wanted:
+            pictures[key] = pictures.pop(key)
 
 
 def scan_tar(path: str) -> dict[str, np.ndarray]:

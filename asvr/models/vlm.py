@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from asvr.data.batch import IMAGE_TOKEN, Batch, drawn_sources, visual_sources
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Target, build_target
+from asvr.models.tokenizers.base import require_integers
 from asvr.models.tokenizers.precision import full_float32
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
 
@@ -128,10 +129,12 @@ class VLM(nn.Module):
     def tokenizer_codes(self, target: Target, batch: Batch, features_INE: Tensor) -> Tensor:
         """codes_IMD on the tokenizer's grid: cached, from the encoder's own features, or from pixels."""
         if target.name in batch.codes:
-            return batch.codes[target.name].long()
-        if target.shares_encoder:
-            return target.tokenizer.quantize(features_INE)
-        return target.tokenizer.encode(batch.pixels[target.name])
+            codes_IMD = batch.codes[target.name]
+        elif target.shares_encoder:
+            codes_IMD = target.tokenizer.quantize(features_INE)
+        else:
+            codes_IMD = target.tokenizer.encode(batch.pixels[target.name])
+        return require_integers(codes_IMD, f"codes of target {target.name!r}")
 
     # Training --------------------------------------------------------------------------------------------
 

@@ -4,10 +4,37 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` c
 ``C`` code width.
 """
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from asvr.data.transforms import ImageTransform
 from asvr.models.component import Component
+
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def require_integers(codes: Tensor, what: str) -> Tensor:
+    """The codes as int64. Raises ``ValueError`` for other numbers, which would be cut to whole ones without a word.
+    Their dtype alone is looked at, so that no device is waited for."""
+    if not isinstance(codes, Tensor) or codes.dtype not in INTEGERS:
+        got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
+        raise ValueError(f"{what} are {got}: expected whole numbers (torch.int64), the numbers of code vectors")
+    return codes.long()
+
+
+def require_codes(codes_IND: Tensor, what: str, sizes: Sequence[int]) -> Tensor:
+    """Codes (..., D) on the CPU, as int64. Raises ``ValueError`` where they are no integers, or none of their level's
+    codebook; sizes: of these."""
+    codes_IND = require_integers(codes_IND, what).cpu()
+    if codes_IND.shape[-1] != len(sizes):
+        raise ValueError(f"{what} have {codes_IND.shape[-1]} levels, expected {len(sizes)}")
+    outside = (codes_IND < 0) | (codes_IND >= torch.tensor(sizes))
+    if outside.any():
+        code, level = codes_IND[outside][0].item(), outside.nonzero()[0, -1].item()
+        raise ValueError(f"{what}: {code} is no code of level {level}, whose codebook has {sizes[level]} entries")
+    return codes_IND
 
 
 class VisualTokenizer(Component):

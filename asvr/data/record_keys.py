@@ -1,0 +1,126 @@
+"""Keys of a record that nobody reads: harmless, to be told, or a reason to refuse the record.
+
+A record holds what is trained on in ``image`` and ``conversations``, a message in ``from`` and ``value``. What another
+layout calls its own content is refused, and so is a misspelled name, unless all of its text stands in what is read: a
+record that is trained on without a part of it would be another record. What describes a record (its source, a size) is
+left alone, and all other keys are told once.
+"""
+
+import difflib
+from collections.abc import Collection, Iterator
+
+from asvr.data.refusals import Refused, short
+from asvr.data.templates import IMAGE_MARK
+
+READ = ("image", "conversations")
+MESSAGE = ("from", "value")
+UNKNOWN = "unknown key"
+# What describes a record, in the files of LLaVA, LLaVA-NeXT, ShareGPT, ShareGPT4V, InternVL, Cambrian and img2dataset.
+DESCRIBES = frozenset(
+    """id idx index key uid uuid sha256 md5 hash category model source dataset data_source dataset_name data_type type
+    task task_name domain subset split language lang license url urls file_name filename image_url image_path
+    image_size image_name image_source width height width_list height_list original_width original_height size exif
+    status error_message similarity score metadata meta meta_info version date timestamp length""".split()
+)
+MESSAGE_DESCRIBES = frozenset("id idx model source markdown generated language lang timestamp tokens".split())
+# What other layouts call their content -> what it stands for here, None where nothing does.
+CONTENT = {
+    **dict.fromkeys("messages conversation conv convs dialog dialogue chat turns history".split(), "conversations"),
+    **dict.fromkeys(
+        "text texts txt caption captions blip_caption prompt query question questions".split(), "conversations"
+    ),
+    **dict.fromkeys("response answer answers instruction input output completion".split(), "conversations"),
+    **dict.fromkeys("images image_list img imgs picture pictures photo photos".split(), "image"),
+    **dict.fromkeys("video videos audio audios speech objects system system_prompt tools".split()),
+    **dict.fromkeys("chosen rejected weight sample_weight loss loss_weight".split()),
+}
+PICTURE_ENDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LONG = 20  # characters
+MISSPELLED = 0.8  # of difflib: one letter of `image` is another, missing, or stands twice
+
+
+def unread_keys(record: dict, ignore: Collection[str] = ()) -> list[str]:
+    """The keys of a record that are not read and that somebody should be told of. ignore: those that the user wants to
+    be left alone, in a record and in its messages.
+
+    Raises: `Refused` where content would be lost: a key that another layout has it under, a name that is nearly one of
+    ours, text beside no conversation, a picture's name beside no picture, or anything in a message.
+    """
+    _refuse_in_messages(record.get("conversations"), ignore)
+    others = [key for key in record if key not in READ and key not in ignore and not _is_empty(record[key])]
+    found = [key for key in others if key not in DESCRIBES and not str(key).lower().endswith("_id")]
+    for key in found:
+        meant = meant_by(key)
+        if (meant or str(key).lower() in CONTENT) and not _stands_in(record[key], record):
+            raise unknown_key(key, meant)
+        if _is_empty(record.get("conversations")) and any(text.strip() for text in _strings(record[key])):
+            raise Refused(f"{UNKNOWN} {short(key)} in a record without 'conversations'; {_remedy(key)}", UNKNOWN)
+    for key in others if _is_empty(record.get("image")) else ():
+        if key != "id" and any(text.lower().endswith(PICTURE_ENDS) for text in _strings(record[key])):
+            raise Refused(
+                f"{UNKNOWN} {short(key)} names a picture in a record without 'image'; {_remedy(key)}", UNKNOWN
+            )
+    return found
+
+
+def meant_by(key: str) -> str | None:
+    """Which key that is read a name stands for: another layout's name of it, or a misspelled one."""
+    name = str(key).lower()
+    if name in CONTENT:
+        return CONTENT[name]
+    return next(iter(difflib.get_close_matches(name, READ, n=1, cutoff=MISSPELLED)), None)
+
+
+def unknown_key(key: str, meant: str | None, what: str = "key") -> Refused:
+    hint = f"did you mean {meant!r}? Or {_remedy(key)}" if meant else _remedy(key)
+    return Refused(f"unknown {what} {short(key)}; {hint}", UNKNOWN)
+
+
+def _remedy(key: str) -> str:
+    return f"to train without what it holds, give the dataset ignore=[{short(key)}]"
+
+
+def _refuse_in_messages(messages, ignore: Collection[str]) -> None:
+    for i, message in enumerate(messages if isinstance(messages, list) else ()):
+        if (key := unread_in_message(message, ignore)) is not None:
+            raise Refused(
+                f"{UNKNOWN} {short(key)} in message {i}, which has 'from' and 'value'; {_remedy(key)}", UNKNOWN
+            )
+
+
+def unread_in_message(message, ignore: Collection[str] = ()) -> str | None:
+    """A key of a message that is not read, and may be what is said, or whether it is learned."""
+    if not isinstance(message, dict) or message.keys() <= {*MESSAGE}:
+        return None
+    known = {*MESSAGE, *MESSAGE_DESCRIBES, *ignore}
+    return next((key for key, value in message.items() if key not in known and not _is_empty(value)), None)
+
+
+def _is_empty(value) -> bool:
+    """Whether it holds nothing: what a table has where a row has no such value."""
+    return value is None or (isinstance(value, str | list | dict) and not len(value))
+
+
+def _strings(value) -> Iterator[str]:
+    """Every text in a value of JSON, keys of objects not counted."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+
+
+def _stands_in(value, record: dict) -> bool:
+    """Whether all that a value says is in what is read, so that nothing is lost with it: as a whole message or a whole
+    name, or, where it is long enough not to be there by chance, in a part of one."""
+    texts = [_bare(text) for text in _strings(value)]
+    read = [_bare(text) for text in _strings([record.get(key) for key in READ])]
+    return bool(texts) and all(text in read or (len(text) >= LONG and any(text in r for r in read)) for text in texts)
+
+
+def _bare(text: str) -> str:
+    return text.replace(IMAGE_MARK, "").strip()
