@@ -101,6 +101,7 @@ SECTIONS = dict(
         micro_batch=count(),
         global_batch=count(),
         num_workers=count(0),
+        worker_timeout=optional(number(0, above=True)),
         cache=one_of(True, False, "codes", required=False),
         pack=Field("True, False or dict(max_tokens=..., max_images=...)", is_pack, required=False),
         group=one_of(None, "length", "modality", required=False),

@@ -6,7 +6,7 @@ Legend: ``N`` visual tokens of an image.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from asvr.data.batch import IMAGE_TOKEN
-from asvr.data.conversation import truncate
+from asvr.data.conversation import require_learned, truncate
 from asvr.data.images import MAX_PIXELS, TURNS, opened, orientation, to_rgb
 from asvr.data.refusals import Refusal, Refused
 from asvr.engine.log import progress_bar
@@ -39,6 +39,7 @@ class Source:
 
     name: for people, such as ``finetune: data.train``. dataset: built with ``on_error='skip'`` and without
     ``max_length``, so that what would be cut is seen whole. asked: its questions are used, not its training rows.
+    shifts: of the model's targets, which learn from pictures, see `asvr.data.conversation.require_learned`.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Source:
     num_image_tokens: int
     max_pixels: int = MAX_PIXELS
     asked: bool = False
+    shifts: Collection[int] = (0,)
 
 
 @dataclass
@@ -54,14 +56,16 @@ class Found:
     """What a scan has found; two add up. Its size does not grow with the data, but for the lines of ``bad``, which
     whoever adds takes out.
 
-    refused, noted: how many records by reason, and by what is odd but used. tokens: how many rows by length, visual
-    tokens included, rounded down by `bin_of`; sides: how many pictures by their longer side, likewise.
+    refused, noted: how many records by reason, and by what is odd but used. unread: how many records have a key that
+    nobody reads. tokens: how many rows by length, visual tokens included, rounded down by `bin_of`; sides: how many
+    pictures by their longer side, likewise.
     """
 
     records: int = 0
     pictures: int = 0
     refused: Counter = field(default_factory=Counter)
     noted: Counter = field(default_factory=Counter)
+    unread: Counter = field(default_factory=Counter)
     tokens: Counter = field(default_factory=Counter)
     sides: Counter = field(default_factory=Counter)
     bad: list = field(default_factory=list)
@@ -69,7 +73,7 @@ class Found:
     def add(self, other: "Found") -> None:
         self.records += other.records
         self.pictures += other.pictures
-        for name in ("refused", "noted", "tokens", "sides"):
+        for name in ("refused", "noted", "unread", "tokens", "sides"):
             getattr(self, name).update(getattr(other, name))
 
     def tell(self, kind: str, reason: str, sample_id: str, message: str) -> None:
@@ -163,10 +167,12 @@ def _look_at(source: Source, item: dict, found: Found, decode: bool) -> None:
     ids, sample = item["input_ids"], item["sample_id"]
     used = len(ids) + (source.num_image_tokens - 1) * ids.count(IMAGE_TOKEN)
     found.tokens[bin_of(used)] += 1
+    found.unread.update(item.get("unread", ()))
     if source.asked and source.max_length is not None and used > source.max_length:
         raise Refused(f"the question takes {used} positions, more than max_length={source.max_length}", "too long")
     if not source.asked:
-        truncate(ids, item["labels"], max_length=source.max_length, num_image_tokens=source.num_image_tokens)
+        limits = dict(max_length=source.max_length, num_image_tokens=source.num_image_tokens)
+        require_learned(*truncate(ids, item["labels"], **limits), shifts=source.shifts, **limits)
     if source.max_length is not None and used > source.max_length:
         found.tell("noted", "cut by max_length", sample, f"{sample}: {used} positions, {source.max_length} are kept")
     for picture in item["images"]:

@@ -4,11 +4,12 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visu
 ``S`` supervised text positions.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
 from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch, Segments
+from asvr.data.conversation import require_learned
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.transforms import ASPECTS, ImageTransform
@@ -23,7 +24,8 @@ class Collate:
     the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that may arrive (the dataset
     has cut it), or None. on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or
     ``skip``). max_pixels: of a picture, see `open_image`. padding_side: ``right``, which needs no attention mask, or
-    ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`.
+    ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`. shifts: in training, of the targets that
+    learn from pictures: a sample from which nothing can be learned is refused; None for questions.
     cache: an `asvr.data.feature_cache.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
     two return a tensor for all keys or None. A view that they replace has no pixels, and no picture is opened for it.
 
@@ -44,6 +46,7 @@ class Collate:
         max_pixels: int = MAX_PIXELS,
         padding_side: str = "right",
         packed: bool = False,
+        shifts: Collection[int] | None = None,
         cache=None,
     ):
         if image_aspect not in ASPECTS:
@@ -56,15 +59,14 @@ class Collate:
         self.max_length = max_length
         self.on_error = check_policy(on_error)
         self.max_pixels = max_pixels
-        self.padding_side, self.packed = padding_side, packed
+        self.padding_side, self.packed, self.shifts = padding_side, packed, shifts
         self.cache = cache
 
     def __call__(self, items: list) -> Batch:
         refusals = [item for item in items if isinstance(item, Refusal)]
         items = [item for item in items if not isinstance(item, Refusal)]
-        if self.cache is not None:
-            items, _, refused = self._guarded(items, lambda item: self.cache.check(item["image_keys"]))
-            refusals += refused
+        items, _, refused = self._guarded(items, self._check)
+        refusals += refused
         cached = self._cached([key for item in items for key in item["image_keys"]])
         items, pixels, refused = self._decode(items, {n: t for n, t in self.views.items() if n not in cached})
         if refused:  # the batch has fewer pictures than were asked for
@@ -78,6 +80,13 @@ class Collate:
             sample_ids=[item["sample_id"] for item in items],
             refusals=refusals + refused,
         )
+
+    def _check(self, item: dict) -> None:
+        if self.shifts is not None:
+            row = dict(input_ids=item["input_ids"], labels=item["labels"], shifts=self.shifts)
+            require_learned(**row, num_image_tokens=self.num_image_tokens, max_length=self.max_length)
+        if self.cache is not None:
+            self.cache.check(item["image_keys"])
 
     def _cached(self, keys: list[str]) -> dict:
         if self.cache is None or not keys:

@@ -4,7 +4,7 @@ A conversation is LLaVA's: ``[{'from': 'human', 'value': ...}, {'from': 'gpt', '
 ``<image>`` in a question at the place of a picture. Here one picture is ONE ``IMAGE_TOKEN``.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the text tokenizer loads transformers
     from asvr.data.text_tokenizer import TextTokenizer
 
 ROLES = ("human", "gpt")
+NOTHING = "nothing to learn"
 
 
 def parse_rounds(messages: list, num_images: int, *, prompt: bool = False) -> list[Round]:
@@ -155,7 +156,8 @@ def truncate(
     together with the text in front of it, or the row is refused.
 
     Raises: `Refused` where a picture lies beyond the limit, or where no picture and no supervised
-    token with a position in front of it is left.
+    token with a position in front of it is left. Whether a picture is learned from depends on the model, see
+    `require_learned`.
     """
     used = kept = 0
     for i, token in enumerate(input_ids):
@@ -172,6 +174,29 @@ def truncate(
     if IMAGE_TOKEN not in input_ids and all(label == IGNORE for label in labels[1:]):
         raise Refused(
             f"no supervised token and no picture within max_length={max_length} (the row has {used} positions)",
-            "nothing to learn",
+            NOTHING,
         )
     return input_ids, labels
+
+
+def require_learned(
+    input_ids: list[int],
+    labels: list[int],
+    *,
+    num_image_tokens: int,
+    shifts: Collection[int],
+    max_length: int | None = None,
+) -> None:
+    """Raise `Refused` for a row without any position that a loss is taken on. shifts: of the model's targets, which
+    learn from pictures: with 1, nothing predicts a picture's first token where that begins the row. max_length: for the
+    message."""
+    if any(label != IGNORE for label in labels[1:]):
+        return
+    pictures = [place for place, token in enumerate(input_ids) if token == IMAGE_TOKEN]
+    if any(num_image_tokens > (shift and place == 0) for shift in shifts for place in pictures):
+        return
+    cut = "" if max_length is None else f" within max_length={max_length}"
+    why = (
+        "its picture has one visual token, which nothing predicts" if shifts else "the model has no target for pictures"
+    )
+    raise Refused(f"the row has no answer{cut}, and {why if pictures else 'no picture'}", NOTHING)

@@ -208,7 +208,7 @@ def pixel_batches(
 
 
 def _require_alike(features_INE: Tensor, dtype: torch.dtype, shape: tuple) -> None:
-    """Raise ``ValueError`` for features that the cache would store as something else: others than of the first batch."""
+    """Raise ``ValueError`` for features that the cache would store as something else than they are."""
     if dtype not in FLOATS:
         raise ValueError(f"the encoder's features are {dtype}: expected one of {', '.join(map(str, FLOATS))}")
     if (features_INE.dtype, features_INE.shape[1:]) != (dtype, shape):

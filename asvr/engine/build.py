@@ -1,6 +1,8 @@
 """From a config to the objects of a run."""
 
+import copy
 import math
+from collections import Counter
 
 import torch
 from mmengine.config import Config
@@ -8,16 +10,23 @@ from torch.utils.data import DataLoader
 
 from asvr.config import distinct, stage_config
 from asvr.data.collate import Collate
-from asvr.data.images import MAX_PIXELS
+from asvr.data.conversation import require_learned
+from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.mixture import sampler_of
 from asvr.data.packing import StepCollate
+from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
+from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
 from asvr.engine.interruption import obey_parent_alone
 from asvr.engine.optim import PRECISIONS
 from asvr.engine.processes import get_rank, get_world_size
 from asvr.models.attention import AUTO, choose, set_kernel
+from asvr.preflight import check_sizes
 from asvr.registry import DATASETS, MODELS
 from asvr.schema import is_device
+
+LOOKED_AT = 1000  # records, for one that can be used
+MEASURED = 8  # samples that are made to see how large an optimisation step is
 
 
 def build_model(cfg: Config, vocab_size: int, *, defer_llm: bool = False):
@@ -67,16 +76,46 @@ def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
 
 
 def check_data(cfg: Config, tokenizer, num_image_tokens: dict[str, int]) -> None:
-    """Build every dataset of every stage and make an item of each, so that a missing file, or a template that the
-    tokenizer cannot write, is told before the first stage. num_image_tokens: by stage."""
+    """Build every dataset of every stage and make an item of each, so that a missing file, a template that the
+    tokenizer cannot write, or data of which nothing can be used, is told before the first stage. num_image_tokens: by
+    stage."""
     for name in cfg.stages:
         stage = stage_config(cfg, name)
         for key, config in dataset_configs(stage).items():
             try:
                 dataset = build_dataset(config, stage.data, tokenizer, num_image_tokens[name])
-                dataset[0]
+                _require_usable(dataset, stage, num_image_tokens[name], trained=key == "data.train")
             except ValueError as error:
                 raise ValueError(f"stage {name}, {key}: {error}") from error
+
+
+def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: bool) -> None:
+    """Raise ``ValueError`` where no record can be used, of all, or of `LOOKED_AT` evenly spaced ones; under
+    ``on_error='raise'`` where the first one cannot."""
+    shifts = [entry.shift for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
+    limits = dict(max_length=stage.data.max_length, num_image_tokens=num_image_tokens)
+    max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
+    places = range(0, len(dataset), max(1, len(dataset) // LOOKED_AT))
+    reasons, first = Counter(), None
+    for i in places:
+        item = dataset[i]
+        try:
+            if isinstance(item, Refusal):
+                raise Refused(item.message, item.reason)
+            if trained:
+                require_learned(item["input_ids"], item["labels"], shifts=shifts, **limits)
+            for picture in item["images"]:
+                open_image(picture, max_pixels=max_pixels)
+            return
+        except Refused as error:
+            message = str(error) if isinstance(item, Refusal) else f"{item['sample_id']}: {error}"
+            if stage.data.on_error == "raise":
+                raise Refused(message, error.reason) from error
+            reasons[error.reason] += 1
+            first = first or message
+    counted = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
+    looked_at = f"{len(places)} records" + (" that were looked at" if len(places) < len(dataset) else "")
+    raise ValueError(f"none of the {looked_at} can be used: {counted}; the first: {first}")
 
 
 def dataset_configs(stage: Config) -> dict[str, dict]:
@@ -108,7 +147,13 @@ def data_fingerprint(dataset) -> str | None:
     return dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
 
 
-def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = False) -> Collate:
+def shifts_of(model) -> list[int]:
+    """Of the targets that learn from pictures."""
+    return [target.shift for target in model.targets if target.weight]
+
+
+def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = False, trains: bool = False) -> Collate:
+    """trains: of training rows, of which those with nothing to learn are refused."""
     return Collate(
         num_image_tokens=model.encoder.num_tokens,
         views=model.views(),
@@ -119,6 +164,7 @@ def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = 
         on_error=data.on_error,
         max_pixels=getattr(data, "max_pixels", None) or MAX_PIXELS,
         packed=packed,
+        shifts=shifts_of(model) if trains else None,
         cache=cache,
     )
 
@@ -139,8 +185,10 @@ def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
 
 
 def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> DataLoader:
-    """Optimisation steps, each a list of micro-batches, of the samples that ``batch_sampler`` names."""
+    """Optimisation steps, each a list of micro-batches, of the samples that ``batch_sampler`` names. Raises
+    ``ValueError`` where workers have no room for them."""
     data = cfg.data
+    _require_room(data, dataset, collate)
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
@@ -151,7 +199,65 @@ def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> 
         generator=torch.Generator().manual_seed(cfg.runtime.seed),  # so that it draws nothing from the global one
         multiprocessing_context="fork" if data.num_workers else None,
         worker_init_fn=obey_parent_alone,
+        timeout=(data.get("worker_timeout") or TIMEOUT) if data.num_workers else 0,
     )
+
+
+def _require_room(data: Config, dataset, collate: Collate) -> None:
+    """Of what workers hand over: one micro-batch is made to see how large a step is."""
+    if not data.num_workers:
+        return
+    own = -(-data.global_batch // get_world_size())
+    count = min(MEASURED, own, data.micro_batch, len(dataset))
+    items = []
+    for i in range(count):
+        try:
+            items.append(dataset[i * len(dataset) // count])
+        except Refused:  # told when it comes
+            continue
+    batch = copy.copy(collate)
+    batch.on_error = "skip"
+    batch = batch(items)
+    require_room_for_workers(
+        batch,
+        share=own / max(1, len(batch.sample_ids)),
+        files=sum(1 for _ in tensors_in(batch)) * -(-own // data.micro_batch),
+        workers=data.num_workers,
+        ahead=1,
+        what=f"optimisation steps of {own} samples",
+    )
+
+
+class _AsCached:
+    """What a cache will give, by its size."""
+
+    def __init__(self, model):
+        self.encoder, self.targets = model.encoder, {target.name: target.tokenizer for target in model.targets}
+
+    def check(self, keys: list[str]) -> None:
+        pass
+
+    def features(self, keys: list[str]) -> torch.Tensor:
+        return torch.empty(len(keys), self.encoder.num_tokens, self.encoder.width)
+
+    def codes(self, target: str, keys: list[str]) -> torch.Tensor:
+        tokenizer = self.targets[target]
+        return torch.empty(len(keys), tokenizer.num_tokens, tokenizer.depth, dtype=torch.int32)
+
+
+def check_workers(cfg: Config, tokenizer) -> None:
+    """Raise ``ValueError`` where the workers of a stage have no room for what they hand over, before the first one."""
+    if not any(stage_config(cfg, name).data.num_workers for name in cfg.stages):
+        return
+    for name, model in check_sizes(cfg).items():
+        stage = stage_config(cfg, name)
+        dataset = build_dataset(stage.data.train, stage.data, tokenizer, model.encoder.num_tokens)
+        cache = _AsCached(model) if stage.data.get("cache") is True else None
+        collate = build_collate(stage.data, model, tokenizer, cache, packed=pack_limits(stage.data) is not None)
+        try:
+            _require_room(stage.data, dataset, collate)
+        except ValueError as error:
+            raise ValueError(f"stage {name}: {error}") from error
 
 
 def num_steps(cfg: Config, num_samples: int) -> int:

@@ -2,6 +2,7 @@
 data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from mmengine.config import Config
@@ -9,7 +10,8 @@ from mmengine.config import Config
 from asvr.config import load_config, stage_config
 from asvr.data.check import EXAMPLES, Found, Source, scan
 from asvr.data.images import MAX_PIXELS
-from asvr.engine.build import build_dataset, dataset_configs
+from asvr.data.refusals import printable
+from asvr.engine.build import build_dataset, dataset_configs, shifts_of
 from asvr.preflight import check_sizes
 from asvr.registry import TEXT_TOKENIZERS
 from asvr.validate import check_config
@@ -32,14 +34,14 @@ def sources_of_config(path: str, stage: str | None, cfg_options: dict | None) ->
         data = stage_config(cfg, name)
         for key, config in dataset_configs(data).items():
             used = [config, data.data.template, data.data.max_length, models[name].encoder.num_tokens, key]
-            used += [getattr(data.data, "max_pixels", None)]
+            used += [getattr(data.data, "max_pixels", None), shifts_of(models[name])]
             names, *_ = uses.setdefault(json.dumps(used, default=str, sort_keys=True), ([], data.data, config))
             names.append(f"{name}: {key}")
     found = []
     for names, data, config in uses.values():
-        tokens = models[names[0].partition(":")[0]].encoder.num_tokens
-        asked = not names[0].endswith("data.train")
-        found.append(_source(", ".join(names), config, data, tokenizer, tokens, asked))
+        model, asked = models[names[0].partition(":")[0]], not names[0].endswith("data.train")
+        source = _source(", ".join(names), config, data, tokenizer, model.encoder.num_tokens, asked)
+        found.append(replace(source, shifts=shifts_of(model)))
     return found
 
 
@@ -89,6 +91,9 @@ def check_sources(sources: list[Source], *, out: Path, workers: int, limit: int 
 def _in_words(name: str, found: Found, examples: dict) -> str:
     refused = sum(found.refused.values())
     lines = [f"{name}: {found.records:,} records, {found.pictures:,} pictures, {refused:,} refused"]
+    if found.unread:
+        keys = ", ".join(f"{key} ({number:,})" for key, number in found.unread.most_common())
+        lines.append(f"  keys that are not read, and in how many records: {printable(keys)}")
     for kind, counts in (("refused", found.refused), ("noted", found.noted)):
         for reason, number in counts.most_common():
             lines.append(f"  {kind}: {reason}: {number:,}")

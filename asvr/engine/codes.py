@@ -12,6 +12,7 @@ from asvr.data.code_cache import CodeCache, CodeStore, hash_pictures
 from asvr.data.disk import require_room
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refused
+from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.engine.build import as_in_training, build_device, pictures_of_stages
 from asvr.engine.interruption import obey_parent_alone
 from asvr.engine.log import logger, progress_bar, set_up_logging
@@ -21,6 +22,7 @@ from asvr.preflight import preflight
 from asvr.registry import ENCODERS
 
 BATCH = 32
+AHEAD = 2  # batches that each worker keeps ready
 
 
 def code_cache(cfg: Config, root: Path, *, shard: tuple[int, int] = (0, 1), workers: int | None = None) -> CodeCache:
@@ -122,6 +124,10 @@ class _Pictures(Dataset):
 
 
 def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, workers: int, *, part: str) -> None:
+    if workers:
+        pixels = torch.empty(3, *tokenizer.transform.size)
+        what = f"batches of {BATCH} pictures"
+        require_room_for_workers(pixels, share=BATCH, files=BATCH, workers=workers, ahead=AHEAD, what=what)
     loader = DataLoader(
         _Pictures(sources, tokenizer.transform, data),
         BATCH,
@@ -130,12 +136,14 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
         pin_memory=False,
         multiprocessing_context="fork" if workers else None,
         worker_init_fn=obey_parent_alone,
+        prefetch_factor=AHEAD if workers else None,
+        timeout=(data.get("worker_timeout") or TIMEOUT) if workers else 0,
     )
     with (
         store.writer(part) as writer,
         progress_bar(total=len(sources), desc=f"codes {store.name}", unit="picture") as bar,
     ):
-        for batch in loader:
+        for batch in items_of(loader):
             for sha256, _, refused in batch:
                 if refused is not None and data.on_error == "raise":
                     raise Refused(*refused)

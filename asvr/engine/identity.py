@@ -17,6 +17,7 @@ _FREE = (
     "runtime.max_skipped",
     "runtime.async_checkpoint",
     "data.num_workers",
+    "data.worker_timeout",
     "data.cache_dir",
     "data.cache_budget_gb",
     "data.on_error",  # what is refused is left out of its batch; no other sample moves

@@ -16,8 +16,9 @@ from types import SimpleNamespace
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
 TOGETHER = 1.0
+PATIENCE = 20.0  # seconds that a signal is noted alone while this process waits for what may never come
 
-_state = SimpleNamespace(received=None, at=0.0, postponed=False)
+_state = SimpleNamespace(received=None, at=0.0, postponed=False, waits=False)
 
 
 class Interrupted(SystemExit):
@@ -50,6 +51,7 @@ def interruptible():
         return
     _state.received = None
     before = {number: signal.signal(number, _receive) for number in SIGNALS}
+    before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _lose_patience)
     try:
         yield
     finally:
@@ -71,6 +73,25 @@ def at_once():
     with _mode(False):
         _raise_received()
         yield
+
+
+@contextmanager
+def waiting():
+    """Within `postponed`: a signal is raised if the block still lasts `PATIENCE` seconds behind it. So a run ends that
+    waits for a worker which is stuck."""
+    _state.waits = True
+    try:
+        yield
+    finally:
+        _state.waits = False
+        if _state.received is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _lose_patience(number: int, frame) -> None:
+    if _state.waits and _state.received is not None:
+        _state.waits = False
+        _raise_received()
 
 
 def obey_parent_alone(*_) -> None:
@@ -113,3 +134,5 @@ def _receive(number: int, frame) -> None:
     os.write(2, f"\n{own.name}: {what}; a second one ends it at once\n".encode())  # a print may be under way: no lock
     if not _state.postponed:
         _raise_received()
+    if _state.waits:
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)

@@ -6,7 +6,9 @@ from mmengine.runner import BaseLoop
 from torch import Tensor
 
 from asvr.data.batch import Batch
-from asvr.engine.interruption import postponed
+from asvr.data.workers import WorkerFailed, naming_workers
+from asvr.engine.interruption import Interrupted, postponed, waiting
+from asvr.engine.processes import get_world_size
 from asvr.registry import LOOPS
 
 
@@ -17,7 +19,8 @@ class StepLoop(BaseLoop):
     MMEngine's own loop steps once a micro-batch and, on resume, reads and drops every batch already used;
     here the sampler is moved to its position instead (``iter`` is set before ``run``).
 
-    stop: a hook sets it to the error that ends the run behind the step; a checkpoint of that step is written first.
+    stop: a hook sets it to the error that ends the run behind the step; a checkpoint of that step is written first. So
+    does a worker that died or is stuck, and a signal that comes while this process waits for its samples for long.
     """
 
     def __init__(self, runner, dataloader, steps: int):
@@ -74,12 +77,20 @@ class StepLoop(BaseLoop):
     def _run_steps(self) -> None:
         self.dataloader.batch_sampler.seek(self._iter * self.dataloader.batch_sampler.size)
         batches = iter(self.dataloader)
-        while self._goes_on():
-            self.run_iter(batches)
+        with naming_workers(self.dataloader):
+            while self._goes_on():
+                self.run_iter(batches)
 
     def run_iter(self, batches) -> None:
         start = time.perf_counter()
-        self.window = next(batches)
+        try:
+            with naming_workers(self.dataloader), waiting():
+                self.window = next(batches)
+        except (WorkerFailed, Interrupted) as error:
+            if get_world_size() > 1:  # the others are in a step, which this one would have to take part in
+                raise
+            self.stop = error
+            return
         self.data_time = time.perf_counter() - start
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=self.window)
         logs: dict[str, Tensor] = self.runner.model.train_step(self.window, self.runner.optim_wrapper)

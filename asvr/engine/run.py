@@ -6,7 +6,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.config import dump_config, is_model_folder, load_config, stage_config
-from asvr.engine.build import build_dataset, build_device, check_data, data_fingerprint
+from asvr.engine.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
 from asvr.engine.checkpoint_folder import PREFIX
 from asvr.engine.interruption import interruptible
 from asvr.engine.log import logger, set_up_logging
@@ -55,6 +55,7 @@ def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
         raise ValueError(f"--stage {only}: the config has no such stage; expected one of {stages}")
     text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
     check_data(cfg, text_tokenizer, num_image_tokens)
+    check_workers(cfg, text_tokenizer)
     chosen = stages if only is None else [only]
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER and is_main_process():

@@ -31,9 +31,9 @@ DEFAULT_MAX_SKIPPED = 10
 
 def build_runner(stage: Config, name: str, shared, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
     """shared: the model, or the wrapper (`asvr.engine.parallel`) in which several processes train it."""
-    model, several = bare(shared), get_world_size() > 1
+    model, several, tokenizer = bare(shared), get_world_size() > 1, prepared.text_tokenizer
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
-    dataset = build_dataset(data.train, data, prepared.text_tokenizer, model.encoder.num_tokens)
+    dataset = build_dataset(data.train, data, tokenizer, model.encoder.num_tokens)
     steps = num_steps(stage, len(dataset))
     optim_wrapper = build_optim_wrapper(model, stage.optim)
     meta = meta | dict(samples=len(dataset), data=data_fingerprint(dataset))
@@ -49,7 +49,7 @@ def build_runner(stage: Config, name: str, shared, prepared: Prepared, work_dir:
         train_dataloader=build_train_loader(
             stage,
             dataset,
-            build_collate(data, model, prepared.text_tokenizer, prepared.cache, packed=pack_limits(data) is not None),
+            build_collate(data, model, tokenizer, prepared.cache, packed=pack_limits(data) is not None, trains=True),
         ),
         train_cfg=dict(type="StepLoop", steps=steps),
         optim_wrapper=optim_wrapper,

@@ -5,6 +5,7 @@ from pathlib import Path
 from mmengine.hooks import Hook
 
 from asvr.engine.parallel import bare
+from asvr.engine.processes import get_world_size
 from asvr.engine.random_state import random_states
 from asvr.engine.saver import Saver
 from asvr.registry import HOOKS
@@ -27,6 +28,9 @@ class CheckpointHook(Hook):
         self.interval, self.meta = interval, meta
         self.saver = Saver(folder=Path(folder), keep=keep, asynchronous=asynchronous)
 
+    def before_train(self, runner) -> None:
+        self.saved = runner.iter
+
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self.saver.check()
         last = runner.iter == runner.max_iters or runner.train_loop.stop is not None
@@ -34,6 +38,8 @@ class CheckpointHook(Hook):
             self.save(runner)
 
     def after_train(self, runner) -> None:
+        if self.saved != runner.iter and get_world_size() == 1:  # it ended where it waited for the next samples
+            self.save(runner)
         self.saver.close()
 
     def abandon(self) -> None:
@@ -46,6 +52,7 @@ class CheckpointHook(Hook):
             hooks={type(h).__name__: h.state_dict() for h in runner.hooks if hasattr(h, "state_dict")},
             random=random_states(),
         )
+        self.saved = runner.iter
         self.saver.save(
             runner.iter, model=bare(runner.model), optimizer=runner.optim_wrapper.optimizer, state=state, meta=self.meta
         )

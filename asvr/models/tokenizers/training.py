@@ -19,6 +19,7 @@ from tqdm import tqdm
 from asvr.data.images import open_image
 from asvr.data.refusals import Refused
 from asvr.data.transforms import ImageTransform
+from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.models.tokenizers.pixel import PixelTokenizer
 from asvr.models.tokenizers.quantizer import code_usage
 from asvr.models.tokenizers.report import draw_levels, draw_reconstructions
@@ -27,6 +28,7 @@ from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss, reconstruct
 
 logger = logging.getLogger("asvr")
 
+AHEAD = 2  # batches that each worker keeps ready
 METRICS = "metrics.jsonl"
 RESTART_INTERVAL = 50  # steps without use after which a code of the VQGAN is replaced
 
@@ -55,6 +57,9 @@ class Batches:
     """Batches of pixels (I, 3, h, w) of what can be read, each epoch in another order where ``generator`` is given."""
 
     def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
+        if num_workers:
+            pixels, what = torch.empty(3, *pictures.transform.size), f"batches of {batch_size} pictures"
+            require_room_for_workers(pixels, share=batch_size, workers=num_workers, ahead=AHEAD, what=what)
         self.loader = DataLoader(
             pictures,
             batch_size,
@@ -63,13 +68,15 @@ class Batches:
             num_workers=num_workers,
             generator=generator,
             collate_fn=_stack,
+            prefetch_factor=AHEAD if num_workers else None,
+            timeout=TIMEOUT if num_workers else 0,
         )
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (pixels for pixels in self.loader if pixels is not None)
+        return (pixels for pixels in items_of(self.loader) if pixels is not None)
 
 
 def _stack(pixels: list[Tensor | None]) -> Tensor | None:
