@@ -162,7 +162,7 @@ class Pretrained:
             custom_imports=self.custom_imports,
             sha256=hashes,
         )
-        (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n")
+        (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def load(
