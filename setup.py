@@ -11,9 +11,9 @@ DEMO = ["gradio>=6.31,<7"]  # 6.31 wants pillow below 13
 
 setup(
     name="asvr",
-    version=re.search(r'__version__ = "(.+)"', (HERE / "asvr/__init__.py").read_text())[1],
+    version=re.search(r'__version__ = "(.+)"', (HERE / "asvr/__init__.py").read_text(encoding="utf-8"))[1],
     description="Train vision-language models that also reconstruct the semantic visual tokens of what they see",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["asvr", "asvr.*"]),
     package_data={"asvr.data.scenes": ["emoji/*"], "asvr.evaluation": ["tasks/*"]},

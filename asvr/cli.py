@@ -1,6 +1,7 @@
 """What the command-line tools share."""
 
 import argparse
+import codecs
 import sys
 import traceback
 from pathlib import Path
@@ -63,6 +64,22 @@ def require_folder(options: dict) -> None:
             raise ValueError(f"{_flag(name)}: there is no folder {value}")
 
 
+def _take_all_characters() -> None:
+    """What the terminal's encoding does not have is printed as an escape; a question in UTF-8 is read where the locale
+    is C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdin, "reconfigure"):
+        plain = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if plain else sys.stdin.encoding, errors="surrogateescape")
+
+
+def _not_a_name(error: ValueError) -> bool:
+    """Whether the locale's encoding does not have a character of a file's name."""
+    return isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8"
+
+
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -76,10 +93,17 @@ def _end(message: str) -> None:
 
 def run_tool(main) -> None:
     """Run a tool's main function. A ``ValueError`` raised by this library is the user's to mend and is told in plain
-    text, exit code 1, and so is a full disk; any other error keeps its traceback."""
+    text, exit code 1, and so is a full disk; any other error keeps its traceback. Whatever the locale, no character
+    that is printed ends a tool."""
+    _take_all_characters()
     try:
         main()
     except ValueError as error:
+        if _not_a_name(error):
+            _end(
+                f"error: {ascii(error.object)} is no name of a file under this locale, whose encoding is "
+                f"{error.encoding}: set PYTHONUTF8=1, or a locale with UTF-8"
+            )
         kind = type(error)
         own = kind.__module__.split(".")[0] == Path(PACKAGE).name  # `Refused`, also out of a DataLoader's worker
         if not own and not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):

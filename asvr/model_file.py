@@ -38,7 +38,7 @@ def read_description(folder: Path) -> dict:
     """What ``asvr.json`` says. Raises ``ValueError`` where it is damaged, newer than this library, or not here."""
     file = folder / MODEL_FILE
     try:
-        description = json.loads(file.read_text())
+        description = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{file}: cannot be read ({error})") from error
     if not isinstance(description, dict):

@@ -163,7 +163,7 @@ class Pretrained:
             custom_imports=self.custom_imports,
             sha256=hashes,
         )
-        (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n")
+        (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_prompt(i: int, prompt: dict) -> list:

@@ -39,7 +39,7 @@ def write(file: Path, records: int) -> None:
 
     rng = random.Random(0)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(3, 25))) for _ in range(4096)]
-    with open(file, "w", buffering=1 << 22) as out:
+    with open(file, "w", buffering=1 << 22, encoding="utf-8") as out:
         for i in range(records):
             turns = rng.randint(1, 4)
             messages = [{"from": role, "value": rng.choice(texts)} for _ in range(turns) for role in ("human", "gpt")]
@@ -95,7 +95,10 @@ def main() -> None:
         write(file, args.records)
         time.sleep(WAIT)
         command = [sys.executable, __file__, "--measure", str(file), "--reads", str(args.reads)]
-        outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+        outputs = [
+            subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+            for _ in range(2)
+        ]
         sizes = {item.name: item.stat().st_size for item in file.parent.iterdir()}
     first, second = (json.loads(output.splitlines()[-1]) for output in outputs)
     assert first["fingerprint"] == second["fingerprint"] and len(sizes) == 2

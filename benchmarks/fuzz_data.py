@@ -117,8 +117,8 @@ class Trial:
 
 def memory_peak_mb() -> float:
     """The largest resident size since the last call."""
-    status = Path("/proc/self/status").read_text()
-    Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
@@ -189,7 +189,7 @@ def run_atheris(args: argparse.Namespace, folder: Path) -> dict:
     child = multiprocessing.get_context("fork").Process(target=guided, args=(args, folder, log))
     child.start()
     child.join()
-    text = log.read_text(errors="replace")
+    text = log.read_text(errors="replace", encoding="utf-8")
     executed = re.search(r"number_of_executed_units:\s*(\d+)", text)
     failures = [str(file) for file in sorted(args.save.glob("atheris-*"))] if child.exitcode else []
     if child.exitcode:

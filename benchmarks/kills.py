@@ -76,7 +76,7 @@ class Process:
     def __init__(self, command: list[str], work_dir: Path):
         self.work_dir, self.output = work_dir, work_dir.with_suffix(".out")
         self.begin, self.began, self.done = time.perf_counter(), time.time(), self._done()
-        with open(self.output, "w") as out:
+        with open(self.output, "w", encoding="utf-8") as out:
             self.process = subprocess.Popen(
                 [*command, "--work-dir", str(work_dir)],
                 cwd=ROOT,
@@ -93,7 +93,7 @@ class Process:
         """checkpoint, preparation, training, validation, evaluation, end of a stage, end, or start."""
         if any(_written_since(folder, self.began) for folder in self.work_dir.glob("*/checkpoints/.*")):
             return "checkpoint"
-        text = self.output.read_text(errors="replace")
+        text = self.output.read_text(errors="replace", encoding="utf-8")
         last = {name: max((m.start() for m in re.finditer(mark, text)), default=-1) for name, mark in MARKS.items()}
         name = max(last, key=last.get) if max(last.values()) >= 0 else "start"
         if name == "training" and self._done() > self.done:
@@ -137,10 +137,10 @@ def outcome(work_dir: Path) -> dict:
         files += work_dir.glob(pattern)
     found = {str(file.relative_to(work_dir)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     for name in ("metrics.jsonl", "validation.jsonl"):
-        lines = (work_dir / name).read_text().splitlines() if (work_dir / name).is_file() else []
+        lines = (work_dir / name).read_text(encoding="utf-8").splitlines() if (work_dir / name).is_file() else []
         found[name] = [_timeless(json.loads(line)) for line in lines]
     for file in [work_dir / "results.json", *work_dir.glob("*/done.json")]:
-        found[str(file.relative_to(work_dir))] = _timeless(json.loads(file.read_text()))
+        found[str(file.relative_to(work_dir))] = _timeless(json.loads(file.read_text(encoding="utf-8")))
     return found
 
 

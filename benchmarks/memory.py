@@ -50,7 +50,7 @@ def main() -> None:
                 stage = prepare(stage_config(cfg, name), rows, args.tokens, mode)
                 plan = plan_memory(stage, build_meta(stage))
                 command = [sys.executable, *sys.argv, "--measure", name, str(rows), mode]
-                done = subprocess.run(command, capture_output=True, text=True)
+                done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
                 if done.returncode:
                     raise ValueError(f"{name}, {rows} rows, {mode}: {done.stderr.strip().splitlines()[-1]}")
                 planned, peak = plan.total, int(done.stdout.split()[-1])

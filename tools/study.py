@@ -19,6 +19,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def written(folder: Path) -> str:
+    names = ("report.md", "report.json", "radar.png", "curves.png")
+    return f"written: {folder}/{', '.join(name for name in names if (folder / name).is_file())}"
+
+
 def main() -> None:
     args = parse_args()
     require_positive(dict(jobs=args.jobs))
@@ -41,14 +46,14 @@ def main() -> None:
         again = f"the same command tries them again; a changed arm needs its folder in {out} removed, or another --out"
         sys.exit("\n".join([f"{len(failed)} run(s) failed; {again}:", *failed]))
     print(write_report(study, collect(study, out), out))
-    print(f"written: {out}/report.md, report.json, radar.png and curves.png")
+    print(written(out))
     if args.questions is not None:
         if not args.report:
             ask_all(study, out, questions=args.questions, image_folder=args.image_folder or Path())
         found = collect(study, out, questions=args.questions)
         there = out / "questions" / args.questions.stem
         print(write_report(asked_groups(study, found), found, there))
-        print(f"written: {there}/report.md, report.json, radar.png and curves.png")
+        print(written(there))
 
 
 if __name__ == "__main__":

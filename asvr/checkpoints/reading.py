@@ -165,7 +165,7 @@ def _deepspeed(path: Path) -> list[Path]:
     ZeRO stage 2. Stage 3 and model parallelism scatter them over files in DeepSpeed's own order."""
     latest = path / "latest"
     steps = sorted(path.glob("global_step*"), key=lambda step: int(re.sub(r"\D", "", step.name) or 0))
-    folder = path / latest.read_text().strip() if latest.is_file() else (steps[-1] if steps else path)
+    folder = path / latest.read_text(encoding="utf-8").strip() if latest.is_file() else (steps[-1] if steps else path)
     found = sorted(folder.glob("*_model_states.pt"))
     if len(found) != 1 or found[0].name.startswith("zero_pp_rank"):
         script, whole = path / "zero_to_fp32.py", path / "whole"

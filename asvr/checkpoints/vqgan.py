@@ -141,7 +141,7 @@ def _stated_depth(path: Path) -> int | None:
     if not file.is_file():
         return None
     try:
-        shape = yaml.safe_load(file.read_text())["arch"]["hparams"]["code_shape"]
+        shape = yaml.safe_load(file.read_text(encoding="utf-8"))["arch"]["hparams"]["code_shape"]
         return int(shape[2])
     except (yaml.YAMLError, KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"{file}: expected arch.hparams.code_shape with three numbers") from error

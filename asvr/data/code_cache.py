@@ -129,7 +129,7 @@ class Writer:
         kept = [entry for entry in entries if entry.get("row", -1) < available]
         self.count = 1 + max((entry["row"] for entry in kept if "row" in entry), default=-1)
         _replace(index, "".join(json.dumps(entry) + "\n" for entry in kept))
-        self.index = open(index, "a")
+        self.index = open(index, "a", encoding="utf-8")
         self.data.truncate(self.count * store.row_bytes)
         self.data.seek(0, 2)
 
@@ -164,7 +164,7 @@ class Writer:
 def _replace(file: Path, text: str) -> None:
     """Write a file as a whole, whatever other processes do with it and whenever this one ends."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 
@@ -239,7 +239,7 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
     root.mkdir(parents=True, exist_ok=True)
     paths = {key: Path(source).absolute() for key, source in pictures.items() if has_file(source)}
     with (
-        open(file, "a") as out,
+        open(file, "a", encoding="utf-8") as out,
         ThreadPoolExecutor(READERS) as readers,
         progress_bar(total=len(set(paths.values())), desc="pictures' hashes", unit="picture") as bar,
     ):
@@ -283,7 +283,7 @@ def _hash(path: Path, known: dict) -> tuple[str, list | None]:
 def _known_files(file: Path) -> dict[str, tuple[list[int], str]]:
     """path -> (size and time of change, SHA-256)."""
     known = {}
-    for line in file.read_text(errors="replace").split("\n") if file.is_file() else []:
+    for line in file.read_text(errors="replace", encoding="utf-8").split("\n") if file.is_file() else []:
         try:
             path, size, changed, sha256 = json.loads(line)
             known[path] = ([size, changed], sha256)

@@ -39,7 +39,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path):
-        index = json.loads((folder / INDEX).read_text())
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.folder = folder
         self.rows = {key: row for row, key in enumerate(index["keys"])}
         self.refused = index["refused"]
@@ -157,7 +157,7 @@ def build_feature_cache(
         if out is None:
             raise ValueError(f"none of the {len(pictures)} pictures can be read: {next(iter(refused.values()))[0]}")
         out.flush()
-        (partial / INDEX).write_text(json.dumps(dict(keys=kept, dtype=dtype, refused=refused or {})))
+        (partial / INDEX).write_text(json.dumps(dict(keys=kept, dtype=dtype, refused=refused or {})), encoding="utf-8")
         if (folder / INDEX).is_file():  # another run was faster
             shutil.rmtree(partial)
         else:

@@ -12,6 +12,7 @@ from asvr.data.check import EXAMPLES, Found, Source, scan
 from asvr.data.images import MAX_PIXELS
 from asvr.data.refusals import printable
 from asvr.engine.build import build_dataset, dataset_configs, shifts_of
+from asvr.figures import optional, plain
 from asvr.preflight import check_sizes
 from asvr.registry import TEXT_TOKENIZERS
 from asvr.validate import check_config
@@ -76,14 +77,15 @@ def check_sources(sources: list[Source], *, out: Path, workers: int, limit: int 
     that is refused or odd) and sizes.png. Returns whether every record can be used."""
     out.mkdir(parents=True, exist_ok=True)
     results = {}
-    with open(out / "records.jsonl", "w") as stream:
+    with open(out / "records.jsonl", "w", encoding="utf-8") as stream:
         for source in sources:
             found, examples = scan(source, report=stream, workers=workers, limit=limit, decode=decode)
             results[source.name] = found
             print(_in_words(source.name, found, examples))
     report = {name: {key: v for key, v in vars(found).items() if key != "bad"} for name, found in results.items()}
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw_sizes(out / "sizes.png", sources, results)
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    with optional(out / "sizes.png"):
+        draw_sizes(out / "sizes.png", sources, results)
     print(f"written to {out}: report.json, records.jsonl, sizes.png")
     return not any(found.refused for found in results.values())
 
@@ -112,7 +114,7 @@ def draw_sizes(file: Path, sources: list[Source], results: dict[str, Found]) -> 
     FigureCanvasAgg(figure)
     for axes, source in zip(figure.subplots(len(sources), 2, squeeze=False), sources, strict=True):
         found = results[source.name]
-        _histogram(axes[0], found.tokens, f"{source.name}\nrows by length in tokens, visual ones included")
+        _histogram(axes[0], found.tokens, f"{plain(source.name)}\nrows by length in tokens, visual ones included")
         _histogram(axes[1], found.sides, "pictures by their longer side in pixels")
         if source.max_length is not None:
             axes[0].axvline(source.max_length, color="#d62728", linewidth=1, label="max_length")

@@ -34,7 +34,7 @@ def begin(folder: Path) -> Path:
 def finish(folder: Path, meta: dict, sha256: dict[str, str]) -> None:
     """Describe what was written and give it its name. sha256: of each file, by its name in the folder."""
     partial, old = _partial(folder), folder.with_name(f".{folder.name}.old")
-    (partial / META).write_text(json.dumps(dict(meta, sha256=sha256), indent=1))
+    (partial / META).write_text(json.dumps(dict(meta, sha256=sha256), indent=1), encoding="utf-8")
     flush(partial / META)
     for place in (partial, *(path for path in partial.iterdir() if path.is_dir())):
         flush(place)
@@ -100,7 +100,7 @@ def read_meta(folder: Path) -> dict:
     if not file.is_file():
         raise ValueError(f"{folder} is no checkpoint: it has no {META}; delete it")
     try:
-        meta = json.loads(file.read_text())
+        meta = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), dict):
             raise ValueError("it names no files")
     except ValueError as error:

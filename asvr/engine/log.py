@@ -3,10 +3,12 @@
 import logging
 import sys
 import weakref
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 from mmengine.dist import get_rank, is_main_process
 from tqdm import tqdm
+from tqdm.utils import ObjectWrapper
 
 logger = logging.getLogger("asvr")
 _bars: weakref.WeakSet = weakref.WeakSet()
@@ -20,7 +22,9 @@ def _of_rank(rank: int) -> logging.Formatter:
 def progress_bar(*, disable: bool = False, **kwargs) -> tqdm:
     """A progress bar with rate and time left; where nobody watches a terminal, a line every ten seconds. Of several
     processes the first one's is shown."""
-    bar = tqdm(mininterval=0.1 if sys.stderr.isatty() else 10, disable=disable or not is_main_process(), **kwargs)
+    terminal = Terminal(sys.stderr)
+    hidden = disable or not is_main_process()
+    bar = tqdm(mininterval=0.1 if terminal.isatty() else 10, disable=hidden, file=terminal, **kwargs)
     _bars.add(bar)
     return bar
 
@@ -31,13 +35,49 @@ def close_bars() -> None:
         bar.close()
 
 
-class _TqdmHandler(logging.Handler):
+class Terminal(ObjectWrapper):
+    """A stream that people look at, which cannot end a run: a character that its encoding does not have is written as
+    an escape, and what is written to a terminal or a pipe that is gone is lost."""
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.wrapper_setattr("encoding", getattr(stream, "encoding", None) or "utf-8")
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a closed stream raises ValueError
+            self._wrapped.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._wrapped.flush()
+
+    def __eq__(self, other) -> bool:  # by which tqdm finds the bars to clear in front of a line
+        return self._wrapped == getattr(other, "_wrapped", other)
+
+    __hash__ = None
+
+
+class _Told:
+    """A line that cannot be made, a mistake of ours, is told on stderr, as logging's own handlers do."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with redirect_stderr(Terminal(sys.stderr)):
+            super().handleError(record)
+
+
+class _TqdmHandler(_Told, logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        try:
+            tqdm.write(self.format(record), file=Terminal(sys.stdout))
+        except Exception:
+            self.handleError(record)
 
 
-class _FileHandler(logging.FileHandler):
-    """A line that cannot be written ends the run; logging itself would print a traceback for each and go on."""
+class _FileHandler(_Told, logging.FileHandler):
+    """A line that the disk does not take ends the run; logging itself would print a traceback for each and go on."""
+
+    def __init__(self, file: Path):
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exception()

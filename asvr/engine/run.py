@@ -24,6 +24,7 @@ from asvr.engine.stages import (
 )
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
+from asvr.figures import optional
 from asvr.folders import replace_text, replaced_folder, sha256_of
 from asvr.preflight import preflight
 from asvr.pretrained import load, why_no_model
@@ -31,7 +32,7 @@ from asvr.profiling.memory import warn_of_memory
 from asvr.registry import TEXT_TOKENIZERS
 from asvr.validate import check_config
 
-RESULTS = "results.json"
+RESULTS, SUMMARY = "results.json", "summary.png"
 AUTO, NEVER = "auto", "never"
 
 
@@ -87,8 +88,9 @@ def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
     for name, result in results.items():
         logger.info("%s: %s", name, report(result))
     if is_main_process() and (work_dir / "metrics.jsonl").is_file():
-        draw_summary(work_dir, results)
-        files = [work_dir / name for name in ("summary.png", "metrics.jsonl", RESULTS)]
+        with optional(work_dir / SUMMARY):
+            draw_summary(work_dir, results)
+        files = [work_dir / name for name in (SUMMARY, "metrics.jsonl", RESULTS)]
         logger.info("written: %s", ", ".join(str(file) for file in files if file.is_file()))
     return results
 
@@ -230,7 +232,7 @@ def _write_json(file: Path, value: dict) -> None:
 
 
 def _read(file: Path) -> dict:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _named_checkpoint(resume: str, work_dir: Path, stages: list[str]) -> Path | None:

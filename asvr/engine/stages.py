@@ -206,7 +206,7 @@ def _last_checkpoint(work_dir: Path, name: str) -> Path | None:
     newest = checkpoint.newest(work_dir / name / "checkpoints")
     if newest is None or not (work_dir / name / DONE).is_file():
         return None
-    steps = json.loads((work_dir / name / DONE).read_text())["steps"]
+    steps = json.loads((work_dir / name / DONE).read_text(encoding="utf-8"))["steps"]
     return newest if checkpoint.read_meta(newest)["step"] == steps else None
 
 

@@ -166,7 +166,11 @@ def _train_tokenizer(config: str, work_dir: Path) -> None:
 def _one(study: dict, run: Run, out: Path) -> str | None:
     """In a process of its own. What went wrong, or None."""
     run.work_dir.mkdir(parents=True, exist_ok=True)
-    with open(run.work_dir / "console.log", "a") as console, redirect_stdout(console), redirect_stderr(console):
+    with (
+        open(run.work_dir / "console.log", "a", encoding="utf-8", errors="backslashreplace") as console,
+        redirect_stdout(console),
+        redirect_stderr(console),
+    ):
         from asvr.engine.run import run as train
 
         try:
@@ -232,12 +236,14 @@ def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[
         runs(study, out) if questions is None else _sighted(study, out), key=lambda run: run.arm != study.baseline
     ):
         result, file = _own(study, run, out) if questions is None else _others(run, questions)
-        answers = [json.loads(line) for line in file.read_text().splitlines()]
+        answers = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         asked = [(answer["question"], answer["expected"]) for answer in answers]
         expected = expected or asked
         if asked != expected:
             raise ValueError(f"{run.work_dir}: was asked other questions than {study.baseline!r}")
-        seconds = sum(json.loads(done.read_text())["seconds"] for done in run.work_dir.glob("*/done.json"))
+        seconds = sum(
+            json.loads(done.read_text(encoding="utf-8"))["seconds"] for done in run.work_dir.glob("*/done.json")
+        )
         found.setdefault(run.arm, []).append(dict(result, answers=answers, seconds=seconds, work_dir=str(run.work_dir)))
     return found
 
@@ -246,7 +252,9 @@ def _own(study: Config, run: Run, out: Path) -> tuple[dict, Path]:
     """The result on the study's own questions, and its answers."""
     stage = list(arm_config(study, run.arm, run.seed, out).stages)[-1]
     results, file = run.work_dir / "results.json", run.work_dir / stage / "answers.jsonl"
-    result = json.loads(results.read_text()).get(stage) if results.is_file() and file.is_file() else None
+    result = (
+        json.loads(results.read_text(encoding="utf-8")).get(stage) if results.is_file() and file.is_file() else None
+    )
     if result is None:
         raise ValueError(f"{run.work_dir}: this run is not finished; the same command without --report runs it")
     return result, file
@@ -254,7 +262,9 @@ def _own(study: Config, run: Run, out: Path) -> tuple[dict, Path]:
 
 def _others(run: Run, questions: Path) -> tuple[dict, Path]:
     folder = _asked(run, questions)
-    result = json.loads((folder / "result.json").read_text()) if (folder / "result.json").is_file() else {}
+    result = (
+        json.loads((folder / "result.json").read_text(encoding="utf-8")) if (folder / "result.json").is_file() else {}
+    )
     if result.get("asked", {}).get("questions") != sha256_of(questions):
         raise ValueError(f"{run.work_dir}: was not asked {questions} as it is now; without --report it is")
     return result, folder / "answers.jsonl"

@@ -81,7 +81,7 @@ def evaluate(
         raise ValueError(f"evaluation: no picture of {dataset.source} can be read")
     asked = [(i, item) for i, item in asked if i in rows]
     samples_file.parent.mkdir(parents=True, exist_ok=True)
-    samples_file.write_text("".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)))
+    samples_file.write_text("".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)), encoding="utf-8")
     codes, places, examples = _codes(model, samples_file.parent, asked, rows, collate, batch_size, num_examples, dtype)
     return dict(
         _summary(rows.values()),

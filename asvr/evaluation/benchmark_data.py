@@ -47,7 +47,7 @@ class DataSet:
         if not _on_hub(self.name):
             return _listing(Path(self.name).expanduser())
         main = _main(self.name)
-        fetched = [main.read_text().strip()] if main.is_file() else []
+        fetched = [main.read_text(encoding="utf-8").strip()] if main.is_file() else []
         return fetched + ["/".join(folder.parts[-3:]) for folder in self.prepared()]
 
     def is_prepared(self) -> bool:
@@ -111,7 +111,7 @@ def hub_folder(name: str) -> Path | None:
     main = _main(name)
     if not main.is_file():
         return None
-    snapshot = main.parents[1] / "snapshots" / main.read_text().strip()
+    snapshot = main.parents[1] / "snapshots" / main.read_text(encoding="utf-8").strip()
     has_data = any(file.is_file() and file.name not in NOT_DATA for file in snapshot.rglob("*"))
     return snapshot if has_data else None
 

@@ -18,8 +18,8 @@ def write_report(result: dict, out: Path) -> None:
     result: see `asvr.evaluation.benchmarks.run_benchmarks`.
     """
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
-    (out / "report.md").write_text(markdown(result))
+    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(markdown(result), encoding="utf-8", errors="backslashreplace")
 
 
 def markdown(result: dict, *, notes: bool = True) -> str:

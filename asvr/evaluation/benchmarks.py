@@ -182,7 +182,7 @@ def _one(model, manager, name: str, limit: int | None, out: Path) -> dict:
     for task, samples in found.pop("samples").items():
         rows = sorted(samples, key=lambda sample: sample["doc_id"])
         lines = [json.dumps(row, default=handle_non_serializable, ensure_ascii=False) + "\n" for row in rows]
-        (out / "samples" / f"{task}.jsonl").write_text("".join(lines))
+        (out / "samples" / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
     return json.loads(json.dumps(found, default=handle_non_serializable))
 
 
@@ -190,10 +190,10 @@ def _write(out: Path, name: str, result: dict) -> None:
     file = out / "tasks" / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file)
 
 
 def _read(out: Path, name: str) -> dict | None:
     file = out / "tasks" / f"{name}.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

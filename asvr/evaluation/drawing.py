@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from asvr.evaluation.maps import TargetMap
+from asvr.figures import plain
 
 COLUMNS = 4
 WIDTH, BAR = 10.0, 1.0  # inches: of a figure, and of its colour bar in that
@@ -23,7 +24,7 @@ def draw_targets(seen: Image.Image, maps: list[TargetMap]) -> Figure:
     for own in maps:
         for depth in range(own.right_RCD.shape[-1]):
             right_RC, probability_RC = own.right_RCD[..., depth], own.probability_RCD[..., depth]
-            name = f"{own.name}, depth {depth + 1}"
+            name = f"{plain(own.name)}, depth {depth + 1}"
             panels.append((f"{name}\n{_percent(right_RC)} right", right_RC))
             panels.append((f"{name}\n{_percent(probability_RC)} sure", probability_RC))
     figure, axes = _panels(len(panels))

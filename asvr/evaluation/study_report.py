@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.config import Config
 
 from asvr.evaluation.statistics import detectable, mcnemar, paired_bootstrap
+from asvr.figures import optional, plain, scale_by_logarithm
 from asvr.profiling.report import table
 
 ALL = "all"
@@ -22,11 +23,13 @@ def write_report(study: Config, found: dict[str, list[dict]], out: Path) -> str:
     """
     result = compare(study, found)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "report.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     text = markdown(result)
-    (out / "report.md").write_text(text)
-    _radar(result, out / "radar.png")
-    _curves(found, out / "curves.png")
+    (out / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+    with optional(out / "radar.png"):
+        _radar(result, out / "radar.png")
+    with optional(out / "curves.png"):
+        _curves(found, out / "curves.png")
     return text
 
 
@@ -164,8 +167,8 @@ def _radar(result: dict, file: Path) -> None:
     for arm, found in result["arms"].items():
         shares = [100 * found["groups"][name]["share"] for name in names]
         style = dict(linewidth=2.5, color="black") if arm == result["baseline"] else dict(linewidth=1.3)
-        axis.plot([*angles, angles[0]], [*shares, shares[0]], label=arm, **style)
-    axis.set_xticks(angles, names)
+        axis.plot([*angles, angles[0]], [*shares, shares[0]], label=plain(arm), **style)
+    axis.set_xticks(angles, [plain(name) for name in names])
     axis.set_ylim(0, 100)
     axis.set_title("answers right, %")
     axis.legend(loc="upper left", bbox_to_anchor=(1.05, 1.05), fontsize=8, frameon=False)
@@ -183,14 +186,15 @@ def _curves(found: dict[str, list[dict]], file: Path) -> None:
         left.plot(
             steps,
             np.mean([[line.get("loss_text", np.nan) for line in own] for own in lines], 0),
-            label=arm,
+            label=plain(arm),
             linewidth=1.2,
         )
         keys = [key for key in lines[0][-1] if key.startswith("acc_") and isinstance(lines[0][-1][key], list)]
         if keys:
             values = np.mean([[np.mean(line.get(keys[0], np.nan)) for line in own] for own in lines], 0)
-            right.plot(steps, 100 * values, label=f"{arm}: {keys[0][4:]}", linewidth=1.2)
-    left.set(xlabel="step", ylabel="text loss, nats a token", yscale="log")
+            right.plot(steps, 100 * values, label=plain(f"{arm}: {keys[0][4:]}"), linewidth=1.2)
+    left.set(xlabel="step", ylabel="text loss, nats a token")
+    scale_by_logarithm(left)
     right.set(xlabel="step", ylabel="codes predicted right, %", ylim=(0, 100))
     for axis in (left, right):
         if axis.lines:
@@ -200,5 +204,5 @@ def _curves(found: dict[str, list[dict]], file: Path) -> None:
 
 
 def _last_stage(file: Path) -> list[dict]:
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return [line for line in lines if line["stage"] == lines[-1]["stage"]]

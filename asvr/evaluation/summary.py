@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from asvr.figures import plain, scale_by_logarithm
+
 COLORS = BLUE, ORANGE, GREY = "#2864a8", "#d1742c", "#777777"
 
 
@@ -16,7 +18,7 @@ def draw_summary(work_dir: Path, results: dict) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     examples = next((r["examples"] for r in reversed(list(results.values())) if r["examples"]), [])
     height = 3.4 if not examples else 7.2
@@ -48,11 +50,14 @@ def _curves(axis, lines: list[dict], stages: list[str]) -> None:
                 axis.plot(*zip(*points, strict=True), color=colors[key], linewidth=1.3, marker=_marker(points))
         axis.axvline(offset, color=GREY, linewidth=0.6, linestyle=":")
         place = 1.0 + 0.05 * (len(stages) - 1 - j)  # stepped, so that names of short stages do not overlap
-        axis.text(offset, place, stage, transform=axis.get_xaxis_transform(), va="bottom", fontsize=8, color=GREY)
+        axis.text(
+            offset, place, plain(stage), transform=axis.get_xaxis_transform(), va="bottom", fontsize=8, color=GREY
+        )
         offset += own[-1]["steps"]
     for key in keys:
-        axis.plot([], [], color=colors[key], label=key.removeprefix("loss_"))
-    axis.set(xlabel="step", ylabel="loss, nats a token", yscale="log")
+        axis.plot([], [], color=colors[key], label=plain(key.removeprefix("loss_")))
+    axis.set(xlabel="step", ylabel="loss, nats a token")
+    scale_by_logarithm(axis)
     axis.legend(frameon=False, fontsize=8)
 
 
@@ -71,11 +76,11 @@ def _depths(axis, lines: list[dict], stage: str) -> None:
                 *zip(*points, strict=True),
                 color=ORANGE,
                 alpha=shade,
-                label=f"{key[4:]}, depth {depth + 1}",
+                label=plain(f"{key[4:]}, depth {depth + 1}"),
                 linewidth=1.3,
                 marker=_marker(points),
             )
-    axis.set(xlabel=f"step of {stage}", ylabel="codes predicted right, %", ylim=(0, 100))
+    axis.set(xlabel=plain(f"step of {stage}"), ylabel="codes predicted right, %", ylim=(0, 100))
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
     else:
@@ -93,10 +98,10 @@ def _answers(axis, results: dict) -> None:
         values = [result["accuracy"]] + [result["by_kind"].get(k, dict(accuracy=0))["accuracy"] for k in kinds[1:]]
         color = BLUE if j == len(results) - 1 else "#bbbbbb"
         places = np.arange(len(kinds)) + (j - (len(results) - 1) / 2) * width
-        bars = axis.barh(places, [100 * v for v in values], height=width, color=color, label=stage)
+        bars = axis.barh(places, [100 * v for v in values], height=width, color=color, label=plain(stage))
         axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=2)
     axis.set(xlabel="questions answered right, %", xlim=(0, 115))
-    axis.set_yticks(range(len(kinds)), kinds)
+    axis.set_yticks(range(len(kinds)), [plain(kind) for kind in kinds])
     axis.invert_yaxis()
     axis.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 1.12), ncols=len(results))
 
@@ -110,11 +115,11 @@ def _examples(figure, examples: list[dict]) -> None:
     for column, example in enumerate(examples):
         picture, share = axes[0, column], axes[1, column]
         picture.imshow(Image.open(example["image"]).convert("RGB"))
-        mark = "right" if example["right"] else f"wrong: {example['expected']}"
-        picture.set_title(f"{example['question']}\n{example['answer']} ({mark})", fontsize=7)
+        mark = "right" if example["right"] else f"wrong: {plain(example['expected'])}"
+        picture.set_title(f"{plain(example['question'])}\n{plain(example['answer'])} ({mark})", fontsize=7)
         name, values = next(iter(example["maps"].items()))
         drawn = share.imshow(np.array(values), vmin=0, vmax=1, cmap="viridis")
-        share.set_title(f"{name}: {100 * np.nanmean(values):.0f} %", fontsize=8)
+        share.set_title(f"{plain(name)}: {100 * np.nanmean(values):.0f} %", fontsize=8)
         for axis in (picture, share):
             axis.set(xticks=[], yticks=[])
     figure.colorbar(drawn, ax=axes.ravel().tolist(), shrink=0.5)

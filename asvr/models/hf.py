@@ -175,5 +175,7 @@ def materialise(model, folder: Path, device: torch.device) -> None:
 def _safetensors_of(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        return [
+            folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        ]
     return [file for file in [folder / "model.safetensors"] if file.is_file()]

@@ -38,7 +38,7 @@ def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
         ),
     ]
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH)
+    console = Console(file=text, width=WIDTH, markup=False)  # names may hold brackets
     console.print(
         f"Dry run of {Path(cfg.filename).name if cfg.filename else 'the config'}: no weights, no data", highlight=False
     )

@@ -45,7 +45,7 @@ def resident_bytes() -> int:
     """The largest resident size of this process since it began."""
     status = Path("/proc/self/status")  # getrusage would count the process that started this one, too
     if status.is_file():
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+        return 1024 * int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0])
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

@@ -16,7 +16,7 @@ DAY = 86_400
 
 def tables(stages: dict[str, StagePlan], inputs: InputPlan, cluster: Cluster, assumed: Assumed) -> str:
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH)
+    console = Console(file=text, width=WIDTH, markup=False)  # names may hold brackets
     for line in _heads(cluster, assumed):
         console.print(line, highlight=False)
     for name, stage in stages.items():
@@ -32,7 +32,7 @@ def write_json(file: Path, stages: dict[str, StagePlan], inputs: InputPlan, clus
         stages={name: asdict(stage) for name, stage in stages.items()},
         inputs=asdict(inputs),
     )
-    file.write_text(json.dumps(whole, indent=1) + "\n")
+    file.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
 
 
 def _heads(cluster: Cluster, assumed: Assumed) -> list[str]:

@@ -167,6 +167,6 @@ def save(out: Path | None, result, text: str) -> None:
     """Write ``out``.json and ``out``.md (None: neither), and print the text."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-        out.with_suffix(".md").write_text(text)
+        out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        out.with_suffix(".md").write_text(text, encoding="utf-8", errors="backslashreplace")
     print(text)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asvr.figures import optional, plain
 from asvr.malloc import environment_to_keep, growing_segments
 from asvr.profiling.machine import in_words
 from asvr.profiling.report import table
@@ -40,7 +41,7 @@ class Side:
         command = [sys.executable, "-m", "asvr.profiling.worker"]
         environment = os.environ | growing_segments() | (environment_to_keep() if self.spec["keep_memory"] else {})
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, encoding="utf-8"
         )
         self.info |= self.ask(dict(self.spec, samples=samples, first=len(self.steps)))
 
@@ -261,9 +262,10 @@ def markdown(result: dict) -> str:
 def write(result: dict, out: Path) -> None:
     """``out``.json, .md and .png."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    out.with_suffix(".md").write_text(markdown(result))
-    _draw(result, out.with_suffix(".png"))
+    out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(markdown(result), encoding="utf-8", errors="backslashreplace")
+    with optional(out.with_suffix(".png")):
+        _draw(result, out.with_suffix(".png"))
 
 
 def _draw(result: dict, file: Path) -> None:
@@ -272,7 +274,7 @@ def _draw(result: dict, file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = list(result["sides"])
+    names = [plain(name) for name in result["sides"]]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 1.2 + 0.7 * len(names)), width_ratios=(2, 1))
     start = [0.0] * len(names)
     for phase in PHASES:

@@ -39,7 +39,7 @@ def main() -> None:
         dict(record, id=f"{record['image']}-{record['category']}", image=f"{record['image']}.png")
         for record in dataset.records
     ]
-    out.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
     print(f"written: {len(records)} questions to {out.with_suffix('.json')}, {len(dataset.scenes)} pictures to {out}")
 
 

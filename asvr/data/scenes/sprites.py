@@ -15,7 +15,7 @@ PHOTO = "photo"
 
 @lru_cache
 def _index() -> dict:
-    return json.loads((FOLDER / "index.json").read_text())
+    return json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
 
 
 @lru_cache

@@ -157,7 +157,7 @@ class ProgressHook(Hook):
             **(dict(samples=self.drawn(runner.iter)) if self.drawn is not None else {}),
             **(dict(skipped=self.skipped) if self.skipped else {}),
         )
-        with naming(self.file), open(self.file, "a") as stream:
+        with naming(self.file), open(self.file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         self.bar.set_postfix_str(f"loss {record['loss']:.3f}" if made else "all skipped")
         logger.info(_line(record))
@@ -235,7 +235,7 @@ def _peak_memory_gib(device: torch.device) -> float:
 def forget_after(file: Path, stage: str, step: int) -> None:
     """Drop lines of this stage after ``step``: a resumed run writes them again."""
     if file.is_file():
-        whole, _, _ = file.read_text().rpartition("\n")  # a kill may have torn the last line
+        whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # a kill may have torn the last line
         lines = [json.loads(line) for line in whole.splitlines()]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         replace_text(file, "".join(json.dumps(line) + "\n" for line in kept))

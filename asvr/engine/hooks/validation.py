@@ -72,7 +72,7 @@ class ValidationHook(Hook):
         result.pop("examples")
         record = dict(stage=self.stage, step=runner.iter, steps=runner.max_iters, **result)
         if is_main_process():
-            with naming(self.file), open(self.file, "a") as stream:
+            with naming(self.file), open(self.file, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
         logger.info("%s %d/%d, validation: %s", self.stage, runner.iter, runner.max_iters, report(result))
         if self.best is None or result["accuracy"] > self.best:

@@ -137,7 +137,7 @@ def _transform(folder: Path | None, model_type: str, side: int, overrides: dict)
     if family is not None:
         fields.update(mean=family[0], std=family[1], center_crop=family[2])
     if file is not None and file.is_file():
-        own = json.loads(file.read_text())
+        own = json.loads(file.read_text(encoding="utf-8"))
         if "image_mean" in own:
             fields.update(mean=tuple(own["image_mean"]), std=tuple(own["image_std"]))
         if "do_center_crop" in own:

@@ -22,7 +22,7 @@ def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights[1].items()}
         save_file(tensors, partial / weights[0], metadata={"format": "pt"})
         for name, content in texts.items():
-            (partial / name).write_text(json.dumps(content, indent=2) + "\n")
+            (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
@@ -38,7 +38,7 @@ def refuse_other_files(folder: Path, names: set[str]) -> None:
 def read_json(path: Path) -> dict:
     """Raises ValueError, naming the file, when it is missing or is not a JSON object."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:

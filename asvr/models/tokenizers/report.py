@@ -6,6 +6,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from asvr.figures import scale_by_logarithm
+
 
 def draw_levels(levels: dict[str, list[float]], path: Path) -> None:
     """One panel for each of `ResidualQuantizer.statistics`, over the levels."""
@@ -26,5 +28,6 @@ def draw_reconstructions(original: Tensor, decoded: Tensor, rows: list[dict], pa
     left.imshow(((grid + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy())
     left.set(title="originals above reconstructions", xticks=[], yticks=[])
     right.plot([row["step"] for row in rows], [row["loss"] for row in rows])
-    right.set(title="training loss", xlabel="step", yscale="log")
+    right.set(title="training loss", xlabel="step")
+    scale_by_logarithm(right)
     figure.savefig(path, dpi=120)

@@ -58,7 +58,7 @@ def run_config(
     report = function(tokenizer, dataset, work_dir=work_dir, **options)
     tokenizer.save_pretrained(folder)
     report = dict(report, tokenizer=str(folder), fingerprint=tokenizer.fingerprint())
-    (work_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (work_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
     return report
 

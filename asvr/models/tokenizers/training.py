@@ -20,6 +20,7 @@ from asvr.data.images import open_image
 from asvr.data.refusals import Refused
 from asvr.data.transforms import ImageTransform
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
+from asvr.figures import optional
 from asvr.models.tokenizers.pixel import PixelTokenizer
 from asvr.models.tokenizers.quantizer import code_usage
 from asvr.models.tokenizers.report import draw_levels, draw_reconstructions
@@ -112,10 +113,11 @@ def fit_semantic_tokenizer(
     tokenizer.encoder.to(device).eval()
     features = (tokenizer.features(pixels.to(device)) for pixels in tqdm(loader, desc="features", unit="batch"))
     levels = tokenizer.fit(features, vectors_per_code=vectors_per_code, iterations=iterations, seed=seed)
-    with (work_dir / METRICS).open("w") as file:
+    with (work_dir / METRICS).open("w", encoding="utf-8") as file:
         for i in range(tokenizer.depth):
             file.write(json.dumps(dict(level=i, **{key: levels[key][i] for key in levels})) + "\n")
-    draw_levels(levels, work_dir / "summary.png")
+    with optional(work_dir / "summary.png"):
+        draw_levels(levels, work_dir / "summary.png")
     return dict(levels, pictures=len(sources), seconds=time.perf_counter() - started)
 
 
@@ -168,7 +170,10 @@ def train_pixel_tokenizer(
     trainer = _Trainer(tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator)
     weights = dict(l1=l1_weight, l2=l2_weight, codebook=codebook_weight, commitment=commitment_weight)
     started, rows = time.perf_counter(), []
-    with tqdm(total=steps, desc="VQGAN", unit="step") as bar, (work_dir / METRICS).open("w", buffering=1) as file:
+    with (
+        tqdm(total=steps, desc="VQGAN", unit="step") as bar,
+        (work_dir / METRICS).open("w", buffering=1, encoding="utf-8") as file,
+    ):
         for step, pixels in zip(range(steps), _forever(loader), strict=False):
             losses = trainer.step(step, pixels.to(device), weights)
             bar.update()
@@ -181,7 +186,8 @@ def train_pixel_tokenizer(
     tokenizer.eval()
     tokenizer.source = None
     report, picture = evaluate_pixel_tokenizer(tokenizer, Batches(test, batch_size))
-    draw_reconstructions(*picture, rows, work_dir / "summary.png")
+    with optional(work_dir / "summary.png"):
+        draw_reconstructions(*picture, rows, work_dir / "summary.png")
     return dict(report, pictures=len(train), held_out=held_out, steps=steps, seconds=seconds)
 
 
