@@ -25,6 +25,7 @@ from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.record_keys import unread_in_message
 from asvr.data.refusals import short
 from asvr.data.templates import build_template
+from asvr.data.text_tokenizer import save_text_tokenizer
 from asvr.engine.build import build_device
 from asvr.evaluation.generation import generate
 from asvr.folders import new_folder, sha256_of
@@ -154,7 +155,7 @@ class Pretrained:
         save_torch_state_dict(self.model.state_dict(), folder)
         hashes = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
         if self.text_tokenizer is not None:
-            self.text_tokenizer.save_pretrained(folder / TEXT_TOKENIZER)
+            save_text_tokenizer(self.text_tokenizer, folder / TEXT_TOKENIZER)
         description = dict(
             format=FORMAT,
             model=self.model.portable(self.config),
@@ -292,8 +293,9 @@ def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
     cfg: Config = load_config(work_dir / "config.py")
     if stage is not None and stage not in cfg.stages:
         raise ValueError(f"{work_dir} has no stage {stage!r}: expected one of {list(cfg.stages)}")
-    tokenizer = TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=str((work_dir / TEXT_TOKENIZER).absolute())))
-    model, config = finished_model(cfg, stage or list(cfg.stages)[-1], tokenizer, work_dir)
+    name = stage or list(cfg.stages)[-1]
+    tokenizer = _trained_tokenizer(cfg, name, work_dir)
+    model, config = finished_model(cfg, name, tokenizer, work_dir)
     return Pretrained(
         model=model,
         config=config.model.to_dict(),
@@ -301,4 +303,21 @@ def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
         template=config.data.template if isinstance(config.data.template, str) else config.data.template.to_dict(),
         image_aspect=config.data.image_aspect,
         custom_imports=cfg.get("custom_imports"),
+    )
+
+
+def _trained_tokenizer(cfg: Config, stage: str, work_dir: Path):
+    """The text tokenizer that a finished stage was trained with: the one saved in the work dir, or the config's own
+    where the saved one is another. (Work dirs of older versions: `save_pretrained` of transformers lost a setting.)"""
+    from asvr.engine.stages import trained_with  # here, as above
+
+    folder = (work_dir / TEXT_TOKENIZER).absolute()
+    wanted = trained_with(work_dir, stage)["text_tokenizer.fingerprint"]
+    for config in (dict(type="HFTokenizer", name=str(folder)), cfg.text_tokenizer):
+        tokenizer = TEXT_TOKENIZERS.build(config)
+        if tokenizer.fingerprint() == wanted:
+            return tokenizer
+    raise ValueError(
+        f"{folder}: neither this text tokenizer nor the one that the config names is the one that stage {stage!r} was "
+        "trained with: their files have changed, or this version of transformers reads them otherwise"
     )

@@ -2,14 +2,27 @@
 
 from asvr.data.templates import ChatML, Llama2, Mistral, VicunaV1, build_template
 
-# The text of a message: pictures stand in front, each on a line of its own, as in LLaVA.
+# The text of a message. Images in front of all text stand each on a line of its own, others where they are written. The
+# only image of a question moves to its front, as in `asvr.data.conversation.parse_rounds`.
 CONTENT = """\
 {%- macro content(message) -%}
 {%- if message['content'] is string -%}{{ message['content'] }}
 {%- else -%}
-{%- for part in message['content'] if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- endfor -%}
-{%- for part in message['content'] if part['type'] == 'text' -%}{{ part['text'] }}{%- endfor -%}
+{%- set seen = namespace(text=false, late=false) -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'text' -%}{%- set seen.text = true -%}{%- endif -%}
+{%- if part['type'] == 'image' and seen.text -%}{%- set seen.late = true -%}{%- endif -%}
+{%- endfor -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}{{ '<image>' if seen.late else '<image>\\n' }}
+{%- elif part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}
+{%- endfor -%}
 {%- endif -%}
+{%- endmacro -%}
+{%- macro question(message) -%}
+{%- set text = content(message) -%}
+{%- if text.split('<image>') | length == 2 -%}{{ ('<image>\\n' + text.replace('<image>', '').strip()).strip() }}
+{%- else -%}{{ text }}{%- endif -%}
 {%- endmacro -%}
 """
 SYSTEM = """\
@@ -20,7 +33,7 @@ SYSTEM = """\
 VICUNA = """\
 {{- BOS -}}{%- if system -%}{{ system + ' ' }}{%- endif -%}
 {%- for message in messages -%}
-{%- if message['role'] == 'user' -%}{{ USER + ': ' + content(message) + ' ' + ASSISTANT + ':' }}
+{%- if message['role'] == 'user' -%}{{ USER + ': ' + question(message) + ' ' + ASSISTANT + ':' }}
 {%- else -%}{{ ' ' + content(message) + EOS }}{%- endif -%}
 {%- endfor -%}
 """
@@ -30,23 +43,37 @@ INST = """\
 {%- if loop.first or BOS_EACH_ROUND -%}{{ BOS }}{%- endif -%}
 {{- '[INST] ' -}}
 {%- if loop.first and system -%}{{ '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' }}{%- endif -%}
-{{- content(message) + ' [/INST]' -}}
+{{- question(message) + ' [/INST]' -}}
 {%- else -%}{{ ' ' + content(message) + ' ' + EOS }}{%- endif -%}
 {%- endfor -%}
 """
 CHATML = """\
 {{- BOS -}}{%- if system -%}{{ START + 'system\\n' + system + END + '\\n' }}{%- endif -%}
 {%- for message in messages -%}
-{{- START + message['role'] + '\\n' + content(message) + END + '\\n' -}}
+{%- set text = question(message) if message['role'] == 'user' else content(message) -%}
+{{- START + message['role'] + '\\n' + text + END + '\\n' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ START + 'assistant\\n' }}{%- endif -%}
 """
+# A tokenizer that puts a space in front of a text, but not behind a special token, is given that space: in training a
+# text at the beginning or behind an image is encoded as one of its own.
+SPACED = """\
+{%- set prompt -%}BODY{%- endset -%}
+{%- if BOS and prompt.startswith(BOS) -%}{{ BOS }}{%- set prompt = prompt[BOS | length:] -%}{%- endif -%}
+{%- for text in prompt.split('<image>') -%}
+{%- if not loop.first -%}{{ '<image>' }}{%- endif -%}
+{%- set control = namespace(first=false) -%}
+{%- for token in CONTROL -%}{%- if text.startswith(token) -%}{%- set control.first = true -%}{%- endif -%}{%- endfor -%}
+{%- if text and text[0] not in ' ▁' and not control.first -%}{{ ' ' }}{%- endif -%}{{ text }}
+{%- endfor -%}
+"""
 
 
-def chat_template(template: str | dict, bos: str, eos: str) -> str:
+def chat_template(template: str | dict, bos: str, eos: str, *, spaced: bool = False) -> str:
     """The Jinja form of one of our chat templates; ``ValueError`` for one that has none (``plain``, a user's own).
 
-    bos: the text of BOS, or "" where the tokenizer puts none. Pictures stand in front of a question.
+    bos: the text of BOS, or "" where the tokenizer puts none. spaced: whether the template writes the space that the
+    tokenizer puts in front of a text that is encoded alone.
     """
     own = build_template(template)
     values = dict(BOS=bos, EOS=eos, DEFAULT_SYSTEM=getattr(own, "system", ""))
@@ -58,9 +85,12 @@ def chat_template(template: str | dict, bos: str, eos: str) -> str:
         body, values = CHATML, values | dict(START=own.start, END=own.end)
     else:
         raise ValueError(f"the template {type(own).__name__} has no chat form: give another with --template")
+    if spaced:
+        values["CONTROL"] = [text for text in (bos, eos, getattr(own, "start", ""), getattr(own, "end", "")) if text]
+        body = SPACED.replace("BODY", body)
     settings = "".join(f"{{%- set {name} = {_literal(value)} -%}}\n" for name, value in values.items())
     return settings + CONTENT + SYSTEM + body
 
 
-def _literal(value: str | bool) -> str:
+def _literal(value: str | bool | list[str]) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)

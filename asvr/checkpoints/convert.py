@@ -6,6 +6,7 @@ from asvr.checkpoints.detect import Kind, describe, detect
 from asvr.checkpoints.dualtoken import import_dualtoken
 from asvr.checkpoints.export import export_llava
 from asvr.checkpoints.llava import import_llava
+from asvr.checkpoints.llava_folder import DIFFERENT_INPUTS, OLDEST_TRANSFORMERS
 from asvr.checkpoints.reading import Checkpoint, open_checkpoint
 from asvr.checkpoints.released import import_released
 from asvr.checkpoints.vqgan import import_vqgan
@@ -157,4 +158,8 @@ def export(
     _check_prompt(found.template, found.image_aspect)
     if format == "asvr":
         return f"{found.save_pretrained(out)}: asvr.load reads it"
-    return f"{export_llava(found, out)}: LlavaForConditionalGeneration and AutoProcessor read it"
+    return (
+        f"{export_llava(found, out)}: LlavaForConditionalGeneration and AutoProcessor of transformers "
+        f"{OLDEST_TRANSFORMERS} or newer read it\n"
+        f"Inputs that give other pixels there than in training (also in its README.md):\n{DIFFERENT_INPUTS}"
+    )

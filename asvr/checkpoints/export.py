@@ -16,10 +16,12 @@ from transformers import (
     LlavaProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from asvr.checkpoints.chat_templates import chat_template
-from asvr.data.conversation import encode_segments, segments_of
+from asvr.checkpoints.llava_folder import write_folder
+from asvr.data.conversation import ROLES, encode_segments, segments_of
 from asvr.data.templates import IMAGE_MARK, build_template
 from asvr.folders import new_folder, require_new
 from asvr.models.encoders.huggingface import HFVisionEncoder
@@ -30,8 +32,15 @@ from asvr.pretrained import Pretrained
 TOWERS = {"siglip_vision_model": "full", "clip_vision_model": "default"}  # which features LLaVA keeps: all, or no CLS
 LLMS = ("llama", "mistral", "qwen2")
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
-# Conversations whose token ids must be the same through the exported processor.
-PROBES = ("hello, who are you?", f"{IMAGE_MARK}\nwhat is it?", f"{IMAGE_MARK}\n{IMAGE_MARK}\nwhat differs?")
+# Conversations whose token ids must be the same through the exported processor: questions and answers in turn.
+PROBES = (
+    ["hello, who are you?"],
+    [f"{IMAGE_MARK}\nwhat is it?"],
+    [f"{IMAGE_MARK}\n{IMAGE_MARK}\nwhat differs?"],
+    [f"what is it? {IMAGE_MARK}"],
+    [f"first {IMAGE_MARK} then{IMAGE_MARK}"],
+    [f"{IMAGE_MARK}\nwhat is it?", "a house", " and\nthis? ", "(two) houses", "é 你好"],
+)
 
 
 def export_llava(source: Pretrained, folder: str | Path) -> Path:
@@ -44,8 +53,7 @@ def export_llava(source: Pretrained, folder: str | Path) -> Path:
     check_ids(source, processor, image_id)
     model = build_model(source, image_id)
     with new_folder(folder) as partial:
-        model.save_pretrained(partial)
-        processor.save_pretrained(partial)
+        write_folder(partial, model, processor)
     return folder
 
 
@@ -160,10 +168,15 @@ def build_processor(source: Pretrained) -> tuple[LlavaProcessor, int]:
     encoder, tokenizer = source.model.encoder, source.text_tokenizer
     with tempfile.TemporaryDirectory() as copy:
         tokenizer.save_pretrained(copy)
-        hf = AutoTokenizer.from_pretrained(copy, trust_remote_code=False, local_files_only=True)
+        hf = AutoTokenizer.from_pretrained(
+            copy,
+            trust_remote_code=False,
+            local_files_only=True,
+            padding_side="left",  # for generation; what is given here is saved
+            model_input_names=["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
+        )
     hf.add_special_tokens(dict(additional_special_tokens=[IMAGE_MARK]), replace_extra_special_tokens=False)
     hf.add_bos_token = False  # the chat template writes it: who tokenises a templated text, as most do, would have two
-    hf.padding_side = "left"
     if hf.pad_token is None:
         hf.pad_token = hf.convert_ids_to_tokens(tokenizer.pad_id)
     strategy = TOWERS[encoder.model.config.model_type]
@@ -174,41 +187,65 @@ def build_processor(source: Pretrained) -> tuple[LlavaProcessor, int]:
         vision_feature_select_strategy=strategy,
         num_additional_image_tokens=1 if strategy == "default" else 0,
         chat_template=chat_template(
-            source.template, hf.bos_token if tokenizer.bos_id is not None else "", hf.eos_token
+            source.template,
+            hf.bos_token if tokenizer.bos_id is not None else "",
+            hf.eos_token,
+            spaced=tokenizer.encode("a") != tokenizer.encode("a", continues=True)
+            and not tokenizer.prefix_after_control,
         ),
     )
     return processor, hf.convert_tokens_to_ids(IMAGE_MARK)
 
 
 def _image_processor(transform, aspect: str):
-    """Hugging Face's PIL processor of the same arithmetic; pictures are squeezed or cropped as in training."""
+    """Hugging Face's PIL processor of the same arithmetic; images are padded, squeezed or cropped as in training."""
     height, width = transform.size
     common = dict(
         resample=RESAMPLE[transform.interpolation], image_mean=list(transform.mean), image_std=list(transform.std)
     )
+    crop, whole = aspect != "resize" and transform.center_crop, dict(height=height, width=width)
+    size = dict(shortest_edge=height) if crop else whole
     if aspect == "pad":
-        raise ValueError("data.image_aspect='pad' has no processor that LLaVA folders name: give --image-aspect square")
-    if aspect == "square" and transform.center_crop:
-        return CLIPImageProcessorPil(
-            size=dict(shortest_edge=height), crop_size=dict(height=height, width=width), **common
-        )
-    return SiglipImageProcessorPil(size=dict(height=height, width=width), **common)
+        return LlavaImageProcessorPil(do_pad=True, do_center_crop=crop, size=size, crop_size=whole, **common)
+    if crop:
+        return CLIPImageProcessorPil(size=size, crop_size=whole, **common)
+    return SiglipImageProcessorPil(size=size, **common)
 
 
 def check_ids(source: Pretrained, processor: LlavaProcessor, image_id: int) -> None:
     """Raise ``ValueError`` where the exported processor gives other token ids than the model was trained with."""
     template = build_template(source.template)
-    for text in PROBES:
-        images = text.count(IMAGE_MARK)
-        segments = segments_of([{"from": "human", "value": text}], images, template, prompt=True)
+    for texts in PROBES:
+        asked = [{"from": ROLES[i % 2], "value": text} for i, text in enumerate(texts)]
+        segments = segments_of(asked, sum(text.count(IMAGE_MARK) for text in texts), template, prompt=True)
         ours, _ = encode_segments(segments, source.text_tokenizer)
         ours = [image_id if token < 0 else token for token in ours]
-        words = text.replace(f"{IMAGE_MARK}\n", "")
-        content = [*[dict(type="image")] * images, dict(type="text", text=words)]
-        prompt = processor.apply_chat_template([dict(role="user", content=content)], add_generation_prompt=True)
+        prompt = processor.apply_chat_template(as_chat(asked), add_generation_prompt=True)
         theirs = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if ours != theirs:
             raise ValueError(
                 f"the exported tokenizer would read {prompt!r} as {theirs}, the model was trained on {ours}: "
                 "this template and tokenizer cannot be exported together"
             )
+
+
+def as_chat(messages: list[dict]) -> list[dict]:
+    """LLaVA's messages as transformers' chat: images in front of a question, or where its text has them."""
+    return [
+        dict(role="user", content=_parts(message["value"]))
+        if message["from"] == "human"
+        else dict(role="assistant", content=message["value"])
+        for message in messages
+    ]
+
+
+def _parts(question: str) -> list[dict]:
+    image, line = dict(type="image"), f"{IMAGE_MARK}\n"
+    first = 0
+    while question.startswith(line, first):
+        first += len(line)
+    if IMAGE_MARK not in question[first:]:
+        return [*[image] * (first // len(line)), dict(type="text", text=question[first:])]
+    texts = question.split(IMAGE_MARK)
+    parts = [part for text in texts for part in (image, dict(type="text", text=text))][1:]
+    return [part for part in parts if part["type"] == "image" or part["text"]]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,13 +75,31 @@ class TextTokenizer:
         return len(self.hf)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write Hugging Face's tokenizer files; ``HFTokenizer(name=folder)`` reads them."""
+        """Write Hugging Face's tokenizer files; ``HFTokenizer(name=folder)`` reads them.
+
+        The tokenizer.json alone says how they are read: transformers' classes of one model family build a tokenizer
+        of their own from settings, some of which transformers does not save (``legacy`` of `LlamaTokenizer`).
+        """
         self.hf.save_pretrained(str(folder))
+        file = Path(folder) / "tokenizer_config.json"
+        config = json.loads(file.read_text(encoding="utf-8"))
+        kept = {key: value for key, value in config.items() if key not in _OF_A_CLASS}
+        if "extra_special_tokens" in kept:  # the name that transformers 4 knows too
+            kept["additional_special_tokens"] = kept.pop("extra_special_tokens")
+        kept |= dict(
+            tokenizer_class="PreTrainedTokenizerFast",
+            clean_up_tokenization_spaces=bool(self.hf.clean_up_tokenization_spaces),
+        )
+        file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
     def fingerprint(self) -> str:
         """SHA-256 (16 hex digits) of everything that decides the ids of a text."""
         parts = [self.hf.backend_tokenizer.to_str(), str((self.bos_id, self.eos_id, self.pad_id))]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+# Fields of tokenizer_config.json that only a class of one model family reads, or that tell how the folder was read.
+_OF_A_CLASS = ("legacy", "add_prefix_space", "sp_model_kwargs", "backend", "is_local", "local_files_only")
 
 
 def _text_only(spec: dict) -> Tokenizer:
@@ -98,6 +117,10 @@ def _parts(spec) -> Iterable[dict]:
             yield from _parts(part)
 
 
+# What transformers makes of sentencepiece's rule that a text with a space in front gets another one.
+_LEADING_SPACE = r"\A▁"
+
+
 def _prefixes_every_piece(spec: dict) -> bool:
     return any(
         part["type"] == "Prepend" or part.get("prepend_scheme") == "always" or part.get("add_prefix_space") is True
@@ -113,6 +136,8 @@ def _without_prefix(spec: dict) -> dict:
         for part in _parts(spec[key]):
             if part["type"] == "Prepend":
                 part["prepend"] = ""
+            if part["type"] == "Replace" and part["pattern"].get("Regex") == _LEADING_SPACE:
+                part["content"] = "▁"
             if "prepend_scheme" in part:
                 part["prepend_scheme"] = "never"
             if "add_prefix_space" in part:
@@ -142,6 +167,46 @@ class HFTokenizer(TextTokenizer):
         if not hf.is_fast:
             raise ValueError(f"the tokenizer of {name!r} ({folder}) has no fast form: expected a tokenizer.json")
         super().__init__(hf)
+
+
+# Texts that must be encoded alike: words, spaces, line breaks, what few vocabularies have, letters of control tokens.
+PROBES = ("A house.", " two  spaces ", "a\nb\n", "\n", "déjà 你好 🙂", "0123 4.5%", "<s> </s> <image> <|im_start|>")
+
+
+def save_text_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
+    """Write a text tokenizer's files. Raises ``ValueError`` where what is read back from them is another tokenizer."""
+    tokenizer.save_pretrained(folder)
+    again = HFTokenizer(name=str(Path(folder).absolute()))
+    if _behaviour(again) != _behaviour(tokenizer):
+        raise ValueError(
+            f"the text tokenizer {_name(tokenizer)!r} cannot be saved: its files are read back as another tokenizer, so "
+            "no model trained with it could be loaded; give a tokenizer that its tokenizer.json describes whole "
+            "(tokenizer_class PreTrainedTokenizerFast)"
+        )
+
+
+def check_saving(tokenizer: TextTokenizer) -> None:
+    """Raise ``ValueError`` where a text tokenizer could not be read back, before a model is trained with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_text_tokenizer(tokenizer, folder)
+
+
+def _name(tokenizer: TextTokenizer) -> str:
+    return getattr(getattr(tokenizer, "hf", None), "name_or_path", "") or type(tokenizer).__name__
+
+
+def _behaviour(tokenizer: TextTokenizer) -> list:
+    """All that must be the same of a tokenizer and of what is read back from its files."""
+    found = [tokenizer.fingerprint(), len(tokenizer), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]
+    for text in PROBES:
+        for continues in (False, True):
+            try:
+                ids = tokenizer.encode(text, continues=continues)
+            except Refused as error:
+                found.append(error.reason)
+            else:
+                found += [ids, tokenizer.decode(ids)]
+    return found
 
 
 def _unreadable(name: str, folder: Path, error: Exception) -> str:

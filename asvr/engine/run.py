@@ -6,6 +6,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.config import dump_config, is_model_folder, load_config, stage_config
+from asvr.data.text_tokenizer import check_saving
 from asvr.engine.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
 from asvr.engine.checkpoint_folder import PREFIX
 from asvr.engine.interruption import interruptible
@@ -55,6 +56,7 @@ def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
     if only is not None and only not in stages:
         raise ValueError(f"--stage {only}: the config has no such stage; expected one of {stages}")
     text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
+    check_saving(text_tokenizer)
     check_data(cfg, text_tokenizer, num_image_tokens)
     check_workers(cfg, text_tokenizer)
     chosen = stages if only is None else [only]

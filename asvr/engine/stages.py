@@ -187,6 +187,11 @@ def finished_checkpoint(work_dir: Path, name: str) -> Path:
     return folder
 
 
+def trained_with(work_dir: Path, name: str) -> dict:
+    """The `identity` that a finished stage was trained with. Raises ``ValueError`` as `finished_checkpoint` does."""
+    return checkpoint.read_meta(finished_checkpoint(work_dir, name))["config"]
+
+
 def weights_digest(work_dir: Path, name: str) -> str:
     """SHA-256 of a finished stage's weights. Raises ``ValueError`` as `finished_checkpoint` does."""
     return checkpoint.weights_digest(finished_checkpoint(work_dir, name))
