@@ -144,6 +144,13 @@ def test_a_work_dir_whose_tokenizer_was_saved_without_a_setting_loads(tmp_path, 
     assert "\n" not in str(error.value)
 
 
+def test_a_tokenizer_that_is_not_read_back_ends_a_run_before_it_trains(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(TextTokenizer, "save_pretrained", lambda self, folder: self.hf.save_pretrained(folder))
+    with pytest.raises(ValueError, match="cannot be saved: its files are read back as another one"):
+        train("vicuna, model, legacy true", tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
 # The exported folder
 
 

@@ -13,10 +13,11 @@ from run_helpers import ROOT
 from transformers import AutoTokenizer
 
 sys.path += [str(ROOT / "tests" / "data"), str(ROOT / "tests" / "checkpoints")]
+from data_helpers import sentencepiece_like  # noqa: E402
 from test_export import tiny  # noqa: E402
 from tokenizer_layouts import LAYOUTS  # noqa: E402
 
-from asvr.checkpoints.export import as_chat, build_processor  # noqa: E402
+from asvr.checkpoints.export import as_chat, build_processor, check_ids  # noqa: E402
 from asvr.data.templates import IMAGE_MARK, build_template  # noqa: E402
 from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer, check_saving  # noqa: E402
 
@@ -103,11 +104,12 @@ questions = st.lists(
 
 @settings(max_examples=120, deadline=None)
 @given(
-    layout=st.sampled_from(list(LAYOUTS)),
+    layout=layouts,
     template=st.sampled_from(TEMPLATES),
     turns=st.lists(st.tuples(questions, st.sampled_from(["yes", " no ", "a\nb", "(2)", "你"])), min_size=1, max_size=3),
 )
 def test_an_exported_tokenizer_reads_every_conversation_as_in_training(layout, template, turns, exported_of):
+    template = "chatml" if layout[0].startswith("qwen") else template
     source, processor, image_id = exported_of(layout, template)
     messages = []
     for question, answer in turns:
@@ -126,11 +128,18 @@ def test_an_exported_tokenizer_reads_every_conversation_as_in_training(layout, t
 @pytest.fixture(scope="module")
 def exported_of(tokenizer_of):
     @cache
-    def of(layout: str, template: str):
-        source = tiny("clip_vision_model", "llama", template, lambda: tokenizer_of(layout))
+    def of(layout: tuple, template: str):
+        source = tiny("clip_vision_model", "llama", template, lambda: tokenizer_of(*layout))
         return source, *build_processor(source)
 
     return of
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_control_tokens_and_spaces_of_sentencepiece_are_exported_together(scheme):
+    source = tiny("clip_vision_model", "llama", "chatml", lambda: sentencepiece_like(scheme))
+    processor, image_id = build_processor(source)
+    check_ids(source, processor, image_id)
 
 
 class Lowered(TextTokenizer):
