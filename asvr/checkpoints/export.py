@@ -230,7 +230,7 @@ def check_ids(source: Pretrained, processor: LlavaProcessor, image_id: int) -> N
 
 
 def as_chat(messages: list[dict]) -> list[dict]:
-    """LLaVA's messages as transformers' chat: images in front of a question, or where its text has them."""
+    """LLaVA's messages as transformers' chat, with images and texts as parts of a question where that can say it."""
     return [
         dict(role="user", content=_parts(message["value"]))
         if message["from"] == "human"
@@ -239,13 +239,14 @@ def as_chat(messages: list[dict]) -> list[dict]:
     ]
 
 
-def _parts(question: str) -> list[dict]:
+def _parts(question: str) -> list[dict] | str:
     image, line = dict(type="image"), f"{IMAGE_MARK}\n"
     first = 0
     while question.startswith(line, first):
         first += len(line)
     if IMAGE_MARK not in question[first:]:
         return [*[image] * (first // len(line)), dict(type="text", text=question[first:])]
-    texts = question.split(IMAGE_MARK)
-    parts = [part for text in texts for part in (image, dict(type="text", text=text))][1:]
-    return [part for part in parts if part["type"] == "image" or part["text"]]
+    parts = [part for text in question.split(IMAGE_MARK) for part in (image, dict(type="text", text=text))][1:]
+    parts = [part for part in parts if part["type"] == "image" or part["text"]]
+    images = parts.count(image)
+    return question if parts[:images] == [image] * images else parts  # parts say no images in front but on lines

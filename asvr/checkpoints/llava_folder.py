@@ -21,13 +21,13 @@ _PREFIXES = {
 }
 # Held by tests/users/test_users_export.py, input by input.
 DIFFERENT_INPUTS = f"""\
-- transparency (RGBA, grey with alpha, a transparent colour of a palette): the model was trained on the stored colours,
-  transformers puts a PIL image with transparency on white; `image.convert("RGB")` first gives the pixels of training
+- transparency (RGBA, grey with alpha, a transparent colour): the model was trained on the stored colours, transformers
+  5 puts the image on white; `image = image.convert("RGB")` and then `image.info.pop("transparency", None)` mend it
 - 16-bit grey: the model was trained on the upper eight bits, transformers cuts off at 255, which is white nearly
   everywhere; save such an image with 8 bits first
 - EXIF orientation: the model was trained on images as they are stored, transformers turns a file that is given by its
   path or URL; open it with PIL to leave it as it is
-- sides above {LONGEST_SIDE} pixels, before or after resizing: training makes less of them on the way"""
+- a side above {LONGEST_SIDE} pixels, before or after resizing: training reduces such an image otherwise"""
 CARD = """\
 # LLaVA model, exported by asvr
 

@@ -145,8 +145,8 @@ def _without_prefix(spec: dict) -> dict:
     return spec
 
 
-# Any of these makes a folder a text tokenizer's.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+# One of these holds a text tokenizer's vocabulary.
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
 
 
 @TEXT_TOKENIZERS.register_module()
@@ -162,8 +162,10 @@ class HFTokenizer(TextTokenizer):
         try:
             with without_warnings():
                 hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        except (ValueError, OSError, ImportError, KeyError) as error:
+        except Exception as error:  # transformers' classes raise anything for a file that they do not expect
             raise ValueError(_unreadable(name, folder, error)) from error
+        if not _has_vocabulary(folder):  # the model's type alone gives a tokenizer, of three tokens
+            raise ValueError(_unreadable(name, folder, None))
         if not hf.is_fast:
             raise ValueError(f"the tokenizer of {name!r} ({folder}) has no fast form: expected a tokenizer.json")
         super().__init__(hf)
@@ -179,7 +181,7 @@ def save_text_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
     again = HFTokenizer(name=str(Path(folder).absolute()))
     if _behaviour(again) != _behaviour(tokenizer):
         raise ValueError(
-            f"the text tokenizer {_name(tokenizer)!r} cannot be saved: its files are read back as another tokenizer, so "
+            f"the text tokenizer {_name(tokenizer)!r} cannot be saved: its files are read back as another one, so "
             "no model trained with it could be loaded; give a tokenizer that its tokenizer.json describes whole "
             "(tokenizer_class PreTrainedTokenizerFast)"
         )
@@ -209,19 +211,32 @@ def _behaviour(tokenizer: TextTokenizer) -> list:
     return found
 
 
-def _unreadable(name: str, folder: Path, error: Exception) -> str:
-    if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
-        return f"{folder}: no text tokenizer is in it, expected one of {', '.join(TOKENIZER_FILES)}"
-    message = f"the tokenizer of {name!r} ({folder}) cannot be read: {error}"
+def _has_vocabulary(folder: Path) -> bool:
+    return any(file.is_file() for pattern in VOCABULARIES for file in folder.glob(pattern))
+
+
+def _unreadable(name: str, folder: Path, error: Exception | None) -> str:
     config = folder / "tokenizer_config.json"
-    if config.is_file() and "AutoTokenizer" in json.loads(config.read_text(encoding="utf-8")).get("auto_map", {}):
-        message += (
-            "\nIt needs Python code out of the model's folder, which is never run here (trust_remote_code is off): "
-            "convert it to a tokenizer.json, or use a model whose tokenizer transformers knows."
+    if config.is_file() and "AutoTokenizer" in _auto_map(config):
+        return (
+            f"the tokenizer of {name!r} ({folder}) needs Python code out of the model's folder, which is never run "
+            "here (trust_remote_code is off): convert it to a tokenizer.json, or use a model whose tokenizer "
+            "transformers knows"
         )
-    elif (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
-        message += "\nThe folder has a tokenizer.model only; reading it needs: pip install sentencepiece protobuf"
-    return message
+    if not _has_vocabulary(folder):
+        return f"{folder}: no text tokenizer is in it, expected one of {', '.join(VOCABULARIES)}"
+    message = f"the tokenizer of {name!r} ({folder}) cannot be read: {type(error).__name__}: {error}"
+    if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+        message += ". The folder has a tokenizer.model only; reading it needs: pip install sentencepiece protobuf"
+    return " ".join(message.split())
+
+
+def _auto_map(config: Path) -> dict:
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:  # what is wrong stands in the error of who read it first
+        return {}
+    return (fields.get("auto_map") if isinstance(fields, dict) else None) or {}
 
 
 @TEXT_TOKENIZERS.register_module()

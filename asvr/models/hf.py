@@ -8,8 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 from transformers.utils import logging as hf_logging
 
 from asvr import zoo
@@ -18,6 +21,7 @@ from asvr.models.shards import part_of, unshared
 
 logger = logging.getLogger("asvr")
 
+CONFIG_FILE = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,16 +63,74 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
 
 
 def _read_folder(folder: Path) -> PretrainedConfig:
+    fields = _fields_of(folder)
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with without_warnings():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers' classes raise anything for a field that they do not expect
+        if "auto_map" in fields:
+            raise ValueError(
+                f"{folder}: its architecture is Python code in that folder, which is never run here (trust_remote_code "
+                "is off): take a model whose architecture transformers has, or register a component of your own that "
+                "builds it"
+            ) from error
+        raise ValueError(_wrong(f"{folder / CONFIG_FILE}", fields, error)) from error
+
+
+def _fields_of(folder: Path) -> dict:
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        what = "a file" if folder.is_file() else "a folder without config.json"
+        raise ValueError(f"{folder}: {what}, expected the folder of a Hugging Face model (config.json and its weights)")
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        file = folder / "config.json"
-        if not file.is_file() or "auto_map" not in json.loads(file.read_text(encoding="utf-8")):
-            raise
+        raise ValueError(f"{file}: not a JSON file ({error}); fetch the model again") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("model_type"), str):
+        raise ValueError(f"{file}: no `model_type` in it, expected the config.json of a Hugging Face model")
+    return fields
+
+
+def _wrong(where: str, fields: dict, error: Exception) -> str:
+    """One line for a configuration that transformers does not read; its own messages list all that it knows."""
+    kind = fields["model_type"]
+    if kind in CONFIG_MAPPING:
+        return f"{where}: not a configuration of {kind!r}: {' '.join(str(error).split())}"
+    if kind.startswith("llava"):
+        return (
+            f"{where}: a whole model of the LLaVA software (model_type {kind!r}): import it with tools/convert.py "
+            "import, or name the folder of its LLM or of its vision tower"
+        )
+    return (
+        f"{where}: model_type {kind!r} is unknown to transformers {transformers.__version__}: take a model that it "
+        "has, or a version that has this one"
+    )
+
+
+def require_causal(config: PretrainedConfig, where: str) -> None:
+    """Raise ``ValueError`` where a configuration is not one of an LLM, which writes token after token."""
+    kind, fix = config.model_type, "expected a causal LM such as llama, mistral or qwen2"
+    if any(hasattr(config, part) for part in ("vision_config", "audio_config")):
+        fix = "name the folder of its LLM alone" if hasattr(config, "text_config") else fix
+        what = f"a whole multimodal model (model_type {kind!r})"
+    elif config.is_encoder_decoder:
+        what = f"an encoder-decoder (model_type {kind!r})"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        what = f"no LLM (model_type {kind!r})"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
+        what = f"an encoder (model_type {kind!r}), where each token sees the following ones"
+    else:
+        return
+    raise ValueError(f"LLM {where} is {what}: {fix}")
+
+
+def require_tower(config: PretrainedConfig, where: str) -> None:
+    """Raise ``ValueError`` where a configuration is not one of a vision tower, which reads images of one size."""
+    if not hasattr(config, "image_size") and not hasattr(config, "num_patches"):
         raise ValueError(
-            f"{folder}: its architecture is Python code in that folder, which is never run here (trust_remote_code is "
-            "off): take a model whose architecture transformers has, or register a component of your own that builds it"
-        ) from error
+            f"vision encoder {where} is no vision tower (model_type {config.model_type!r}): expected one such as "
+            "siglip_vision_model, clip_vision_model or dinov2, or a model that holds one"
+        )
 
 
 def arch_of(config: PretrainedConfig) -> dict:
@@ -82,7 +144,13 @@ def _from_arch(arch: dict, **overrides) -> PretrainedConfig:
     arch = dict(arch, **overrides)
     if "model_type" not in arch:
         raise ValueError(f"arch needs `model_type` (such as 'llama' or 'siglip_vision_model'); given: {sorted(arch)}")
-    return AutoConfig.for_model(arch.pop("model_type"), **arch)
+    if not isinstance(arch["model_type"], str):
+        raise ValueError(f"arch.model_type={arch['model_type']!r}: expected a name such as 'llama'")
+    fields = dict(arch)
+    try:
+        return AutoConfig.for_model(fields.pop("model_type"), **fields)
+    except Exception as error:  # as above
+        raise ValueError(_wrong("arch", arch, error)) from error
 
 
 def _same_kind(config: PretrainedConfig, model_type: str) -> PretrainedConfig:
@@ -122,6 +190,8 @@ def load_strict(
             )
     except pickle.UnpicklingError as error:
         raise unsafe_pickle(folder, error) from error
+    except OSError as error:
+        raise ValueError(f"{folder}: its weights cannot be read: {' '.join(str(error).split())}") from error
     unexpected = [k for k in info["unexpected_keys"] if not k.startswith(may_ignore)]
     problems = {
         "missing": sorted(info["missing_keys"]),

@@ -20,6 +20,7 @@ from asvr.models.hf import (
     load_strict,
     materialise,
     read_config,
+    require_causal,
     resolve_dtype,
 )
 from asvr.registry import LLMS
@@ -64,6 +65,7 @@ class HFCausalLM(Component):
         folder = find_folder(name, load_weights, "LLM", arch)
         from_scratch = name is None and vocab_size is not None
         config = read_config(folder, arch, name, **(dict(vocab_size=vocab_size) if from_scratch else {}))
+        require_causal(config, name or "of `arch`")
         for field in _LOGIT_CHANGES:
             if getattr(config, field, None) not in (None, 1.0):
                 raise ValueError(f"LLM {name or config.model_type}: `{field}` is not supported by the text loss")

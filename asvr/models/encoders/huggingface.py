@@ -15,7 +15,7 @@ from asvr import compat
 from asvr.data.transforms import ImageTransform
 from asvr.models.checkpointing import check_mode, settings
 from asvr.models.encoders.base import Encoder
-from asvr.models.hf import arch_of, find_folder, load_strict, read_config, resolve_dtype
+from asvr.models.hf import arch_of, find_folder, load_strict, read_config, require_tower, resolve_dtype
 from asvr.registry import ENCODERS
 
 # (mean, std, centre crop) of each family's own image processor, used where a folder has no preprocessor file.
@@ -56,6 +56,7 @@ class HFVisionEncoder(Encoder):
         folder = find_folder(name, load_weights, "vision encoder", arch)
         config = read_config(folder, arch, name)
         config = getattr(config, "vision_config", config)
+        require_tower(config, name or "of `arch`")
         if config.model_type.startswith("siglip"):
             config.vision_use_head = False  # SigLIP's pooling head gives nothing to a patch feature
         if folder is not None and load_weights:
