@@ -152,6 +152,10 @@ class Session:
             ]
             self.parts.append(Part("wheels", "the wheels of --wheels", [*pip, *wheels], 10, 120))
             self.run(self.parts[-1:])
+            # Libraries of NVIDIA's wheels, such as CUDA 12's runtime for xformers: nobody else looks for them here.
+            libraries = [str(folder) for folder in sorted((self.work / "site").glob("nvidia/*/lib"))]
+            before = filter(None, [os.environ.get("LD_LIBRARY_PATH")])
+            self.env["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *before])
         probe = ["benchmarks/gpu_probe.py", str(self.work / "site"), *REQUIRED, *OPTIONAL]
         self.parts.append(Part("machine", "what this machine has", probe, 10, 120, own_figures))
         self.run(self.parts[-1:])
