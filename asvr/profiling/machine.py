@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 
+from asvr import __version__
+
 PACKAGES = ("torch", "transformers", "asvr")
 
 
@@ -21,7 +23,9 @@ def machine(device: torch.device) -> dict:
         device=device_name(device),
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        torch=version("torch"),
+        transformers=version("transformers"),
+        asvr=__version__,  # of a clone that is not installed too
     )
 
 

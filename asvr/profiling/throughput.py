@@ -114,9 +114,11 @@ def _compare(sides: list[Side], samples: int, rounds: int, steps: int, keep: Cal
             if not rates:
                 rates.append(_rates(side))
             side.run(steps, keep=True)
-            print(f"round {number}/{rounds}, {side.name}: {_seconds(side.steps[-1]):.2f} s", file=sys.stderr)
+            told = f"round {number}/{rounds}, {side.name}: {_seconds(side.steps[-1]):.4g} s"
+            print(told, file=sys.stderr)
             if not side.memory and (number == rounds or _on_gpu(side)):  # the CPU's profiler would slow later steps
                 side.memory = side.ask(dict(peak=True))
+                print(f"{told}, peak {side.memory['peak_bytes'] / 2**30:.3g} GiB", file=sys.stderr)
         if number == 1:
             _require_same_losses(sides)
         if number == rounds:
