@@ -236,7 +236,8 @@ def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
     own_P = torch.arange(len(codes_PD), device=codes_PD.device) if token_P is None else token_P
     predicted = codes_PD.clone()
     probability = torch.full(codes_PD.shape, float("nan"), device=codes_PD.device)
-    predicted[own_P], probability[own_P] = target.predict(hidden[source_P], codes_PD[own_P], token_P)
+    some = {} if token_P is None else dict(token_P=token_P)
+    predicted[own_P], probability[own_P] = target.predict(hidden[source_P], codes_PD[own_P], **some)
     return PredictedCodes(predicted.view(true_IND.shape), probability.view(true_IND.shape), true_IND, own_IMD)
 
 

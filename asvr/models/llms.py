@@ -27,8 +27,18 @@ from asvr.models.hf import (
 )
 from asvr.registry import LLMS
 
-# Models that change their logits after the LM head: our loss, which applies the head itself, would be wrong.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Models that change hidden states in front of the LM head or logits behind it: our loss, which applies the head
+# itself, would be wrong.
+_LOGIT_CHANGES = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "output_multiplier",
+    "logits_mup_width_multiplier",
+)
 
 
 def _in_autocast_precision(module, inputs: tuple, embeds: Tensor) -> Tensor:
@@ -104,6 +114,11 @@ class HFCausalLM(Component):
             self.source, self.folder = name, folder
         else:
             self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
+        if not any(part is self.lm_head for part in self.model.children()):  # bert: a transform stands in front
+            raise ValueError(
+                f"LLM {name or config.model_type}: {type(self.model).__name__} has its LM head inside another part, "
+                "which the text loss would leave out: take a decoder, such as a llama"
+            )
         self.activation_checkpointing = activation_checkpointing
         if check_mode(activation_checkpointing, "llm.activation_checkpointing") != "none":
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))

@@ -133,6 +133,33 @@ def test_the_field_of_a_dropout_that_packing_excludes_is_the_models_own():
             model.train().hidden(torch.randn(1, 8, 32), {-1}, segments=Segments.of([4, 4]))
 
 
+# What the text loss sees ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*LLMS, *NOT_PACKED])
+def test_the_lm_head_on_the_hidden_states_gives_the_models_own_logits(kind):
+    model = llm(kind)
+    with torch.no_grad():
+        embeds = model.embed(torch.randint(40, (2, 5)))
+        logits = model.model(inputs_embeds=embeds).logits
+        torch.testing.assert_close(model.lm_head(model.hidden(embeds)[-1]), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        (dict(SIZES, model_type="bert"), "LLM bert: BertLMHeadModel has its LM head inside another part"),
+        (dict(SIZES, model_type="roberta"), "LLM roberta: RobertaForCausalLM has its LM head inside another part"),
+        (dict(GROUPED, model_type="falcon_h1", lm_head_multiplier=0.5), "LLM falcon_h1: `lm_head_multiplier`"),
+        (dict(GROUPED, model_type="recurrent_gemma", logits_soft_cap=30.0), "LLM recurrent_gemma: `logits_soft_cap`"),
+        (dict(GROUPED, model_type="xlstm", output_logit_soft_cap=30.0), "LLM xlstm: `output_logit_soft_cap`"),
+    ],
+)
+def test_an_llm_that_does_more_than_its_lm_head_is_refused(arch, message):
+    with pytest.raises(ValueError, match=message), torch.device("meta"):
+        HFCausalLM(arch=arch)
+
+
 # Taps and layers -----------------------------------------------------------------------------------------------
 
 
