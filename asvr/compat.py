@@ -90,14 +90,38 @@ def read_downloaded_datasets(folder_of):
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
     """Multiply-adds of ``call`` on inputs of these shapes by fvcore, on the meta device.
 
-    fvcore 0.1.5 counts nothing for scaled_dot_product_attention: it gets a handler. Tracing makes sizes tensors,
-    and the meta convolution of torch 2.15 takes no padding computed from them, which TensorFlow's "same" padding in
-    timm is: such a network, a small one, is traced on the CPU.
+    fvcore 0.1.5 counts nothing for scaled_dot_product_attention and for convolutions with padding="valid": they get
+    handlers. Tracing makes sizes tensors, which the meta convolution of torch 2.14 and 2.15 does not take: one without
+    padding is traced as "valid", which is the same, and a network with others on the CPU.
     """
     try:
-        return _trace(call, shapes, dtype, "meta")
+        with _without_numbers_of_padding(call):
+            return _trace(call, shapes, dtype, "meta")
     except TypeError:
-        return _trace(copy.deepcopy(call).to_empty(device="cpu"), shapes, dtype, "cpu")
+        return _trace(_on_cpu(call), shapes, dtype, "cpu")
+
+
+@contextmanager
+def _without_numbers_of_padding(call: nn.Module):
+    """While it lasts, convolutions that pad nothing say so in a word."""
+    convolutions = [m for m in call.modules() if type(m) is nn.Conv2d and not any(m.padding)]
+    before = [module.padding for module in convolutions]
+    for module in convolutions:
+        module.padding = "valid"
+    try:
+        yield
+    finally:
+        for module, padding in zip(convolutions, before, strict=True):
+            module.padding = padding
+
+
+def _on_cpu(call: nn.Module) -> nn.Module:
+    """A copy with memory in place of the meta device's. What it computes does not matter, but buffers may be indices:
+    those that are left to chance lie outside of their tables."""
+    copied = copy.deepcopy(call).to_empty(device="cpu")
+    for buffer in copied.buffers():
+        buffer.zero_()
+    return copied
 
 
 def _trace(call: nn.Module, shapes: tuple, dtype: torch.dtype, device: str) -> int:
@@ -108,6 +132,7 @@ def _trace(call: nn.Module, shapes: tuple, dtype: torch.dtype, device: str) -> i
 
         analysis = FlopCountAnalysis(call, inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+        analysis.set_op_handle("aten::_convolution_mode", _convolution_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(analysis.total())
 
@@ -119,3 +144,9 @@ def _attention_macs(inputs: list, outputs: list) -> int:
     """
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _convolution_macs(inputs: list, outputs: list) -> int:
+    """Of a convolution whose padding is a word."""
+    weight, out = inputs[1].type().sizes(), outputs[0].type().sizes()
+    return prod(out) * prod(weight[1:])

@@ -73,8 +73,6 @@ def import_modules(file: Path, custom_imports: dict | None, *, trust: bool) -> N
 
 def check_description(file: Path, description: dict) -> None:
     """Raise ``ValueError`` with all that is wrong in a description, before anything is built from it."""
-    for registry in PARTS:
-        registry.import_from_location()
     known = {name for registry in PARTS for name in registry.module_dict}
     described = {name: description[name] for name in ("model", "template")}
     # MMEngine would import what is not registered, so this comes before anything looks a type up.

@@ -1,6 +1,7 @@
 """What is checked before a run: names and fields, sizes, and that every pretrained model is here."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from mmengine.config import Config
@@ -8,6 +9,7 @@ from torch import device, nn
 
 from asvr import zoo
 from asvr.config import distinct, stage_config
+from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.encoders.base import Encoder
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
@@ -72,16 +74,22 @@ def check_sizes(cfg: Config) -> dict[str, nn.Module]:
                 f"data.max_length={stage.data.max_length} (stage {name}) has no room for text: an image alone takes "
                 f"{tokens} tokens"
             )
+        positions = getattr(models[name].llm, "max_positions", None)
+        if positions is not None and stage.data.max_length > positions:
+            raise ValueError(
+                f"data.max_length={stage.data.max_length} (stage {name}): the LLM has {positions} positions; set it to "
+                "that or less"
+            )
     return models
 
 
 def build_meta(stage: Config) -> nn.Module:
     """The model of a stage on the meta device: no weights, no memory. Only what ``train`` names has gradients.
 
-    Where the text tokenizer is learned from data, its ``vocab_size`` stands for its size. Raises ``ValueError``
-    where the parts do not fit.
+    Where the text tokenizer is learned from data, its ``vocab_size`` stands for its size; where it is a model's that is
+    not here, nothing does. Raises ``ValueError`` where the parts do not fit.
     """
-    vocab_size = stage.text_tokenizer.get("vocab_size")
+    vocab_size = stage.text_tokenizer.get("vocab_size") or _num_ids(stage.text_tokenizer)
     try:
         with device("meta"):
             model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, load_weights=False))
@@ -91,6 +99,16 @@ def build_meta(stage: Config) -> nn.Module:
         raise ValueError(f"the model cannot be built: {error}") from error
     model.train_only(list(stage.train))
     return model.train()
+
+
+def _num_ids(text_tokenizer: Config) -> int | None:
+    folder = zoo.resolve(text_tokenizer.name) if find(TEXT_TOKENIZERS, text_tokenizer.type) is HFTokenizer else None
+    return None if folder is None else _num_ids_in(str(folder))
+
+
+@cache  # a run builds its models a dozen times
+def _num_ids_in(folder: str) -> int:
+    return HFTokenizer(name=folder).num_ids
 
 
 def _needs_folder(cfg: Config) -> bool:

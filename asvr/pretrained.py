@@ -27,22 +27,18 @@ from asvr.data.refusals import short
 from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import save_text_tokenizer
 from asvr.engine.build import build_device
-from asvr.evaluation.generation import generate
+from asvr.evaluation.generation import PromptTooLong, generate
 from asvr.folders import new_folder, sha256_of
 from asvr.model_file import FORMAT, build_described, check_description, import_modules, read_description
 from asvr.models.losses import linear_cross_entropy
 from asvr.registry import TEXT_TOKENIZERS
-from asvr.schema import nearest
+from asvr.schema import TRAINED_WITH, nearest
 
 TEXT_TOKENIZER = "text_tokenizer"
 PROMPT = ("images", "messages")
 NO_TEXT_TOKENIZER = "this model has no text tokenizer: import it again with --text-tokenizer FOLDER"
 
 logger = logging.getLogger("asvr")
-
-
-class PromptTooLong(ValueError):
-    """A prompt that leaves no position of the LLM for an answer, or one with its answer that is longer than those."""
 
 
 @dataclass(kw_only=True)
@@ -80,28 +76,14 @@ class Pretrained:
     def generate(self, prompts: list[dict], *, max_new_tokens: int = 128, **kwargs) -> list[str]:
         """Answers to several conversations at once: ``dict(images=[...], messages=[...])`` with LLaVA's messages,
         the last of which is a question. Raises `PromptTooLong` where one is longer than the LLM has positions."""
-        batch = self.batch(prompts)
         return generate(
             self.model,
-            batch,
+            self.batch(prompts),
             self.text_tokenizer,
             template=build_template(self.template),
-            max_new_tokens=self._room(batch, max_new_tokens),
+            max_new_tokens=max_new_tokens,
             **kwargs,
         )
-
-    def _room(self, batch: Batch, max_new_tokens: int) -> int:
-        """How many tokens can follow the longest prompt: ``max_new_tokens``, or fewer (with a warning)."""
-        positions, longest = getattr(self.model.llm, "max_positions", None), batch.attention_mask_BT.shape[1]
-        if positions is None or longest + max_new_tokens <= positions:
-            return max_new_tokens
-        if longest >= positions:
-            raise PromptTooLong(f"a prompt of {longest} tokens: the LLM has {positions} positions; shorten it")
-        logger.warning(
-            "max_new_tokens=%d: the LLM has %d positions and the prompt %d tokens, so answers end after %d",
-            *(max_new_tokens, positions, longest, positions - longest),
-        )
-        return positions - longest
 
     @torch.inference_mode()
     def score(self, conversations: list[dict]) -> list[tuple[float, bool]]:
@@ -260,6 +242,8 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
             "set data.cache=False, or name the same weights in the config"
         )
     for name, part in parts.items():
+        if name in TRAINED_WITH:  # losses: checkpoints hold them always, since buffers move without a trained weight
+            continue
         if name in other or name not in before or part.source is None:
             part.source = str(folder)
 

@@ -15,8 +15,25 @@ from mmengine.registry import Registry
 SCOPE = "asvr"
 
 
+class FullRegistry(Registry):
+    """Shows what it has. MMEngine imports a registry's own modules when a name is first looked up: printed, counted or
+    listed before that, its registry is empty."""
+
+    def __len__(self) -> int:
+        return len(self.module_dict)
+
+    def __repr__(self) -> str:
+        self.import_from_location()
+        return super().__repr__()
+
+    @property
+    def module_dict(self) -> dict:
+        self.import_from_location()
+        return super().module_dict
+
+
 def _registry(name: str, location: str, parent: Registry | None = None) -> Registry:
-    return Registry(name, parent=parent, scope=SCOPE, locations=[location])
+    return FullRegistry(name, parent=parent, scope=SCOPE, locations=[location])
 
 
 MODELS = _registry("model", "asvr.models.vlm", _MODELS)

@@ -13,6 +13,7 @@ from asvr.data.transforms import ASPECTS
 
 SHIFTS = (0, 1)
 TRAINABLE = ("encoder", "projector", "llm", "heads")
+TRAINED_WITH = dict(losses="heads")  # a component that `train` does not name: the one that it is trained with
 
 
 @dataclass(frozen=True)

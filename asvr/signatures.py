@@ -1,4 +1,4 @@
-"""What a constructor takes, as its signature tells."""
+"""What a constructor, or another method, takes, as its signature tells."""
 
 import inspect
 import types
@@ -13,9 +13,19 @@ def constructor_fields(cls) -> tuple[set[str], set[str], bool]:
 
     A ``**kwargs`` is followed to the constructor of the next base class.
     """
+    return _fields(_constructors(cls))
+
+
+def method_fields(cls: type, name: str) -> tuple[set[str], set[str], bool]:
+    """The same of a method."""
+    return _fields(_versions(cls, name))
+
+
+def _fields(functions: list) -> tuple[set[str], set[str], bool]:
+    """functions: a class's own, then those of its base classes, which a ``**kwargs`` may go to."""
     required, known = set(), set()
-    for constructor in _constructors(cls):
-        parameters = [p for p in inspect.signature(constructor).parameters.values() if p.name != "self"]
+    for function in functions:
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         required |= {p.name for p in named if p.default is p.empty and p.name not in known}
         known |= {p.name for p in named}
@@ -25,7 +35,13 @@ def constructor_fields(cls) -> tuple[set[str], set[str], bool]:
 
 
 def _constructors(cls) -> list:
-    return [c.__dict__["__init__"] for c in cls.__mro__ if "__init__" in c.__dict__] if inspect.isclass(cls) else [cls]
+    return _versions(cls, "__init__") if inspect.isclass(cls) else [cls]
+
+
+def _versions(cls: type, name: str) -> list:
+    """A method as a class and its base classes define it."""
+    found = [c.__dict__[name] for c in cls.__mro__ if name in c.__dict__]
+    return [getattr(method, "__func__", method) for method in found]  # of static and class methods
 
 
 def annotations(cls) -> dict[str, Any]:

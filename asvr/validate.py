@@ -27,7 +27,7 @@ from asvr.registry import (
     VISUAL_TOKENIZERS,
 )
 from asvr.schema import SECTIONS, SOURCE, TARGET, TRAINABLE, check_fields, count, nearest
-from asvr.signatures import annotations, constructor_fields, fits, in_words
+from asvr.signatures import annotations, constructor_fields, fits, in_words, method_fields
 
 # Constructor arguments that the library fills in, so that a config need not.
 INJECTED = {
@@ -177,7 +177,6 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     if not isinstance(value, dict):
         return [f"{key}={value!r}: expected a {registry.name}, dict(type=...)"]
     if "type" not in value:
-        registry.import_from_location()
         return [f"{key}.type is missing: expected a {registry.name}; {nearest('', registry.module_dict)}"]
     cls = find(registry, value["type"])
     if cls is None:
@@ -249,13 +248,16 @@ def _fit(key: str, target: dict) -> list[str]:
         return []
     if not hasattr(cls, "fit"):
         return [f"{key}.fit: {tokenizer['type']} has no fit(); leave it out"]
-    known = inspect.signature(cls.fit).parameters.keys() - {"self", "batches", "seed"}
-    return [f"{key}.fit.{name}: unknown; {nearest(name, known)}" for name in target["fit"] if name not in known]
+    given, injected = target["fit"].keys(), {"batches", "seed"}
+    required, known, takes_any = method_fields(cls, "fit")
+    unknown = [] if takes_any else [name for name in given if name not in known - injected]
+    problems = [f"{key}.fit.{name}: unknown; {nearest(name, known - injected)}" for name in unknown]
+    missing = sorted(required - given - injected)
+    return problems + [f"{key}.fit.{name} is missing: {tokenizer['type']}.fit() needs it" for name in missing]
 
 
 def find(registry: Registry, name: Any):
     """The class of a ``type``, from a registry, its parents or (``package.module.Class``) an import; or None."""
-    registry.import_from_location()
     if not isinstance(name, str):
         return name if inspect.isclass(name) else None
     if "." in name:

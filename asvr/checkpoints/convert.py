@@ -79,10 +79,11 @@ def _import_model(
     else:
         config, model = import_llava(checkpoint, encoder)
     tokenizer = _text_tokenizer(checkpoint, text_tokenizer)
-    if tokenizer is not None and len(tokenizer) > model.llm.vocab_size:
+    if tokenizer is not None and tokenizer.num_ids > model.llm.vocab_size:
         raise ValueError(
-            f"{checkpoint.path}: its LLM has {model.llm.vocab_size} embeddings, the text tokenizer {len(tokenizer)} "
-            "entries: they do not belong together; name another with --text-tokenizer"
+            f"{checkpoint.path}: its LLM has {model.llm.vocab_size} embeddings, the text tokenizer needs "
+            f"{tokenizer.num_ids}, for its ids up to {tokenizer.num_ids - 1}: they do not belong together; name "
+            "another with --text-tokenizer"
         )
     Pretrained(
         model=model, config=config, text_tokenizer=tokenizer, template=template, image_aspect=image_aspect

@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -73,6 +74,11 @@ class TextTokenizer:
 
     def __len__(self) -> int:
         return len(self.hf)
+
+    @cached_property
+    def num_ids(self) -> int:
+        """The largest id and one: the rows that embeddings need. More than its length where ids have gaps."""
+        return max(self.hf.get_vocab().values()) + 1
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write Hugging Face's tokenizer files; ``HFTokenizer(name=folder)`` reads them.

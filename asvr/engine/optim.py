@@ -9,6 +9,7 @@ from torch import nn
 
 from asvr.engine.half_weights import SplitAdamW
 from asvr.models.shards import whole
+from asvr.schema import TRAINED_WITH
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
@@ -72,7 +73,7 @@ def build_optim_wrapper(model: nn.Module, config: dict) -> AutocastOptimWrapper:
     """AdamW (fused) on the trained parameters, float32 or bfloat16, see `asvr.engine.half_weights`.
 
     config: ``optim`` of the config. Weight decay applies to matrices only, not to biases and norms.
-    ``lr_scale`` multiplies the learning rate of a component: ``dict(heads=2.0)``.
+    ``lr_scale`` multiplies the learning rate of a component: ``dict(heads=2.0)``, and that of the losses with it.
     """
     scales = config.get("lr_scale", {})
     groups: dict[tuple, list] = {}
@@ -80,7 +81,8 @@ def build_optim_wrapper(model: nn.Module, config: dict) -> AutocastOptimWrapper:
         for parameter in module.parameters():
             if parameter.requires_grad:
                 decay = config["weight_decay"] if parameter.ndim >= 2 else 0.0
-                groups.setdefault((scales.get(name, 1.0), decay), []).append(parameter)
+                scale = scales.get(TRAINED_WITH.get(name, name), 1.0)
+                groups.setdefault((scale, decay), []).append(parameter)
     if not groups:
         raise ValueError("nothing to train: `train` of this stage names no component with parameters")
     parameters = [

@@ -112,7 +112,7 @@ def _fresh_model(cfg: Config, name: str, prepared: Prepared, *, shared: bool = F
     device, wrapper = build_device(stage.runtime.device), stage.get("parallel") if shared else None
     in_folder = is_model_folder(init := init_of(cfg, name))
     defers = wrapper is not None and getattr(MODEL_WRAPPERS.get(wrapper.type), "defers", False)
-    model = build_model(stage, len(prepared.text_tokenizer), defer_llm=defers and not in_folder)
+    model = build_model(stage, prepared.text_tokenizer.num_ids, defer_llm=defers and not in_folder)
     if in_folder:
         start_from(model, Path(init), cached=prepared.cache is not None)
         logger.info("stage %s starts from %s", name, init)

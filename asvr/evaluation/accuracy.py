@@ -16,7 +16,7 @@ from asvr.data.images import open_image
 from asvr.data.picture_sources import has_file
 from asvr.data.refusals import Refusal
 from asvr.engine.build import build_collate
-from asvr.engine.log import progress_bar
+from asvr.engine.log import logger, progress_bar
 from asvr.engine.optim import PRECISIONS
 from asvr.evaluation.generation import generate
 from asvr.models.compiling import uncompiled
@@ -58,6 +58,7 @@ def evaluate(
     model.eval()
     items = [dataset.question(i) for i in range(min(len(dataset), limit or len(dataset)))]
     asked = [(i, item) for i, item in enumerate(items) if not isinstance(item, Refusal)]
+    asked = _with_room(model, asked)
     if not asked:
         raise ValueError(f"evaluation: {dataset.source} has no question that can be asked")
     asked.sort(key=lambda pair: len(pair[1]["input_ids"]))  # rows of like length waste little on padding
@@ -92,6 +93,20 @@ def evaluate(
         seconds=round(time.perf_counter() - start, 1),
         examples=examples,
     )
+
+
+def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
+    """The questions that leave a position of the LLM for an answer; others count as refused."""
+    positions, visual = getattr(model.llm, "max_positions", None), model.encoder.num_tokens - 1
+    if positions is None:
+        return asked
+    kept = [(i, item) for i, item in asked if len(item["input_ids"]) + len(item["images"]) * visual < positions]
+    if len(kept) < len(asked):
+        logger.warning(
+            "%d of %d questions take all of the LLM's %d positions and are not asked",
+            *(len(asked) - len(kept), len(asked), positions),
+        )
+    return kept
 
 
 def _kept(chunk: list[tuple[int, dict]], batch: Batch) -> list[tuple[int, dict]]:
@@ -218,10 +233,11 @@ def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
     true_IND = target.to_encoder_grid(own_IMD)
     source_P, token_P = visual_sources(batch, target.shift)
     codes_PD = true_IND.flatten(0, 1)
-    token_P = torch.arange(len(codes_PD), device=codes_PD.device) if token_P is None else token_P
+    own_P = torch.arange(len(codes_PD), device=codes_PD.device) if token_P is None else token_P
     predicted = codes_PD.clone()
     probability = torch.full(codes_PD.shape, float("nan"), device=codes_PD.device)
-    predicted[token_P], probability[token_P] = target.predict(hidden[source_P], codes_PD[token_P])
+    some = {} if token_P is None else dict(token_P=token_P)
+    predicted[own_P], probability[own_P] = target.predict(hidden[source_P], codes_PD[own_P], **some)
     return PredictedCodes(predicted.view(true_IND.shape), probability.view(true_IND.shape), true_IND, own_IMD)
 
 

@@ -3,18 +3,26 @@
 Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width.
 """
 
+import logging
+
 import torch
 from torch import Tensor
 
 from asvr.data.batch import Batch
+
+logger = logging.getLogger("asvr")
+
+
+class PromptTooLong(ValueError):
+    """A prompt that leaves no position of the LLM for an answer, or one with its answer that is longer than those."""
 
 
 @torch.inference_mode()
 def generate(model, batch: Batch, tokenizer, *, template=None, max_new_tokens: int, **kwargs) -> list[str]:
     """Answers to the prompts of ``batch`` (rows that end where an answer begins), one text a row.
 
-    An answer ends at EOS, or where ``template`` ends it. kwargs go to transformers' ``generate``; by default it is
-    greedy.
+    An answer ends at EOS, where ``template`` ends it, or where the LLM has no further position. kwargs go to
+    transformers' ``generate``; by default it is greedy. Raises `PromptTooLong` where a prompt leaves no position.
     """
     stops = [tokenizer.eos_id]
     if template is not None and template.stop is not None:
@@ -24,7 +32,7 @@ def generate(model, batch: Batch, tokenizer, *, template=None, max_new_tokens: i
     new_ids = model.llm.generate(
         embeds_BTH,
         mask_BT,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=_room(model, batch, max_new_tokens),
         pad_token_id=tokenizer.pad_id,
         eos_token_id=stops,
         **dict(dict(do_sample=False), **kwargs),
@@ -33,6 +41,20 @@ def generate(model, batch: Batch, tokenizer, *, template=None, max_new_tokens: i
     if template is not None and template.stop_text is not None:
         answers = [answer.split(template.stop_text)[0] for answer in answers]
     return [answer.strip() for answer in answers]
+
+
+def _room(model, batch: Batch, max_new_tokens: int) -> int:
+    """How many tokens can follow the longest prompt: ``max_new_tokens``, or fewer (with a warning)."""
+    positions, longest = getattr(model.llm, "max_positions", None), batch.attention_mask_BT.shape[1]
+    if positions is None or longest + max_new_tokens <= positions:
+        return max_new_tokens
+    if longest >= positions:
+        raise PromptTooLong(f"a prompt of {longest} tokens: the LLM has {positions} positions; shorten it")
+    logger.warning(
+        "max_new_tokens=%d: the LLM has %d positions and the prompt %d tokens, so answers end after %d",
+        *(max_new_tokens, positions, longest, positions - longest),
+    )
+    return positions - longest
 
 
 def pad_left(embeds_BTH: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,9 @@
 Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width, ``V`` vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,8 +28,18 @@ from asvr.models.hf import (
 )
 from asvr.registry import LLMS
 
-# Models that change their logits after the LM head: our loss, which applies the head itself, would be wrong.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+# Models that change hidden states in front of the LM head or logits behind it: our loss, which applies the head
+# itself, would be wrong.
+_LOGIT_CHANGES = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+    "output_multiplier",
+    "logits_mup_width_multiplier",
+)
 
 
 def _in_autocast_precision(module, inputs: tuple, embeds: Tensor) -> Tensor:
@@ -38,14 +51,36 @@ def _in_autocast_precision(module, inputs: tuple, embeds: Tensor) -> Tensor:
     return embeds
 
 
+def _max_positions(config) -> int | None:
+    """How many positions a model has, those that a scaled rotary embedding reaches among them; None: no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    factor = rope.get("factor") if isinstance(rope, dict) else None
+    if positions is None or not factor:
+        return positions
+    return max(positions, int(factor * (rope.get("original_max_position_embeddings") or positions)))
+
+
+@contextmanager
+def _input_of(module: torch.nn.Module | None) -> Iterator[list[Tensor]]:
+    """What a module gets while this lasts."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if module is not None else None
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
 @LLMS.register_module()
 class HFCausalLM(Component):
     """Any model that ``AutoModelForCausalLM`` builds.
 
     name: a folder or model name (see ``asvr.zoo``); None builds ``arch`` with random weights.
     arch: fields of its configuration with ``model_type``; a folder's own configuration wins over it.
-    vocab_size: the text tokenizer's size. It becomes the vocabulary of a model built from ``arch`` alone, and
-        must not exceed that of loaded weights.
+    vocab_size: the rows that the text tokenizer's ids need (`TextTokenizer.num_ids`). It becomes the vocabulary of a
+        model built from ``arch`` alone, and must not exceed that of loaded weights.
     activation_checkpointing: of its blocks, see `asvr.models.checkpointing`.
     defer: where the folder's safetensors have the model's own keys, read none of them until `materialise`.
     """
@@ -71,8 +106,9 @@ class HFCausalLM(Component):
                 raise ValueError(f"LLM {name or config.model_type}: `{field}` is not supported by the text loss")
         if vocab_size is not None and vocab_size > config.vocab_size:
             raise ValueError(
-                f"LLM {name or config.model_type} has {config.vocab_size} embeddings, the text tokenizer {vocab_size} "
-                "entries: they do not belong together (check text_tokenizer.name against model.llm.name)"
+                f"LLM {name or config.model_type} has {config.vocab_size} embeddings, the text tokenizer needs "
+                f"{vocab_size}, for its ids up to {vocab_size - 1}: they do not belong together (check "
+                "text_tokenizer.name against model.llm.name)"
             )
         if folder is not None and load_weights:
             wanted = AutoModelForCausalLM, folder, config, resolve_dtype(dtype), ("model.rotary_emb",)
@@ -80,6 +116,11 @@ class HFCausalLM(Component):
             self.source, self.folder = name, folder
         else:
             self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
+        if not any(part is self.lm_head for part in self.model.children()):  # bert: a transform stands in front
+            raise ValueError(
+                f"LLM {name or config.model_type}: {type(self.model).__name__} has its LM head inside another part, "
+                "which the text loss would leave out: take a decoder, such as a llama"
+            )
         self.activation_checkpointing = activation_checkpointing
         if check_mode(activation_checkpointing, "llm.activation_checkpointing") != "none":
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
@@ -89,16 +130,22 @@ class HFCausalLM(Component):
         self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
         self.num_layers = config.num_hidden_layers
-        self.max_positions = getattr(config, "max_position_embeddings", None)
+        self.max_positions = _max_positions(config)
 
     def materialise(self, device: torch.device) -> None:
         """Read weights that were deferred; where FSDP has cut them into parts, this process's own parts alone."""
-        if self.lm_head.weight.is_meta:
+        if next(self.model.parameters()).is_meta:
             materialise(self.model, self.folder, device)
 
     @property
-    def lm_head(self) -> torch.nn.Linear:
+    def lm_head(self) -> torch.nn.Module:
         return self.model.get_output_embeddings()
+
+    @property
+    def final_norm(self) -> torch.nn.Module | None:
+        """What stands behind the last block: the last norm among the decoder's own parts. None where there is none."""
+        parts = [part for part in self.model.get_decoder().children() if "norm" in type(part).__name__.lower()]
+        return parts[-1] if parts else None
 
     @property
     def blocks(self) -> list[torch.nn.Module]:
@@ -119,12 +166,14 @@ class HFCausalLM(Component):
         mask_BT: Tensor | None = None,
         segments: Segments | None = None,
     ) -> dict[int, Tensor]:
-        """Hidden states hidden_BTH by tap: -1 after the final norm, any other an index into ``hidden_states``.
+        """Hidden states hidden_BTH by tap: -1 after the final norm, 0 what the first block gets, ``k`` what the k-th
+        gives. So does the last: its own output, in front of the final norm, behind which the last of transformers'
+        ``hidden_states`` is.
 
         mask_BT: True on real tokens, for rows that are padded on the left. Padding on the right needs none: causal
         attention alone keeps real tokens from seeing it. segments: of a packed row.
         """
-        inner = taps - {-1}
+        inner, last = taps - {-1, self.num_layers}, self.num_layers in taps
         if mask_BT is not None:
             layout = dict(attention_mask=mask_BT.long(), position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0))
         elif self.own_kernels:
@@ -135,10 +184,12 @@ class HFCausalLM(Component):
         if segments is not None:
             assert self.own_kernels, "packed rows need `use_attention`"
             layout |= dict(position_ids=segments.position_ids_BT, segments=segments)
-        out = self.model.get_decoder()(
-            inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner), **layout
-        )
-        return {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner}}
+        with _input_of(self.final_norm if last else None) as seen:
+            out = self.model.get_decoder()(
+                inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner), **layout
+            )
+        states = {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner}}
+        return states | ({self.num_layers: seen[-1].view_as(embeds_BTH)} if last else {})
 
     @torch.inference_mode()
     def attention(self, embeds_BTH: Tensor, first: int) -> list[Tensor]:

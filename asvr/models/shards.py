@@ -17,7 +17,7 @@ def part_of(source, own: Tensor) -> Tensor:
     is not in parts, all of it.
     """
     if not isinstance(own, DTensor):
-        return source if isinstance(source, Tensor) else source[:]
+        return source if isinstance(source, Tensor) else source[...]  # of a number too, which has no slice
     cut = [dim for dim, placement in enumerate(own.placements) if placement.is_shard()]
     assert len(cut) == 1 and own.placements[cut[0]].dim == 0, "FSDP2 cuts the first dimension, once"
     rows, parts = own.shape[0], own.device_mesh.size(cut[0])

@@ -5,14 +5,17 @@ Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M
 """
 
 import inspect
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from asvr.models.heads.base import Head
+from asvr.models.heads.base import Head, mixes_rows, places_of
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.registry import HEADS, LOSSES, VISUAL_TOKENIZERS
+
+logger = logging.getLogger("asvr")
 
 
 @dataclass
@@ -20,10 +23,12 @@ class Target:
     """One entry of the model's ``reconstruction`` list.
 
     weight: factor of its loss. shift: 1 = the hidden state before a visual token predicts it (the paper's
-    equation 2), 0 = the one at its own position (the released code). tap: which hidden state, -1 after the
-    LLM's final norm. index_N: for each encoder position the tokenizer's position, None where the grids agree.
+    equation 2), 0 = the one at its own position (the released code). tap: which hidden state: -1 after the LLM's final
+    norm, 0 what its first block gets, ``k`` the output of its k-th block, the last one's in front of that norm.
+    index_N: for each encoder position the tokenizer's position, None where the grids agree.
     shares_encoder: the tokenizer quantises the model's own encoder features. supervise: how many visual tokens of an
-    image carry the loss in training, drawn at random; None: all.
+    image carry the loss in training, drawn at random; None: all. num_tokens: ``N``. places: what the head asks
+    for, see `Head`. mixes_rows: it looks at other rows than its own and asks for none, so it needs whole images.
     """
 
     name: str
@@ -36,21 +41,40 @@ class Target:
     index_N: Tensor | None
     shares_encoder: bool
     supervise: int | None = None
+    num_tokens: int = 1
+    places: frozenset[str] = frozenset()
+    mixes_rows: bool = False
 
-    def loss(self, hidden_PH: Tensor, codes_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss summed over positions, and the number of right codes at each depth (D,)."""
-        return self.criterion(self.states(hidden_PH, codes_PD), self.head.classifiers, codes_PD)
+    def loss(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The loss summed over positions, and the number of right codes at each depth (D,). token_P: see `states`."""
+        return self.criterion(self.states(hidden_PH, codes_PD, token_P), self.head.classifiers, codes_PD)
 
-    def states(self, hidden_PH: Tensor, codes_PD: Tensor) -> Tensor:
+    def states(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> Tensor:
+        """token_P: the rows' flat indices into (I*N), None where they are all."""
+        if token_P is not None and self.mixes_rows:
+            raise ValueError(
+                f"target {self.name!r}: {type(self.head).__name__} looks at other tokens of an image, and with shift=1 "
+                "the first one has no hidden state where an image begins its sample: have its forward() take image_P "
+                "and cell_P (which image and which cell a row is), or set shift=0"
+            )
         with torch.no_grad():
             vectors_PDC = self.tokenizer.embed(codes_PD)
-        return self.head(hidden_PH.float(), vectors_PDC)  # a frozen LLM may be half precision
+        return self.run_head(hidden_PH.float(), vectors_PDC, token_P)  # a frozen LLM may be half precision
+
+    def run_head(self, hidden_PH: Tensor, vectors_PDC: Tensor, token_P: Tensor | None = None) -> Tensor:
+        """The head, told which image and which cell a row is where it asks for it."""
+        if not self.places:
+            return self.head(hidden_PH, vectors_PDC)
+        if token_P is None:
+            token_P = torch.arange(hidden_PH.shape[0], device=hidden_PH.device)
+        known = dict(image_P=token_P // self.num_tokens, cell_P=token_P % self.num_tokens)
+        return self.head(hidden_PH, vectors_PDC, **{name: known[name] for name in self.places})
 
     @torch.no_grad()
-    def predict(self, hidden_PH: Tensor, codes_PD: Tensor) -> tuple[Tensor, Tensor]:
+    def predict(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The most probable code at each depth given the true codes of the depths before, codes_PD; and its
         probability."""
-        states_PDW = self.states(hidden_PH, codes_PD)
+        states_PDW = self.states(hidden_PH, codes_PD, token_P)
         codes, probabilities = [], []
         for d, classifier in enumerate(self.head.classifiers):
             logits_PV = classifier(states_PDW[:, d]).float()
@@ -93,6 +117,8 @@ def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> 
     tap = entry.get("tap", -1)
     if not -1 <= tap <= llm.num_layers:
         raise ValueError(f"{key}.tap={tap}: expected -1 (after the final norm) or a layer in 0..{llm.num_layers}")
+    if tap == llm.num_layers:
+        _tell_last_tap(key, tap, llm)
     supervise = entry.get("supervise")
     if supervise is not None and not 1 <= supervise <= encoder.num_tokens:
         raise ValueError(
@@ -103,11 +129,20 @@ def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> 
     weights = getattr(criterion, "depth_weights", None)
     if weights is not None and len(weights) != tokenizer.depth:
         raise ValueError(f"{key}.loss.depth_weights has {len(weights)} entries, the codes have depth {tokenizer.depth}")
-    sizes = dict(hidden_size=llm.hidden_size, codebook_sizes=tokenizer.codebook_sizes, code_width=tokenizer.code_width)
+    sizes = dict(hidden_size=llm.hidden_size, code_width=tokenizer.code_width)
+    head = HEADS.build(entry["head"], default_args=dict(sizes, codebook_sizes=tokenizer.codebook_sizes))
+    incomplete = shift == 1 or supervise is not None  # a head may get some tokens of an image alone
+    places = places_of(head)
+    mixes = incomplete and not places and mixes_rows(head, **sizes)
+    if mixes and supervise is not None:
+        raise ValueError(
+            f"{key}.supervise={supervise}: {type(head).__name__} looks at other tokens of an image, and would get some "
+            "alone: have its forward() take image_P and cell_P (which image and which cell a row is), or set it None"
+        )
     return Target(
         name=entry["name"],
         tokenizer=tokenizer,
-        head=HEADS.build(entry["head"], default_args=sizes),
+        head=head,
         criterion=criterion,
         weight=entry.get("weight", 1.0),
         shift=shift,
@@ -115,6 +150,20 @@ def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> 
         index_N=_resample(key, tokenizer, encoder.grid, entry.get("resample")),
         shares_encoder=shares_encoder(tokenizer, encoder),
         supervise=supervise,
+        num_tokens=encoder.num_tokens,
+        places=places,
+        mixes_rows=mixes,
+    )
+
+
+def _tell_last_tap(key: str, tap: int, llm) -> None:
+    """It used to be -1 by another name, and there are checkpoints that were trained so."""
+    if getattr(llm, "final_norm", tap) is None:
+        raise ValueError(f"{key}.tap={tap}: no final norm is found in this LLM, which has no other last state; use -1")
+    logger.info(
+        "%s.tap=%d: the last block's own output, in front of the final norm; earlier runs with it took the state "
+        "behind the norm, which is tap=-1",
+        *(key, tap),
     )
 
 

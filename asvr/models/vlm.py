@@ -16,7 +16,9 @@ from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Target, build_target
 from asvr.models.tokenizers.base import require_integers
 from asvr.models.tokenizers.precision import full_float32
+from asvr.models.tree import check_components, check_tree, is_trained
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
+from asvr.schema import TRAINED_WITH
 
 
 @MODELS.register_module()
@@ -26,7 +28,7 @@ class VLM(nn.Module):
     encoder, projector, llm: component configs; widths between them are derived.
     reconstruction: one entry a target, ``dict(name, tokenizer, head, loss, weight, shift, tap, resample, supervise)``,
         see ``asvr.models.targets``. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
-    vocab_size: entries of the text tokenizer; None only where the LLM's configuration tells it.
+    vocab_size: `TextTokenizer.num_ids`; None only where the LLM's configuration tells it.
     load_weights: False builds the architecture alone (under ``torch.device("meta")``: in no memory).
     defer_llm: leave the LLM's weights in their files, where it can; see `HFCausalLM.materialise`.
     """
@@ -65,6 +67,10 @@ class VLM(nn.Module):
             raise ValueError(f"model.reconstruction: names must differ, given {names}")
         self.heads = nn.ModuleDict({target.name: target.head for target in self.targets})
         self.tokenizers = nn.ModuleDict({target.name: target.tokenizer for target in self.targets})
+        losses = {target.name: target.criterion for target in self.targets}
+        self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)})
+        check_tree(self, [loss for loss in losses.values() if not isinstance(loss, nn.Module)])
+        self._held: set[str] = set()  # names of parameters that `train_only` froze
 
     # The forward pass ------------------------------------------------------------------------------------
 
@@ -89,7 +95,8 @@ class VLM(nn.Module):
                 source_P, token_P = self.sources(target, batch)
                 codes_PD = self.codes(target, batch, features_INE).flatten(0, 1)
                 codes_PD = codes_PD if token_P is None else codes_PD[token_P]
-                out[target.name], out[f"correct_{target.name}"] = target.loss(hidden[target.tap][source_P], codes_PD)
+                hidden_PH = hidden[target.tap][source_P]
+                out[target.name], out[f"correct_{target.name}"] = target.loss(hidden_PH, codes_PD, token_P)
         if totals is not None:
             losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
             out["loss"] = torch.stack([*losses, self.touch(batch, hidden[-1])]).sum()
@@ -116,7 +123,7 @@ class VLM(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """features_INE. A frozen encoder runs without a graph and in its own precision, so that its features, and
         the codes made of them, are the same online and cached."""
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters()):
+        if torch.is_grad_enabled() and is_trained(self.encoder):
             return self.encoder(pixels)
         with torch.no_grad(), full_float32(pixels.device):
             return self.encoder(pixels)
@@ -191,7 +198,7 @@ class VLM(nn.Module):
         """
         text = batch.num_text_targets
         visual = [target.name for target in self.targets if batch.num_visual_targets(target.shift)]
-        idle = [head for name, head in self.heads.items() if name not in visual]
+        idle = [part for parts in (self.heads, self.losses) for name, part in parts.items() if name not in visual]
         zero = torch.zeros((), device=self.device)
         if not text:
             idle.append(self.llm.lm_head)
@@ -204,22 +211,38 @@ class VLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.llm.lm_head.weight.device
+        return next(self.llm.parameters()).device
 
     def components(self) -> dict[str, nn.Module]:
-        """The parts that a stage's ``train`` may name, and the tokenizers, which are never trained here."""
+        """The parts that a stage's ``train`` may name; the losses, where they have weights or buffers, which are
+        trained with the heads; and the tokenizers, which are never trained here."""
         parts = dict(encoder=self.encoder, projector=self.projector, llm=self.llm, heads=self.heads)
+        if self.losses.state_dict():
+            parts["losses"] = self.losses
         return parts | {f"tokenizer.{name}": tokenizer for name, tokenizer in self.tokenizers.items()}
 
     def train_only(self, names: list[str]) -> None:
-        """Give gradients to the named components and to nothing else."""
+        """Give gradients to the named components and to nothing else; what a component froze itself stays frozen.
+
+        Raises ``ValueError`` where a named component froze all that it has, and where tensors of the model are in no
+        component, so that nobody would train and save them.
+        """
         parts = self.components()
-        unknown = [n for n in names if n not in parts or n.startswith("tokenizer.")]
+        unknown = [n for n in names if n not in parts or n in TRAINED_WITH or n.startswith("tokenizer.")]
         if unknown:
             raise ValueError(f"train={names}: unknown {unknown}; expected some of encoder, projector, llm, heads")
-        for name, module in parts.items():
-            for key, parameter in module.named_parameters():
-                parameter.requires_grad_(name in names and "unused_bias" not in key)
+        check_components(self, parts)
+        parameters = {name: dict(module.named_parameters(prefix=name)) for name, module in parts.items()}
+        frozen = {k for own in parameters.values() for k, p in own.items() if not p.requires_grad} - self._held
+        for name, own in parameters.items():
+            if name in names and own and own.keys() <= frozen:
+                raise ValueError(
+                    f"train={names}: every weight of {name} was frozen where it was built (requires_grad=False), so "
+                    f"there is nothing to train: leave {name!r} out, or build it with weights to train"
+                )
+            for key, parameter in own.items():
+                parameter.requires_grad_(TRAINED_WITH.get(name, name) in names and key not in frozen)
+        self._held = {k for own in parameters.values() for k, p in own.items() if not p.requires_grad} - frozen
 
     def train(self, mode: bool = True) -> "VLM":
         """As usual, but what is frozen stays in eval mode: batch norms and dropout of a frozen encoder must not move.
@@ -227,8 +250,10 @@ class VLM(nn.Module):
         mode only."""
         super().train(mode)
         for name, module in self.components().items():
-            if name != "llm" and not any(p.requires_grad for p in module.parameters()):
+            if name not in ("llm", "losses") and not is_trained(module):
                 module.eval()
+        if not (is_trained(self.heads) or is_trained(self.losses)):
+            self.losses.eval()  # a loss with buffers alone is in use as long as heads are trained by it
         return self
 
     def portable(self, config: dict) -> dict:

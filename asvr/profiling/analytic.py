@@ -34,7 +34,8 @@ def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
     if isinstance(model.projector, LinearProjector | MLPProjector):
         products = sum(layer.in_features * layer.out_features for layer in layers)
         found["projector"] = 2 * model.encoder.num_tokens * products
-    found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * model.llm.lm_head.out_features
+    if isinstance(model.llm.lm_head, nn.Linear):
+        found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * model.llm.lm_head.out_features
     for target in model.targets:
         positions = target.supervise or model.encoder.num_tokens
         sizes, width = target.tokenizer.codebook_sizes, target.tokenizer.code_width

@@ -30,7 +30,7 @@ def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
     tables = [
         _parameters(models),
         _tokens(model),
-        _flops(cfg, model, sample),
+        _flops_or_why(cfg, model, sample),
         _memory(
             {name: plan_memory(stage_config(cfg, name), models[name]) for name in models},
             cfg,
@@ -91,6 +91,14 @@ def _tokens(model: nn.Module) -> Table:
         codes = tokenizer.num_tokens * tokenizer.depth
         table.add_row(f"target {target.name}", f"{rows} x {columns}", str(tokenizer.num_tokens), f"{codes:,}", books)
     return table
+
+
+def _flops_or_why(cfg: Config, model: nn.Module, sample: Sample) -> Table | str:
+    """What cannot be traced takes no other figure away."""
+    try:
+        return _flops(cfg, model, sample)
+    except Exception as error:  # tracing runs a user's own component, which may raise anything
+        return f"FLOPs are not counted: {' '.join(f'{type(error).__name__}: {error}'.split())}"
 
 
 def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:

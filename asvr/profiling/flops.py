@@ -99,7 +99,7 @@ def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
         Part("encoder", "encoder", tower, tower_last),
         Part("projector", "projector", projector),
         Part(LLM_BLOCKS, "llm", blocks, last),
-        _classifiers("LM head", "llm", [llm.lm_head], sample.text_tokens),
+        _classifiers("LM head", "llm", [llm.lm_head], (sample.text_tokens, llm.hidden_size)),
     ]
     for target in model.targets:
         parts += _target_parts(target, target.supervise or encoder.num_tokens, llm.hidden_size)
@@ -115,12 +115,15 @@ def _target_parts(target: Target, positions: int, hidden_size: int) -> list[Part
         lookup = flops_of(quantizer.encode, [quantizer], (tokenizer.num_tokens, code_width))
     else:  # a VQGAN's is part of its network's last step, by formula
         lookup = 2 * tokenizer.num_tokens * sum(tokenizer.codebook_sizes) * code_width
-    body = flops_of(head, [head], (positions, hidden_size), (positions, depth, code_width))
+    shapes = (positions, hidden_size), (positions, depth, code_width)
+    body = flops_of(target.run_head, [head], *shapes)
+    with torch.no_grad():
+        rows = positions, target.run_head(*(torch.zeros(shape, device="meta") for shape in shapes)).shape[-1]
     return [
         Part(f"tokenizer {target.name}: network", f"tokenizer.{target.name}", network),
         Part(f"tokenizer {target.name}: code search", f"tokenizer.{target.name}", lookup),
         Part(f"head {target.name}", "heads", body),
-        _classifiers(f"classifiers {target.name} (depth {depth})", "heads", list(head.classifiers), positions),
+        _classifiers(f"classifiers {target.name} (depth {depth})", "heads", list(head.classifiers), rows),
     ]
 
 
@@ -131,8 +134,9 @@ def network_flops(tokenizer: VisualTokenizer) -> int:
     return flops_of(network, [tokenizer if encoder is None else encoder], (1, 3, *tokenizer.transform.size))
 
 
-def _classifiers(name: str, component: str, linears: list[nn.Linear], rows: int) -> Part:
-    flops = sum(flops_of(linear, [linear], (rows, linear.in_features), dtype=linear.weight.dtype) for linear in linears)
+def _classifiers(name: str, component: str, layers: list[nn.Module], rows: tuple[int, int]) -> Part:
+    """rows: their number and width."""
+    flops = sum(flops_of(layer, [layer], rows, dtype=next(layer.parameters()).dtype) for layer in layers)
     return Part(name, component, flops)
 
 

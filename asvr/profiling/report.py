@@ -33,7 +33,7 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
     for target in model.targets:
         positions = target.supervise or encoder.num_tokens
         shapes = (positions, llm.hidden_size), (positions, target.tokenizer.depth, target.tokenizer.code_width)
-        calls[f"head {target.name}"] = lambda target=target, shapes=shapes: target.head(
+        calls[f"head {target.name}"] = lambda target=target, shapes=shapes: target.run_head(
             *(torch.zeros(shape, device="meta") for shape in shapes)
         )
         linears = target.head.classifiers

@@ -3,10 +3,14 @@
 Legend: ``P`` visual positions, ``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width.
 """
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
 from asvr.models.component import Component
+
+PLACES = frozenset({"image_P", "cell_P"})  # what a head's `forward` may ask for besides
 
 
 class Head(Component):
@@ -15,6 +19,12 @@ class Head(Component):
     ``forward(hidden_PH, vectors_PDC) -> states_PDW``: state ``d`` may look at the code vectors of depths
     before ``d`` (teacher forcing), never at its own. ``classifiers[d]`` turns it into logits. Losses get
     states and classifiers, not logits, so that they need not hold all logits at once.
+
+    Rows are visual tokens of several images, not always all of them: ``supervise`` draws some, and with ``shift=1``
+    the first token of an image that begins a sample has no hidden state. So each row is looked at alone. A head that
+    looks at the other tokens of an image takes ``image_P`` (the image's number in the batch) and ``cell_P`` (the place
+    in the encoder's grid, in raster order) too, as arguments of ``forward`` of these names, in whole or in part; it
+    gets them with every call. One that mixes rows without them is refused where rows are left out.
     """
 
     classifiers: nn.ModuleList
@@ -23,14 +33,15 @@ class Head(Component):
         raise NotImplementedError(f"{type(self).__name__} must turn hidden_PH and vectors_PDC into states_PDW")
 
     @torch.no_grad()
-    def sample(self, hidden_PH: Tensor, embed, *, temperature: float = 0.0, generator=None) -> Tensor:
+    def sample(self, hidden_PH: Tensor, embed, *, temperature: float = 0.0, generator=None, **places: Tensor) -> Tensor:
         """Codes codes_PD, depth after depth, each given the ones before it.
 
-        embed: the tokenizer's ``embed``, codes (P, D) -> (P, D, C). temperature: 0 takes the largest logit.
+        embed: the tokenizer's ``embed``, codes (P, D) -> (P, D, C). temperature: 0 takes the largest logit. places:
+        those that ``forward`` takes.
         """
         codes_PD = torch.zeros(hidden_PH.shape[0], len(self.classifiers), dtype=torch.long, device=hidden_PH.device)
         for d, classifier in enumerate(self.classifiers):
-            logits = classifier(self(hidden_PH, embed(codes_PD))[:, d]).float()
+            logits = classifier(self(hidden_PH, embed(codes_PD), **places)[:, d]).float()
             if temperature == 0:
                 codes_PD[:, d] = logits.argmax(-1)
             else:
@@ -41,3 +52,29 @@ class Head(Component):
 
 def classifiers_of(width: int, codebook_sizes: list[int]) -> nn.ModuleList:
     return nn.ModuleList([nn.Linear(width, size) for size in codebook_sizes])
+
+
+def places_of(head: nn.Module) -> frozenset[str]:
+    """Which of `PLACES` a head's ``forward`` takes."""
+    return PLACES & inspect.signature(head.forward).parameters.keys()
+
+
+@torch.no_grad()
+def mixes_rows(head: nn.Module, *, hidden_size: int, code_width: int) -> bool:
+    """Whether a row changes what a head makes of another: tried with a row of NaN, which nothing that it touches hides.
+    True where the head fails with these few rows; False on the meta device, which cannot tell."""
+    weight, training = next(head.parameters()), head.training
+    if weight.is_meta:
+        return False
+    numbers = torch.Generator("cpu").manual_seed(0)
+    shapes = (3, hidden_size), (3, len(head.classifiers), code_width)
+    hidden_PH, vectors_PDC = (torch.randn(shape, generator=numbers, device="cpu") for shape in shapes)
+    hidden_PH[1], vectors_PDC[1] = torch.nan, torch.nan
+    try:
+        with torch.random.fork_rng(devices=[]):
+            states_PDW = head.eval()(hidden_PH.to(weight), vectors_PDC.to(weight))
+        return states_PDW.shape[0] != 3 or not bool(states_PDW[::2].isfinite().all())
+    except Exception:  # whatever a head that takes whole images alone raises
+        return True
+    finally:
+        head.train(training)

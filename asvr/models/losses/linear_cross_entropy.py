@@ -1,31 +1,81 @@
-"""Cross-entropy of a linear classifier that never holds the logits of all rows.
+"""Cross-entropy of a classifier that never holds the logits of all rows.
 
 Legend: ``S`` rows, ``H`` width, ``V`` classes.
 """
 
+import logging
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+logger = logging.getLogger("asvr")
 
 # Logits at once, as float32, and as many for their softmax: 32 MiB on the CPU, 256 MiB on CUDA, where a chunk has to be
 # large for its products to outweigh reading the classifier and writing its gradient.
 MAX_LOGITS = dict(cpu=2**23, cuda=2**26)
+MANY_CLASSES = 2**18  # of a layer that does not tell how many it has
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def linear_cross_entropy(
-    hidden_SH: Tensor, linear: nn.Linear, target_S: Tensor, *, label_smoothing: float = 0.0
+    hidden_SH: Tensor, linear: nn.Module, target_S: Tensor, *, label_smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy in nats and the number of rows whose largest logit is the target's,
     both 0-dimensional float32. The softmax is float32 whatever the precision of the matrix product.
 
+    linear: a plain linear layer, whose weights are used, or any other module from hidden states to logits (an adapter
+    around a layer, a layer with hooks or of another class), which is called.
+
     Torch's own ``linear_cross_entropy`` (2.15) works in the same way but gives no predictions: the count of right
     ones would cost a fourth matrix product, and torch 2.11 has none.
     """
+    if not is_plain(linear):
+        return _called_cross_entropy(hidden_SH, linear, target_S, label_smoothing)
     tensors = (hidden_SH, linear.weight, linear.bias)
     if not torch.is_grad_enabled():  # autograd asks its functions for gradients even then
         tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
     return _LinearCrossEntropy.apply(*tensors, target_S, label_smoothing)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether calling a layer does nothing but multiply by its weight and add its bias."""
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) in (Tensor, nn.Parameter, FakeTensor)
+        and "forward" not in vars(layer)
+        and not any(getattr(layer, hooks) for hooks in HOOKS)
+    )
+
+
+def _called_cross_entropy(
+    hidden_SH: Tensor, module: nn.Module, target_S: Tensor, label_smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """As `linear_cross_entropy`: a chunk of rows at a time, whose logits are computed again for the backward pass."""
+    _tell(type(module).__name__)
+    kind = "cpu" if hidden_SH.device.type == "cpu" else "cuda"
+    rows = max(1, MAX_LOGITS[kind] // getattr(module, "out_features", MANY_CLASSES))
+
+    def of_chunk(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        logits = module(hidden).float()
+        loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
+        return loss, (logits.detach().argmax(-1) == target).sum().float()
+
+    results = []
+    for hidden, target in zip(hidden_SH.split(rows), target_S.split(rows), strict=True):
+        again = torch.is_grad_enabled()
+        results.append(checkpoint(of_chunk, hidden, target, use_reentrant=False) if again else of_chunk(hidden, target))
+    losses, corrects = zip(*results, strict=True)
+    return torch.stack(losses).sum(), torch.stack(corrects).sum()
+
+
+@lru_cache
+def _tell(name: str) -> None:
+    logger.info("cross-entropy goes through %s itself, which is no plain linear layer: it takes longer", name)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

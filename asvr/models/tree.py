@@ -1,0 +1,42 @@
+"""Whether a model's tensors are where they are moved, trained and saved: in the module tree, and in a component."""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def check_tree(model: nn.Module, others: Iterable[object] = ()) -> None:
+    """Raise ``ValueError`` where a part holds weights to train where torch does not see them, in a list or a dict: they
+    would be neither moved, trained nor saved. others: parts that are no modules, which may hold none at all."""
+    known = {id(parameter) for parameter in model.parameters()}
+    for owner in [*model.modules(), *others]:
+        for key, value in getattr(owner, "__dict__", {}).items():
+            for held in _held_in(value) if key not in ("_parameters", "_modules") else ():
+                parameters = held.parameters() if isinstance(held, nn.Module) else [held]
+                if any(p.requires_grad and id(p) not in known for p in parameters):
+                    raise ValueError(
+                        f"{type(owner).__name__}.{key} holds {type(held).__name__} with weights to train where torch "
+                        "does not see them: register them (a class of nn.Module, nn.ModuleList, nn.ModuleDict or "
+                        "nn.ParameterList), or freeze them (requires_grad_(False))"
+                    )
+
+
+def _held_in(value) -> list[nn.Module | nn.Parameter]:
+    """The modules and parameters that an attribute is, or holds."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else [value]
+    return [item for item in items if isinstance(item, nn.Module | nn.Parameter)]
+
+
+def check_components(model: nn.Module, components: dict[str, nn.Module]) -> None:
+    """Raise ``ValueError`` where a tensor of the model is in none of its ``components()``."""
+    inside = {id(t) for part in components.values() for t in part.state_dict(keep_vars=True).values()}
+    outside = [key for key, t in model.state_dict(keep_vars=True).items() if id(t) not in inside]
+    if outside:
+        raise ValueError(
+            f"{type(model).__name__}.components() leaves out {', '.join(outside[:3])} ({len(outside)} in all), which "
+            "would be neither trained nor saved: add the part that holds it"
+        )
