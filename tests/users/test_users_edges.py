@@ -42,12 +42,14 @@ COMBINATIONS = [(edge, dict(zip(SETTINGS, v, strict=True))) for edge, *v in prod
 
 def check(found: tuple[str, str], edge: str, chosen: dict) -> None:
     words = TOLD.get(edge, lambda *_: None)(chosen["targets"], chosen["on_error"])
+    if edge in ("no_image", "one_text") and chosen["targets"] and chosen["cache"] is True:  # its tokenizer is fitted
+        words = "no picture to fit"
     expected = "told" if words else "trained"
     assert found[0] == expected, (edge, chosen, found)
     assert not words or any(word in found[1] for word in words.split("|")), found
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chosen=st.sampled_from(COMBINATIONS))
 def test_each_edge_trains_or_gives_one_line(edges, tmp_path, chosen):
     edge, how = chosen
@@ -64,14 +66,15 @@ def test_every_combination_trains_or_gives_one_line(edges, tmp_path):
 
 @pytest.mark.parametrize("cache", [False, True, "codes"])
 def test_data_without_an_image_train_with_and_without_a_cache(edges, tmp_path, cache):
-    how = dict(cache=cache, how={}, num_workers=0, targets=True, on_error="raise")
+    how = dict(how={}, num_workers=0, targets=True, on_error="raise")
+    fitted = {"model.reconstruction": options(edges.parent, "plain", cache=False, **how)["model.reconstruction"]}
     for edge in ("no_image", "one_text"):
-        check(outcome(edges, tmp_path / edge, edge, how), edge, how)
+        found = outcome(edges, tmp_path / edge, edge, dict(how, cache=cache), fitted)
+        assert found[0] == "trained", found
 
 
 def test_a_tokenizer_is_not_fitted_without_a_picture(edges, tmp_path):
     own = options(edges.parent, "no_image", cache=True, how={}, num_workers=0, targets=True, on_error="raise")
-    del own["model.reconstruction"]
     with pytest.raises(ValueError, match="the data have no picture to fit its tokenizer on"):
         train(edges, tmp_path / "run", own)
 
@@ -82,7 +85,7 @@ def _one_of_two(rank: int, config: str, work_dir: str, edge: str, chosen: dict) 
     return list(outcome(Path(config), Path(work_dir), edge, chosen, {"parallel": dict(type="DDP")}))
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", range(3))
 def test_two_processes_train_or_give_one_line(edges, tmp_path, number):
     edge, how = random.Random(number).choice(COMBINATIONS)
     found = in_processes(2, _one_of_two, str(edges), str(tmp_path / "run"), edge, how)
@@ -106,7 +109,7 @@ def test_a_step_of_refused_samples_has_no_loss(edges, tmp_path):
 def test_what_a_step_takes_in_shared_memory_is_counted_in_pages():
     page = workers.mmap.PAGESIZE
     assert shared_bytes([dict(a=torch.zeros(3)), (torch.zeros(page // 4 + 1),), "x"]) == 3 * page
-    assert shared_bytes(Batch.blank(4, packed=True)) == 8 * page - 2 * page  # six tensors hold something
+    assert shared_bytes(Batch.blank(4, packed=True)) == 4 * page  # of its tensors, four hold something
 
 
 @pytest.mark.parametrize("edge", ["plain", "no_image"])
@@ -114,9 +117,8 @@ def test_a_run_whose_workers_have_no_room_ends_before_it_trains(edges, tmp_path,
     own = options(edges.parent, edge, cache=False, how={}, num_workers=2, targets=True, on_error="raise")
     own |= {"stages.pretrain.data": dict(num_workers=0)}  # the second stage's are told before the first
     monkeypatch.setattr(workers, "free_shared_memory", lambda: 20_000)
-    with pytest.raises(
-        ValueError, match=r"stage finetune: /dev/shm has 20 kB free, and optimisation steps of 6 samples"
-    ) as e:
+    words = "stage finetune: /dev/shm has 20 kB free, and optimisation steps of 6 samples, by num_workers=2, need"
+    with pytest.raises(ValueError, match=words) as e:
         train(edges, tmp_path / "run", own)
     assert "docker run --shm-size=" in str(e.value) and "num_workers (0 needs none)" in str(e.value)
     assert "\n" not in str(e.value) and not (tmp_path / "run/pretrain").exists()

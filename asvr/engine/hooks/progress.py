@@ -34,7 +34,8 @@ class ProgressHook(Hook):
     a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only
     where there are any), samples (of a mixture: source -> samples drawn since the stage began), skipped (steps since
     the stage began whose losses or gradients were not finite; where there are any). loss and grad_norm are null, and
-    the other means are missing, where all steps of an interval were skipped; loss alone, where all samples were refused.
+    the other means are missing, where all steps of an interval were skipped; loss is null where all samples of an
+    interval were refused.
 
     drawn: what ``samples`` are after a step, see `asvr.data.mixture.Mixture.drawn`.
     """
