@@ -34,8 +34,8 @@ class ProgressHook(Hook):
     a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only
     where there are any), samples (of a mixture: source -> samples drawn since the stage began), skipped (steps since
     the stage began whose losses or gradients were not finite; where there are any). loss and grad_norm are null, and
-    the other means are missing, where all steps of an interval were skipped; loss is null where all samples of an
-    interval were refused.
+    the other means are missing, where all steps of an interval were skipped; loss is 0 and alone where
+    all samples of an interval were refused.
 
     drawn: what ``samples`` are after a step, see `asvr.data.mixture.Mixture.drawn`.
     """
@@ -138,13 +138,12 @@ class ProgressHook(Hook):
         elapsed = time.perf_counter() - self.start
         model = bare(runner.model)
         weights = model.weights()
-        learned = [weight * sums[name] for name, weight in weights.items() if name in sums] if made else []
         record = dict(
             stage=self.stage,
             step=runner.iter,
             steps=runner.max_iters,
             lr=runner.optim_wrapper.optimizer.param_groups[0]["lr"],
-            loss=sum(learned) / made if learned else None,
+            loss=sum(weight * sums[name] for name, weight in weights.items() if name in sums) / made if made else None,
             **{f"loss_{name}": means[name] for name in weights if name in means},
             **{f"acc_{name}": means[f"correct_{name}"] for name in weights if f"correct_{name}" in means},
             grad_norm=means.get(NORM),
@@ -192,7 +191,9 @@ def _speed_in_words(tflop_per_s: float) -> str:
 
 def _loss(record: dict, digits: int) -> str:
     if record["loss"] is None:
-        return "all skipped" if record["grad_norm"] is None else "nothing to learn: all samples left out"
+        return "all skipped"
+    if not any(key.startswith("loss_") for key in record):
+        return "nothing to learn: all samples left out"
     return f"loss {record['loss']:.{digits}f}"
 
 
