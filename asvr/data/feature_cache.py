@@ -130,6 +130,8 @@ def build_feature_cache(
     """
     if max_pixels != MAX_PIXELS:  # what is refused depends on it
         config = dict(config, max_pixels=max_pixels)
+    if not pictures:
+        raise ValueError("data.cache=True and a target with `fit`: the data have no picture to fit its tokenizer on")
     folder = folder_of(root, encoder, pictures, aspect, config)
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():

@@ -55,7 +55,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     device = build_device(cfg.runtime.device)
     encoder = as_in_training(ENCODERS.build(cfg.model.encoder), cfg, device)
     training, all_pictures = pictures_of(cfg)
-    if not all_pictures and not entries:  # a blind model's config: there is nothing to compute ahead
+    if not all_pictures and not any("fit" in entry for entry in entries):  # there is nothing to compute ahead
         return Prepared(cfg, text_tokenizer, None)
     cache = build_feature_cache(
         root,

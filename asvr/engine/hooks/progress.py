@@ -34,7 +34,8 @@ class ProgressHook(Hook):
     a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only
     where there are any), samples (of a mixture: source -> samples drawn since the stage began), skipped (steps since
     the stage began whose losses or gradients were not finite; where there are any). loss and grad_norm are null, and
-    the other means are missing, where all steps of an interval were skipped.
+    the other means are missing, where all steps of an interval were skipped; loss is 0 and alone where
+    all samples of an interval were refused.
 
     drawn: what ``samples`` are after a step, see `asvr.data.mixture.Mixture.drawn`.
     """
@@ -159,7 +160,7 @@ class ProgressHook(Hook):
         )
         with naming(self.file), open(self.file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
-        self.bar.set_postfix_str(f"loss {record['loss']:.3f}" if made else "all skipped")
+        self.bar.set_postfix_str(_loss(record, 3))
         logger.info(_line(record))
         self._reset()
 
@@ -188,12 +189,20 @@ def _speed_in_words(tflop_per_s: float) -> str:
     return f"{tflop_per_s:.3g} TFLOP/s" if tflop_per_s >= 1 else f"{1000 * tflop_per_s:.3g} GFLOP/s"
 
 
+def _loss(record: dict, digits: int) -> str:
+    if record["loss"] is None:
+        return "all skipped"
+    if not any(key.startswith("loss_") for key in record):
+        return "nothing to learn: all samples left out"
+    return f"loss {record['loss']:.{digits}f}"
+
+
 def _line(record: dict) -> str:
     """A log line for people."""
     parts = [
         f"{record['stage']} {record['step']}/{record['steps']}",
         f"lr {record['lr']:.2e}",
-        f"loss {record['loss']:.4f}" if record["loss"] is not None else "all skipped",
+        _loss(record, 4),
     ]
     for key, value in record.items():
         if key.startswith("loss_"):

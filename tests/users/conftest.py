@@ -1,0 +1,20 @@
+"""Helpers of other test folders, and the data sets at the edge."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+for name in ("data", "engine", "models"):
+    sys.path.append(str(Path(__file__).parents[1] / name))
+
+
+@pytest.fixture(scope="session")
+def edges(tmp_path_factory) -> Path:
+    """The config of `edge_helpers`, beside its files."""
+    from edge_helpers import fit_tokenizer, make_edges
+
+    folder = tmp_path_factory.mktemp("edges")
+    config = make_edges(folder)
+    fit_tokenizer(config, folder)
+    return config
