@@ -13,9 +13,9 @@ from asvr.data.mixture import sampler_of
 from asvr.data.packing import StepCollate
 from asvr.data.samplers import BatchSampler
 from asvr.engine.interruption import obey_parent_alone
-from asvr.engine.optim import PRECISIONS
 from asvr.engine.processes import get_rank, get_world_size
 from asvr.models.attention import AUTO, choose, set_kernel
+from asvr.precision import PRECISIONS
 from asvr.registry import DATASETS, MODELS
 from asvr.schema import is_device
 

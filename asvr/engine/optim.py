@@ -9,8 +9,7 @@ from torch import nn
 
 from asvr.engine.half_weights import SplitAdamW
 from asvr.models.shards import whole
-
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
+from asvr.precision import PRECISIONS
 
 
 class AutocastOptimWrapper(OptimWrapper):
