@@ -38,8 +38,9 @@ def code_cache(
 
     vocab_size: see `tokenizer_ahead`. shard: (i, n) computes what is missing of every n-th picture, from the i-th, and
     leaves the others to processes with another i; the cache is then only complete when all are done. workers: processes
-    that open pictures; None is ``data.num_workers``. Raises ``ValueError`` where stages disagree on what a target's codes are, where its tokenizer
-    is fitted in the run, or where the disk is too small; `Refused` where a picture is unreadable (``on_error``).
+    that open pictures; None is ``data.num_workers``. Raises ``ValueError`` where stages disagree on what a target's
+    codes are, where its tokenizer is fitted in the run, or where the disk is too small; `Refused` where a picture is
+    unreadable (``on_error``).
     """
     targets = distinct_targets(cfg)
     _, pictures = pictures_of_stages(cfg)

@@ -63,8 +63,8 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
     for key, value in tensors.items():
         if type(_local(value)) is not Tensor:
             raise ValueError(
-                f"the optimiser's {key} is a {type(_local(value)).__name__}: of a sharded model plain tensors alone can be "
-                "saved: take another optimiser, or parallel.type='DDP'"
+                f"the optimiser's {key} is a {type(_local(value)).__name__}: of a sharded model plain tensors alone "
+                "can be saved: take another optimiser, or parallel.type='DDP'"
             )
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
 

@@ -198,7 +198,7 @@ def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> 
     for name in names:
         if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
             if other_places(check_same_config(newest, identity(cfg, name, text_tokenizer)), "data.train"):
-                _require_same_data(newest, DATASETS.build(stage_config(cfg, name).data.train))
+                _require_same_data(newest, DATASETS.build(stage_config(cfg, name).data.train), moved=True)
             _check_start(newest, cfg, name, work_dir)
 
 
@@ -260,9 +260,10 @@ def _restore(runner: Runner, folder: Path) -> None:
     restore_random_states(state["random"], seed=runner.seed, step=meta["step"])
 
 
-def _require_same_data(folder: Path, dataset) -> None:
+def _require_same_data(folder: Path, dataset, *, moved: bool = False) -> None:
+    """moved: its files lie elsewhere than before, so that only a fingerprint can tell."""
     meta, now = checkpoint.read_meta(folder), (len(dataset), data_fingerprint(dataset))
-    if now != (meta["samples"], meta["data"]):
+    if now != (meta["samples"], meta["data"]) or (moved and now[1] is None):
         raise ValueError(
             f"{folder} was trained on other data: {meta['samples']} samples ({meta['data']}), data.train has "
             f"{now[0]} ({now[1]}) now. Bring the data back, or start anew with --resume never"

@@ -437,9 +437,9 @@ class ByteSGD(torch.optim.Optimizer):
             state = self.state[parameter]
             momentum = parameter.grad
             if state:
-                momentum = momentum + 0.9 * (state["codes"].float() - 128) * state["scale"]
+                momentum = momentum + 0.9 * state["codes"].view(torch.int8).float() * state["scale"]
             scale = momentum.abs().max() / 127
-            state["codes"], state["scale"] = (momentum / scale + 128).round().to(torch.uint8), scale
+            state["codes"], state["scale"] = (momentum / scale).round().to(torch.int8).view(torch.uint8), scale
             parameter -= 0.1 * momentum
 
 
