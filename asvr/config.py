@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
+from asvr.config_file import read_config_file
 from asvr.folders import replace_text
 from asvr.registry import SCOPE
 
@@ -31,7 +32,7 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
         raise ValueError(f"there is no config file {path}")
     if Path(path).suffix != ".py":
         raise ValueError(f"{path} is no config, which is a Python file (.py)")
-    cfg = Config.fromfile(path, import_custom_modules=False)
+    cfg = read_config_file(path)
     for key, value in (cfg_options or {}).items():
         try:
             cfg.merge_from_dict({key: value})

@@ -30,7 +30,9 @@ from asvr.engine.build import build_device
 from asvr.evaluation.generation import PromptTooLong, generate
 from asvr.folders import new_folder, sha256_of
 from asvr.model_file import FORMAT, build_described, check_description, import_modules, read_description
+from asvr.models.component import fingerprint_of, source_of
 from asvr.models.losses import linear_cross_entropy
+from asvr.precision import check_precision, computing_in
 from asvr.registry import TEXT_TOKENIZERS
 from asvr.schema import TRAINED_WITH, nearest
 
@@ -46,6 +48,7 @@ class Pretrained:
     """A model with what it needs to answer: ``asvr.load`` makes it.
 
     config: of the `VLM`, as in ``model`` of a config file. template, image_aspect: as in ``data``.
+    precision: what it was trained in and answers in, see `computing_in`; None where that is not known.
     custom_imports: modules that register its own components. text_tokenizer: None where the checkpoint that it was
     imported from had none; such a model cannot be asked.
     """
@@ -55,6 +58,7 @@ class Pretrained:
     text_tokenizer: object | None
     template: str | dict
     image_aspect: str
+    precision: str | None = None
     custom_imports: dict | None = None
 
     def to(self, device: str | torch.device) -> "Pretrained":
@@ -76,14 +80,16 @@ class Pretrained:
     def generate(self, prompts: list[dict], *, max_new_tokens: int = 128, **kwargs) -> list[str]:
         """Answers to several conversations at once: ``dict(images=[...], messages=[...])`` with LLaVA's messages,
         the last of which is a question. Raises `PromptTooLong` where one is longer than the LLM has positions."""
-        return generate(
-            self.model,
-            self.batch(prompts),
-            self.text_tokenizer,
-            template=build_template(self.template),
-            max_new_tokens=max_new_tokens,
-            **kwargs,
-        )
+        batch = self.batch(prompts)
+        with computing_in(self.precision, self.model.device):
+            return generate(
+                self.model,
+                batch,
+                self.text_tokenizer,
+                template=build_template(self.template),
+                max_new_tokens=max_new_tokens,
+                **kwargs,
+            )
 
     @torch.inference_mode()
     def score(self, conversations: list[dict]) -> list[tuple[float, bool]]:
@@ -94,15 +100,16 @@ class Pretrained:
         positions, longest = getattr(model.llm, "max_positions", None), batch.attention_mask_BT.shape[1]
         if positions is not None and longest > positions:
             raise PromptTooLong(f"a prompt of {longest} tokens with its answer: the LLM has {positions} positions")
-        embeds_BTH, _ = model.embed(batch)
-        hidden_BTH = model.llm.hidden(embeds_BTH, {-1}, segments=batch.segments)[-1]
-        row_S = batch.text_source_S // embeds_BTH.shape[1]
-        found = []
-        for row in range(len(conversations)):
-            own = row_S == row
-            hidden_SH = hidden_BTH.flatten(0, 1)[batch.text_source_S[own]]
-            loss, correct = linear_cross_entropy(hidden_SH, model.llm.lm_head, batch.text_target_S[own])
-            found.append((loss.item() / len(hidden_SH), int(correct) == len(hidden_SH)))
+        with computing_in(self.precision, model.device):
+            embeds_BTH, _ = model.embed(batch)
+            hidden_BTH = model.llm.hidden(embeds_BTH, {-1}, segments=batch.segments)[-1]
+            row_S = batch.text_source_S // embeds_BTH.shape[1]
+            found = []
+            for row in range(len(conversations)):
+                own = row_S == row
+                hidden_SH = hidden_BTH.flatten(0, 1)[batch.text_source_S[own]]
+                loss, correct = linear_cross_entropy(hidden_SH, model.llm.lm_head, batch.text_target_S[own])
+                found.append((loss.item() / len(hidden_SH), int(correct) == len(hidden_SH)))
         return found
 
     def batch(self, prompts: list[dict], *, answered: bool = False) -> Batch:
@@ -143,6 +150,7 @@ class Pretrained:
             model=self.model.portable(self.config),
             template=self.template,
             image_aspect=self.image_aspect,
+            precision=self.precision,
             custom_imports=self.custom_imports,
             sha256=hashes,
         )
@@ -170,12 +178,18 @@ def _check_prompt(i: int, prompt: dict) -> list:
 
 
 def load(
-    folder: str | Path, *, device: str = "auto", stage: str | None = None, trust_custom_imports: bool = False
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    stage: str | None = None,
+    precision: str | None = None,
+    trust_custom_imports: bool = False,
 ) -> Pretrained:
     """The model of a folder that `Pretrained.save_pretrained` wrote, or of a finished run's work dir.
 
-    stage: of a work dir, None the last. trust_custom_imports: import, and so run, the modules that a folder of
-    `save_pretrained` names for its own components. A work dir's ``config.py`` is Python and runs: load your own runs
+    stage: of a work dir, None the last. precision: to answer in, see `computing_in`; None: the one that it was trained
+    in. trust_custom_imports: import, and so run, the modules that a folder of `save_pretrained` names for its own
+    components. A work dir's ``config.py`` is Python and runs: load your own runs
     only. Raises ``ValueError`` where the folder is neither, or is damaged.
     """
     if not isinstance(folder, str | Path):
@@ -189,6 +203,7 @@ def load(
         found = _load_work_dir(folder, stage)
     else:
         raise ValueError(why_no_model(folder))
+    found.precision = check_precision(precision, "precision") or found.precision
     found.model.eval()
     return found.to(place)
 
@@ -233,9 +248,9 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     """Give a model the weights of a folder, to train it on. cached: features and codes of the model as it is are
     in use already, so its encoder and tokenizers must be the folder's: ``ValueError`` where they are not."""
     parts = model.components()
-    before = {name: part.fingerprint() for name, part in parts.items() if _makes_targets(name)}
+    before = {name: fingerprint_of(part) for name, part in parts.items() if _makes_targets(name)}
     load_into(model, read_weights(folder, read_description(folder)), folder)
-    other = [name for name, fingerprint in before.items() if parts[name].fingerprint() != fingerprint]
+    other = [name for name, fingerprint in before.items() if fingerprint_of(parts[name]) != fingerprint]
     if cached and other:
         raise ValueError(
             f"init={str(folder)!r}: its {', '.join(other)} differ from the config's, whose outputs are cached: "
@@ -244,7 +259,7 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     for name, part in parts.items():
         if name in TRAINED_WITH:  # losses: checkpoints hold them always, since buffers move without a trained weight
             continue
-        if name in other or name not in before or part.source is None:
+        if name in other or name not in before or source_of(part) is None:
             part.source = str(folder)
 
 
@@ -267,6 +282,7 @@ def _load_folder(folder: Path, trust_custom_imports: bool) -> Pretrained:
         text_tokenizer=tokenizer,
         template=description["template"],
         image_aspect=description["image_aspect"],
+        precision=check_precision(description.get("precision"), f"{folder / MODEL_FILE}: precision"),
         custom_imports=description.get("custom_imports"),
     )
 
@@ -286,6 +302,7 @@ def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
         text_tokenizer=tokenizer,
         template=config.data.template if isinstance(config.data.template, str) else config.data.template.to_dict(),
         image_aspect=config.data.image_aspect,
+        precision=config.optim.precision,
         custom_imports=cfg.get("custom_imports"),
     )
 

@@ -20,6 +20,7 @@ from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, open_image
 from asvr.data.refusals import Refused, check_policy
 from asvr.engine.log import logger, progress_bar
 from asvr.folders import partial_of
+from asvr.models.component import fingerprint_of
 from asvr.models.tokenizers.base import require_codes
 from asvr.models.tokenizers.precision import full_float32
 
@@ -80,7 +81,7 @@ class FeatureCache:
         """Codes of every picture by ``tokenizer``: from the cached features where it shares the encoder
         (no picture is opened then), else from its own pixels. Kept in the folder under a digest of the tokenizer and
         its ``config``."""
-        depends_on = f"{tokenizer.fingerprint()} {tokenizer.transform} {tokenizer.grid} {_text(config)}"
+        depends_on = f"{fingerprint_of(tokenizer)} {tokenizer.transform} {tokenizer.grid} {_text(config)}"
         file = self.folder / f"codes.{target}.{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.npy"
         if not file.is_file():
             keys = list(self.rows)
@@ -174,7 +175,7 @@ def build_feature_cache(
 def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) -> Path:
     """The folder is named by what its content depends on: encoder, transform and the bytes of every picture, of which
     those that have not changed since the last start are not read again."""
-    digest = hashlib.sha256(f"{encoder.fingerprint()} {encoder.transform} {aspect} {_text(config)}".encode())
+    digest = hashlib.sha256(f"{fingerprint_of(encoder)} {encoder.transform} {aspect} {_text(config)}".encode())
     for key, sha256 in hash_pictures(root, pictures).items():
         digest.update(key.encode() + bytes.fromhex(sha256))
     return root / digest.hexdigest()[:16]

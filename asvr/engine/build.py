@@ -18,9 +18,9 @@ from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
 from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
 from asvr.engine.interruption import obey_parent_alone
-from asvr.engine.optim import PRECISIONS
 from asvr.engine.processes import get_rank, get_world_size
 from asvr.models.attention import AUTO, choose, set_kernel
+from asvr.precision import PRECISIONS
 from asvr.preflight import check_sizes
 from asvr.registry import DATASETS, MODELS
 from asvr.schema import is_device

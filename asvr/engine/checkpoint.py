@@ -36,6 +36,8 @@ from asvr.engine.checkpoint_folder import (
     told,
 )
 from asvr.folders import sha256_of
+from asvr.models.component import fingerprint_in, fingerprint_of, source_of
+from asvr.models.hf import DTYPES
 from asvr.models.shards import part_of, unshared
 
 __all__ = [  # of the folders, for users of this
@@ -57,7 +59,7 @@ def own_components(model: nn.Module) -> dict[str, nn.Module]:
         name: module
         for name, module in model.components().items()
         if not name.startswith("tokenizer.")
-        and (getattr(module, "source", None) is None or any(p.requires_grad for p in module.parameters()))
+        and (source_of(module) is None or any(p.requires_grad for p in module.parameters()))
     }
 
 
@@ -65,7 +67,7 @@ def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
     """Where weights are sharded, every process calls it."""
     own = own_components(model)
     return {
-        name: dict(source=module.source, fingerprint=module.fingerprint())
+        name: dict(source=source_of(module), fingerprint=fingerprint_of(module))
         for name, module in model.components().items()
         if name not in own
     }
@@ -117,6 +119,7 @@ def _write_whole(folder: Path, content: dict, meta: dict) -> None:
         save_file({key: value.cpu().contiguous() for key, value in content["weights"].items()}, partial / WEIGHTS)
         with open(partial / STATE, "wb") as stream:  # torch's own files do not say why they cannot be written
             torch.save(content["state"], stream)
+        _require_readable(partial / STATE)
         finish(folder, meta, {name: _hash(partial / name) for name in (WEIGHTS, STATE)})
     except Exception as error:
         abandon(folder)
@@ -143,6 +146,7 @@ def _write_sharded(folder: Path, content: dict, meta: dict, group) -> None:
         if first:
             with open(partial / STATE, "wb") as stream:
                 torch.save(content["state"], stream)
+            _require_readable(partial / STATE)
             files.append(partial / STATE)
         hashes = {str(file.relative_to(partial)): _hash(file) for file in files}
         return hashes, {file.name: sharded.data_sha256(file) for file in weights}
@@ -156,6 +160,15 @@ def _write_sharded(folder: Path, content: dict, meta: dict, group) -> None:
         if first:
             abandon(folder)
         raise told(folder, needed, error) from error
+
+
+def _require_readable(file: Path) -> None:
+    """Raise ``ValueError`` for a state that `load_state` would refuse. Only names of classes are read."""
+    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file):
+        raise ValueError(
+            f"the state of the optimiser or of a hook holds {', '.join(sorted(unsafe))}, which could not be read back: "
+            "keep plain tensors and values, or register the class with torch.serialization.add_safe_globals"
+        )
 
 
 def _together(work, group) -> list:
@@ -239,16 +252,24 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def check_frozen(folder: Path, model: nn.Module) -> None:
-    """Raise ``ValueError`` if frozen weights are not those that the checkpoint was made with."""
-    own, there = frozen_fingerprints(model), read_meta(folder)["frozen"]
-    different = [
-        f"{name}: {there[name]['source']} ({there[name]['fingerprint']}), "
-        f"here {own[name]['source']} ({own[name]['fingerprint']})"
-        for name in own
-        if name in there and own[name]["fingerprint"] != there[name]["fingerprint"]
-    ]
+    """Raise ``ValueError`` where weights that a checkpoint leaves to their files are not those that it was made with,
+    whether ``model`` trains them or not: so it is asked before they are replaced. Every process calls it."""
+    meta, parts, different = read_meta(folder), model.components(), []
+    for name, there in meta["frozen"].items():
+        if name not in parts:
+            continue
+        here = fingerprint_of(parts[name])
+        if here != there["fingerprint"] and not _same_in_another_dtype(parts[name], there["fingerprint"]):
+            told = f"{there['source']} ({there['fingerprint']}), here {source_of(parts[name])} ({here})"
+            different.append(f"{name}: {told}")
     if different:
         raise ValueError(f"{folder} was made with other frozen weights of {'; '.join(different)}")
+
+
+def _same_in_another_dtype(part: nn.Module, fingerprint: str) -> bool:
+    """A stage may hold the same weights in another dtype than the one before it."""
+    own = {p.dtype for p in part.parameters()}
+    return any(fingerprint_in(part, dtype) == fingerprint for dtype in DTYPES.values() if {dtype} != own)
 
 
 def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) -> list[str]:
@@ -258,7 +279,7 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
     for key, shape in shapes.items():
         name, _, rest = key.partition(".")
         by_component.setdefault(name, {})[rest] = shape
-    homeless = {n for n, m in own_components(model).items() if getattr(m, "source", None) is None and m.state_dict()}
+    homeless = {n for n, m in own_components(model).items() if source_of(m) is None and m.state_dict()}
     missing = homeless - by_component.keys()
     unknown = by_component.keys() - components.keys()
     if missing or unknown:

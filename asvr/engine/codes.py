@@ -1,6 +1,7 @@
 """Computing target codes ahead of training: what ``tools/cache_codes.py`` and ``data.cache='codes'`` do."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,34 +14,45 @@ from asvr.data.disk import require_room
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refused
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
-from asvr.engine.build import as_in_training, build_device, pictures_of_stages
+from asvr.engine.ahead import encoder_ahead, tokenizer_ahead
+from asvr.engine.build import build_device, pictures_of_stages
 from asvr.engine.interruption import obey_parent_alone
 from asvr.engine.log import logger, progress_bar, set_up_logging
-from asvr.models.component import without_weights
-from asvr.models.targets import build_tokenizer, shares_encoder
+from asvr.models.component import fingerprint_of, without_weights
+from asvr.models.targets import shares_encoder
 from asvr.preflight import preflight
-from asvr.registry import ENCODERS
+from asvr.registry import TEXT_TOKENIZERS
 
 BATCH = 32
 AHEAD = 2  # batches that each worker keeps ready
 
 
-def code_cache(cfg: Config, root: Path, *, shard: tuple[int, int] = (0, 1), workers: int | None = None) -> CodeCache:
-    """The codes of every picture of all stages by every target's tokenizer, under ``root``; what is there is reused.
+def code_cache(
+    cfg: Config,
+    root: Path,
+    vocab_size: Callable[[], int],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+) -> tuple[CodeCache, dict[str, str]]:
+    """The codes of every picture of all stages by every target's tokenizer, under ``root``, and the
+    tokenizers' fingerprints by the names of `VLM.components`. What is there is reused.
 
-    shard: (i, n) computes what is missing of every n-th picture, from the i-th, and leaves the others to processes with
-    another i; the cache is then only complete when all are done. workers: processes that open pictures; None is
-    ``data.num_workers``. Raises ``ValueError`` where stages disagree on what a target's codes are, where its tokenizer
-    is fitted in the run, or where the disk is too small; `Refused` where a picture is unreadable (``on_error``).
+    vocab_size: see `tokenizer_ahead`. shard: (i, n) computes what is missing of every n-th picture, from the i-th, and
+    leaves the others to processes with another i; the cache is then only complete when all are done. workers: processes
+    that open pictures; None is ``data.num_workers``. Raises ``ValueError`` where stages disagree on what a target's
+    codes are, where its tokenizer is fitted in the run, or where the disk is too small; `Refused` where a picture is
+    unreadable (``on_error``).
     """
     targets = distinct_targets(cfg)
     _, pictures = pictures_of_stages(cfg)
     device = build_device(cfg.runtime.device)
-    encoder = as_in_training(ENCODERS.build(cfg.model.encoder), cfg, device)
-    hashes, stores = hash_pictures(root, pictures), {}
+    encoder = encoder_ahead(cfg, device)
+    hashes, stores, fingerprints = hash_pictures(root, pictures), {}, {}
     by_hash = {sha256: pictures[key] for key, sha256 in hashes.items()}
     for name, target in targets.items():
-        tokenizer = as_in_training(build_tokenizer(target["tokenizer"], encoder), cfg, device)
+        tokenizer = tokenizer_ahead(cfg, target, encoder, device, vocab_size)
+        fingerprints[f"tokenizer.{name}"] = fingerprint_of(tokenizer)
         store = stores[name] = store_of(
             root,
             name,
@@ -58,7 +70,7 @@ def code_cache(cfg: Config, root: Path, *, shard: tuple[int, int] = (0, 1), work
             _compute(store, tokenizer, own, cfg.data, device, workers, part=f"{shard[0]}-of-{shard[1]}")
             store.reload()
         assert shard[1] > 1 or all(sha256 in store for sha256 in by_hash)
-    return CodeCache(hashes, stores)
+    return CodeCache(hashes, stores), fingerprints
 
 
 def distinct_targets(cfg: Config) -> dict[str, Config]:
@@ -88,7 +100,7 @@ def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str, encode
     """encoder: the config of the model's, where the tokenizer quantises its features."""
     depends_on = dict(
         encoder=None if encoder is None else without_weights(encoder),
-        fingerprint=tokenizer.fingerprint(),
+        fingerprint=fingerprint_of(tokenizer),
         transform=str(tokenizer.transform),
         aspect=aspect,
         tokenizer=without_weights(target["tokenizer"]),
@@ -167,7 +179,11 @@ def run_config(path: str, *, out: Path | None, shard: str, workers: int | None, 
     if out is None:
         raise ValueError("where to: give --out DIR, or data.cache_dir in the config")
     set_up_logging(Path(out) / f"cache_codes.{index}-of-{count}.log")
-    code_cache(cfg, Path(out), shard=(index, count), workers=workers)
+
+    def vocab_size() -> int:
+        return len(TEXT_TOKENIZERS.build(cfg.text_tokenizer))
+
+    code_cache(cfg, Path(out), vocab_size, shard=(index, count), workers=workers)
     print(f"train with data.cache='codes', data.cache_dir={str(out)!r}")
 
 

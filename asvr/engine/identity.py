@@ -1,16 +1,21 @@
 """What the result of a stage depends on, and whether a checkpoint was made with the same."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.config import stage_config
+from asvr.config import is_model_folder, stage_config
 from asvr.engine import checkpoint
-from asvr.validate import SCRATCH
+from asvr.engine.log import logger
+from asvr.models.component import WEIGHT_FIELDS
+from asvr.registry import ENCODERS, HEADS, LLMS, PROJECTORS, VISUAL_TOKENIZERS
+from asvr.validate import OWN, SCRATCH, find
 
-# Settings that may change between an interrupted run and its continuation: they do not touch the result.
-_FREE = (
+# Settings that are no part of what a stage is.
+_LEFT_OUT = (
     "runtime.log_interval",
     "runtime.checkpoint_interval",
     "runtime.keep_checkpoints",
@@ -25,6 +30,23 @@ _FREE = (
     "evaluation",
     "validation",
 )
+# Settings that may change between an interrupted run and its continuation: samples and objective of a step stay.
+_FREE = (
+    "data.micro_batch",
+    "data.pack",
+    "data.group",
+    "data.cache",
+    "runtime.device",
+    "runtime.attention",
+    "runtime.compile",
+    "model.llm.activation_checkpointing",
+)
+# How a step is split decides what these draw.
+_DRAWING = ("data.micro_batch", "data.pack", "data.group")
+# Fields that say where a dataset's files are: its fingerprint stands for what is in them.
+_PLACES = ("ann_file", "image_folder", "files", "root")
+_TEXT_TOKENIZER, _FINGERPRINT = "text_tokenizer", "text_tokenizer.fingerprint"
+_WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
 
 
 def init_of(cfg: Config, name: str) -> str:
@@ -37,7 +59,7 @@ def init_of(cfg: Config, name: str) -> str:
 def identity(cfg: Config, name: str, text_tokenizer) -> dict:
     """Dotted key -> value of every setting that the result depends on, and what it was resolved to."""
     stage = stage_config(cfg, name)
-    flat: dict = {"init": init_of(cfg, name), "text_tokenizer.fingerprint": text_tokenizer.fingerprint()}
+    flat: dict = {"init": init_of(cfg, name), _FINGERPRINT: text_tokenizer.fingerprint()}
 
     def visit(prefix: str, value) -> None:
         if isinstance(value, dict):
@@ -46,21 +68,93 @@ def identity(cfg: Config, name: str, text_tokenizer) -> dict:
         else:
             flat[prefix] = json.loads(json.dumps(value))
 
-    for key in ("text_tokenizer", "model", "data", "optim", "schedule", "train", "runtime"):
+    for key in (_TEXT_TOKENIZER, "model", "data", "optim", "schedule", "train", "runtime"):
         visit(key, stage.to_dict()[key])
-    return {key: value for key, value in flat.items() if not key.startswith(_FREE)}
+    return {key: value for key, value in flat.items() if not _is_under(key, _LEFT_OUT)}
 
 
-def check_same_config(folder: Path, own: dict) -> None:
-    """Raise ``ValueError`` where a checkpoint's `identity` is another one, with what differs."""
-    there = checkpoint.read_meta(folder)["config"]
-    different = sorted(key for key in own.keys() | there.keys() if own.get(key) != there.get(key))
-    if different:
-        listing = "; ".join(_difference(key, there.get(key), own.get(key)) for key in different[:5])
+def check_same_config(folder: Path, own: dict) -> dict[str, tuple]:
+    """What differs between a checkpoint's `identity` and this one, and may: key -> (there, here).
+
+    Raises ``ValueError`` where anything else does, with what it is.
+    """
+    there = {k: v for k, v in checkpoint.read_meta(folder)["config"].items() if not _is_under(k, _LEFT_OUT)}
+    different = {key: (there.get(key), own.get(key)) for key in own.keys() | there.keys()}
+    different = {key: pair for key, pair in sorted(different.items()) if pair[0] != pair[1]}
+    essence = _essence(there), _essence(own)
+    if is_model_folder(own["init"]):  # its digest is compared with the checkpoint's `start`
+        essence[0]["init"] = own["init"]
+    wrong = [key for key in different if essence[0].get(key) != essence[1].get(key)]
+    if wrong:
+        listing = "; ".join(_difference(key, *different[key]) for key in wrong[:5])
         raise ValueError(
             f"{folder} belongs to another configuration ({listing}). "
             "Give the options it was trained with, take another --work-dir, or train anew with --resume never"
         )
+    return different
+
+
+def other_places(different: dict, section: str) -> bool:
+    """Whether files of ``section`` are read from elsewhere: what is in them is to be compared."""
+    return any(_is_under(key, (section,)) and not _is_under(key, _FREE) for key in different)
+
+
+def architecture(model, config: dict) -> dict[str, str]:
+    """Digests, by part, of all that decides what a model computes besides its weights, wherever its files lie."""
+    told = model.portable(config)
+    told["llm"] = {key: value for key, value in told["llm"].items() if key != "activation_checkpointing"}
+    texts = {part: json.dumps(own, sort_keys=True, default=str) for part, own in told.items() if part != "type"}
+    return {part: hashlib.sha256(text.encode()).hexdigest()[:16] for part, text in texts.items()}
+
+
+def tell_changes(different: dict, stage: Config) -> None:
+    """One line for each setting with which a stage goes on in another way than before."""
+    draws = any(entry.get("supervise") is not None for entry in stage.model.reconstruction)
+    for key, (there, here) in different.items():
+        told = "samples and objective of a step are the same"
+        if draws and _is_under(key, _DRAWING):
+            told += "; the tokens that `supervise` draws are others"
+        logger.info("goes on with %s=%r (was %r): %s", key, here, there, told)
+
+
+def _essence(flat: dict) -> dict:
+    """An `identity` without what may change. Where files lie may: fingerprints of what is in them are compared."""
+    found = {}
+    for key, value in flat.items():
+        parent, _, last = key.rpartition(".")
+        if _is_under(key, _FREE) or (_is_under(key, (_TEXT_TOKENIZER,)) and key != _FINGERPRINT):
+            continue
+        if _is_under(key, ("data.train",)):
+            if last in _PLACES:
+                continue
+            value = _without(value, lambda config: _PLACES)
+        elif _is_under(key, ("model",)):
+            if last in _files_of({"type": flat.get(f"{parent}.type")}):
+                continue
+            value = _without(value, _files_of)
+        found[key] = value
+    return found
+
+
+def _files_of(config: dict) -> tuple[str, ...]:
+    """The fields that name files of weights. What a user's own component makes of such a name is not known here."""
+    kinds = (find(registry, config.get("type")) for registry in _WEIGHED)
+    kind = next((kind for kind in kinds if kind is not None), None)
+    return WEIGHT_FIELDS if kind is not None and kind.__module__.startswith(OWN) else ()
+
+
+def _without(value, fields: Callable[[dict], tuple]):
+    """Without some fields of every component in a list of them; fields: of a component's config."""
+    if isinstance(value, list):
+        return [_without(item, fields) for item in value]
+    if isinstance(value, dict):
+        gone = fields(value) if "type" in value else ()
+        return {key: _without(item, fields) for key, item in value.items() if key not in gone}
+    return value
+
+
+def _is_under(key: str, names: tuple[str, ...]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _difference(key: str, there, here) -> str:

@@ -9,9 +9,8 @@ from torch import nn
 
 from asvr.engine.half_weights import SplitAdamW
 from asvr.models.shards import whole
+from asvr.precision import PRECISIONS
 from asvr.schema import TRAINED_WITH
-
-PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
 
 class AutocastOptimWrapper(OptimWrapper):

@@ -5,6 +5,7 @@ processes agree on the CPU on the numbers of supervised tokens, by which losses 
 micro-batches. Gradients are then added up, not averaged: the objective is that of one process.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from asvr import compat
 from asvr.data.batch import Batch
-from asvr.engine.processes import gather_numbers, get_world_size
+from asvr.engine.processes import gather, gather_numbers, get_world_size
 from asvr.models.hf import DTYPES, resolve_dtype
 from asvr.registry import MODEL_WRAPPERS
 
@@ -77,6 +79,52 @@ def _check_precision(model: nn.Module) -> None:
         )
 
 
+def _check_statistics(model: nn.Module) -> None:
+    """Raise ``ValueError`` for running statistics that training moves: each process would move its own by its own
+    samples. Synchronised ones wait for all processes, of which one may have no image to encode."""
+    if get_world_size() == 1:
+        return
+    model.train()  # a component may keep its norms as they are
+    for part, component in model.components().items():
+        for name, module in component.named_modules():
+            if isinstance(module, _NormBase) and module.training and module.running_mean is not None:
+                raise ValueError(
+                    f"parallel: {part} is trained and its {name} ({type(module).__name__}) keeps running statistics, "
+                    "which several processes cannot share: leave the component out of `train`, take one "
+                    "without them (a frozen batch norm, a layer or group norm), or start one process"
+                )
+
+
+def check_buffers(model: nn.Module) -> None:
+    """Raise ``ValueError`` where a buffer differs between processes: a checkpoint holds one. Every process calls it."""
+    if get_world_size() == 1:
+        return
+    own = {
+        f"{part}.{key}": value
+        for part, component in model.components().items()
+        if component.training
+        for key, value in _buffers(component).items()
+    }
+    sums = {key: hashlib.sha256(_bytes_of(value)).hexdigest()[:16] for key, value in own.items()}
+    found = gather(sums)
+    different = [key for key in sums if any(other.get(key) != sums[key] for other in found)]
+    if different:
+        raise ValueError(
+            f"parallel: the buffer {different[0]} ({len(different)} in all) differs between processes, since it "
+            "depends on a process's own samples: compute it from those of all, or start one process"
+        )
+
+
+def _buffers(component: nn.Module) -> dict[str, Tensor]:
+    """Those that a checkpoint holds."""
+    names = {name for name, _ in component.named_buffers()}
+    return {key: value for key, value in component.state_dict().items() if key in names}
+
+
+def _bytes_of(value: Tensor):
+    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
 @MODEL_WRAPPERS.register_module()
 class DDP(DistributedDataParallel):
     """Every process holds the whole model; gradients are added up while the last backward pass of a step runs.
@@ -88,12 +136,13 @@ class DDP(DistributedDataParallel):
 
     def __init__(self, *, module: nn.Module, device: torch.device, bucket_mb: float = 25.0):
         _check_precision(module)
+        _check_statistics(module)
         super().__init__(
             module.to(device),
             device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=bucket_mb,
             gradient_as_bucket_view=True,
-            **compat.without_buffer_sync(),  # they are frozen, and the same everywhere
+            **compat.without_buffer_sync(),  # the same everywhere, see `check_buffers`
         )
         self.register_comm_hook(None, _add_up)
 
@@ -146,6 +195,7 @@ class FSDP2(nn.Module):
         for name, value in dict(param_dtype=param_dtype, reduce_dtype=reduce_dtype, frozen=frozen).items():
             assert value in self.choices[name], f"parallel.{name}={value!r}: the config was not checked"
         _check_precision(module)
+        _check_statistics(module)
         blocks = getattr(module.llm, "blocks", None)
         if not blocks:
             raise ValueError(f"parallel: {type(module.llm).__name__} tells no `blocks` to shard; use type='DDP'")

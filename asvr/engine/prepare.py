@@ -4,7 +4,7 @@ training pictures."""
 import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,10 +14,11 @@ from asvr.config import stage_config
 from asvr.data.code_cache import CodeCache
 from asvr.data.feature_cache import FeatureCache, build_feature_cache, pixel_batches
 from asvr.data.images import MAX_PIXELS
-from asvr.engine.build import as_in_training, build_device, pictures_of_stages
+from asvr.engine.ahead import encoder_ahead, is_drawn, tokenizer_ahead
+from asvr.engine.build import build_device, pictures_of_stages
 from asvr.engine.codes import code_cache
 from asvr.engine.log import logger
-from asvr.models.component import without_weights
+from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
 from asvr.registry import ENCODERS
 
@@ -28,11 +29,13 @@ class Prepared:
 
     cfg: the config, with the folder of a fitted tokenizer as its ``name`` in place of ``fit``.
     cache: features and codes of all pictures, or codes alone; None where ``data.cache`` is off.
+    fingerprints: of the parts that computed it, by the names of `VLM.components`: a stage's must be the same.
     """
 
     cfg: Config
     text_tokenizer: object
     cache: FeatureCache | CodeCache | None
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
@@ -46,14 +49,14 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     entries = entries_of(cfg)
     root = Path(cfg.data.get("cache_dir") or work_dir / "cache")
     if cfg.data.get("cache", False) == "codes":
-        return Prepared(cfg, text_tokenizer, code_cache(cfg, root))
+        return Prepared(cfg, text_tokenizer, *code_cache(cfg, root, lambda: len(text_tokenizer)))
     if not cfg.data.get("cache", False):
         if fitted := [entry["name"] for entry in entries if "fit" in entry]:
             raise ValueError(f"reconstruction target {fitted[0]!r} has `fit`, which needs data.cache=True")
         return Prepared(cfg, text_tokenizer, None)
 
     device = build_device(cfg.runtime.device)
-    encoder = as_in_training(ENCODERS.build(cfg.model.encoder), cfg, device)
+    encoder = encoder_ahead(cfg, device)
     training, all_pictures = pictures_of(cfg)
     if not all_pictures and not any("fit" in entry for entry in entries):  # there is nothing to compute ahead
         return Prepared(cfg, text_tokenizer, None)
@@ -78,8 +81,10 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
             _fit(target, folder, encoder, cache, pictures, cfg.data.image_aspect, cfg.runtime.seed, device)
         target["tokenizer"]["name"] = str(folder)
         del target["fit"]
+    fingerprints = dict(encoder=fingerprint_of(encoder))
     for target in {entry["name"]: entry for entry in entries}.values():
-        visual = as_in_training(build_tokenizer(target["tokenizer"], encoder), cfg, device)
+        visual = tokenizer_ahead(cfg, target, encoder, device, lambda: len(text_tokenizer))
+        fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(visual)
         shared = shares_encoder(visual, encoder)
         cache.add_codes(
             target["name"],
@@ -90,7 +95,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
             device=device,
             config=without_weights(target["tokenizer"]),
         )
-    return Prepared(cfg, text_tokenizer, cache)
+    return Prepared(cfg, text_tokenizer, cache, fingerprints)
 
 
 def entries_of(cfg: Config) -> list[dict]:
@@ -136,6 +141,12 @@ def _fit(
     target: dict, folder: Path, encoder, cache: FeatureCache, pictures: dict, aspect: str, seed: int, device
 ) -> None:
     """Fit a target's tokenizer on the features that it will quantise: the cached ones, or its own encoder's."""
+    own = target["tokenizer"].get("encoder")
+    if own and is_drawn(lambda: ENCODERS.build(own)):
+        raise ValueError(
+            f"reconstruction target {target['name']!r}: the encoder of its tokenizer has random weights, which stand "
+            "in no file, so that what is fitted on its features could not be used again: name its weights"
+        )
     logger.info("fitting the tokenizer of target %r on %d pictures", target["name"], len(pictures))
     tokenizer = build_tokenizer(target["tokenizer"], encoder).to(device)
     keys = list(pictures)

@@ -198,7 +198,7 @@ def evaluate_folder(
         own.text_tokenizer,
         data=data,
         samples_file=out / "answers.jsonl",
-        precision="float32",  # no autocast: the weights' own
+        precision=own.precision,
         limit=limit,
     )
     return _keep(result | dict(asked=dict(limit=limit) | _of_file(questions)), out, str(folder))

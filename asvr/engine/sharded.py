@@ -60,6 +60,12 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
     """The optimiser's tensors, and its settings by parameter, which are plain values."""
     flat = get_optimizer_state_dict(model, optimizer, options=_FLAT)
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    for key, value in tensors.items():
+        if type(_local(value)) is not Tensor:
+            raise ValueError(
+                f"the optimiser's {key} is a {type(_local(value)).__name__}: of a sharded model plain tensors alone "
+                "can be saved: take another optimiser, or parallel.type='DDP'"
+            )
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
 
 
@@ -114,6 +120,9 @@ def read_optimizer(folder: Path, settings: dict, model: nn.Module, optimizer: to
     tensors, _ = optimizer_state(model, optimizer)
     read(folder, tensors)
     set_optimizer_state_dict(model, optimizer, tensors | settings, options=_FLAT)
+    for name, parameter in model.named_parameters():
+        saved = {key: tensors.get(f"state.{name}.{key}") for key in optimizer.state.get(parameter, {})}
+        _keep_dtypes(optimizer.state.get(parameter, {}), saved)
 
 
 # From checkpoints that are not sharded ----------------------------------------------------------------------
@@ -130,3 +139,14 @@ def load_whole_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
         for index, values in state["state"].items()
     }
     optimizer.load_state_dict(dict(state, state=moments))
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        if number in moments:
+            _keep_dtypes(optimizer.state[parameter], moments[number])
+
+
+def _keep_dtypes(own: dict, saved: dict) -> None:
+    """torch casts what it loads to the parameter's dtype, which makes other numbers of codes in 8 bits."""
+    for key, value in saved.items():
+        if isinstance(value, Tensor) and key in own and own[key].dtype != value.dtype:
+            own[key] = value.to(own[key].device, copy=True)

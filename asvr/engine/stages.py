@@ -19,9 +19,8 @@ from torch import nn
 from asvr.config import MODEL_FILE, is_model_folder, stage_config
 from asvr.engine import checkpoint
 from asvr.engine.build import build_device, build_model, data_fingerprint
-from asvr.engine.identity import check_same_config, identity, init_of
+from asvr.engine.identity import architecture, check_same_config, identity, init_of, other_places, tell_changes
 from asvr.engine.log import logger
-from asvr.engine.optim import PRECISIONS
 from asvr.engine.parallel import bare, gathered
 from asvr.engine.prepare import Prepared, entries_of
 from asvr.engine.processes import is_main_process, wait
@@ -30,8 +29,10 @@ from asvr.engine.runner import build_runner
 from asvr.folders import replace_text
 from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks, uncompiled
+from asvr.models.component import fingerprint_of
+from asvr.precision import PRECISIONS
 from asvr.pretrained import start_from
-from asvr.registry import MODEL_WRAPPERS
+from asvr.registry import DATASETS, MODEL_WRAPPERS
 from asvr.validate import SCRATCH
 
 DONE = "done.json"
@@ -56,10 +57,11 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     shared = _fresh_model(cfg, name, prepared, shared=True)
     model = bare(shared)
     if newest is not None:
-        _load_checkpoint(cfg, name, prepared, work_dir, newest, model)
+        tell_changes(_load_checkpoint(cfg, name, prepared, work_dir, newest, model), stage)
     elif (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
         checkpoint.check_frozen(start, model)
         checkpoint.load_weights(start, model)
+        _require_prepared(prepared, model, name)
         logger.info("stage %s starts from %s", name, start)
 
     if is_main_process():
@@ -69,6 +71,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
         config=identity(cfg, name, prepared.text_tokenizer),
         start=checkpoint.read_meta(newest)["start"] if newest is not None else start_digest(cfg, name, work_dir),
         frozen=checkpoint.frozen_fingerprints(model),
+        architecture=architecture(model, stage.model.to_dict()),
     )
     runner = build_runner(stage, name, shared, prepared, work_dir, meta)
     if newest is not None:
@@ -96,11 +99,42 @@ def load_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path):
     return model
 
 
-def _load_checkpoint(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folder: Path, model) -> None:
-    check_same_config(folder, identity(cfg, name, prepared.text_tokenizer))
+def _load_checkpoint(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folder: Path, model) -> dict:
+    """What is other than it was, and may be: see `check_same_config`."""
+    different = check_same_config(folder, identity(cfg, name, prepared.text_tokenizer))
     _check_start(folder, cfg, name, work_dir)
+    if other_places(different, "model"):
+        _require_same_architecture(folder, model, stage_config(prepared.cfg, name).model.to_dict())
     checkpoint.check_frozen(folder, model)
     checkpoint.load_weights(folder, model)
+    _require_prepared(prepared, model, name)
+    return different
+
+
+def _require_same_architecture(folder: Path, model: nn.Module, config: dict) -> None:
+    """Raise ``ValueError`` where the files of a model, which lie elsewhere than before, say something else."""
+    there = checkpoint.read_meta(folder).get("architecture")
+    if there is None:
+        raise ValueError(
+            f"{folder} does not say which settings its model's files had: name the same files in the config"
+        )
+    here = architecture(model, config)
+    if different := [part for part in here if here[part] != there.get(part)]:
+        raise ValueError(
+            f"{folder} was made with other settings of {', '.join(different)} than the files say that the config names "
+            "now: name the same files"
+        )
+
+
+def _require_prepared(prepared: Prepared, model: nn.Module, name: str) -> None:
+    """Raise ``ValueError`` where the cache holds outputs of other weights than the model's. Every process calls it."""
+    parts = model.components() if prepared.cache is not None else {}
+    for part, fingerprint in prepared.fingerprints.items():
+        if part in parts and (own := fingerprint_of(parts[part])) != fingerprint:
+            raise ValueError(
+                f"stage {name}: the {part} of the model ({own}) is not the one whose outputs data.cache holds "
+                f"({fingerprint}): set data.cache=False, or name weights that a file holds in its config"
+            )
 
 
 def _fresh_model(cfg: Config, name: str, prepared: Prepared, *, shared: bool = False) -> nn.Module:
@@ -116,6 +150,7 @@ def _fresh_model(cfg: Config, name: str, prepared: Prepared, *, shared: bool = F
     if in_folder:
         start_from(model, Path(init), cached=prepared.cache is not None)
         logger.info("stage %s starts from %s", name, init)
+    _require_prepared(prepared, model, name)
     if wrapper is None:
         model.to(device)
     use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision], device)
@@ -162,7 +197,8 @@ def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> 
     anything there is written anew."""
     for name in names:
         if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
-            check_same_config(newest, identity(cfg, name, text_tokenizer))
+            if other_places(check_same_config(newest, identity(cfg, name, text_tokenizer)), "data.train"):
+                _require_same_data(newest, DATASETS.build(stage_config(cfg, name).data.train), moved=True)
             _check_start(newest, cfg, name, work_dir)
 
 
@@ -217,13 +253,8 @@ def _last_checkpoint(work_dir: Path, name: str) -> Path | None:
 
 def _restore(runner: Runner, folder: Path) -> None:
     """Optimiser, schedule, position in the data and random states; the weights are loaded already."""
-    dataset, meta = runner.train_dataloader.dataset, checkpoint.read_meta(folder)
-    now = len(dataset), data_fingerprint(dataset)
-    if now != (meta["samples"], meta["data"]):
-        raise ValueError(
-            f"{folder} was trained on other data: {meta['samples']} samples ({meta['data']}), data.train has "
-            f"{now[0]} ({now[1]}) now. Bring the data back, or start anew with --resume never"
-        )
+    _require_same_data(folder, runner.train_dataloader.dataset)
+    meta = checkpoint.read_meta(folder)
     state = checkpoint.load_state(folder, bare(runner.model), runner.optim_wrapper.optimizer)
     for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(values)
@@ -232,6 +263,16 @@ def _restore(runner: Runner, folder: Path) -> None:
             hook.load_state_dict(state["hooks"][name])
     runner.train_loop.iter = meta["step"]
     restore_random_states(state["random"], seed=runner.seed, step=meta["step"])
+
+
+def _require_same_data(folder: Path, dataset, *, moved: bool = False) -> None:
+    """moved: its files lie elsewhere than before, so that only a fingerprint can tell."""
+    meta, now = checkpoint.read_meta(folder), (len(dataset), data_fingerprint(dataset))
+    if now != (meta["samples"], meta["data"]) or (moved and now[1] is None):
+        raise ValueError(
+            f"{folder} was trained on other data: {meta['samples']} samples ({meta['data']}), data.train has "
+            f"{now[0]} ({now[1]}) now. Bring the data back, or start anew with --resume never"
+        )
 
 
 def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | None:

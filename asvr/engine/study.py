@@ -30,6 +30,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.config import load_config, stage_config
+from asvr.config_file import read_config_file
 from asvr.engine.log import logger, progress_bar
 from asvr.folders import sha256_of
 from asvr.schema import nearest
@@ -56,7 +57,7 @@ def load_study(file: Path) -> Config:
     """
     if not file.is_file():
         raise ValueError(f"there is no study {file}")
-    read = Config.fromfile(file, import_custom_modules=False)
+    read = read_config_file(file)
     study = Config({key: value for key, value in read.to_dict().items() if not key.startswith("_")})
     problems = [f"{key}: unknown; {nearest(key, FIELDS)}" for key in study if key not in FIELDS]
     problems += [f"{key} is missing" for key in REQUIRED if key not in study]

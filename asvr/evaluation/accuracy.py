@@ -17,9 +17,9 @@ from asvr.data.picture_sources import has_file
 from asvr.data.refusals import Refusal
 from asvr.engine.build import build_collate
 from asvr.engine.log import logger, progress_bar
-from asvr.engine.optim import PRECISIONS
 from asvr.evaluation.generation import generate
 from asvr.models.compiling import uncompiled
+from asvr.precision import computing_in
 
 NO_KIND = "all"
 
@@ -38,7 +38,7 @@ def evaluate(
     data,
     cache=None,
     samples_file: Path,
-    precision: str,
+    precision: str | None,
     batch_size: int = 64,
     max_new_tokens: int = 32,
     limit: int | None = None,
@@ -48,8 +48,8 @@ def evaluate(
 
     samples_file: gets one JSON object a question: id, image (its name), kind, question, expected, answer,
         right.
-    limit: only the first questions. num_examples: how many pictures, evenly spaced, are kept with a map of which
-    of their visual tokens were predicted right.
+    precision: see `computing_in`. limit: only the first questions. num_examples: how many pictures, evenly spaced, are
+    kept with a map of which of their visual tokens were predicted right.
     Returns accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes; code accuracy on the
     pictures, given the true codes of the depths before (as in training), by target and depth, and by target and place
     (a row of the picture's grid a list); questions refused; seconds; the examples.
@@ -63,7 +63,7 @@ def evaluate(
         raise ValueError(f"evaluation: {dataset.source} has no question that can be asked")
     asked.sort(key=lambda pair: len(pair[1]["input_ids"]))  # rows of like length waste little on padding
     collate = build_collate(data, model, tokenizer, cache)
-    rows, device, dtype = {}, model.device, PRECISIONS[precision]
+    rows, device = {}, model.device
     with progress_bar(total=len(asked), desc="answers", unit="question") as bar:
         for first in range(0, len(asked), batch_size):
             chunk = asked[first : first + batch_size]
@@ -71,7 +71,7 @@ def evaluate(
             chunk = _kept(chunk, batch)
             if not chunk:
                 continue
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            with computing_in(precision, device):
                 answers = generate(
                     model, batch.to(device), tokenizer, template=dataset.template, max_new_tokens=max_new_tokens
                 )
@@ -83,10 +83,12 @@ def evaluate(
     asked = [(i, item) for i, item in asked if i in rows]
     samples_file.parent.mkdir(parents=True, exist_ok=True)
     samples_file.write_text("".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)), encoding="utf-8")
-    codes, places, examples = _codes(model, samples_file.parent, asked, rows, collate, batch_size, num_examples, dtype)
+    codes, places, examples = _codes(
+        model, samples_file.parent, asked, rows, collate, batch_size, num_examples, precision
+    )
     return dict(
         _summary(rows.values()),
-        losses=_losses(model, dataset, [i for i, _ in asked], collate, batch_size, dtype),
+        losses=_losses(model, dataset, [i for i, _ in asked], collate, batch_size, precision),
         codes=codes,
         codes_by_place=places,
         refused=len(items) - len(asked),
@@ -147,12 +149,12 @@ def _summary(rows) -> dict:
 
 
 @torch.inference_mode()
-def _losses(model, dataset, numbers: list[int], collate, batch_size: int, dtype) -> dict[str, float]:
+def _losses(model, dataset, numbers: list[int], collate, batch_size: int, precision: str | None) -> dict[str, float]:
     """Nats a token, of the records' answers and of the codes of their pictures, as training counts them."""
     sums, counts = defaultdict(float), defaultdict(float)
     for first in range(0, len(numbers), batch_size):
         batch = collate([dataset[i] for i in numbers[first : first + batch_size]])
-        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+        with computing_in(precision, model.device):
             out = model(batch.to(model.device))
         for name, count in model.count_targets([batch]).items():
             if name in out:
@@ -163,7 +165,7 @@ def _losses(model, dataset, numbers: list[int], collate, batch_size: int, dtype)
 
 @torch.inference_mode()
 def _codes(
-    model, folder: Path, asked, rows, collate, batch_size: int, num_examples: int, dtype
+    model, folder: Path, asked, rows, collate, batch_size: int, num_examples: int, precision: str | None
 ) -> tuple[dict, dict, list[dict]]:
     """Code accuracy on each distinct picture by depth and by place, and the examples, whose pictures stand in
     ``folder`` if nowhere else."""
@@ -180,7 +182,7 @@ def _codes(
     for first in range(0, len(pictures), batch_size):
         chunk = pictures[first : first + batch_size]
         batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk]).to(model.device)
-        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype is not None):
+        with computing_in(precision, model.device):
             right_IND = {target.name: right_codes(model, target, batch) for target in model.targets}
         for name, value in right_IND.items():
             right[name].append(value.float().nanmean(1).cpu())

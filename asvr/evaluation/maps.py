@@ -18,6 +18,7 @@ from asvr.data.templates import IMAGE_MARK, build_template
 from asvr.data.transforms import ImageTransform
 from asvr.evaluation.accuracy import PredictedCodes, predicted_codes
 from asvr.models.targets import Target, nearest_cells
+from asvr.precision import computing_in
 from asvr.pretrained import Pretrained
 
 SHOWN_SIDE = 448  # of a picture that maps are laid over, about
@@ -45,7 +46,8 @@ def target_maps(pretrained: Pretrained, image: Image.Image) -> list[TargetMap]:
     model, batch = pretrained.model, _alone(pretrained, image)
     maps = []
     for target in model.targets:
-        codes = predicted_codes(model, target, batch)
+        with computing_in(pretrained.precision, model.device):
+            codes = predicted_codes(model, target, batch)
         right_RCD, probability_RCD = (
             values_IND[0].unflatten(0, model.encoder.grid).cpu().numpy()
             for values_IND in (codes.right_IND, codes.probability_IND)
@@ -96,11 +98,12 @@ def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages
     model = pretrained.model
     prompt = pretrained.batch([dict(images=images, messages=messages[:-1])])
     batch = pretrained.batch([dict(images=images, messages=messages)], answered=True)
-    embeds_BTH, _ = model.embed(batch)
     first, last = prompt.num_tokens - 1, batch.text_source_S[-1].item()
     end = min(last + 1, getattr(model.llm, "max_positions", None) or last + 1)
     token_N = batch.image_positions_IN[-1]
-    layers = model.llm.attention(embeds_BTH[:, :end], first)
+    with computing_in(pretrained.precision, model.device):
+        embeds_BTH, _ = model.embed(batch)
+        layers = model.llm.attention(embeds_BTH[:, :end], first)
     weights_LN = torch.stack([weights[0].float().mean((0, 1))[token_N] for weights in layers])
     return weights_LN.unflatten(1, model.encoder.grid).cpu().numpy()
 

@@ -32,11 +32,32 @@ class Component(nn.Module):
         return without_weights(config)
 
 
+def fingerprint_of(part: nn.Module) -> str:
+    """By the part's own method. A part need not be a `Component`: the heads are in a ``ModuleDict``, which has none."""
+    return part.fingerprint() if hasattr(part, "fingerprint") else fingerprint(part)
+
+
+def source_of(part: nn.Module) -> str | None:
+    return getattr(part, "source", None)
+
+
+def portable_of(part: nn.Module, config: dict) -> dict:
+    return part.portable(config) if hasattr(part, "portable") else without_weights(config)
+
+
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 (16 hex digits) over names, dtypes, shapes and bytes of all parameters and buffers. Of sharded ones as of
     whole ones: every process calls it."""
+    return fingerprint_in(module, None)
+
+
+def fingerprint_in(module: nn.Module, dtype: torch.dtype | None) -> str:
+    """The `fingerprint` that ``module`` would have with its floating-point numbers in ``dtype``; None: as they are."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        tensor = whole(tensor.detach())
+        if dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(whole(tensor.detach()).cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.data.batch import IMAGE_TOKEN, Batch, drawn_sources, visual_sources
+from asvr.models.component import portable_of
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Target, build_target
 from asvr.models.tokenizers.base import require_integers
@@ -258,12 +259,12 @@ class VLM(nn.Module):
 
     def portable(self, config: dict) -> dict:
         """``config`` of this model, without the files that it names; see `Component.portable`."""
-        parts = {name: getattr(self, name).portable(config[name]) for name in ("encoder", "projector", "llm")}
+        parts = {name: portable_of(getattr(self, name), config[name]) for name in ("encoder", "projector", "llm")}
         targets = []
         for entry, target in zip(config["reconstruction"], self.targets, strict=True):
             own = {key: value for key, value in entry.items() if key != "fit"}
-            head = target.head.portable(entry["head"])
-            targets.append(dict(own, tokenizer=target.tokenizer.portable(entry["tokenizer"]), head=head))
+            head = portable_of(target.head, entry["head"])
+            targets.append(dict(own, tokenizer=portable_of(target.tokenizer, entry["tokenizer"]), head=head))
         return dict(config, **parts, reconstruction=targets)
 
     def views(self) -> dict[str, object]:

@@ -3,9 +3,10 @@
 from mmengine.config import Config
 
 from asvr.engine.build import build_device
-from asvr.engine.optim import PRECISIONS, build_optim_wrapper
+from asvr.engine.optim import build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
+from asvr.precision import PRECISIONS
 from asvr.profiling.memory import full_batch
 from asvr.profiling.peak import held_tensors, step_peak
 from asvr.profiling.worker import random_model

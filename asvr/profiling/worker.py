@@ -17,9 +17,10 @@ from mmengine.config import Config
 
 from asvr.config import load_config, stage_config
 from asvr.engine.build import build_collate, build_device, build_step_loader, pack_limits
-from asvr.engine.optim import PRECISIONS, build_optim_wrapper
+from asvr.engine.optim import build_optim_wrapper
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
+from asvr.precision import PRECISIONS
 from asvr.profiling.machine import machine
 from asvr.profiling.peak import held_tensors, resident_bytes, step_peak
 from asvr.profiling.plain import PlainStep, plain_optimizer

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmengine.hooks import Hook
 
-from asvr.engine.parallel import bare
+from asvr.engine.parallel import bare, check_buffers
 from asvr.engine.processes import get_world_size
 from asvr.engine.random_state import random_states
 from asvr.engine.saver import Saver
@@ -34,7 +34,10 @@ class CheckpointHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         self.saver.check()
         last = runner.iter == runner.max_iters or runner.train_loop.stop is not None
-        if runner.iter % self.interval == 0 or last:
+        save = runner.iter % self.interval == 0 or last
+        if save or runner.iter == 1:  # the first step shows most of what differs
+            check_buffers(bare(runner.model))
+        if save:
             self.save(runner)
 
     def after_train(self, runner) -> None:

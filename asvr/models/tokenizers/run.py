@@ -11,6 +11,7 @@ import torch
 
 import asvr.data.image_folder  # noqa: F401  registers ImageFolder
 from asvr.config import load_config
+from asvr.models.component import fingerprint_of
 from asvr.models.tokenizers import pixel, semantic
 from asvr.models.tokenizers.folder import refuse_other_files
 from asvr.models.tokenizers.training import fit_semantic_tokenizer, train_pixel_tokenizer
@@ -57,7 +58,7 @@ def run_config(
     tokenizer = VISUAL_TOKENIZERS.build(cfg.tokenizer)
     report = function(tokenizer, dataset, work_dir=work_dir, **options)
     tokenizer.save_pretrained(folder)
-    report = dict(report, tokenizer=str(folder), fingerprint=tokenizer.fingerprint())
+    report = dict(report, tokenizer=str(folder), fingerprint=fingerprint_of(tokenizer))
     (work_dir / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=2))
     return report

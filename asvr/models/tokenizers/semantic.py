@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from asvr import zoo
-from asvr.models.component import fingerprint
+from asvr.models.component import fingerprint, fingerprint_of, portable_of, source_of
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.models.tokenizers.feature_decoder import FeatureDecoder
@@ -106,7 +106,7 @@ class SemanticTokenizer(VisualTokenizer):
 
     def fingerprint(self) -> str:
         """Of the codebooks and of the encoder, shared or not: what the codes of a picture depend on."""
-        parts = (fingerprint(self._weights()), self.encoder.fingerprint(), str(_describe(self.encoder)))
+        parts = (fingerprint(self._weights()), fingerprint_of(self.encoder), str(_describe(self.encoder)))
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
@@ -205,7 +205,7 @@ class SemanticTokenizer(VisualTokenizer):
     def portable(self, config: dict) -> dict:
         own = super().portable(config)
         if self._shared_encoder is None:
-            own["encoder"] = self.own_encoder.portable(self.encoder_config)
+            own["encoder"] = portable_of(self.own_encoder, self.encoder_config)
         return own
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -216,7 +216,7 @@ class SemanticTokenizer(VisualTokenizer):
         description = dict(
             type="SemanticTokenizer",
             **self._sizes(),
-            encoder=dict(**_describe(encoder), fingerprint=encoder.fingerprint(), source=encoder.source),
+            encoder=dict(**_describe(encoder), fingerprint=fingerprint_of(encoder), source=source_of(encoder)),
             encoder_config=self.encoder_config,
             statistics=self.statistics,
         )
@@ -229,7 +229,7 @@ class SemanticTokenizer(VisualTokenizer):
         expected = dict(
             type="SemanticTokenizer",
             **self._sizes(),
-            encoder=dict(**_describe(self.encoder), fingerprint=self.encoder.fingerprint()),
+            encoder=dict(**_describe(self.encoder), fingerprint=fingerprint_of(self.encoder)),
         )
         different = _differences(expected, description)
         if different:

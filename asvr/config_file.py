@@ -1,0 +1,79 @@
+"""Reading a config file with its bases, and saying in one line what is wrong in which of them."""
+
+import ast
+import traceback
+from pathlib import Path
+
+from mmengine.config import Config
+
+BASE = "_base_"
+
+
+def read_config_file(path: str | Path) -> Config:
+    """MMEngine's config of a Python file. Raises ``ValueError`` that names the file and the line or the key, whatever
+    goes wrong in it or in one of its bases."""
+    try:
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        list(cfg.items())  # what the file imports is imported now
+        return cfg
+    except Exception as error:  # a config is code: anything may come out of it
+        raise ValueError(_told(Path(path).absolute(), error)) from error
+
+
+def _told(path: Path, error: Exception) -> str:
+    problem, files = _problem(path, ())
+    if problem is not None:
+        return problem
+    for file in files[:-1]:  # a base before what stands on it
+        try:
+            Config.fromfile(file, import_custom_modules=False)
+        except Exception as own:
+            path, error = file, own
+            break
+    frames = list(traceback.walk_tb(error.__traceback__))
+    keys = [str(frame.f_locals["k"]) for frame, _ in frames if frame.f_code.co_name == "_merge_a_into_b"]
+    if isinstance(error, TypeError) and keys:
+        innermost = frames[-1][0].f_locals
+        return (
+            f"{path}: {'.'.join(keys)} is a dict here and {innermost['b'][keys[-1]]!r} in its {BASE}: give the "
+            "same kind, or add _delete_=True to the dict, which then takes its place"
+        )
+    lines = [number for frame, number in frames if frame.f_code.co_filename == str(path)]
+    place = f"{path}, line {lines[-1]}" if lines else str(path)
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(f"{place}: {type(error).__name__}: {said}".split())
+
+
+def _problem(path: Path, above: tuple[Path, ...]) -> tuple[str | None, list[Path]]:
+    """What is wrong in a file before it runs, or in one of its bases; and these files, a base before what stands on it.
+    above: the files that lead here."""
+    if path in above:
+        return f"{above[-1]}: its {BASE} leads back to {path}", []
+    if not path.is_file():
+        return f"{above[-1]}: its {BASE} names {path}, and there is no such file", []
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        return f"{path}, line {error.lineno or 1}: {error.msg}", []
+    except ValueError as error:
+        return f"{path} is no Python file: {error}", []
+    found = []
+    for base in _bases(tree):
+        problem, files = _problem((path.parent / base).resolve(), (*above, path))
+        if problem is not None:
+            return problem, []
+        found += files
+    return None, [*found, path]
+
+
+def _bases(tree: ast.Module) -> list[str]:
+    """Files only: a base of another package (``package::file``) is MMEngine's to find."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == BASE for t in node.targets):
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                return []
+            names = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+            return [name for name in names if isinstance(name, str) and "::" not in name]
+    return []
