@@ -10,6 +10,7 @@ from asvr.checkpoints.llava_folder import DIFFERENT_INPUTS, OLDEST_TRANSFORMERS
 from asvr.checkpoints.reading import Checkpoint, open_checkpoint
 from asvr.checkpoints.released import import_released
 from asvr.checkpoints.vqgan import import_vqgan
+from asvr.data.text_tokenizer import has_vocabulary
 from asvr.folders import new_folder, require_new
 from asvr.model_file import check_prompt
 from asvr.models.hf import arch_of
@@ -136,7 +137,7 @@ def _check_prompt(template: str | dict, image_aspect: str) -> None:
 
 def _text_tokenizer(checkpoint: Checkpoint, name: str | None):
     folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-    if name is None and not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
+    if name is None and not has_vocabulary(folder):
         return None
     return TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=name or str(folder.absolute())))
 

@@ -249,4 +249,5 @@ def _parts(question: str) -> list[dict] | str:
     parts = [part for text in question.split(IMAGE_MARK) for part in (image, dict(type="text", text=text))][1:]
     parts = [part for part in parts if part["type"] == "image" or part["text"]]
     images = parts.count(image)
-    return question if parts[:images] == [image] * images else parts  # parts say no images in front but on lines
+    # Images in front of all text would stand on lines of their own.
+    return question if parts[:images] == [image] * images else parts

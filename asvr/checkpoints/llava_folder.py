@@ -19,10 +19,11 @@ _PREFIXES = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
-# Held by tests/users/test_users_export.py, input by input.
+# Held by tests/users/test_users_pixels.py, input by input.
 DIFFERENT_INPUTS = f"""\
-- transparency (RGBA, grey with alpha, a transparent colour): the model was trained on the stored colours, transformers
-  5 puts the image on white; `image = image.convert("RGB")` and then `image.info.pop("transparency", None)` mend it
+- transparency (RGBA, grey with alpha, a transparent colour): the model was trained on the stored colours, and so do
+  transformers 4.57 and 5.17 read them, but 5.24 puts the image on white; `image = image.convert("RGB")` and then
+  `image.info.pop("transparency", None)` give the pixels of training
 - 16-bit grey: the model was trained on the upper eight bits, transformers cuts off at 255, which is white nearly
   everywhere; save such an image with 8 bits first
 - EXIF orientation: the model was trained on images as they are stored, transformers turns a file that is given by its

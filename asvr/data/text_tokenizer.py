@@ -170,7 +170,7 @@ class HFTokenizer(TextTokenizer):
                 hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
         except Exception as error:  # transformers' classes raise anything for a file that they do not expect
             raise ValueError(_unreadable(name, folder, error)) from error
-        if not _has_vocabulary(folder):  # the model's type alone gives a tokenizer, of three tokens
+        if not has_vocabulary(folder):  # the model's type alone gives a tokenizer, of three tokens
             raise ValueError(_unreadable(name, folder, None))
         if not hf.is_fast:
             raise ValueError(f"the tokenizer of {name!r} ({folder}) has no fast form: expected a tokenizer.json")
@@ -217,7 +217,8 @@ def _behaviour(tokenizer: TextTokenizer) -> list:
     return found
 
 
-def _has_vocabulary(folder: Path) -> bool:
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a folder holds a text tokenizer."""
     return any(file.is_file() for pattern in VOCABULARIES for file in folder.glob(pattern))
 
 
@@ -229,7 +230,7 @@ def _unreadable(name: str, folder: Path, error: Exception | None) -> str:
             "here (trust_remote_code is off): convert it to a tokenizer.json, or use a model whose tokenizer "
             "transformers knows"
         )
-    if not _has_vocabulary(folder):
+    if not has_vocabulary(folder):
         return f"{folder}: no text tokenizer is in it, expected one of {', '.join(VOCABULARIES)}"
     message = f"the tokenizer of {name!r} ({folder}) cannot be read: {type(error).__name__}: {error}"
     if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():

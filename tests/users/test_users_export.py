@@ -1,7 +1,6 @@
 """Exported folders give plain transformers the ids, the pixels and the answers of this library."""
 
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -9,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_helpers import ROOT, call_tool
+from run_helpers import ROOT
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 from transformers import (
-    AutoConfig,
     AutoProcessor,
     AutoTokenizer,
     CLIPVisionConfig,
@@ -33,12 +31,8 @@ import asvr  # noqa: E402
 from asvr.checkpoints.convert import export  # noqa: E402
 from asvr.checkpoints.export import build_processor, export_llava  # noqa: E402
 from asvr.config import load_config  # noqa: E402
-from asvr.data.images import open_image  # noqa: E402
 from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer  # noqa: E402
-from asvr.data.transforms import ImageTransform  # noqa: E402
 from asvr.engine.run import run  # noqa: E402
-from asvr.models.hf import require_causal  # noqa: E402
-from asvr.registry import LLMS  # noqa: E402
 
 VICUNA = [f"vicuna, {files}, legacy {legacy}" for files in ("model", "json") for legacy in ("true", "false", "absent")]
 
@@ -250,168 +244,3 @@ def test_older_versions_of_transformers_find_everything_under_their_names(rope_t
         assert not any(info.values())
         read = model.config.text_config.to_dict()["rope_parameters"]
         assert read == rope
-
-
-# Inputs that give other pixels there: what the exported README.md says, input by input
-
-
-def transparent(mode: str) -> Image.Image:
-    """Red, of which the left half cannot be seen."""
-    image = Image.new("RGBA", (40, 30), (255, 0, 0, 255))
-    image.paste((255, 0, 0, 0), (0, 0, 20, 30))
-    return image.convert(mode)
-
-
-def indexed() -> Image.Image:
-    image = Image.new("P", (40, 30), 1)
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.paste(0, (0, 0, 20, 30))
-    return image
-
-
-GREY = noise(40, 30, 1)[..., 0]
-# name: what is saved, how, and whether a PIL image, one in RGB, and a path give the pixels of training. (PIL keeps the
-# transparent colour of a palette in RGB.)
-INPUTS = {
-    "colours": (Image.fromarray(noise(40, 30)), {}, (True, True, True)),
-    "grey": (Image.fromarray(GREY), {}, (True, True, True)),
-    "1 bit": (Image.fromarray(GREY > 128), {}, (True, True, True)),
-    "palette": (indexed(), {}, (True, True, True)),
-    "animated": (indexed(), dict(format="GIF", save_all=True, append_images=[Image.new("P", (40, 30))]), (True,) * 3),
-    "cmyk": (Image.fromarray(noise(40, 30)).convert("CMYK"), dict(format="JPEG"), (True, True, True)),
-    "alpha, opaque": (Image.fromarray(noise(40, 30)).convert("RGBA"), {}, (True, True, True)),
-    "alpha": (transparent("RGBA"), {}, (False, True, True)),
-    "grey with alpha": (transparent("LA"), {}, (False, True, True)),
-    "palette, transparent": (indexed(), dict(transparency=0), (False, False, False)),
-    "gif, transparent": (indexed(), dict(format="GIF", transparency=0), (False, False, False)),
-    "colour, transparent": (transparent("RGB"), dict(transparency=(255, 0, 0)), (False, False, False)),
-    "16 bit grey": (Image.fromarray(GREY.astype(np.uint16) * 257), {}, (False, False, False)),
-    "turned": (Image.fromarray(noise(40, 30)), dict(format="JPEG", exif=True), (True, True, False)),
-}
-
-
-@pytest.mark.parametrize("name", INPUTS)
-@pytest.mark.parametrize("tower", ["siglip_vision_model", "clip_vision_model"])
-@pytest.mark.parametrize("aspect", ["square", "pad"])
-def test_which_inputs_give_other_pixels(name, tower, aspect, tmp_path):
-    image, options, expected = INPUTS[name]
-    options = dict(dict(format="PNG"), **options)
-    if options.pop("exif", False):
-        exif = Image.Exif()
-        exif[274] = 6
-        options["exif"] = exif
-    file = tmp_path / "image"
-    image.save(file, **options)
-    source = tiny(tower, *CASES[0][1:])
-    source.image_aspect = aspect
-    processor, _ = build_processor(source)
-    ours = source.model.encoder.transform(open_image(file), aspect)
-    with Image.open(file) as opened:
-        given = (opened, opened.convert("RGB"), processor.image_processor.fetch_images(str(file)))
-        theirs = [processor.image_processor(one, return_tensors="pt")["pixel_values"][0] for one in given]
-        opaque = opened.convert("RGB")  # as the README.md says
-        opaque.info.pop("transparency", None)
-        mended = processor.image_processor(opaque, return_tensors="pt")["pixel_values"][0]
-    assert tuple(torch.equal(ours, pixels) for pixels in theirs) == expected
-    assert torch.equal(ours, mended) == (name != "16 bit grey")
-
-
-@pytest.mark.parametrize(("aspect", "size"), [("pad", (100, 60)), ("square", (774, 13))])
-def test_very_long_images_give_other_pixels(aspect, size, monkeypatch):
-    """Of a side that is too long to be made whole, before (padded) or after (cropped) resizing."""
-    source = tiny(*CASES[3])
-    source.image_aspect = aspect
-    processor, _ = build_processor(source)
-    image = Image.fromarray(noise(*size))
-    theirs = processor.image_processor(image, return_tensors="pt")["pixel_values"][0]
-    assert torch.equal(source.model.encoder.transform(image, aspect), theirs)
-    monkeypatch.setattr("asvr.data.transforms.LONGEST_SIDE", 64)  # instead of an image of 8193 pixels
-    assert not torch.equal(source.model.encoder.transform(image, aspect), theirs)
-
-
-def test_an_8_bit_copy_of_16_bit_grey_gives_the_pixels_of_training(tmp_path):
-    deep = np.random.default_rng(0).integers(0, 65536, (30, 40), dtype=np.uint16)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    transform = ImageTransform((28, 28))
-    assert torch.equal(
-        transform(open_image(tmp_path / "deep.png")), transform(Image.fromarray((deep >> 8).astype(np.uint8)))
-    )
-
-
-# Folders of another kind, given as LLM or vision tower
-
-
-def folder_of(tmp_path: Path, config) -> Path:
-    if config is not None:
-        (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    return tmp_path
-
-
-NO_TOWER = r"is no vision tower \(model_type '{}'\): expected one such as siglip"
-KINDS = {
-    # kind: config.json, what is told of it as an LLM, and as a vision tower (None: it has one)
-    "llava": (
-        dict(model_type="llava"),
-        "is a whole multimodal model .model_type 'llava'.: name the folder of its LLM",
-        None,
-    ),
-    "gemma3": (dict(model_type="gemma3"), "is a whole multimodal model", None),
-    "qwen vl": (dict(model_type="qwen2_5_vl"), "is a whole multimodal model", NO_TOWER.format("qwen2_5_vl_vision")),
-    "t5": (
-        dict(model_type="t5"),
-        "is an encoder-decoder .model_type 't5'.: expected a causal LM",
-        NO_TOWER.format("t5"),
-    ),
-    "bart": (dict(model_type="bart"), "is an encoder-decoder", NO_TOWER.format("bart")),
-    "bert": (dict(model_type="bert"), "is an encoder .*sees the following ones", NO_TOWER.format("bert")),
-    "tower": (dict(model_type="clip_vision_model"), "is no LLM .model_type 'clip_vision_model'", None),
-    "both towers": (dict(model_type="siglip"), "is a whole multimodal model", None),
-    "llm": (dict(model_type="llama"), None, NO_TOWER.format("llama")),
-    "unknown": (dict(model_type="superllm"), "'superllm' is unknown to transformers", "'superllm' is unknown to"),
-    "llava software": (dict(model_type="llava_llama"), "with tools/convert.py import", "with tools/convert.py import"),
-    "no type": (dict(hidden_size=8), "config.json: no `model_type` in it", "config.json: no `model_type` in it"),
-    "a list": ("[1]", "config.json: no `model_type` in it", "config.json: no `model_type` in it"),
-    "broken": ("{not json", "config.json: not a JSON file", "config.json: not a JSON file"),
-    "wrong field": (
-        dict(model_type="llama", hidden_size="x"),
-        "not a configuration of 'llama'",
-        "not a configuration of",
-    ),
-    "a tokenizer alone": (None, "a folder without config.json", "a folder without config.json"),
-}
-
-
-@pytest.mark.parametrize("part", ["llm", "encoder"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_folder_of_another_kind_is_told_in_one_line(kind, part, tmp_path):
-    config, *told = KINDS[kind]
-    message = told[part == "encoder"]
-    if message is None:
-        pytest.skip("this kind is right there")
-    folder = folder_of(tmp_path, config)
-    done = call_tool(
-        *("tools/train.py", "configs/llava_vicuna7b.py", "--dry-run", "--cfg-options"), f"model.{part}.name={folder}"
-    )
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 1 and lines[-1].startswith("error: ") and str(folder) in lines[-1], done.stderr
-    assert "Traceback" not in done.stderr and len(lines[-1]) < 500
-    assert re.search(message, lines[-1]), lines[-1]
-
-
-@pytest.mark.parametrize("arch", [dict(model_type="t5"), dict(model_type="clip_vision_model"), dict(model_type="bert")])
-def test_an_arch_of_another_kind_is_told_in_one_line(arch):
-    with pytest.raises(ValueError, match="LLM of `arch` is (an encoder|no LLM)") as error:
-        LLMS.build(dict(type="HFCausalLM", arch=arch))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 300
-
-
-def test_a_folder_without_weights_is_told_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="its weights cannot be read: ") as error:
-        LLMS.build(dict(type="HFCausalLM", name=str(folder_of(tmp_path, dict(LLM, model_type="llama", vocab_size=9)))))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 500
-
-
-@pytest.mark.parametrize("model_type", ["gpt_neox", "gpt2", "llama", "mistral", "qwen2", "qwen3", "phi3", "opt"])
-def test_an_llm_is_taken_for_one(model_type):
-    require_causal(AutoConfig.for_model(model_type), model_type)

@@ -19,7 +19,7 @@ from tokenizer_layouts import LAYOUTS  # noqa: E402
 
 from asvr.checkpoints.export import as_chat, build_processor, check_ids  # noqa: E402
 from asvr.data.templates import IMAGE_MARK, build_template  # noqa: E402
-from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer, check_saving  # noqa: E402
+from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer, check_saving, has_vocabulary  # noqa: E402
 
 # A tokenizer folder of a model has the model's config.json too, which decides what transformers makes of it.
 WITH_MODEL = [
@@ -66,6 +66,13 @@ def test_what_is_saved_is_read_back(name, model_type, tokenizer_of, saved_of):
     plain = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     text = "A <s>house</s> of two\n dogs"
     assert plain(text)["input_ids"] == tokenizer.hf(text)["input_ids"]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_an_import_finds_the_tokenizer_beside_the_weights(name, tmp_path):
+    assert not has_vocabulary(tmp_path)
+    LAYOUTS[name](tmp_path)
+    assert has_vocabulary(tmp_path)
 
 
 def test_legacy_is_kept(tokenizer_of, saved_of):
