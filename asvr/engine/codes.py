@@ -181,7 +181,7 @@ def run_config(path: str, *, out: Path | None, shard: str, workers: int | None, 
     set_up_logging(Path(out) / f"cache_codes.{index}-of-{count}.log")
 
     def vocab_size() -> int:
-        return len(TEXT_TOKENIZERS.build(cfg.text_tokenizer))
+        return TEXT_TOKENIZERS.build(cfg.text_tokenizer).num_ids
 
     code_cache(cfg, Path(out), vocab_size, shard=(index, count), workers=workers)
     print(f"train with data.cache='codes', data.cache_dir={str(out)!r}")

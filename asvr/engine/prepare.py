@@ -49,7 +49,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     entries = entries_of(cfg)
     root = Path(cfg.data.get("cache_dir") or work_dir / "cache")
     if cfg.data.get("cache", False) == "codes":
-        return Prepared(cfg, text_tokenizer, *code_cache(cfg, root, lambda: len(text_tokenizer)))
+        return Prepared(cfg, text_tokenizer, *code_cache(cfg, root, lambda: text_tokenizer.num_ids))
     if not cfg.data.get("cache", False):
         if fitted := [entry["name"] for entry in entries if "fit" in entry]:
             raise ValueError(f"reconstruction target {fitted[0]!r} has `fit`, which needs data.cache=True")
@@ -83,7 +83,7 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
         del target["fit"]
     fingerprints = dict(encoder=fingerprint_of(encoder))
     for target in {entry["name"]: entry for entry in entries}.values():
-        visual = tokenizer_ahead(cfg, target, encoder, device, lambda: len(text_tokenizer))
+        visual = tokenizer_ahead(cfg, target, encoder, device, lambda: text_tokenizer.num_ids)
         fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(visual)
         shared = shares_encoder(visual, encoder)
         cache.add_codes(

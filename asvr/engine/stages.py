@@ -36,6 +36,7 @@ from asvr.registry import DATASETS, MODEL_WRAPPERS
 from asvr.validate import SCRATCH
 
 DONE = "done.json"
+LAST_TAP = "before the final norm"  # what ``tap=num_layers`` names; earlier versions took the state behind the norm
 
 
 def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
@@ -59,6 +60,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     if newest is not None:
         tell_changes(_load_checkpoint(cfg, name, prepared, work_dir, newest, model), stage)
     elif (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
+        _require_same_taps(start, model)
         checkpoint.check_frozen(start, model)
         checkpoint.load_weights(start, model)
         _require_prepared(prepared, model, name)
@@ -72,6 +74,7 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
         start=checkpoint.read_meta(newest)["start"] if newest is not None else start_digest(cfg, name, work_dir),
         frozen=checkpoint.frozen_fingerprints(model),
         architecture=architecture(model, stage.model.to_dict()),
+        last_tap=LAST_TAP,
     )
     runner = build_runner(stage, name, shared, prepared, work_dir, meta)
     if newest is not None:
@@ -105,6 +108,7 @@ def _load_checkpoint(cfg: Config, name: str, prepared: Prepared, work_dir: Path,
     _check_start(folder, cfg, name, work_dir)
     if other_places(different, "model"):
         _require_same_architecture(folder, model, stage_config(prepared.cfg, name).model.to_dict())
+    _require_same_taps(folder, model)
     checkpoint.check_frozen(folder, model)
     checkpoint.load_weights(folder, model)
     _require_prepared(prepared, model, name)
@@ -124,6 +128,18 @@ def _require_same_architecture(folder: Path, model: nn.Module, config: dict) -> 
             f"{folder} was made with other settings of {', '.join(different)} than the files say that the config names "
             "now: name the same files"
         )
+
+
+def _require_same_taps(folder: Path, model: nn.Module) -> None:
+    """Raise ``ValueError`` where a head was trained on another hidden state than ``tap`` names now."""
+    if checkpoint.read_meta(folder).get("last_tap") == LAST_TAP:
+        return
+    for target in model.targets:
+        if target.tap == getattr(model.llm, "num_layers", None):
+            raise ValueError(
+                f"{folder}: an earlier version trained target {target.name!r} on the state behind the final norm, which "
+                f"tap={target.tap} named then and tap=-1 names now: train it anew with --resume never"
+            )
 
 
 def _require_prepared(prepared: Prepared, model: nn.Module, name: str) -> None:

@@ -222,8 +222,8 @@ def test_a_folder_whose_parts_are_not_trained_is_started_from(trained, config, t
         source.model.heads, source.model.tokenizers = nn.ModuleDict(), nn.ModuleDict()
     source.save_pretrained(tmp_path / "folder")
     options = {"data.cache": False, "schedule.steps": 3}
-    if reconstruction is not None:
-        options["model.reconstruction"] = []
+    if reconstruction is not None:  # an image without text teaches nothing then
+        options |= {"model.reconstruction": [], "data.on_error": "skip"}
     else:
         tokenizer = next((trained / "tokenizers").iterdir())
         options["model.reconstruction"] = [
@@ -254,7 +254,8 @@ def test_a_folder_whose_parts_are_not_trained_is_started_from(trained, config, t
 
 
 def test_an_encoder_that_is_a_plain_module_trains_goes_on_and_is_saved(config, tmp_path):
-    options = NO_EVALUATION | {"model.encoder": dict(_delete_=True, type="PlainEncoder"), "model.reconstruction": []}
+    options = NO_EVALUATION | {"model.encoder": dict(_delete_=True, type="PlainEncoder")}
+    options |= {"model.reconstruction": [], "data.on_error": "skip"}
     train(config, tmp_path / "run", options)
     found = asvr.load(tmp_path / "run", device="cpu")
     found.save_pretrained(tmp_path / "folder")
@@ -360,6 +361,18 @@ def test_an_older_checkpoint_goes_on(half, config, tmp_path):
         file.write_text(json.dumps(meta))
     train(config, work_dir, PLAIN | {"data.micro_batch": 3})
     assert read_metrics(work_dir)[-1]["step"] == 4
+
+
+def test_an_older_checkpoint_does_not_go_on_with_another_hidden_state(config, tmp_path):
+    """``tap=num_layers`` named the state behind the final norm once."""
+    options = PLAIN | {"model.reconstruction.0.tap": LLAMA["num_hidden_layers"]}
+    stopped(config, tmp_path / "run", options)
+    for file in (tmp_path / "run").glob("*/checkpoints/*/checkpoint.json"):
+        meta = json.loads(file.read_text())
+        del meta["last_tap"]
+        file.write_text(json.dumps(meta))
+    with pytest.raises(ValueError, match="the state behind the final norm, which tap=2 named then and tap=-1 names now"):
+        train(config, tmp_path / "run", options)
 
 
 # One precision --------------------------------------------------------------------------------------------
