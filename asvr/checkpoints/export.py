@@ -53,7 +53,7 @@ def export_llava(source: Pretrained, folder: str | Path) -> Path:
     check_ids(source, processor, image_id)
     model = build_model(source, image_id)
     with new_folder(folder) as partial:
-        write_folder(partial, model, processor)
+        write_folder(partial, model, processor, source.precision)
     return folder
 
 

@@ -43,15 +43,22 @@ model = LlavaForConditionalGeneration.from_pretrained(FOLDER)
 `backend="pil"` gives the pixels of training; the torchvision backend rounds them otherwise, by one level of 255. The
 chat template writes BOS and every space that the model was trained with. Shorter prompts of a batch are padded on the
 left (`padding=True`).
-
+{precision}
 Inputs that give other pixels than in training:
 
 {inputs}
 """
+BF16 = """
+The model was trained under autocast to bfloat16. Transformers computes in the dtype of the loaded weights, so an answer
+may differ where two tokens are nearly as probable. `asvr.load(..., precision="float32")` gives the answers of float32
+weights.
+"""
 
 
-def write_folder(folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
-    """Write all files into ``folder``, which exists."""
+def write_folder(
+    folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor, precision: str | None
+) -> None:
+    """Write all files into ``folder``, which exists. precision: see `asvr.precision`."""
     save_torch_state_dict(_published(model), folder)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -62,7 +69,8 @@ def write_folder(folder: Path, model: LlavaForConditionalGeneration, processor: 
     processor.image_processor.save_pretrained(folder)
     _rewrite(folder / "processor_config.json", _without_image_processor)
     TextTokenizer(processor.tokenizer).save_pretrained(folder)
-    card = CARD.format(oldest=OLDEST_TRANSFORMERS, inputs=DIFFERENT_INPUTS)
+    told = BF16 if precision == "bf16" else ""
+    card = CARD.format(oldest=OLDEST_TRANSFORMERS, inputs=DIFFERENT_INPUTS, precision=told)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

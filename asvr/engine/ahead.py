@@ -22,8 +22,8 @@ def encoder_ahead(cfg: Config, device: torch.device):
 def tokenizer_ahead(cfg: Config, target: dict, encoder, device: torch.device, vocab_size: Callable[[], int]):
     """The tokenizer of a target, which may quantise what ``encoder`` gives.
 
-    vocab_size: gives `TextTokenizer.num_ids`. It and the LLM are needed where the tokenizer's weights are drawn: the model
-    draws the LLM's before.
+    vocab_size: gives `TextTokenizer.num_ids`. It and the LLM are needed where the tokenizer's weights are drawn: the
+    model draws the LLM's before.
     """
     tokenizer = build_tokenizer(target["tokenizer"], encoder)
     if source_of(tokenizer) is None and is_drawn(lambda: build_tokenizer(target["tokenizer"], encoder)):

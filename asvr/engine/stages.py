@@ -137,8 +137,8 @@ def _require_same_taps(folder: Path, model: nn.Module) -> None:
     for target in model.targets:
         if target.tap == getattr(model.llm, "num_layers", None):
             raise ValueError(
-                f"{folder}: an earlier version trained target {target.name!r} on the state behind the final norm, which "
-                f"tap={target.tap} named then and tap=-1 names now: train it anew with --resume never"
+                f"{folder}: an earlier version trained target {target.name!r} on the state behind the final norm, "
+                f"which tap={target.tap} named then and tap=-1 names now: train it anew with --resume never"
             )
 
 

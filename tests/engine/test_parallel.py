@@ -38,6 +38,7 @@ SAME = {
     "encoder": {
         "data.cache": False,
         "model.reconstruction": [],
+        "data.on_error": "skip",  # images without text, from which nothing is learned then
         "stages.pretrain.train": ["projector"],
         "stages.finetune.train": ["encoder", "projector", "llm"],
     },

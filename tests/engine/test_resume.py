@@ -435,7 +435,8 @@ def test_a_finished_stage_without_its_last_checkpoint_is_trained_again(copy, tin
 
 def test_a_cache_is_refused_where_the_encoder_is_trained(tmp_path):
     with pytest.raises(ValueError, match="data.cache holds features of a frozen encoder, and stage finetune trains it"):
-        again(tmp_path / "run", {"stages.finetune.train": ["encoder", "llm"], "model.reconstruction": []}, only=None)
+        options = {"stages.finetune.train": ["encoder", "llm"], "model.reconstruction": []}
+        again(tmp_path / "run", options | {"stages.pretrain.data.train.image_only": False}, only=None)
 
 
 def as_sharded(rank: int, work_dir: Path) -> None:

@@ -119,7 +119,10 @@ def test_a_vicuna_goes_from_its_folder_to_an_export(layout, tmp_path, quick):
     assert inputs["input_ids"][0].tolist() == ours
     assert torch.equal(inputs["pixel_values"], batch.pixels["encoder"])
     written = model.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+    in_weights = asvr.load(work_dir, device="cpu", precision="float32")  # as transformers computes
+    answer = in_weights.chat(image, question, max_new_tokens=8)
     assert processor.tokenizer.decode(written, skip_special_tokens=True).strip() == answer
+    assert "The model was trained under autocast to bfloat16." in (tmp_path / "llava/README.md").read_text()
 
 
 def test_a_work_dir_whose_tokenizer_was_saved_without_a_setting_loads(tmp_path, quick):
