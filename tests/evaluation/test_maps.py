@@ -151,9 +151,9 @@ def test_figures_have_a_panel_for_each_map(both):
         assert as_picture(figure).width > 500
 
 
-def test_a_position_that_nothing_predicts_is_shown_as_none():
+def test_a_position_that_nothing_predicts_is_shown_as_none(monkeypatch):
     own = pretrained(reconstruction=BOTH[:1])
-    own.text_tokenizer.bos_id = None
+    monkeypatch.setattr(own.text_tokenizer, "bos_id", None)
     own.template = dict(type="plain")
     (only,) = target_maps(own, gradient())
     assert np.isnan(only.right_RCD[0, 0]).all() and not np.isnan(only.right_RCD[0, 1]).any()
