@@ -72,12 +72,12 @@ def meant_by(key: str) -> str | None:
 
 
 def unknown_key(key: str, meant: str | None, what: str = "key") -> Refused:
-    hint = f"did you mean {meant!r}? Or {_remedy(key)}" if meant else _remedy(key)
+    hint = f"did you mean {meant!r}? If not, {_remedy(key)}" if meant else _remedy(key)
     return Refused(f"unknown {what} {short(key)}; {hint}", UNKNOWN)
 
 
 def _remedy(key: str) -> str:
-    return f"to train without what it holds, give the dataset ignore=[{short(key)}]"
+    return f"give the dataset ignore=[{short(key)}] to train without it"
 
 
 def _refuse_in_messages(messages, ignore: Collection[str]) -> None:
