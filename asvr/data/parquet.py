@@ -11,7 +11,7 @@ from asvr.data.conversation import ROLES as SPEAKERS
 from asvr.data.file_index import FileIndex
 from asvr.data.llava import picture_inside
 from asvr.data.picture_sources import StoredPicture
-from asvr.data.record_keys import CONTENT, DESCRIBES, meant_by, unknown_key
+from asvr.data.record_keys import DESCRIBES, WEIGHTS, is_content, meant_by, unknown_key
 from asvr.data.refusals import Refused
 from asvr.data.shards import ShardedDataset
 from asvr.data.strict_json import parse_record
@@ -83,11 +83,13 @@ class ParquetDataset(ShardedDataset):
     def _check_unread(self, schema) -> None:
         """Tell of the columns that are not read; raise ``ValueError`` where content would be lost with one."""
         lacks_text = not self.columns.keys() & {"conversations", "question"}
+        filled = [*([] if lacks_text else ["conversations"]), *(["image"] if "image" in self.columns else [])]
         unread = [field for field in schema if field.name not in {*self.columns.values(), *self.ignore}]
         for field in unread:
-            meant, name = meant_by(field.name), field.name.lower()
+            name, meant = field.name.lower(), meant_by(field.name, filled)
             describes = name in DESCRIBES or name.endswith("_id")
-            lost = not describes and (meant or name in CONTENT or (lacks_text and _holds(field.type, text=True)))
+            content = is_content(name, meant) and meant not in filled and _holds_any(field.type)
+            lost = not describes and (content or name in WEIGHTS or (lacks_text and _holds(field.type, text=True)))
             if lost or ("image" not in self.columns and _holds(field.type, text=False)):
                 raise ValueError(f"{self.source}: {unknown_key(field.name, meant, 'column')}, or name it in `columns`")
         if told := [field.name for field in unread if field.name.lower() not in DESCRIBES]:
@@ -159,7 +161,10 @@ def _metadata(path: str):
 def _columns(path: str, columns: dict | None) -> dict[str, str]:
     """What is read -> its column."""
     there = _metadata(path).schema.to_arrow_schema().names
-    columns = {role: role for role in ROLES if role in there} | dict(columns or {})
+    own = {role: role for role in ROLES if role in there}
+    if "conversations" in own:  # a question beside it is told, as a column that is not read
+        own = {role: name for role, name in own.items() if role not in ("question", "answer")}
+    columns = own | dict(columns or {})
     columns = {role: name for role, name in columns.items() if name is not None}
     if unknown := [role for role in columns if role not in ROLES]:
         raise ValueError(f"ParquetDataset: columns has {unknown[0]!r}: expected some of {', '.join(ROLES)}")
@@ -174,6 +179,10 @@ def _columns(path: str, columns: dict | None) -> dict[str, str]:
         if one in columns and other not in columns and "conversations" not in columns:
             raise ValueError(f"{path} has a column for {one!r}, and none for {other!r}: name it in `columns`")
     return columns
+
+
+def _holds_any(given) -> bool:
+    return _holds(given, text=True) or _holds(given, text=False)
 
 
 def _holds(given, *, text: bool) -> bool:

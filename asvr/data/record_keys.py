@@ -32,8 +32,10 @@ CONTENT = {
     **dict.fromkeys("response answer answers instruction input output completion".split(), "conversations"),
     **dict.fromkeys("images image_list img imgs picture pictures photo photos".split(), "image"),
     **dict.fromkeys("video videos audio audios speech objects system system_prompt tools".split()),
-    **dict.fromkeys("chosen rejected weight sample_weight loss loss_weight".split()),
+    **dict.fromkeys("chosen rejected".split()),
 }
+WEIGHTS = frozenset("weight sample_weight loss loss_weight".split())  # of a sample: anything else than 1 changes a loss
+PROVENANCE = frozenset("id url urls source data_source license".split())  # may end like an image's name
 PICTURE_ENDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LONG = 20  # characters
 MISSPELLED = 0.8  # of difflib: one letter of `image` is another, missing, or stands twice
@@ -50,25 +52,41 @@ def unread_keys(record: dict, ignore: Collection[str] = ()) -> list[str]:
     others = [key for key in record if key not in READ and key not in ignore and not _is_empty(record[key])]
     found = [key for key in others if key not in DESCRIBES and not str(key).lower().endswith("_id")]
     for key in found:
-        meant = meant_by(key)
-        if (meant or str(key).lower() in CONTENT) and not _stands_in(record[key], record):
+        meant = meant_by(key, [name for name in READ if not _is_empty(record.get(name))])
+        if is_content(key, meant) and _says_something(record[key]) and not _stands_in(record[key], record):
             raise unknown_key(key, meant)
-        if _is_empty(record.get("conversations")) and any(text.strip() for text in _strings(record[key])):
+        if str(key).lower() in WEIGHTS and record[key] != 1:
+            raise unknown_key(key, None)
+        if _is_empty(record.get("conversations")) and _says_something(record[key]):
             raise Refused(f"{UNKNOWN} {short(key)} in a record without 'conversations'; {_remedy(key)}", UNKNOWN)
     for key in others if _is_empty(record.get("image")) else ():
-        if key != "id" and any(text.lower().endswith(PICTURE_ENDS) for text in _strings(record[key])):
+        if str(key).lower() not in PROVENANCE and any(
+            text.lower().endswith(PICTURE_ENDS) for text in _strings(record[key])
+        ):
             raise Refused(
                 f"{UNKNOWN} {short(key)} names a picture in a record without 'image'; {_remedy(key)}", UNKNOWN
             )
     return found
 
 
-def meant_by(key: str) -> str | None:
-    """Which key that is read a name stands for: another layout's name of it, or a misspelled one."""
+def meant_by(key: str, there: Collection[str] = ()) -> str | None:
+    """Which key that is read a name stands for: another layout's name of it, or a misspelled one. there: the keys that
+    are there already, of which no other name is a misspelled one (``image_w`` beside ``image``)."""
     name = str(key).lower()
     if name in CONTENT:
         return CONTENT[name]
-    return next(iter(difflib.get_close_matches(name, READ, n=1, cutoff=MISSPELLED)), None)
+    missing = [own for own in READ if own not in there]
+    return next(iter(difflib.get_close_matches(name, missing, n=1, cutoff=MISSPELLED)), None)
+
+
+def is_content(key: str, meant: str | None) -> bool:
+    """Whether a key holds what is trained on or looked at. meant: what `meant_by` says."""
+    return meant is not None or str(key).lower() in CONTENT
+
+
+def _says_something(value) -> bool:
+    """Whether there is a text in a value: a number, False or empty texts are no content."""
+    return any(text.strip() for text in _strings(value))
 
 
 def unknown_key(key: str, meant: str | None, what: str = "key") -> Refused:

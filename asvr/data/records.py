@@ -9,6 +9,8 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 
+from torch.utils.data import get_worker_info
+
 from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
 from asvr.data.images import check_file
 from asvr.data.picture_sources import Source, has_file, refuse_elsewhere
@@ -114,7 +116,8 @@ class ConversationDataset:
             raise Refused(f"the record is not an object: {short(record)}", "malformed")
         unread = unread_keys(record, self.ignore)
         for key in unread:
-            if (self.source, key) not in _told:
+            worker = get_worker_info()
+            if (self.source, key) not in _told and (worker is None or worker.id == 0):
                 _told.add((self.source, key))
                 logger.info("%s: the key %s is not read (told once for %s)", self.place(i), short(key), self.source)
         return record, unread

@@ -20,7 +20,7 @@ from asvr.registry import DATASETS
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")  # a sample's key, and the field: all behind the first dot
-LABELS = ("cls", *DESCRIBES)  # fields that describe a sample; a class is a number
+LABELS = ("cls", "__key__", "__url__", *DESCRIBES)  # fields that describe a sample; a class is a number
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
@@ -75,7 +75,7 @@ class TarDataset(ShardedDataset):
         for member in range(first, end):
             name = self._name(shard, member)
             field = _split(name)[1]
-            if field in self.ignore or field in LABELS:
+            if field in self.ignore or field.split(".")[0] in LABELS:
                 continue
             if field.rsplit(".")[-1] in PICTURES:
                 pictures[f"{shard}:{member}:{name}"] = name

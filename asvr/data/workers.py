@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -72,6 +73,8 @@ def require_room_for_workers(value, *, workers: int, ahead: int, what: str, shar
 
 def _processes_here() -> int:
     """Processes of the run that share this machine's memory."""
+    if get_world_size() == 1:  # SLURM's variable is there in an interactive job too
+        return 1
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
 
 

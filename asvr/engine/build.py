@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from collections import Counter
 
 import torch
@@ -18,6 +19,7 @@ from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
 from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
 from asvr.engine.interruption import obey_parent_alone
+from asvr.engine.log import logger
 from asvr.engine.processes import get_rank, get_world_size
 from asvr.models.attention import AUTO, choose, set_kernel
 from asvr.precision import PRECISIONS
@@ -90,12 +92,14 @@ def check_data(cfg: Config, tokenizer, num_image_tokens: dict[str, int]) -> None
 
 
 def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: bool) -> None:
-    """Raise ``ValueError`` where no record can be used, of all, or of `LOOKED_AT` evenly spaced ones; under
-    ``on_error='raise'`` where the first one cannot."""
+    """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
+    large dataset, where none of `LOOKED_AT` records can, a warning."""
     shifts = [entry.shift for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
     limits = dict(max_length=stage.data.max_length, num_image_tokens=num_image_tokens)
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
-    places = range(0, len(dataset), max(1, len(dataset) // LOOKED_AT))
+    places = range(len(dataset))
+    if len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad
+        places = [0, *random.Random(0).sample(places, LOOKED_AT - 1)]
     reasons, first = Counter(), None
     for i in places:
         item = dataset[i]
@@ -114,8 +118,10 @@ def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: b
             reasons[error.reason] += 1
             first = first or message
     counted = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
-    looked_at = f"{len(places)} records" + (" that were looked at" if len(places) < len(dataset) else "")
-    raise ValueError(f"none of the {looked_at} can be used: {counted}; the first: {first}")
+    if len(places) < len(dataset):
+        logger.warning("none of %d records can be used: %s; the first: %s", len(places), counted, first)
+        return
+    raise ValueError(f"none of the {len(places)} records can be used: {counted}; the first: {first}")
 
 
 def dataset_configs(stage: Config) -> dict[str, dict]:
@@ -185,10 +191,8 @@ def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
 
 
 def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> DataLoader:
-    """Optimisation steps, each a list of micro-batches, of the samples that ``batch_sampler`` names. Raises
-    ``ValueError`` where workers have no room for them."""
+    """Optimisation steps, each a list of micro-batches, of the samples that ``batch_sampler`` names."""
     data = cfg.data
-    _require_room(data, dataset, collate)
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,

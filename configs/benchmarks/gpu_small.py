@@ -5,7 +5,7 @@ _base_ = ["../_base_/runtime.py"]
 text_tokenizer = dict(type="ByteLevelBPE", vocab_size=400, corpus=dict(type="Scenes", scenes=20, captions=True))
 model = dict(
     type="VLM",
-    encoder=dict(type="HFVisionEncoder", name="tower"),  # benchmarks/gpu_parts.py writes one, and names its folder
+    encoder=dict(type="HFVisionEncoder", name="tower"),  # benchmarks/gpu_train.py writes one, and names its folder
     projector=dict(type="MLPProjector"),
     llm=dict(
         type="HFCausalLM",

@@ -18,6 +18,7 @@ from asvr.data.code_cache import CodeStore
 from asvr.data.collate import Collate
 from asvr.data.feature_cache import FeatureCache, build_feature_cache
 from asvr.data.llava import LlavaDataset
+from asvr.data.record_keys import unread_keys
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.tar import TarDataset
 from asvr.models.encoders.base import Encoder
@@ -453,3 +454,37 @@ def test_check_data_tells_unread_keys(pictures, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "keys that are not read, and in how many records: difficulty (3)" in done.stdout
+
+
+# Keys that are near to ours, or hold nothing ---------------------------------------------------------------------
+
+
+TALK = [{"from": "human", "value": "<image>\nq"}, {"from": "gpt", "value": "a"}]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(imageId="x1"),
+        dict(image_w=640),
+        dict(turns=2),
+        dict(video=False),
+        dict(weight=1.0),
+        dict(caption=["", ""]),
+        dict(objects={"ref": [], "bbox": []}),
+    ],
+)
+def test_a_key_beside_the_real_one_is_no_misspelled_one(more):
+    assert unread_keys(dict(image="a.png", conversations=TALK, **more)) == list(more)
+
+
+@pytest.mark.parametrize("more", [dict(imag="b.png"), dict(weight=0.5), dict(caption="a house")])
+def test_a_key_that_holds_something_is_refused(more):
+    record = dict(conversations=TALK, **more) if "imag" in more else dict(image="a.png", conversations=TALK, **more)
+    with pytest.raises(Refused, match="unknown key"):
+        unread_keys(record)
+
+
+def test_where_a_text_is_from_names_no_image():
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    assert unread_keys(dict(conversations=talk, url="http://x/y.jpg", source="web.png")) == []
