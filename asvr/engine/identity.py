@@ -43,8 +43,9 @@ _FREE = (
 )
 # How a step is split decides what these draw.
 _DRAWING = ("data.micro_batch", "data.pack", "data.group")
-# Fields that say where a dataset's files are: its fingerprint stands for what is in them.
-_PLACES = ("ann_file", "image_folder", "files", "root")
+# Fields that say where a dataset's files are: its fingerprint stands for what is in them. It does not cover the images
+# of a folder, so `image_folder` and `root` are compared.
+_PLACES = ("ann_file", "files")
 _TEXT_TOKENIZER, _FINGERPRINT = "text_tokenizer", "text_tokenizer.fingerprint"
 _WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
 

@@ -33,8 +33,9 @@ def _held_in(value) -> list[nn.Module | nn.Parameter]:
 
 def check_components(model: nn.Module, components: dict[str, nn.Module]) -> None:
     """Raise ``ValueError`` where a tensor of the model is in none of its ``components()``."""
-    inside = {id(t) for part in components.values() for t in part.state_dict(keep_vars=True).values()}
-    outside = [key for key, t in model.state_dict(keep_vars=True).items() if id(t) not in inside]
+    inside = {id(t) for part in components.values() for t in (*part.parameters(), *part.buffers())}
+    held = (*model.named_parameters(), *model.named_buffers())
+    outside = [key for key, tensor in held if id(tensor) not in inside]
     if outside:
         raise ValueError(
             f"{type(model).__name__}.components() leaves out {', '.join(outside[:3])} ({len(outside)} in all), which "

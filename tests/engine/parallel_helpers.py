@@ -121,7 +121,7 @@ def train(config: Path, work_dir: Path, options: dict, **kwargs) -> dict:
         return run(load_config(config, options), work_dir, **kwargs)
 
 
-def launch(folder: Path, runs: list[dict], world: int, seconds: int = 100) -> None:
+def launch(folder: Path, runs: list[dict], world: int, seconds: int = 300) -> None:
     """``runs``, arguments of `train`, in ``world`` processes as torchrun starts them."""
     job = folder / f"job_{time.time_ns()}.json"
     job.write_text(json.dumps([dict(one, port=port) for one, port in zip(runs, _free_ports(len(runs)), strict=True)]))
