@@ -35,10 +35,12 @@ from asvr.engine.checkpoint_folder import (
     set_aside_later,
     told,
 )
+from asvr.engine.log import logger
 from asvr.folders import sha256_of
 from asvr.models.component import fingerprint_in, fingerprint_of, source_of
 from asvr.models.hf import DTYPES
 from asvr.models.shards import part_of, unshared
+from asvr.schema import TRAINED_WITH
 
 __all__ = [  # of the folders, for users of this
     "PREFIX",
@@ -281,6 +283,9 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
         by_component.setdefault(name, {})[rest] = shape
     homeless = {n for n, m in own_components(model).items() if source_of(m) is None and m.state_dict()}
     missing = homeless - by_component.keys()
+    if missing & TRAINED_WITH.keys():
+        logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", folder)
+        missing -= TRAINED_WITH.keys()
     unknown = by_component.keys() - components.keys()
     if missing or unknown:
         raise ValueError(

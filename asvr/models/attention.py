@@ -192,11 +192,13 @@ def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
     if problem is None:
         chosen, training = llm.model.config._attn_implementation.removeprefix(PREFIX), llm.training
         llm.eval()  # dropout would make every two passes differ
-        leaks = [(_leak(llm, dtype), dtype)]
-        set_kernel(llm, "sdpa")
-        leaks.append((_leak(llm, None), None))
-        set_kernel(llm, chosen)
-        llm.train(training)
+        try:
+            leaks = [(_leak(llm, dtype), dtype)]
+            set_kernel(llm, "sdpa")
+            leaks.append((_leak(llm, None), None))
+        finally:
+            set_kernel(llm, chosen)
+            llm.train(training)
         dtypes = {parameter.dtype for parameter in llm.parameters()}
         limits = [LEAK if {half or torch.float32} | dtypes == {torch.float32} else LEAK_IN_HALF for _, half in leaks]
         seen = [leak for (leak, _), limit in zip(leaks, limits, strict=True) if not leak < limit]
