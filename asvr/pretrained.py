@@ -231,8 +231,13 @@ def read_weights(folder: Path, description: dict) -> dict[str, torch.Tensor]:
 
 
 def load_into(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Load weights strictly; only tied copies, which the file leaves out, may be missing."""
+    """Load weights strictly; only tied copies, which the file leaves out, may be missing, and all weights of losses,
+    which earlier versions did not save."""
     own = model.state_dict()
+    unsaved = {key: value for key, value in own.items() if _is_of_losses(key)}
+    if unsaved and not any(_is_of_losses(key) for key in weights):
+        logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", source)
+        weights = weights | unsaved
     places = {tensor.data_ptr() for key, tensor in own.items() if key in weights}
     missing = [key for key in own if key not in weights and own[key].data_ptr() not in places]
     unexpected = sorted(weights.keys() - own.keys())
@@ -242,6 +247,10 @@ def load_into(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) 
         listing = "; ".join(f"{kind}: {keys[:5]} ({len(keys)} in all)" for kind, keys in found.items() if keys)
         raise ValueError(f"{source}: its weights do not fit this model: {listing}")
     model.load_state_dict(own | weights)  # a tied copy is loaded from itself: it shares its storage with the other
+
+
+def _is_of_losses(key: str) -> bool:
+    return key.startswith("losses.")
 
 
 def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:

@@ -25,8 +25,6 @@ _LEFT_OUT = (
     "data.worker_timeout",
     "data.cache_dir",
     "data.cache_budget_gb",
-    "data.on_error",  # what is refused is left out of its batch; no other sample moves
-    "data.max_pixels",
     "evaluation",
     "validation",
 )
@@ -36,6 +34,8 @@ _FREE = (
     "data.pack",
     "data.group",
     "data.cache",
+    "data.on_error",
+    "data.max_pixels",
     "runtime.device",
     "runtime.attention",
     "runtime.compile",
@@ -43,6 +43,8 @@ _FREE = (
 )
 # How a step is split decides what these draw.
 _DRAWING = ("data.micro_batch", "data.pack", "data.group")
+# What is refused is left out of its batch, and no other sample moves: so that a run goes on behind a bad record.
+_REFUSING = ("data.on_error", "data.max_pixels")
 # Fields that say where a dataset's files are: its fingerprint stands for what is in them. It does not cover the images
 # of a folder, so `image_folder` and `root` are compared.
 _PLACES = ("ann_file", "files")
@@ -113,8 +115,11 @@ def tell_changes(different: dict, stage: Config) -> None:
     draws = any(entry.get("supervise") is not None for entry in stage.model.reconstruction)
     for key, (there, here) in different.items():
         told = "samples and objective of a step are the same"
-        if draws and _is_under(key, _DRAWING):
-            told += "; the tokens that `supervise` draws are others"
+        if _is_under(key, _REFUSING):
+            told = "other records may be left out of their steps, none is added or moved"
+        elif _is_under(key, _DRAWING):
+            what = "the tokens that `supervise` draws and any dropout" if draws else "any dropout"
+            told += f", but for {what}, which draw anew"
         logger.info("goes on with %s=%r (was %r): %s", key, here, there, told)
 
 

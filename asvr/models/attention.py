@@ -26,7 +26,9 @@ AUTO = "auto"
 PREFIX = "asvr_"  # of the names under which transformers finds them
 PROBE = [5, 8, 3]  # lengths that a kernel is tried with
 SAMPLES = 8  # packed to see whether they stay apart
-LEAK, LEAK_IN_HALF = 3e-5, 5e-2  # rounding is far less, in float32 and in half precision, a neighbour's words more
+# Rounding is far less in float32, a neighbour's words more. In half precision a row of another shape rounds otherwise,
+# one of the same shape hardly.
+LEAK, LEAK_IN_HALF, ROUNDING_IN_HALF = 3e-5, 1e-2, 5e-2
 # Packed rows of an LLM, with a sliding window too; rows of one length go to SDPA.
 PROBES = (dict(width=128, window=None), dict(width=64, window=4))
 
@@ -190,36 +192,66 @@ def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
     """
     problem = None if getattr(llm, "own_kernels", False) else "takes no attention kernel of ours"
     if problem is None:
-        chosen, training = llm.model.config._attn_implementation.removeprefix(PREFIX), llm.training
+        training = llm.training
         llm.eval()  # dropout would make every two passes differ
         try:
-            leaks = [(_leak(llm, dtype), dtype)]
-            set_kernel(llm, "sdpa")
-            leaks.append((_leak(llm, None), None))
+            seen = _leaks(llm, dtype) + _leaks_with_sdpa(llm)
         finally:
-            set_kernel(llm, chosen)
             llm.train(training)
-        dtypes = {parameter.dtype for parameter in llm.parameters()}
-        limits = [LEAK if {half or torch.float32} | dtypes == {torch.float32} else LEAK_IN_HALF for _, half in leaks]
-        seen = [leak for (leak, _), limit in zip(leaks, limits, strict=True) if not leak < limit]
         if seen:
             problem = f"lets a sample of a row see the one before (it moves by {max(seen):.1e} of its size)"
     if problem is not None:
         raise ValueError(f"data.pack: {type(llm).__name__} {problem}, so samples could not be kept apart: set it False")
 
 
-def _leak(llm: nn.Module, dtype: torch.dtype | None) -> float:
-    """How far the states of packed samples are from those of the same samples in rows of their own, against their size.
+def _leaks_with_sdpa(llm: nn.Module) -> list[float]:
+    """`_leaks` without autocast and by the kernel that rounds least; none for an LLM with kernels of its own."""
+    config = getattr(getattr(llm, "model", None), "config", None)
+    if config is None:
+        return []
+    chosen = config._attn_implementation.removeprefix(PREFIX)
+    set_kernel(llm, "sdpa")
+    try:
+        return _leaks(llm, None)
+    finally:
+        set_kernel(llm, chosen)
 
-    Of samples of random words, by place in them: a median over samples, since experts whose choice hangs on rounding
-    move a few of them far, and the largest over places, since a short convolution reaches the first ones alone.
-    """
-    device = next(llm.parameters()).device
-    ids_BT = torch.randint(llm.vocab_size, (SAMPLES, 4), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
-    segments = Segments.of([ids_BT.shape[1]] * SAMPLES).to(device)
+
+def _leaks(llm: nn.Module, dtype: torch.dtype | None) -> list[float]:
+    """How far the states of packed samples move, against their size, where that is more than rounding: from those in
+    rows of their own, and from those behind neighbours with other words. dtype: of autocast."""
+    device, weights = next(llm.parameters()).device, {parameter.dtype for parameter in llm.parameters()}
+    generator = torch.Generator("cpu").manual_seed(0)
+    embeds_BTH, others_BTH = (_random_embeds(llm, generator).to(device) for _ in range(2))
+    others_BTH[1::2] = embeds_BTH[1::2]  # every second sample keeps its words
+    segments = Segments.of([embeds_BTH.shape[1]] * SAMPLES).to(device)
+
+    def packed(rows_BTH: Tensor) -> Tensor:
+        out = llm.hidden(rows_BTH.flatten(0, 1)[None], {-1}, segments=segments)[-1]
+        return out.float().view_as(alone_BTH)
+
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        embeds_BTH = llm.embed(ids_BT.to(device))
         alone_BTH = llm.hidden(embeds_BTH, {-1})[-1].float()
-        packed_BTH = llm.hidden(embeds_BTH.flatten(0, 1)[None], {-1}, segments=segments)[-1].float().view_as(alone_BTH)
-    moved_BT = (packed_BTH - alone_BTH).square().mean(-1).sqrt() / alone_BTH.square().mean().sqrt()
-    return moved_BT[1:].median(0).values.max().item()
+        packed_BTH, changed_BTH = packed(embeds_BTH), packed(others_BTH)
+    exact = {dtype or torch.float32} | weights == {torch.float32}
+    found = [
+        (_moved(packed_BTH[1:], alone_BTH[1:]), LEAK if exact else ROUNDING_IN_HALF),
+        (_moved(changed_BTH[1::2], packed_BTH[1::2]), LEAK if exact else LEAK_IN_HALF),
+    ]
+    return [moved for moved, limit in found if not moved < limit]
+
+
+def _random_embeds(llm: nn.Module, generator: torch.Generator) -> Tensor:
+    """embeds_BTH of random words, or random numbers for an LLM that does not say how many words it has."""
+    if (words := getattr(llm, "vocab_size", None)) is None:
+        weight = next(llm.parameters())
+        return torch.randn(SAMPLES, 4, llm.hidden_size, generator=generator, device="cpu").to(weight)
+    ids_BT = torch.randint(words, (SAMPLES, 4), generator=generator, device="cpu")
+    return llm.embed(ids_BT.to(next(llm.parameters()).device)).clone()
+
+
+def _moved(states_BTH: Tensor, others_BTH: Tensor) -> float:
+    """By place in a sample: a median over samples, since experts whose choice hangs on rounding move a few of them far,
+    and the largest over places, since a short convolution reaches the first ones alone."""
+    moved_BT = (states_BTH - others_BTH).square().mean(-1).sqrt() / others_BTH.square().mean().sqrt()
+    return moved_BT.median(0).values.max().item()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from asvr.models.heads.base import Head, mixes_rows, places_of
+from asvr.models.heads.base import Head, places_of, why_whole_images
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.registry import HEADS, LOSSES, VISUAL_TOKENIZERS
 
@@ -28,7 +28,7 @@ class Target:
     index_N: for each encoder position the tokenizer's position, None where the grids agree.
     shares_encoder: the tokenizer quantises the model's own encoder features. supervise: how many visual tokens of an
     image carry the loss in training, drawn at random; None: all. num_tokens: ``N``. places: what the head asks
-    for, see `Head`. mixes_rows: it looks at other rows than its own and asks for none, so it needs whole images.
+    for, see `Head`. whole_images: why the head, which asks for none, needs all tokens of an image; None: it does not.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Target:
     supervise: int | None = None
     num_tokens: int = 1
     places: frozenset[str] = frozenset()
-    mixes_rows: bool = False
+    whole_images: str | None = None
 
     def loss(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The loss summed over positions, and the number of right codes at each depth (D,). token_P: see `states`."""
@@ -51,9 +51,9 @@ class Target:
 
     def states(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> Tensor:
         """token_P: the rows' flat indices into (I*N), None where they are all."""
-        if token_P is not None and self.mixes_rows:
+        if token_P is not None and self.whole_images:
             raise ValueError(
-                f"target {self.name!r}: {type(self.head).__name__} looks at other tokens of an image, and with shift=1 "
+                f"target {self.name!r}: {type(self.head).__name__} {self.whole_images}, and with shift=1 "
                 "the first one has no hidden state where an image begins its sample: have its forward() take image_P "
                 "and cell_P (which image and which cell a row is), or set shift=0"
             )
@@ -133,10 +133,10 @@ def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> 
     head = HEADS.build(entry["head"], default_args=dict(sizes, codebook_sizes=tokenizer.codebook_sizes))
     incomplete = shift == 1 or supervise is not None  # a head may get some tokens of an image alone
     places = places_of(head)
-    mixes = incomplete and not places and mixes_rows(head, **sizes)
-    if mixes and supervise is not None:
+    whole_images = why_whole_images(head, **sizes) if incomplete and not places else None
+    if whole_images and supervise is not None:
         raise ValueError(
-            f"{key}.supervise={supervise}: {type(head).__name__} looks at other tokens of an image, and would get some "
+            f"{key}.supervise={supervise}: {type(head).__name__} {whole_images}, and would get some "
             "alone: have its forward() take image_P and cell_P (which image and which cell a row is), or set it None"
         )
     return Target(
@@ -152,7 +152,7 @@ def build_target(entry: dict, *, key: str, encoder, llm, load_weights: bool) -> 
         supervise=supervise,
         num_tokens=encoder.num_tokens,
         places=places,
-        mixes_rows=mixes,
+        whole_images=whole_images,
     )
 
 

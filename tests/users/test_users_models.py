@@ -337,21 +337,37 @@ def with_head(name: str, **changes):
     return tiny_model(reconstruction=[dict(TARGET, head=dict(type=name), **changes)])
 
 
-@pytest.mark.parametrize("head", ["Blind", "MeanOfAll"])
-def test_a_head_that_mixes_rows_and_is_not_told_of_them_is_refused_where_some_are_left_out(head):
-    with pytest.raises(ValueError, match=rf"supervise=2: {head} looks at other tokens of an image"):
+@HEADS.register_module()
+class Careful(WholeImage):
+    """Looks at each row alone, and at what it is given."""
+
+    def forward(self, hidden_PH, vectors_PDC):
+        assert hidden_PH.isfinite().all()
+        return self.spread(hidden_PH)
+
+
+def test_a_head_that_refuses_what_is_not_finite_is_tried_with_other_numbers():
+    assert with_head("Careful", supervise=2).targets[0].whole_images is None
+
+
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [("Blind", r"fails with three tokens \(RuntimeError: shape"), ("MeanOfAll", "looks at other tokens of an image")],
+)
+def test_a_head_that_mixes_rows_and_is_not_told_of_them_is_refused_where_some_are_left_out(head, why):
+    with pytest.raises(ValueError, match=rf"supervise=2: {head} {why}"):
         with_head(head, supervise=2)
     model = with_head(head)
     model(batch_of(model))  # all tokens have a hidden state in front
     first = collate(model)([dict(item(image=PICTURES[0]), input_ids=[-200, 5, 6], labels=[-100, 5, 6])])
-    with pytest.raises(ValueError, match=f"target 'semantic': {head} looks at other tokens"):
+    with pytest.raises(ValueError, match=rf"target 'semantic': {head} {why}"):
         model(first)
     with_head(head, shift=0)(first)
 
 
 def test_library_heads_are_not_refused():
     for head in (dict(type="LinearHead"), TARGET["head"], dict(TARGET["head"], type="ReleasedHead")):
-        assert not tiny_model(reconstruction=[dict(TARGET, head=head, supervise=2)]).targets[0].mixes_rows
+        assert not tiny_model(reconstruction=[dict(TARGET, head=head, supervise=2)]).targets[0].whole_images
 
 
 def test_a_head_is_told_which_image_and_which_cell_a_row_is():

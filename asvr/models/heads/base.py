@@ -60,21 +60,38 @@ def places_of(head: nn.Module) -> frozenset[str]:
 
 
 @torch.no_grad()
-def mixes_rows(head: nn.Module, *, hidden_size: int, code_width: int) -> bool:
-    """Whether a row changes what a head makes of another: tried with a row of NaN, which nothing that it touches hides.
-    True where the head fails with these few rows; False on the meta device, which cannot tell."""
+def why_whole_images(head: nn.Module, *, hidden_size: int, code_width: int) -> str | None:
+    """Why a head needs all tokens of an image at once, tried with three rows: another second row changes what it makes
+    of the others, or it fails. None where each row is looked at alone, and on the meta device, which cannot tell.
+
+    The second row is NaN, which a weight of zero does not hide; for a head that refuses NaN, other numbers.
+    """
     weight, training = next(head.parameters()), head.training
     if weight.is_meta:
-        return False
+        return None
     numbers = torch.Generator("cpu").manual_seed(0)
     shapes = (3, hidden_size), (3, len(head.classifiers), code_width)
-    hidden_PH, vectors_PDC = (torch.randn(shape, generator=numbers, device="cpu") for shape in shapes)
-    hidden_PH[1], vectors_PDC[1] = torch.nan, torch.nan
+    rows = [torch.randn(shape, generator=numbers, device="cpu") for shape in shapes]
+
+    def with_second(change) -> Tensor:
+        given = [row.clone() for row in rows]
+        for row in given:
+            row[1] = change(row[1])
+        states_PDW = head(*(row.to(weight) for row in given))
+        if states_PDW.shape[0] != 3:
+            raise ValueError(f"it made {states_PDW.shape[0]} rows of 3")
+        return states_PDW[::2].float()
+
+    head.eval()
     try:
         with torch.random.fork_rng(devices=[]):
-            states_PDW = head.eval()(hidden_PH.to(weight), vectors_PDC.to(weight))
-        return states_PDW.shape[0] != 3 or not bool(states_PDW[::2].isfinite().all())
-    except Exception:  # whatever a head that takes whole images alone raises
-        return True
+            own = with_second(lambda row: row)
+            try:
+                other = with_second(lambda row: row * torch.nan)
+            except Exception:  # it looks at its input, which must be finite then
+                other = with_second(lambda row: -row)
+    except Exception as error:  # whatever a head that takes whole images alone raises
+        return f"fails with three tokens ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     finally:
         head.train(training)
+    return None if torch.allclose(own, other, rtol=1e-4, atol=1e-5) else "looks at other tokens of an image"
