@@ -258,7 +258,8 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     in use already, so its encoder and tokenizers must be the folder's: ``ValueError`` where they are not."""
     parts = model.components()
     before = {name: fingerprint_of(part) for name, part in parts.items() if _makes_targets(name)}
-    load_into(model, read_weights(folder, read_description(folder)), folder)
+    weights = read_weights(folder, read_description(folder))
+    load_into(model, weights | _of_new_targets(model, weights, folder), folder)
     other = [name for name, fingerprint in before.items() if fingerprint_of(parts[name]) != fingerprint]
     if cached and other:
         raise ValueError(
@@ -270,6 +271,22 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
             continue
         if name in other or name not in before or source_of(part) is None:
             part.source = str(folder)
+
+
+def _of_new_targets(model: nn.Module, weights: dict, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights, as they were built, of targets that a folder does not have (an imported LLaVA has none). Raises
+    ``ValueError`` where their heads are not trained."""
+    own, there = model.state_dict(), {key.split(".")[1] for key in weights if key.startswith("heads.")}
+    new = [name for name in model.heads if name not in there]
+    if idle := [name for name in new if not any(p.requires_grad for p in model.heads[name].parameters())]:
+        raise ValueError(
+            f"init={str(folder)!r} has no heads of {', '.join(idle)}, and the stage leaves them untrained: name "
+            "'heads' in its `train`, or leave these targets out"
+        )
+    if new:
+        logger.info("%s: the heads of %s are new", folder, ", ".join(new))
+    parts = [f"{part}.{name}." for part in ("heads", "tokenizers", "losses") for name in new]
+    return {key: value for key, value in own.items() if key.startswith(tuple(parts)) and key not in weights}
 
 
 def _makes_targets(name: str) -> bool:
@@ -324,7 +341,11 @@ def _trained_tokenizer(cfg: Config, stage: str, work_dir: Path):
     folder = (work_dir / TEXT_TOKENIZER).absolute()
     wanted = trained_with(work_dir, stage)["text_tokenizer.fingerprint"]
     for config in (dict(type="HFTokenizer", name=str(folder)), cfg.text_tokenizer):
-        tokenizer = TEXT_TOKENIZERS.build(config)
+        try:
+            tokenizer = TEXT_TOKENIZERS.build(config)
+        except ValueError as error:  # such as one of a user's own class, whose files are no Hugging Face tokenizer's
+            logger.info("%s", error)
+            continue
         if tokenizer.fingerprint() == wanted:
             return tokenizer
     raise ValueError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Iterable
 from functools import cached_property
@@ -14,6 +15,8 @@ from asvr import zoo
 from asvr.data.refusals import Refused
 from asvr.models.hf import without_warnings
 from asvr.registry import DATASETS, TEXT_TOKENIZERS
+
+logger = logging.getLogger("asvr")
 
 BYTES = 256
 
@@ -184,19 +187,35 @@ PROBES = ("A house.", " two  spaces ", "a\nb\n", "\n", "déjà 你好 🙂", "01
 def save_text_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
     """Write a text tokenizer's files. Raises ``ValueError`` where what is read back from them is another tokenizer."""
     tokenizer.save_pretrained(folder)
-    again = HFTokenizer(name=str(Path(folder).absolute()))
+    _require_same(tokenizer, HFTokenizer(name=str(Path(folder).absolute())))
+
+
+def check_saving(tokenizer: TextTokenizer) -> None:
+    """Raise ``ValueError`` where what is read back from a text tokenizer's files is another one, before a model is
+    trained with it. Where the files of a user's own class are not Hugging Face's, a warning: its config builds it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        try:
+            again = HFTokenizer(name=folder)
+        except ValueError:
+            if type(tokenizer).__module__ == __name__:
+                raise
+            logger.warning(
+                "text_tokenizer %s: its files are not Hugging Face's: a model trained with it loads from the work dir, "
+                "and cannot be saved as a folder of its own",
+                type(tokenizer).__name__,
+            )
+            return
+        _require_same(tokenizer, again)
+
+
+def _require_same(tokenizer: TextTokenizer, again: TextTokenizer) -> None:
     if _behaviour(again) != _behaviour(tokenizer):
         raise ValueError(
             f"the text tokenizer {_name(tokenizer)!r} cannot be saved: its files are read back as another one, so "
             "no model trained with it could be loaded; give a tokenizer that its tokenizer.json describes whole "
             "(tokenizer_class PreTrainedTokenizerFast)"
         )
-
-
-def check_saving(tokenizer: TextTokenizer) -> None:
-    """Raise ``ValueError`` where a text tokenizer could not be read back, before a model is trained with it."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_text_tokenizer(tokenizer, folder)
 
 
 def _name(tokenizer: TextTokenizer) -> str:

@@ -69,10 +69,18 @@ def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
     """Where weights are sharded, every process calls it."""
     own = own_components(model)
     return {
-        name: dict(source=source_of(module), fingerprint=fingerprint_of(module))
+        name: dict(source=source_of(module), fingerprint=fingerprint_of(module), **_casts(name, module))
         for name, module in model.components().items()
         if name not in own
     }
+
+
+def _casts(name: str, module: nn.Module) -> dict:
+    """Fingerprints in half precision of what is float32 here: a later stage may train the same weights so."""
+    if name.startswith("tokenizer.") or {p.dtype for p in module.parameters()} != {torch.float32}:
+        return {}
+    halves = [dtype for dtype in DTYPES.values() if dtype != torch.float32]
+    return dict(casts=[fingerprint_in(module, dtype) for dtype in halves])
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -261,7 +269,8 @@ def check_frozen(folder: Path, model: nn.Module) -> None:
         if name not in parts:
             continue
         here = fingerprint_of(parts[name])
-        if here != there["fingerprint"] and not _same_in_another_dtype(parts[name], there["fingerprint"]):
+        same = here in (there["fingerprint"], *there.get("casts", ()))
+        if not same and not _same_in_another_dtype(parts[name], there["fingerprint"]):
             told = f"{there['source']} ({there['fingerprint']}), here {source_of(parts[name])} ({here})"
             different.append(f"{name}: {told}")
     if different:

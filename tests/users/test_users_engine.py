@@ -197,8 +197,12 @@ def test_weights_that_a_stage_froze_are_those_that_the_next_one_trains(config, t
         train(config, tmp_path / "run", options, only="finetune")
 
 
-def test_the_same_weights_in_another_dtype_are_trained(config, tmp_path, replaceable):
-    options = replaceable[0] | {"stages.pretrain.model": dict(llm=dict(dtype="bfloat16"))}
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_the_same_weights_in_another_dtype_are_trained(config, tmp_path, replaceable, dtypes):
+    models = {
+        f"stages.{stage}.model": dict(llm=dict(dtype=dtypes[i])) for i, stage in enumerate(("pretrain", "finetune"))
+    }
+    options = replaceable[0] | models
     train(config, tmp_path / "run", options)
     assert read_metrics(tmp_path / "run")[-1]["stage"] == "finetune"
 
@@ -251,6 +255,25 @@ def test_a_folder_whose_parts_are_not_trained_is_started_from(trained, config, t
     for name, part in saved.model.components().items():
         if name not in parts:
             assert fingerprint_of(part) == fingerprint_of(source.model.components()[name]), name
+
+
+def test_a_folder_without_targets_gets_new_heads_where_they_are_trained(trained, config, tmp_path):
+    """As an imported LLaVA that is to learn a target."""
+    source = asvr.load(trained, device="cpu")
+    source.config["reconstruction"], source.model.targets = [], []
+    source.model.heads, source.model.tokenizers = nn.ModuleDict(), nn.ModuleDict()
+    source.save_pretrained(tmp_path / "folder")
+    options = {"schedule.steps": 3, "data.cache": True}
+
+    def stage(*parts: str) -> dict:
+        return options | {"stages": dict(_delete_=True, only=dict(train=list(parts), init=str(tmp_path / "folder")))}
+
+    train(config, tmp_path / "run", stage("heads", "projector"))
+    assert "the heads of semantic are new" in (tmp_path / "run/train.log").read_text()
+    own = asvr.load(tmp_path / "run", device="cpu")
+    assert fingerprint_of(own.model.llm) == fingerprint_of(source.model.llm)
+    with pytest.raises(ValueError, match="has no heads of semantic, and the stage leaves them untrained"):
+        train(config, tmp_path / "other", stage("projector"))
 
 
 def test_an_encoder_that_is_a_plain_module_trains_goes_on_and_is_saved(config, tmp_path):

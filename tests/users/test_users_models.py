@@ -111,6 +111,18 @@ def test_a_loss_is_in_checkpoints_and_model_folders(tmp_path):
     assert "losses" in checkpoint.own_components(other)  # its buffers move, whatever is trained
 
 
+def test_what_earlier_versions_saved_without_weights_of_losses_loads(tmp_path):
+    model = tiny_model(reconstruction=[LEARNED])
+    meta = dict(stage="tune", step=1, config={}, frozen={})
+    before = tiny_model()  # of the same parts
+    checkpoint.save(tmp_path / "step_00000001", model=before, state={}, meta=meta)
+    checkpoint.load_weights(tmp_path / "step_00000001", model)
+    weights = dict(before.state_dict())
+    load_into(tiny_model(reconstruction=[LEARNED]), weights, tmp_path)
+    with pytest.raises(ValueError, match="missing: .'losses.semantic.seen'"):
+        load_into(model, weights | {"losses.semantic.temperature": torch.ones(1)}, tmp_path)
+
+
 def test_checkpoints_of_losses_without_weights_are_as_before(tmp_path):
     model = tiny_model()
     assert "losses" not in model.components() and not any("losses" in key for key in model.state_dict())

@@ -1,6 +1,7 @@
 """Text tokenizers in every published layout: what is saved is what is read, and no text is read otherwise anywhere."""
 
 import json
+import logging
 import sys
 from functools import cache
 from pathlib import Path
@@ -161,6 +162,19 @@ def test_a_tokenizer_whose_files_are_another_one_is_refused(tokenizer_of):
     with pytest.raises(ValueError, match="cannot be saved: its files are read back as another one") as error:
         check_saving(own)
     assert "\n" not in str(error.value)
+
+
+class Elsewhere(TextTokenizer):
+    """A user's own, with files of its own."""
+
+    def save_pretrained(self, folder):
+        (Path(folder) / "own.txt").write_text("words")
+
+
+def test_a_tokenizer_with_files_of_its_own_is_told_of(tokenizer_of, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("asvr"), "propagate", True)
+    check_saving(Elsewhere(tokenizer_of("qwen, both").hf))
+    assert "text_tokenizer Elsewhere: its files are not Hugging Face's" in caplog.text
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "whisper", "llama"])
