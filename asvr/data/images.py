@@ -99,12 +99,12 @@ def check_file(path: "str | Path") -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         refuse_elsewhere(str(path))
         raise Refused(f"the picture {path} is missing", MISSING) from error
-    except UnicodeEncodeError as error:  # no fault of the image
-        raise ValueError(
-            f"{ascii(str(path))} is no name of a file under this locale, whose encoding is {error.encoding}: set "
-            "PYTHONUTF8=1, or a locale with UTF-8"
-        ) from error
     except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":  # no fault of the image
+            raise ValueError(
+                f"{ascii(str(path))} is no name of a file under this locale, whose encoding is {error.encoding}: set "
+                "PYTHONUTF8=1, or a locale with UTF-8"
+            ) from error
         refuse_elsewhere(str(path))  # too long for a name
         why = error.strerror if isinstance(error, OSError) else error
         raise Refused(f"the picture {short(str(path))} cannot be read: {why}", UNREADABLE) from error

@@ -135,6 +135,18 @@ def test_no_pixels_are_no_picture(tmp_path):
         open_image(Image.new("RGB", (0, 4)))
 
 
+def test_a_name_that_the_locale_cannot_write_is_no_fault_of_the_image(tmp_path, monkeypatch):
+    def stat(path, *args, **kwargs):
+        str(path).encode("ascii")
+
+    monkeypatch.setattr("asvr.data.images.os.stat", stat)
+    with pytest.raises(
+        ValueError, match=r"\\u56fe.png' is no name of a file under this locale.*set PYTHONUTF8=1"
+    ) as error:
+        check_file(tmp_path / "图.png")
+    assert not isinstance(error.value, Refused)  # which `on_error='skip'` would leave out
+
+
 def test_what_is_no_file_is_refused_without_waiting(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
