@@ -5,6 +5,7 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -150,14 +151,21 @@ def launch(folder: Path, runs: list[dict], world: int, seconds: int = 300) -> No
 
 
 def _free_ports(count: int) -> list[int]:
-    """One a run: a process that joins others again must not meet the place where it met them before."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """One a run: a process that joins others again must not meet the place where it met them before.
+
+    Below the ports that the system gives to sockets without one, as gloo's: a later run's would be taken by then.
+    """
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(15000, 32000), 1000):
+        with socket.socket() as one:
+            try:
+                one.bind(("", port))
+            except OSError:  # somebody has it
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"fewer than {count} ports are free")
 
 
 def losses(work_dir: Path) -> list[dict]:
