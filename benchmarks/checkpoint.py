@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from asvr.cli import add_cfg_options, parse_cfg_options, require_positive, run_tool
+from asvr.commands.cli import add_cfg_options, parse_cfg_options, require_positive, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -68,10 +68,11 @@ def one_save(worker, saver, number: int, steps: int) -> dict:
 def main() -> None:
     args = parse_args()
     require_positive({name: getattr(args, name) for name in ("samples", "rounds", "steps")})
+    from asvr.base.text import table
     from asvr.engine.checkpoint import newest
     from asvr.engine.saver import Saver
     from asvr.profiling.machine import in_words, machine
-    from asvr.profiling.report import save, table
+    from asvr.profiling.report import save
     from asvr.profiling.worker import Worker
 
     spec = dict(config=args.config, cfg_options=parse_cfg_options(args.cfg_options), stage=args.stage)

@@ -15,7 +15,7 @@ import time
 from itertools import islice
 from pathlib import Path
 
-from asvr.cli import run_tool
+from asvr.commands.cli import run_tool
 
 WORDS = "the a red blue small house stands on hill under tree what color is it of how many are there two dogs".split()
 WAIT = 3  # seconds: of a file that was just written nothing is kept
@@ -55,7 +55,7 @@ def measure(file: Path, reads: int) -> dict:
 
     from asvr.data.llava import LlavaDataset
     from asvr.data.mixture import sampler_of
-    from asvr.profiling.peak import resident_bytes
+    from asvr.flops.peak_rate import resident_bytes
 
     before, begin = resident_bytes(), time.perf_counter()
     dataset = LlavaDataset(ann_file=str(file))
@@ -87,8 +87,9 @@ def main() -> None:
         return
     import torch
 
+    from asvr.base.text import table
     from asvr.profiling.machine import in_words, machine
-    from asvr.profiling.report import save, table
+    from asvr.profiling.report import save
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         file = Path(folder) / "records.jsonl"

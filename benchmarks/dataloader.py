@@ -10,7 +10,7 @@ import io
 import time
 from pathlib import Path
 
-from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+from asvr.commands.cli import add_cfg_options, parse_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,13 +55,14 @@ def main() -> None:
     args = parse_args()
     from itertools import islice
 
-    from asvr.config import load_config, stage_config
-    from asvr.engine.build import build_collate, build_device, build_train_loader, pack_limits
-    from asvr.preflight import build_meta
+    from asvr.base.text import table
     from asvr.profiling.machine import in_words, machine
-    from asvr.profiling.report import save, table
+    from asvr.profiling.report import save
     from asvr.profiling.synthetic import SyntheticSamples
     from asvr.profiling.worker import PadId
+    from asvr.recipe.build import build_collate, build_device, build_train_loader, pack_limits
+    from asvr.recipe.config import load_config, stage_config
+    from asvr.recipe.preflight import build_meta
 
     cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
     stage = stage_config(cfg, args.stage or list(cfg.stages)[-1])

@@ -3,13 +3,13 @@
 python benchmarks/flops.py CONFIG                     forward and training
 python benchmarks/flops.py CONFIG --against CONFIG2   and what CONFIG adds to CONFIG2 (FLOPs, parameters, memory)
 
-The formulas are in asvr/profiling/analytic.py.
+The formulas are in asvr/flops/analytic.py.
 """
 
 import argparse
 from pathlib import Path
 
-from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+from asvr.commands.cli import add_cfg_options, parse_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,8 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from asvr.config import load_config  # here: --help need not wait for torch
-    from asvr.profiling.flops import Sample
+    from asvr.flops.count import Sample
     from asvr.profiling.report import (
         added,
         added_in_words,
@@ -37,6 +36,7 @@ def main() -> None:
         paper_ratio,
         save,
     )
+    from asvr.recipe.config import load_config  # here: --help need not wait for torch
 
     options = parse_cfg_options(args.cfg_options)
     cfg = load_config(args.config, options)

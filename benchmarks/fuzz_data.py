@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fuzz_inputs import TARGETS, TEXTS, Inputs, pictures
 
-from asvr.cli import run_tool
+from asvr.commands.cli import run_tool
 
 SECONDS, MEGABYTES = 10, 700  # of one input; a padded square on the way takes 270 MB
 MAX_PIXELS = 4_000_000
@@ -252,9 +252,10 @@ def save_input(folder: Path, data: bytes, why: str) -> str:
 
 def main() -> None:
     args = parse_args()
-    from asvr.engine.build import build_device
+    from asvr.base.text import table
     from asvr.profiling.machine import in_words, machine
-    from asvr.profiling.report import save, table
+    from asvr.profiling.report import save
+    from asvr.recipe.build import build_device
 
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

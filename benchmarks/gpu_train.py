@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gpu_list import ROOT, end_with_parent
 
-from asvr.cli import run_tool
+from asvr.commands.cli import run_tool
 
 CONFIG = ROOT / "configs/benchmarks/gpu_small.py"
 LOSSES = ("loss", "loss_text", "loss_semantic", "grad_norm")

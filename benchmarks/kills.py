@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from asvr.cli import require_positive, run_tool
-from asvr.engine.interruption import EXIT_CODE
+from asvr.base.interruption import EXIT_CODE
+from asvr.commands.cli import require_positive, run_tool
 
 ROOT = Path(__file__).parents[1]
 POLL, PATIENCE = 0.002, 120  # seconds; in the second a process must have ended upon its signal
@@ -166,9 +166,9 @@ def expected(attempt: Attempt) -> bool:
 def main() -> None:
     args = parse_args()
     require_positive(dict(kills=args.kills))
-    from asvr.engine.build import build_device
     from asvr.profiling.machine import in_words, machine
     from asvr.profiling.report import save
+    from asvr.recipe.build import build_device
 
     command = [sys.executable, str(ROOT / "tools/train.py"), args.config]
     command += ["--cfg-options", *args.cfg_options] if args.cfg_options else []

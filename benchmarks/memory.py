@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+from asvr.commands.cli import add_cfg_options, parse_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,13 +30,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from asvr.config import load_config, stage_config
-    from asvr.engine.build import build_device
-    from asvr.preflight import build_meta
+    from asvr.base.text import table
+    from asvr.flops.memory import plan_memory
     from asvr.profiling.machine import in_words, machine
     from asvr.profiling.measured_memory import measured, prepare
-    from asvr.profiling.memory import plan_memory
-    from asvr.profiling.report import save, table
+    from asvr.profiling.report import save
+    from asvr.recipe.build import build_device
+    from asvr.recipe.config import load_config, stage_config
+    from asvr.recipe.preflight import build_meta
 
     cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
     if args.measure:

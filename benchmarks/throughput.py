@@ -12,7 +12,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
+from asvr.commands.cli import add_cfg_options, parse_cfg_options, run_tool
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="of each side in a round")
     parser.add_argument(
-        "--plain-keeps-memory", action="store_true", help="let --plain keep freed memory too (asvr/malloc.py)"
+        "--plain-keeps-memory", action="store_true", help="let --plain keep freed memory too (asvr/base/allocator.py)"
     )
     parser.add_argument("--out", type=Path, help="of the .json, .md and .png, without suffix")
     add_cfg_options(parser)
@@ -40,8 +40,8 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from asvr.config import load_config, stage_config  # here: --help need not wait for torch
     from asvr.profiling.throughput import Side, compare, markdown, write
+    from asvr.recipe.config import load_config, stage_config  # here: --help need not wait for torch
 
     shared, own = parse_cfg_options(args.cfg_options), parse_cfg_options(args.other_options, "--other-options")
     if own and not (args.plain or args.against):

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from run_helpers import call_tool, tiny_command, tiny_env
 
+pytest_plugins = ["tokenizer_fixtures"]
+
 # Bitwise comparisons of runs here with runs in processes of their own: as many threads in both.
 os.environ["OMP_NUM_THREADS"] = tiny_env()["OMP_NUM_THREADS"]
 

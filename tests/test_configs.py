@@ -7,8 +7,10 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
-from asvr.config import dump_config, load_config, stage_config
-from asvr.preflight import build_meta
+from asvr.recipe.config import dump_config, load_config, stage_config
+from asvr.recipe.preflight import build_meta
+from asvr.recipe.schema import SECTIONS, TARGET
+from asvr.recipe.validate import check_config
 from asvr.registry import (
     DATASETS,
     ENCODERS,
@@ -20,8 +22,6 @@ from asvr.registry import (
     TEXT_TOKENIZERS,
     VISUAL_TOKENIZERS,
 )
-from asvr.schema import SECTIONS, TARGET
-from asvr.validate import check_config
 
 COMPONENTS = (DATASETS, ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, TEMPLATES, TEXT_TOKENIZERS, VISUAL_TOKENIZERS)
 ROOT = Path(__file__).parents[1] / "configs"
@@ -45,7 +45,7 @@ def parameters(module: nn.Module, trained: bool = False) -> int:
 def no_local_weights(tmp_path, monkeypatch):
     """The architectures that the configs state, whatever folders this machine has; components of examples/."""
     monkeypatch.setenv("ASVR_MODEL_ZOO", str(tmp_path))
-    monkeypatch.setattr("asvr.zoo.resolve", lambda name: None)
+    monkeypatch.setattr("asvr.base.hub.resolve", lambda name: None)
     monkeypatch.chdir(ROOT.parent)
 
 

@@ -1,7 +1,6 @@
 """The example of one's own components keeps the library's contracts."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,11 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from asvr.config import load_config  # noqa: E402
-from asvr.engine.run import run  # noqa: E402
-from asvr.models.losses import CodeCrossEntropy  # noqa: E402
-from examples.my_components import AdditiveHead, ColorPatches, FocalCodeLoss, NormProjector  # noqa: E402
+from asvr.engine.run import run
+from asvr.models.losses import CodeCrossEntropy
+from asvr.recipe.config import load_config
+from examples.my_components import AdditiveHead, ColorPatches, FocalCodeLoss, NormProjector
 
 P, D, C, H, V = 5, 3, 4, 6, 7
 

@@ -9,12 +9,12 @@ from PIL import Image
 from run_helpers import ROOT, TINY
 
 import asvr
-from asvr.checkpoints.detect import sizes
-from asvr.checkpoints.reading import open_checkpoint
-from asvr.config import load_config
+from asvr.base.checkpoint_files import open_checkpoint
 from asvr.data.easy_vqa import EasyVQA
 from asvr.engine.run import run
+from asvr.interchange.detect import sizes
 from asvr.pretrained import PromptTooLong
+from asvr.recipe.config import load_config
 
 pytestmark = pytest.mark.usefixtures("quick")
 QUESTIONS = ["what color is the shape?", "is there a circle in the image?", "what shape is in the image?"]

@@ -51,9 +51,9 @@ def test_model_snippet_runs(tiny_run, tmp_path, monkeypatch, capsys):
 
 
 def test_reconstruction_snippet_is_a_valid_config():
-    from asvr.config import load_config
-    from asvr.preflight import check_sizes
-    from asvr.validate import check_config
+    from asvr.recipe.config import load_config
+    from asvr.recipe.preflight import check_sizes
+    from asvr.recipe.validate import check_config
 
     names = {}
     exec(next(code for code in PYTHON if code.startswith("reconstruction")), names)  # noqa: S102
@@ -64,8 +64,8 @@ def test_reconstruction_snippet_is_a_valid_config():
 
 
 def test_own_data_snippet_is_a_valid_config(tmp_path):
-    from asvr.config import load_config, stage_config
-    from asvr.validate import check_config
+    from asvr.recipe.config import load_config, stage_config
+    from asvr.recipe.validate import check_config
 
     code = next(code for code in PYTHON if "my_data.py" in code)
     file = tmp_path / "my_data.py"
@@ -76,8 +76,8 @@ def test_own_data_snippet_is_a_valid_config(tmp_path):
 
 
 def test_mixture_snippet_is_a_valid_config():
-    from asvr.config import load_config
-    from asvr.validate import check_config
+    from asvr.recipe.config import load_config
+    from asvr.recipe.validate import check_config
 
     names = {}
     exec(next(code for code in PYTHON if code.startswith("mixture")), names)  # noqa: S102

@@ -1,44 +1,7 @@
-"""A web page to look at a model: python tools/demo.py FOLDER
+"""A web page to look at a model: python tools/demo.py FOLDER"""
 
-FOLDER is a saved model, or the work dir of a finished run. Show a picture and ask about it; beside the answer the page
-shows where the visual heads are right and how sure they are, what the answer looks at, and, for a target that decodes,
-the pixels of the predicted codes. Needs: pip install -e '.[demo]'
-"""
-
-import argparse
-import os
-
-from asvr.cli import add_talker, run_tool
-
-LOOPBACK = "127.0.0.1"
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add_talker(parser)
-    parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--host", default=LOOPBACK, help="default: this machine alone; any other lets others in")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    # Before gradio is imported, which imports huggingface_hub: nothing is told to anybody.
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-    import asvr  # here: --help need not wait for torch
-    from asvr.evaluation.demo import Demo
-    from asvr.evaluation.page import serve
-
-    pretrained = asvr.load(args.folder, device=args.device, stage=args.stage)
-    demo = Demo(pretrained, max_new_tokens=args.max_new_tokens)
-    if args.host != LOOPBACK:
-        print(f"warning: whoever reaches {args.host}:{args.port} can use this page; it asks for no password")
-    page = serve(demo, host=args.host, port=args.port)
-    print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
-
+from asvr.commands.cli import run_tool
+from asvr.commands.demo import main
 
 if __name__ == "__main__":
     run_tool(main)

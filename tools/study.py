@@ -1,60 +1,7 @@
 """Train every arm of a study with every seed and compare them: python tools/study.py configs/studies/targets_mini.py"""
 
-import argparse
-import sys
-from pathlib import Path
-
-from asvr.cli import refuse_options, require_file, require_folder, require_positive, run_tool
-from asvr.malloc import keep_freed_memory
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument("study", type=Path, help="a file, such as configs/studies/targets_mini.py")
-    parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the study>")
-    parser.add_argument("--jobs", type=int, help="runs at the same time, each with its part of the cores (default: 1)")
-    parser.add_argument("--report", action="store_true", help="train nothing: write the report of finished runs")
-    parser.add_argument("--questions", type=Path, help="LLaVA-format JSON or JSONL: ask every finished run these too")
-    parser.add_argument("--image-folder", type=Path, help="where the pictures of --questions are (default: here)")
-    return parser.parse_args()
-
-
-def written(folder: Path) -> str:
-    names = ("report.md", "report.json", "radar.png", "curves.png")
-    return f"written: {folder}/{', '.join(name for name in names if (folder / name).is_file())}"
-
-
-def main() -> None:
-    args = parse_args()
-    require_positive(dict(jobs=args.jobs))
-    require_file(dict(questions=args.questions))
-    require_folder(dict(image_folder=args.image_folder))
-    if args.report:
-        refuse_options(dict(jobs=args.jobs, image_folder=args.image_folder), "has no meaning with --report")
-    if args.questions is None:
-        refuse_options(dict(image_folder=args.image_folder), "needs --questions")
-    keep_freed_memory()
-    from asvr.engine.log import set_up_logging  # here: --help need not wait for torch
-    from asvr.engine.study import ask_all, collect, load_study, run_study
-    from asvr.evaluation.study_report import asked_groups, write_report
-
-    study = load_study(args.study)
-    out = args.out or Path("work_dirs") / args.study.stem
-    set_up_logging(out / "study.log")
-    failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1)
-    if failed:
-        again = f"the same command tries them again; a changed arm needs its folder in {out} removed, or another --out"
-        sys.exit("\n".join([f"{len(failed)} run(s) failed; {again}:", *failed]))
-    print(write_report(study, collect(study, out), out))
-    print(written(out))
-    if args.questions is not None:
-        if not args.report:
-            ask_all(study, out, questions=args.questions, image_folder=args.image_folder or Path())
-        found = collect(study, out, questions=args.questions)
-        there = out / "questions" / args.questions.stem
-        print(write_report(asked_groups(study, found), found, there))
-        print(written(there))
-
+from asvr.commands.cli import run_tool
+from asvr.commands.study import main
 
 if __name__ == "__main__":
     run_tool(main)

@@ -1,25 +1,7 @@
 """Fit or train the visual tokenizer of a config: ``python tools/train_tokenizer.py configs/tokenizers/NAME.py``."""
 
-import argparse
-
-from asvr.cli import add_cfg_options, parse_cfg_options, run_tool
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument("config")
-    parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
-    parser.add_argument("--seed", type=int, help="default: the config's, or 0")
-    add_cfg_options(parser)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    from asvr.models.tokenizers.run import run_config  # here: --help need not wait for torch
-
-    run_config(args.config, work_dir=args.work_dir, seed=args.seed, cfg_options=parse_cfg_options(args.cfg_options))
-
+from asvr.commands.cli import run_tool
+from asvr.commands.train_tokenizer import main
 
 if __name__ == "__main__":
     run_tool(main)

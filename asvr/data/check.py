@@ -14,11 +14,11 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
+from asvr.base.log import progress_bar
 from asvr.data.batch import IMAGE_TOKEN
 from asvr.data.conversation import require_learned, truncate
 from asvr.data.images import MAX_PIXELS, TURNS, opened, orientation, to_rgb
 from asvr.data.refusals import Refusal, Refused
-from asvr.engine.log import progress_bar
 
 CHUNK = 64  # records that a process takes at a time
 EXAMPLES = 3  # of each reason or note that are told

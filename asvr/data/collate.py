@@ -26,7 +26,7 @@ class Collate:
     ``skip``). max_pixels: of a picture, see `open_image`. padding_side: ``right``, which needs no attention mask, or
     ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`. shifts: in training, of the targets that
     learn from pictures: a sample from which nothing can be learned is refused; None for questions.
-    cache: an `asvr.data.feature_cache.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
+    cache: an `asvr.caches.features.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
     two return a tensor for all keys or None. A view that they replace has no pixels, and no picture is opened for it.
 
     A refused sample is left out and stands in ``Batch.refusals``. Where no sample is left, the batch is

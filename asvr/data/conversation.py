@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from asvr.base.text import short
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
-from asvr.data.refusals import Refused, short
+from asvr.data.refusals import Refused
 from asvr.data.templates import BOS, IMAGE, IMAGE_MARK, Round, Segment, Template
 
 if TYPE_CHECKING:  # the text tokenizer loads transformers

@@ -21,8 +21,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from asvr.engine.log import logger
-from asvr.folders import sha256_of
+from asvr.base.files import sha256_of
+from asvr.base.log import logger
 
 SUFFIX = ".asvr-index"
 KEPT_FROM = 1 << 24  # bytes: a smaller file is read again faster than a user asks what the new file in the folder is

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from asvr.data.picture_sources import Painted, Source, StoredPicture, refuse_elsewhere
-from asvr.data.refusals import Refused, short
+from asvr.base.text import short
+from asvr.data.image_sources import Painted, Source, StoredPicture, refuse_elsewhere
+from asvr.data.refusals import Refused
 
 # PIL reads more: PostScript, which another program runs, and containers whose headers hide the sizes of pictures.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")

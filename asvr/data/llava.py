@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from asvr.data.file_index import FileReader, file_index
-from asvr.data.picture_sources import refuse_elsewhere
+from asvr.data.image_sources import refuse_elsewhere
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refused
 from asvr.data.strict_json import MAX_RECORD_BYTES, parse_record, require_size

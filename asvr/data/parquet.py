@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from asvr.base.log import logger
 from asvr.data.conversation import ROLES as SPEAKERS
 from asvr.data.file_index import FileIndex
+from asvr.data.image_sources import StoredPicture
 from asvr.data.llava import picture_inside
-from asvr.data.picture_sources import StoredPicture
 from asvr.data.record_keys import DESCRIBES, WEIGHTS, is_content, meant_by, unknown_key
 from asvr.data.refusals import Refused
 from asvr.data.shards import ShardedDataset
 from asvr.data.strict_json import parse_record
-from asvr.engine.log import logger
 from asvr.registry import DATASETS
 
 ROLES = ("image", "conversations", "question", "answer", "category")

@@ -9,7 +9,8 @@ left alone, and all other keys are told once.
 import difflib
 from collections.abc import Collection, Iterator
 
-from asvr.data.refusals import Refused, short
+from asvr.base.text import short
+from asvr.data.refusals import Refused
 from asvr.data.templates import IMAGE_MARK
 
 READ = ("image", "conversations")

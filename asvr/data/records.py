@@ -11,13 +11,14 @@ from collections.abc import Iterator
 
 from torch.utils.data import get_worker_info
 
+from asvr.base.log import logger
+from asvr.base.text import short
 from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
+from asvr.data.image_sources import Source, has_file, refuse_elsewhere
 from asvr.data.images import check_file
-from asvr.data.picture_sources import Source, has_file, refuse_elsewhere
 from asvr.data.record_keys import unread_keys
-from asvr.data.refusals import Refusal, Refused, check_policy, short
+from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.templates import IMAGE_MARK, Template, build_template
-from asvr.engine.log import logger
 
 LONGEST_NAME = 4095  # of a path, as Linux takes it
 _told: set[tuple[str, str]] = set()  # (source, key) that this process, or the one that it is a fork of, has told of

@@ -1,12 +1,10 @@
 """A sample that cannot be used: why, and what is done about it."""
 
-import reprlib
 from dataclasses import dataclass
 
-POLICIES = ("raise", "skip")
+from asvr.base.text import printable
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
+POLICIES = ("raise", "skip")
 
 
 class Refused(ValueError):
@@ -33,15 +31,3 @@ def check_policy(on_error: str) -> str:
     if on_error not in POLICIES:
         raise ValueError(f"on_error={on_error!r} is unknown: expected one of {POLICIES}")
     return on_error
-
-
-def printable(text: str) -> str:
-    """The text with control characters, lone surrogates and the like written as escapes; line breaks stay."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-
-
-def short(value) -> str:
-    """What a value looks like, in about a hundred characters, however large or deep it is."""
-    return _SHORT.repr(value)

@@ -8,9 +8,9 @@ from glob import glob
 
 import numpy as np
 
+from asvr.base.log import progress_bar
 from asvr.data.file_index import FileIndex, file_index
 from asvr.data.records import ConversationDataset
-from asvr.engine.log import progress_bar
 
 READERS = 8  # threads that index files; hashing and reading let one another go on
 

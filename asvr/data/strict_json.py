@@ -2,7 +2,8 @@
 
 import json
 
-from asvr.data.refusals import Refused, short
+from asvr.base.text import short
+from asvr.data.refusals import Refused
 
 MAX_RECORD_BYTES = 1 << 22  # a million tokens: no row is as long, and its tokens would take gigabytes
 

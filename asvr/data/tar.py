@@ -9,10 +9,11 @@ from os.path import basename
 
 import numpy as np
 
+from asvr.base.text import short
 from asvr.data.file_index import FileIndex
-from asvr.data.picture_sources import StoredPicture
+from asvr.data.image_sources import StoredPicture
 from asvr.data.record_keys import DESCRIBES, unknown_key
-from asvr.data.refusals import Refused, short
+from asvr.data.refusals import Refused
 from asvr.data.shards import ShardedDataset
 from asvr.data.strict_json import parse_record
 from asvr.data.templates import IMAGE_MARK

@@ -11,9 +11,9 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from asvr import zoo
+from asvr.base import hub
+from asvr.base.quiet import without_warnings
 from asvr.data.refusals import Refused
-from asvr.models.hf import without_warnings
 from asvr.registry import DATASETS, TEXT_TOKENIZERS
 
 logger = logging.getLogger("asvr")
@@ -162,12 +162,12 @@ VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.
 class HFTokenizer(TextTokenizer):
     """The tokenizer of a Hugging Face model, from a local folder. Code in the folder is never run.
 
-    Raises: `asvr.zoo.MissingWeights` where there is no such folder; ValueError where it holds no
+    Raises: `asvr.base.hub.MissingWeights` where there is no such folder; ValueError where it holds no
     tokenizer that can be read without running code of its own.
     """
 
     def __init__(self, *, name: str):
-        folder = zoo.require(name, what="text tokenizer")
+        folder = hub.require(name, what="text tokenizer")
         try:
             with without_warnings():
                 hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)

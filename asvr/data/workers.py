@@ -17,8 +17,8 @@ from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from asvr.data.disk import in_bytes
-from asvr.engine.log import logger
+from asvr.base.disk import in_bytes
+from asvr.base.log import logger
 
 SHARED = Path("/dev/shm")
 TIMEOUT = 600.0  # seconds without an item

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from mmengine.config import Config
 
-from asvr.config import stage_config
-from asvr.engine.build import as_in_training, build_model
 from asvr.models.component import fingerprint_of, source_of
 from asvr.models.targets import build_tokenizer
+from asvr.recipe.build import as_in_training, build_model
+from asvr.recipe.config import stage_config
 from asvr.registry import ENCODERS
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.config import load_config, stage_config
+from asvr.base.plots import optional, plain
+from asvr.base.text import printable
 from asvr.data.check import EXAMPLES, Found, Source, scan
 from asvr.data.images import MAX_PIXELS
-from asvr.data.refusals import printable
-from asvr.engine.build import build_dataset, dataset_configs, shifts_of
-from asvr.figures import optional, plain
-from asvr.preflight import check_sizes
+from asvr.recipe.build import build_dataset, dataset_configs, shifts_of
+from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.preflight import check_sizes
+from asvr.recipe.validate import check_config
 from asvr.registry import TEXT_TOKENIZERS
-from asvr.validate import check_config
 
 REFUSED = 3  # the exit code where a record is refused; 1 and 2 are errors of the config and the command
 

@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from asvr.base.files import sha256_of
+from asvr.base.log import logger
 from asvr.engine import sharded
 from asvr.engine.checkpoint_folder import (
     PREFIX,
@@ -35,12 +37,10 @@ from asvr.engine.checkpoint_folder import (
     set_aside_later,
     told,
 )
-from asvr.engine.log import logger
-from asvr.folders import sha256_of
 from asvr.models.component import fingerprint_in, fingerprint_of, source_of
 from asvr.models.hf import DTYPES
 from asvr.models.shards import part_of, unshared
-from asvr.schema import TRAINED_WITH
+from asvr.models.tree import TRAINED_WITH
 
 __all__ = [  # of the folders, for users of this
     "PREFIX",

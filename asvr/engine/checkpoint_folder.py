@@ -11,10 +11,10 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
-from asvr.data.disk import free_bytes, full_disk, in_bytes
-from asvr.engine.log import logger
-from asvr.engine.processes import from_main, gather, get_rank, get_world_size, is_main_process, wait
-from asvr.folders import sha256_of
+from asvr.base.disk import free_bytes, full_disk, in_bytes
+from asvr.base.distributed import from_main, gather, get_rank, get_world_size, is_main_process, wait
+from asvr.base.files import sha256_of
+from asvr.base.log import logger
 
 PREFIX = "step_"
 META = "checkpoint.json"

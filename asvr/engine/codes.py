@@ -8,19 +8,19 @@ import torch
 from mmengine.config import Config
 from torch.utils.data import DataLoader, Dataset
 
-from asvr.config import load_config, stage_config
-from asvr.data.code_cache import CodeCache, CodeStore, hash_pictures
-from asvr.data.disk import require_room
+from asvr.base.disk import require_room
+from asvr.base.interruption import obey_parent_alone
+from asvr.base.log import logger, progress_bar, set_up_logging
+from asvr.caches.codes import CodeCache, CodeStore, hash_pictures
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refused
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.engine.ahead import encoder_ahead, tokenizer_ahead
-from asvr.engine.build import build_device, pictures_of_stages
-from asvr.engine.interruption import obey_parent_alone
-from asvr.engine.log import logger, progress_bar, set_up_logging
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import shares_encoder
-from asvr.preflight import preflight
+from asvr.recipe.build import build_device, pictures_of_stages
+from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.preflight import preflight
 from asvr.registry import TEXT_TOKENIZERS
 
 BATCH = 32

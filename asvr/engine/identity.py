@@ -7,12 +7,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.config import is_model_folder, stage_config
+from asvr.base.log import logger
 from asvr.engine import checkpoint
-from asvr.engine.log import logger
 from asvr.models.component import WEIGHT_FIELDS
+from asvr.recipe.config import is_model_folder, stage_config
+from asvr.recipe.validate import OWN, SCRATCH, find
 from asvr.registry import ENCODERS, HEADS, LLMS, PROJECTORS, VISUAL_TOKENIZERS
-from asvr.validate import OWN, SCRATCH, find
 
 # Settings that are no part of what a stage is.
 _LEFT_OUT = (

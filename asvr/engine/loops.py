@@ -5,10 +5,10 @@ import time
 from mmengine.runner import BaseLoop
 from torch import Tensor
 
+from asvr.base.distributed import get_world_size
+from asvr.base.interruption import Interrupted, postponed, waiting
 from asvr.data.batch import Batch
 from asvr.data.workers import WorkerFailed, naming_workers
-from asvr.engine.interruption import Interrupted, postponed, waiting
-from asvr.engine.processes import get_world_size
 from asvr.registry import LOOPS
 
 

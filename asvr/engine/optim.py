@@ -7,10 +7,10 @@ from mmengine.dist import all_reduce
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from torch import nn
 
+from asvr.base.precision import PRECISIONS
 from asvr.engine.half_weights import SplitAdamW
 from asvr.models.shards import whole
-from asvr.precision import PRECISIONS
-from asvr.schema import TRAINED_WITH
+from asvr.models.tree import TRAINED_WITH
 
 
 class AutocastOptimWrapper(OptimWrapper):

@@ -18,9 +18,9 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from asvr import compat
+from asvr.base import compat
+from asvr.base.distributed import gather, gather_numbers, get_world_size
 from asvr.data.batch import Batch
-from asvr.engine.processes import gather, gather_numbers, get_world_size
 from asvr.models.hf import DTYPES, resolve_dtype
 from asvr.registry import MODEL_WRAPPERS
 

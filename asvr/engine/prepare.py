@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from asvr.config import stage_config
-from asvr.data.code_cache import CodeCache
-from asvr.data.feature_cache import FeatureCache, build_feature_cache, pixel_batches
+from asvr.base.log import logger
+from asvr.caches.codes import CodeCache
+from asvr.caches.features import FeatureCache, build_feature_cache, pixel_batches
 from asvr.data.images import MAX_PIXELS
 from asvr.engine.ahead import encoder_ahead, is_drawn, tokenizer_ahead
-from asvr.engine.build import build_device, pictures_of_stages
 from asvr.engine.codes import code_cache
-from asvr.engine.log import logger
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
+from asvr.recipe.build import build_device, pictures_of_stages
+from asvr.recipe.config import stage_config
 from asvr.registry import ENCODERS
 
 

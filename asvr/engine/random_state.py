@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from mmengine import dist
 
-from asvr.engine.log import logger
+from asvr.base.log import logger
 
 
 def random_state() -> dict:

@@ -8,8 +8,16 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
+from asvr.base.distributed import get_world_size
+from asvr.base.log import logger
 from asvr.data.mixture import Mixture
-from asvr.engine.build import (
+from asvr.engine.hooks import CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
+from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.parallel import bare
+from asvr.engine.prepare import Prepared
+from asvr.evaluation.accuracy import evaluate
+from asvr.flops.step import step_flops
+from asvr.recipe.build import (
     build_collate,
     build_dataset,
     build_train_loader,
@@ -17,14 +25,6 @@ from asvr.engine.build import (
     num_steps,
     pack_limits,
 )
-from asvr.engine.hooks import CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
-from asvr.engine.log import logger
-from asvr.engine.optim import build_optim_wrapper, build_schedulers
-from asvr.engine.parallel import bare
-from asvr.engine.prepare import Prepared
-from asvr.engine.processes import get_world_size
-from asvr.evaluation.accuracy import evaluate
-from asvr.profiling.step_flops import step_flops
 
 DEFAULT_MAX_SKIPPED = 10
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.distributed import new_group
 from torch.distributed.tensor import DTensor
 
+from asvr.base.distributed import PATIENCE
 from asvr.engine import checkpoint
 from asvr.engine.checkpoint_folder import PREFIX, prune
-from asvr.engine.processes import PATIENCE
 
 SOON = 60.0  # seconds
 

@@ -16,24 +16,24 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
-from asvr.config import MODEL_FILE, is_model_folder, stage_config
+from asvr.base.distributed import is_main_process, wait
+from asvr.base.files import replace_text
+from asvr.base.log import logger
+from asvr.base.precision import PRECISIONS
 from asvr.engine import checkpoint
-from asvr.engine.build import build_device, build_model, data_fingerprint
 from asvr.engine.identity import architecture, check_same_config, identity, init_of, other_places, tell_changes
-from asvr.engine.log import logger
 from asvr.engine.parallel import bare, gathered
 from asvr.engine.prepare import Prepared, entries_of
-from asvr.engine.processes import is_main_process, wait
 from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
-from asvr.folders import replace_text
 from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks, uncompiled
 from asvr.models.component import fingerprint_of
-from asvr.precision import PRECISIONS
-from asvr.pretrained import start_from
+from asvr.recipe.build import build_device, build_model, data_fingerprint
+from asvr.recipe.config import MODEL_FILE, is_model_folder, stage_config
+from asvr.recipe.model_folder import start_from
+from asvr.recipe.validate import SCRATCH
 from asvr.registry import DATASETS, MODEL_WRAPPERS
-from asvr.validate import SCRATCH
 
 DONE = "done.json"
 LAST_TAP = "before the final norm"  # what ``tap=num_layers`` names; earlier versions took the state behind the norm

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
+from asvr.base.log import logger, progress_bar
+from asvr.base.precision import computing_in
 from asvr.data.batch import Batch, visual_sources
+from asvr.data.image_sources import has_file
 from asvr.data.images import open_image
-from asvr.data.picture_sources import has_file
 from asvr.data.refusals import Refusal
-from asvr.engine.build import build_collate
-from asvr.engine.log import logger, progress_bar
 from asvr.evaluation.generation import generate
 from asvr.models.compiling import uncompiled
-from asvr.precision import computing_in
+from asvr.recipe.build import build_collate
 
 NO_KIND = "all"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from asvr.figures import plain, scale_by_logarithm
+from asvr.base.plots import plain, scale_by_logarithm
 
 COLORS = BLUE, ORANGE, GREY = "#2864a8", "#d1742c", "#777777"
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from asvr import compat
+from asvr.base import compat
 from asvr.models.attention import keep_kernels_uncompiled
 
 logger = logging.getLogger("asvr")

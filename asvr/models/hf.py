@@ -4,7 +4,6 @@ and strict loading of weights."""
 import json
 import logging
 import pickle
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,10 +12,10 @@ from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
-from transformers.utils import logging as hf_logging
 
-from asvr import zoo
-from asvr.folders import unsafe_pickle
+from asvr.base import hub
+from asvr.base.files import unsafe_pickle
+from asvr.base.quiet import without_warnings
 from asvr.models.shards import part_of, unshared
 
 logger = logging.getLogger("asvr")
@@ -38,7 +37,7 @@ def find_folder(name: str | None, load_weights: bool, what: str, arch: dict | No
     """
     folder = None
     if name is not None:
-        folder = zoo.require(name, what=what) if load_weights or arch is None else zoo.resolve(name)
+        folder = hub.require(name, what=what) if load_weights or arch is None else hub.resolve(name)
     if folder is None and arch is None:
         raise ValueError(f"{what}: neither a `name` nor an `arch` to build it from is given")
     return folder
@@ -156,18 +155,6 @@ def _from_arch(arch: dict, **overrides) -> PretrainedConfig:
 def _same_kind(config: PretrainedConfig, model_type: str) -> PretrainedConfig:
     vision = getattr(config, "vision_config", None)
     return vision if vision is not None and vision.model_type == model_type else config
-
-
-@contextmanager
-def without_warnings():
-    """transformers warns of keys that nobody needs, and of a ``model_type`` that is another program's; what matters is
-    an error here."""
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(verbosity)
 
 
 def load_strict(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
-from asvr import compat
+from asvr.base import compat
 from asvr.data.batch import Segments
 from asvr.models.attention import PREFIX, no_mask
 from asvr.models.checkpointing import check_mode, settings
@@ -77,7 +77,7 @@ def _input_of(module: torch.nn.Module | None) -> Iterator[list[Tensor]]:
 class HFCausalLM(Component):
     """Any model that ``AutoModelForCausalLM`` builds.
 
-    name: a folder or model name (see ``asvr.zoo``); None builds ``arch`` with random weights.
+    name: a folder or model name (see ``asvr.base.hub``); None builds ``arch`` with random weights.
     arch: fields of its configuration with ``model_type``; a folder's own configuration wins over it.
     vocab_size: the rows that the text tokenizer's ids need (`TextTokenizer.num_ids`). It becomes the vocabulary of a
         model built from ``arch`` alone, and must not exceed that of loaded weights.

@@ -4,6 +4,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
+TRAINABLE = ("encoder", "projector", "llm", "heads")  # what a stage's `train` may name
+TRAINED_WITH = dict(losses="heads")  # a component that `train` does not name: the one that it is trained with
+
 
 def is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())

@@ -17,9 +17,8 @@ from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Target, build_target
 from asvr.models.tokenizers.base import require_integers
 from asvr.models.tokenizers.precision import full_float32
-from asvr.models.tree import check_components, check_tree, is_trained
+from asvr.models.tree import TRAINED_WITH, check_components, check_tree, is_trained
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
-from asvr.schema import TRAINED_WITH
 
 
 @MODELS.register_module()

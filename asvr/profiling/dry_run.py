@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from asvr.config import stage_config
+from asvr.flops.count import Part, Sample, forward_parts, recomputed_parts, training_factor
+from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
 from asvr.models.checkpointing import MODES
-from asvr.preflight import check_sizes
-from asvr.profiling.flops import Part, Sample, forward_parts, recomputed_parts, training_factor
-from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
-from asvr.validate import check_config
+from asvr.recipe.config import stage_config
+from asvr.recipe.preflight import check_sizes
+from asvr.recipe.validate import check_config
 
 WIDTH = 132
 SAMPLE = Sample()

@@ -1,15 +1,15 @@
-"""The memory that a training step really takes, to check the plan of `asvr.profiling.memory`."""
+"""The memory that a training step really takes, to check the plan of `asvr.flops.memory`."""
 
 from mmengine.config import Config
 
-from asvr.engine.build import build_device
+from asvr.base.precision import PRECISIONS
 from asvr.engine.optim import build_optim_wrapper
+from asvr.flops.memory import full_batch
+from asvr.flops.peak_rate import held_tensors, step_peak
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
-from asvr.precision import PRECISIONS
-from asvr.profiling.memory import full_batch
-from asvr.profiling.peak import held_tensors, step_peak
 from asvr.profiling.worker import random_model
+from asvr.recipe.build import build_device
 
 
 def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
@@ -21,7 +21,7 @@ def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
 
 
 def measured(stage: Config) -> int:
-    """Bytes at the peak of a step, see `asvr.profiling.peak`."""
+    """Bytes at the peak of a step, see `asvr.flops.peak_rate`."""
     device = build_device(stage.runtime.device)
     model = random_model(stage, device)
     use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])

@@ -15,14 +15,14 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
-from asvr.config import stage_config
-from asvr.data.code_cache import code_dtype
+from asvr.caches.codes import code_dtype
 from asvr.data.transforms import ImageTransform
-from asvr.engine.build import pack_limits
-from asvr.preflight import build_meta
-from asvr.profiling.flops import Sample, forward_parts, training_factor
-from asvr.profiling.memory import ADAM_MOMENTS, USABLE, MemoryPlan, plan_memory
-from asvr.profiling.step_flops import peak_flops
+from asvr.flops.count import Sample, forward_parts, training_factor
+from asvr.flops.memory import ADAM_MOMENTS, USABLE, MemoryPlan, plan_memory
+from asvr.flops.step import peak_flops
+from asvr.recipe.build import pack_limits
+from asvr.recipe.config import stage_config
+from asvr.recipe.preflight import build_meta
 
 GB = 10**9
 CARD_BYTES = {"A100": 79.1 * 2**30, "H100": 79.1 * 2**30, "H200": 139.8 * 2**30}

@@ -8,12 +8,12 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from asvr.config import stage_config
+from asvr.flops.analytic import formulas
+from asvr.flops.count import Sample, forward_parts, recomputed_parts, training_factor
+from asvr.flops.memory import plan_memory
 from asvr.models.attention import use_attention
-from asvr.preflight import build_meta
-from asvr.profiling.analytic import formulas
-from asvr.profiling.flops import Sample, forward_parts, recomputed_parts, training_factor
-from asvr.profiling.memory import plan_memory
+from asvr.recipe.config import stage_config
+from asvr.recipe.preflight import build_meta
 
 # Training FLOPs that the paper's tables give for ASVR on LLaVA-1.5's 665K samples (tables 6 and 7).
 PAPER_FLOPS, PAPER_SAMPLES = 1.53e19, 665_298
@@ -155,12 +155,6 @@ def added_in_words(found: dict) -> str:
         f"in {found['stage']}: FLOPs {found['flops_online']:.1f} % with online codes, {found['flops_cached']:.1f} % "
         f"with cached ones; parameters {found['parameters']:.1f} %; memory by the plan {memory}"
     )
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """In markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def save(out: Path | None, result, text: str) -> None:

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asvr.figures import optional, plain
-from asvr.malloc import environment_to_keep, growing_segments
+from asvr.base.allocator import environment_to_keep, growing_segments
+from asvr.base.plots import optional, plain
+from asvr.base.text import table
+from asvr.flops.step import peak_flops
 from asvr.profiling.machine import in_words
-from asvr.profiling.report import table
-from asvr.profiling.step_flops import peak_flops
 from asvr.profiling.worker import PHASES
 
 # Of the losses of the first step of two sides, relative.

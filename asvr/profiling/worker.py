@@ -15,17 +15,17 @@ from functools import partial
 import torch
 from mmengine.config import Config
 
-from asvr.config import load_config, stage_config
-from asvr.engine.build import build_collate, build_device, build_step_loader, pack_limits
+from asvr.base.precision import PRECISIONS
 from asvr.engine.optim import build_optim_wrapper
+from asvr.flops.peak_rate import held_tensors, resident_bytes, step_peak
+from asvr.flops.step import StepFlops
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
-from asvr.precision import PRECISIONS
 from asvr.profiling.machine import machine
-from asvr.profiling.peak import held_tensors, resident_bytes, step_peak
 from asvr.profiling.plain import PlainStep, plain_optimizer
-from asvr.profiling.step_flops import StepFlops
 from asvr.profiling.synthetic import SyntheticSamples
+from asvr.recipe.build import build_collate, build_device, build_step_loader, pack_limits
+from asvr.recipe.config import load_config, stage_config
 from asvr.registry import MODELS
 
 MOMENT, LARGEST = 0.02, 8192  # seconds, rows

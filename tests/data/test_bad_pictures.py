@@ -10,15 +10,15 @@ import pytest
 from bad_pictures import COLORS, SMALL, animated, bomb, encoded, png, rgb_16, write
 from PIL import Image, ImageFile
 
+from asvr.caches.codes import hash_pictures
+from asvr.caches.features import folder_of, pixel_batches
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
-from asvr.data.code_cache import hash_pictures
-from asvr.data.feature_cache import folder_of, pixel_batches
 from asvr.data.images import MAX_PIXELS, MAX_SIDE, check_file, open_image
 from asvr.data.refusals import Refused
 from asvr.data.transforms import ASPECTS, LONGEST_SIDE, ImageTransform
-from asvr.engine.build import build_collate
-from asvr.profiling.peak import resident_bytes
-from asvr.schema import SECTIONS, check_fields
+from asvr.flops.peak_rate import resident_bytes
+from asvr.recipe.build import build_collate
+from asvr.recipe.schema import SECTIONS, check_fields
 
 RED, BLUE = (Image.new("RGB", (16, 12), color) for color in ("red", "blue"))
 

@@ -7,8 +7,8 @@ import pytest
 from data_helpers import byte_level
 from PIL import Image
 
+from asvr.caches.codes import hash_pictures
 from asvr.data import file_index
-from asvr.data.code_cache import hash_pictures
 from asvr.data.images import open_image
 from asvr.data.parquet import ParquetDataset
 from asvr.data.refusals import Refused

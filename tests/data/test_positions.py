@@ -13,7 +13,7 @@ from PIL import Image
 
 from asvr.data import tar
 from asvr.data.collate import Collate
-from asvr.engine.build import build_train_loader
+from asvr.recipe.build import build_train_loader
 from asvr.registry import DATASETS
 
 BATCH = 4

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from asvr.caches.codes import hash_pictures
 from asvr.data import file_index
-from asvr.data.code_cache import hash_pictures
 from asvr.data.collate import Collate
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal, Refused

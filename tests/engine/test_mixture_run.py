@@ -6,9 +6,9 @@ import shutil
 import pytest
 from run_helpers import ROOT, TINY, read_metrics
 
-from asvr.config import load_config
 from asvr.data.mixture import WINDOW
 from asvr.engine.run import run
+from asvr.recipe.config import load_config
 
 pytestmark = pytest.mark.usefixtures("quick")
 OPTIONS = {

@@ -3,9 +3,9 @@
 import pytest
 from run_helpers import ROOT, TINY, read_metrics
 
-from asvr.config import load_config
 from asvr.engine import stages
 from asvr.engine.run import run
+from asvr.recipe.config import load_config
 
 SHORT = TINY | {
     "schedule.steps": 6,

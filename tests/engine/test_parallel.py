@@ -16,11 +16,11 @@ from run_helpers import call_tool, tiny_command
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
-from asvr.config import load_config
+from asvr.base.distributed import processes
 from asvr.data.batch import Batch
 from asvr.engine import sharded
-from asvr.engine.processes import processes
-from asvr.validate import check_config
+from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.validate import check_config
 
 # Sums over processes are added up in another order than over micro-batches.
 OF_LOSSES, OF_WEIGHTS = dict(rel=2e-5, abs=2e-6), 2e-6
@@ -280,7 +280,8 @@ def check(config: Path, options: dict, world: int = 2, **env) -> None:
         for key, value in env.items():
             patch.setenv(key, value)
         cfg = load_config(config, options)
-        with processes(cfg, list(cfg.stages)):
+        parallel = {name: stage_config(cfg, name).get("parallel") for name in cfg.stages}
+        with processes(parallel, cfg.runtime.device):
             raise AssertionError("it joined")
 
 

@@ -11,12 +11,12 @@ from PIL import Image
 from run_helpers import ROOT, STEPS, TINY, read_metrics
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from asvr.config import load_config
+from asvr.base.log import logger
 from asvr.data.batch import Batch
 from asvr.data.refusals import Refusal
 from asvr.engine.hooks import ProgressHook
-from asvr.engine.log import logger
 from asvr.engine.optim import build_optim_wrapper
+from asvr.recipe.config import load_config
 
 OPTIM = dict(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="float32")
 

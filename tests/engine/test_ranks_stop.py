@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import torch
 from torch import distributed, multiprocessing, nn
 
+from asvr.base.interruption import Interrupted, interruptible, postponed
 from asvr.engine.half_weights import SplitAdamW
 from asvr.engine.hooks import SignalHook, SkipHook
-from asvr.engine.interruption import Interrupted, interruptible, postponed
 from asvr.engine.optim import AutocastOptimWrapper
 
 RANKS, ASKED, STOPPED = 2, 3, 4  # the signal comes to the second rank, after its hook of step 3

@@ -1,23 +1,21 @@
 """The recipes train for real when the folders are there: tiny random models in Hugging Face's own layout."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from data_helpers import byte_level, sentencepiece_like
 from PIL import Image
 from run_helpers import ROOT, call_tool, read_metrics
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, SiglipConfig, SiglipModel
 
-from asvr.config import load_config
-from asvr.engine.run import evaluate_run, run
+from asvr.benchmarks.questions import evaluate_run
+from asvr.engine.run import run
+from asvr.recipe.config import load_config
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
-
-sys.path.append(str(ROOT / "tests" / "data"))
-from data_helpers import byte_level, sentencepiece_like  # noqa: E402
 
 SIGLIP = "google/siglip-so400m-patch14-384"
 TOKENIZER = "asvr/siglip-so400m-rvq8"

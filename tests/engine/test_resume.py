@@ -14,12 +14,13 @@ from run_helpers import ROOT, STEPS, TINY, call_tool, read_metrics, tiny_command
 from torch.distributed.fsdp import fully_shard
 
 import asvr
-from asvr.config import load_config
+from asvr.benchmarks.questions import evaluate_run
 from asvr.data.easy_vqa import EasyVQA
 from asvr.data.images import open_image
 from asvr.engine import checkpoint
 from asvr.engine import run as engine_run
-from asvr.engine.run import evaluate_run, run
+from asvr.engine.run import run
+from asvr.recipe.config import load_config
 from asvr.registry import VISUAL_TOKENIZERS
 
 EXACT = (

@@ -11,13 +11,13 @@ import torch
 from engine_helpers import advance, collate, item, runner, tiny_model
 from run_helpers import ROOT, TINY, call_tool, read_metrics, tiny_command
 
-from asvr.config import load_config
+from asvr.base.log import logger
 from asvr.engine.hooks import ProgressHook, SkipHook
-from asvr.engine.log import logger
 from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.run import run
 from asvr.evaluation.summary import draw_summary
 from asvr.models.vlm import VLM
+from asvr.recipe.config import load_config
 
 pytestmark = pytest.mark.usefixtures("tiny_run", "quick")  # in this order: the run is other modules' too
 OPTIM = dict(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="float32")

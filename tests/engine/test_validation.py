@@ -8,8 +8,8 @@ import torch
 from run_helpers import ROOT, TINY, read_metrics
 from safetensors.torch import load_file
 
-from asvr.config import load_config
 from asvr.engine.run import run
+from asvr.recipe.config import load_config
 
 OPTIONS = TINY | {
     "schedule.steps": 30,

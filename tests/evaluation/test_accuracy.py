@@ -8,18 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from data_helpers import byte_level
+from engine_helpers import TARGET, collate, item, tiny_model
 from PIL import Image
 from run_helpers import ROOT, TINY, tiny_env
 
+from asvr.data.llava import LlavaDataset
 from asvr.evaluation import accuracy
 from asvr.evaluation.accuracy import evaluate, normalise, report, right_codes
-
-sys.path.append(str(ROOT / "tests" / "engine"))
-sys.path.append(str(ROOT / "tests" / "data"))
-from data_helpers import byte_level  # noqa: E402
-from engine_helpers import TARGET, collate, item, tiny_model  # noqa: E402
-
-from asvr.data.llava import LlavaDataset  # noqa: E402
 
 DATA = SimpleNamespace(image_aspect="square", max_length=200, on_error="raise")
 

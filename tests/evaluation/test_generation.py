@@ -1,18 +1,14 @@
 """Answers in a batch are the answers one by one."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+from engine_helpers import collate, item, tiny_model
 from PIL import Image
-from run_helpers import ROOT
 
-sys.path.append(str(ROOT / "tests" / "engine"))
-from engine_helpers import collate, item, tiny_model  # noqa: E402
-
-from asvr.data.templates import build_template  # noqa: E402
-from asvr.evaluation.generation import generate, pad_left  # noqa: E402
+from asvr.data.templates import build_template
+from asvr.evaluation.generation import generate, pad_left
 
 
 class Words:

@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from vlm_helpers import DEPTH_HEAD, LLAMA, SEMANTIC, build, collate, rows, step_gradients
 
-from asvr import compat
+from asvr.base import compat
 from asvr.models.attention import use_attention
 from asvr.models.checkpointing import settings
 from asvr.models.compiling import compile_blocks, uncompiled

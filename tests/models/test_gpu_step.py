@@ -5,7 +5,7 @@ import torch
 from run_helpers import SIGLIP
 from vlm_helpers import DEPTH_HEAD, LLAMA, SEMANTIC, build, collate, recorder, rows
 
-from asvr import compat
+from asvr.base import compat
 from asvr.engine.optim import build_optim_wrapper
 from asvr.models.attention import problem_of, use_attention
 from asvr.models.checkpointing import settings

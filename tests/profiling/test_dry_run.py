@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from run_helpers import DRY_RUN
 
-from asvr.config import load_config
+from asvr.flops.count import Part, training_factor
 from asvr.profiling import dry_run as dry_run_module
 from asvr.profiling.dry_run import dry_run
-from asvr.profiling.flops import Part, training_factor
+from asvr.recipe.config import load_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from run_helpers import ROOT, call_tool
 
-from asvr.config import load_config
 from asvr.profiling.plan import (
     FLOAT,
     HALF,
@@ -20,6 +19,7 @@ from asvr.profiling.plan import (
     plan,
     received,
 )
+from asvr.recipe.config import load_config
 
 RECIPE = ROOT / "configs/asvr_vicuna7b.py"
 SIZES = Sizes(blocks=800, num_blocks=4, root=100, trained=900, saved=900)

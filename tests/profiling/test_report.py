@@ -4,12 +4,12 @@ import pytest
 from run_helpers import ROOT
 from test_throughput import LLAVA, TARGET, TINY
 
-from asvr.config import load_config, stage_config
 from asvr.data.batch import Segments
-from asvr.profiling.flops import Sample
-from asvr.profiling.memory import full_batch
+from asvr.flops.count import Sample
+from asvr.flops.memory import full_batch
+from asvr.flops.step import StepFlops
 from asvr.profiling.report import added, added_in_words, flops_report, markdown, memory_bytes, paper_ratio
-from asvr.profiling.step_flops import StepFlops
+from asvr.recipe.config import load_config, stage_config
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_step_needs_what_its_samples_need():
     cfg = load_config(ROOT / "configs/benchmarks/small_asvr.py", TINY | TARGET)
     stage = stage_config(cfg, "finetune")
     count = StepFlops(stage)
-    from asvr.preflight import build_meta
+    from asvr.recipe.preflight import build_meta
 
     model = build_meta(stage)
     padded = full_batch(model, 2, 40)

@@ -11,13 +11,13 @@ from mmengine.config import Config
 from run_helpers import ROOT
 
 from asvr.data.collate import Collate
-from asvr.engine.build import build_step_loader
+from asvr.flops.step import peak_flops
 from asvr.profiling import throughput
 from asvr.profiling.machine import machine
-from asvr.profiling.step_flops import peak_flops
 from asvr.profiling.synthetic import SyntheticSamples
 from asvr.profiling.throughput import OutOfMemory, Side, compare, markdown, ratios, write
 from asvr.profiling.worker import Worker, guarded
+from asvr.recipe.build import build_step_loader
 
 TINY = {
     "model.encoder.arch.hidden_size": 16,

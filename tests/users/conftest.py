@@ -1,12 +1,8 @@
-"""Helpers of other test folders, and the data sets at the edge."""
+"""The data sets at the edge."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-for name in ("data", "engine", "models"):
-    sys.path.append(str(Path(__file__).parents[1] / name))
 
 
 @pytest.fixture(scope="session")

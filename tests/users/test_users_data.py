@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from run_helpers import call_tool
 
-from asvr.data.code_cache import CodeStore
+from asvr.caches.codes import CodeStore
+from asvr.caches.features import FeatureCache, build_feature_cache
 from asvr.data.collate import Collate
-from asvr.data.feature_cache import FeatureCache, build_feature_cache
 from asvr.data.llava import LlavaDataset
 from asvr.data.record_keys import unread_keys
 from asvr.data.refusals import Refusal, Refused

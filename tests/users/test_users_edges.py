@@ -24,12 +24,12 @@ from process_helpers import in_processes
 from run_helpers import ROOT, call_tool
 from torch.utils.data import DataLoader, Dataset
 
-from asvr.config import load_config
+from asvr.base import interruption
+from asvr.base.interruption import Interrupted, interruptible, postponed, waiting
 from asvr.data import workers
 from asvr.data.batch import Batch
 from asvr.data.workers import WorkerFailed, items_of, require_room_for_workers, shared_bytes
-from asvr.engine import interruption
-from asvr.engine.interruption import Interrupted, interruptible, postponed, waiting
+from asvr.recipe.config import load_config
 
 TOLD = dict(  # the edges that cannot train, by (targets, on_error), and in which words they are told
     everything_refused=lambda targets, on_error: "missing",
@@ -149,7 +149,7 @@ print(E.outcome(config, work_dir, "plain", own))
 
 def test_one_mebibyte_of_shared_memory_is_told(edges, tmp_path):
     """As in a container: the check sees the memory that is really there."""
-    paths = [str(ROOT / "tests" / name) for name in ("", "engine", "users")]
+    paths = [str(ROOT / "tests" / "helpers")]
     script = tmp_path / "small.py"
     script.write_text(textwrap.dedent(SMALL.format(paths=paths)))
     mount = "mount -t tmpfs -o size=96k tmpfs /dev/shm"
@@ -256,7 +256,7 @@ def test_a_run_with_a_stuck_worker_ends_behind_its_last_step_and_goes_on(edges, 
 
 def test_the_time_that_a_worker_has_is_a_field_of_the_config(edges):
     cfg = load_config(edges, {"data.worker_timeout": 0})
-    from asvr.validate import check_config
+    from asvr.recipe.validate import check_config
 
     with pytest.raises(ValueError, match=r"data.worker_timeout=0: expected a number above 0, or None"):
         check_config(cfg)

@@ -2,29 +2,26 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from parallel_helpers import LLAMA, launch, losses, make_config, train
 from run_helpers import read_metrics
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
-from parallel_helpers import LLAMA, launch, losses, make_config, train
-
 import asvr
-from asvr.config import load_config
+from asvr.benchmarks.questions import evaluate_folder, evaluate_run
 from asvr.data.transforms import ImageTransform
 from asvr.engine import ahead, checkpoint, prepare
 from asvr.engine.checkpoint import newest
-from asvr.engine.run import evaluate_folder, evaluate_run
 from asvr.engine.saver import copied
 from asvr.engine.sharded import load_whole_optimizer
 from asvr.models.component import fingerprint_of
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.base import VisualTokenizer
+from asvr.recipe.config import load_config
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
 RANDOM_TOWER = {

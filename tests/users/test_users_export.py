@@ -1,15 +1,17 @@
 """Exported folders give plain transformers the ids, the pixels and the answers of this library."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_helpers import chat
 from PIL import Image
 from run_helpers import ROOT
 from safetensors.torch import load_file
+from test_export import CASES, LLM, TOWER, legacy, tiny
+from tokenizer_layouts import LAYOUTS
 from tokenizers import AddedToken, Tokenizer
 from transformers import (
     AutoProcessor,
@@ -22,17 +24,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-sys.path += [str(ROOT / "tests" / "data"), str(ROOT / "tests" / "checkpoints")]
-from data_helpers import chat  # noqa: E402
-from test_export import CASES, LLM, TOWER, legacy, tiny  # noqa: E402
-from tokenizer_layouts import LAYOUTS  # noqa: E402
-
-import asvr  # noqa: E402
-from asvr.checkpoints.convert import export  # noqa: E402
-from asvr.checkpoints.export import build_processor, export_llava  # noqa: E402
-from asvr.config import load_config  # noqa: E402
-from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer  # noqa: E402
-from asvr.engine.run import run  # noqa: E402
+import asvr
+from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer
+from asvr.engine.run import run
+from asvr.interchange.convert import export
+from asvr.interchange.export import build_processor, export_llava
+from asvr.recipe.config import load_config
 
 VICUNA = [f"vicuna, {files}, legacy {legacy}" for files in ("model", "json") for legacy in ("true", "false", "absent")]
 

@@ -14,24 +14,24 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from asvr import compat
-from asvr.arch import check_arch
+from asvr.base import compat
+from asvr.base.arch import check_arch
 from asvr.data.batch import Segments
 from asvr.data.text_tokenizer import HFTokenizer
 from asvr.evaluation.accuracy import _with_room
 from asvr.evaluation.generation import PromptTooLong, generate
+from asvr.flops.count import Sample, forward_parts
+from asvr.flops.step import StepFlops
 from asvr.models.attention import PREFIX, check_isolation, set_kernel
 from asvr.models.encoders import HFVisionEncoder
 from asvr.models.encoders.huggingface import _blocks
 from asvr.models.llms import HFCausalLM
 from asvr.models.tokenizers import SemanticTokenizer
 from asvr.models.vlm import VLM
-from asvr.preflight import build_meta, check_sizes
 from asvr.profiling.dry_run import _flops_or_why
-from asvr.profiling.flops import Sample, forward_parts
-from asvr.profiling.step_flops import StepFlops
+from asvr.recipe.preflight import build_meta, check_sizes
+from asvr.recipe.validate import _fit
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
-from asvr.validate import _fit
 
 SIZES = dict(
     hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64

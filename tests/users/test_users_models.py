@@ -7,25 +7,23 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_helpers import TARGET, collate, item, tiny_model
 from PIL import Image
-from run_helpers import ROOT
 from torch import nn
 
-sys.path.append(str(ROOT / "tests" / "engine"))
-from engine_helpers import TARGET, collate, item, tiny_model  # noqa: E402
-
-from asvr.data.collate import Collate  # noqa: E402
-from asvr.engine import checkpoint  # noqa: E402
-from asvr.engine.optim import build_optim_wrapper  # noqa: E402
-from asvr.evaluation.accuracy import predicted_codes  # noqa: E402
-from asvr.model_file import build_described  # noqa: E402
-from asvr.models.attention import set_kernel  # noqa: E402
-from asvr.models.heads import LinearHead  # noqa: E402
-from asvr.models.heads.base import Head, classifiers_of  # noqa: E402
-from asvr.models.losses import CodeCrossEntropy, linear_cross_entropy  # noqa: E402
-from asvr.models.vlm import VLM  # noqa: E402
-from asvr.pretrained import Pretrained, load_into, read_weights, start_from  # noqa: E402
-from asvr.registry import HEADS, LLMS, LOSSES  # noqa: E402
+from asvr.data.collate import Collate
+from asvr.engine import checkpoint
+from asvr.engine.optim import build_optim_wrapper
+from asvr.evaluation.accuracy import predicted_codes
+from asvr.models.attention import set_kernel
+from asvr.models.heads import LinearHead
+from asvr.models.heads.base import Head, classifiers_of
+from asvr.models.losses import CodeCrossEntropy, linear_cross_entropy
+from asvr.models.vlm import VLM
+from asvr.pretrained import Pretrained
+from asvr.recipe.model_file import build_described
+from asvr.recipe.model_folder import load_into, read_weights, start_from
+from asvr.registry import HEADS, LLMS, LOSSES
 
 OPTIM = dict(lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="float32")
 LEARNED = dict(TARGET, loss=dict(type="LearnedTemperature"))

@@ -1,20 +1,15 @@
 """Inputs that give other pixels in transformers than in training: what an exported README.md says, input by input."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from run_helpers import ROOT
+from test_export import CASES, tiny
 from transformers.image_transforms import convert_to_rgb
 
-sys.path += [str(ROOT / "tests" / "data"), str(ROOT / "tests" / "checkpoints")]
-from test_export import CASES, tiny  # noqa: E402
-
-from asvr.checkpoints.export import build_processor  # noqa: E402
-from asvr.data.images import open_image  # noqa: E402
-from asvr.data.transforms import ImageTransform  # noqa: E402
+from asvr.data.images import open_image
+from asvr.data.transforms import ImageTransform
+from asvr.interchange.export import build_processor
 
 
 def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -2,25 +2,21 @@
 
 import json
 import logging
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
+from data_helpers import sentencepiece_like
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from run_helpers import ROOT
+from test_export import tiny
+from tokenizer_layouts import LAYOUTS
 from transformers import AutoTokenizer
 
-sys.path += [str(ROOT / "tests" / "data"), str(ROOT / "tests" / "checkpoints")]
-from data_helpers import sentencepiece_like  # noqa: E402
-from test_export import tiny  # noqa: E402
-from tokenizer_layouts import LAYOUTS  # noqa: E402
-
-from asvr.checkpoints.export import as_chat, build_processor, check_ids  # noqa: E402
-from asvr.data.templates import IMAGE_MARK, build_template  # noqa: E402
-from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer, check_saving, has_vocabulary  # noqa: E402
+from asvr.data.templates import IMAGE_MARK, build_template
+from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer, check_saving, has_vocabulary
+from asvr.interchange.export import as_chat, build_processor, check_ids
 
 # A tokenizer folder of a model has the model's config.json too, which decides what transformers makes of it.
 WITH_MODEL = [

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from run_helpers import ROOT, tiny_env
 
-from asvr.cli import run_tool
-from asvr.engine.log import logger, progress_bar, set_up_logging
-from asvr.evaluation.maps import TargetMap
-from asvr.figures import LONGEST, optional, plain
+from asvr.base.log import logger, progress_bar, set_up_logging
+from asvr.base.plots import LONGEST, optional, plain
+from asvr.commands.cli import run_tool
+from asvr.demo.maps import TargetMap
 
 # What matplotlib takes for a formula and cannot read, what few fonts and encodings have, and half a character.
 ODD = ["图里是什么颜色?😀", "is it $5^ or $6_?", "a\tb\x1b[31m\x00", "half \ud83d", "[/bold] {x} %s %d", "x" * 3000]
@@ -172,7 +172,7 @@ def test_a_line_reaches_the_file_whatever_the_terminal_takes(log, monkeypatch):
         def write(self, text):
             raise BrokenPipeError
 
-    own = [handler for handler in logger.handlers if type(handler).__module__ == "asvr.engine.log"]
+    own = [handler for handler in logger.handlers if type(handler).__module__ == "asvr.base.log"]
     monkeypatch.setattr(logger, "handlers", own)  # pytest's sends half a character to xdist, which dies of it
     for stream in (ascii_stream(), Gone()):
         with redirect_stdout(stream), redirect_stderr(stream):
@@ -274,7 +274,7 @@ def test_a_summary_draws_what_a_user_asked(tmp_path):
 
 
 def test_maps_of_a_target_with_an_odd_name_are_drawn():
-    from asvr.evaluation.drawing import as_picture, draw_targets
+    from asvr.demo.drawing import as_picture, draw_targets
 
     shape = (2, 2, 1)
     own = TargetMap(name=ODD[1], right_RCD=np.ones(shape), probability_RCD=np.full(shape, np.nan), pictures=None)
@@ -296,8 +296,8 @@ def test_a_figure_that_fails_is_a_warning(monkeypatch, tmp_path):
     [
         ("asvr.engine.run.draw_summary", "run"),
         ("asvr.engine.check_data.draw_sizes", "check_data"),
-        ("asvr.models.tokenizers.training.draw_levels", "tokenizer"),
-        ("asvr.evaluation.study_report._radar", "study"),
+        ("asvr.tokenizer_training.training.draw_levels", "tokenizer"),
+        ("asvr.studies.report._radar", "study"),
         ("asvr.profiling.throughput._draw", "throughput"),
     ],
 )
@@ -395,5 +395,5 @@ def test_the_clone_s_tools_run_on_an_installed_library(installed, tmp_path):
     recipe = str(ROOT / "configs/benchmarks/small_asvr.py")
     done = beside(installed, tmp_path, str(ROOT / "tools/train.py"), recipe, "--dry-run")
     assert done.returncode == 0 and "Dry run of small_asvr.py" in done.stdout, done.stderr
-    done = beside(installed, tmp_path, "-m", "asvr.data.scenes", str(tmp_path / "scenes"), "--scenes", "2")
+    done = beside(installed, tmp_path, "-m", "asvr", "scenes", str(tmp_path / "scenes"), "--scenes", "2")
     assert done.returncode == 0 and (tmp_path / "scenes.json").is_file(), done.stderr

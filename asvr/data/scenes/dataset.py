@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable
 from functools import partial
 
-from asvr.data.picture_sources import Painted, Source
+from asvr.data.image_sources import Painted, Source
 from asvr.data.records import ConversationDataset
 from asvr.data.scenes import questions
 from asvr.data.scenes.photos import photos

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from mmengine.hooks import Hook
 
+from asvr.base.distributed import get_world_size
 from asvr.engine.parallel import bare, check_buffers
-from asvr.engine.processes import get_world_size
 from asvr.engine.random_state import random_states
 from asvr.engine.saver import Saver
 from asvr.registry import HOOKS

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 
-from asvr.data.disk import naming
+from asvr.base.disk import naming
+from asvr.base.distributed import gather, get_world_size, is_main_process, sum_over_processes
+from asvr.base.files import replace_text
+from asvr.base.log import logger, progress_bar
 from asvr.data.refusals import Refusal
-from asvr.engine.log import logger, progress_bar
 from asvr.engine.parallel import bare
-from asvr.engine.processes import gather, get_world_size, is_main_process, sum_over_processes
-from asvr.folders import replace_text
-from asvr.profiling.peak import resident_bytes
-from asvr.profiling.step_flops import StepFlops
+from asvr.flops.peak_rate import resident_bytes
+from asvr.flops.step import StepFlops
 from asvr.registry import HOOKS
 
 NORM = "grad_norm"

@@ -6,15 +6,15 @@ import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.hooks import Hook
 
-from asvr.engine.interruption import Interrupted, received
-from asvr.engine.log import logger
-from asvr.engine.processes import PATIENCE
+from asvr.base.distributed import PATIENCE
+from asvr.base.interruption import Interrupted, received
+from asvr.base.log import logger
 from asvr.registry import HOOKS
 
 
 @HOOKS.register_module()
 class SignalHook(Hook):
-    """See `asvr.engine.interruption`. All ranks stop behind the same step: they exchange one number a step, on the CPU,
+    """See `asvr.base.interruption`. All ranks stop behind the same step: they exchange one number a step, on the CPU,
     so that no rank waits for its device."""
 
     priority = "LOW"  # in front of the checkpoint, which is written where a run stops

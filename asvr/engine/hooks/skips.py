@@ -3,8 +3,8 @@
 import torch
 from mmengine.hooks import Hook
 
-from asvr.engine.log import logger
-from asvr.engine.processes import gather, is_main_process
+from asvr.base.distributed import gather, is_main_process
+from asvr.base.log import logger
 from asvr.registry import HOOKS
 
 

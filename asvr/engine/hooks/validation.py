@@ -8,13 +8,13 @@ from pathlib import Path
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 
-from asvr.data.disk import naming
+from asvr.base.disk import naming
+from asvr.base.distributed import from_main, is_main_process
+from asvr.base.interruption import Interrupted, at_once
+from asvr.base.log import logger
 from asvr.engine import checkpoint
 from asvr.engine.hooks.progress import forget_after
-from asvr.engine.interruption import Interrupted, at_once
-from asvr.engine.log import logger
 from asvr.engine.parallel import bare, gathered
-from asvr.engine.processes import from_main, is_main_process
 from asvr.engine.random_state import random_state, set_random_state
 from asvr.evaluation.accuracy import report
 from asvr.registry import HOOKS

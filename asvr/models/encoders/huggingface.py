@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from asvr import compat
+from asvr.base import compat
 from asvr.data.transforms import ImageTransform
 from asvr.models.checkpointing import check_mode, settings
 from asvr.models.encoders.base import Encoder
@@ -30,7 +30,7 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 class HFVisionEncoder(Encoder):
     """The patch features of one layer of a Hugging Face vision tower.
 
-    name: a folder or model name (see ``asvr.zoo``); None builds ``arch`` with random weights.
+    name: a folder or model name (see ``asvr.base.hub``); None builds ``arch`` with random weights.
     layer: index into the tower's ``hidden_states``, as in transformers: 0 is the patch embedding, -1 the
         last block's output before any final norm, -2 (LLaVA, ASVR) the block before it. Blocks that the
         layer does not need are dropped. A list: the features of these layers side by side, ``E`` all of them together.

@@ -9,9 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from asvr import zoo
+from asvr.base import hub
+from asvr.base.files import unsafe_pickle
 from asvr.data.transforms import ImageTransform
-from asvr.folders import unsafe_pickle
 from asvr.models.encoders.base import Encoder
 from asvr.models.hf import resolve_dtype
 from asvr.registry import ENCODERS
@@ -21,7 +21,7 @@ from asvr.registry import ENCODERS
 class TimmEncoder(Encoder):
     """A feature map of a timm model, flattened to tokens.
 
-    model: timm's model name. weights: a weights file, a ``package:NAME`` that ships one (see ``asvr.zoo``),
+    model: timm's model name. weights: a weights file, a ``package:NAME`` that ships one (see ``asvr.base.hub``),
         or None for random weights.
     match: ``name`` = the file has timm's keys; ``order`` = it has the same tensors in the same order under
         other names (a port of the same network); every shape must agree.
@@ -53,7 +53,7 @@ class TimmEncoder(Encoder):
         side = image_size or own.input_size[-1]
         self.model = _create(model, side)
         if weights is not None and load_weights:
-            _load(self.model, str(zoo.require(weights, what="timm encoder weights")), match)
+            _load(self.model, str(hub.require(weights, what="timm encoder weights")), match)
             self.source = weights
         count = len(self.model.feature_info) if hasattr(self.model, "feature_info") else len(self.model.blocks)
         self.layer = layer if layer >= 0 else count + layer  # counted from the front: pruning moves the back

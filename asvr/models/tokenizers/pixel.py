@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import JanusConfig, JanusVQVAE, JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock
 
-from asvr import zoo
+from asvr.base import hub
+from asvr.base.weight_files import load_weights as load_file
+from asvr.base.weight_files import read_json, write_folder
 from asvr.data.transforms import ImageTransform
 from asvr.models.tokenizers.base import VisualTokenizer
-from asvr.models.tokenizers.folder import load_weights as load_file
-from asvr.models.tokenizers.folder import read_json, write_folder
 from asvr.models.tokenizers.precision import full_float32
 from asvr.models.tokenizers.quantizer import nearest
 from asvr.registry import VISUAL_TOKENIZERS
@@ -46,7 +46,7 @@ class PixelTokenizer(VisualTokenizer):
     image_size: side of the square input in pixels; the grid's side is ``image_size / 2 ** (levels - 1)``,
         whatever ``num_patches`` a folder states (the network is convolutional): VQ-16 at 432 gives 27 x 27.
     name: a folder with ``config.json`` and ``model.safetensors`` of a ``JanusVQVAE``, such as `save_pretrained`
-        writes, or of a whole Janus model, of which only the VQGAN is read (looked up by `asvr.zoo`). None:
+        writes, or of a whole Janus model, of which only the VQGAN is read (looked up by `asvr.base.hub`). None:
         random weights, to be trained.
     arch: fields of ``JanusVQVAEConfig``; the defaults are VQ-16. Besides: ``unit_vectors`` (default True: as LlamaGen;
         False: raw vectors, as taming and RQ-VAE), ``depth`` (default 1: one code a grid cell; more: residual codes out
@@ -66,7 +66,7 @@ class PixelTokenizer(VisualTokenizer):
         super().__init__()
         folder = None
         if name is not None:
-            folder = zoo.require(name, what="visual tokenizer") if load_weights else zoo.resolve(name)
+            folder = hub.require(name, what="visual tokenizer") if load_weights else hub.resolve(name)
         config, own, prefix = _read_config(folder, arch or {}, name)
         factor = 2 ** (len(config.channel_multiplier) - 1)
         if image_size < 1 or image_size % factor:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from asvr import zoo
+from asvr.base import hub
+from asvr.base.weight_files import load_weights as load_file
+from asvr.base.weight_files import read_json, write_folder
 from asvr.models.component import fingerprint, fingerprint_of, portable_of, source_of
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.models.tokenizers.feature_decoder import FeatureDecoder
-from asvr.models.tokenizers.folder import load_weights as load_file
-from asvr.models.tokenizers.folder import read_json, write_folder
 from asvr.models.tokenizers.precision import full_float32
 from asvr.models.tokenizers.projections import build_projection
 from asvr.models.tokenizers.quantizer import ResidualQuantizer
@@ -43,7 +43,7 @@ class SemanticTokenizer(VisualTokenizer):
     projection: what stands in front of the quantiser in an imported tokenizer, see `build_projection`; such a
         tokenizer cannot be fitted here.
     decoder: what turns codes into pixels in an imported tokenizer, see `FeatureDecoder`.
-    name: a folder written by `save_pretrained` (looked up by `asvr.zoo`); its sizes and its encoder must be
+    name: a folder written by `save_pretrained` (looked up by `asvr.base.hub`); its sizes and its encoder must be
         these. None: codebooks are empty until `fit`.
     load_weights: False builds the architecture only.
     """
@@ -224,7 +224,7 @@ class SemanticTokenizer(VisualTokenizer):
         return write_folder(folder, weights=weights, texts={DESCRIPTION: description})
 
     def _load(self, name: str) -> None:
-        folder = zoo.require(name, what="visual tokenizer", fetch=FIT_COMMAND)
+        folder = hub.require(name, what="visual tokenizer", fetch=FIT_COMMAND)
         description = read_json(folder / DESCRIPTION)
         expected = dict(
             type="SemanticTokenizer",

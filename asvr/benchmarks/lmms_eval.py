@@ -1,0 +1,123 @@
+"""The model ``asvr`` of lmms-eval, whose tasks then run on a saved model, a run, or one that is in memory.
+
+    python -m lmms_eval --model asvr --model_args pretrained=models/mine --tasks mme --batch_size 16
+
+lmms-eval (0.7) finds it by the entry point ``lmms_eval.models`` of this package.
+"""
+
+import math
+
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+
+from asvr.base.compat import lmms_eval_result
+from asvr.base.log import logger, progress_bar
+from asvr.pretrained import Pretrained, PromptTooLong, load
+from asvr.recipe.build import build_device
+
+MAX_NEW_TOKENS = 1024  # where a task says nothing, as in lmms-eval's own models
+
+
+def manifest():
+    from lmms_eval.models.registry_v2 import ModelManifest  # here: importing lmms_eval.models asks for this manifest
+
+    return ModelManifest("asvr", simple_class_path=f"{__name__}.Asvr")
+
+
+class Asvr(lmms):
+    """pretrained: what ``asvr.load`` reads, or its result. batch_size: questions at once. device: see `build_device`.
+
+    Pictures stand in front of the question unless it says ``<image>``. A question that is longer than the LLM has
+    positions gets an empty answer and a warning; a choice that is, an infinite loss, with which it loses against any
+    other (among choices that all are too long lmms-eval takes the first). Raises ``ValueError`` for videos and sounds.
+    """
+
+    def __init__(self, *, pretrained: str | Pretrained, batch_size: int | str = 1, device: str | None = None):
+        super().__init__()
+        own = pretrained if isinstance(pretrained, Pretrained) else load(pretrained)
+        self.pretrained = own.to(build_device(device)) if device is not None else own
+        self.batch_size = int(batch_size)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        answers: dict[int, str] = {}
+        with progress_bar(total=len(requests), desc="answers", unit="question") as bar:
+            for settings, indices in self._alike(requests):
+                for begin in range(0, len(indices), self.batch_size):
+                    chunk = indices[begin : begin + self.batch_size]
+                    prompts = [self._prompt(requests[i].args) for i in chunk]
+                    found = self._answers(prompts, _generation(settings))
+                    answers |= zip(chunk, (_until(text, settings.get("until")) for text in found), strict=True)
+                    bar.update(len(chunk))
+        return [answers[i] for i in range(len(requests))]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """lmms-eval's convention: the loss of the continuation in nats a token, whose smallest wins, and whether it is
+        the greedy answer."""
+        results = []
+        with progress_bar(total=len(requests), desc="continuations", unit="continuation") as bar:
+            for begin in range(0, len(requests), self.batch_size):
+                chunk = [self._scored(request.args) for request in requests[begin : begin + self.batch_size]]
+                results += [lmms_eval_result(result) for result in self._scores(chunk)]
+                bar.update(len(chunk))
+        return results
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise ValueError("asvr: tasks of several rounds are not supported: choose others, or use lmms-eval's llava_hf")
+
+    def _answers(self, prompts: list[dict], kwargs: dict) -> list[str]:
+        """None to a question that is longer than the LLM has positions: it must not cost the others theirs."""
+        try:
+            return self.pretrained.generate(prompts, **kwargs)
+        except PromptTooLong as error:
+            if len(prompts) > 1:
+                return [answer for prompt in prompts for answer in self._answers([prompt], kwargs)]
+            logger.warning("no answer: %s", error)
+            return [""]
+
+    def _scores(self, conversations: list[dict]) -> list[tuple[float, bool]]:
+        """The worst there is to a conversation that is longer than the LLM has positions."""
+        try:
+            return self.pretrained.score(conversations)
+        except PromptTooLong as error:
+            if len(conversations) > 1:
+                return [score for conversation in conversations for score in self._scores([conversation])]
+            logger.warning("a choice counts as the worst: %s", error)
+            return [(math.inf, False)]
+
+    def _alike(self, requests: list[Instance]) -> list[tuple[dict, list[int]]]:
+        """Settings of the generation, and the requests that have them, the longest first."""
+        groups: dict[str, tuple[dict, list[int]]] = {}
+        for i, request in enumerate(requests):
+            settings = request.args[1]
+            groups.setdefault(repr(sorted(settings.items(), key=str)), (settings, []))[1].append(i)
+        return [
+            (settings, sorted(found, key=lambda i: -len(requests[i].args[0]))) for settings, found in groups.values()
+        ]
+
+    def _prompt(self, args: tuple) -> dict:
+        context, _, doc_to_visual, doc_id, task, split = args
+        images = list(doc_to_visual(self.task_dict[task][split][doc_id]) or [])
+        return dict(images=images, messages=[{"from": "human", "value": context}])
+
+    def _scored(self, args: tuple) -> dict:
+        _, target, _, doc_id, task, split = args
+        answer = target if isinstance(target, str) else target(self.task_dict[task][split][doc_id])
+        prompt = self._prompt(args)
+        return dict(prompt, messages=[*prompt["messages"], {"from": "gpt", "value": answer}])
+
+
+def _generation(settings: dict) -> dict:
+    """Keyword arguments of transformers' ``generate`` from those of a task."""
+    found = dict(max_new_tokens=settings.get("max_new_tokens", MAX_NEW_TOKENS))
+    if settings.get("num_beams") not in (None, 1):
+        found["num_beams"] = settings["num_beams"]
+    if settings.get("temperature") or settings.get("do_sample"):
+        found |= {key: settings[key] for key in ("temperature", "top_p", "top_k") if settings.get(key) is not None}
+        found["do_sample"] = True
+    return found
+
+
+def _until(text: str, stops: str | list[str] | None) -> str:
+    for stop in [stops] if isinstance(stops, str) else stops or []:
+        text = text.split(stop)[0] if stop else text
+    return text

@@ -1,0 +1,113 @@
+"""What benchmarks found, as tables: the paper's, where one of its tasks ran, and every metric of every task."""
+
+import json
+from pathlib import Path
+
+from asvr.base.text import table
+from asvr.benchmarks.paper import AVERAGE, PAPER, PAPER_ROWS, paper_figures
+
+NOT_RUN = "-"
+UNCHECKED = """
+Their tasks are in none of this command's folders (`--include-path`), and may have changed since.
+"""
+
+
+def write_report(result: dict, out: Path) -> None:
+    """Write ``results.json`` and ``report.md`` to ``out``.
+
+    result: see `asvr.benchmarks.run.run_benchmarks`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "report.md").write_text(markdown(result), encoding="utf-8", errors="backslashreplace")
+
+
+def markdown(result: dict, *, notes: bool = True) -> str:
+    """notes: what each column of the paper's table is here."""
+    model, settings = result["model"], result["settings"]
+    parts = [f"# {model['folder']}" + (f", stage {model['stage']}" if model["stage"] else "")]
+    asked = "" if settings["limit"] is None else f"the first {settings['limit']} questions of each task; "
+    parts.append(
+        f"{asked}weights {model['weights'][:12]}; {', '.join(f'{k} {v}' for k, v in result['versions'].items())}"
+    )
+    results = flat_results(result["tasks"])
+    if any(benchmark.task in results or benchmark.task in result["missing"] for benchmark in PAPER):
+        label = Path(model["folder"]).name + (f" (first {settings['limit']})" if settings["limit"] is not None else "")
+        parts += ["## The paper's table", paper_table({label: paper_figures(results)})]
+        parts += [paper_notes()] if notes else []
+    rows = [row for task, found in results.items() for row in metric_rows(task, found)]
+    if rows:
+        parts += ["## Every metric", table(["task", "metric", "value", "standard error", "questions"], rows)]
+    if result["unchecked"]:
+        parts += ["## Of an earlier command, not checked", _listed(result["unchecked"]) + UNCHECKED]
+    if result["failed"]:
+        parts += ["## Failed", "".join(f"- {name}: {why}\n" for name, why in result["failed"].items())]
+    if result["missing"]:
+        parts += ["## Left out, their data are not here", _listed(result["missing"])]
+    if result["changed"]:
+        parts += ["## Left out, they have changed since they ran", _listed(result["changed"])]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def flat_results(tasks: dict[str, dict]) -> dict[str, dict]:
+    """By task, and by member of a group: metrics in lmms-eval's form, and how many questions were asked."""
+    found = {}
+    for result in tasks.values():
+        for task, metrics in result["results"].items():
+            asked = result["n-samples"].get(task, {}).get("effective")
+            found[task] = dict(metrics, questions=asked)
+    return found
+
+
+def metric_rows(task: str, found: dict) -> list[list[str]]:
+    rows = []
+    for key, value in found.items():
+        metric, _, name = key.partition(",")
+        if not name or not isinstance(value, int | float) or metric.endswith(("_stderr", "_stderr_clt")):
+            continue
+        label = metric if name == "none" else f"{metric} ({name})"
+        error = found.get(f"{metric}_stderr,{name}")
+        asked = found["questions"]
+        rows.append([task, label, _number(value), _number(error), NOT_RUN if asked is None else str(asked)])
+    return rows
+
+
+def paper_table(rows: dict[str, dict[str, float]]) -> str:
+    """The paper's rows and ours, in its columns and groups; '-' where ours was not run."""
+    columns = [benchmark.column for benchmark in PAPER] + [AVERAGE]
+    lines = {name: dict(zip(columns, values, strict=True)) for name, values in PAPER_ROWS.items()} | rows
+    cells = {
+        name: {column: f"{values[column]:.1f}" if column in values else NOT_RUN for column in columns}
+        for name, values in lines.items()
+    }
+    names = ["", "", *lines]
+    blocks = [[name.ljust(max(map(len, names))) for name in names]]
+    groups = dict.fromkeys(benchmark.group for benchmark in PAPER)
+    for group in [*groups, ""]:  # the average stands alone
+        own = [b.column for b in PAPER if b.group == group] or [AVERAGE]
+        figures = ["  ".join(column.rjust(5) for column in own)]
+        figures += ["  ".join(row[column].rjust(max(5, len(column))) for column in own) for row in cells.values()]
+        width = max(len(group), len(figures[0]))
+        blocks.append([group.ljust(width), *(text.rjust(width) for text in figures)])
+    text = [" | ".join(parts).rstrip() for parts in zip(*blocks, strict=True)]
+    return "\n".join(["```", *text, "```"]) + "\n"
+
+
+def paper_notes() -> str:
+    rows = [
+        [b.column, b.name, b.task, " + ".join(b.metrics), "; ".join(text for text in (b.note, b.judge) if text)]
+        for b in PAPER
+    ]
+    intro = (
+        "The paper's rows are its table 1 (Vicuna-7B, SigLIP, 558K and 665K samples), measured with Cambrian-1's code "
+        "and prompts of the authors'; ours are asked and scored by lmms-eval. Compare ours with one another first.\n\n"
+    )
+    return intro + table(["column", "benchmark", "task", "metric", "what it is"], rows)
+
+
+def _listed(names: list[str]) -> str:
+    return "".join(f"- {name}\n" for name in names)
+
+
+def _number(value) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else NOT_RUN

@@ -1,0 +1,70 @@
+"""Talk with a model about pictures: python tools/chat.py FOLDER
+
+FOLDER is a saved model, or the work dir of a finished run. A line is a question, or a command:
+
+/image PATH   show a picture; several before one question are shown together
+/map [FILE]   save where the visual head is right on the last picture, and how sure (default: token_map.png)
+/clear        forget everything so far
+/quit         end (or Ctrl-D)
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from asvr.commands.cli import add_talker
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_talker(parser)
+    return parser.parse_args()
+
+
+def answer(conversation, line: str) -> None:
+    """Do what a line says; what is wrong with it is told, and the conversation goes on."""
+    from asvr.demo.drawing import draw_targets
+    from asvr.demo.maps import as_seen
+
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    try:
+        if command == "/image" and not rest:
+            print("/image PATH: which picture?")
+        elif command == "/image":
+            image = conversation.show(rest)
+            print(f"{rest}: {image.width} x {image.height} pixels")
+        elif command == "/map":
+            file = Path(rest or "token_map.png")
+            maps = conversation.token_maps()
+            draw_targets(as_seen(conversation.pretrained, conversation.images[-1]), maps).savefig(file)
+            print(f"written: {file}")
+        elif command == "/clear":
+            conversation.clear()
+        elif command.startswith("/"):
+            print(f"{command}: unknown; expected /image PATH, /map [FILE], /clear or /quit")
+        else:
+            print("" if conversation.ask(line, lambda text: print(text, end="", flush=True)) else "(no answer)")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}")
+
+
+def main() -> None:
+    args = parse_args()
+    import asvr  # here: --help need not wait for torch
+    from asvr.demo.chat import Conversation
+
+    pretrained = asvr.load(args.folder, device=args.device, stage=args.stage)
+    conversation = Conversation(pretrained, max_new_tokens=args.max_new_tokens)
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line == "/quit":
+            return
+        if line:
+            answer(conversation, line)

@@ -1,0 +1,126 @@
+"""What the command-line tools share."""
+
+import argparse
+import codecs
+import sys
+import traceback
+from pathlib import Path
+
+from asvr.base.interruption import Interrupted
+
+PACKAGE = str(Path(__file__).parents[1])
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides: optim.lr=1e-4 ..."
+    )
+
+
+def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
+    """``["optim.lr=1e-4"]`` -> ``{"optim.lr": 1e-4}``, read as MMEngine reads them. name: of the argument."""
+    from mmengine.config import DictAction  # here: --help need not wait for torch
+
+    options = argparse.Namespace(cfg_options={})
+    if values:
+        wrong = [value for value in values if "=" not in value]
+        if wrong:
+            raise ValueError(f"{name} {wrong[0]!r}: expected KEY=VALUE")
+        DictAction(name, "cfg_options")(None, options, values)
+    return options.cfg_options
+
+
+def add_talker(parser: argparse.ArgumentParser) -> None:
+    """The model that is talked with, and how."""
+    parser.add_argument("folder", help="a saved model, or the work dir of a finished run")
+    parser.add_argument("--stage", help="of a work dir; default: the last")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+
+
+def refuse_options(options: dict, why: str) -> None:
+    """Raise ``ValueError`` where an option was given that has no meaning beside the others. options: what argparse
+    read, by its name there."""
+    for name, value in options.items():
+        if value not in (None, False, []):
+            raise ValueError(f"{_flag(name)} {why}")
+
+
+def require_positive(options: dict) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{_flag(name)} {value}: expected at least 1")
+
+
+def require_file(options: dict) -> None:
+    for name, value in options.items():
+        if value is not None and not value.is_file():
+            raise ValueError(f"{_flag(name)}: there is no file {value}")
+
+
+def require_folder(options: dict) -> None:
+    for name, value in options.items():
+        if value is not None and not value.is_dir():
+            raise ValueError(f"{_flag(name)}: there is no folder {value}")
+
+
+def _take_all_characters() -> None:
+    """What the terminal's encoding does not have is printed as an escape; a question in UTF-8 is read where the locale
+    is C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")
+    if hasattr(sys.stdin, "reconfigure"):
+        plain = codecs.lookup(sys.stdin.encoding).name == "ascii"
+        sys.stdin.reconfigure(encoding="utf-8" if plain else sys.stdin.encoding, errors="surrogateescape")
+
+
+def _not_a_name(error: ValueError) -> bool:
+    """Whether the locale's encoding does not have a character of a file's name."""
+    return isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _end(message: str) -> None:
+    from asvr.base.log import close_bars  # here: --help need not wait for tqdm
+
+    close_bars()
+    sys.exit(message)
+
+
+def run_tool(main) -> None:
+    """Run a tool's main function. A ``ValueError`` raised by this library is the user's to mend and is told in plain
+    text, exit code 1, and so is a full disk; any other error keeps its traceback. Whatever the locale, no character
+    that is printed ends a tool."""
+    _take_all_characters()
+    try:
+        main()
+    except ValueError as error:
+        if _not_a_name(error):
+            _end(
+                f"error: {ascii(error.object)} is no name of a file under this locale, whose encoding is "
+                f"{error.encoding}: set PYTHONUTF8=1, or a locale with UTF-8"
+            )
+        kind = type(error)
+        own = kind.__module__.split(".")[0] == Path(PACKAGE).name  # `Refused`, also out of a DataLoader's worker
+        if not own and not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
+            raise
+        # A worker's error comes with its traceback in front of its message.
+        _end(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        raise
+    except Exception as error:
+        from asvr.base.disk import full_disk  # here: --help need not wait for torch
+
+        if (full := full_disk(error)) is None:
+            raise
+        _end(
+            f"error: {full.strerror}: {full.filename or 'a file of this run'} cannot be written. Make room and run "
+            "the same command again"
+        )
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from the last checkpoint")

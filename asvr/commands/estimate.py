@@ -1,0 +1,57 @@
+"""What a config needs, on paper: python tools/estimate.py configs/asvr_vicuna7b.py [--plan 8x8]"""
+
+import argparse
+from pathlib import Path
+
+from asvr.commands.cli import add_cfg_options, parse_cfg_options, refuse_options
+
+CLUSTER = ("card", "link_gbs", "network_gbs", "disk_gbs")
+ASSUMED = ("samples", "mfu", "picture_kb")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+    parser.add_argument("config")
+    parser.add_argument(
+        "--plan",
+        metavar="NODESxGPUS",
+        help="memory, communication, checkpoints and the input side on so many nodes of so many GPUs; without it the "
+        "sizes, FLOPs and memory that `tools/train.py --dry-run` prints",
+    )
+    parser.add_argument("--samples", type=int, help="of a stage (default: 10,000,000)")
+    parser.add_argument("--card", help="A100, H100 (default) or H200")
+    parser.add_argument("--mfu", type=float, help="share of the cards' peak that a step reaches (default: 0.4)")
+    parser.add_argument("--link-gbs", type=float, help="GB/s into a card from its node's others (default: 300)")
+    parser.add_argument("--network-gbs", type=float, help="GB/s into a node from other nodes (default: 200)")
+    parser.add_argument("--disk-gbs", type=float, help="GB/s from a node to the disk (default: 2)")
+    parser.add_argument("--picture-kb", type=float, help="of a picture's file (default: 150)")
+    parser.add_argument("--out", type=Path, help="a file for the plan as JSON")
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    given = {name: getattr(args, name) for name in (*CLUSTER, *ASSUMED)}
+    if args.plan is None:
+        refuse_options(dict(given, out=args.out), "needs --plan")
+    from asvr.recipe.config import load_config  # here: --help need not wait for torch
+
+    cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
+    if args.plan is None:
+        from asvr.profiling.dry_run import dry_run
+
+        print(dry_run(cfg))
+        return
+    from asvr.profiling.plan import Assumed, Cluster, parse_nodes, plan, plan_inputs
+    from asvr.profiling.plan_table import tables, write_json
+    from asvr.recipe.validate import check_config
+
+    check_config(cfg)
+    given = {name: value for name, value in given.items() if value is not None}
+    cluster = Cluster(*parse_nodes(args.plan), **{name: given[name] for name in CLUSTER if name in given})
+    assumed = Assumed(**{name: given[name] for name in ASSUMED if name in given})
+    stages, inputs = plan(cfg, cluster, assumed), plan_inputs(cfg, assumed)
+    print(tables(stages, inputs, cluster, assumed))
+    if args.out is not None:
+        write_json(args.out, stages, inputs, cluster, assumed)

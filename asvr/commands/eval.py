@@ -1,0 +1,114 @@
+"""Ask a trained model: questions with known answers, or public benchmarks.
+
+python tools/eval.py MODEL [--questions FILE --image-folder DIR]
+python tools/eval.py MODEL --tasks mme,pope
+python tools/eval.py MODEL --tasks paper
+
+MODEL is a config that was trained, the work dir of a run, or a folder of save_pretrained. FILE is LLaVA-format JSON or
+JSONL whose last turn is the expected answer; without it, the config's evaluation data. Tasks are lmms-eval's, or your
+own (--include-path); `paper` stands for the fourteen of the ASVR paper.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from asvr.commands.cli import (
+    add_cfg_options,
+    parse_cfg_options,
+    refuse_options,
+    require_file,
+    require_folder,
+    require_positive,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="a config, a work dir, or a saved model")
+    parser.add_argument("--work-dir", type=Path, help="of a config (default: work_dirs/<config name>)")
+    parser.add_argument("--stage", help="of a run: the stage whose model answers (default: the last one)")
+    parser.add_argument("--limit", type=int, help="only the first questions (of each task)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where results go (default: in the model's folder, evaluation[/QUESTIONS' name] or benchmarks[/STAGE])",
+    )
+    asked = parser.add_argument_group("questions")
+    asked.add_argument("--questions", type=Path, help="LLaVA-format JSON or JSONL")
+    asked.add_argument("--image-folder", type=Path, help="where the pictures of --questions are (default: here)")
+    add_cfg_options(asked)
+    tasks = parser.add_argument_group("benchmarks")
+    tasks.add_argument("--tasks", help="of lmms-eval, with commas between them, or `paper`")
+    tasks.add_argument("--batch-size", type=int, help="questions at once (default: 1)")
+    tasks.add_argument("--device", help="cpu, cuda, cuda:0, or auto (default)")
+    tasks.add_argument("--include-path", type=Path, action="append", help="a folder with tasks of your own; repeatable")
+    tasks.add_argument("--skip-missing", action="store_true", help="run the tasks whose data are here")
+    return parser.parse_args()
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for an option that has no meaning beside the others."""
+    for_tasks = dict(batch_size=args.batch_size, device=args.device, include_path=args.include_path)
+    for_questions = dict(questions=args.questions, image_folder=args.image_folder, cfg_options=args.cfg_options)
+    wrong = for_questions if args.tasks is not None else for_tasks | dict(skip_missing=args.skip_missing)
+    what = "--tasks" if args.tasks is not None else "questions (without --tasks)"
+    refuse_options(wrong, f"does not go with {what}")
+    if args.tasks is None and args.questions is None:
+        refuse_options(dict(image_folder=args.image_folder), "holds the pictures of --questions: give those")
+    if args.model.suffix != ".py":
+        refuse_options(
+            dict(work_dir=args.work_dir, cfg_options=args.cfg_options), "goes with a config, not with a folder"
+        )
+    require_file(dict(questions=args.questions))
+    require_folder(dict(image_folder=args.image_folder))
+    require_positive(dict(limit=args.limit, batch_size=args.batch_size))
+
+
+def answer_questions(args: argparse.Namespace) -> None:
+    from asvr.benchmarks.questions import evaluate_folder, evaluate_run
+    from asvr.recipe.config import load_config  # here: --help need not wait for torch
+
+    asked = dict(stage=args.stage, questions=args.questions, image_folder=args.image_folder or Path())
+    asked |= dict(limit=args.limit, out=args.out)
+    if args.model.suffix == ".py":
+        cfg = load_config(args.model, parse_cfg_options(args.cfg_options))
+        evaluate_run(cfg, args.work_dir or Path("work_dirs") / args.model.stem, **asked)
+    else:
+        evaluate_folder(args.model, **asked)
+
+
+def run_tasks(args: argparse.Namespace) -> None:
+    if os.environ.get("ASVR_DOWNLOAD") != "1":  # what is here is read without asking the network, as models are
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from asvr.benchmarks.report import markdown
+    from asvr.benchmarks.run import run_benchmarks
+    from asvr.recipe.config import load_config
+
+    folder = args.model
+    if args.model.suffix == ".py":
+        load_config(args.model)  # that it is one
+        folder = args.work_dir or Path("work_dirs") / args.model.stem
+    result = run_benchmarks(
+        folder,
+        [name.strip() for name in args.tasks.split(",") if name.strip()],
+        stage=args.stage,
+        batch_size=args.batch_size or 1,
+        limit=args.limit,
+        include_paths=args.include_path or [],
+        device=args.device or "auto",
+        skip_missing=args.skip_missing,
+        out=args.out,
+    )
+    print(markdown(result, notes=False))
+    if result["failed"]:
+        sys.exit(f"{len(result['failed'])} task(s) failed; the same command tries them again")
+
+
+def main() -> None:
+    args = parse_args()
+    check_args(args)
+    answer_questions(args) if args.tasks is None else run_tasks(args)

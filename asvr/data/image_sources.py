@@ -1,0 +1,62 @@
+"""Where a picture of a record is: a file, a place in a larger file, what paints it, or the picture itself."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from asvr.base.text import short
+from asvr.data.refusals import Refused
+
+URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a `Path` has one slash of two
+# How a PNG, JPEG, GIF or WebP file begins in base64; a name of a file is not as long.
+BASE64 = re.compile(r"(data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=:;,.\s-]{100,}")
+
+
+class StoredPicture:
+    """A picture inside a larger file, such as a tar or Parquet shard. ``str()`` tells where it is, for messages."""
+
+    def read(self) -> bytes:
+        """Its bytes, as a file of its own would hold them."""
+        raise NotImplementedError(f"{type(self).__name__} must read its bytes")
+
+    def sha256(self) -> str:
+        """SHA-256 in hex of what decides its bytes, found without reading them: the shard's own hash, and the place."""
+        raise NotImplementedError(f"{type(self).__name__} must tell its content")
+
+
+@dataclass(frozen=True)
+class Painted:
+    """A picture that is made each time it is opened. content: all that decides it: equal ones are the same picture."""
+
+    content: str
+    paint: Callable[[], Image.Image]
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content.encode()).hexdigest()
+
+
+Source = str | Path | StoredPicture | Painted | Image.Image
+
+
+def has_file(source: Source) -> bool:
+    """Whether it has a file of its own."""
+    return isinstance(source, str | Path)
+
+
+def refuse_elsewhere(name: str) -> None:
+    """Raise `Refused` for what names a picture that lies in no file here: a URL, or the picture itself as text."""
+    if name.startswith("data:") or BASE64.match(name):
+        raise Refused(
+            f"the picture {short(name)} stands in the record itself (base64), which is not read: write it to a file, "
+            "and the file's name here",
+            "inline picture",
+        )
+    if URL.match(name):
+        raise Refused(
+            f"the picture {short(name)} is a URL, and URLs are not read: download it, and write the file's name here",
+            "URL",
+        )

@@ -1,0 +1,123 @@
+"""What a model sees of a picture, token by token: the codes that it predicts, how sure it is of them, the pixels that
+they stand for, and how much an answer looks at each token.
+
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's
+grid, ``D`` code depth, ``L`` layers, ``R`` rows and ``C`` columns of the encoder's grid.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from asvr.base.precision import computing_in
+from asvr.data.batch import Batch
+from asvr.data.collate import Collate
+from asvr.data.conversation import encode_segments, segments_of
+from asvr.data.templates import IMAGE_MARK, build_template
+from asvr.data.transforms import ImageTransform
+from asvr.evaluation.accuracy import PredictedCodes, predicted_codes
+from asvr.models.targets import Target, nearest_cells
+from asvr.pretrained import Pretrained
+
+SHOWN_SIDE = 448  # of a picture that maps are laid over, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetMap:
+    """One target on one picture.
+
+    right_RCD: 1 where the code was predicted right, else 0. probability_RCD: of the predicted code. Both NaN at a token
+    that no hidden state predicts. pictures: what the tokenizer sees, what it decodes from the true codes and from the
+    predicted ones; None where it has no decoder.
+    """
+
+    name: str
+    right_RCD: np.ndarray
+    probability_RCD: np.ndarray
+    pictures: tuple[Image.Image, Image.Image, Image.Image] | None
+
+
+@torch.inference_mode()
+def target_maps(pretrained: Pretrained, image: Image.Image) -> list[TargetMap]:
+    """A map for each target of the model. The picture stands alone, behind the template's opening, and each code is
+    predicted given the picture in front of it and the true codes of the depths before, as in training."""
+    model, batch = pretrained.model, _alone(pretrained, image)
+    maps = []
+    for target in model.targets:
+        with computing_in(pretrained.precision, model.device):
+            codes = predicted_codes(model, target, batch)
+        right_RCD, probability_RCD = (
+            values_IND[0].unflatten(0, model.encoder.grid).cpu().numpy()
+            for values_IND in (codes.right_IND, codes.probability_IND)
+        )
+        pictures = _decoded(model, target, batch, codes) if target.tokenizer.decodes else None
+        maps.append(
+            TargetMap(name=target.name, right_RCD=right_RCD, probability_RCD=probability_RCD, pictures=pictures)
+        )
+    return maps
+
+
+def _alone(pretrained: Pretrained, image: Image.Image) -> Batch:
+    model, tokenizer = pretrained.model, pretrained.text_tokenizer
+    messages = [{"from": "human", "value": IMAGE_MARK}]
+    segments = segments_of(messages, 1, build_template(pretrained.template), prompt=True)
+    input_ids, labels = encode_segments(segments, tokenizer)
+    collate = Collate(
+        num_image_tokens=model.encoder.num_tokens,
+        views=model.views(),
+        pad_id=tokenizer.pad_id,
+        image_aspect=pretrained.image_aspect,
+    )
+    item = dict(input_ids=input_ids, labels=labels, images=[image], image_keys=["0"], sample_id="picture")
+    return collate([item]).to(model.device)
+
+
+def _decoded(model, target: Target, batch: Batch, codes: PredictedCodes) -> tuple:
+    """Where the grids differ, a cell of the tokenizer's takes the prediction of the token that its centre lies in."""
+    tokenizer = target.tokenizer
+    predicted_IMD = codes.predicted_IND[:, nearest_cells(model.encoder.grid, tokenizer.grid)]
+    seen = batch.pixels["encoder" if target.shares_encoder else target.name]
+    decoded = [tokenizer.decode(codes_IMD)[0] for codes_IMD in (codes.own_IMD, predicted_IMD)]
+    plain = ImageTransform(size=tokenizer.transform.size)  # decoders give -1 to 1
+    return to_picture(seen[0], tokenizer.transform), *(to_picture(pixels, plain) for pixels in decoded)
+
+
+@torch.inference_mode()
+def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages: list[dict]) -> np.ndarray:
+    """How much the last answer of ``messages`` looks at each token of the last picture, by layer (L, R, C): the
+    attention weights of the positions that write its tokens, its end included, averaged over them and over the heads.
+    A layer's sum is the picture's share of all attention.
+
+    A second pass over the conversation finds them. Raises ``ValueError`` without a picture, and where the LLM has no
+    attention weights.
+    """
+    if not images:
+        raise ValueError("there is no picture to look at")
+    model = pretrained.model
+    prompt = pretrained.batch([dict(images=images, messages=messages[:-1])])
+    batch = pretrained.batch([dict(images=images, messages=messages)], answered=True)
+    first, last = prompt.num_tokens - 1, batch.text_source_S[-1].item()
+    end = min(last + 1, getattr(model.llm, "max_positions", None) or last + 1)
+    token_N = batch.image_positions_IN[-1]
+    with computing_in(pretrained.precision, model.device):
+        embeds_BTH, _ = model.embed(batch)
+        layers = model.llm.attention(embeds_BTH[:, :end], first)
+    weights_LN = torch.stack([weights[0].float().mean((0, 1))[token_N] for weights in layers])
+    return weights_LN.unflatten(1, model.encoder.grid).cpu().numpy()
+
+
+def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
+    """The picture as the encoder sees it, cropped, padded or squeezed, in more pixels."""
+    transform = pretrained.model.encoder.transform
+    factor = max(1, round(SHOWN_SIDE / max(transform.size)))
+    larger = replace(transform, size=tuple(factor * side for side in transform.size))
+    return to_picture(larger(image, pretrained.image_aspect), larger)
+
+
+def to_picture(pixels: torch.Tensor, transform: ImageTransform) -> Image.Image:
+    """What ``transform`` made of a picture (3, h, w), as a picture again."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
+    values = (pixels.float().cpu() * std + mean).clamp(0, 1)
+    return Image.fromarray((255 * values).round().byte().permute(1, 2, 0).numpy())

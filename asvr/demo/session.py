@@ -1,0 +1,114 @@
+"""What the web page of `asvr.demo.page` does, without the page: messages instead of errors, one at a time."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from asvr.data.images import open_image
+from asvr.data.refusals import Refused
+from asvr.demo.chat import Conversation
+from asvr.demo.drawing import as_picture, draw_attention, draw_pictures, draw_targets
+from asvr.demo.maps import as_seen
+from asvr.pretrained import Pretrained
+
+MAX_PIXELS = 50_000_000  # of an uploaded picture: 200 MB at PIL's four bytes a pixel
+KEPT_SIDE = 1024  # of a picture that a tab keeps, at least
+
+
+@dataclass
+class Session:
+    """What one browser tab talks about: at most one picture. attention: of the last answer, once it was asked for."""
+
+    talk: Conversation
+    seen: Image.Image | None = None
+    attention: np.ndarray | None = None
+
+
+class Demo:
+    """A model to look at. Sessions share it: whoever comes second waits. Raises what `Conversation` raises."""
+
+    def __init__(self, pretrained: Pretrained, *, max_new_tokens: int = 256):
+        self.pretrained, self.max_new_tokens, self.lock = pretrained, max_new_tokens, threading.Lock()
+        # Four times what the model takes: a picture four times as long as high still has that in its short side.
+        views = pretrained.model.views().values()
+        self.kept_side = max(KEPT_SIDE, 4 * max(side for view in views for side in view.size))
+        self.session()  # so that a model that cannot be asked is refused now
+
+    def session(self) -> Session:
+        return Session(Conversation(self.pretrained, max_new_tokens=self.max_new_tokens))
+
+    def show(self, session: Session, file: str | Path) -> Image.Image:
+        """Begin a conversation about a picture, reduced to ``kept_side`` where it is larger. Raises `Refused`, in words
+        for the page."""
+        image = read_upload(file)
+        image.thumbnail((self.kept_side, self.kept_side))
+        image = session.talk.show(image)
+        session.seen = as_seen(self.pretrained, image)
+        return image
+
+    def target_pictures(self, session: Session) -> tuple[Image.Image | None, list[Image.Image]]:
+        """The figure of the predicted codes, None without a target; and one for each target that decodes."""
+        if not self.pretrained.model.targets:
+            return None, []
+        with self.lock:
+            maps = session.talk.token_maps()
+        decoded = [as_picture(draw_pictures(own.pictures)) for own in maps if own.pictures is not None]
+        return as_picture(draw_targets(session.seen, maps)), decoded
+
+    def ask(self, session: Session, question: str) -> Iterator[str]:
+        """The answer piece by piece. Raises ``ValueError``, in words for the page; the conversation stays as it was."""
+        if not question.strip():
+            raise ValueError("write a question first")
+
+        def work(tell: Callable[[str], None]) -> None:
+            with self.lock:
+                session.talk.ask(question, tell)
+
+        session.attention = None
+        return pieces(work)
+
+    def attention_picture(self, session: Session, layer: int | None) -> Image.Image | None:
+        """Of the last answer; None without one or without a picture. layer: from 0; None: the mean of all. Raises
+        ``ValueError`` where the LLM has no attention weights."""
+        if session.seen is None or not session.talk.messages:
+            return None
+        with self.lock:
+            if session.attention is None:
+                session.attention = session.talk.attention()
+        weights_RC = session.attention.mean(0) if layer is None else session.attention[layer]
+        return as_picture(draw_attention(session.seen, weights_RC))
+
+
+def read_upload(file: str | Path) -> Image.Image:
+    """The picture, upright. Raises `Refused`, which names the file as the user knows it."""
+    try:
+        return open_image(file, max_pixels=MAX_PIXELS, upright=True)
+    except Refused as error:
+        raise Refused(str(error).replace(str(file), Path(file).name), error.reason) from error
+
+
+def pieces(work: Callable[[Callable[[str], None]], None]) -> Iterator[str]:
+    """What ``work`` tells, as it tells it, and its error. It runs in a thread of its own; where nobody takes the pieces
+    any more, it ends at the next one."""
+    told, gone = queue.SimpleQueue(), threading.Event()
+
+    def tell(piece: str) -> None:
+        if gone.is_set():
+            raise CancelledError("nobody listens")
+        told.put(piece)
+
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(work, tell)
+        future.add_done_callback(lambda _: told.put(None))
+        try:
+            while (piece := told.get()) is not None:
+                yield piece
+            future.result()
+        finally:
+            gone.set()

@@ -1,0 +1,173 @@
+"""Floating-point operations of a model, component by component, on the meta device.
+
+fvcore counts multiply-accumulates (MACs); every figure here is FLOPs = 2 x MACs. Matrix products,
+convolutions and attention are counted; norms, activations and softmax are not. Attention counts all pairs
+of tokens, causal or not.
+
+Legend: ``T`` tokens in a row, ``N`` visual tokens of an image, ``E`` encoder width, ``H`` LLM width,
+``C`` code width, ``D`` code depth, ``V`` codes in a codebook, ``S`` supervised text positions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from asvr.base.compat import count_macs
+from asvr.models.targets import Target
+from asvr.models.tokenizers.base import VisualTokenizer
+
+LLM_BLOCKS = "LLM blocks"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one training sample is taken to be: one image, and text tokens that are all supervised."""
+
+    text_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class Part:
+    """name: what is counted. component: whose training decides the backward pass (see ``VLM.components``).
+    flops: of one forward pass on one sample. last: those of the last product of each block with activation
+    checkpointing, which the backward pass does not compute again, since nothing in the block needs its result.
+    """
+
+    name: str
+    component: str
+    flops: int
+    last: int = 0
+
+
+class _Call(nn.Module):
+    """A function of ``modules`` as a module, which is what fvcore traces."""
+
+    def __init__(self, function: Callable, *modules: nn.Module):
+        super().__init__()
+        self.function = function
+        self.modules_used = nn.ModuleList(modules)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, ...], dtype=torch.float32) -> int:
+    """FLOPs of ``function`` on meta tensors of these shapes. modules: those whose weights it uses."""
+    training = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    call = _Call(function, *modules)
+    macs = count_macs(call, shapes, dtype)
+    for module, mode in zip(modules, training, strict=True):
+        module.train(mode)
+    return 2 * macs
+
+
+def _with_last(count: Callable[[], int], model: nn.Module) -> tuple[int, int]:
+    """What ``count`` returns while it runs ``model``, and `Part.last` of it."""
+    last: dict[nn.Module, int] = {}
+
+    def note(block: nn.Module) -> Callable:
+        return lambda linear, _, out: last.update({block: 2 * int(out.numel()) * linear.in_features})
+
+    handles = [
+        linear.register_forward_hook(note(block))
+        for block in model.modules()
+        if isinstance(block, GradientCheckpointingLayer)
+        for linear in block.modules()
+        if isinstance(linear, nn.Linear)
+    ]
+    flops = count()
+    for handle in handles:
+        handle.remove()
+    return flops, sum(last.values())
+
+
+def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
+    """The forward pass of a model on the meta device, part by part, for one sample."""
+    encoder, llm, dtype = model.encoder, model.llm, next(model.llm.parameters()).dtype
+    tokens = encoder.num_tokens + sample.text_tokens
+    row = (1, tokens, llm.hidden_size)
+    blocks, last = _with_last(lambda: flops_of(lambda x: llm.hidden(x)[-1], [llm], row, dtype=dtype), llm)
+    tower, tower_last = _with_last(lambda: flops_of(encoder, [encoder], (1, 3, *encoder.transform.size)), encoder)
+    projector = flops_of(model.projector, [model.projector], (1, encoder.num_tokens, encoder.width))
+    parts = [
+        Part("encoder", "encoder", tower, tower_last),
+        Part("projector", "projector", projector),
+        Part(LLM_BLOCKS, "llm", blocks, last),
+        _classifiers("LM head", "llm", [llm.lm_head], (sample.text_tokens, llm.hidden_size)),
+    ]
+    for target in model.targets:
+        parts += _target_parts(target, target.supervise or encoder.num_tokens, llm.hidden_size)
+    return parts
+
+
+def _target_parts(target: Target, positions: int, hidden_size: int) -> list[Part]:
+    tokenizer, head = target.tokenizer, target.head
+    depth, code_width = tokenizer.depth, tokenizer.code_width
+    network = 0 if target.shares_encoder else network_flops(tokenizer)
+    quantizer = getattr(tokenizer, "quantizer", None)
+    if quantizer is not None:
+        lookup = flops_of(quantizer.encode, [quantizer], (tokenizer.num_tokens, code_width))
+    else:  # a VQGAN's is part of its network's last step, by formula
+        lookup = 2 * tokenizer.num_tokens * sum(tokenizer.codebook_sizes) * code_width
+    shapes = (positions, hidden_size), (positions, depth, code_width)
+    body = flops_of(target.run_head, [head], *shapes)
+    with torch.no_grad():
+        rows = positions, target.run_head(*(torch.zeros(shape, device="meta") for shape in shapes)).shape[-1]
+    return [
+        Part(f"tokenizer {target.name}: network", f"tokenizer.{target.name}", network),
+        Part(f"tokenizer {target.name}: code search", f"tokenizer.{target.name}", lookup),
+        Part(f"head {target.name}", "heads", body),
+        _classifiers(f"classifiers {target.name} (depth {depth})", "heads", list(head.classifiers), rows),
+    ]
+
+
+def network_flops(tokenizer: VisualTokenizer) -> int:
+    """FLOPs for one picture of what a tokenizer computes before it searches its codebooks."""
+    encoder = getattr(tokenizer, "encoder", None)  # a semantic tokenizer's
+    network = encoder if encoder is not None else tokenizer.latents
+    return flops_of(network, [tokenizer if encoder is None else encoder], (1, 3, *tokenizer.transform.size))
+
+
+def _classifiers(name: str, component: str, layers: list[nn.Module], rows: tuple[int, int]) -> Part:
+    """rows: their number and width."""
+    flops = sum(flops_of(layer, [layer], rows, dtype=next(layer.parameters()).dtype) for layer in layers)
+    return Part(name, component, flops)
+
+
+def recomputed_parts(model: Config) -> set[str]:
+    """Names of the parts that a model's config has the backward pass compute again."""
+
+    def full(component: Config) -> bool:
+        return component.get("activation_checkpointing") == "full"
+
+    found = {f"head {target.name}" for target in model.reconstruction if full(target.head)}
+    return found | {name for name, part in ((LLM_BLOCKS, model.llm), ("encoder", model.encoder)) if full(part)}
+
+
+def training_factor(part: Part, train: list[str], *, recomputed: set[str], cached: bool) -> float:
+    """Forward passes that one training step costs a part.
+
+    0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes
+    through, on its way to something trained; 3 where weights get one too; and one more, less
+    `Part.last`, where the backward pass computes the forward pass again (``recomputed``, see `recomputed_parts`).
+    """
+    if cached and part.component not in train and part.component.startswith(("encoder", "tokenizer.")):
+        return 0
+    upstream = {
+        "projector": ("encoder",),
+        "llm": ("encoder", "projector"),
+        "heads": ("encoder", "projector", "llm"),
+    }
+    if part.component in train:
+        factor = 3
+    elif any(name in train for name in upstream.get(part.component, ())):
+        factor = 2
+    else:
+        return 1
+    return factor + (1 - part.last / part.flops if part.name in recomputed else 0)

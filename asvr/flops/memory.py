@@ -1,0 +1,275 @@
+"""How much accelerator memory a stage needs.
+
+Weights, gradients and AdamW's two moments follow from the parameters. Activations are what autograd keeps
+for the backward pass, found by running the forward pass on fake tensors: shapes without data. With activation
+checkpointing that is the input of every LLM block (and, if selective, the results of its products) and the inside of
+one block.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.models.checkpointing import is_product
+from asvr.recipe.build import pack_limits
+from asvr.recipe.config import stage_config
+from asvr.recipe.preflight import build_meta
+
+logger = logging.getLogger("asvr")
+
+# Part of a card that a plan may fill; the rest is for the CUDA context, workspaces and fragmentation.
+USABLE = 0.95
+ADAM_MOMENTS = 2
+SHORT_TEXT = 64  # tokens beside an image, a question and its answer
+
+
+@dataclass(frozen=True)
+class Machine:
+    """name: what its maker calls a card's memory. card_bytes: what torch reports of it."""
+
+    cards: int
+    name: str
+    card_bytes: float
+
+    def __str__(self) -> str:
+        return f"{self.cards} x {self.name}"
+
+
+GIB = 2**30
+MACHINES = (Machine(1, "80 GB", 79.1 * GIB), Machine(8, "80 GB", 79.1 * GIB), Machine(1, "141 GB", 139.8 * GIB))
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on one card when it holds everything. activations: by mode of the LLM's activation checkpointing, with
+    the half-precision copies of float32 weights that autocast makes and the backward pass needs. mode: the config's; a
+    compiled LLM without checkpointing keeps what ``selective`` does."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: dict[str, int]
+    mode: str
+
+    @property
+    def states(self) -> int:
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> int:
+        return self.states + self.activations[self.mode]
+
+    def per_card(self, machine: Machine) -> int:
+        """Bytes on each card, with the states (not the activations) sharded evenly over all cards."""
+        return self.states // machine.cards + self.activations[self.mode]
+
+    def fits(self, machine: Machine) -> bool:
+        return self.per_card(machine) <= USABLE * machine.card_bytes
+
+
+def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
+    """The plan of a stage, and of its model from `asvr.recipe.preflight.build_meta`, which is used up.
+
+    A micro-batch is taken to be rows of ``data.max_length`` tokens with one image each, or one packed row, as long as
+    allowed, of images with a short text each; all text supervised.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    # Gradients and moments are float32; the optimiser holds the bits that half-precision weights lack.
+    gradients = sum(p.numel() for p in trained) * torch.float32.itemsize
+    lower = sum(p.numel() * (torch.float32.itemsize - p.element_size()) for p in trained)
+    half = torch.bfloat16 if stage.optim.precision == "bf16" else None
+    shape = largest_micro_batch(stage.data, model.encoder.num_tokens)
+    rows, tokens, _ = shape
+    stream = half or next(model.llm.parameters()).dtype
+    block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
+    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    compiled = stage.runtime.get("compile", False)
+    for head in model.heads.values() if compiled else ():
+        if getattr(head, "activation_checkpointing", None) == "none":
+            head.activation_checkpointing = "selective"  # what the compiler does
+    model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
+    inside, products, outside = saved_bytes(model, shape, half)
+    one_block = inside // model.llm.num_layers
+    casts, casts_of_block = _half_copies(model, half)
+    mode = stage.model.llm.get("activation_checkpointing", "none")
+    return MemoryPlan(
+        weights=weights,
+        gradients=gradients,
+        optimizer=ADAM_MOMENTS * gradients + lower,
+        activations=dict(
+            none=inside + casts + outside,
+            selective=block_inputs + products + one_block + casts_of_block + outside,
+            full=block_inputs + one_block + casts_of_block + outside,
+        ),
+        mode="selective" if compiled and mode == "none" else mode,
+    )
+
+
+def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
+    """Bytes of autocast's copies of float32 weights that the backward pass needs, trained or on a gradient's way: of
+    all, and with the LLM's blocks computed again, which need the copies of one block at a time. Embeddings are not
+    cast; the copies of LM head and classifiers live as long as their loss is computed."""
+    if half is None:
+        return 0, 0
+    parts = {
+        "encoder": (model.encoder, [model.encoder]),
+        "projector": (model.projector, [model.projector]),
+        "llm": (model.llm, model.llm.blocks),
+        "heads": (model.heads, [m for head in model.heads.values() for m in head.children() if m != head.classifiers]),
+    }
+    reached, found = False, dict.fromkeys(parts, 0)
+    for name, (whole, cast) in parts.items():
+        reached = reached or _trained(whole)
+        weights = [p for module in cast for p in module.parameters() if p.ndim > 1 and p.dtype == torch.float32]
+        found[name] = sum(p.numel() for p in weights) * half.itemsize if reached else 0
+    total = sum(found.values())
+    return total, total - found["llm"] + found["llm"] // model.llm.num_layers
+
+
+def largest_micro_batch(data: Config, visual_tokens: int) -> tuple[int, int, int]:
+    """Rows, tokens of a row, and images."""
+    limits = pack_limits(data)
+    if limits is None:
+        return data.micro_batch, data.max_length, data.micro_batch
+    fit = max(1, limits["max_tokens"] // (visual_tokens + SHORT_TEXT))
+    return 1, limits["max_tokens"], min(fit, limits["max_images"] or fit)
+
+
+def warn_of_memory(cfg: Config, device: torch.device) -> None:
+    """Say before the first stage which stages the plan does not fit the CUDA device that they will run on."""
+    if device.type != "cuda":
+        return
+    card = Machine(1, "device", torch.cuda.get_device_properties(device).total_memory)
+    for name in cfg.stages:
+        stage = stage_config(cfg, name)
+        plan = plan_memory(stage, build_meta(stage))
+        if not plan.fits(card):
+            logger.warning(
+                "stage %s needs %.0f GiB by the plan (--dry-run shows it), %s has %.0f GiB: it is likely to run out of "
+                "memory. A smaller data.micro_batch, max_length or LLM, or activation_checkpointing, need less",
+                name,
+                plan.per_card(card) / GIB,
+                device,
+                card.card_bytes / GIB,
+            )
+
+
+class _Results(TorchDispatchMode):
+    """Keeps count of what operations give: products and attention while ``in_llm()``, and what of all is alive.
+
+    parameters: their storages; neither they nor copies of them in another precision count.
+    """
+
+    def __init__(self, in_llm: Callable[[], bool], parameters: set[int]):
+        super().__init__()
+        self.in_llm, self.ignored, self.products = in_llm, set(parameters), 0
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.casts: list[torch.UntypedStorage] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        results = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
+        if self.in_llm() and is_product(func):
+            self.products += sum(t.numel() * t.element_size() for t in results)
+        if func is torch.ops.aten._to_copy.default and not self.counts(args[0]):
+            self.casts.append(out.untyped_storage())  # kept, so that no other storage takes its place
+            self.ignored.add(self.casts[-1]._cdata)
+        for storage in (t.untyped_storage() for t in results if self.counts(t)):
+            self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return out
+
+    def counts(self, tensor: Tensor) -> bool:
+        return tensor.untyped_storage()._cdata not in self.ignored
+
+    def alive(self) -> int:
+        return sum(size for storage, size in self.storages.values() if not storage.expired())
+
+
+def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype | None) -> tuple[int, int, int]:
+    """Bytes kept for the backward pass inside the LLM's blocks, those of them (about) that are results of products, and
+    those kept outside of the blocks.
+
+    Inside count the tensors that autograd saves; outside all that is alive behind the forward pass, since activation
+    checkpointing keeps tensors of its own. shape: see `largest_micro_batch`. Neither parameters nor their
+    half-precision copies count. The model is moved to fake tensors.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+    in_llm = False
+
+    def pack(tensor: Tensor) -> Tensor:
+        if in_llm and results.counts(tensor):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage
+        return tensor
+
+    def enter(*_) -> None:
+        nonlocal in_llm
+        in_llm = True
+
+    def leave(*_) -> None:
+        nonlocal in_llm
+        in_llm = False
+
+    decoder = model.llm.model.get_decoder()
+    handles = [decoder.register_forward_pre_hook(enter), decoder.register_forward_hook(leave)]
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        warnings.simplefilter("ignore")  # about kernels that fake tensors do not run
+        for module in model.components().values():
+            if module is not model.encoder or _trained(module):  # a frozen encoder's features are given
+                module.to_empty(device="cpu")
+        batch = full_batch(model, *shape)
+        results = _Results(lambda: in_llm, {p.untyped_storage()._cdata for p in model.parameters()})
+        with (
+            results,
+            saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", dtype=half, enabled=half is not None),
+        ):
+            out = model(batch)
+        alive = results.alive()
+        del out  # with it goes all that was kept
+    for handle in handles:
+        handle.remove()
+    inside = sum(storage.nbytes() for storage in kept.values())
+    return inside, results.products, max(0, alive - inside)
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def full_batch(model: nn.Module, rows: int, tokens: int, images: int | None = None) -> Batch:
+    """Rows without padding, of images that stand evenly spread (None: one a row), the first behind one token, and text
+    that is all supervised; codes, and features of a frozen encoder, as if they came from a cache."""
+    visual, images = model.encoder.num_tokens, rows if images is None else images
+    starts = [1 + i * (rows * tokens // images) for i in range(images)]
+    visual_places = {start + n for start in starts for n in range(visual)}
+    text = [place for place in range(rows * tokens) if place % tokens and place not in visual_places]
+    positions_IN = torch.tensor(starts)[:, None] + torch.arange(visual)
+    input_ids = torch.zeros(rows * tokens, dtype=torch.long)
+    input_ids[positions_IN.flatten()] = IMAGE_TOKEN
+    sources = torch.tensor(text) - 1
+    frozen = not _trained(model.encoder)
+    return Batch(
+        input_ids_BT=input_ids.view(rows, tokens),
+        attention_mask_BT=torch.ones(rows, tokens, dtype=torch.bool),
+        text_source_S=sources,
+        text_target_S=torch.zeros_like(sources),
+        image_positions_IN=positions_IN,
+        has_previous_I=[True] * images,
+        pixels={} if frozen else {"encoder": torch.zeros(images, 3, *model.encoder.transform.size)},
+        features_INE=torch.zeros(images, visual, model.encoder.width) if frozen else None,
+        codes={
+            t.name: torch.zeros(images, t.tokenizer.num_tokens, t.tokenizer.depth, dtype=torch.long)
+            for t in model.targets
+        },
+    )

@@ -1,0 +1,96 @@
+"""FLOPs that one optimisation step needs for the samples that it has: no padding, causal attention counted as such.
+
+What MFU and the floor of a step are made of. Each part comes from `asvr.flops.count`; what grows with the square
+of a sample's length is told apart by counting two lengths.
+"""
+
+import logging
+
+import torch
+from mmengine.config import Config
+
+from asvr.data.batch import Batch
+from asvr.flops.count import LLM_BLOCKS, Sample, flops_of, forward_parts, training_factor
+from asvr.recipe.preflight import build_meta
+
+logger = logging.getLogger("asvr")
+SHORT, LONG = 256, 512
+# Dense half-precision FLOP/s of cards by a part of their names, the first that fits (NVIDIA's data sheets of H200,
+# H100, A100 and L40S; the architecture paper of Ada for the RTX 4090, with float32 accumulation).
+PEAKS = {
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
+
+
+class StepFlops:
+    """Of a stage. What its batches bring along, features and codes out of a cache, costs nothing; recomputation in the
+    backward pass is not counted: it is not needed."""
+
+    def __init__(self, stage: Config):
+        model, self.sample = build_meta(stage), Sample()
+        self.half = stage.optim.precision == "bf16"
+        self.train = list(stage.train)
+        llm = model.llm
+        dtype = next(llm.parameters()).dtype
+        short, long = (
+            flops_of(lambda x: llm.hidden(x)[-1], [llm], (1, length, llm.hidden_size), dtype=dtype)
+            for length in (SHORT, LONG)
+        )
+        self.per_pair = (long - LONG / SHORT * short) / (LONG**2 - LONG * SHORT)  # a T + b T^2
+        self.per_token = short / SHORT - self.per_pair * SHORT
+        self.parts = forward_parts(model, self.sample)
+
+    def __call__(self, window: list[Batch]) -> int:
+        return round(sum(self.by_part(window).values()))
+
+    def peak(self, device: torch.device) -> float | None:
+        """FLOP/s that the device can do at most in the stage's precision; None where that is not known."""
+        if device.type != "cuda" or not self.half:
+            return None
+        return peak_flops(torch.cuda.get_device_name(device))
+
+    def by_part(self, window: list[Batch]) -> dict[str, float]:
+        lengths = [length for batch in window for length in _lengths(batch)]
+        images = sum(batch.num_images for batch in window)
+        encoded = sum(batch.num_images for batch in window if batch.features_INE is None)
+        supervised = sum(batch.num_text_targets for batch in window)
+        found = {}
+        for part in self.parts:
+            if part.name == LLM_BLOCKS:  # causal: a token sees on average half of its sample
+                flops = sum(self.per_token * length + self.per_pair * length**2 / 2 for length in lengths)
+            elif part.name == "LM head":
+                flops = part.flops * supervised / self.sample.text_tokens
+            elif part.component == "encoder":
+                flops = part.flops * encoded
+            elif part.component.startswith("tokenizer."):
+                name = part.component.removeprefix("tokenizer.")
+                flops = part.flops * sum(batch.num_images for batch in window if name not in batch.codes)
+            else:
+                flops = part.flops * images
+            found[part.name] = flops * training_factor(part, self.train, recomputed=set(), cached=False)
+        return found
+
+
+def step_flops(stage: Config) -> StepFlops | None:
+    """To be logged beside the loss: what cannot be traced costs no run, a warning says why."""
+    try:
+        return StepFlops(stage)
+    except Exception as error:  # tracing runs a user's own component, which may raise anything
+        logger.warning("FLOPs are not logged: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _lengths(batch: Batch) -> list[int]:
+    return batch.segments.lengths if batch.segments is not None else batch.attention_mask_BT.sum(1).tolist()
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense half-precision FLOP/s of a device by its maker's data sheet; None where it is not in the table."""
+    return next((peak for name, peak in PEAKS.items() if name in device_name), None)

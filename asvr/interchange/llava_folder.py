@@ -1,0 +1,104 @@
+"""Writing a LLaVA model and its processor as Hugging Face's LLaVA folders are published, which transformers 4 and 5
+read alike: transformers 5 alone writes names of tensors and fields that transformers 4 takes for missing ones."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import save_torch_state_dict
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+from asvr.data.text_tokenizer import TextTokenizer
+from asvr.data.transforms import LONGEST_SIDE
+
+OLDEST_TRANSFORMERS = "4.57"  # tried by hand: logits, pixels and answers of 4.57.6 are those of 5.24
+# Tensors of the model -> of the published folders.
+_PREFIXES = {
+    "model.vision_tower.vision_model.": "vision_tower.vision_model.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
+# Held by tests/users/test_users_pixels.py, input by input.
+DIFFERENT_INPUTS = f"""\
+- transparency (RGBA, grey with alpha, a transparent colour): the model was trained on the stored colours, and so do
+  transformers 4.57 and 5.17 read them, but 5.24 puts the image on white; `image = image.convert("RGB")` and then
+  `image.info.pop("transparency", None)` give the pixels of training
+- 16-bit grey: the model was trained on the upper eight bits, transformers cuts off at 255, which is white nearly
+  everywhere; save such an image with 8 bits first
+- EXIF orientation: the model was trained on images as they are stored, transformers turns a file that is given by its
+  path or URL; open it with PIL to leave it as it is
+- a side above {LONGEST_SIDE} pixels, before or after resizing: training reduces such an image otherwise"""
+CARD = """\
+# LLaVA model, exported by asvr
+
+`LlavaForConditionalGeneration` and `AutoProcessor` of transformers {oldest} or newer read this folder; no older version
+was tried.
+
+```python
+processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # transformers 4: use_fast=False
+model = LlavaForConditionalGeneration.from_pretrained(FOLDER)
+```
+
+`backend="pil"` gives the pixels of training; the torchvision backend rounds them otherwise, by one level of 255. The
+chat template writes BOS and every space that the model was trained with. Shorter prompts of a batch are padded on the
+left (`padding=True`).
+{precision}
+Inputs that give other pixels than in training:
+
+{inputs}
+"""
+BF16 = """
+The model was trained under autocast to bfloat16. Transformers computes in the dtype of the loaded weights, so an answer
+may differ where two tokens are nearly as probable. `asvr.load(..., precision="float32")` gives the answers of float32
+weights.
+"""
+
+
+def write_folder(
+    folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor, precision: str | None
+) -> None:
+    """Write all files into ``folder``, which exists. precision: see `asvr.base.precision`."""
+    save_torch_state_dict(_published(model), folder)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    _rewrite(folder / "config.json", _with_old_fields)
+    model.generation_config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    # transformers 4 takes the image processor from a file of its own.
+    processor.image_processor.save_pretrained(folder)
+    _rewrite(folder / "processor_config.json", _without_image_processor)
+    TextTokenizer(processor.tokenizer).save_pretrained(folder)
+    told = BF16 if precision == "bf16" else ""
+    card = CARD.format(oldest=OLDEST_TRANSFORMERS, inputs=DIFFERENT_INPUTS, precision=told)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _published(model: LlavaForConditionalGeneration) -> dict:
+    tensors = {}
+    for key, value in model.state_dict().items():
+        if key == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
+        old = next(prefix for prefix in _PREFIXES if key.startswith(prefix))
+        tensors[_PREFIXES[old] + key.removeprefix(old)] = value
+    return tensors
+
+
+def _with_old_fields(config: dict) -> dict:
+    """With the rotary settings where transformers 4 looks for them, beside those of transformers 5."""
+    text = config["text_config"]
+    rope = dict(text.get("rope_parameters") or {})
+    if "rope_theta" in rope:
+        text["rope_theta"] = rope.pop("rope_theta")
+    if rope.get("rope_type", "default") != "default":
+        text["rope_scaling"] = rope
+    return config
+
+
+def _without_image_processor(fields: dict) -> dict:
+    return {key: value for key, value in fields.items() if key != "image_processor"}
+
+
+def _rewrite(file: Path, change) -> None:
+    fields = change(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,270 @@
+"""From a config to the objects of a run."""
+
+import copy
+import math
+import random
+from collections import Counter
+
+import torch
+from mmengine.config import Config
+from torch.utils.data import DataLoader
+
+from asvr.base.distributed import get_rank, get_world_size
+from asvr.base.interruption import obey_parent_alone
+from asvr.base.log import logger
+from asvr.base.precision import PRECISIONS
+from asvr.data.collate import Collate
+from asvr.data.conversation import require_learned
+from asvr.data.images import MAX_PIXELS, open_image
+from asvr.data.mixture import sampler_of
+from asvr.data.packing import StepCollate
+from asvr.data.refusals import Refusal, Refused
+from asvr.data.samplers import BatchSampler
+from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
+from asvr.models.attention import AUTO, choose, set_kernel
+from asvr.recipe.config import distinct, stage_config
+from asvr.recipe.preflight import check_sizes
+from asvr.recipe.schema import is_device
+from asvr.registry import DATASETS, MODELS
+
+LOOKED_AT = 1000  # records, for one that can be used
+MEASURED = 8  # samples that are made to see how large an optimisation step is
+
+
+def build_model(cfg: Config, vocab_size: int, *, defer_llm: bool = False):
+    """The model of a stage with its weights, from the seed; only what ``train`` names gets gradients. defer_llm: its
+    LLM may be on the meta device still, see `HFCausalLM.materialise`."""
+    torch.manual_seed(cfg.runtime.seed)
+    deferred = dict(defer_llm=True) if defer_llm else {}
+    model = MODELS.build(cfg.model, default_args=dict(vocab_size=vocab_size, **deferred))
+    model.train_only(list(cfg.train))
+    return model
+
+
+def build_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not is_device(name):
+        raise ValueError(f"device {name!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:0'")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"runtime.device={name!r}: this torch sees no CUDA device; use 'auto' or 'cpu'")
+    if name == "cuda" and get_world_size() > 1:
+        return torch.device("cuda", torch.cuda.current_device())  # which LOCAL_RANK chose
+    return torch.device(name)
+
+
+def as_in_training(part: torch.nn.Module, cfg: Config, device: torch.device) -> torch.nn.Module:
+    """A frozen part of the model that computes something ahead of training, where and by the attention kernel that
+    training will use, so that what is cached is what would be computed online. The LLM's dtype is not at hand; it
+    decides only between kernels that are one in towers."""
+    dtype = PRECISIONS[cfg.optim.precision] or torch.float32
+    kernel, _ = choose(cfg.runtime.get("attention", AUTO), device, dtype)
+    set_kernel(part, kernel)
+    return part.requires_grad_(False).eval().to(device)
+
+
+def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
+    """config: the dataset's own; data: the ``data`` section, whose template and limits it gets."""
+    return DATASETS.build(
+        config,
+        default_args=dict(
+            tokenizer=tokenizer,
+            template=data.template,
+            max_length=data.max_length,
+            num_image_tokens=num_image_tokens,
+            on_error=data.on_error,
+        ),
+    )
+
+
+def check_data(cfg: Config, tokenizer, num_image_tokens: dict[str, int]) -> None:
+    """Build every dataset of every stage and make an item of each, so that a missing file, a template that the
+    tokenizer cannot write, or data of which nothing can be used, is told before the first stage. num_image_tokens: by
+    stage."""
+    for name in cfg.stages:
+        stage = stage_config(cfg, name)
+        for key, config in dataset_configs(stage).items():
+            try:
+                dataset = build_dataset(config, stage.data, tokenizer, num_image_tokens[name])
+                _require_usable(dataset, stage, num_image_tokens[name], trained=key == "data.train")
+            except ValueError as error:
+                raise ValueError(f"stage {name}, {key}: {error}") from error
+
+
+def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: bool) -> None:
+    """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
+    large dataset, where none of `LOOKED_AT` records can, a warning."""
+    shifts = [entry.shift for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
+    limits = dict(max_length=stage.data.max_length, num_image_tokens=num_image_tokens)
+    max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
+    places = range(len(dataset))
+    if len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad
+        places = [0, *random.Random(0).sample(places, LOOKED_AT - 1)]
+    reasons, first = Counter(), None
+    for i in places:
+        item = dataset[i]
+        try:
+            if isinstance(item, Refusal):
+                raise Refused(item.message, item.reason)
+            if trained:
+                require_learned(item["input_ids"], item["labels"], shifts=shifts, **limits)
+            for picture in item["images"]:
+                open_image(picture, max_pixels=max_pixels)
+            return
+        except Refused as error:
+            message = str(error) if isinstance(item, Refusal) else f"{item['sample_id']}: {error}"
+            if stage.data.on_error == "raise":
+                raise Refused(message, error.reason) from error
+            reasons[error.reason] += 1
+            first = first or message
+    counted = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
+    if len(places) < len(dataset):
+        logger.warning("none of %d records can be used: %s; the first: %s", len(places), counted, first)
+        return
+    raise ValueError(f"none of the {len(places)} records can be used: {counted}; the first: {first}")
+
+
+def dataset_configs(stage: Config) -> dict[str, dict]:
+    """What a stage trains on, and is asked about, by its key in the config; with the stage's policy on refusals."""
+    configs = {"data.train": stage.data.train}
+    for key in ("evaluation", "validation"):
+        if stage.get(key):
+            configs[f"{key}.dataset"] = stage[key].dataset
+    return {key: dict(dict(on_error=stage.data.on_error), **config) for key, config in configs.items()}
+
+
+def pictures_of_stages(cfg: Config) -> tuple[list[str], dict]:
+    """Keys of the training pictures of all stages, and every picture (key -> file), those of questions among them."""
+    training, asked = [], []
+    for name in cfg.stages:
+        configs = dataset_configs(stage_config(cfg, name))
+        training.append(configs.pop("data.train"))
+        asked += configs.values()
+    found = _pictures(training)
+    return list(found), found | _pictures([config for config in asked if config not in training])
+
+
+def _pictures(configs: list) -> dict:
+    return {key: source for config in distinct(configs) for key, source in DATASETS.build(config).pictures()}
+
+
+def data_fingerprint(dataset) -> str | None:
+    """`ConversationDataset.fingerprint`, or None where a user's dataset has none."""
+    return dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
+
+
+def shifts_of(model) -> list[int]:
+    """Of the targets that learn from pictures."""
+    return [target.shift for target in model.targets if target.weight]
+
+
+def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = False, trains: bool = False) -> Collate:
+    """trains: of training rows, of which those with nothing to learn are refused."""
+    return Collate(
+        num_image_tokens=model.encoder.num_tokens,
+        views=model.views(),
+        targets=[target.name for target in model.targets],
+        pad_id=tokenizer.pad_id,
+        image_aspect=data.image_aspect,
+        max_length=data.max_length,
+        on_error=data.on_error,
+        max_pixels=getattr(data, "max_pixels", None) or MAX_PIXELS,
+        packed=packed,
+        shifts=shifts_of(model) if trains else None,
+        cache=cache,
+    )
+
+
+def pack_limits(data: Config) -> dict | None:
+    """Limits of a packed micro-batch: ``data.pack``, whose ``max_tokens`` is what padded rows could hold."""
+    if not data.get("pack"):
+        return None
+    given = {} if data.pack is True else dict(data.pack)
+    return dict(dict(max_tokens=data.micro_batch * data.max_length, max_images=None), **given)
+
+
+def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
+    """Optimisation steps without end, each a list of micro-batches, of samples in an order that the seed decides."""
+    sampler = sampler_of(dataset, cfg.runtime.seed)
+    batches = BatchSampler(sampler, size=cfg.data.global_batch, rank=get_rank(), world_size=get_world_size())
+    return build_step_loader(cfg, dataset, collate, batches)
+
+
+def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> DataLoader:
+    """Optimisation steps, each a list of micro-batches, of the samples that ``batch_sampler`` names."""
+    data = cfg.data
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        collate_fn=StepCollate(collate, micro_batch=data.micro_batch, pack=pack_limits(data), group=data.get("group")),
+        num_workers=data.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=1 if data.num_workers else None,  # an item is a whole step, in shared memory
+        generator=torch.Generator().manual_seed(cfg.runtime.seed),  # so that it draws nothing from the global one
+        multiprocessing_context="fork" if data.num_workers else None,
+        worker_init_fn=obey_parent_alone,
+        timeout=(data.get("worker_timeout") or TIMEOUT) if data.num_workers else 0,
+    )
+
+
+def _require_room(data: Config, dataset, collate: Collate) -> None:
+    """Of what workers hand over: one micro-batch is made to see how large a step is."""
+    if not data.num_workers:
+        return
+    own = -(-data.global_batch // get_world_size())
+    count = min(MEASURED, own, data.micro_batch, len(dataset))
+    items = []
+    for i in range(count):
+        try:
+            items.append(dataset[i * len(dataset) // count])
+        except Refused:  # told when it comes
+            continue
+    batch = copy.copy(collate)
+    batch.on_error = "skip"
+    batch = batch(items)
+    require_room_for_workers(
+        batch,
+        share=own / max(1, len(batch.sample_ids)),
+        files=sum(1 for _ in tensors_in(batch)) * -(-own // data.micro_batch),
+        workers=data.num_workers,
+        ahead=1,
+        what=f"optimisation steps of {own} samples",
+    )
+
+
+class _AsCached:
+    """What a cache will give, by its size."""
+
+    def __init__(self, model):
+        self.encoder, self.targets = model.encoder, {target.name: target.tokenizer for target in model.targets}
+
+    def check(self, keys: list[str]) -> None:
+        pass
+
+    def features(self, keys: list[str]) -> torch.Tensor:
+        return torch.empty(len(keys), self.encoder.num_tokens, self.encoder.width)
+
+    def codes(self, target: str, keys: list[str]) -> torch.Tensor:
+        tokenizer = self.targets[target]
+        return torch.empty(len(keys), tokenizer.num_tokens, tokenizer.depth, dtype=torch.int32)
+
+
+def check_workers(cfg: Config, tokenizer) -> None:
+    """Raise ``ValueError`` where the workers of a stage have no room for what they hand over, before the first one."""
+    if not any(stage_config(cfg, name).data.num_workers for name in cfg.stages):
+        return
+    for name, model in check_sizes(cfg).items():
+        stage = stage_config(cfg, name)
+        dataset = build_dataset(stage.data.train, stage.data, tokenizer, model.encoder.num_tokens)
+        cache = _AsCached(model) if stage.data.get("cache") is True else None
+        collate = build_collate(stage.data, model, tokenizer, cache, packed=pack_limits(stage.data) is not None)
+        try:
+            _require_room(stage.data, dataset, collate)
+        except ValueError as error:
+            raise ValueError(f"stage {name}: {error}") from error
+
+
+def num_steps(cfg: Config, num_samples: int) -> int:
+    if "steps" in cfg.schedule:
+        return cfg.schedule.steps
+    return math.ceil(num_samples * cfg.schedule.epochs / cfg.data.global_batch)

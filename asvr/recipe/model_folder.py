@@ -1,0 +1,101 @@
+"""The weights of a model folder, and a model that training begins with them."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from asvr.base.checkpoint_files import open_checkpoint
+from asvr.base.files import sha256_of
+from asvr.models.component import fingerprint_of, source_of
+from asvr.models.tree import TRAINED_WITH
+from asvr.recipe.config import MODEL_FILE
+from asvr.recipe.model_file import read_description
+
+logger = logging.getLogger("asvr")
+
+
+def why_no_model(folder: Path) -> str:
+    expected = f"expected a folder with {MODEL_FILE} or a run's work dir with config.py"
+    if not folder.exists():
+        return f"{folder}: there is no such folder; {expected}"
+    if folder.suffix == ".py":
+        return f"{folder} is a config: train it with tools/train.py, and give its work dir; {expected}"
+    if (run := next((p for p in folder.absolute().parents if (p / "config.py").is_file()), None)) is not None:
+        return f"{folder} is a part of the run {run}: give that"
+    if folder.is_file() or any(any(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin", ".pt")):
+        return f"{folder}: a checkpoint of other software? `tools/convert.py import` makes a folder of it; {expected}"
+    return f"{folder}: neither a folder with {MODEL_FILE} nor a run's work dir with config.py"
+
+
+def read_weights(folder: Path, description: dict) -> dict[str, torch.Tensor]:
+    """All tensors of a folder. Raises ``ValueError`` where a file is missing or is not the one that was written."""
+    for name, expected in description["sha256"].items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != expected:
+            raise ValueError(f"{folder / name}: missing or damaged (its SHA-256 is not the one written)")
+    checkpoint = open_checkpoint(folder)
+    return {key: checkpoint[key] for key in checkpoint.keys()}
+
+
+def load_into(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Load weights strictly; only tied copies, which the file leaves out, may be missing, and all weights of losses,
+    which earlier versions did not save."""
+    own = model.state_dict()
+    unsaved = {key: value for key, value in own.items() if _is_of_losses(key)}
+    if unsaved and not any(_is_of_losses(key) for key in weights):
+        logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", source)
+        weights = weights | unsaved
+    places = {tensor.data_ptr() for key, tensor in own.items() if key in weights}
+    missing = [key for key in own if key not in weights and own[key].data_ptr() not in places]
+    unexpected = sorted(weights.keys() - own.keys())
+    misshaped = [key for key in weights if key in own and own[key].shape != weights[key].shape]
+    found = dict(missing=missing, unexpected=unexpected, misshaped=misshaped)
+    if any(found.values()):
+        listing = "; ".join(f"{kind}: {keys[:5]} ({len(keys)} in all)" for kind, keys in found.items() if keys)
+        raise ValueError(f"{source}: its weights do not fit this model: {listing}")
+    model.load_state_dict(own | weights)  # a tied copy is loaded from itself: it shares its storage with the other
+
+
+def _is_of_losses(key: str) -> bool:
+    return key.startswith("losses.")
+
+
+def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
+    """Give a model the weights of a folder, to train it on. cached: features and codes of the model as it is are
+    in use already, so its encoder and tokenizers must be the folder's: ``ValueError`` where they are not."""
+    parts = model.components()
+    before = {name: fingerprint_of(part) for name, part in parts.items() if _makes_targets(name)}
+    weights = read_weights(folder, read_description(folder))
+    load_into(model, weights | _of_new_targets(model, weights, folder), folder)
+    other = [name for name, fingerprint in before.items() if fingerprint_of(parts[name]) != fingerprint]
+    if cached and other:
+        raise ValueError(
+            f"init={str(folder)!r}: its {', '.join(other)} differ from the config's, whose outputs are cached: "
+            "set data.cache=False, or name the same weights in the config"
+        )
+    for name, part in parts.items():
+        if name in TRAINED_WITH:  # losses: checkpoints hold them always, since buffers move without a trained weight
+            continue
+        if name in other or name not in before or source_of(part) is None:
+            part.source = str(folder)
+
+
+def _of_new_targets(model: nn.Module, weights: dict, folder: Path) -> dict[str, torch.Tensor]:
+    """The weights, as they were built, of targets that a folder does not have (an imported LLaVA has none). Raises
+    ``ValueError`` where their heads are not trained."""
+    own, there = model.state_dict(), {key.split(".")[1] for key in weights if key.startswith("heads.")}
+    new = [name for name in model.heads if name not in there]
+    if idle := [name for name in new if not any(p.requires_grad for p in model.heads[name].parameters())]:
+        raise ValueError(
+            f"init={str(folder)!r} has no heads of {', '.join(idle)}, and the stage leaves them untrained: name "
+            "'heads' in its `train`, or leave these targets out"
+        )
+    if new:
+        logger.info("%s: the heads of %s are new", folder, ", ".join(new))
+    parts = [f"{part}.{name}." for part in ("heads", "tokenizers", "losses") for name in new]
+    return {key: value for key, value in own.items() if key.startswith(tuple(parts)) and key not in weights}
+
+
+def _makes_targets(name: str) -> bool:
+    return name == "encoder" or name.startswith("tokenizer.")

@@ -1,0 +1,154 @@
+"""What is checked before a run: names and fields, sizes, and that every pretrained model is here."""
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import device, nn
+
+from asvr.base import hub
+from asvr.data.text_tokenizer import HFTokenizer
+from asvr.models.component import WEIGHT_FIELDS
+from asvr.models.encoders.base import Encoder
+from asvr.recipe.config import distinct, stage_config
+from asvr.recipe.signatures import constructor_fields
+from asvr.recipe.validate import OWN, check_config, find
+from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
+
+
+def preflight(cfg: Config) -> dict[str, int]:
+    """Everything that can be known without reading a weight or a picture. Returns the tokens of an image by stage.
+
+    Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
+    `asvr.base.hub.MissingWeights` naming all pretrained models, and files of data, that are not on this machine.
+    """
+    check_config(cfg)
+    stages = {name: stage_config(cfg, name) for name in cfg.stages}
+    try:
+        if any(_needs_folder(stage) for stage in stages.values()):
+            hub.require_all(distinct([w for stage in stages.values() for w in wanted_weights(stage)]))
+        models = check_sizes(cfg)
+        hub.require_all(distinct([w for name, model in models.items() for w in wanted_weights(stages[name], model)]))
+    except hub.MissingWeights as error:  # what is fetched by hand is told at once, data too
+        raise hub.MissingWeights(error.models, missing_annotations(stages)) from None
+    return {name: model.encoder.num_tokens for name, model in models.items()}
+
+
+def missing_annotations(stages: dict[str, Config]) -> list[str]:
+    """``section of stages: file`` for every ``ann_file`` that is not there, those of a mixture's sources among them."""
+    found: dict[tuple, list[str]] = {}
+    for name, stage in stages.items():
+        for section in ("text_tokenizer", "data", "evaluation", "validation"):
+            for file in _annotations(stage.get(section)):
+                if not Path(file).is_file():
+                    found.setdefault((section, file), []).append(name)
+    return [f"{section} of {', '.join(distinct(names))}: {file}" for (section, file), names in found.items()]
+
+
+def _annotations(config) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("ann_file"), str):
+            yield config["ann_file"]
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        for item in config:
+            yield from _annotations(item)
+
+
+def check_sizes(cfg: Config) -> dict[str, nn.Module]:
+    """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit."""
+    models = {}
+    for name in cfg.stages:
+        stage = stage_config(cfg, name)
+        models[name] = build_meta(stage)
+        moving = [target.name for target in models[name].targets if target.shares_encoder]
+        if "encoder" in stage.train and moving:
+            raise ValueError(
+                f"stages.{name}.train names the encoder, and target {moving[0]!r} quantises its features, which would "
+                "move with it: give that target's tokenizer an `encoder` of its own"
+            )
+        tokens = models[name].encoder.num_tokens
+        if stage.data.max_length <= tokens + 1:
+            raise ValueError(
+                f"data.max_length={stage.data.max_length} (stage {name}) has no room for text: an image alone takes "
+                f"{tokens} tokens"
+            )
+        positions = getattr(models[name].llm, "max_positions", None)
+        if positions is not None and stage.data.max_length > positions:
+            raise ValueError(
+                f"data.max_length={stage.data.max_length} (stage {name}): the LLM has {positions} positions; set it to "
+                "that or less"
+            )
+    return models
+
+
+def build_meta(stage: Config) -> nn.Module:
+    """The model of a stage on the meta device: no weights, no memory. Only what ``train`` names has gradients.
+
+    Where the text tokenizer is learned from data, its ``vocab_size`` stands for its size; where it is a model's that is
+    not here, nothing does. Raises ``ValueError`` where the parts do not fit.
+    """
+    vocab_size = stage.text_tokenizer.get("vocab_size") or _num_ids(stage.text_tokenizer)
+    try:
+        with device("meta"):
+            model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, load_weights=False))
+    except hub.MissingWeights:
+        raise
+    except (ValueError, TypeError, ArithmeticError) as error:  # the libraries beneath raise them for values and sizes
+        raise ValueError(f"the model cannot be built: {error}") from error
+    model.train_only(list(stage.train))
+    return model.train()
+
+
+def _num_ids(text_tokenizer: Config) -> int | None:
+    folder = hub.resolve(text_tokenizer.name) if find(TEXT_TOKENIZERS, text_tokenizer.type) is HFTokenizer else None
+    return None if folder is None else _num_ids_in(str(folder))
+
+
+@cache  # a run builds its models a dozen times
+def _num_ids_in(folder: str) -> int:
+    return HFTokenizer(name=folder).num_ids
+
+
+def _needs_folder(cfg: Config) -> bool:
+    """Whether a part has no `arch`, so that its architecture too stands in its folder alone."""
+    own = [target.tokenizer.get("encoder") for target in cfg.model.reconstruction]
+    parts = [(ENCODERS, cfg.model.encoder), (LLMS, cfg.model.llm), *((ENCODERS, e) for e in own if isinstance(e, dict))]
+    return any(
+        part.get("name") and not part.get("arch") and "arch" in constructor_fields(find(registry, part["type"]))[1]
+        for registry, part in parts
+    )
+
+
+def wanted_weights(cfg: Config, model: nn.Module | None = None) -> list[hub.Wanted]:
+    """Every pretrained model that a config names. model: the one built from it, for the sizes of tokenizers."""
+    wanted = _wanted("text_tokenizer", cfg.text_tokenizer, TEXT_TOKENIZERS)
+    wanted += _wanted("model.encoder", cfg.model.encoder, ENCODERS)
+    wanted += _wanted("model.llm", cfg.model.llm, LLMS)
+    for i, entry in enumerate(cfg.model.reconstruction):
+        key = f"model.reconstruction[{i}].tokenizer"
+        size_bytes = None if model is None else _own_bytes(model.targets[i].tokenizer)
+        wanted += _wanted(key, entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=size_bytes)
+        if isinstance(entry.tokenizer.get("encoder"), dict):
+            wanted += _wanted(f"{key}.encoder", entry.tokenizer.encoder, ENCODERS)
+    return wanted
+
+
+def _wanted(key: str, component: dict, registry, size_bytes: int | None = None) -> list[hub.Wanted]:
+    """A user's own component finds its weights in its own way, so only this library's are looked at."""
+    if not find(registry, component["type"]).__module__.startswith(OWN):
+        return []
+    names = [component[field] for field in WEIGHT_FIELDS if component.get(field)]
+    arch = component.get("arch") if "model_type" in (component.get("arch") or {}) else None
+    return [hub.Wanted(name, key, size_bytes, arch) for name in names]
+
+
+def _own_bytes(tokenizer: nn.Module) -> int:
+    """Bytes of a tokenizer without the encoder that it may hold."""
+    encoders = [module for module in tokenizer.modules() if isinstance(module, Encoder)]
+    return tensor_bytes(tokenizer) - sum(tensor_bytes(encoder) for encoder in encoders)
+
+
+def tensor_bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())

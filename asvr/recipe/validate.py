@@ -1,0 +1,274 @@
+"""Checking a config before anything is built and any weight is read.
+
+Every problem is collected and reported in one ``ValueError``, each with its key in the config, what was
+given, what was expected and the nearest known names.
+"""
+
+import inspect
+import itertools
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+from asvr.base.arch import check_arch
+from asvr.base.text import nearest
+from asvr.models.tree import TRAINABLE
+from asvr.recipe.config import MODEL_FILE, is_model_folder, stage_config
+from asvr.recipe.schema import SECTIONS, SOURCE, TARGET, check_fields, count
+from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
+from asvr.registry import (
+    DATASETS,
+    ENCODERS,
+    HEADS,
+    LLMS,
+    LOSSES,
+    MODEL_WRAPPERS,
+    MODELS,
+    PROJECTORS,
+    TEMPLATES,
+    TEXT_TOKENIZERS,
+    VISUAL_TOKENIZERS,
+)
+
+# Constructor arguments that the library fills in, so that a config need not.
+INJECTED = {
+    MODELS: {"vocab_size", "load_weights", "defer_llm"},
+    ENCODERS: {"load_weights"},
+    PROJECTORS: {"in_width", "out_width"},
+    LLMS: {"vocab_size", "load_weights", "defer"},
+    VISUAL_TOKENIZERS: {"encoder", "load_weights"},
+    HEADS: {"hidden_size", "codebook_sizes", "code_width"},
+    LOSSES: set(),
+    DATASETS: {"tokenizer", "template", "max_length", "num_image_tokens", "on_error"},
+    TEXT_TOKENIZERS: set(),
+    TEMPLATES: set(),
+    MODEL_WRAPPERS: {"module", "device"},
+}
+# Which registry builds the component in a field of this name, wherever the field stands.
+NESTED = dict(
+    encoder=ENCODERS,
+    projector=PROJECTORS,
+    llm=LLMS,
+    tokenizer=VISUAL_TOKENIZERS,
+    head=HEADS,
+    loss=LOSSES,
+    corpus=DATASETS,
+    dataset=DATASETS,
+    train=DATASETS,
+    template=TEMPLATES,
+)
+ONCE = ("text_tokenizer", "runtime")
+BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "parallel")
+OF_STAGE = ("train", "init", *BY_STAGE)
+OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
+SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
+OTHER = ("stages", "custom_imports", "default_scope")
+REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
+
+
+def check_config(cfg: Config) -> None:
+    """Raise ``ValueError`` with everything that is wrong in a config's keys, types, fields and plain values.
+
+    Each stage is checked as it will run. Sizes that do not fit together are found by building, which
+    `asvr.recipe.preflight.check_sizes` does without memory.
+    """
+    problems = [
+        f"{key}: unknown section; {nearest(key, (*ONCE, *BY_STAGE, *OTHER))}"
+        for key in cfg
+        if key not in (*ONCE, *BY_STAGE, *OTHER)
+    ]
+    problems += [f"{key} is missing" for key in REQUIRED if key not in cfg]
+    problems += [problem for key in ONCE if key in cfg for problem in _section(key, cfg[key])]
+    problems += _stages(cfg)
+    if problems:
+        listing = "\n".join(f"- {problem}" for problem in problems)
+        raise ValueError(f"{cfg.filename or 'the config'} has {len(problems)} problem(s):\n{listing}")
+
+
+def _stages(cfg: Config) -> list[str]:
+    """Problems of the sections that a stage may override; one that all stages share is told once."""
+    stages = cfg.get("stages")
+    if not isinstance(stages, dict) or not stages:
+        return (
+            [] if stages is None else ["stages: expected dict(NAME=dict(train=[...], ...), ...), in the order they run"]
+        )
+    found: dict[str, list[str]] = {}
+    for name, stage in stages.items():
+        for problem in _stage(cfg, name, stage):
+            found.setdefault(problem, []).append(name)
+    return [
+        problem if len(names) == len(stages) else f"stages.{', '.join(names)}: {problem}"
+        for problem, names in found.items()
+    ]
+
+
+def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
+    if not isinstance(stage, dict):
+        return [f"expected dict(train=[...], ...), not {stage!r}"]
+    problems = [f"{k}: unknown; {nearest(k, OF_STAGE)}" for k in stage if k not in OF_STAGE]
+    train = stage.get("train")
+    if not isinstance(train, list | tuple) or not train:
+        problems.append(f"train={train!r}: expected a list of some of {', '.join(TRAINABLE)}")
+    else:
+        problems += [
+            f"train={list(train)}: no component {t!r}; {nearest(t, TRAINABLE)}" for t in train if t not in TRAINABLE
+        ]
+    starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
+    if "init" in stage and stage["init"] not in starts and not is_model_folder(str(stage["init"])):
+        problems.append(
+            f"init={stage['init']!r}: expected 'scratch' or a stage before this one, or a model's folder (with "
+            f"{MODEL_FILE}); {nearest(stage['init'], starts)}"
+        )
+    try:
+        merged = stage_config(cfg, name)
+    except ValueError as error:
+        return [*problems, str(error)]
+    problems += [problem for key in BY_STAGE if key in merged for problem in _section(key, merged[key])]
+    return problems
+
+
+def _section(key: str, value: Any) -> list[str]:
+    if key == "text_tokenizer":
+        return check_component(key, value, TEXT_TOKENIZERS)
+    if key == "model":
+        return check_component(key, value, MODELS)
+    if key in ("evaluation", "validation", "parallel") and value is None:  # what a stage does without
+        return []
+    if key == "parallel":
+        return check_component(key, value, MODEL_WRAPPERS) or _wrapper(value)
+    problems = check_fields(key, value, SECTIONS[key])
+    if not isinstance(value, dict):
+        return problems
+    problems += _nested(key, value)
+    if key == "schedule" and ("epochs" in value) == ("steps" in value):
+        problems.append("schedule: expected either `epochs` or `steps`" + (", not both" if "steps" in value else ""))
+    if key == "data":
+        whole, part = value.get("global_batch"), value.get("micro_batch")
+        if count().test(whole) and count().test(part) and whole % part:
+            problems.append(f"data.global_batch={whole}: expected a multiple of data.micro_batch={part}")
+        problems += _packing(value)
+    return problems
+
+
+def _wrapper(value: dict) -> list[str]:
+    """MMEngine's own, which would be found too, know nothing of optimisation steps."""
+    name = value["type"]
+    wrapper = find(MODEL_WRAPPERS, name)
+    if not {"module", "device"} <= constructor_fields(wrapper)[1]:
+        return [f"parallel.type={name!r} shares no steps; {nearest(name, MODEL_WRAPPERS.module_dict)}"]
+    return [
+        f"parallel.{field}={value[field]!r}: expected one of {', '.join(map(repr, allowed))}"
+        for field, allowed in getattr(wrapper, "choices", {}).items()
+        if field in value and value[field] not in allowed
+    ]
+
+
+def _packing(data: dict) -> list[str]:
+    pack, limit, problems = data.get("pack"), data.get("max_length"), []
+    if pack and data.get("group"):
+        problems.append("data.group: packed samples need no grouping; leave it out, or data.pack")
+    tokens = pack.get("max_tokens") if isinstance(pack, dict) else None
+    if count().test(tokens) and count().test(limit) and tokens < limit:
+        problems.append(f"data.pack.max_tokens={tokens}: expected at least data.max_length={limit}")
+    return problems
+
+
+def check_component(key: str, value: Any, registry: Registry) -> list[str]:
+    """The problems of one component: its type, its constructor's fields, and the components in it."""
+    if not isinstance(value, dict):
+        return [f"{key}={value!r}: expected a {registry.name}, dict(type=...)"]
+    if "type" not in value:
+        return [f"{key}.type is missing: expected a {registry.name}; {nearest('', registry.module_dict)}"]
+    cls = find(registry, value["type"])
+    if cls is None:
+        return [
+            f"{key}.type={value['type']!r}: no such {registry.name}; {nearest(value['type'], registry.module_dict)}"
+        ]
+    required, known, takes_any = constructor_fields(cls)
+    given = value.keys() - {"type"}
+    problems = []
+    if not takes_any:
+        own = known - INJECTED[registry]
+        problems += [
+            f"{key}.{name}: {value['type']} has no such field; {nearest(name, own)}"
+            for name in value
+            if name in given - known
+        ]
+    hints = annotations(cls)
+    problems += [
+        f"{key}.{name}={value[name]!r}: expected {in_words(hints[name])}"
+        for name in value
+        if name in hints and not fits(value[name], hints[name])
+    ]
+    problems += [
+        f"{key}.{name} is missing: {value['type']} needs it" for name in sorted(required - given - INJECTED[registry])
+    ]
+    if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and cls.__module__.startswith(OWN):
+        problems += check_arch(f"{key}.arch", value["arch"])
+    return problems + _nested(key, value)
+
+
+def _nested(key: str, value: dict) -> list[str]:
+    problems = []
+    for name, item in value.items():
+        if name == "reconstruction" and isinstance(item, list | tuple):
+            problems += _targets(f"{key}.{name}", item)
+        elif name == "reconstruction":
+            continue  # VLM's own annotation tells that it must be a list
+        elif name == "sources" and isinstance(item, list | tuple):
+            for i, source in enumerate(item):
+                problems += check_fields(f"{key}.sources[{i}]", source, SOURCE)
+                problems += _nested(f"{key}.sources[{i}]", source) if isinstance(source, dict) else []
+        elif name == "template" and isinstance(item, str):
+            if find(TEMPLATES, item) is None:
+                problems.append(f"{key}.template={item!r}: no such template; {nearest(item, TEMPLATES.module_dict)}")
+        elif name in NESTED and (
+            isinstance(item, dict) or (key == "model" and name in ("encoder", "projector", "llm"))
+        ):
+            problems += check_component(f"{key}.{name}", item, NESTED[name])
+    return problems
+
+
+def _targets(key: str, targets: list) -> list[str]:
+    problems = []
+    for i, target in enumerate(targets):
+        problems += check_fields(f"{key}[{i}]", target, TARGET)
+        if isinstance(target, dict):
+            problems += _nested(f"{key}[{i}]", target) + _fit(f"{key}[{i}]", target)
+    names = [target.get("name") for target in targets if isinstance(target, dict)]
+    if len(set(names)) < len(names):
+        problems.append(f"{key}: the names of the targets must differ, given {names}")
+    return problems
+
+
+def _fit(key: str, target: dict) -> list[str]:
+    """``fit`` of a target becomes arguments of its tokenizer's ``fit(batches, *, seed, ...)``."""
+    tokenizer = target.get("tokenizer")
+    cls = find(VISUAL_TOKENIZERS, tokenizer.get("type")) if isinstance(tokenizer, dict) else None
+    if cls is None or not isinstance(target.get("fit"), dict):
+        return []
+    if not hasattr(cls, "fit"):
+        return [f"{key}.fit: {tokenizer['type']} has no fit(); leave it out"]
+    given, injected = target["fit"].keys(), {"batches", "seed"}
+    required, known, takes_any = method_fields(cls, "fit")
+    unknown = [] if takes_any else [name for name in given if name not in known - injected]
+    problems = [f"{key}.fit.{name}: unknown; {nearest(name, known - injected)}" for name in unknown]
+    missing = sorted(required - given - injected)
+    return problems + [f"{key}.fit.{name} is missing: {tokenizer['type']}.fit() needs it" for name in missing]
+
+
+def find(registry: Registry, name: Any):
+    """The class of a ``type``, from a registry, its parents or (``package.module.Class``) an import; or None."""
+    if not isinstance(name, str):
+        return name if inspect.isclass(name) else None
+    if "." in name:
+        try:
+            return registry.get(name)
+        except RuntimeError:
+            return None
+    while registry is not None:
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+        registry = registry.parent
+    return None

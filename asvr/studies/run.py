@@ -1,0 +1,271 @@
+"""A study: several arms of one config, several seeds each, asked the same questions.
+
+A study is a Python file::
+
+  config = '../scenes_mini.py'   what all arms have in common
+  seeds = [0, 1, 2]
+  baseline = 'none'              the arm that all others are compared with
+  groups = dict(ocr=['word'])    optional: kinds of question by group
+  compare = [('both', 'pixel')]  optional: further pairs of arms, the first less the second
+  tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, one for all arms
+  arms = dict(none=dict(model=dict(reconstruction=[])), ...)   each: what it changes, merged over the config
+
+In an arm, ``study:NAME`` stands for the folder of a tokenizer of the study. Names that begin with ``_`` are the file's
+own.
+
+out/
+  report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of tools/train.py)
+"""
+
+import json
+import multiprocessing
+import os
+import sys
+import traceback
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+
+from asvr.base.files import sha256_of
+from asvr.base.log import logger, progress_bar
+from asvr.base.text import nearest
+from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.config_file import read_config_file
+from asvr.recipe.validate import check_config
+
+FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
+REQUIRED = ("config", "seeds", "baseline", "arms")
+MARK = "study:"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed. work_dir: where it stands."""
+
+    arm: str
+    seed: int
+    work_dir: Path
+
+
+def load_study(file: Path) -> Config:
+    """Read a study and check what does not need a run.
+
+    Raises ``ValueError`` with every problem of its fields, or with those of an arm's config.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no study {file}")
+    read = read_config_file(file)
+    study = Config({key: value for key, value in read.to_dict().items() if not key.startswith("_")})
+    problems = [f"{key}: unknown; {nearest(key, FIELDS)}" for key in study if key not in FIELDS]
+    problems += [f"{key} is missing" for key in REQUIRED if key not in study]
+    if not problems and study.baseline not in study.arms:
+        problems.append(f"baseline={study.baseline!r}: no such arm; {nearest(study.baseline, list(study.arms))}")
+    if not problems:
+        unknown = [arm for pair in study.get("compare", []) for arm in pair if arm not in study.arms]
+        problems += [f"compare: no arm {arm!r}; {nearest(arm, list(study.arms))}" for arm in unknown]
+        problems += [f"compare: {pair}: expected two arms" for pair in study.get("compare", []) if len(pair) != 2]
+    if not problems and (not study.seeds or len(set(study.seeds)) != len(study.seeds)):
+        problems.append(f"seeds={list(study.seeds)}: expected different numbers")
+    if problems:
+        raise ValueError(_listing(file, problems))
+    study.config = str((file.parent / study.config).resolve())
+    study.tokenizers = {n: str((file.parent / path).resolve()) for n, path in study.get("tokenizers", {}).items()}
+    for arm in study.arms:
+        try:
+            check_config(arm_config(study, arm, study.seeds[0], file.parent))
+        except ValueError as error:
+            raise ValueError(f"{file}, arm {arm!r}: {error}") from error
+    if problems := _wrong_kinds(study, file.parent):
+        raise ValueError(_listing(file, problems))
+    return study
+
+
+def _listing(file: Path, problems: list[str]) -> str:
+    return f"{file}:\n" + "\n".join(f"- {problem}" for problem in problems)
+
+
+def _wrong_kinds(study: Config, out: Path) -> list[str]:
+    """Of ``groups``, where the questions' config names its kinds."""
+    evaluation = _last_stage(arm_config(study, study.baseline, study.seeds[0], out)).get("evaluation")
+    if not evaluation:
+        return [f"config: the last stage of {study.config} has no `evaluation`; a study needs questions"]
+    asked = evaluation.dataset.get("kinds")
+    grouped = {kind for kinds in (study.get("groups") or {}).values() for kind in kinds}
+    return [
+        f"groups: no question of kind {k!r}; {nearest(k, asked)}" for k in sorted(grouped) if asked and k not in asked
+    ]
+
+
+def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
+    """What ``tools/train.py`` would run."""
+    cfg = load_config(study.config)
+    folders = {name: out / "tokenizers" / name / "tokenizer" for name in study.tokenizers}
+    try:
+        cfg.merge_from_dict(_named(study.arms[arm].to_dict(), folders))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"does not fit {study.config}: {error}") from error
+    cfg.merge_from_dict(dict(runtime=dict(seed=seed), data=dict(cache_dir=str(out / "cache"))))
+    return cfg
+
+
+def _named(value, folders: dict[str, Path]):
+    """``value`` with folders in place of the names of the study's tokenizers."""
+    if isinstance(value, dict):
+        return {key: _named(item, folders) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_named(item, folders) for item in value]
+    if isinstance(value, str) and value.startswith(MARK):
+        name = value.removeprefix(MARK)
+        if name not in folders:
+            raise ValueError(f"{value!r}: the study has no tokenizer {name!r}; {nearest(name, list(folders))}")
+        return str(folders[name].absolute())
+    return value
+
+
+def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
+    """Train and evaluate every arm with every seed; what is finished is kept, what was interrupted goes on.
+
+    jobs: runs at the same time, each with its part of the cores. Seed after seed, so that a study that is stopped has
+    all arms of the seeds so far. Returns what failed; the others are done all the same.
+    """
+    for name, config in study.tokenizers.items():
+        _train_tokenizer(config, out / "tokenizers" / name)
+    waiting = runs(study, out)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # of processes that begin from now on
+    failed: list[str] = []
+    with (
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool,
+        progress_bar(total=len(waiting), desc="study", unit="run") as bar,
+    ):
+        under_way: dict = {}
+        while waiting or under_way:
+            together = jobs if bar.n else 1  # the first run makes the features that all others read
+            while waiting and len(under_way) < together:
+                run = waiting.pop(0)
+                under_way[pool.submit(_one, study.to_dict(), run, out)] = run
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                run, problem = under_way.pop(future), future.result()
+                bar.update(1)
+                told = f"{run.arm}, seed {run.seed}: {problem or 'done'} ({run.work_dir / 'console.log'})"
+                logger.info(told)
+                if problem is not None:
+                    failed.append(told)
+    return failed
+
+
+def _train_tokenizer(config: str, work_dir: Path) -> None:
+    if not (work_dir / "report.json").is_file():
+        from asvr.tokenizer_training.run import run_config
+
+        run_config(config, work_dir=work_dir, seed=0)
+
+
+def _one(study: dict, run: Run, out: Path) -> str | None:
+    """In a process of its own. What went wrong, or None."""
+    run.work_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        open(run.work_dir / "console.log", "a", encoding="utf-8", errors="backslashreplace") as console,
+        redirect_stdout(console),
+        redirect_stderr(console),
+    ):
+        from asvr.engine.run import run as train
+
+        try:
+            train(arm_config(Config(study), run.arm, run.seed, out), run.work_dir)
+        except Exception as error:  # told at the end, with the file that has all of it
+            traceback.print_exc(file=sys.stderr)
+            return f"{type(error).__name__}: {error}".split("\n")[0]
+    return None
+
+
+def ask_all(study: Config, out: Path, *, questions: Path, image_folder: Path) -> None:
+    """Ask every run the questions of a LLaVA file too, but those of arms without pictures, which would be shown some.
+
+    Raises ``ValueError`` where a run is not finished.
+    """
+    from asvr.benchmarks.questions import evaluate_run
+
+    for run in _sighted(study, out):
+        evaluate_run(
+            arm_config(study, run.arm, run.seed, out),
+            run.work_dir,
+            stage=None,
+            questions=questions,
+            image_folder=image_folder,
+            limit=None,
+            out=_asked(run, questions),
+        )
+
+
+def runs(study: Config, out: Path) -> list[Run]:
+    return [Run(arm, seed, out / arm / f"seed_{seed}") for seed in study.seeds for arm in study.arms]
+
+
+def _sighted(study: Config, out: Path) -> list[Run]:
+    """The runs whose questions come with pictures."""
+    blind = {arm for arm in study.arms if not _shows_pictures(arm_config(study, arm, study.seeds[0], out))}
+    if study.baseline in blind:
+        raise ValueError(f"baseline {study.baseline!r} is asked without pictures: other questions show them")
+    return [run for run in runs(study, out) if run.arm not in blind]
+
+
+def _shows_pictures(cfg: Config) -> bool:
+    return _last_stage(cfg).evaluation.dataset.get("with_images", True)
+
+
+def _last_stage(cfg: Config) -> Config:
+    return stage_config(cfg, list(cfg.stages)[-1])
+
+
+def _asked(run: Run, questions: Path) -> Path:
+    return run.work_dir / "questions" / questions.stem
+
+
+def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[str, list[dict]]:
+    """Arm, the baseline first -> for each seed its result, with ``answers``, ``seconds`` of training and ``work_dir``.
+
+    questions: those of `ask_all` in place of the study's own. Raises ``ValueError`` where a run is not finished, or was
+    asked other questions than the baseline.
+    """
+    found: dict[str, list[dict]] = {}
+    expected = None
+    for run in sorted(
+        runs(study, out) if questions is None else _sighted(study, out), key=lambda run: run.arm != study.baseline
+    ):
+        result, file = _own(study, run, out) if questions is None else _others(run, questions)
+        answers = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        asked = [(answer["question"], answer["expected"]) for answer in answers]
+        expected = expected or asked
+        if asked != expected:
+            raise ValueError(f"{run.work_dir}: was asked other questions than {study.baseline!r}")
+        seconds = sum(
+            json.loads(done.read_text(encoding="utf-8"))["seconds"] for done in run.work_dir.glob("*/done.json")
+        )
+        found.setdefault(run.arm, []).append(dict(result, answers=answers, seconds=seconds, work_dir=str(run.work_dir)))
+    return found
+
+
+def _own(study: Config, run: Run, out: Path) -> tuple[dict, Path]:
+    """The result on the study's own questions, and its answers."""
+    stage = list(arm_config(study, run.arm, run.seed, out).stages)[-1]
+    results, file = run.work_dir / "results.json", run.work_dir / stage / "answers.jsonl"
+    result = (
+        json.loads(results.read_text(encoding="utf-8")).get(stage) if results.is_file() and file.is_file() else None
+    )
+    if result is None:
+        raise ValueError(f"{run.work_dir}: this run is not finished; the same command without --report runs it")
+    return result, file
+
+
+def _others(run: Run, questions: Path) -> tuple[dict, Path]:
+    folder = _asked(run, questions)
+    result = (
+        json.loads((folder / "result.json").read_text(encoding="utf-8")) if (folder / "result.json").is_file() else {}
+    )
+    if result.get("asked", {}).get("questions") != sha256_of(questions):
+        raise ValueError(f"{run.work_dir}: was not asked {questions} as it is now; without --report it is")
+    return result, folder / "answers.jsonl"

@@ -1,0 +1,291 @@
+"""Making a visual tokenizer from pictures: fit a semantic one, train a pixel one.
+
+Legend: ``I`` images, ``P`` grid cells of all images, ``V`` codes in a codebook, ``C`` code width.
+"""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from asvr.base.plots import optional
+from asvr.data.images import open_image
+from asvr.data.refusals import Refused
+from asvr.data.transforms import ImageTransform
+from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
+from asvr.models.tokenizers.pixel import PixelTokenizer
+from asvr.models.tokenizers.quantizer import code_usage
+from asvr.models.tokenizers.semantic import SemanticTokenizer
+from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss, reconstruct
+from asvr.tokenizer_training.report import draw_levels, draw_reconstructions
+
+logger = logging.getLogger("asvr")
+
+AHEAD = 2  # batches that each worker keeps ready
+METRICS = "metrics.jsonl"
+RESTART_INTERVAL = 50  # steps without use after which a code of the VQGAN is replaced
+
+
+class Pictures(Dataset):
+    """Pixels (3, h, w) of pictures (files or PIL images). A broken one raises ``Refused``, naming the file; under
+    ``on_error='skip'`` it is told and gives None."""
+
+    def __init__(self, sources: list, transform: ImageTransform, aspect: str, on_error: str):
+        self.sources, self.transform, self.aspect, self.on_error = sources, transform, aspect, on_error
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, i: int) -> Tensor | None:
+        try:
+            return self.transform(open_image(self.sources[i]), self.aspect)
+        except Refused as error:
+            if self.on_error == "raise":
+                raise
+            logger.warning("left out: %s", error)
+            return None
+
+
+class Batches:
+    """Batches of pixels (I, 3, h, w) of what can be read, each epoch in another order where ``generator`` is given."""
+
+    def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
+        if num_workers:
+            pixels, what = torch.empty(3, *pictures.transform.size), f"batches of {batch_size} pictures"
+            require_room_for_workers(pixels, share=batch_size, workers=num_workers, ahead=AHEAD, what=what)
+        self.loader = DataLoader(
+            pictures,
+            batch_size,
+            shuffle=generator is not None,
+            drop_last=generator is not None,
+            num_workers=num_workers,
+            generator=generator,
+            collate_fn=_stack,
+            prefetch_factor=AHEAD if num_workers else None,
+            timeout=TIMEOUT if num_workers else 0,
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (pixels for pixels in items_of(self.loader) if pixels is not None)
+
+
+def _stack(pixels: list[Tensor | None]) -> Tensor | None:
+    kept = [image for image in pixels if image is not None]
+    return torch.stack(kept) if kept else None
+
+
+def fit_semantic_tokenizer(
+    tokenizer: SemanticTokenizer,
+    dataset,
+    *,
+    work_dir: str | Path,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    image_aspect: str = "square",
+    device: str = "auto",
+    seed: int = 0,
+    vectors_per_code: int = 64,
+    iterations: int = 10,
+) -> dict:
+    """Fit the codebooks on the features of a dataset's pictures (its ``pictures()``), each seen once, shuffled.
+
+    Writes ``metrics.jsonl`` (one line a level) and ``summary.png`` to ``work_dir`` and returns the report.
+    For the last two arguments see `SemanticTokenizer.fit`.
+    """
+    work_dir, device = _prepare(work_dir, device)
+    started = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    sources = _shuffled(dataset, generator)
+    pictures = Pictures(sources, tokenizer.transform, image_aspect, dataset.on_error)
+    loader = Batches(pictures, batch_size, num_workers=num_workers)
+    tokenizer.to(device).eval()
+    tokenizer.encoder.to(device).eval()
+    features = (tokenizer.features(pixels.to(device)) for pixels in tqdm(loader, desc="features", unit="batch"))
+    levels = tokenizer.fit(features, vectors_per_code=vectors_per_code, iterations=iterations, seed=seed)
+    with (work_dir / METRICS).open("w", encoding="utf-8") as file:
+        for i in range(tokenizer.depth):
+            file.write(json.dumps(dict(level=i, **{key: levels[key][i] for key in levels})) + "\n")
+    with optional(work_dir / "summary.png"):
+        draw_levels(levels, work_dir / "summary.png")
+    return dict(levels, pictures=len(sources), seconds=time.perf_counter() - started)
+
+
+def train_pixel_tokenizer(
+    tokenizer: PixelTokenizer,
+    dataset,
+    *,
+    work_dir: str | Path,
+    steps: int,
+    batch_size: int = 32,
+    lr: float = 1e-3,
+    warmup_ratio: float = 0.03,
+    plain_ratio: float = 0.2,
+    l1_weight: float = 1.0,
+    l2_weight: float = 1.0,
+    codebook_weight: float = 1.0,
+    commitment_weight: float = 0.25,
+    perceptual: dict | None = None,
+    adversarial: dict | None = None,
+    held_out: int = 64,
+    num_workers: int = 0,
+    image_aspect: str = "square",
+    log_interval: int = 20,
+    device: str = "auto",
+    seed: int = 0,
+) -> dict:
+    """Train a VQGAN on a dataset's pictures (its ``pictures()``), reconstructing by L1 and squared error.
+
+    perceptual: ``dict(encoder=..., weight=...)``, see `PerceptualLoss`. adversarial: arguments of `Adversary`.
+    held_out: pictures that are only measured on. AdamW, linear warm-up, cosine to zero. plain_ratio: the part of
+    the steps that train the autoencoder without quantisation; the codes then start at outputs of the encoder.
+    Writes ``metrics.jsonl`` and ``summary.png`` (held-out pictures above their reconstructions) to ``work_dir``
+    and returns the report, measured on the held-out pictures.
+    """
+    if tokenizer.depth > 1:
+        raise ValueError(f"tokenizer.arch.depth={tokenizer.depth}: residual codes of pixels are imported, not trained")
+    work_dir, device = _prepare(work_dir, device)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    sources = _shuffled(dataset, generator)
+    if not 0 < held_out < len(sources):
+        raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} pictures")
+    test, train = (
+        Pictures(part, tokenizer.transform, image_aspect, dataset.on_error)
+        for part in (sources[:held_out], sources[held_out:])
+    )
+    batch_size = min(batch_size, len(train))
+    loader = Batches(train, batch_size, num_workers=num_workers, generator=generator)
+    tokenizer.to(device).train()
+    trainer = _Trainer(tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator)
+    weights = dict(l1=l1_weight, l2=l2_weight, codebook=codebook_weight, commitment=commitment_weight)
+    started, rows = time.perf_counter(), []
+    with (
+        tqdm(total=steps, desc="VQGAN", unit="step") as bar,
+        (work_dir / METRICS).open("w", buffering=1, encoding="utf-8") as file,
+    ):
+        for step, pixels in zip(range(steps), _forever(loader), strict=False):
+            losses = trainer.step(step, pixels.to(device), weights)
+            bar.update()
+            if step % log_interval == 0 or step == steps - 1:
+                rows.append(dict(step=step, **{name: value.item() for name, value in losses.items()}))
+                file.write(json.dumps(rows[-1]) + "\n")
+                bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
+    seconds = time.perf_counter() - started
+    tokenizer.trained.fill_(True)
+    tokenizer.eval()
+    tokenizer.source = None
+    report, picture = evaluate_pixel_tokenizer(tokenizer, Batches(test, batch_size))
+    with optional(work_dir / "summary.png"):
+        draw_reconstructions(*picture, rows, work_dir / "summary.png")
+    return dict(report, pictures=len(train), held_out=held_out, steps=steps, seconds=seconds)
+
+
+def evaluate_pixel_tokenizer(tokenizer: PixelTokenizer, loader) -> tuple[dict, tuple[Tensor, Tensor]]:
+    """Measure on batches of pixels; also return the first batch and its reconstruction.
+
+    psnr: in dB, of all pixels together. relative_error: squared error over the pixels' variance.
+    usage, perplexity: of the codebook, see `ResidualQuantizer.statistics`.
+    """
+    device = tokenizer.trained.device
+    batches = [(pixels, tokenizer.encode(pixels.to(device))) for pixels in loader]
+    pairs = [(pixels, tokenizer.decode(codes).cpu()) for pixels, codes in batches]
+    original, decoded = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    error = F.mse_loss(decoded, original).item()
+    usage, perplexity = code_usage(torch.cat([codes for _, codes in batches]), tokenizer.codebook_sizes[0])
+    report = dict(
+        psnr=10 * math.log10(4 / max(error, 1e-12)),  # pixels span 2
+        relative_error=[error / max(original.var(correction=0).item(), 1e-12)],
+        usage=[usage],
+        perplexity=[perplexity],
+    )
+    return report, pairs[0]
+
+
+class _Trainer:
+    """The modules and optimisers of a VQGAN's training, and one step of it."""
+
+    def __init__(self, tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator):
+        device = tokenizer.trained.device
+        self.tokenizer, self.generator = tokenizer, generator
+        self.first_quantized, self.last_restart = round(plain_ratio * steps), 0.8 * steps
+        self.optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+        warmup = max(1, round(warmup_ratio * steps))
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.perceptual_weight = (perceptual or {}).get("weight", 1.0)
+        self.perceptual = PerceptualLoss(perceptual["encoder"]).to(device) if perceptual else None
+        self.adversary = Adversary(**adversarial).to(device) if adversarial else None
+        self.used_V = torch.zeros(tokenizer.codebook_sizes[0], dtype=torch.bool, device=device)
+
+    def step(self, step: int, pixels: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
+        quantized_steps = step - self.first_quantized
+        quantized = quantized_steps >= 0
+        if quantized and quantized_steps % RESTART_INTERVAL == 0 and step <= self.last_restart:
+            self._restart_unused(pixels)
+        result = reconstruct(self.tokenizer, pixels, quantized=quantized)
+        parts = dict(l1=F.l1_loss(result.pixels, pixels), l2=F.mse_loss(result.pixels, pixels))
+        if quantized:
+            self.used_V[result.codes] = True
+            parts |= dict(codebook=result.codebook, commitment=result.commitment)
+        loss = sum(weights[name] * part for name, part in parts.items())
+        if self.perceptual is not None:
+            parts["perceptual"] = self.perceptual(result.pixels, pixels)
+            loss = loss + self.perceptual_weight * parts["perceptual"]
+        playing = self.adversary is not None and step >= self.adversary.start
+        if playing:
+            last_layer = self.tokenizer.model.decoder.conv_out.weight
+            parts["adversarial"] = self.adversary.loss(result.pixels, loss, last_layer)
+            loss = loss + parts["adversarial"]
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.schedule.step()
+        if playing:
+            parts["discriminator"] = self.adversary.step(pixels, result.pixels)
+        return {name: part.detach() for name, part in dict(loss=loss, **parts).items()}
+
+    @torch.no_grad()
+    def _restart_unused(self, pixels: Tensor) -> None:
+        """Move codes that no grid cell took to random outputs of the encoder; at the first time, all codes."""
+        rows_PC = self.tokenizer.latents(pixels).flatten(0, 1)
+        unused = (~self.used_V).nonzero().squeeze(1)
+        chosen = torch.randint(len(rows_PC), (len(unused),), generator=self.generator)
+        self.tokenizer.model.quantize.embedding.weight[unused] = rows_PC[chosen.to(rows_PC.device)]
+        self.used_V.zero_()
+
+
+def _prepare(work_dir: str | Path, device: str) -> tuple[Path, torch.device]:
+    Path(work_dir).mkdir(parents=True, exist_ok=True)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return Path(work_dir), torch.device(name)
+
+
+def _shuffled(dataset, generator: torch.Generator) -> list:
+    sources = [source for _, source in dataset.pictures()]
+    return [sources[i] for i in torch.randperm(len(sources), generator=generator).tolist()]
+
+
+def _forever(batches: Batches) -> Iterator[Tensor]:
+    while True:
+        seen = 0
+        for pixels in batches:
+            seen += 1
+            yield pixels
+        if not seen:
+            raise ValueError("none of the training pictures can be read")

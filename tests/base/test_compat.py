@@ -1,0 +1,104 @@
+"""Each test fails when a workaround in asvr/base/compat.py is no longer needed."""
+
+import inspect
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from asvr.base import compat
+
+
+class Attention(nn.Module):
+    def forward(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_fvcore_still_counts_nothing_for_attention():
+    from fvcore.nn import FlopCountAnalysis
+
+    inputs = tuple(torch.zeros(1, 2, 5, 4) for _ in range(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        analysis = FlopCountAnalysis(Attention(), inputs).unsupported_ops_warnings(False).tracer_warnings("none")
+        assert analysis.total() == 0
+    assert compat.count_macs(Attention(), ((1, 2, 5, 4),) * 3, torch.float32) == 2 * 5 * 5 * (4 + 4)
+
+
+def kept_in_half(linear: nn.Linear) -> int:
+    """Tensors of the weight's size that a compiled linear layer keeps in bfloat16 for its backward pass."""
+    torch._dynamo.reset()
+    compiled, kept = torch.compile(linear, backend="aot_eager_decomp_partition"), []
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+        torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False),
+    ):
+        compiled(torch.randn(5, linear.in_features, requires_grad=True))
+    return sum(t.numel() == linear.weight.numel() and t.dtype == torch.bfloat16 for t in kept)
+
+
+def test_compiled_regions_still_keep_half_copies_of_weights():
+    from torch._functorch import config
+
+    with config.patch(ban_recompute_materialized_backward=True):  # torch's default
+        assert kept_in_half(nn.Linear(8, 6)) == 1
+        compat.keep_no_half_copies()
+        assert kept_in_half(nn.Linear(8, 6)) == 0
+
+
+def test_lmms_eval_still_makes_texts_of_losses():
+    instance = pytest.importorskip("lmms_eval.api.instance", reason="lmms-eval is not installed")
+    assert instance.unwrap_generation_output((1.5, True))[0] == "(1.5, True)"
+    assert instance.unwrap_generation_output(compat.lmms_eval_result((1.5, True)))[0] == (1.5, True)
+
+
+def test_datasets_still_ignores_what_hf_download_fetched(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed (it comes with lmms-eval)")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "datasets--nobody--Nothing" / "snapshots" / "abc"
+    (folder.parent.parent / "refs").mkdir(parents=True)
+    (folder.parent.parent / "refs" / "main").write_text("abc")
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text('{"n": 1}\n')
+    own = dict(cache_dir=str(tmp_path / "datasets"), split="test")
+    with pytest.raises(ConnectionError):
+        datasets.load_dataset("nobody/Nothing", **own)
+    with compat.read_downloaded_datasets(lambda name, subset: folder if name == "nobody/Nothing" else None):
+        assert datasets.load_dataset("nobody/Nothing", **own)["n"][:] == [1]
+    with pytest.raises(ConnectionError):
+        datasets.load_dataset("nobody/Nothing", **own)
+
+
+def test_meta_convolution_still_refuses_traced_padding():
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        network = timm.create_model("tf_efficientnet_lite0").eval()
+    with pytest.raises(TypeError):
+        compat._trace(network, ((1, 3, 64, 64),), torch.float32, "meta")
+    assert compat.count_macs(network, ((1, 3, 64, 64),), torch.float32) > 10**7
+
+
+def test_checkpointing_has_two_names_or_one():
+    """When the oldest supported transformers has the new name, the old one can go."""
+    from transformers import PreTrainedModel
+
+    assert "gradient_checkpointing_enable" in dict(inspect.getmembers(PreTrainedModel)), "drop the old name"
+
+
+def test_the_cache_has_two_names_or_one():
+    """When the oldest supported transformers has the new name, the old one can go."""
+    from transformers import LlamaModel
+
+    assert "past_key_values" in inspect.getsource(LlamaModel.forward), "drop the old name"
+    assert compat.cache_argument(LlamaModel) in inspect.signature(LlamaModel.forward).parameters
+
+
+def test_ddp_still_has_two_names_for_leaving_buffers_alone():
+    """Fails once `forward_sync_buffers` is in the oldest torch that is supported, 2.11 now."""
+    assert "broadcast_buffers" in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+    (name,) = compat.without_buffer_sync()
+    assert name in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters

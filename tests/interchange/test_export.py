@@ -1,0 +1,166 @@
+"""An exported model answers in plain transformers as it does here."""
+
+import pytest
+import torch
+from data_helpers import byte_level, chat, sentencepiece_like
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+import asvr
+from asvr.data.templates import build_template
+from asvr.interchange.convert import show
+from asvr.interchange.export import build_processor, export_llava
+from asvr.pretrained import Pretrained
+from asvr.registry import MODELS
+
+TOWER = dict(
+    hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
+)
+LLM = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    initializer_range=0.3,
+)
+
+
+def legacy():
+    """As the tokenizer.json of Llama-2, Vicuna and Mistral: a space in front of every piece of text."""
+    return sentencepiece_like("always")
+
+
+# encoder's and LLM's model_type, template, tokenizer
+CASES = [
+    ("siglip_vision_model", "llama", "vicuna_v1", legacy),
+    ("siglip_vision_model", "mistral", "mistral", legacy),
+    ("siglip_vision_model", "qwen2", "chatml", byte_level),
+    ("clip_vision_model", "llama", "llama_2", legacy),
+    ("clip_vision_model", "llama", "vicuna_v1", sentencepiece_like),
+    ("clip_vision_model", "mistral", "mistral", legacy),
+    ("clip_vision_model", "qwen2", dict(type="vicuna_v1", system=""), byte_level),
+]
+
+
+def tiny(tower: str, llm: str, template, tokenizer, changes: dict | None = None) -> Pretrained:
+    torch.manual_seed(0)
+    text_tokenizer = tokenizer()
+    config = dict(
+        type="VLM",
+        encoder=dict(type="HFVisionEncoder", layer=-2, arch=dict(TOWER, model_type=tower)),
+        projector=dict(type="MLPProjector"),
+        llm=dict(type="HFCausalLM", arch=dict(LLM, model_type=llm, vocab_size=len(text_tokenizer) + 2)),
+        reconstruction=[],
+    )
+    config |= changes or {}
+    model = MODELS.build(config).eval()
+    with torch.no_grad():
+        model.llm.lm_head.weight.mul_(3)  # so that the answers are no ties
+    return Pretrained(
+        model=model, config=config, text_tokenizer=text_tokenizer, template=template, image_aspect="square"
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    gradient = torch.arange(40 * 30 * 3).view(40, 30, 3).remainder(251).byte().numpy()
+    return [Image.fromarray(gradient), Image.new("RGB", (28, 28), "teal")]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def test_transformers_computes_and_answers_the_same(case, pictures, tmp_path):
+    source = tiny(*case)
+    folder = export_llava(source, tmp_path / "out")
+    assert "(llava-hf) is not imported by this tool" in show(folder)
+    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    for count in range(3):
+        question = "what color is the house?"
+        content = [
+            *[dict(type="image", image=picture) for picture in pictures[:count]],
+            dict(type="text", text=question),
+        ]
+        inputs = processor.apply_chat_template(
+            [dict(role="user", content=content)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        prompt = processor.apply_chat_template([dict(role="user", content=content)], add_generation_prompt=True)
+        again = processor(text=prompt, images=pictures[:count] or None, return_tensors="pt")
+        assert torch.equal(again["input_ids"], inputs["input_ids"]), "BOS comes once, with the template"
+        batch = source.batch([dict(images=pictures[:count], messages=[{"from": "human", "value": question}])])
+        with torch.no_grad():
+            embeds, _ = source.model.embed(batch)
+            ours = source.model.llm.lm_head(source.model.llm.hidden(embeds)[-1])
+            theirs = model(**inputs).logits[..., : ours.shape[-1]]
+        assert torch.allclose(ours, theirs, atol=1e-5 * ours.abs().max().item()), (ours - theirs).abs().max()
+        written = model.generate(**inputs, max_new_tokens=12)[0, inputs["input_ids"].shape[1] :]
+        answer = processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+        assert answer == source.chat(pictures[:count] or None, question, max_new_tokens=12) and answer
+
+
+def inexpressible(part: str) -> dict:
+    return dict(
+        encoder=dict(encoder=dict(type="TimmEncoder", model="resnet18", image_size=64)),
+        layers=dict(
+            encoder=dict(type="HFVisionEncoder", layer=[2, 1], arch=dict(TOWER, model_type="clip_vision_model"))
+        ),
+        projector=dict(projector=dict(type="LinearProjector")),
+        first=dict(encoder=dict(type="HFVisionEncoder", layer=0, arch=dict(TOWER, model_type="clip_vision_model"))),
+        norm=dict(projector=dict(type="MLPProjector", norm=True)),
+        positions=dict(projector=dict(type="MLPProjector", positions=True)),
+        llm=dict(llm=dict(type="HFCausalLM", arch=dict(LLM, model_type="gemma", head_dim=8))),
+    )[part]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("encoder", "its encoder is TimmEncoder"),
+        ("layers", r"its encoder gives the features of several layers \(\[2, 1\]\)"),
+        ("projector", "its projector is LinearProjector"),
+        ("positions", "its projector adds positions"),
+        ("norm", "its projector is MLPProjector of LayerNorm, Linear, GELU, Linear; LLaVA has"),
+        ("first", "patch embeddings .layer 0."),
+        ("llm", r"its LLM is HFCausalLM \(gemma\)"),
+    ],
+)
+def test_what_llava_cannot_express_is_refused_and_has_our_own_format(part, message, tmp_path):
+    source = tiny(*CASES[-1], inexpressible(part))
+    with pytest.raises(ValueError, match=f"cannot be a LLaVA folder: .*{message}.*--format asvr"):
+        export_llava(source, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    again = asvr.load(source.save_pretrained(tmp_path / "own"), device="cpu")
+    assert again.chat(None, "what color?", max_new_tokens=5) == source.chat(None, "what color?", max_new_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(dict(template="plain"), "Plain has no chat form")],
+)
+def test_settings_without_a_counterpart_are_refused(change, message, tmp_path):
+    source = tiny(*CASES[0])
+    for key, value in change.items():
+        setattr(source, key, value)
+    with pytest.raises(ValueError, match=message):
+        export_llava(source, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_turns_read_as_in_training(tmp_path):
+    for case in CASES:
+        source = tiny(*case)
+        processor, image_id = build_processor(source)
+        talk = chat(
+            "<image>\nwhat color is the car?", "it is blue", "how many dogs are there?", "two", "and the house?"
+        )
+        item = dict(images=[Image.new("RGB", (9, 9))], messages=talk)
+        ids = source._item(0, item, build_template(source.template), answered=False)
+        messages = [dict(role="user" if m["from"] == "human" else "assistant", content=m["value"]) for m in talk]
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+        theirs = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        assert theirs == [image_id if token < 0 else token for token in ids["input_ids"]], case

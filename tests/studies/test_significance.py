@@ -1,0 +1,80 @@
+"""Intervals that hold what they promise, on data whose truth is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asvr.studies.significance import detectable, mcnemar, paired_bootstrap
+
+
+def simulate(rng, *, runs=3, scenes=120, each=4, base=0.6, gain=0.0, by_seed=0.0):
+    """Two arms whose questions of one scene go together, and whose seeds differ by ``by_seed``."""
+    scene_Q = np.repeat(np.arange(scenes), each)
+    level_Q = np.clip(base + 0.2 * rng.standard_normal(scenes)[scene_Q], 0.02, 0.98)
+    arms = []
+    for shift in (gain, 0.0):
+        level_RQ = level_Q + shift + by_seed * rng.standard_normal((runs, 1))
+        arms.append(rng.random((runs, len(scene_Q))) < level_RQ)
+    return *arms, scene_Q
+
+
+@pytest.mark.parametrize("by_seed", [0.0, 0.01, 0.05])
+def test_the_interval_holds_the_true_difference_nineteen_times_of_twenty(by_seed):
+    """Three seeds, whether they or the questions decide how far it is off."""
+    rng, held, gain = np.random.default_rng(0), 0, 0.05
+    for trial in range(300):
+        right, other, scenes = simulate(rng, gain=gain, by_seed=by_seed)
+        found = paired_bootstrap(right, other, scenes, draws=300, seed=trial)
+        held += found.low <= gain <= found.high
+    assert 0.91 < held / 300 < 0.99
+
+
+def test_questions_of_a_scene_stay_together():
+    """Ten copies of each question tell no more than one."""
+    rng = np.random.default_rng(1)
+    right, other = rng.random((2, 3, 200)) < 0.6
+    widths = []
+    for copies in (1, 10):
+        scenes = np.repeat(np.arange(200), copies)
+        found = paired_bootstrap(right.repeat(copies, 1), other.repeat(copies, 1), scenes, draws=2000)
+        widths.append(found.high - found.low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.1)
+
+
+def test_equal_arms_differ_by_nothing():
+    right = np.random.default_rng(2).random((2, 50)) < 0.5
+    found = paired_bootstrap(right, right, np.arange(50), draws=100)
+    assert (found.mean, found.low, found.high) == (0, 0, 0) and mcnemar(right, right) == 1
+    assert str(found) == "+0.0 (+0.0 to +0.0)"
+
+
+def test_mcnemar_is_the_binomial_test():
+    """9 gained, 1 lost: 2 * (1 + 10) / 1024."""
+    right = np.array([[True] * 9 + [False] + [True] * 5])
+    other = np.array([[False] * 9 + [True] + [True] * 5])
+    assert mcnemar(right, other) == pytest.approx(22 / 1024) == mcnemar(other, right)
+
+
+@given(st.integers(0, 400), st.integers(0, 400))
+@settings(max_examples=30, deadline=None)
+def test_mcnemar_is_a_probability(gained, lost):
+    right = np.array([[True] * gained + [False] * lost + [True]])
+    other = np.array([[False] * gained + [True] * lost + [True]])
+    p = mcnemar(right, other)
+    assert 0 <= p <= 1 and (p > 0.99 if gained == lost else True)
+
+
+def test_four_of_five_studies_find_what_is_detectable():
+    rng, found, size = np.random.default_rng(3), 0, []
+    for _ in range(40):
+        _, baseline, scenes = simulate(rng, by_seed=0.02, scenes=200)
+        size.append(detectable(baseline))
+    gain = float(np.mean(size))
+    for trial in range(60):
+        right, other, scenes = simulate(rng, by_seed=0.02, scenes=200, gain=gain)
+        interval = paired_bootstrap(right, other, scenes, draws=300, seed=trial)
+        found += interval.low > 0
+    assert 0.7 < found / 60 <= 1
+    with pytest.raises(ValueError, match="at least two runs"):
+        detectable(baseline[:1])
