@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
@@ -26,12 +25,14 @@ from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.record_keys import unread_in_message
 from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import save_text_tokenizer
+from asvr.engine.stages import finished_model, trained_with
 from asvr.evaluation.generation import PromptTooLong, generate
 from asvr.models.losses import linear_cross_entropy
 from asvr.recipe.build import build_device
 from asvr.recipe.config import MODEL_FILE, load_config
 from asvr.recipe.model_file import FORMAT, build_described, check_description, import_modules, read_description
 from asvr.recipe.model_folder import load_into, read_weights, why_no_model
+from asvr.recipe.recipe import Recipe
 from asvr.registry import TEXT_TOKENIZERS
 
 TEXT_TOKENIZER = "text_tokenizer"
@@ -227,14 +228,12 @@ def _load_folder(folder: Path, trust_custom_imports: bool) -> Pretrained:
 
 
 def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
-    from asvr.engine.stages import finished_model  # here: training imports this module for its own folders
-
-    cfg: Config = load_config(work_dir / "config.py")
-    if stage is not None and stage not in cfg.stages:
-        raise ValueError(f"{work_dir} has no stage {stage!r}: expected one of {list(cfg.stages)}")
-    name = stage or list(cfg.stages)[-1]
-    tokenizer = _trained_tokenizer(cfg, name, work_dir)
-    model, config = finished_model(cfg, name, tokenizer, work_dir)
+    recipe = Recipe(load_config(work_dir / "config.py"))
+    if stage is not None and stage not in recipe.stages:
+        raise ValueError(f"{work_dir} has no stage {stage!r}: expected one of {list(recipe.stages)}")
+    name = recipe.stage(stage).name
+    tokenizer = _trained_tokenizer(recipe, name, work_dir)
+    model, config = finished_model(recipe, name, tokenizer, work_dir)
     return Pretrained(
         model=model,
         config=config.model.to_dict(),
@@ -242,18 +241,16 @@ def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
         template=config.data.template if isinstance(config.data.template, str) else config.data.template.to_dict(),
         image_aspect=config.data.image_aspect,
         precision=config.optim.precision,
-        custom_imports=cfg.get("custom_imports"),
+        custom_imports=recipe.config.get("custom_imports"),
     )
 
 
-def _trained_tokenizer(cfg: Config, stage: str, work_dir: Path):
+def _trained_tokenizer(recipe: Recipe, stage: str, work_dir: Path):
     """The text tokenizer that a finished stage was trained with: the one saved in the work dir, or the config's own
     where the saved one is another. (Work dirs of older versions: `save_pretrained` of transformers lost a setting.)"""
-    from asvr.engine.stages import trained_with  # here, as above
-
     folder = (work_dir / TEXT_TOKENIZER).absolute()
     wanted = trained_with(work_dir, stage)["text_tokenizer.fingerprint"]
-    for config in (dict(type="HFTokenizer", name=str(folder)), cfg.text_tokenizer):
+    for config in (dict(type="HFTokenizer", name=str(folder)), recipe.text_tokenizer):
         try:
             tokenizer = TEXT_TOKENIZERS.build(config)
         except ValueError as error:  # such as one of a user's own class, whose files are no Hugging Face tokenizer's

@@ -61,11 +61,11 @@ def main() -> None:
     from asvr.profiling.synthetic import SyntheticSamples
     from asvr.profiling.worker import PadId
     from asvr.recipe.build import build_collate, build_device, build_train_loader, pack_limits
-    from asvr.recipe.config import load_config, stage_config
+    from asvr.recipe.config import load_config
     from asvr.recipe.preflight import build_meta
+    from asvr.recipe.recipe import Recipe
 
-    cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
-    stage = stage_config(cfg, args.stage or list(cfg.stages)[-1])
+    stage = Recipe(load_config(args.config, parse_cfg_options(args.cfg_options))).stage(args.stage)
     if args.samples:
         stage.data.global_batch = args.samples
     model = build_meta(stage)

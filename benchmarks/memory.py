@@ -36,19 +36,20 @@ def main() -> None:
     from asvr.profiling.measured_memory import measured, prepare
     from asvr.profiling.report import save
     from asvr.recipe.build import build_device
-    from asvr.recipe.config import load_config, stage_config
+    from asvr.recipe.config import load_config
     from asvr.recipe.preflight import build_meta
+    from asvr.recipe.recipe import Recipe
 
-    cfg = load_config(args.config, parse_cfg_options(args.cfg_options))
+    recipe = Recipe(load_config(args.config, parse_cfg_options(args.cfg_options)))
     if args.measure:
         stage, rows, mode = args.measure
-        print(measured(prepare(stage_config(cfg, stage), int(rows), args.tokens, mode)))
+        print(measured(prepare(recipe.stage(stage), int(rows), args.tokens, mode)))
         return
     found = []
-    for name in cfg.stages:
+    for name in recipe.stages:
         for rows in args.rows:
             for mode in args.modes:
-                stage = prepare(stage_config(cfg, name), rows, args.tokens, mode)
+                stage = prepare(recipe.stage(name), rows, args.tokens, mode)
                 plan = plan_memory(stage, build_meta(stage))
                 command = [sys.executable, *sys.argv, "--measure", name, str(rows), mode]
                 done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
@@ -57,7 +58,7 @@ def main() -> None:
                 planned, peak = plan.total, int(done.stdout.split()[-1])
                 found.append(dict(stage=name, rows=rows, mode=mode, planned=planned, measured=peak))
                 print(found[-1], file=sys.stderr)
-    where = machine(build_device(cfg.runtime.device))
+    where = machine(build_device(recipe.runtime.device))
     text = f"{in_words(where)}; {args.config}, rows of {args.tokens} tokens\n\n"
     cells = [
         [row["stage"], str(row["rows"]), row["mode"]]

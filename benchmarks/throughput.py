@@ -41,15 +41,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from asvr.profiling.throughput import Side, compare, markdown, write
-    from asvr.recipe.config import load_config, stage_config  # here: --help need not wait for torch
+    from asvr.recipe.config import load_config  # here: --help need not wait for torch
+    from asvr.recipe.recipe import Recipe
 
     shared, own = parse_cfg_options(args.cfg_options), parse_cfg_options(args.other_options, "--other-options")
     if own and not (args.plain or args.against):
         raise ValueError("--other-options: there is no second side; give --plain or --against too")
 
     def side(path: str, name: str, *, plain: bool = False, codes: str = "cached", options: dict = shared) -> Side:
-        cfg = load_config(path, options)
-        precision = stage_config(cfg, args.stage or list(cfg.stages)[-1]).optim.precision
+        precision = Recipe(load_config(path, options)).stage(args.stage).optim.precision
         spec = dict(config=path, cfg_options=options, stage=args.stage, plain=plain, codes=codes, precision=precision)
         return Side(name, dict(spec, keep_memory=not plain or args.plain_keeps_memory))
 

@@ -123,6 +123,7 @@ DEADLY = """
 import runpy, sys
 import asvr.data.images
 asvr.data.images._check_size = lambda *_: sys.exit(7)
+sys.path.insert(0, "benchmarks")
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

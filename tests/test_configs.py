@@ -7,8 +7,9 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
-from asvr.recipe.config import dump_config, load_config, stage_config
+from asvr.recipe.config import dump_config, load_config
 from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Recipe
 from asvr.recipe.schema import SECTIONS, TARGET
 from asvr.recipe.validate import check_config
 from asvr.registry import (
@@ -34,7 +35,7 @@ def load(name: str) -> Config:
 
 @cache
 def meta(name: str, stage: str) -> nn.Module:
-    return build_meta(stage_config(load(name), stage))
+    return build_meta(Recipe(load(name)).stages[stage])
 
 
 def parameters(module: nn.Module, trained: bool = False) -> int:
@@ -89,7 +90,7 @@ def test_the_released_head_has_the_released_size():
 def test_the_papers_recipe(name):
     """27 x 27 tokens of SigLIP; projector and heads first, then the LLM too, with the released hyper-parameters."""
     cfg = load(name)
-    pretrain, finetune = (stage_config(cfg, stage) for stage in ("pretrain", "finetune"))
+    pretrain, finetune = (Recipe(cfg).stages[stage] for stage in ("pretrain", "finetune"))
     assert (pretrain.optim.lr, pretrain.data.global_batch, pretrain.data.template) == (1e-3, 256, "plain")
     assert (finetune.optim.lr, finetune.data.global_batch, finetune.data.image_aspect) == (2e-5, 128, "pad")
     model = meta(name, "pretrain")

@@ -53,6 +53,7 @@ def test_model_snippet_runs(tiny_run, tmp_path, monkeypatch, capsys):
 def test_reconstruction_snippet_is_a_valid_config():
     from asvr.recipe.config import load_config
     from asvr.recipe.preflight import check_sizes
+    from asvr.recipe.recipe import Recipe
     from asvr.recipe.validate import check_config
 
     names = {}
@@ -60,11 +61,12 @@ def test_reconstruction_snippet_is_a_valid_config():
     cfg = load_config(ROOT / "configs/llava_vicuna7b.py")
     cfg.model.reconstruction = names["reconstruction"]
     check_config(cfg)
-    assert check_sizes(cfg)["pretrain"].targets[0].tokenizer.depth == 8
+    assert check_sizes(Recipe(cfg))["pretrain"].targets[0].tokenizer.depth == 8
 
 
 def test_own_data_snippet_is_a_valid_config(tmp_path):
-    from asvr.recipe.config import load_config, stage_config
+    from asvr.recipe.config import load_config
+    from asvr.recipe.recipe import Recipe
     from asvr.recipe.validate import check_config
 
     code = next(code for code in PYTHON if "my_data.py" in code)
@@ -72,7 +74,7 @@ def test_own_data_snippet_is_a_valid_config(tmp_path):
     file.write_text(code.replace("./asvr_vicuna7b.py", str(ROOT / "configs/asvr_vicuna7b.py")))
     cfg = load_config(file)
     check_config(cfg)
-    assert stage_config(cfg, "finetune").data.train.ann_file == "my.jsonl"
+    assert Recipe(cfg).stages["finetune"].data.train.ann_file == "my.jsonl"
 
 
 def test_mixture_snippet_is_a_valid_config():

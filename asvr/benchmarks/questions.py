@@ -12,9 +12,10 @@ from asvr.engine.stages import check_run, load_stage, require_finished
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.pretrained import load
 from asvr.recipe.build import build_dataset
-from asvr.recipe.config import is_model_folder, load_config, stage_config
+from asvr.recipe.config import is_model_folder, load_config
 from asvr.recipe.model_folder import why_no_model
 from asvr.recipe.preflight import preflight
+from asvr.recipe.recipe import Recipe
 from asvr.registry import TEXT_TOKENIZERS
 
 
@@ -33,9 +34,10 @@ def evaluate_run(
     Writes ``result.json`` and ``answers.jsonl`` to ``out`` (None: ``evaluation`` in the work dir, or a folder in that
     with the name of the questions' file); raises ``ValueError`` where the stage is not finished.
     """
-    name = stage or list(cfg.stages)[-1]
-    preflight(cfg)
-    settings = dict(stage_config(cfg, name).get("evaluation") or {})
+    recipe = Recipe(cfg)
+    name = recipe.stage(stage).name
+    preflight(recipe)
+    settings = dict(recipe.stages[name].evaluation or {})
     if questions is not None:
         settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
         settings.pop("limit", None)  # of the config's own questions
@@ -45,12 +47,12 @@ def evaluate_run(
     _refuse_others(out, questions)
     require_finished(work_dir, name)
     set_up_logging(out / "evaluate.log")
-    text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
-    check_run(cfg, [name], text_tokenizer, work_dir)
-    prepared = prepare(cfg, work_dir, text_tokenizer)
+    text_tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
+    check_run(recipe, [name], text_tokenizer, work_dir)
+    prepared = prepare(recipe, work_dir, text_tokenizer)
     if questions is not None:
         prepared.cache = None  # it holds the pictures of the config's own data
-    model, config = load_stage(cfg, name, prepared, work_dir), stage_config(cfg, name)
+    model, config = load_stage(recipe, name, prepared, work_dir), recipe.stages[name]
     if limit is not None:
         settings["limit"] = limit
     dataset = build_questions(settings.pop("dataset"), config, model, prepared)

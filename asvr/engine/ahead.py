@@ -4,22 +4,21 @@ holds are drawn from the seed, and must be the same ones there."""
 from collections.abc import Callable
 
 import torch
-from mmengine.config import Config
 
 from asvr.models.component import fingerprint_of, source_of
 from asvr.models.targets import build_tokenizer
 from asvr.recipe.build import as_in_training, build_model
-from asvr.recipe.config import stage_config
+from asvr.recipe.recipe import Recipe
 from asvr.registry import ENCODERS
 
 
-def encoder_ahead(cfg: Config, device: torch.device):
+def encoder_ahead(recipe: Recipe, device: torch.device):
     """The frozen encoder of all stages. It is the first that `build_model` builds."""
-    torch.manual_seed(cfg.runtime.seed)
-    return as_in_training(ENCODERS.build(cfg.model.encoder), cfg, device)
+    torch.manual_seed(recipe.runtime.seed)
+    return as_in_training(ENCODERS.build(recipe.first.model.encoder), recipe.first, device)
 
 
-def tokenizer_ahead(cfg: Config, target: dict, encoder, device: torch.device, vocab_size: Callable[[], int]):
+def tokenizer_ahead(recipe: Recipe, target: dict, encoder, device: torch.device, vocab_size: Callable[[], int]):
     """The tokenizer of a target, which may quantise what ``encoder`` gives.
 
     vocab_size: gives `TextTokenizer.num_ids`. It and the LLM are needed where the tokenizer's weights are drawn: the
@@ -29,12 +28,12 @@ def tokenizer_ahead(cfg: Config, target: dict, encoder, device: torch.device, vo
     if source_of(tokenizer) is None and is_drawn(lambda: build_tokenizer(target["tokenizer"], encoder)):
         stage = next(
             stage
-            for stage in (stage_config(cfg, name) for name in cfg.stages)
+            for stage in recipe.stages.values()
             if target["name"] in [entry["name"] for entry in stage.model.reconstruction]
         )
         model = build_model(stage, vocab_size())
         tokenizer.load_state_dict(model.tokenizers[target["name"]].state_dict())
-    return as_in_training(tokenizer, cfg, device)
+    return as_in_training(tokenizer, recipe.first, device)
 
 
 def is_drawn(build: Callable[[], torch.nn.Module]) -> bool:

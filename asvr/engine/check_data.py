@@ -12,8 +12,9 @@ from asvr.base.text import printable
 from asvr.data.check import EXAMPLES, Found, Source, scan
 from asvr.data.images import MAX_PIXELS
 from asvr.recipe.build import build_dataset, dataset_configs, shifts_of
-from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.config import load_config
 from asvr.recipe.preflight import check_sizes
+from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
 from asvr.registry import TEXT_TOKENIZERS
 
@@ -26,13 +27,14 @@ def sources_of_config(path: str, stage: str | None, cfg_options: dict | None) ->
     config, and for data whose file cannot be read at all."""
     cfg = load_config(path, cfg_options)
     check_config(cfg)
-    models = check_sizes(cfg)
+    recipe = Recipe(cfg)
+    models = check_sizes(recipe)
     if stage is not None and stage not in models:
         raise ValueError(f"--stage {stage}: expected one of {', '.join(models)}")
-    tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
+    tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
     uses: dict[str, tuple[list[str], Config, dict]] = {}
     for name in [stage] if stage else models:
-        data = stage_config(cfg, name)
+        data = recipe.stages[name]
         for key, config in dataset_configs(data).items():
             used = [config, data.data.template, data.data.max_length, models[name].encoder.num_tokens, key]
             used += [getattr(data.data, "max_pixels", None), shifts_of(models[name])]

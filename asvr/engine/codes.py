@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from torch.utils.data import DataLoader, Dataset
 
 from asvr.base.disk import require_room
@@ -19,8 +19,8 @@ from asvr.engine.ahead import encoder_ahead, tokenizer_ahead
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import shares_encoder
 from asvr.recipe.build import build_device, pictures_of_stages
-from asvr.recipe.config import load_config, stage_config
 from asvr.recipe.preflight import preflight
+from asvr.recipe.recipe import CACHE, Recipe, load_recipe
 from asvr.registry import TEXT_TOKENIZERS
 
 BATCH = 32
@@ -28,7 +28,7 @@ AHEAD = 2  # batches that each worker keeps ready
 
 
 def code_cache(
-    cfg: Config,
+    recipe: Recipe,
     root: Path,
     vocab_size: Callable[[], int],
     *,
@@ -44,41 +44,41 @@ def code_cache(
     codes are, where its tokenizer is fitted in the run, or where the disk is too small; `Refused` where a picture is
     unreadable (``on_error``).
     """
-    targets = distinct_targets(cfg)
-    _, pictures = pictures_of_stages(cfg)
-    device = build_device(cfg.runtime.device)
-    encoder = encoder_ahead(cfg, device)
+    targets, data = distinct_targets(recipe), recipe.first.data
+    _, pictures = pictures_of_stages(recipe)
+    device = build_device(recipe.runtime.device)
+    encoder = encoder_ahead(recipe, device)
     hashes, stores, fingerprints = hash_pictures(root, pictures), {}, {}
     by_hash = {sha256: pictures[key] for key, sha256 in hashes.items()}
     for name, target in targets.items():
-        tokenizer = tokenizer_ahead(cfg, target, encoder, device, vocab_size)
+        tokenizer = tokenizer_ahead(recipe, target, encoder, device, vocab_size)
         fingerprints[f"tokenizer.{name}"] = fingerprint_of(tokenizer)
         store = stores[name] = store_of(
             root,
             name,
             tokenizer,
             target,
-            cfg.data.image_aspect,
-            cfg.model.encoder if shares_encoder(tokenizer, encoder) else None,
+            data.image_aspect,
+            recipe.first.model.encoder if shares_encoder(tokenizer, encoder) else None,
         )
         missing = [sha256 for sha256 in by_hash if sha256 not in store.rows]  # what was refused is tried again
         share = set(list(by_hash)[shard[0] :: shard[1]])  # of all: what others have done meanwhile does not move it
         own = {sha256: by_hash[sha256] for sha256 in missing if sha256 in share}
-        _log_state(store, len(by_hash), len(missing), len(own), cfg.data.get("cache_budget_gb"))
+        _log_state(store, len(by_hash), len(missing), len(own), recipe.shared("cache_budget_gb", CACHE))
         if own:
-            workers = cfg.data.num_workers if workers is None else workers
-            _compute(store, tokenizer, own, cfg.data, device, workers, part=f"{shard[0]}-of-{shard[1]}")
+            workers = data.num_workers if workers is None else workers
+            _compute(store, tokenizer, own, data, device, workers, part=f"{shard[0]}-of-{shard[1]}")
             store.reload()
         assert shard[1] > 1 or all(sha256 in store for sha256 in by_hash)
     return CodeCache(hashes, stores), fingerprints
 
 
-def distinct_targets(cfg: Config) -> dict[str, Config]:
+def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
     """The targets of all stages by name. Raises ``ValueError`` where two of one name have other codes."""
-    found: dict[str, Config] = {}
-    for name in cfg.stages:
-        stage = stage_config(cfg, name)
-        if stage.data.image_aspect != cfg.data.image_aspect or stage.model.encoder != cfg.model.encoder:
+    found: dict[str, ConfigDict] = {}
+    first = recipe.first
+    for name, stage in recipe.stages.items():
+        if stage.data.image_aspect != first.data.image_aspect or stage.model.encoder != first.model.encoder:
             raise ValueError(
                 f"data.cache='codes': stages.{name} has another image_aspect or encoder: set data.cache=False"
             )
@@ -172,18 +172,18 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
 
 def run_config(path: str, *, out: Path | None, shard: str, workers: int | None, cfg_options: dict | None) -> None:
     """What ``tools/cache_codes.py`` does. Raises ``ValueError`` with every problem of the config."""
-    cfg = load_config(path, cfg_options)
-    preflight(cfg)
+    recipe = load_recipe(path, cfg_options)
+    preflight(recipe)
     index, count = parse_shard(shard)
-    out = out or cfg.data.get("cache_dir")
+    out = out or recipe.shared("cache_dir", CACHE)
     if out is None:
         raise ValueError("where to: give --out DIR, or data.cache_dir in the config")
     set_up_logging(Path(out) / f"cache_codes.{index}-of-{count}.log")
 
     def vocab_size() -> int:
-        return TEXT_TOKENIZERS.build(cfg.text_tokenizer).num_ids
+        return TEXT_TOKENIZERS.build(recipe.text_tokenizer).num_ids
 
-    code_cache(cfg, Path(out), vocab_size, shard=(index, count), workers=workers)
+    code_cache(recipe, Path(out), vocab_size, shard=(index, count), workers=workers)
     print(f"train with data.cache='codes', data.cache_dir={str(out)!r}")
 
 

@@ -5,13 +5,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from mmengine.config import Config
-
 from asvr.base.log import logger
 from asvr.engine import checkpoint
 from asvr.models.component import WEIGHT_FIELDS
-from asvr.recipe.config import is_model_folder, stage_config
-from asvr.recipe.validate import OWN, SCRATCH, find
+from asvr.recipe.config import is_model_folder
+from asvr.recipe.recipe import Stage
+from asvr.recipe.validate import OWN, find
 from asvr.registry import ENCODERS, HEADS, LLMS, PROJECTORS, VISUAL_TOKENIZERS
 
 # Settings that are no part of what a stage is.
@@ -52,17 +51,9 @@ _TEXT_TOKENIZER, _FINGERPRINT = "text_tokenizer", "text_tokenizer.fingerprint"
 _WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
 
 
-def init_of(cfg: Config, name: str) -> str:
-    """Where a stage starts: another stage, a model's folder, or from scratch."""
-    names = list(cfg.stages)
-    before = names[: names.index(name)]
-    return cfg.stages[name].get("init", before[-1] if before else SCRATCH)
-
-
-def identity(cfg: Config, name: str, text_tokenizer) -> dict:
+def identity(stage: Stage, text_tokenizer) -> dict:
     """Dotted key -> value of every setting that the result depends on, and what it was resolved to."""
-    stage = stage_config(cfg, name)
-    flat: dict = {"init": init_of(cfg, name), _FINGERPRINT: text_tokenizer.fingerprint()}
+    flat: dict = {"init": stage.init, _FINGERPRINT: text_tokenizer.fingerprint()}
 
     def visit(prefix: str, value) -> None:
         if isinstance(value, dict):
@@ -71,8 +62,8 @@ def identity(cfg: Config, name: str, text_tokenizer) -> dict:
         else:
             flat[prefix] = json.loads(json.dumps(value))
 
-    for key in (_TEXT_TOKENIZER, "model", "data", "optim", "schedule", "train", "runtime"):
-        visit(key, stage.to_dict()[key])
+    for key, value in stage.to_dict().items():
+        visit(key, value)
     return {key: value for key, value in flat.items() if not _is_under(key, _LEFT_OUT)}
 
 
@@ -110,7 +101,7 @@ def architecture(model, config: dict) -> dict[str, str]:
     return {part: hashlib.sha256(text.encode()).hexdigest()[:16] for part, text in texts.items()}
 
 
-def tell_changes(different: dict, stage: Config) -> None:
+def tell_changes(different: dict, stage: Stage) -> None:
     """One line for each setting with which a stage goes on in another way than before."""
     draws = any(entry.get("supervise") is not None for entry in stage.model.reconstruction)
     for key, (there, here) in different.items():

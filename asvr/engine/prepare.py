@@ -1,14 +1,12 @@
 """What is computed once before training: features and codes of frozen parts, and codebooks fitted on the
 training pictures."""
 
-import copy
 import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 
 from asvr.base.log import logger
 from asvr.caches.codes import CodeCache
@@ -19,7 +17,7 @@ from asvr.engine.codes import code_cache
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
 from asvr.recipe.build import build_device, pictures_of_stages
-from asvr.recipe.config import stage_config
+from asvr.recipe.recipe import CACHE, Recipe
 from asvr.registry import ENCODERS
 
 
@@ -27,63 +25,66 @@ from asvr.registry import ENCODERS
 class Prepared:
     """What the stages start from.
 
-    cfg: the config, with the folder of a fitted tokenizer as its ``name`` in place of ``fit``.
+    recipe: with the folder of a fitted tokenizer as its ``name`` in place of ``fit``.
     cache: features and codes of all pictures, or codes alone; None where ``data.cache`` is off.
     fingerprints: of the parts that computed it, by the names of `VLM.components`: a stage's must be the same.
     """
 
-    cfg: Config
+    recipe: Recipe
     text_tokenizer: object
     cache: FeatureCache | CodeCache | None
     fingerprints: dict[str, str] = field(default_factory=dict)
 
 
-def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
+def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     """Everything that stands before the first stage; what is there already is reused.
 
     A target with ``fit`` gets its tokenizer fitted on the training pictures and saved under
-    ``work_dir/tokenizers/<target>-<digest of what it was fitted with>``. ``cfg`` itself is left as it is: it says
-    what a run is, wherever it lies.
+    ``work_dir/tokenizers/<target>-<digest of what it was fitted with>``. ``recipe`` itself is left as it is:
+    it says what a run is, wherever it lies.
     """
-    cfg = copy.deepcopy(cfg)
-    entries = entries_of(cfg)
-    root = Path(cfg.data.get("cache_dir") or work_dir / "cache")
-    if cfg.data.get("cache", False) == "codes":
-        return Prepared(cfg, text_tokenizer, *code_cache(cfg, root, lambda: text_tokenizer.num_ids))
-    if not cfg.data.get("cache", False):
+    entries, data = recipe.targets(), recipe.first.data
+    cached = recipe.shared("cache", CACHE)
+    root = Path(recipe.shared("cache_dir", CACHE) or work_dir / "cache")
+    if cached == "codes":
+        return Prepared(recipe, text_tokenizer, *code_cache(recipe, root, lambda: text_tokenizer.num_ids))
+    if not cached:
         if fitted := [entry["name"] for entry in entries if "fit" in entry]:
             raise ValueError(f"reconstruction target {fitted[0]!r} has `fit`, which needs data.cache=True")
-        return Prepared(cfg, text_tokenizer, None)
+        return Prepared(recipe, text_tokenizer, None)
 
-    device = build_device(cfg.runtime.device)
-    encoder = encoder_ahead(cfg, device)
-    training, all_pictures = pictures_of(cfg)
+    device = build_device(recipe.runtime.device)
+    encoder = encoder_ahead(recipe, device)
+    training, all_pictures = pictures_of(recipe)
     if not all_pictures and not any("fit" in entry for entry in entries):  # there is nothing to compute ahead
-        return Prepared(cfg, text_tokenizer, None)
+        return Prepared(recipe, text_tokenizer, None)
     cache = build_feature_cache(
         root,
         encoder,
         all_pictures,
-        cfg.data.image_aspect,
+        data.image_aspect,
         device,
-        config=without_weights(cfg.model.encoder),
-        on_error=cfg.data.on_error,
-        max_pixels=getattr(cfg.data, "max_pixels", None) or MAX_PIXELS,
-        budget_gb=cfg.data.get("cache_budget_gb"),
+        config=without_weights(recipe.first.model.encoder),
+        on_error=recipe.shared("on_error", CACHE),
+        max_pixels=recipe.shared("max_pixels", CACHE) or MAX_PIXELS,
+        budget_gb=recipe.shared("cache_budget_gb", CACHE),
     )
     training = [key for key in training if key in cache.rows]
+    fitted = {}
     for target in entries:
         if "fit" not in target:
             continue
-        folder = work_dir / "tokenizers" / f"{target['name']}-{_fit_digest(target, cache, training, cfg.runtime.seed)}"
+        folder = (
+            work_dir / "tokenizers" / f"{target['name']}-{_fit_digest(target, cache, training, recipe.runtime.seed)}"
+        )
         if not folder.is_dir():
             pictures = {key: all_pictures[key] for key in training}
-            _fit(target, folder, encoder, cache, pictures, cfg.data.image_aspect, cfg.runtime.seed, device)
-        target["tokenizer"]["name"] = str(folder)
-        del target["fit"]
+            _fit(target, folder, encoder, cache, pictures, data.image_aspect, recipe.runtime.seed, device)
+        fitted[target["name"]] = str(folder)
+    recipe = recipe.with_fitted(fitted)
     fingerprints = dict(encoder=fingerprint_of(encoder))
-    for target in {entry["name"]: entry for entry in entries}.values():
-        visual = tokenizer_ahead(cfg, target, encoder, device, lambda: text_tokenizer.num_ids)
+    for target in {entry["name"]: entry for entry in recipe.targets()}.values():
+        visual = tokenizer_ahead(recipe, target, encoder, device, lambda: text_tokenizer.num_ids)
         fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(visual)
         shared = shares_encoder(visual, encoder)
         cache.add_codes(
@@ -91,44 +92,38 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
             visual,
             shared=shared,
             pictures=all_pictures,
-            aspect=cfg.data.image_aspect,
+            aspect=data.image_aspect,
             device=device,
             config=without_weights(target["tokenizer"]),
         )
-    return Prepared(cfg, text_tokenizer, cache, fingerprints)
+    return Prepared(recipe, text_tokenizer, cache, fingerprints)
 
 
-def entries_of(cfg: Config) -> list[dict]:
-    """Every entry of every list of reconstruction targets: the model's, and those that stages put in its place."""
-    models = [cfg.model, *(stage.get("model") or {} for stage in cfg.stages.values())]
-    return [entry for model in models for entry in model.get("reconstruction") or []]
-
-
-def pictures_of(cfg: Config) -> tuple[list[str], dict]:
+def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
     """`pictures_of_stages`, where the cached features of the frozen encoder serve all stages."""
-    for name in cfg.stages:
-        stage = stage_config(cfg, name)
+    first = recipe.first
+    for name, stage in recipe.stages.items():
         if "encoder" in stage.train:
             raise ValueError(
                 f"data.cache holds features of a frozen encoder, and stage {name} trains it: set data.cache=False"
             )
-        if stage.model.encoder != cfg.model.encoder:
+        if stage.model.encoder != first.model.encoder:
             raise ValueError(
                 f"data.cache serves all stages, and stages.{name}.model.encoder differs: set data.cache=False"
             )
-        if stage.data.image_aspect != cfg.data.image_aspect:
+        if stage.data.image_aspect != first.data.image_aspect:
             raise ValueError(
                 f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}"
             )
     codes: dict[str, tuple] = {}
-    for entry in entries_of(cfg):
+    for entry in recipe.targets():
         own = entry["tokenizer"], entry.get("fit")
         if codes.setdefault(entry["name"], own) != own:
             raise ValueError(
                 f"data.cache serves all stages, and target {entry['name']!r} has several tokenizers: give the targets "
                 "different names, or set data.cache=False"
             )
-    return pictures_of_stages(cfg)
+    return pictures_of_stages(recipe)
 
 
 def _fit_digest(target: dict, cache: FeatureCache, keys: list[str], seed: int) -> str:

@@ -25,8 +25,9 @@ from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
 from asvr.flops.memory import warn_of_memory
 from asvr.recipe.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
-from asvr.recipe.config import dump_config, stage_config
+from asvr.recipe.config import dump_config
 from asvr.recipe.preflight import preflight
+from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.validate import check_config
 from asvr.registry import TEXT_TOKENIZERS
 
@@ -43,46 +44,46 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
     `asvr.base.interruption.Interrupted` where a signal ends it.
     """
     check_config(cfg)
-    names = list(cfg.stages) if only not in cfg.stages else [only]
-    parallel = {name: stage_config(cfg, name).get("parallel") for name in names}
-    with processes(parallel, cfg.runtime.device):
-        return _run(cfg, work_dir, only, resume)
+    recipe = Recipe(cfg)
+    stages = [recipe.stages[only]] if only in recipe.stages else recipe.stages.values()
+    with processes({stage.name: stage.parallel for stage in stages}, recipe.runtime.device):
+        return _run(recipe, work_dir, only, resume)
 
 
-def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
-    stages = list(cfg.stages)
-    num_image_tokens = preflight(cfg)
+def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
+    stages = list(recipe.stages)
+    num_image_tokens = preflight(recipe)
     if only is not None and only not in stages:
         raise ValueError(f"--stage {only}: the config has no such stage; expected one of {stages}")
-    text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
+    text_tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
     check_saving(text_tokenizer)
-    check_data(cfg, text_tokenizer, num_image_tokens)
-    check_workers(cfg, text_tokenizer)
+    check_data(recipe, text_tokenizer, num_image_tokens)
+    check_workers(recipe, text_tokenizer)
     chosen = stages if only is None else [only]
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER and is_main_process():
         _set_aside(work_dir if only is None else work_dir / only)
     wait()
     if only is not None:
-        require_start(cfg, only, work_dir)
+        require_start(recipe, only, work_dir)
     set_up_logging(work_dir / "train.log")
     recover(work_dir, chosen, checkpoint)
-    check_run(cfg, chosen, text_tokenizer, work_dir)
+    check_run(recipe, chosen, text_tokenizer, work_dir)
     if get_world_size() == 1:
-        warn_of_memory(cfg, build_device(cfg.runtime.device))
+        warn_of_memory(recipe, build_device(recipe.runtime.device))
     if is_main_process():
-        dump_config(cfg, work_dir / "config.py")
+        dump_config(recipe.config, work_dir / "config.py")
         with replaced_folder(work_dir / "text_tokenizer") as folder:  # for whoever loads the model later
             text_tokenizer.save_pretrained(folder)
     with main_first():
-        prepared = prepare(cfg, work_dir, text_tokenizer)
+        prepared = prepare(recipe, work_dir, text_tokenizer)
     for name in chosen:
         start = checkpoint if checkpoint is not None and checkpoint.parent.parent.name == name else None
-        model = run_stage(cfg, name, prepared, work_dir, start)
-        if stage_config(cfg, name).get("evaluation"):
+        model = run_stage(recipe, name, prepared, work_dir, start)
+        if recipe.stages[name].evaluation:
             with gathered(model) as whole:
                 if is_main_process():
-                    _keep_evaluation(cfg, name, whole, prepared, work_dir)
+                    _keep_evaluation(recipe.stages[name], whole, prepared, work_dir)
                 wait()
         del model  # before the next stage's is built
     results = read_json_file(work_dir / RESULTS)
@@ -96,10 +97,9 @@ def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
     return results
 
 
-def _keep_evaluation(cfg: Config, name: str, model, prepared: Prepared, work_dir: Path) -> None:
+def _keep_evaluation(stage: Stage, model, prepared: Prepared, work_dir: Path) -> None:
     """A result is kept while the weights and the settings that it was made with are the same."""
-    stage = stage_config(cfg, name)
-    results = read_json_file(work_dir / RESULTS)
+    name, results = stage.name, read_json_file(work_dir / RESULTS)
     settings = dict(stage.evaluation)
     dataset = build_questions(settings.pop("dataset"), stage, model, prepared)
     made_with = dict(
@@ -112,11 +112,11 @@ def _keep_evaluation(cfg: Config, name: str, model, prepared: Prepared, work_dir
         write_json(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
 
 
-def build_questions(config: dict, stage: Config, model, prepared: Prepared):
+def build_questions(config: dict, stage: Stage, model, prepared: Prepared):
     return build_dataset(config, stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
 
 
-def evaluate_stage(stage: Config, model, prepared: Prepared, dataset, settings: dict, samples_file: Path) -> dict:
+def evaluate_stage(stage: Stage, model, prepared: Prepared, dataset, settings: dict, samples_file: Path) -> dict:
     return evaluate(
         model,
         dataset,

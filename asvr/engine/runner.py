@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
@@ -25,11 +24,12 @@ from asvr.recipe.build import (
     num_steps,
     pack_limits,
 )
+from asvr.recipe.recipe import Stage
 
 DEFAULT_MAX_SKIPPED = 10
 
 
-def build_runner(stage: Config, name: str, shared, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
+def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
     """shared: the model, or the wrapper (`asvr.engine.parallel`) in which several processes train it."""
     model, several, tokenizer = bare(shared), get_world_size() > 1, prepared.text_tokenizer
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
@@ -86,8 +86,8 @@ def _drawn(dataset, batch: int, seed: int) -> Callable[[int], dict[str, int]] | 
     return (lambda step: dataset.drawn(step * batch, seed)) if isinstance(dataset, Mixture) else None
 
 
-def _validation(stage: Config, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> list:
-    if not stage.get("validation"):
+def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> list:
+    if not stage.validation:
         return []
     settings = dict(stage.validation)
     interval, config = settings.pop("interval"), settings.pop("dataset")

@@ -6,13 +6,11 @@ work_dir/
   <stage>/checkpoints/step_00000500/   <stage>/done.json
 """
 
-import copy
 import hashlib
 import json
 import time
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
@@ -21,25 +19,25 @@ from asvr.base.files import replace_text
 from asvr.base.log import logger
 from asvr.base.precision import PRECISIONS
 from asvr.engine import checkpoint
-from asvr.engine.identity import architecture, check_same_config, identity, init_of, other_places, tell_changes
+from asvr.engine.identity import architecture, check_same_config, identity, other_places, tell_changes
 from asvr.engine.parallel import bare, gathered
-from asvr.engine.prepare import Prepared, entries_of
+from asvr.engine.prepare import Prepared
 from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
 from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks, uncompiled
 from asvr.models.component import fingerprint_of
 from asvr.recipe.build import build_device, build_model, data_fingerprint
-from asvr.recipe.config import MODEL_FILE, is_model_folder, stage_config
+from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder
 from asvr.recipe.model_folder import start_from
-from asvr.recipe.validate import SCRATCH
+from asvr.recipe.recipe import Recipe
 from asvr.registry import DATASETS, MODEL_WRAPPERS
 
 DONE = "done.json"
 LAST_TAP = "before the final norm"  # what ``tap=num_layers`` names; earlier versions took the state behind the norm
 
 
-def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
+def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
     """Train one stage to its end and return the model (in its wrapper, where several processes share the training), or
     load it where the stage is finished.
 
@@ -47,19 +45,19 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     stage, if there is one.
     Raises ``ValueError`` where a checkpoint belongs to another configuration or other frozen weights.
     """
-    stage = stage_config(prepared.cfg, name)
+    stage = prepared.recipe.stages[name]
     folder = work_dir / name
     newest = resume_from or checkpoint.newest(folder / "checkpoints")
     if resume_from is None and (folder / DONE).is_file():
         if _last_checkpoint(work_dir, name) is not None:
             logger.info("stage %s is finished: skipped (%s)", name, folder)
-            return load_stage(cfg, name, prepared, work_dir)
+            return load_stage(recipe, name, prepared, work_dir)
         logger.warning("stage %s was finished, but its last checkpoint is gone: it is trained again", name)
-    shared = _fresh_model(cfg, name, prepared, shared=True)
+    shared = _fresh_model(recipe, name, prepared, shared=True)
     model = bare(shared)
     if newest is not None:
-        tell_changes(_load_checkpoint(cfg, name, prepared, work_dir, newest, model), stage)
-    elif (start := _start_of(cfg, name, work_dir, prepared.text_tokenizer)) is not None:
+        tell_changes(_load_checkpoint(recipe, name, prepared, work_dir, newest, model), stage)
+    elif (start := _start_of(recipe, name, work_dir, prepared.text_tokenizer)) is not None:
         _require_same_taps(start, model)
         checkpoint.check_frozen(start, model)
         checkpoint.load_weights(start, model)
@@ -70,8 +68,8 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
         (folder / DONE).unlink(missing_ok=True)
     meta = dict(
         stage=name,
-        config=identity(cfg, name, prepared.text_tokenizer),
-        start=checkpoint.read_meta(newest)["start"] if newest is not None else start_digest(cfg, name, work_dir),
+        config=identity(recipe.stages[name], prepared.text_tokenizer),
+        start=checkpoint.read_meta(newest)["start"] if newest is not None else start_digest(recipe, name, work_dir),
         frozen=checkpoint.frozen_fingerprints(model),
         architecture=architecture(model, stage.model.to_dict()),
         last_tap=LAST_TAP,
@@ -91,23 +89,23 @@ def run_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path, resume
     return shared
 
 
-def load_stage(cfg: Config, name: str, prepared: Prepared, work_dir: Path):
+def load_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path):
     """The model of a finished stage, with the weights of its last checkpoint.
 
     Raises ``ValueError`` where that is gone, or belongs to another configuration or other frozen weights.
     """
     folder = finished_checkpoint(work_dir, name)
-    model = _fresh_model(cfg, name, prepared)
-    _load_checkpoint(cfg, name, prepared, work_dir, folder, model)
+    model = _fresh_model(recipe, name, prepared)
+    _load_checkpoint(recipe, name, prepared, work_dir, folder, model)
     return model
 
 
-def _load_checkpoint(cfg: Config, name: str, prepared: Prepared, work_dir: Path, folder: Path, model) -> dict:
+def _load_checkpoint(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, folder: Path, model) -> dict:
     """What is other than it was, and may be: see `check_same_config`."""
-    different = check_same_config(folder, identity(cfg, name, prepared.text_tokenizer))
-    _check_start(folder, cfg, name, work_dir)
+    different = check_same_config(folder, identity(recipe.stages[name], prepared.text_tokenizer))
+    _check_start(folder, recipe, name, work_dir)
     if other_places(different, "model"):
-        _require_same_architecture(folder, model, stage_config(prepared.cfg, name).model.to_dict())
+        _require_same_architecture(folder, model, prepared.recipe.stages[name].model.to_dict())
     _require_same_taps(folder, model)
     checkpoint.check_frozen(folder, model)
     checkpoint.load_weights(folder, model)
@@ -153,14 +151,14 @@ def _require_prepared(prepared: Prepared, model: nn.Module, name: str) -> None:
             )
 
 
-def _fresh_model(cfg: Config, name: str, prepared: Prepared, *, shared: bool = False) -> nn.Module:
+def _fresh_model(recipe: Recipe, name: str, prepared: Prepared, *, shared: bool = False) -> nn.Module:
     """The model that a stage's checkpoints are loaded into: as the config says, or out of the folder ``init``.
 
     shared: as it trains, compiled and in the wrapper by which processes share a step, where the config asks for that.
     """
-    stage = stage_config(prepared.cfg, name)
-    device, wrapper = build_device(stage.runtime.device), stage.get("parallel") if shared else None
-    in_folder = is_model_folder(init := init_of(cfg, name))
+    stage = prepared.recipe.stages[name]
+    device, wrapper = build_device(stage.runtime.device), stage.parallel if shared else None
+    in_folder = is_model_folder(init := recipe.stages[name].init)
     defers = wrapper is not None and getattr(MODEL_WRAPPERS.get(wrapper.type), "defers", False)
     model = build_model(stage, prepared.text_tokenizer.num_ids, defer_llm=defers and not in_folder)
     if in_folder:
@@ -180,17 +178,17 @@ def _fresh_model(cfg: Config, name: str, prepared: Prepared, *, shared: bool = F
     return model
 
 
-def finished_model(cfg: Config, name: str, text_tokenizer, work_dir: Path) -> tuple:
-    """The model of a finished stage, and the stage's config, from the work dir alone: without data or cache."""
-    cfg_here = copy.deepcopy(cfg)
+def finished_model(recipe: Recipe, name: str, text_tokenizer, work_dir: Path) -> tuple:
+    """The model of a finished stage, and the stage as it ran, from the work dir alone: without data or cache."""
     frozen = checkpoint.read_meta(finished_checkpoint(work_dir, name))["frozen"]
-    for target in entries_of(cfg_here):
-        if "fit" in target and f"tokenizer.{target['name']}" in frozen:
-            fitted = frozen[f"tokenizer.{target['name']}"]["source"]
-            target["tokenizer"]["name"] = str((work_dir / "tokenizers" / Path(fitted).name).absolute())
-            del target["fit"]
-    model = load_stage(cfg, name, Prepared(cfg_here, text_tokenizer, None), work_dir)
-    return model, stage_config(cfg_here, name)
+    folders = {}
+    for target in (entry["name"] for entry in recipe.targets() if "fit" in entry):
+        if f"tokenizer.{target}" in frozen:
+            fitted = frozen[f"tokenizer.{target}"]["source"]
+            folders[target] = str((work_dir / "tokenizers" / Path(fitted).name).absolute())
+    here = recipe.with_fitted(folders)
+    model = load_stage(recipe, name, Prepared(here, text_tokenizer, None), work_dir)
+    return model, here.stages[name]
 
 
 def recover(work_dir: Path, names: list[str], resume_from: Path | None) -> None:
@@ -208,19 +206,19 @@ def recover(work_dir: Path, names: list[str], resume_from: Path | None) -> None:
             checkpoint.set_aside_damaged(folder)
 
 
-def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> None:
+def check_run(recipe: Recipe, names: list[str], text_tokenizer, work_dir: Path) -> None:
     """Raise ``ValueError`` where a stage's newest checkpoint in ``work_dir`` belongs to another configuration, before
     anything there is written anew."""
     for name in names:
         if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
-            if other_places(check_same_config(newest, identity(cfg, name, text_tokenizer)), "data.train"):
-                _require_same_data(newest, DATASETS.build(stage_config(cfg, name).data.train), moved=True)
-            _check_start(newest, cfg, name, work_dir)
+            if other_places(check_same_config(newest, identity(recipe.stages[name], text_tokenizer)), "data.train"):
+                _require_same_data(newest, DATASETS.build(recipe.stages[name].data.train), moved=True)
+            _check_start(newest, recipe, name, work_dir)
 
 
-def require_start(cfg: Config, name: str, work_dir: Path) -> None:
+def require_start(recipe: Recipe, name: str, work_dir: Path) -> None:
     """Raise ``ValueError`` where the stage that ``name`` starts from is not finished."""
-    init = init_of(cfg, name)
+    init = recipe.stages[name].init
     if init != SCRATCH and not is_model_folder(init):
         require_finished(work_dir, init)
 
@@ -249,10 +247,10 @@ def weights_digest(work_dir: Path, name: str) -> str:
     return checkpoint.weights_digest(finished_checkpoint(work_dir, name))
 
 
-def start_digest(cfg: Config, name: str, work_dir: Path) -> str | None:
+def start_digest(recipe: Recipe, name: str, work_dir: Path) -> str | None:
     """What a stage starts from: `weights_digest` of a stage, or SHA-256 of a model folder's description, which holds
     those of its weights; None where it starts from scratch, or those weights are gone."""
-    init = init_of(cfg, name)
+    init = recipe.stages[name].init
     if is_model_folder(init):
         return hashlib.sha256((Path(init) / MODEL_FILE).read_bytes()).hexdigest()
     return weights_digest(work_dir, init) if init != SCRATCH and _last_checkpoint(work_dir, init) else None
@@ -291,25 +289,25 @@ def _require_same_data(folder: Path, dataset, *, moved: bool = False) -> None:
         )
 
 
-def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | None:
+def _start_of(recipe: Recipe, name: str, work_dir: Path, text_tokenizer) -> Path | None:
     """The last checkpoint of the stage that this one starts from: ``init``, or the stage before it."""
-    init = init_of(cfg, name)
+    init = recipe.stages[name].init
     if init == SCRATCH or is_model_folder(init):
         return None
-    require_start(cfg, name, work_dir)
+    require_start(recipe, name, work_dir)
     start = _last_checkpoint(work_dir, init)
     if start is None:
         raise ValueError(
             f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"
         )
-    check_same_config(start, identity(cfg, init, text_tokenizer))
+    check_same_config(start, identity(recipe.stages[init], text_tokenizer))
     return start
 
 
-def _check_start(folder: Path, cfg: Config, name: str, work_dir: Path) -> None:
-    now = start_digest(cfg, name, work_dir)
+def _check_start(folder: Path, recipe: Recipe, name: str, work_dir: Path) -> None:
+    now = start_digest(recipe, name, work_dir)
     if now is not None and checkpoint.read_meta(folder)["start"] != now:
         raise ValueError(
-            f"{folder} was trained from weights of {init_of(cfg, name)!r} that were replaced since: "
+            f"{folder} was trained from weights of {recipe.stages[name].init!r} that were replaced since: "
             f"train it anew with --stage {name} --resume never"
         )

@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.models.checkpointing import is_product
 from asvr.recipe.build import pack_limits
-from asvr.recipe.config import stage_config
 from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Recipe, Stage
 
 logger = logging.getLogger("asvr")
 
@@ -77,7 +77,7 @@ class MemoryPlan:
         return self.per_card(machine) <= USABLE * machine.card_bytes
 
 
-def plan_memory(stage: Config, model: nn.Module) -> MemoryPlan:
+def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     """The plan of a stage, and of its model from `asvr.recipe.preflight.build_meta`, which is used up.
 
     A micro-batch is taken to be rows of ``data.max_length`` tokens with one image each, or one packed row, as long as
@@ -145,13 +145,12 @@ def largest_micro_batch(data: Config, visual_tokens: int) -> tuple[int, int, int
     return 1, limits["max_tokens"], min(fit, limits["max_images"] or fit)
 
 
-def warn_of_memory(cfg: Config, device: torch.device) -> None:
+def warn_of_memory(recipe: Recipe, device: torch.device) -> None:
     """Say before the first stage which stages the plan does not fit the CUDA device that they will run on."""
     if device.type != "cuda":
         return
     card = Machine(1, "device", torch.cuda.get_device_properties(device).total_memory)
-    for name in cfg.stages:
-        stage = stage_config(cfg, name)
+    for name, stage in recipe.stages.items():
         plan = plan_memory(stage, build_meta(stage))
         if not plan.fits(card):
             logger.warning(

@@ -7,11 +7,11 @@ of a sample's length is told apart by counting two lengths.
 import logging
 
 import torch
-from mmengine.config import Config
 
 from asvr.data.batch import Batch
 from asvr.flops.count import LLM_BLOCKS, Sample, flops_of, forward_parts, training_factor
 from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Stage
 
 logger = logging.getLogger("asvr")
 SHORT, LONG = 256, 512
@@ -33,7 +33,7 @@ class StepFlops:
     """Of a stage. What its batches bring along, features and codes out of a cache, costs nothing; recomputation in the
     backward pass is not counted: it is not needed."""
 
-    def __init__(self, stage: Config):
+    def __init__(self, stage: Stage):
         model, self.sample = build_meta(stage), Sample()
         self.half = stage.optim.precision == "bf16"
         self.train = list(stage.train)
@@ -78,7 +78,7 @@ class StepFlops:
         return found
 
 
-def step_flops(stage: Config) -> StepFlops | None:
+def step_flops(stage: Stage) -> StepFlops | None:
     """To be logged beside the loss: what cannot be traced costs no run, a warning says why."""
     try:
         return StepFlops(stage)

@@ -11,8 +11,8 @@ from torch import nn
 from asvr.flops.count import Part, Sample, forward_parts, recomputed_parts, training_factor
 from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
 from asvr.models.checkpointing import MODES
-from asvr.recipe.config import stage_config
 from asvr.recipe.preflight import check_sizes
+from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.validate import check_config
 
 WIDTH = 132
@@ -25,15 +25,16 @@ def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
     Raises ``ValueError`` for a wrong config, as a real run would.
     """
     check_config(cfg)
-    models = check_sizes(cfg)
+    recipe = Recipe(cfg)
+    models = check_sizes(recipe)
     model = next(iter(models.values()))
     tables = [
         _parameters(models),
         _tokens(model),
-        _flops_or_why(cfg, model, sample),
+        _flops_or_why(recipe, model, sample),
         _memory(
-            {name: plan_memory(stage_config(cfg, name), models[name]) for name in models},
-            cfg,
+            {name: plan_memory(recipe.stages[name], models[name]) for name in models},
+            recipe,
             next(iter(models.values())).encoder.num_tokens,
         ),
     ]
@@ -93,22 +94,22 @@ def _tokens(model: nn.Module) -> Table:
     return table
 
 
-def _flops_or_why(cfg: Config, model: nn.Module, sample: Sample) -> Table | str:
+def _flops_or_why(recipe: Recipe, model: nn.Module, sample: Sample) -> Table | str:
     """What cannot be traced takes no other figure away."""
     try:
-        return _flops(cfg, model, sample)
+        return _flops(recipe, model, sample)
     except Exception as error:  # tracing runs a user's own component, which may raise anything
         return f"FLOPs are not counted: {' '.join(f'{type(error).__name__}: {error}'.split())}"
 
 
-def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
+def _flops(recipe: Recipe, model: nn.Module, sample: Sample) -> Table:
     parts = forward_parts(model, sample)
     unit, scale = ("TFLOPs", 1e12) if sum(part.flops for part in parts) >= 1e11 else ("MFLOPs", 1e6)
     table = _table(
         f"{unit} of one sample (1 multiply-accumulate = 2 FLOPs)",
         "part",
         "forward",
-        *(f"training step, {name}" for name in cfg.stages),
+        *(f"training step, {name}" for name in recipe.stages),
         caption=(
             f"One sample = 1 image ({model.encoder.num_tokens} tokens) and {sample.text_tokens} text tokens, all "
             "supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing needs "
@@ -116,7 +117,7 @@ def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:
             "the forward pass is computed again in the backward pass (activation_checkpointing='full')."
         ),
     )
-    stages = [stage_config(cfg, name) for name in cfg.stages]
+    stages = list(recipe.stages.values())
     totals = [0] * len(stages)
     for part in parts:
         cells = []
@@ -146,13 +147,13 @@ def _number(value: float) -> str:
     return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
 
 
-def _micro_batch(stage: Config, visual_tokens: int) -> str:
+def _micro_batch(stage: Stage, visual_tokens: int) -> str:
     rows, tokens, images = largest_micro_batch(stage.data, visual_tokens)
     return f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens with {images} images in all"
 
 
-def _memory(plans: dict[str, MemoryPlan], cfg: Config, visual_tokens: int) -> Table:
-    rows = ", ".join(f"{name} {_micro_batch(stage_config(cfg, name), visual_tokens)}" for name in plans)
+def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, visual_tokens: int) -> Table:
+    rows = ", ".join(f"{name} {_micro_batch(recipe.stages[name], visual_tokens)}" for name in plans)
     table = _table(
         "Memory plan, GB (1e9 bytes)",
         "",

@@ -1,7 +1,5 @@
 """The memory that a training step really takes, to check the plan of `asvr.flops.memory`."""
 
-from mmengine.config import Config
-
 from asvr.base.precision import PRECISIONS
 from asvr.engine.optim import build_optim_wrapper
 from asvr.flops.memory import full_batch
@@ -10,9 +8,10 @@ from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
 from asvr.profiling.worker import random_model
 from asvr.recipe.build import build_device
+from asvr.recipe.recipe import Stage
 
 
-def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
+def prepare(stage: Stage, rows: int, tokens: int, mode: str) -> Stage:
     """The stage with micro-batches of ``rows`` x ``tokens`` and a mode of activation checkpointing in the LLM."""
     stage.data.micro_batch = stage.data.global_batch = rows
     stage.data.max_length, stage.data.pack = tokens, False
@@ -20,7 +19,7 @@ def prepare(stage: Config, rows: int, tokens: int, mode: str) -> Config:
     return stage
 
 
-def measured(stage: Config) -> int:
+def measured(stage: Stage) -> int:
     """Bytes at the peak of a step, see `asvr.flops.peak_rate`."""
     device = build_device(stage.runtime.device)
     model = random_model(stage, device)

@@ -21,8 +21,8 @@ from asvr.flops.count import Sample, forward_parts, training_factor
 from asvr.flops.memory import ADAM_MOMENTS, USABLE, MemoryPlan, plan_memory
 from asvr.flops.step import peak_flops
 from asvr.recipe.build import pack_limits
-from asvr.recipe.config import stage_config
 from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Recipe, Stage
 
 GB = 10**9
 CARD_BYTES = {"A100": 79.1 * 2**30, "H100": 79.1 * 2**30, "H200": 139.8 * 2**30}
@@ -174,7 +174,7 @@ class StagePlan:
         return min((p for p in self.layouts if p.fits), key=lambda p: p.seconds, default=None)
 
 
-def plan_stage(stage: Config, cluster: Cluster, assumed: Assumed) -> StagePlan:
+def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
     model = build_meta(stage)
     sizes, tokens = Sizes.of(model), model.encoder.num_tokens + assumed.sample.text_tokens
     per_step = stage.data.global_batch / cluster.cards
@@ -194,7 +194,7 @@ def plan_stage(stage: Config, cluster: Cluster, assumed: Assumed) -> StagePlan:
     )
 
 
-def _needed_flops(model: nn.Module, stage: Config, assumed: Assumed) -> float:
+def _needed_flops(model: nn.Module, stage: Stage, assumed: Assumed) -> float:
     """FLOPs of a sample's training step without recomputation, codes out of a cache."""
     return sum(
         part.flops * training_factor(part, list(stage.train), recomputed=set(), cached=False)
@@ -268,7 +268,7 @@ class InputPlan:
 
 def plan_inputs(cfg: Config, assumed: Assumed) -> InputPlan:
     """Of the last stage's model."""
-    stage = stage_config(cfg, list(cfg.stages)[-1])
+    stage = Recipe(cfg).last
     model = build_meta(stage)
     codes = sum(
         t.tokenizer.num_tokens * t.tokenizer.depth * code_dtype(max(t.tokenizer.codebook_sizes)).itemsize
@@ -296,4 +296,4 @@ def pictures_per_second(transform: ImageTransform, aspect: str, seconds: float =
 
 def plan(cfg: Config, cluster: Cluster, assumed: Assumed) -> dict[str, StagePlan]:
     """By stage."""
-    return {name: plan_stage(stage_config(cfg, name), cluster, assumed) for name in cfg.stages}
+    return {name: plan_stage(stage, cluster, assumed) for name, stage in Recipe(cfg).stages.items()}

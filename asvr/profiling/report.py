@@ -12,8 +12,8 @@ from asvr.flops.analytic import formulas
 from asvr.flops.count import Sample, forward_parts, recomputed_parts, training_factor
 from asvr.flops.memory import plan_memory
 from asvr.models.attention import use_attention
-from asvr.recipe.config import stage_config
 from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Recipe
 
 # Training FLOPs that the paper's tables give for ASVR on LLaVA-1.5's 665K samples (tables 6 and 7).
 PAPER_FLOPS, PAPER_SAMPLES = 1.53e19, 665_298
@@ -57,7 +57,7 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
 
 def flops_report(cfg: Config, sample: Sample) -> dict:
     """Forward FLOPs by part and by three counts, and those of a training step by stage, online and cached."""
-    stages = {name: stage_config(cfg, name) for name in cfg.stages}
+    stages = Recipe(cfg).stages
     model = build_meta(next(iter(stages.values()))).eval()
     parts = forward_parts(model, sample)
     use_attention(model, "sdpa", None)  # transformers' own mask cannot be made on the meta device
@@ -98,7 +98,7 @@ def _count(module: torch.nn.Module) -> int:
 
 def memory_bytes(cfg: Config) -> dict[str, int]:
     """By stage, on one card."""
-    plans = {name: plan_memory(stage_config(cfg, name), build_meta(stage_config(cfg, name))) for name in cfg.stages}
+    plans = {name: plan_memory(stage, build_meta(stage)) for name, stage in Recipe(cfg).stages.items()}
     return {name: plan.total for name, plan in plans.items()}
 
 

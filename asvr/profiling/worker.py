@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
-from mmengine.config import Config
 
 from asvr.base.precision import PRECISIONS
 from asvr.engine.optim import build_optim_wrapper
@@ -25,7 +24,8 @@ from asvr.profiling.machine import machine
 from asvr.profiling.plain import PlainStep, plain_optimizer
 from asvr.profiling.synthetic import SyntheticSamples
 from asvr.recipe.build import build_collate, build_device, build_step_loader, pack_limits
-from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.config import load_config
+from asvr.recipe.recipe import Recipe, Stage
 from asvr.registry import MODELS
 
 MOMENT, LARGEST = 0.02, 8192  # seconds, rows
@@ -70,8 +70,8 @@ class Worker:
     first (number of the first one); steps_of_turn: at the most on an accelerator, if fewer."""
 
     def __init__(self, spec: dict):
-        cfg = load_config(spec["config"], spec["cfg_options"])
-        self.stage = stage = stage_config(cfg, spec["stage"] or list(cfg.stages)[-1])
+        recipe = Recipe(load_config(spec["config"], spec["cfg_options"]))
+        self.stage = stage = recipe.stage(spec["stage"])
         self.plain, self.size = spec["plain"], spec["samples"]
         stage.data.global_batch = self.size
         stage.data.micro_batch = min(stage.data.micro_batch, self.size)
@@ -209,7 +209,7 @@ class Clock:
         return event
 
 
-def random_model(stage: Config, device: torch.device):
+def random_model(stage: Stage, device: torch.device):
     """The model of a stage with random weights, whatever weights its config names, and random codebooks."""
     torch.manual_seed(stage.runtime.seed)
     with device:

@@ -22,8 +22,9 @@ from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
 from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
 from asvr.models.attention import AUTO, choose, set_kernel
-from asvr.recipe.config import distinct, stage_config
+from asvr.recipe.config import distinct
 from asvr.recipe.preflight import check_sizes
+from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.schema import is_device
 from asvr.registry import DATASETS, MODELS
 
@@ -31,13 +32,13 @@ LOOKED_AT = 1000  # records, for one that can be used
 MEASURED = 8  # samples that are made to see how large an optimisation step is
 
 
-def build_model(cfg: Config, vocab_size: int, *, defer_llm: bool = False):
+def build_model(stage: Stage, vocab_size: int, *, defer_llm: bool = False):
     """The model of a stage with its weights, from the seed; only what ``train`` names gets gradients. defer_llm: its
     LLM may be on the meta device still, see `HFCausalLM.materialise`."""
-    torch.manual_seed(cfg.runtime.seed)
+    torch.manual_seed(stage.runtime.seed)
     deferred = dict(defer_llm=True) if defer_llm else {}
-    model = MODELS.build(cfg.model, default_args=dict(vocab_size=vocab_size, **deferred))
-    model.train_only(list(cfg.train))
+    model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, **deferred))
+    model.train_only(list(stage.train))
     return model
 
 
@@ -53,12 +54,12 @@ def build_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def as_in_training(part: torch.nn.Module, cfg: Config, device: torch.device) -> torch.nn.Module:
+def as_in_training(part: torch.nn.Module, stage: Stage, device: torch.device) -> torch.nn.Module:
     """A frozen part of the model that computes something ahead of training, where and by the attention kernel that
     training will use, so that what is cached is what would be computed online. The LLM's dtype is not at hand; it
     decides only between kernels that are one in towers."""
-    dtype = PRECISIONS[cfg.optim.precision] or torch.float32
-    kernel, _ = choose(cfg.runtime.get("attention", AUTO), device, dtype)
+    dtype = PRECISIONS[stage.optim.precision] or torch.float32
+    kernel, _ = choose(stage.runtime.get("attention", AUTO), device, dtype)
     set_kernel(part, kernel)
     return part.requires_grad_(False).eval().to(device)
 
@@ -77,12 +78,11 @@ def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
     )
 
 
-def check_data(cfg: Config, tokenizer, num_image_tokens: dict[str, int]) -> None:
+def check_data(recipe: Recipe, tokenizer, num_image_tokens: dict[str, int]) -> None:
     """Build every dataset of every stage and make an item of each, so that a missing file, a template that the
     tokenizer cannot write, or data of which nothing can be used, is told before the first stage. num_image_tokens: by
     stage."""
-    for name in cfg.stages:
-        stage = stage_config(cfg, name)
+    for name, stage in recipe.stages.items():
         for key, config in dataset_configs(stage).items():
             try:
                 dataset = build_dataset(config, stage.data, tokenizer, num_image_tokens[name])
@@ -91,7 +91,7 @@ def check_data(cfg: Config, tokenizer, num_image_tokens: dict[str, int]) -> None
                 raise ValueError(f"stage {name}, {key}: {error}") from error
 
 
-def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: bool) -> None:
+def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bool) -> None:
     """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
     large dataset, where none of `LOOKED_AT` records can, a warning."""
     shifts = [entry.shift for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
@@ -124,20 +124,20 @@ def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: b
     raise ValueError(f"none of the {len(places)} records can be used: {counted}; the first: {first}")
 
 
-def dataset_configs(stage: Config) -> dict[str, dict]:
+def dataset_configs(stage: Stage) -> dict[str, dict]:
     """What a stage trains on, and is asked about, by its key in the config; with the stage's policy on refusals."""
     configs = {"data.train": stage.data.train}
     for key in ("evaluation", "validation"):
-        if stage.get(key):
-            configs[f"{key}.dataset"] = stage[key].dataset
+        if getattr(stage, key):
+            configs[f"{key}.dataset"] = getattr(stage, key).dataset
     return {key: dict(dict(on_error=stage.data.on_error), **config) for key, config in configs.items()}
 
 
-def pictures_of_stages(cfg: Config) -> tuple[list[str], dict]:
+def pictures_of_stages(recipe: Recipe) -> tuple[list[str], dict]:
     """Keys of the training pictures of all stages, and every picture (key -> file), those of questions among them."""
     training, asked = [], []
-    for name in cfg.stages:
-        configs = dataset_configs(stage_config(cfg, name))
+    for stage in recipe.stages.values():
+        configs = dataset_configs(stage)
         training.append(configs.pop("data.train"))
         asked += configs.values()
     found = _pictures(training)
@@ -183,16 +183,16 @@ def pack_limits(data: Config) -> dict | None:
     return dict(dict(max_tokens=data.micro_batch * data.max_length, max_images=None), **given)
 
 
-def build_train_loader(cfg: Config, dataset, collate: Collate) -> DataLoader:
+def build_train_loader(stage: Stage, dataset, collate: Collate) -> DataLoader:
     """Optimisation steps without end, each a list of micro-batches, of samples in an order that the seed decides."""
-    sampler = sampler_of(dataset, cfg.runtime.seed)
-    batches = BatchSampler(sampler, size=cfg.data.global_batch, rank=get_rank(), world_size=get_world_size())
-    return build_step_loader(cfg, dataset, collate, batches)
+    sampler = sampler_of(dataset, stage.runtime.seed)
+    batches = BatchSampler(sampler, size=stage.data.global_batch, rank=get_rank(), world_size=get_world_size())
+    return build_step_loader(stage, dataset, collate, batches)
 
 
-def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> DataLoader:
+def build_step_loader(stage: Stage, dataset, collate: Collate, batch_sampler) -> DataLoader:
     """Optimisation steps, each a list of micro-batches, of the samples that ``batch_sampler`` names."""
-    data = cfg.data
+    data = stage.data
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
@@ -200,7 +200,7 @@ def build_step_loader(cfg: Config, dataset, collate: Collate, batch_sampler) -> 
         num_workers=data.num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=1 if data.num_workers else None,  # an item is a whole step, in shared memory
-        generator=torch.Generator().manual_seed(cfg.runtime.seed),  # so that it draws nothing from the global one
+        generator=torch.Generator().manual_seed(stage.runtime.seed),  # so that it draws nothing from the global one
         multiprocessing_context="fork" if data.num_workers else None,
         worker_init_fn=obey_parent_alone,
         timeout=(data.get("worker_timeout") or TIMEOUT) if data.num_workers else 0,
@@ -249,12 +249,12 @@ class _AsCached:
         return torch.empty(len(keys), tokenizer.num_tokens, tokenizer.depth, dtype=torch.int32)
 
 
-def check_workers(cfg: Config, tokenizer) -> None:
+def check_workers(recipe: Recipe, tokenizer) -> None:
     """Raise ``ValueError`` where the workers of a stage have no room for what they hand over, before the first one."""
-    if not any(stage_config(cfg, name).data.num_workers for name in cfg.stages):
+    if not any(stage.data.num_workers for stage in recipe.stages.values()):
         return
-    for name, model in check_sizes(cfg).items():
-        stage = stage_config(cfg, name)
+    for name, model in check_sizes(recipe).items():
+        stage = recipe.stages[name]
         dataset = build_dataset(stage.data.train, stage.data, tokenizer, model.encoder.num_tokens)
         cache = _AsCached(model) if stage.data.get("cache") is True else None
         collate = build_collate(stage.data, model, tokenizer, cache, packed=pack_limits(stage.data) is not None)
@@ -264,7 +264,7 @@ def check_workers(cfg: Config, tokenizer) -> None:
             raise ValueError(f"stage {name}: {error}") from error
 
 
-def num_steps(cfg: Config, num_samples: int) -> int:
-    if "steps" in cfg.schedule:
-        return cfg.schedule.steps
-    return math.ceil(num_samples * cfg.schedule.epochs / cfg.data.global_batch)
+def num_steps(stage: Stage, num_samples: int) -> int:
+    if "steps" in stage.schedule:
+        return stage.schedule.steps
+    return math.ceil(num_samples * stage.schedule.epochs / stage.data.global_batch)

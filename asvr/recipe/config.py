@@ -17,6 +17,7 @@ from asvr.registry import SCOPE
 
 DELETE = "_delete_"
 MODEL_FILE = "asvr.json"
+SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:

@@ -11,36 +11,37 @@ from asvr.base import hub
 from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.encoders.base import Encoder
-from asvr.recipe.config import distinct, stage_config
+from asvr.recipe.config import distinct
+from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.validate import OWN, check_config, find
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
 
 
-def preflight(cfg: Config) -> dict[str, int]:
+def preflight(recipe: Recipe) -> dict[str, int]:
     """Everything that can be known without reading a weight or a picture. Returns the tokens of an image by stage.
 
     Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
     `asvr.base.hub.MissingWeights` naming all pretrained models, and files of data, that are not on this machine.
     """
-    check_config(cfg)
-    stages = {name: stage_config(cfg, name) for name in cfg.stages}
+    check_config(recipe.config)
+    stages = recipe.stages
     try:
         if any(_needs_folder(stage) for stage in stages.values()):
             hub.require_all(distinct([w for stage in stages.values() for w in wanted_weights(stage)]))
-        models = check_sizes(cfg)
+        models = check_sizes(recipe)
         hub.require_all(distinct([w for name, model in models.items() for w in wanted_weights(stages[name], model)]))
     except hub.MissingWeights as error:  # what is fetched by hand is told at once, data too
         raise hub.MissingWeights(error.models, missing_annotations(stages)) from None
     return {name: model.encoder.num_tokens for name, model in models.items()}
 
 
-def missing_annotations(stages: dict[str, Config]) -> list[str]:
+def missing_annotations(stages: dict[str, Stage]) -> list[str]:
     """``section of stages: file`` for every ``ann_file`` that is not there, those of a mixture's sources among them."""
     found: dict[tuple, list[str]] = {}
     for name, stage in stages.items():
         for section in ("text_tokenizer", "data", "evaluation", "validation"):
-            for file in _annotations(stage.get(section)):
+            for file in _annotations(getattr(stage, section)):
                 if not Path(file).is_file():
                     found.setdefault((section, file), []).append(name)
     return [f"{section} of {', '.join(distinct(names))}: {file}" for (section, file), names in found.items()]
@@ -56,11 +57,10 @@ def _annotations(config) -> Iterator[str]:
             yield from _annotations(item)
 
 
-def check_sizes(cfg: Config) -> dict[str, nn.Module]:
+def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
     """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit."""
     models = {}
-    for name in cfg.stages:
-        stage = stage_config(cfg, name)
+    for name, stage in recipe.stages.items():
         models[name] = build_meta(stage)
         moving = [target.name for target in models[name].targets if target.shares_encoder]
         if "encoder" in stage.train and moving:
@@ -83,7 +83,7 @@ def check_sizes(cfg: Config) -> dict[str, nn.Module]:
     return models
 
 
-def build_meta(stage: Config) -> nn.Module:
+def build_meta(stage: Stage) -> nn.Module:
     """The model of a stage on the meta device: no weights, no memory. Only what ``train`` names has gradients.
 
     Where the text tokenizer is learned from data, its ``vocab_size`` stands for its size; where it is a model's that is
@@ -111,22 +111,26 @@ def _num_ids_in(folder: str) -> int:
     return HFTokenizer(name=folder).num_ids
 
 
-def _needs_folder(cfg: Config) -> bool:
+def _needs_folder(stage: Stage) -> bool:
     """Whether a part has no `arch`, so that its architecture too stands in its folder alone."""
-    own = [target.tokenizer.get("encoder") for target in cfg.model.reconstruction]
-    parts = [(ENCODERS, cfg.model.encoder), (LLMS, cfg.model.llm), *((ENCODERS, e) for e in own if isinstance(e, dict))]
+    own = [target.tokenizer.get("encoder") for target in stage.model.reconstruction]
+    parts = [
+        (ENCODERS, stage.model.encoder),
+        (LLMS, stage.model.llm),
+        *((ENCODERS, e) for e in own if isinstance(e, dict)),
+    ]
     return any(
         part.get("name") and not part.get("arch") and "arch" in constructor_fields(find(registry, part["type"]))[1]
         for registry, part in parts
     )
 
 
-def wanted_weights(cfg: Config, model: nn.Module | None = None) -> list[hub.Wanted]:
+def wanted_weights(stage: Stage, model: nn.Module | None = None) -> list[hub.Wanted]:
     """Every pretrained model that a config names. model: the one built from it, for the sizes of tokenizers."""
-    wanted = _wanted("text_tokenizer", cfg.text_tokenizer, TEXT_TOKENIZERS)
-    wanted += _wanted("model.encoder", cfg.model.encoder, ENCODERS)
-    wanted += _wanted("model.llm", cfg.model.llm, LLMS)
-    for i, entry in enumerate(cfg.model.reconstruction):
+    wanted = _wanted("text_tokenizer", stage.text_tokenizer, TEXT_TOKENIZERS)
+    wanted += _wanted("model.encoder", stage.model.encoder, ENCODERS)
+    wanted += _wanted("model.llm", stage.model.llm, LLMS)
+    for i, entry in enumerate(stage.model.reconstruction):
         key = f"model.reconstruction[{i}].tokenizer"
         size_bytes = None if model is None else _own_bytes(model.targets[i].tokenizer)
         wanted += _wanted(key, entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=size_bytes)

@@ -14,7 +14,7 @@ from mmengine.registry import Registry
 from asvr.base.arch import check_arch
 from asvr.base.text import nearest
 from asvr.models.tree import TRAINABLE
-from asvr.recipe.config import MODEL_FILE, is_model_folder, stage_config
+from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
 from asvr.recipe.schema import SECTIONS, SOURCE, TARGET, check_fields, count
 from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
 from asvr.registry import (
@@ -62,7 +62,6 @@ ONCE = ("text_tokenizer", "runtime")
 BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "parallel")
 OF_STAGE = ("train", "init", *BY_STAGE)
 OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
-SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
 OTHER = ("stages", "custom_imports", "default_scope")
 REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
 

@@ -32,8 +32,9 @@ from mmengine.config import Config
 from asvr.base.files import sha256_of
 from asvr.base.log import logger, progress_bar
 from asvr.base.text import nearest
-from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.config import load_config
 from asvr.recipe.config_file import read_config_file
+from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
 
 FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
@@ -89,7 +90,7 @@ def _listing(file: Path, problems: list[str]) -> str:
 
 def _wrong_kinds(study: Config, out: Path) -> list[str]:
     """Of ``groups``, where the questions' config names its kinds."""
-    evaluation = _last_stage(arm_config(study, study.baseline, study.seeds[0], out)).get("evaluation")
+    evaluation = Recipe(arm_config(study, study.baseline, study.seeds[0], out)).last.evaluation
     if not evaluation:
         return [f"config: the last stage of {study.config} has no `evaluation`; a study needs questions"]
     asked = evaluation.dataset.get("kinds")
@@ -214,11 +215,7 @@ def _sighted(study: Config, out: Path) -> list[Run]:
 
 
 def _shows_pictures(cfg: Config) -> bool:
-    return _last_stage(cfg).evaluation.dataset.get("with_images", True)
-
-
-def _last_stage(cfg: Config) -> Config:
-    return stage_config(cfg, list(cfg.stages)[-1])
+    return Recipe(cfg).last.evaluation.dataset.get("with_images", True)
 
 
 def _asked(run: Run, questions: Path) -> Path:
@@ -251,7 +248,7 @@ def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[
 
 def _own(study: Config, run: Run, out: Path) -> tuple[dict, Path]:
     """The result on the study's own questions, and its answers."""
-    stage = list(arm_config(study, run.arm, run.seed, out).stages)[-1]
+    stage = Recipe(arm_config(study, run.arm, run.seed, out)).last.name
     results, file = run.work_dir / "results.json", run.work_dir / stage / "answers.jsonl"
     result = (
         json.loads(results.read_text(encoding="utf-8")).get(stage) if results.is_file() and file.is_file() else None

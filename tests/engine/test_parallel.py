@@ -19,7 +19,8 @@ from transformers import LlavaForConditionalGeneration
 from asvr.base.distributed import processes
 from asvr.data.batch import Batch
 from asvr.engine import sharded
-from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.config import load_config
+from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
 
 # Sums over processes are added up in another order than over micro-batches.
@@ -280,7 +281,7 @@ def check(config: Path, options: dict, world: int = 2, **env) -> None:
         for key, value in env.items():
             patch.setenv(key, value)
         cfg = load_config(config, options)
-        parallel = {name: stage_config(cfg, name).get("parallel") for name in cfg.stages}
+        parallel = {name: stage.parallel for name, stage in Recipe(cfg).stages.items()}
         with processes(parallel, cfg.runtime.device):
             raise AssertionError("it joined")
 

@@ -19,8 +19,8 @@ from asvr.flops.memory import (
     warn_of_memory,
 )
 from asvr.models.checkpointing import MODES
-from asvr.recipe.config import stage_config
 from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Recipe
 from asvr.registry import MODELS
 
 ROWS, TOKENS = 2, 40
@@ -52,6 +52,7 @@ def config(**llm) -> Config:
             model=model,
             data=dict(micro_batch=ROWS, max_length=TOKENS),
             optim=dict(precision="float32"),
+            schedule=dict(epochs=1, warmup_ratio=0.0),
             runtime=dict(compile=False),
             stages=dict(pretrain=dict(train=["projector", "heads"]), all=dict(train=["projector", "heads", "llm"])),
         )
@@ -59,7 +60,7 @@ def config(**llm) -> Config:
 
 
 def plan_of(cfg: Config, name: str) -> MemoryPlan:
-    stage = stage_config(cfg, name)
+    stage = Recipe(cfg).stages[name]
     return plan_memory(stage, build_meta(stage))
 
 
@@ -117,7 +118,7 @@ def test_a_packed_row_holds_more_images():
     cfg.data = dict(micro_batch=4, max_length=TOKENS, pack=True)
     assert largest_micro_batch(cfg.data, 16) == (1, 160, 2)
     assert largest_micro_batch(Config(dict(cfg.data, pack=dict(max_images=1))), 16) == (1, 160, 1)
-    batch = full_batch(build_meta(stage_config(cfg, "all")), 1, 160, 2)
+    batch = full_batch(build_meta(Recipe(cfg).stages["all"]), 1, 160, 2)
     assert batch.num_images == 2 and batch.num_text_targets == 160 - 2 * 16 - 1
     assert batch.image_positions_IN[:, 0].tolist() == [1, 81]
     packed = plan_of(cfg, "all")
@@ -176,10 +177,10 @@ def card(cards: int, gigabytes: int) -> Machine:
 def test_a_stage_that_does_not_fit_the_device_is_told_before_it_runs(card_bytes, warned, monkeypatch, caplog):
     device = SimpleNamespace(total_memory=card_bytes)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
-    warn_of_memory(config(), torch.device("cuda"))
+    warn_of_memory(Recipe(config()), torch.device("cuda"))
     assert sorted(record.args[0] for record in caplog.records) == warned
     caplog.clear()
-    warn_of_memory(config(), torch.device("cpu"))
+    warn_of_memory(Recipe(config()), torch.device("cpu"))
     assert not caplog.records
 
 
@@ -215,6 +216,6 @@ def test_a_trained_encoder_keeps_its_activations():
 
 
 def test_a_meta_model_takes_no_memory_and_trains_what_the_stage_names():
-    model = build_meta(stage_config(config(), "pretrain"))
+    model = build_meta(Recipe(config()).stages["pretrain"])
     assert all(p.is_meta for p in model.parameters())
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"projector", "heads"}

@@ -9,7 +9,8 @@ from asvr.flops.count import Sample
 from asvr.flops.memory import full_batch
 from asvr.flops.step import StepFlops
 from asvr.profiling.report import added, added_in_words, flops_report, markdown, memory_bytes, paper_ratio
-from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.config import load_config
+from asvr.recipe.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_what_the_targets_add(reports):
 
 def test_a_step_needs_what_its_samples_need():
     cfg = load_config(ROOT / "configs/benchmarks/small_asvr.py", TINY | TARGET)
-    stage = stage_config(cfg, "finetune")
+    stage = Recipe(cfg).stages["finetune"]
     count = StepFlops(stage)
     from asvr.recipe.preflight import build_meta
 

@@ -8,8 +8,9 @@ import pytest
 from mmengine.config import Config
 
 from asvr.base.hub import MissingWeights
-from asvr.recipe.config import load_config, stage_config
+from asvr.recipe.config import load_config
 from asvr.recipe.preflight import check_sizes, preflight
+from asvr.recipe.recipe import Recipe
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.validate import check_config
 from asvr.registry import HEADS
@@ -78,6 +79,10 @@ def config(**changes) -> Config:
     cfg = Config(copy.deepcopy(TINY))
     cfg.merge_from_dict(copy.deepcopy({key.replace("__", "."): value for key, value in changes.items()}))
     return cfg
+
+
+def recipe(**changes) -> Recipe:
+    return Recipe(config(**changes))
 
 
 def problems(cfg: Config) -> list[str]:
@@ -238,11 +243,11 @@ def test_sizes_that_do_not_fit_are_named_without_weights(change, message):
     cfg = config(**change)
     check_config(cfg)
     with pytest.raises(ValueError, match=message):
-        check_sizes(cfg)
+        check_sizes(Recipe(cfg))
 
 
 def test_grids_that_differ_pass_where_the_config_says_how():
-    check_sizes(config(**{"model.reconstruction.0.tokenizer": PIXEL_3X3, "model.reconstruction.0.resample": "nearest"}))
+    check_sizes(recipe(**{"model.reconstruction.0.tokenizer": PIXEL_3X3, "model.reconstruction.0.resample": "nearest"}))
 
 
 def test_a_name_without_an_architecture_is_reported_as_missing(tmp_path, monkeypatch):
@@ -251,12 +256,12 @@ def test_a_name_without_an_architecture_is_reported_as_missing(tmp_path, monkeyp
     cfg = config(**{"model.llm": dict(_delete_=True, type="HFCausalLM", name="no-org/llm")})
     for check in (preflight, check_sizes):
         with pytest.raises(MissingWeights, match="hf download no-org/llm"):
-            check(cfg)
+            check(Recipe(cfg))
 
 
 def test_an_encoder_is_not_trained_under_a_target_of_its_own_features():
     with pytest.raises(ValueError, match=r"stages.pretrain.train names the encoder.*'semantic'.*`encoder` of its own"):
-        check_sizes(config(**{"stages.pretrain.train": ["encoder", "heads"]}))
+        check_sizes(recipe(**{"stages.pretrain.train": ["encoder", "heads"]}))
 
 
 def test_every_missing_model_is_in_one_error(tmp_path, monkeypatch):
@@ -271,13 +276,13 @@ def test_every_missing_model_is_in_one_error(tmp_path, monkeypatch):
     }
     cfg = config(**names)
     with pytest.raises(MissingWeights) as error:
-        preflight(cfg)
+        preflight(Recipe(cfg))
     assert [model.name for model in error.value.models] == ["no-org/llm", "no-org/tower", "asvr/no-codes"]
     assert "- data of pretrain, finetune: no/such.json" in str(error.value)
     assert error.value.models[2].size_bytes >= 2 * 8 * 16 * 4  # depth, codes, width, float32
     late = config(**{"stages.pretrain.model": dict(encoder=dict(name="no-org/tower"))})
     with pytest.raises(MissingWeights, match="no-org/tower"):
-        preflight(late)
+        preflight(Recipe(late))
 
 
 def test_a_stage_is_merged_as_a_file_over_its_base():
@@ -286,16 +291,16 @@ def test_a_stage_is_merged_as_a_file_over_its_base():
         "stages.finetune.model": dict(reconstruction={"0": dict(weight=0.5)}, new=dict(_delete_=True, a=1)),
     }
     cfg = config(**changes)
-    stage = stage_config(cfg, "finetune")
-    assert stage.train == ["projector", "heads", "llm"] and "stages" not in stage
+    stage = Recipe(cfg).stages["finetune"]
+    assert stage.train == ("projector", "heads", "llm") and stage.init == "pretrain"
     assert (stage.optim.lr, stage.data.micro_batch, stage.data.global_batch) == (1e-4, 1, 4)
     assert stage.data.train == dict(type="LlavaDataset", ann_file="a.json")
     assert stage.model.reconstruction[0].weight == 0.5 and stage.model.reconstruction[0].shift == 1
     assert stage.model.new == dict(a=1)
-    assert stage_config(cfg, "finetune").to_dict() == stage.to_dict()  # nothing was changed in the config itself
-    assert stage_config(cfg, "pretrain").data.train == dict(type="EasyVQA")
+    assert Recipe(cfg).stages["finetune"].to_dict() == stage.to_dict()  # nothing was changed in the config itself
+    assert Recipe(cfg).first.data.train == dict(type="EasyVQA")
     with pytest.raises(ValueError, match="no stage 'tune'.*pretrain"):
-        stage_config(cfg, "tune")
+        Recipe(cfg).stage("tune")
 
 
 def test_an_option_that_stages_replace_is_told(tmp_path, caplog):

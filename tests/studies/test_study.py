@@ -10,7 +10,7 @@ import pytest
 from run_helpers import ROOT, call_tool
 
 from asvr.commands.scenes import main as write_scenes
-from asvr.recipe.config import stage_config
+from asvr.recipe.recipe import Recipe
 from asvr.studies import run as engine_study
 from asvr.studies.report import compare, markdown
 from asvr.studies.run import arm_config, collect, load_study
@@ -203,8 +203,8 @@ def test_the_studies_are_right(file):
     study = load_study(file)
     assert f"python tools/study.py configs/studies/{file.name}" in file.read_text()
     kinds = [kind for group in study.groups.values() for kind in group]
-    asked = stage_config(arm_config(study, study.baseline, 0, file.parent), "finetune")
+    asked = Recipe(arm_config(study, study.baseline, 0, file.parent)).stages["finetune"]
     assert sorted(kinds) == sorted(asked.evaluation.dataset.kinds) == sorted(asked.data.train.kinds)
     for arm in study.arms:
         for stage in ("pretrain", "finetune"):
-            stage_config(arm_config(study, arm, 0, file.parent), stage)
+            Recipe(arm_config(study, arm, 0, file.parent)).stages[stage]

@@ -22,6 +22,7 @@ from asvr.models.component import fingerprint_of
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.recipe.config import load_config
+from asvr.recipe.recipe import Recipe
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
 RANDOM_TOWER = {
@@ -110,8 +111,9 @@ def model_of(config: Path, options: dict, work_dir: Path):
     from asvr.registry import TEXT_TOKENIZERS
 
     cfg = load_config(config, options)
-    prepared = prepare.prepare(cfg, work_dir, TEXT_TOKENIZERS.build(cfg.text_tokenizer))
-    return load_stage(cfg, list(cfg.stages)[-1], prepared, work_dir), prepared
+    recipe = Recipe(cfg)
+    prepared = prepare.prepare(recipe, work_dir, TEXT_TOKENIZERS.build(cfg.text_tokenizer))
+    return load_stage(recipe, recipe.last.name, prepared, work_dir), prepared
 
 
 # What is built twice --------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from asvr.models.tokenizers import SemanticTokenizer
 from asvr.models.vlm import VLM
 from asvr.profiling.dry_run import _flops_or_why
 from asvr.recipe.preflight import build_meta, check_sizes
+from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import _fit
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
@@ -406,11 +407,11 @@ def test_the_largest_id_decides_and_not_the_number_of_entries(tmp_path):
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_rows_longer_than_the_positions_are_refused(kind):
     text = dict(type="ByteLevelBPE", vocab_size=300)
-    stages = dict(tune=dict(train=["projector"]))
-    cfg = stage_of(text, arch=dict(LLMS[kind], model_type=kind)).to_dict() | dict(stages=stages)
-    check_sizes(Config(dict(cfg, data=dict(max_length=64))))
+    own = dict(stages=dict(tune=dict(train=["projector"])), optim={}, schedule={}, runtime={})
+    cfg = stage_of(text, arch=dict(LLMS[kind], model_type=kind)).to_dict() | own
+    check_sizes(Recipe(Config(dict(cfg, data=dict(max_length=64)))))
     with pytest.raises(ValueError, match=r"data.max_length=65 \(stage tune\): the LLM has 64 positions"):
-        check_sizes(Config(dict(cfg, data=dict(max_length=65))))
+        check_sizes(Recipe(Config(dict(cfg, data=dict(max_length=65)))))
 
 
 @pytest.mark.parametrize(
