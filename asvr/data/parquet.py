@@ -70,6 +70,10 @@ class ParquetDataset(ShardedDataset):
         datasets = _datasets()
         super().__init__(files=files, **kwargs)
         self.columns = _columns(self.paths[0], columns)
+        if both := {name: role for role, name in self.columns.items() if name in self.ignore}:
+            name, role = next(iter(both.items()))
+            fix = f"columns=dict({role}=None) leaves it out"
+            raise ValueError(f"{self.source}: ignore names the column {name!r}, which is read: {fix}")
         self.image_folder = os.path.abspath(image_folder or os.path.dirname(self.paths[0]))
         try:
             rows = datasets.Dataset.from_parquet(self.paths, columns=sorted(set(self.columns.values())))

@@ -95,7 +95,6 @@ def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: b
     """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
     large dataset, where none of `LOOKED_AT` records can, a warning."""
     shifts = [entry.shift for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
-    limits = dict(max_length=stage.data.max_length, num_image_tokens=num_image_tokens)
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
     places = range(len(dataset))
     if len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad
@@ -107,7 +106,8 @@ def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: b
             if isinstance(item, Refusal):
                 raise Refused(item.message, item.reason)
             if trained:
-                require_learned(item["input_ids"], item["labels"], shifts=shifts, **limits)
+                row = dict(input_ids=item["input_ids"], labels=item["labels"], cut_to=item.get("cut_to"))
+                require_learned(**row, num_image_tokens=num_image_tokens, shifts=shifts)
             for picture in item["images"]:
                 open_image(picture, max_pixels=max_pixels)
             return
