@@ -17,18 +17,19 @@ from asvr.signatures import constructor_fields
 from asvr.validate import OWN, check_config, find
 
 
-def preflight(cfg: Config) -> dict[str, int]:
+def preflight(cfg: Config, names: list[str] | None = None) -> dict[str, int]:
     """Everything that can be known without reading a weight or a picture. Returns the tokens of an image by stage.
+    names: the stages that are to run, None: all. Of the others, keys and types alone are checked.
 
     Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
     `asvr.zoo.MissingWeights` naming all pretrained models, and files of data, that are not on this machine.
     """
     check_config(cfg)
-    stages = {name: stage_config(cfg, name) for name in cfg.stages}
+    stages = {name: stage_config(cfg, name) for name in names or cfg.stages}
     try:
         if any(_needs_folder(stage) for stage in stages.values()):
             zoo.require_all(distinct([w for stage in stages.values() for w in wanted_weights(stage)]))
-        models = check_sizes(cfg)
+        models = check_sizes(cfg, names)
         zoo.require_all(distinct([w for name, model in models.items() for w in wanted_weights(stages[name], model)]))
     except zoo.MissingWeights as error:  # what is fetched by hand is told at once, data too
         raise zoo.MissingWeights(error.models, missing_annotations(stages)) from None
@@ -56,10 +57,11 @@ def _annotations(config) -> Iterator[str]:
             yield from _annotations(item)
 
 
-def check_sizes(cfg: Config) -> dict[str, nn.Module]:
-    """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit."""
+def check_sizes(cfg: Config, names: list[str] | None = None) -> dict[str, nn.Module]:
+    """The model of each stage (of ``names``, None: all), built on the meta device. Raises ``ValueError`` where its
+    parts do not fit."""
     models = {}
-    for name in cfg.stages:
+    for name in names or cfg.stages:
         stage = stage_config(cfg, name)
         models[name] = build_meta(stage)
         moving = [target.name for target in models[name].targets if target.shares_encoder]

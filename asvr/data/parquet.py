@@ -1,5 +1,6 @@
 """Parquet files, through Hugging Face `datasets`."""
 
+import logging
 import os
 from dataclasses import dataclass
 from hashlib import sha256
@@ -15,8 +16,8 @@ from asvr.data.record_keys import DESCRIBES, WEIGHTS, is_content, meant_by, unkn
 from asvr.data.refusals import Refused
 from asvr.data.shards import ShardedDataset
 from asvr.data.strict_json import parse_record
-from asvr.engine.log import logger
 from asvr.registry import DATASETS
+from asvr.told import tell_once
 
 ROLES = ("image", "conversations", "question", "answer", "category")
 
@@ -97,7 +98,7 @@ class ParquetDataset(ShardedDataset):
             if lost or ("image" not in self.columns and _holds(field.type, text=False)):
                 raise ValueError(f"{self.source}: {unknown_key(field.name, meant, 'column')}, or name it in `columns`")
         if told := [field.name for field in unread if field.name.lower() not in DESCRIBES]:
-            logger.info("%s: columns that are not read: %s", self.source, ", ".join(told))
+            tell_once(logging.INFO, "%s: columns that are not read: %s", self.source, ", ".join(told))
 
     def record(self, i: int) -> dict:
         row = self.rows[i]

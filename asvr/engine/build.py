@@ -1,6 +1,7 @@
 """From a config to the objects of a run."""
 
 import copy
+import logging
 import math
 import random
 from collections import Counter
@@ -19,13 +20,13 @@ from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
 from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
 from asvr.engine.interruption import obey_parent_alone
-from asvr.engine.log import logger
 from asvr.engine.processes import get_rank, get_world_size
 from asvr.models.attention import AUTO, choose, set_kernel
 from asvr.precision import PRECISIONS
 from asvr.preflight import check_sizes
 from asvr.registry import DATASETS, MODELS
 from asvr.schema import is_device
+from asvr.told import tell_once
 
 LOOKED_AT = 1000  # records, for one that can be used
 MEASURED = 8  # samples that are made to see how large an optimisation step is
@@ -78,10 +79,10 @@ def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
 
 
 def check_data(cfg: Config, tokenizer, num_image_tokens: dict[str, int]) -> None:
-    """Build every dataset of every stage and make an item of each, so that a missing file, a template that the
-    tokenizer cannot write, or data of which nothing can be used, is told before the first stage. num_image_tokens: by
-    stage."""
-    for name in cfg.stages:
+    """Build every dataset of the stages that run and make an item of each, so that a missing file, a template that the
+    tokenizer cannot write, or data of which nothing can be used, is told before the first stage. num_image_tokens: of
+    these stages, by name."""
+    for name in num_image_tokens:
         stage = stage_config(cfg, name)
         for key, config in dataset_configs(stage).items():
             try:
@@ -119,7 +120,8 @@ def _require_usable(dataset, stage: Config, num_image_tokens: int, *, trained: b
             first = first or message
     counted = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
     if len(places) < len(dataset):
-        logger.warning("none of %d records can be used: %s; the first: %s", len(places), counted, first)
+        told = "none of %d records can be used: %s; the first: %s"
+        tell_once(logging.WARNING, told, len(places), counted, first)
         return
     raise ValueError(f"none of the {len(places)} records can be used: {counted}; the first: {first}")
 
@@ -249,11 +251,12 @@ class _AsCached:
         return torch.empty(len(keys), tokenizer.num_tokens, tokenizer.depth, dtype=torch.int32)
 
 
-def check_workers(cfg: Config, tokenizer) -> None:
-    """Raise ``ValueError`` where the workers of a stage have no room for what they hand over, before the first one."""
-    if not any(stage_config(cfg, name).data.num_workers for name in cfg.stages):
+def check_workers(cfg: Config, tokenizer, names: list[str]) -> None:
+    """Raise ``ValueError`` where the workers of one of these stages have no room for what they hand over, before the
+    first one."""
+    if not any(stage_config(cfg, name).data.num_workers for name in names):
         return
-    for name, model in check_sizes(cfg).items():
+    for name, model in check_sizes(cfg, names).items():
         stage = stage_config(cfg, name)
         dataset = build_dataset(stage.data.train, stage.data, tokenizer, model.encoder.num_tokens)
         cache = _AsCached(model) if stage.data.get("cache") is True else None

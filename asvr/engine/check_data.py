@@ -26,12 +26,12 @@ def sources_of_config(path: str, stage: str | None, cfg_options: dict | None) ->
     config, and for data whose file cannot be read at all."""
     cfg = load_config(path, cfg_options)
     check_config(cfg)
-    models = check_sizes(cfg)
-    if stage is not None and stage not in models:
-        raise ValueError(f"--stage {stage}: expected one of {', '.join(models)}")
+    if stage is not None and stage not in cfg.stages:
+        raise ValueError(f"--stage {stage}: expected one of {', '.join(cfg.stages)}")
+    models = check_sizes(cfg, [stage] if stage else None)
     tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
     uses: dict[str, tuple[list[str], Config, dict]] = {}
-    for name in [stage] if stage else models:
+    for name in models:
         data = stage_config(cfg, name)
         for key, config in dataset_configs(data).items():
             used = [config, data.data.template, data.data.max_length, models[name].encoder.num_tokens, key]

@@ -52,14 +52,14 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
 
 def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
     stages = list(cfg.stages)
-    num_image_tokens = preflight(cfg)
     if only is not None and only not in stages:
         raise ValueError(f"--stage {only}: the config has no such stage; expected one of {stages}")
+    chosen = stages if only is None else [only]
+    num_image_tokens = preflight(cfg, chosen)
     text_tokenizer = TEXT_TOKENIZERS.build(cfg.text_tokenizer)
     check_saving(text_tokenizer)
     check_data(cfg, text_tokenizer, num_image_tokens)
-    check_workers(cfg, text_tokenizer)
-    chosen = stages if only is None else [only]
+    check_workers(cfg, text_tokenizer, chosen)
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER and is_main_process():
         _set_aside(work_dir if only is None else work_dir / only)
@@ -70,7 +70,7 @@ def _run(cfg: Config, work_dir: Path, only: str | None, resume: str) -> dict:
     recover(work_dir, chosen, checkpoint)
     check_run(cfg, chosen, text_tokenizer, work_dir)
     if get_world_size() == 1:
-        warn_of_memory(cfg, build_device(cfg.runtime.device))
+        warn_of_memory(cfg, build_device(cfg.runtime.device), chosen)
     if is_main_process():
         dump_config(cfg, work_dir / "config.py")
         with replaced_folder(work_dir / "text_tokenizer") as folder:  # for whoever loads the model later
@@ -146,7 +146,7 @@ def evaluate_run(
     with the name of the questions' file); raises ``ValueError`` where the stage is not finished.
     """
     name = stage or list(cfg.stages)[-1]
-    preflight(cfg)
+    preflight(cfg, [name])
     settings = dict(stage_config(cfg, name).get("evaluation") or {})
     if questions is not None:
         settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))

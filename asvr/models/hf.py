@@ -18,8 +18,7 @@ from transformers.utils import logging as hf_logging
 from asvr import zoo
 from asvr.folders import unsafe_pickle
 from asvr.models.shards import part_of, unshared
-
-logger = logging.getLogger("asvr")
+from asvr.told import tell_once
 
 CONFIG_FILE = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,7 +57,9 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
         different = [k for k in arch if k != "model_type" and getattr(own, k, None) != getattr(given, k)]
         if different:
             listing = ", ".join(f"{k}={getattr(own, k, None)!r} (config: {arch[k]!r})" for k in different)
-            logger.warning("%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing)
+            tell_once(
+                logging.WARNING, "%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing
+            )
     return config
 
 

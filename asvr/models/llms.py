@@ -3,6 +3,7 @@
 Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width, ``V`` vocabulary.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ from asvr.models.hf import (
     resolve_dtype,
 )
 from asvr.registry import LLMS
+from asvr.told import tell_once
 
 # Models that change hidden states in front of the LM head or logits behind it: our loss, which applies the head
 # itself, would be wrong.
@@ -100,6 +102,13 @@ class HFCausalLM(Component):
         folder = find_folder(name, load_weights, "LLM", arch)
         from_scratch = name is None and vocab_size is not None
         config = read_config(folder, arch, name, **(dict(vocab_size=vocab_size) if from_scratch else {}))
+        if from_scratch and (arch or {}).get("vocab_size", config.vocab_size) != config.vocab_size:
+            tell_once(
+                logging.WARNING,
+                "model.llm.arch.vocab_size=%r is not used: an LLM without `name` gets as many embeddings as the ids of "
+                "the text tokenizer need",
+                arch["vocab_size"],
+            )
         require_causal(config, name or "of `arch`")
         for field in _LOGIT_CHANGES:
             if getattr(config, field, None) not in (None, 1.0):

@@ -145,12 +145,12 @@ def largest_micro_batch(data: Config, visual_tokens: int) -> tuple[int, int, int
     return 1, limits["max_tokens"], min(fit, limits["max_images"] or fit)
 
 
-def warn_of_memory(cfg: Config, device: torch.device) -> None:
-    """Say before the first stage which stages the plan does not fit the CUDA device that they will run on."""
+def warn_of_memory(cfg: Config, device: torch.device, names: list[str]) -> None:
+    """Say before the first stage which of these stages the plan does not fit the CUDA device that they will run on."""
     if device.type != "cuda":
         return
     card = Machine(1, "device", torch.cuda.get_device_properties(device).total_memory)
-    for name in cfg.stages:
+    for name in names:
         stage = stage_config(cfg, name)
         plan = plan_memory(stage, build_meta(stage))
         if not plan.fits(card):

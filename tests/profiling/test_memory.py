@@ -176,10 +176,10 @@ def card(cards: int, gigabytes: int) -> Machine:
 def test_a_stage_that_does_not_fit_the_device_is_told_before_it_runs(card_bytes, warned, monkeypatch, caplog):
     device = SimpleNamespace(total_memory=card_bytes)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
-    warn_of_memory(config(), torch.device("cuda"))
+    warn_of_memory(config(), torch.device("cuda"), ["all"])
     assert sorted(record.args[0] for record in caplog.records) == warned
     caplog.clear()
-    warn_of_memory(config(), torch.device("cpu"))
+    warn_of_memory(config(), torch.device("cpu"), ["all"])
     assert not caplog.records
 
 
