@@ -22,7 +22,7 @@ from asvr.base.text import nearest, short
 from asvr.data.batch import Batch
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
-from asvr.data.record_keys import unread_in_message
+from asvr.data.record_keys import meant_in, unread_in_message
 from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import save_text_tokenizer
 from asvr.engine.stages import finished_model, trained_with
@@ -172,7 +172,8 @@ def _check_prompt(i: int, prompt: dict) -> list:
         raise ValueError(f"prompt {i}: messages is {short(prompt['messages'])}: expected a list of messages")
     for number, message in enumerate(prompt["messages"]):
         if (key := unread_in_message(message)) is not None:
-            raise ValueError(f"prompt {i}: unknown key {short(key)} in message {number}: expected 'from' and 'value'")
+            told = meant_in(message, key) or "expected 'from' and 'value' alone"
+            raise ValueError(f"prompt {i}: unknown key {short(key)} in message {number}; {told}")
     return list(images)
 
 

@@ -12,11 +12,11 @@ import torch
 from mmengine.dist import get_rank, get_world_size, is_main_process
 from torch import distributed as dist
 
+from asvr.base.launched import SLURM
+
 # Of what is waited for on the CPU: the first process may compute the features of all pictures meanwhile. A process that
 # dies is noticed at once.
 PATIENCE = timedelta(days=7)
-# srun's name for each of torchrun's.
-SLURM = dict(RANK="SLURM_PROCID", WORLD_SIZE="SLURM_STEP_NUM_TASKS", LOCAL_RANK="SLURM_LOCALID")
 
 _cpu_group = None
 

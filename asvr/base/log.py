@@ -10,6 +10,8 @@ from mmengine.dist import get_rank, is_main_process
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
+from asvr.base.told import forget
+
 logger = logging.getLogger("asvr")
 _bars: weakref.WeakSet = weakref.WeakSet()
 _FORMAT = logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S")
@@ -102,3 +104,4 @@ def set_up_logging(file: Path) -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
     logger.propagate = False
+    forget()

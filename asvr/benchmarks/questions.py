@@ -36,7 +36,7 @@ def evaluate_run(
     """
     recipe = Recipe(cfg)
     name = recipe.stage(stage).name
-    preflight(recipe)
+    preflight(recipe.only(name))
     settings = dict(recipe.stages[name].evaluation or {})
     if questions is not None:
         settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))

@@ -2,11 +2,13 @@
 
 import argparse
 import codecs
+import logging
 import sys
 import traceback
 from pathlib import Path
 
 from asvr.base.interruption import Interrupted
+from asvr.base.launched import started_as
 
 PACKAGE = str(Path(__file__).parents[1])
 
@@ -88,7 +90,22 @@ def _end(message: str) -> None:
     from asvr.base.log import close_bars  # here: --help need not wait for tqdm
 
     close_bars()
-    sys.exit(message)
+    sys.exit(_of_process(message))
+
+
+def _of_process(message: str) -> str:
+    """Of several processes each names itself: most errors are the same in all of them, some are one's alone."""
+    rank, world = started_as()
+    return message if world == 1 else f"process {rank} of {world}: {message}"
+
+
+def _name_process() -> None:
+    """What is told before there is a log goes to the terminal from each of several processes."""
+    logger = logging.getLogger("asvr")
+    if started_as()[1] > 1 and not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(_of_process("%(message)s")))
+        logger.addHandler(handler)
 
 
 def run_tool(main) -> None:
@@ -96,6 +113,7 @@ def run_tool(main) -> None:
     text, exit code 1, and so is a full disk; any other error keeps its traceback. Whatever the locale, no character
     that is printed ends a tool."""
     _take_all_characters()
+    _name_process()
     try:
         main()
     except ValueError as error:
@@ -111,7 +129,7 @@ def run_tool(main) -> None:
         # A worker's error comes with its traceback in front of its message.
         _end(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        print(_of_process(str(stop)), file=sys.stderr)
         raise
     except Exception as error:
         from asvr.base.disk import full_disk  # here: --help need not wait for torch
@@ -123,4 +141,4 @@ def run_tool(main) -> None:
             "the same command again"
         )
     except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from the last checkpoint")
+        sys.exit(_of_process("interrupted: the same command goes on from the last checkpoint"))

@@ -171,8 +171,9 @@ def _look_at(source: Source, item: dict, found: Found, decode: bool) -> None:
     if source.asked and source.max_length is not None and used > source.max_length:
         raise Refused(f"the question takes {used} positions, more than max_length={source.max_length}", "too long")
     if not source.asked:
-        limits = dict(max_length=source.max_length, num_image_tokens=source.num_image_tokens)
-        require_learned(*truncate(ids, item["labels"], **limits), shifts=source.shifts, **limits)
+        one = dict(num_image_tokens=source.num_image_tokens)
+        row = truncate(ids, item["labels"], max_length=source.max_length, **one)
+        require_learned(*row, shifts=source.shifts, cut_to=source.max_length if len(row[0]) < len(ids) else None, **one)
     if source.max_length is not None and used > source.max_length:
         found.tell("noted", "cut by max_length", sample, f"{sample}: {used} positions, {source.max_length} are kept")
     for picture in item["images"]:

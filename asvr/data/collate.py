@@ -84,7 +84,7 @@ class Collate:
     def _check(self, item: dict) -> None:
         if self.shifts is not None:
             row = dict(input_ids=item["input_ids"], labels=item["labels"], shifts=self.shifts)
-            require_learned(**row, num_image_tokens=self.num_image_tokens, max_length=self.max_length)
+            require_learned(**row, num_image_tokens=self.num_image_tokens, cut_to=item.get("cut_to"))
         if self.cache is not None:
             self.cache.check(item["image_keys"])
 

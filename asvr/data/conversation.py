@@ -173,10 +173,9 @@ def truncate(
             )
     input_ids, labels = input_ids[:kept], labels[:kept]
     if IMAGE_TOKEN not in input_ids and all(label == IGNORE for label in labels[1:]):
-        raise Refused(
-            f"no supervised token and no picture within max_length={max_length} (the row has {used} positions)",
-            NOTHING,
-        )
+        cut = max_length is not None and used > max_length
+        told = _no_answer(input_ids, labels, max_length if cut else None)
+        raise Refused(f"{told} (the row has {used} positions), and no picture", NOTHING)
     return input_ids, labels
 
 
@@ -186,18 +185,28 @@ def require_learned(
     *,
     num_image_tokens: int,
     shifts: Collection[int],
-    max_length: int | None = None,
+    cut_to: int | None = None,
 ) -> None:
     """Raise `Refused` for a row without any position that a loss is taken on. shifts: of the model's targets, which
-    learn from pictures: with 1, nothing predicts a picture's first token where that begins the row. max_length: for the
-    message."""
+    learn from pictures: with 1, nothing predicts a picture's first token where that begins the row. cut_to: the
+    ``max_length`` that the row was longer than, for the message."""
     if any(label != IGNORE for label in labels[1:]):
         return
     pictures = [place for place, token in enumerate(input_ids) if token == IMAGE_TOKEN]
     if any(num_image_tokens > (shift and place == 0) for shift in shifts for place in pictures):
         return
-    cut = "" if max_length is None else f" within max_length={max_length}"
     why = (
         "its picture has one visual token, which nothing predicts" if shifts else "the model has no target for pictures"
     )
-    raise Refused(f"the row has no answer{cut}, and {why if pictures else 'no picture'}", NOTHING)
+    told = _no_answer(input_ids, labels, cut_to)
+    raise Refused(f"{told}, and {why if pictures else 'it has no picture'}", NOTHING)
+
+
+def _no_answer(input_ids: list[int], labels: list[int], cut_to: int | None) -> str:
+    """Why a row has no answer that is learned."""
+    if cut_to is not None:
+        return f"no answer is left within max_length={cut_to}"
+    if any(label != IGNORE for label in labels[:1]):
+        return "the answer is the row's first token, which nothing predicts"
+    texts = sum(token != IMAGE_TOKEN for token in input_ids)
+    return "the record has no conversation" if texts <= 1 else "the row has no answer"

@@ -1,5 +1,6 @@
 """Parquet files, through Hugging Face `datasets`."""
 
+import logging
 import os
 from dataclasses import dataclass
 from hashlib import sha256
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asvr.base.log import logger
+from asvr.base.told import tell_once
 from asvr.data.conversation import ROLES as SPEAKERS
 from asvr.data.file_index import FileIndex
 from asvr.data.image_sources import StoredPicture
@@ -70,6 +71,10 @@ class ParquetDataset(ShardedDataset):
         datasets = _datasets()
         super().__init__(files=files, **kwargs)
         self.columns = _columns(self.paths[0], columns)
+        if both := {name: role for role, name in self.columns.items() if name in self.ignore}:
+            name, role = next(iter(both.items()))
+            fix = f"columns=dict({role}=None) leaves it out"
+            raise ValueError(f"{self.source}: ignore names the column {name!r}, which is read: {fix}")
         self.image_folder = os.path.abspath(image_folder or os.path.dirname(self.paths[0]))
         try:
             rows = datasets.Dataset.from_parquet(self.paths, columns=sorted(set(self.columns.values())))
@@ -93,7 +98,7 @@ class ParquetDataset(ShardedDataset):
             if lost or ("image" not in self.columns and _holds(field.type, text=False)):
                 raise ValueError(f"{self.source}: {unknown_key(field.name, meant, 'column')}, or name it in `columns`")
         if told := [field.name for field in unread if field.name.lower() not in DESCRIBES]:
-            logger.info("%s: columns that are not read: %s", self.source, ", ".join(told))
+            tell_once(logging.INFO, "%s: columns that are not read: %s", self.source, ", ".join(told))
 
     def record(self, i: int) -> dict:
         row = self.rows[i]

@@ -35,11 +35,17 @@ CONTENT = {
     **dict.fromkeys("video videos audio audios speech objects system system_prompt tools".split()),
     **dict.fromkeys("chosen rejected".split()),
 }
+# What other layouts call the keys of a message.
+MESSAGE_CONTENT = {
+    **dict.fromkeys("role speaker sender author".split(), "from"),
+    **dict.fromkeys("content text message utterance".split(), "value"),
+}
 WEIGHTS = frozenset("weight sample_weight loss loss_weight".split())  # of a sample: anything else than 1 changes a loss
 PROVENANCE = frozenset("id url urls source data_source license".split())  # may end like an image's name
 PICTURE_ENDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LONG = 20  # characters
 MISSPELLED = 0.8  # of difflib: one letter of `image` is another, missing, or stands twice
+NEAR = 0.7  # two letters of `from` are in each other's place; here nothing is taken or refused by it
 
 
 def unread_keys(record: dict, ignore: Collection[str] = ()) -> list[str]:
@@ -102,9 +108,7 @@ def _remedy(key: str) -> str:
 def _refuse_in_messages(messages, ignore: Collection[str]) -> None:
     for i, message in enumerate(messages if isinstance(messages, list) else ()):
         if (key := unread_in_message(message, ignore)) is not None:
-            raise Refused(
-                f"{UNKNOWN} {short(key)} in message {i}, which has 'from' and 'value'; {_remedy(key)}", UNKNOWN
-            )
+            raise Refused(f"{UNKNOWN} {short(key)} in message {i}; {meant_in(message, key) or _remedy(key)}", UNKNOWN)
 
 
 def unread_in_message(message, ignore: Collection[str] = ()) -> str | None:
@@ -112,7 +116,20 @@ def unread_in_message(message, ignore: Collection[str] = ()) -> str | None:
     if not isinstance(message, dict) or message.keys() <= {*MESSAGE}:
         return None
     known = {*MESSAGE, *MESSAGE_DESCRIBES, *ignore}
-    return next((key for key, value in message.items() if key not in known and not _is_empty(value)), None)
+    others = [key for key, value in message.items() if key not in known and not _is_empty(value)]
+    return next((key for key in others if key not in WEIGHTS or message[key] != 1), None)
+
+
+def meant_in(message: dict, key: str) -> str | None:
+    """What a message has in place of a key, where it lacks one that is read; None where it has both."""
+    missing = [own for own in MESSAGE if message.get(own) is None]  # a table has null
+    if not missing:
+        return None
+    name = str(key).lower()
+    near = difflib.get_close_matches(name, missing, n=1, cutoff=NEAR)
+    meant = MESSAGE_CONTENT.get(name) or next(iter(near), None)
+    question = f"did you mean {meant!r}? A message is" if meant in missing else "a message is"
+    return f"{question} {{'from': 'human' or 'gpt', 'value': text}}"
 
 
 def _is_empty(value) -> bool:

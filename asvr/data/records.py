@@ -16,7 +16,7 @@ from asvr.base.text import short
 from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
 from asvr.data.image_sources import Source, has_file, refuse_elsewhere
 from asvr.data.images import check_file
-from asvr.data.record_keys import unread_keys
+from asvr.data.record_keys import MESSAGE, READ, unread_keys
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.templates import IMAGE_MARK, Template, build_template
 
@@ -51,6 +51,8 @@ class ConversationDataset:
         self.on_error = check_policy(on_error)
         if isinstance(ignore, str) or not all(isinstance(key, str) for key in ignore):
             raise ValueError(f"{type(self).__name__}: ignore={ignore!r}: expected a list of keys")
+        if both := [key for key in ignore if key in (*READ, *MESSAGE)]:
+            raise ValueError(f"{type(self).__name__}: ignore names {both[0]!r}, which is read: take it out of the list")
         self.ignore = frozenset(ignore)
         self.refusals: Counter = Counter()
 
@@ -74,7 +76,8 @@ class ConversationDataset:
 
     def __getitem__(self, i: int) -> dict | Refusal:
         """Return ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for a picture), ``images`` (files or
-        pictures, in the order of the marks), ``image_keys``, ``sample_id``, and ``unread``: keys that nobody reads.
+        pictures, in the order of the marks), ``image_keys``, ``sample_id``, ``unread``: keys that nobody reads, and
+        ``cut_to``: ``max_length`` where the row was longer.
 
         Raises: `Refused` where the policy is ``raise``.
         """
@@ -158,11 +161,10 @@ class ConversationDataset:
 
     def _training_item(self, i: int) -> dict:
         _, segments, item = self._segments(i)
-        input_ids, labels = encode_segments(segments, self.tokenizer)
-        input_ids, labels = truncate(
-            input_ids, labels, max_length=self.max_length, num_image_tokens=self.num_image_tokens or 1
-        )
-        return dict(input_ids=input_ids, labels=labels, **item)
+        row = encode_segments(segments, self.tokenizer)
+        input_ids, labels = truncate(*row, max_length=self.max_length, num_image_tokens=self.num_image_tokens or 1)
+        cut_to = self.max_length if len(input_ids) < len(row[0]) else None
+        return dict(input_ids=input_ids, labels=labels, cut_to=cut_to, **item)
 
     def _question_item(self, i: int) -> dict:
         record, segments, item = self._segments(i, prompt=True)

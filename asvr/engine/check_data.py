@@ -28,13 +28,14 @@ def sources_of_config(path: str, stage: str | None, cfg_options: dict | None) ->
     cfg = load_config(path, cfg_options)
     check_config(cfg)
     recipe = Recipe(cfg)
+    if stage is not None:
+        if stage not in recipe.stages:
+            raise ValueError(f"--stage {stage}: expected one of {', '.join(recipe.stages)}")
+        recipe = recipe.only(stage)
     models = check_sizes(recipe)
-    if stage is not None and stage not in models:
-        raise ValueError(f"--stage {stage}: expected one of {', '.join(models)}")
     tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
     uses: dict[str, tuple[list[str], Config, dict]] = {}
-    for name in [stage] if stage else models:
-        data = recipe.stages[name]
+    for name, data in recipe.stages.items():
         for key, config in dataset_configs(data).items():
             used = [config, data.data.template, data.data.max_length, models[name].encoder.num_tokens, key]
             used += [getattr(data.data, "max_pixels", None), shifts_of(models[name])]

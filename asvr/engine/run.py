@@ -51,15 +51,15 @@ def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = A
 
 
 def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
-    stages = list(recipe.stages)
-    num_image_tokens = preflight(recipe)
-    if only is not None and only not in stages:
-        raise ValueError(f"--stage {only}: the config has no such stage; expected one of {stages}")
+    if only is not None and only not in recipe.stages:
+        raise ValueError(f"--stage {only}: the config has no such stage; expected one of {list(recipe.stages)}")
+    running = recipe if only is None else recipe.only(only)
+    chosen = list(running.stages)
+    num_image_tokens = preflight(running)
     text_tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
     check_saving(text_tokenizer)
-    check_data(recipe, text_tokenizer, num_image_tokens)
-    check_workers(recipe, text_tokenizer)
-    chosen = stages if only is None else [only]
+    check_data(running, text_tokenizer, num_image_tokens)
+    check_workers(running, text_tokenizer)
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER and is_main_process():
         _set_aside(work_dir if only is None else work_dir / only)
@@ -70,7 +70,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     recover(work_dir, chosen, checkpoint)
     check_run(recipe, chosen, text_tokenizer, work_dir)
     if get_world_size() == 1:
-        warn_of_memory(recipe, build_device(recipe.runtime.device))
+        warn_of_memory(running, build_device(recipe.runtime.device))
     if is_main_process():
         dump_config(recipe.config, work_dir / "config.py")
         with replaced_folder(work_dir / "text_tokenizer") as folder:  # for whoever loads the model later

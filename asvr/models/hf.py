@@ -16,9 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from asvr.base import hub
 from asvr.base.files import unsafe_pickle
 from asvr.base.quiet import without_warnings
+from asvr.base.told import tell_once
 from asvr.models.shards import part_of, unshared
-
-logger = logging.getLogger("asvr")
 
 CONFIG_FILE = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +56,9 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
         different = [k for k in arch if k != "model_type" and getattr(own, k, None) != getattr(given, k)]
         if different:
             listing = ", ".join(f"{k}={getattr(own, k, None)!r} (config: {arch[k]!r})" for k in different)
-            logger.warning("%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing)
+            tell_once(
+                logging.WARNING, "%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing
+            )
     return config
 
 

@@ -3,6 +3,7 @@
 Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width, ``V`` vocabulary.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from asvr.base import compat
+from asvr.base.told import tell_once
 from asvr.data.batch import Segments
 from asvr.models.attention import PREFIX, no_mask
 from asvr.models.checkpointing import check_mode, settings
@@ -100,6 +102,13 @@ class HFCausalLM(Component):
         folder = find_folder(name, load_weights, "LLM", arch)
         from_scratch = name is None and vocab_size is not None
         config = read_config(folder, arch, name, **(dict(vocab_size=vocab_size) if from_scratch else {}))
+        if from_scratch and (arch or {}).get("vocab_size", config.vocab_size) != config.vocab_size:
+            tell_once(
+                logging.WARNING,
+                "model.llm.arch.vocab_size=%r is not used: an LLM without `name` gets as many embeddings as the ids of "
+                "the text tokenizer need",
+                arch["vocab_size"],
+            )
         require_causal(config, name or "of `arch`")
         for field in _LOGIT_CHANGES:
             if getattr(config, field, None) not in (None, 1.0):

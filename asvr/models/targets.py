@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from asvr.base.told import tell_once
 from asvr.models.heads.base import Head, places_of, why_whole_images
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.registry import HEADS, LOSSES, VISUAL_TOKENIZERS
-
-logger = logging.getLogger("asvr")
 
 
 @dataclass
@@ -160,7 +159,8 @@ def _tell_last_tap(key: str, tap: int, llm) -> None:
     """It used to be -1 by another name, and there are checkpoints that were trained so."""
     if getattr(llm, "final_norm", tap) is None:
         raise ValueError(f"{key}.tap={tap}: no final norm is found in this LLM, which has no other last state; use -1")
-    logger.info(
+    tell_once(
+        logging.INFO,
         "%s.tap=%d: the last block's own output, in front of the final norm; earlier runs with it took the state "
         "behind the norm, which is tap=-1",
         *(key, tap),

@@ -1,6 +1,7 @@
 """From a config to the objects of a run."""
 
 import copy
+import logging
 import math
 import random
 from collections import Counter
@@ -11,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from asvr.base.distributed import get_rank, get_world_size
 from asvr.base.interruption import obey_parent_alone
-from asvr.base.log import logger
 from asvr.base.precision import PRECISIONS
+from asvr.base.told import tell_once
 from asvr.data.collate import Collate
 from asvr.data.conversation import require_learned
 from asvr.data.images import MAX_PIXELS, open_image
@@ -95,7 +96,6 @@ def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bo
     """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
     large dataset, where none of `LOOKED_AT` records can, a warning."""
     shifts = [entry.shift for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
-    limits = dict(max_length=stage.data.max_length, num_image_tokens=num_image_tokens)
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
     places = range(len(dataset))
     if len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad
@@ -107,7 +107,8 @@ def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bo
             if isinstance(item, Refusal):
                 raise Refused(item.message, item.reason)
             if trained:
-                require_learned(item["input_ids"], item["labels"], shifts=shifts, **limits)
+                row = dict(input_ids=item["input_ids"], labels=item["labels"], cut_to=item.get("cut_to"))
+                require_learned(**row, num_image_tokens=num_image_tokens, shifts=shifts)
             for picture in item["images"]:
                 open_image(picture, max_pixels=max_pixels)
             return
@@ -119,7 +120,8 @@ def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bo
             first = first or message
     counted = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
     if len(places) < len(dataset):
-        logger.warning("none of %d records can be used: %s; the first: %s", len(places), counted, first)
+        told = "none of %d records can be used: %s; the first: %s"
+        tell_once(logging.WARNING, told, len(places), counted, first)
         return
     raise ValueError(f"none of the {len(places)} records can be used: {counted}; the first: {first}")
 

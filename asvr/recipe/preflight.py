@@ -20,6 +20,7 @@ from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENI
 
 def preflight(recipe: Recipe) -> dict[str, int]:
     """Everything that can be known without reading a weight or a picture. Returns the tokens of an image by stage.
+    Of stages that ``recipe`` leaves out, keys and types alone are checked.
 
     Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
     `asvr.base.hub.MissingWeights` naming all pretrained models, and files of data, that are not on this machine.

@@ -77,6 +77,10 @@ class Recipe:
             raise ValueError(f"the config has no stage {name!r}: expected one of {list(self.stages)}")
         return self.stages[name]
 
+    def only(self, name: str) -> "Recipe":
+        """With one stage, where that alone is to run."""
+        return Recipe(self.config, {name: self.stages[name]})
+
     def shared(self, key: str, why: str) -> Any:
         """``data.<key>``, None where it is not set. Raises ``ValueError`` where stages differ in it."""
         found = {name: stage.data.get(key) for name, stage in self.stages.items()}
