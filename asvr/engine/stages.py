@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from asvr.config import MODEL_FILE, is_model_folder, stage_config
+from asvr.data.image_digest import first_refused, image_digest
 from asvr.engine import checkpoint
 from asvr.engine.build import build_device, build_model, data_fingerprint
 from asvr.engine.identity import architecture, check_same_config, identity, init_of, other_places, tell_changes
@@ -213,8 +214,7 @@ def check_run(cfg: Config, names: list[str], text_tokenizer, work_dir: Path) -> 
     anything there is written anew."""
     for name in names:
         if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
-            if other_places(check_same_config(newest, identity(cfg, name, text_tokenizer)), "data.train"):
-                _require_same_data(newest, DATASETS.build(stage_config(cfg, name).data.train), moved=True)
+            _require_same_run(newest, cfg, name, text_tokenizer)
             _check_start(newest, cfg, name, work_dir)
 
 
@@ -281,6 +281,28 @@ def _restore(runner: Runner, folder: Path) -> None:
     restore_random_states(state["random"], seed=runner.seed, step=meta["step"])
 
 
+def _require_same_run(folder: Path, cfg: Config, name: str, text_tokenizer) -> None:
+    """Raise ``ValueError`` where a checkpoint was made with another configuration, or with other data than those that
+    lie where it says now."""
+    if other_places(check_same_config(folder, identity(cfg, name, text_tokenizer)), "data.train"):
+        dataset = DATASETS.build(stage_config(cfg, name).data.train)
+        _require_same_data(folder, dataset, moved=True)
+        _require_same_images(folder, dataset)
+
+
+def _require_same_images(folder: Path, dataset) -> None:
+    there = checkpoint.read_meta(folder).get("images")
+    if there is None:
+        logger.warning("%s does not say which images it was trained on: those of data.train are not compared", folder)
+    elif image_digest(dataset) != there:
+        why = first_refused(dataset)
+        raise ValueError(
+            f"{folder} was trained on other images than lie where data.train says now"
+            + (f" ({why})" if why else "")
+            + ". Bring the same images there, or start anew with --resume never"
+        )
+
+
 def _require_same_data(folder: Path, dataset, *, moved: bool = False) -> None:
     """moved: its files lie elsewhere than before, so that only a fingerprint can tell."""
     meta, now = checkpoint.read_meta(folder), (len(dataset), data_fingerprint(dataset))
@@ -302,7 +324,7 @@ def _start_of(cfg: Config, name: str, work_dir: Path, text_tokenizer) -> Path | 
         raise ValueError(
             f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"
         )
-    check_same_config(start, identity(cfg, init, text_tokenizer))
+    _require_same_run(start, cfg, init, text_tokenizer)
     return start
 
 
