@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config
 
 from asvr.config import stage_config
-from asvr.data.code_cache import CodeCache
-from asvr.data.feature_cache import FeatureCache, build_feature_cache, pixel_batches
+from asvr.data.code_cache import CodeCache, hash_pictures
+from asvr.data.feature_cache import FeatureCache, build_feature_cache, folder_of, pixel_batches
 from asvr.data.images import MAX_PIXELS
 from asvr.engine.ahead import encoder_ahead, is_drawn, tokenizer_ahead
 from asvr.engine.build import build_device, pictures_of_stages
@@ -75,9 +75,9 @@ def prepare(cfg: Config, work_dir: Path, text_tokenizer) -> Prepared:
     for target in entries:
         if "fit" not in target:
             continue
-        folder = work_dir / "tokenizers" / f"{target['name']}-{_fit_digest(target, cache, training, cfg.runtime.seed)}"
+        pictures = {key: all_pictures[key] for key in training}
+        folder = _fit_folder(work_dir, cfg, target, encoder, cache, pictures)
         if not folder.is_dir():
-            pictures = {key: all_pictures[key] for key in training}
             _fit(target, folder, encoder, cache, pictures, cfg.data.image_aspect, cfg.runtime.seed, device)
         target["tokenizer"]["name"] = str(folder)
         del target["fit"]
@@ -131,9 +131,22 @@ def pictures_of(cfg: Config) -> tuple[list[str], dict]:
     return pictures_of_stages(cfg)
 
 
-def _fit_digest(target: dict, cache: FeatureCache, keys: list[str], seed: int) -> str:
-    """The cache's folder stands for the encoder and the pictures."""
-    parts = [target["tokenizer"].to_dict(), target["fit"].to_dict(), cache.folder.name, keys, seed]
+def _fit_folder(work_dir: Path, cfg: Config, target: dict, encoder, cache: FeatureCache, pictures: dict) -> Path:
+    """Named by all that a fit depends on, and not by where its pictures lie: on CUDA a second one gives other
+    codebooks, and a run whose pictures have moved needs its own. Earlier versions named it by that too."""
+    place, seed = work_dir / "tokenizers", cfg.runtime.seed
+    earlier = place / f"{target['name']}-{_fit_digest(target, cache.folder.name, list(pictures), seed)}"
+    if earlier.is_dir():
+        return earlier
+    root = cache.folder.parent
+    features = folder_of(root, encoder, {}, cfg.data.image_aspect, without_weights(cfg.model.encoder)).name
+    contents = list(hash_pictures(root, pictures).values())
+    return place / f"{target['name']}-{_fit_digest(target, features, contents, seed)}"
+
+
+def _fit_digest(target: dict, features: str, pictures: list[str], seed: int) -> str:
+    """features: stands for the encoder."""
+    parts = [target["tokenizer"].to_dict(), target["fit"].to_dict(), features, pictures, seed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

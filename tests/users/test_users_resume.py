@@ -10,6 +10,7 @@ import pytest
 from parallel_helpers import losses, make_config, train
 from PIL import Image
 
+from asvr.config import load_config
 from asvr.data import image_digest as digests
 from asvr.data.image_digest import image_digest
 from asvr.data.image_folder import ImageFolder
@@ -17,7 +18,9 @@ from asvr.data.llava import LlavaDataset
 from asvr.data.mixture import Mixture
 from asvr.data.records import ConversationDataset
 from asvr.engine import stages
+from asvr.engine.build import pictures_of_stages
 from asvr.engine.checkpoint import newest
+from asvr.engine.prepare import _fit_digest
 from asvr.models.compiling import compile_blocks
 
 PLAIN = dict(evaluation=None)
@@ -86,8 +89,26 @@ def test_the_same_images_at_another_place_go_on(run_of, config, tmp_path):
     assert found == [line["loss"] for line in losses(whole)]
     lines = told(tmp_path / "run")
     assert len(lines) == (2 if kind is mixture else 1)
+    assert (tmp_path / "run/train.log").read_text().count("fitting the tokenizer") == 1  # a second one is not the same
     for line in lines:
         assert f"'{tmp_path / 'images'}' (was '{config.parent / 'images'}'): the records are the same" in line
+
+
+def test_a_tokenizer_that_an_earlier_version_fitted_is_used(run_of, config, tmp_path):
+    """Its folder was named by where the images lie."""
+    kind, _, half = run_of
+    shutil.copytree(half, tmp_path / "run")
+    data = kind(config, config.parent / "images")
+    cfg = load_config(config, PLAIN | {"data.train": data})
+    target, (cache,) = (
+        cfg.model.reconstruction[0],
+        (path for path in (tmp_path / "run/cache").iterdir() if path.is_dir()),
+    )
+    keys, _ = pictures_of_stages(cfg)
+    (own,) = (tmp_path / "run/tokenizers").iterdir()
+    own.rename(own.with_name(f"semantic-{_fit_digest(target, cache.name, keys, 0)}"))
+    goes_on(config, tmp_path / "run", data)
+    assert [path.name for path in own.parent.iterdir()] != [own.name] and not own.exists()
 
 
 def other_content(images: Path) -> None:
