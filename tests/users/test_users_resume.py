@@ -16,6 +16,7 @@ from asvr.data.image_digest import image_digest
 from asvr.data.image_folder import ImageFolder
 from asvr.data.llava import LlavaDataset
 from asvr.data.mixture import Mixture
+from asvr.data.parquet import ParquetDataset
 from asvr.data.records import ConversationDataset
 from asvr.engine import stages
 from asvr.engine.build import pictures_of_stages
@@ -357,3 +358,24 @@ def test_a_dataset_whose_images_are_unknown_has_none(tmp_path):
 def _one_image(folder: Path) -> str:
     Image.new("RGB", (2, 2)).save(folder / "a.png")
     return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["paths", "structs"])
+def test_images_that_a_parquet_file_names_are_compared(tmp_path, kind):
+    """Those whose bytes stand in it too, but for them its own fingerprint vouches."""
+    datasets = pytest.importorskip("datasets")
+    for name in ("same", "other"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (2, 2), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    shutil.copytree(tmp_path / "same", tmp_path / "moved")
+    Image.new("RGB", (2, 2), (9, 0, 0)).save(tmp_path / "other" / "1.png")
+    paths = [f"{i}.png" for i in range(3)]
+    stored = [dict(bytes=None if i else b"first", path=path) for i, path in enumerate(paths)]
+    columns = dict(image=paths if kind == "paths" else stored, question=["q"] * 3, answer=["a"] * 3)
+    datasets.Dataset.from_dict(columns).to_parquet(str(tmp_path / "rows.parquet"))
+    same, moved, other = (
+        image_digest(ParquetDataset(files=str(tmp_path / "rows.parquet"), image_folder=str(tmp_path / name)))
+        for name in ("same", "moved", "other")
+    )
+    assert same == moved != other
