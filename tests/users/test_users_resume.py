@@ -361,9 +361,10 @@ def _one_image(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["paths", "structs"])
-def test_images_that_a_parquet_file_names_are_compared(tmp_path, kind):
+def test_images_that_a_parquet_file_names_are_compared(tmp_path, monkeypatch, kind):
     """Those whose bytes stand in it too, but for them its own fingerprint vouches."""
     datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
     for name in ("same", "other"):
         (tmp_path / name).mkdir()
         for i in range(3):
