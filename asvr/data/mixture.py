@@ -15,6 +15,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from asvr.data.image_digest import LEAST, Sample
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refusal
 from asvr.data.samplers import ResumableSampler
@@ -179,6 +180,15 @@ class Mixture(ConversationDataset):
         """Of every record once, whatever the weights."""
         for dataset in self.datasets:
             yield from dataset.texts(template)
+
+    def some_images(self, limit: int) -> Sample:
+        """Of each source its part of them: a small one may lie elsewhere too."""
+        own = max(LEAST, limit // len(self.datasets))
+        return [
+            (f"{i} {name}", source)
+            for i, dataset in enumerate(self.datasets)
+            for name, source in dataset.some_images(own)
+        ]
 
     def pictures(self) -> Iterator[tuple]:
         seen = set()

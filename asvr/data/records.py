@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 from asvr.base.log import logger
 from asvr.base.text import short
 from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
+from asvr.data.image_digest import Sample, sample_images
 from asvr.data.image_sources import Source, has_file, refuse_elsewhere
 from asvr.data.images import check_file
 from asvr.data.record_keys import MESSAGE, READ, unread_keys
@@ -112,6 +113,24 @@ class ConversationDataset:
                 if key not in seen:
                     seen.add(key)
                     yield key, source
+
+    def some_images(self, limit: int) -> Sample:
+        """At most ``limit`` images by their names in records that chance chooses, the same wherever they lie."""
+        return sample_images(len(self), limit, self._images_of)
+
+    def _images_of(self, i: int) -> Sample:
+        try:
+            record = self.record(i)
+            names = _names(record) if isinstance(record, dict) else []
+        except Refused:  # the record's fault, and the same at another place
+            return []
+        found = []
+        for name in names:
+            try:
+                found.append((name, self.picture(name)[1]))
+            except Refused as error:
+                found.append((name, error))
+        return found
 
     def checked(self, i: int) -> tuple[dict, list[str]]:
         """Record ``i``, and its keys that are not read. Raises `Refused` where content would be lost with them."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from asvr.base.log import logger
@@ -44,9 +44,10 @@ _FREE = (
 _DRAWING = ("data.micro_batch", "data.pack", "data.group")
 # What is refused is left out of its batch, and no other sample moves: so that a run goes on behind a bad record.
 _REFUSING = ("data.on_error", "data.max_pixels")
-# Fields that say where a dataset's files are: its fingerprint stands for what is in them. It does not cover the images
-# of a folder, so `image_folder` and `root` are compared.
+# Fields that say where a dataset's files are: its fingerprint stands for what is in them.
 _PLACES = ("ann_file", "files")
+# Fields that say where its images are: the digest of images in a checkpoint stands for them. An older one has none.
+_IMAGE_PLACES = ("image_folder", "root")
 _TEXT_TOKENIZER, _FINGERPRINT = "text_tokenizer", "text_tokenizer.fingerprint"
 _WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
 
@@ -72,15 +73,17 @@ def check_same_config(folder: Path, own: dict) -> dict[str, tuple]:
 
     Raises ``ValueError`` where anything else does, with what it is.
     """
-    there = {k: v for k, v in checkpoint.read_meta(folder)["config"].items() if not _is_under(k, _LEFT_OUT)}
+    meta = checkpoint.read_meta(folder)
+    there = {k: v for k, v in meta["config"].items() if not _is_under(k, _LEFT_OUT)}
     different = {key: (there.get(key), own.get(key)) for key in own.keys() | there.keys()}
     different = {key: pair for key, pair in sorted(different.items()) if pair[0] != pair[1]}
-    essence = _essence(there), _essence(own)
+    places = _PLACES if meta.get("images") is None else _PLACES + _IMAGE_PLACES
+    essence = _essence(there, places), _essence(own, places)
     if is_model_folder(own["init"]):  # its digest is compared with the checkpoint's `start`
         essence[0]["init"] = own["init"]
     wrong = [key for key in different if essence[0].get(key) != essence[1].get(key)]
     if wrong:
-        listing = "; ".join(_difference(key, *different[key]) for key in wrong[:5])
+        listing = "; ".join(_difference(key, *(own.get(key) for own in essence)) for key in wrong[:5])
         raise ValueError(
             f"{folder} belongs to another configuration ({listing}). "
             "Give the options it was trained with, take another --work-dir, or train anew with --resume never"
@@ -104,9 +107,12 @@ def architecture(model, config: dict) -> dict[str, str]:
 def tell_changes(different: dict, stage: Stage) -> None:
     """One line for each setting with which a stage goes on in another way than before."""
     draws = any(entry.get("supervise") is not None for entry in stage.model.reconstruction)
-    for key, (there, here) in different.items():
+    leaves = [leaf for key, pair in different.items() for leaf in _leaves(key, *pair)]
+    for key, there, here in leaves:
         told = "samples and objective of a step are the same"
-        if _is_under(key, _REFUSING):
+        if _is_under(key, ("data.train",)):
+            told = "the records are the same, and so are the images of them that were compared"
+        elif _is_under(key, _REFUSING):
             told = "other records may be left out of their steps, none is added or moved"
         elif _is_under(key, _DRAWING):
             what = "the tokens that `supervise` draws and any dropout" if draws else "any dropout"
@@ -114,17 +120,18 @@ def tell_changes(different: dict, stage: Stage) -> None:
         logger.info("goes on with %s=%r (was %r): %s", key, here, there, told)
 
 
-def _essence(flat: dict) -> dict:
-    """An `identity` without what may change. Where files lie may: fingerprints of what is in them are compared."""
+def _essence(flat: dict, places: tuple[str, ...]) -> dict:
+    """An `identity` without what may change. Where files lie may: fingerprints of what is in them are compared.
+    places: the fields of a dataset that say so."""
     found = {}
     for key, value in flat.items():
         parent, _, last = key.rpartition(".")
         if _is_under(key, _FREE) or (_is_under(key, (_TEXT_TOKENIZER,)) and key != _FINGERPRINT):
             continue
         if _is_under(key, ("data.train",)):
-            if last in _PLACES:
+            if last in places:
                 continue
-            value = _without(value, lambda config: _PLACES)
+            value = _without(value, lambda config: places)
         elif _is_under(key, ("model",)):
             if last in _files_of({"type": flat.get(f"{parent}.type")}):
                 continue
@@ -155,11 +162,19 @@ def _is_under(key: str, names: tuple[str, ...]) -> bool:
 
 
 def _difference(key: str, there, here) -> str:
-    """What differs, as far down as both have it."""
+    key, there, here = next(_leaves(key, there, here))
+    return f"{key}: {there!r} there, {here!r} here"
+
+
+def _leaves(key: str, there, here) -> Iterator[tuple]:
+    """Key and both values of all that differs, as far down as both have it."""
     if isinstance(there, dict) and isinstance(here, dict) and there.keys() == here.keys():
-        inner = next(k for k in there if there[k] != here[k])
+        inner = list(there)
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        inner = next(i for i in range(len(there)) if there[i] != here[i])
+        inner = range(len(there))
     else:
-        return f"{key}: {there!r} there, {here!r} here"
-    return _difference(f"{key}.{inner}", there[inner], here[inner])
+        yield key, there, here
+        return
+    for name in inner:
+        if there[name] != here[name]:
+            yield from _leaves(f"{key}.{name}", there[name], here[name])

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from asvr.base.log import logger
-from asvr.caches.codes import CodeCache
-from asvr.caches.features import FeatureCache, build_feature_cache, pixel_batches
+from asvr.caches.codes import CodeCache, hash_pictures
+from asvr.caches.features import FeatureCache, build_feature_cache, folder_of, pixel_batches
 from asvr.data.images import MAX_PIXELS
 from asvr.engine.ahead import encoder_ahead, is_drawn, tokenizer_ahead
 from asvr.engine.codes import code_cache
@@ -74,11 +74,9 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     for target in entries:
         if "fit" not in target:
             continue
-        folder = (
-            work_dir / "tokenizers" / f"{target['name']}-{_fit_digest(target, cache, training, recipe.runtime.seed)}"
-        )
+        pictures = {key: all_pictures[key] for key in training}
+        folder = _fit_folder(work_dir, recipe, target, encoder, cache, pictures)
         if not folder.is_dir():
-            pictures = {key: all_pictures[key] for key in training}
             _fit(target, folder, encoder, cache, pictures, data.image_aspect, recipe.runtime.seed, device)
         fitted[target["name"]] = str(folder)
     recipe = recipe.with_fitted(fitted)
@@ -126,9 +124,22 @@ def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
     return pictures_of_stages(recipe)
 
 
-def _fit_digest(target: dict, cache: FeatureCache, keys: list[str], seed: int) -> str:
-    """The cache's folder stands for the encoder and the pictures."""
-    parts = [target["tokenizer"].to_dict(), target["fit"].to_dict(), cache.folder.name, keys, seed]
+def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: FeatureCache, pictures: dict) -> Path:
+    """Named by all that a fit depends on, and not by where its pictures lie: on CUDA a second one gives other
+    codebooks, and a run whose pictures have moved needs its own. Earlier versions named it by that too."""
+    place, seed, first = work_dir / "tokenizers", recipe.runtime.seed, recipe.first
+    earlier = place / f"{target['name']}-{_fit_digest(target, cache.folder.name, list(pictures), seed)}"
+    if earlier.is_dir():
+        return earlier
+    root = cache.folder.parent
+    features = folder_of(root, encoder, {}, first.data.image_aspect, without_weights(first.model.encoder)).name
+    contents = list(hash_pictures(root, pictures).values())
+    return place / f"{target['name']}-{_fit_digest(target, features, contents, seed)}"
+
+
+def _fit_digest(target: dict, features: str, pictures: list[str], seed: int) -> str:
+    """features: stands for the encoder."""
+    parts = [target["tokenizer"].to_dict(), target["fit"].to_dict(), features, pictures, seed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from asvr.base.distributed import get_world_size
+from asvr.base.distributed import get_world_size, is_main_process
 from asvr.base.log import logger
+from asvr.data.image_digest import image_digest
 from asvr.data.mixture import Mixture
 from asvr.engine.hooks import CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
 from asvr.engine.optim import build_optim_wrapper, build_schedulers
@@ -36,7 +37,8 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
     dataset = build_dataset(data.train, data, tokenizer, model.encoder.num_tokens)
     steps = num_steps(stage, len(dataset))
     optim_wrapper = build_optim_wrapper(model, stage.optim)
-    meta = meta | dict(samples=len(dataset), data=data_fingerprint(dataset))
+    images = image_digest(dataset) if is_main_process() else None  # which writes checkpoint.json
+    meta = meta | dict(samples=len(dataset), data=data_fingerprint(dataset), images=images)
     experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
     logger.info(
         "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train

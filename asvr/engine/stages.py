@@ -18,6 +18,7 @@ from asvr.base.distributed import is_main_process, wait
 from asvr.base.files import replace_text
 from asvr.base.log import logger
 from asvr.base.precision import PRECISIONS
+from asvr.data.image_digest import first_refused, image_digest
 from asvr.engine import checkpoint
 from asvr.engine.identity import architecture, check_same_config, identity, other_places, tell_changes
 from asvr.engine.parallel import bare, gathered
@@ -30,7 +31,7 @@ from asvr.models.component import fingerprint_of
 from asvr.recipe.build import build_device, build_model, data_fingerprint
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder
 from asvr.recipe.model_folder import start_from
-from asvr.recipe.recipe import Recipe
+from asvr.recipe.recipe import Recipe, Stage
 from asvr.registry import DATASETS, MODEL_WRAPPERS
 
 DONE = "done.json"
@@ -211,8 +212,7 @@ def check_run(recipe: Recipe, names: list[str], text_tokenizer, work_dir: Path) 
     anything there is written anew."""
     for name in names:
         if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
-            if other_places(check_same_config(newest, identity(recipe.stages[name], text_tokenizer)), "data.train"):
-                _require_same_data(newest, DATASETS.build(recipe.stages[name].data.train), moved=True)
+            _require_same_run(newest, recipe.stages[name], text_tokenizer)
             _check_start(newest, recipe, name, work_dir)
 
 
@@ -279,6 +279,28 @@ def _restore(runner: Runner, folder: Path) -> None:
     restore_random_states(state["random"], seed=runner.seed, step=meta["step"])
 
 
+def _require_same_run(folder: Path, stage: Stage, text_tokenizer) -> None:
+    """Raise ``ValueError`` where a checkpoint was made with another configuration, or with other data than those that
+    lie where it says now."""
+    if other_places(check_same_config(folder, identity(stage, text_tokenizer)), "data.train"):
+        dataset = DATASETS.build(stage.data.train)
+        _require_same_data(folder, dataset, moved=True)
+        _require_same_images(folder, dataset)
+
+
+def _require_same_images(folder: Path, dataset) -> None:
+    there = checkpoint.read_meta(folder).get("images")
+    if there is None:
+        logger.warning("%s does not say which images it was trained on: those of data.train are not compared", folder)
+    elif image_digest(dataset) != there:
+        why = first_refused(dataset)
+        raise ValueError(
+            f"{folder} was trained on other images than lie where data.train says now"
+            + (f" ({why})" if why else "")
+            + ". Bring the same images there, or start anew with --resume never"
+        )
+
+
 def _require_same_data(folder: Path, dataset, *, moved: bool = False) -> None:
     """moved: its files lie elsewhere than before, so that only a fingerprint can tell."""
     meta, now = checkpoint.read_meta(folder), (len(dataset), data_fingerprint(dataset))
@@ -300,7 +322,7 @@ def _start_of(recipe: Recipe, name: str, work_dir: Path, text_tokenizer) -> Path
         raise ValueError(
             f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"
         )
-    check_same_config(start, identity(recipe.stages[init], text_tokenizer))
+    _require_same_run(start, recipe.stages[init], text_tokenizer)
     return start
 
 
