@@ -3,10 +3,15 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from run_helpers import call_tool, tiny_command, tiny_env
 
 pytest_plugins = ["tokenizer_fixtures"]
+
+# How long an example takes says more about what else the machine does.
+hypothesis.settings.register_profile("asvr", deadline=None)
+hypothesis.settings.load_profile("asvr")
 
 # Bitwise comparisons of runs here with runs in processes of their own: as many threads in both.
 os.environ["OMP_NUM_THREADS"] = tiny_env()["OMP_NUM_THREADS"]

@@ -31,16 +31,11 @@ from asvr.base.log import logger, progress_bar
 from asvr.data.image_sources import Painted, Source, StoredPicture, has_file
 from asvr.data.images import check_file, picture_bytes
 from asvr.data.refusals import Refused
-from asvr.models.tokenizers.base import require_codes
+from asvr.models.tokenizers.base import code_dtype, require_codes
 
 STORE, FILES = "store.json", "files.jsonl"
 CHUNK = 4096  # files that wait for a thread
 READERS = 8  # threads that read and hash files, which Python lets go on at the same time
-
-
-def code_dtype(size: int) -> np.dtype:
-    """Of the codes of codebooks with at most ``size`` entries."""
-    return np.dtype(np.int16 if size <= 2**15 else np.int32)
 
 
 class CodeStore:
@@ -55,7 +50,7 @@ class CodeStore:
         digest = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.sizes = [size] * shape[1]
         self.folder, self.name, self.shape = root / f"{name}-{digest}", name, shape
-        self.dtype = code_dtype(size)
+        self.dtype = np.dtype(str(code_dtype(size)).removeprefix("torch."))
         self.row_bytes = shape[0] * shape[1] * self.dtype.itemsize
         self.rows: dict[str, tuple[np.memmap, int, int]] = {}  # sha256 -> (part, row, crc32)
         self.refused: dict[str, tuple[str, str]] = {}  # sha256 -> (message, reason)
@@ -205,7 +200,7 @@ def _read_json(file: Path):
 
 
 class CodeCache:
-    """What ``Collate`` asks, over the stores of all targets: ``check``, ``features`` (none) and ``codes``.
+    """What ``Collate`` asks, over the stores of all targets: ``check``, ``features`` (none) and ``truth``.
 
     hashes: picture key -> SHA-256 of its bytes. stores: target name -> `CodeStore`.
     """
@@ -223,12 +218,12 @@ class CodeCache:
     def features(self, keys: list[str]) -> None:
         return None
 
-    def codes(self, target: str, keys: list[str]) -> Tensor | None:
-        """codes (I, N, D), or None for a target without a store."""
+    def truth(self, target: str, keys: list[str]) -> dict[str, Tensor] | None:
+        """``codes`` (I, N, D), or None for a target without a store."""
         if target not in self.stores:
             return None
         store = self.stores[target]
-        return torch.from_numpy(np.stack([store[self.hashes[key]] for key in keys]))
+        return dict(codes=torch.from_numpy(np.stack([store[self.hashes[key]] for key in keys])))
 
 
 def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:

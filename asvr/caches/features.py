@@ -17,11 +17,10 @@ from torch import Tensor
 from asvr.base.disk import require_room
 from asvr.base.files import partial_of
 from asvr.base.log import logger, progress_bar
-from asvr.caches.codes import code_dtype, hash_pictures
+from asvr.caches.codes import hash_pictures
 from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, open_image
 from asvr.data.refusals import Refused, check_policy
 from asvr.models.component import fingerprint_of
-from asvr.models.tokenizers.base import require_codes
 from asvr.models.tokenizers.precision import full_float32
 
 BATCH = 32
@@ -32,9 +31,10 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 class FeatureCache:
     """Encoder features and target codes by picture key, read from ``folder``.
 
-    What ``Collate`` asks: ``check(keys)``, ``features(keys)`` -> (I, N, E) and ``codes(target, keys)`` -> (I, N, D),
-    or None where the cache has none. The folder's name is a digest of the encoder, the transform and the bytes of all
-    pictures (see `folder_of`), so that a cache can't be stale; it is renamed when complete, so that none is partial.
+    What ``Collate`` asks: ``check(keys)``, ``features(keys)`` -> (I, N, E) and ``truth(target, keys)``, what the target
+    reconstructs by name, or None where the cache has none. The folder's name is a digest of the encoder, the transform
+    and the bytes of all pictures (see `folder_of`), so that a cache can't be stale; it is renamed when complete, so
+    that none is partial.
 
     rows: key -> row of a picture. refused: key -> (message, reason) of a picture that could not be read.
     """
@@ -46,7 +46,7 @@ class FeatureCache:
         self.refused = index["refused"]
         self.dtype = getattr(torch, index["dtype"])
         self.features_INE = _mapped(folder / "features.npy", _numpy_dtype(self.dtype), len(self.rows))
-        self.codes_IND: dict[str, np.ndarray] = {}
+        self.truths: dict[str, dict[str, tuple[np.ndarray, torch.dtype]]] = {}
 
     def check(self, keys: list[str]) -> None:
         """Raise `Refused` where one of the pictures could not be read when the cache was made."""
@@ -57,10 +57,11 @@ class FeatureCache:
     def features(self, keys: list[str]) -> Tensor:
         return torch.from_numpy(self.features_INE[self._rows(keys)]).view(self.dtype)
 
-    def codes(self, target: str, keys: list[str]) -> Tensor | None:
-        if target not in self.codes_IND:
+    def truth(self, target: str, keys: list[str]) -> dict[str, Tensor] | None:
+        if target not in self.truths:
             return None
-        return torch.from_numpy(self.codes_IND[target][self._rows(keys)])
+        rows = self._rows(keys)
+        return {name: torch.from_numpy(array[rows]).view(dtype) for name, (array, dtype) in self.truths[target].items()}
 
     def _rows(self, keys: list[str]) -> list[int]:
         missing = [key for key in keys if key not in self.rows]
@@ -75,39 +76,57 @@ class FeatureCache:
         for start in range(0, len(keys), BATCH):
             yield self.features(keys[start : start + BATCH])
 
-    def add_codes(
-        self, target: str, tokenizer, *, shared: bool, pictures: dict, aspect: str, device: torch.device, config: dict
-    ) -> None:
-        """Codes of every picture by ``tokenizer``: from the cached features where it shares the encoder
-        (no picture is opened then), else from its own pixels. Kept in the folder under a digest of the tokenizer and
-        its ``config``."""
-        depends_on = f"{fingerprint_of(tokenizer)} {tokenizer.transform} {tokenizer.grid} {_text(config)}"
-        file = self.folder / f"codes.{target}.{hashlib.sha256(depends_on.encode()).hexdigest()[:16]}.npy"
-        if not file.is_file():
-            keys = list(self.rows)
-            source = self.batches(keys)
-            if not shared:
-                source = (pixels for _, pixels in pixel_batches(keys, pictures, tokenizer.transform, aspect))
-            encode = tokenizer.quantize if shared else tokenizer.encode
-            shape = (len(keys), tokenizer.num_tokens, tokenizer.depth)
-            out = np.empty(shape, code_dtype(max(tokenizer.codebook_sizes)))
-            with progress_bar(total=len(keys), desc=f"codes {target}", unit="picture") as bar:
-                for row, batch in zip(range(0, len(keys), BATCH), source, strict=True):
-                    codes_IND = require_codes(
-                        encode(batch.to(device)), f"codes of target {target!r}", tokenizer.codebook_sizes
-                    )
-                    if codes_IND.shape != (len(batch), *shape[1:]):
-                        expected = (len(batch), *shape[1:])
+    def add_truth(self, target, *, pictures: dict, aspect: str, device: torch.device, config: dict) -> None:
+        """What a target reconstructs of every picture: from the cached features alone where it has no views of its own
+        (no picture is opened then), else from pixels too. Kept in the folder under a digest of what it depends on.
+
+        target: a `Target` with a `truth_spec`, or a `CodeTruth`. config: its entry, without names of weights.
+        """
+        specs = target.truth_spec()
+        digest = hashlib.sha256(f"{target.cache_key()} {_text(config)}".encode()).hexdigest()[:16]
+        files = {name: self.folder / f"{name}.{target.name}.{digest}.npy" for name in specs}
+        if not all(file.is_file() for file in files.values()):
+            self._compute(target, files, pictures, aspect, device)
+        self.truths[target.name] = {
+            name: (_mapped(files[name], _numpy_dtype(spec.dtype), len(self.rows)), spec.dtype)
+            for name, spec in specs.items()
+        }
+
+    def _compute(self, target, files: dict[str, Path], pictures: dict, aspect: str, device: torch.device) -> None:
+        keys, specs = list(self.rows), target.truth_spec()
+        out = {name: np.empty((len(keys), *spec.shape), _numpy_dtype(spec.dtype)) for name, spec in specs.items()}
+        batches = _of_views(keys, pictures, target.views(), aspect)
+        with progress_bar(total=len(keys), desc=f"truth of {target.name}", unit="picture") as bar, torch.no_grad():
+            for row, (features_INE, pixels) in zip(
+                range(0, len(keys), BATCH), zip(self.batches(keys), batches, strict=True), strict=True
+            ):
+                with full_float32(device):
+                    own = {name: values.to(device) for name, values in pixels.items()}
+                    found = target.to_cache(target.truth(own, features_INE.to(device)))
+                for name, values in found.items():
+                    expected = (len(features_INE), *specs[name].shape)
+                    if tuple(values.shape) != expected:
                         raise ValueError(
-                            f"codes of target {target!r} have the shape {(*codes_IND.shape,)}, expected {expected}"
+                            f"{name} of target {target.name!r} have the shape {(*values.shape,)}, expected {expected}"
                         )
-                    out[row : row + BATCH] = codes_IND.numpy()
-                    bar.update(len(batch))
+                    out[name][row : row + BATCH] = _bits(values)
+                bar.update(len(features_INE))
+        for name, file in files.items():
             partial = partial_of(file)  # runs may share the folder
             with open(partial, "wb") as stream:
-                np.save(stream, out)
+                np.save(stream, out[name])
             os.replace(partial, file)
-        self.codes_IND[target] = _mapped(file, code_dtype(max(tokenizer.codebook_sizes)), len(self.rows))
+
+
+def _of_views(keys: list[str], pictures: dict, views: dict, aspect: str) -> Iterator[dict[str, Tensor]]:
+    """The pixels of each view in batches; each picture is opened once."""
+    for start in range(0, len(keys), BATCH):
+        stacks: dict[str, list] = {name: [] for name in views}
+        for key in keys[start : start + BATCH] if views else ():
+            image = open_image(pictures[key], max_pixels=LARGEST_LIMIT)  # checked when its features were computed
+            for name, transform in views.items():
+                stacks[name].append(transform(image, aspect))
+        yield {name: torch.stack(stack) for name, stack in stacks.items()}
 
 
 def build_feature_cache(

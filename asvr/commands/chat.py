@@ -39,6 +39,8 @@ def answer(conversation, line: str) -> None:
         elif command == "/map":
             file = Path(rest or "token_map.png")
             maps = conversation.token_maps()
+            if not maps:
+                raise ValueError("the targets of this model have nothing to show")
             draw_targets(as_seen(conversation.pretrained, conversation.images[-1]), maps).savefig(file)
             print(f"written: {file}")
         elif command == "/clear":

@@ -55,7 +55,7 @@ class Batch:
         position predicts its first token. A list of Python bools: it decides shapes. preceded_P: flat indices into
         (I*N) of the visual tokens that a position predicts then; None where it is all of them.
     pixels: view name -> (I, 3, h, w). Absent when features and codes come from a cache.
-    features_INE: cached encoder features. codes: target name -> (I, N, D) cached codes.
+    features_INE: cached encoder features. truth: target name -> what it reconstructs, cached, by name (I, ...).
     sample_ids: "file:index" of each sample, for messages. refusals: what was left out
         (`asvr.data.refusals.Refusal`). num_tokens: real positions, pads not counted, known on the CPU.
     """
@@ -69,7 +69,7 @@ class Batch:
     preceded_P: Tensor | None = None
     pixels: dict = field(default_factory=dict)
     features_INE: Tensor | None = None
-    codes: dict = field(default_factory=dict)
+    truth: dict = field(default_factory=dict)
     sample_ids: list = field(default_factory=list)
     refusals: list = field(default_factory=list)
     num_tokens: int = 0
@@ -141,10 +141,15 @@ def drawn_sources(batch: Batch, shift: int, count: int) -> tuple[Tensor, Tensor]
     average. Drawn on the CPU: what is drawn decides shapes, and nothing waits for the device.
     """
     images, tokens = batch.image_positions_IN.shape
-    chosen_IK = torch.rand(images, tokens, device="cpu").argsort(1)[:, :count]
-    token_P = (chosen_IK + torch.arange(images, device="cpu")[:, None] * tokens).flatten()
+    return places_of_cells(batch, shift, torch.rand(images, tokens, device="cpu").argsort(1)[:, :count])
+
+
+def places_of_cells(batch: Batch, shift: int, cells_IK: Tensor) -> tuple[Tensor, Tensor]:
+    """As `visual_sources`, for some visual tokens of each image, whose numbers are on the CPU."""
+    images, tokens = batch.image_positions_IN.shape
+    token_P = (cells_IK + torch.arange(images, device="cpu")[:, None] * tokens).flatten()
     if shift and not all(batch.has_previous_I):
-        first = (chosen_IK == 0) & ~torch.tensor(batch.has_previous_I, device="cpu")[:, None]
+        first = (cells_IK == 0) & ~torch.tensor(batch.has_previous_I, device="cpu")[:, None]
         token_P = token_P[~first.flatten()]
     device = batch.image_positions_IN.device
     if device.type == "cuda":

@@ -14,20 +14,21 @@ from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.transforms import ASPECTS, ImageTransform
 
-ENCODER = "encoder"  # the view that cached features replace; any other view is named after its target
+ENCODER = "encoder"  # the view that cached features replace; others are named <target> or <target>.<what>
 
 
 class Collate:
     """Expand the image places to ``N`` positions each, pad, and make the pixels.
 
-    num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. targets: names whose codes
+    num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. targets: names whose truth
     the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that may arrive (the dataset
     has cut it), or None. on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or
     ``skip``). max_pixels: of a picture, see `open_image`. padding_side: ``right``, which needs no attention mask, or
     ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`. shifts: in training, of the targets that
     learn from pictures: a sample from which nothing can be learned is refused; None for questions.
-    cache: an `asvr.caches.features.FeatureCache`, or what has its ``check``, ``features`` and ``codes``; the last
-    two return a tensor for all keys or None. A view that they replace has no pixels, and no picture is opened for it.
+    cache: an `asvr.caches.features.FeatureCache`, or what has its ``check``, ``features`` and ``truth``; the last
+    two return what there is for all keys, or None. A view that they replace has no pixels, and no picture is
+    opened for it.
 
     A refused sample is left out and stands in ``Batch.refusals``. Where no sample is left, the batch is
     one padding token with nothing to learn, so that the step still runs.
@@ -68,7 +69,8 @@ class Collate:
         items, _, refused = self._guarded(items, self._check)
         refusals += refused
         cached = self._cached([key for item in items for key in item["image_keys"]])
-        items, pixels, refused = self._decode(items, {n: t for n, t in self.views.items() if n not in cached})
+        views = {name: view for name, view in self.views.items() if name.partition(".")[0] not in cached}
+        items, pixels, refused = self._decode(items, views)
         if refused:  # the batch has fewer pictures than were asked for
             cached = self._cached([key for item in items for key in item["image_keys"]])
         rows = [self._expand(item) for item in items] or [([self.pad_id], [IGNORE], [])]
@@ -76,7 +78,7 @@ class Collate:
             **self._indices(rows),
             pixels=pixels,
             features_INE=cached.pop(ENCODER, None),
-            codes=cached,
+            truth=cached,
             sample_ids=[item["sample_id"] for item in items],
             refusals=refusals + refused,
         )
@@ -92,8 +94,8 @@ class Collate:
         if self.cache is None or not keys:
             return {}
         found = {ENCODER: self.cache.features(keys)}
-        found |= {name: self.cache.codes(name, keys) for name in self.targets}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        found |= {name: self.cache.truth(name, keys) for name in self.targets}
+        return {name: values for name, values in found.items() if values is not None}
 
     def _decode(self, items: list[dict], views: dict) -> tuple[list[dict], dict, list[Refusal]]:
         """Open each picture once and make what the views want of it."""

@@ -17,8 +17,8 @@ from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.templates import IMAGE_MARK, build_template
 from asvr.data.transforms import ImageTransform
-from asvr.evaluation.accuracy import PredictedCodes, predicted_codes
-from asvr.models.targets import Target, nearest_cells
+from asvr.evaluation.accuracy import PredictedCodes, inspected, predicted_codes
+from asvr.models.targets import CodeTarget, nearest_cells
 from asvr.pretrained import Pretrained
 
 SHOWN_SIDE = 448  # of a picture that maps are laid over, about
@@ -39,20 +39,38 @@ class TargetMap:
     pictures: tuple[Image.Image, Image.Image, Image.Image] | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ValueMap:
+    """What a target of a user's own shows of one picture: its `Target.inspect`, by name, NaN at a token without one."""
+
+    name: str
+    values_RC: dict[str, np.ndarray]
+
+
 @torch.inference_mode()
-def target_maps(pretrained: Pretrained, image: Image.Image) -> list[TargetMap]:
-    """A map for each target of the model. The picture stands alone, behind the template's opening, and each code is
-    predicted given the picture in front of it and the true codes of the depths before, as in training."""
+def target_maps(pretrained: Pretrained, image: Image.Image) -> list[TargetMap | ValueMap]:
+    """A map for each target of the model that has something to show. The picture stands alone, behind the template's
+    opening, and each code is predicted given the picture in front of it and the true codes of the depths before, as in
+    training."""
     model, batch = pretrained.model, _alone(pretrained, image)
     maps = []
     for target in model.targets:
+        if not isinstance(target, CodeTarget):
+            with computing_in(pretrained.precision, model.device):
+                found = inspected(model, target, batch)
+            if found is not None:
+                values = {
+                    n: v_IN[0].float().unflatten(0, model.encoder.grid).cpu().numpy() for n, v_IN in found.items()
+                }
+                maps.append(ValueMap(name=target.name, values_RC=values))
+            continue
         with computing_in(pretrained.precision, model.device):
             codes = predicted_codes(model, target, batch)
         right_RCD, probability_RCD = (
             values_IND[0].unflatten(0, model.encoder.grid).cpu().numpy()
             for values_IND in (codes.right_IND, codes.probability_IND)
         )
-        pictures = _decoded(model, target, batch, codes) if target.tokenizer.decodes else None
+        pictures = _decoded(model, target, batch, codes) if target.decodes else None
         maps.append(
             TargetMap(name=target.name, right_RCD=right_RCD, probability_RCD=probability_RCD, pictures=pictures)
         )
@@ -74,7 +92,7 @@ def _alone(pretrained: Pretrained, image: Image.Image) -> Batch:
     return collate([item]).to(model.device)
 
 
-def _decoded(model, target: Target, batch: Batch, codes: PredictedCodes) -> tuple:
+def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> tuple:
     """Where the grids differ, a cell of the tokenizer's takes the prediction of the token that its centre lies in."""
     tokenizer = target.tokenizer
     predicted_IMD = codes.predicted_IND[:, nearest_cells(model.encoder.grid, tokenizer.grid)]

@@ -78,7 +78,7 @@ def build_page(demo: Demo) -> gr.Blocks:
                     layer = gr.Dropdown(names, value=MEAN, label="LLM layer", elem_id="layer", min_width=120)
                 pixels = []
                 for target in demo.pretrained.model.targets:
-                    if target.tokenizer.decodes:
+                    if target.decodes:
                         gr.Markdown(PIXELS.format(name=target.name))
                         pixels.append(_figure(f"pixels-{target.name}"))
         shown = [session, file, picture, message, chat, heads, looks, *pixels]
@@ -105,7 +105,7 @@ def build_page(demo: Demo) -> gr.Blocks:
 def describe(model) -> str:
     """One line: encoder, LLM, targets."""
     rows, columns = model.encoder.grid
-    targets = [f"{t.name} ({t.tokenizer.depth} x {max(t.tokenizer.codebook_sizes)} codes)" for t in model.targets]
+    targets = [f"{target.name} ({target.describe()})" for target in model.targets]
     parts = [
         f"{rows} x {columns} visual tokens of {type(model.encoder).__name__}",
         f"{model.llm.num_layers} LLM layers of width {model.llm.hidden_size}",

@@ -14,7 +14,7 @@ from asvr.data.images import open_image
 from asvr.data.refusals import Refused
 from asvr.demo.chat import Conversation
 from asvr.demo.drawing import as_picture, draw_attention, draw_pictures, draw_targets
-from asvr.demo.maps import as_seen
+from asvr.demo.maps import TargetMap, as_seen
 from asvr.pretrained import Pretrained
 
 MAX_PIXELS = 50_000_000  # of an uploaded picture: 200 MB at PIL's four bytes a pixel
@@ -53,13 +53,14 @@ class Demo:
         return image
 
     def target_pictures(self, session: Session) -> tuple[Image.Image | None, list[Image.Image]]:
-        """The figure of the predicted codes, None without a target; and one for each target that decodes."""
+        """The figure of what targets show, None where none shows anything; and one for each target that decodes."""
         if not self.pretrained.model.targets:
             return None, []
         with self.lock:
             maps = session.talk.token_maps()
-        decoded = [as_picture(draw_pictures(own.pictures)) for own in maps if own.pictures is not None]
-        return as_picture(draw_targets(session.seen, maps)), decoded
+        codes = [own for own in maps if isinstance(own, TargetMap)]
+        decoded = [as_picture(draw_pictures(own.pictures)) for own in codes if own.pictures is not None]
+        return as_picture(draw_targets(session.seen, maps)) if maps else None, decoded
 
     def ask(self, session: Session, question: str) -> Iterator[str]:
         """The answer piece by piece. Raises ``ValueError``, in words for the page; the conversation stays as it was."""

@@ -6,10 +6,13 @@ from collections.abc import Callable
 import torch
 
 from asvr.models.component import fingerprint_of, source_of
-from asvr.models.targets import build_tokenizer
+from asvr.models.targets import CodeTarget, build_tokenizer
+from asvr.models.targets.codes import CodeTruth
 from asvr.recipe.build import as_in_training, build_model
-from asvr.recipe.recipe import Recipe
-from asvr.registry import ENCODERS
+from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Recipe, Stage
+from asvr.recipe.validate import find
+from asvr.registry import ENCODERS, TARGETS
 
 
 def encoder_ahead(recipe: Recipe, device: torch.device):
@@ -26,14 +29,48 @@ def tokenizer_ahead(recipe: Recipe, target: dict, encoder, device: torch.device,
     """
     tokenizer = build_tokenizer(target["tokenizer"], encoder)
     if source_of(tokenizer) is None and is_drawn(lambda: build_tokenizer(target["tokenizer"], encoder)):
-        stage = next(
-            stage
-            for stage in recipe.stages.values()
-            if target["name"] in [entry["name"] for entry in stage.model.reconstruction]
-        )
-        model = build_model(stage, vocab_size())
+        model = build_model(_stage_of(recipe, target), vocab_size())
         tokenizer.load_state_dict(model.tokenizers[target["name"]].state_dict())
     return as_in_training(tokenizer, recipe.first, device)
+
+
+def is_code_target(entry: dict) -> bool:
+    """Whether an entry of ``reconstruction`` is a `CodeTarget`, and no class of a user's that derives from it."""
+    return find(TARGETS, entry.get("type", "CodeTarget")) is CodeTarget
+
+
+def truth_ahead(recipe: Recipe, entry: dict, encoder, device: torch.device, vocab_size: Callable[[], int]):
+    """What says what a target reconstructs: a `CodeTruth`, or the target itself beside an LLM without memory; None
+    where it cannot be cached. Raises ``ValueError`` where its teacher has random weights, which no file holds."""
+    if is_code_target(entry):
+        tokenizer = tokenizer_ahead(recipe, entry, encoder, device, vocab_size)
+        return CodeTruth(name=entry["name"], tokenizer=tokenizer, encoder=encoder)
+    llm = build_meta(_stage_of(recipe, entry)).llm
+
+    def build():
+        own = dict(key=f"target {entry['name']!r}", encoder=encoder, llm=llm, load_weights=True)
+        return TARGETS.build(entry, default_args=own)
+
+    target = build()
+    if target.truth_spec() is None:
+        return None
+    if target.teacher is not None:
+        if source_of(target.teacher) is None and is_drawn(lambda: build().teacher):
+            raise ValueError(
+                f"reconstruction target {entry['name']!r}: its teacher has random weights, which stand in no file: "
+                "name weights, or set data.cache=False"
+            )
+        as_in_training(target.teacher, recipe.first, device)
+    return target
+
+
+def _stage_of(recipe: Recipe, entry: dict) -> Stage:
+    """The first stage with this target."""
+    return next(
+        stage
+        for stage in recipe.stages.values()
+        if entry["name"] in [other["name"] for other in stage.model.reconstruction]
+    )
 
 
 def is_drawn(build: Callable[[], torch.nn.Module]) -> bool:

@@ -15,7 +15,7 @@ from asvr.caches.codes import CodeCache, CodeStore, hash_pictures
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refused
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
-from asvr.engine.ahead import encoder_ahead, tokenizer_ahead
+from asvr.engine.ahead import encoder_ahead, is_code_target, tokenizer_ahead
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import shares_encoder
 from asvr.recipe.build import build_device, pictures_of_stages
@@ -82,7 +82,7 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
             raise ValueError(
                 f"data.cache='codes': stages.{name} has another image_aspect or encoder: set data.cache=False"
             )
-        for target in stage.model.reconstruction:
+        for target in filter(is_code_target, stage.model.reconstruction):  # others are computed in the step
             if "fit" in target:
                 raise ValueError(
                     f"reconstruction target {target['name']!r} has `fit`: fit it first with tools/train_tokenizer.py "

@@ -106,7 +106,7 @@ def architecture(model, config: dict) -> dict[str, str]:
 
 def tell_changes(different: dict, stage: Stage) -> None:
     """One line for each setting with which a stage goes on in another way than before."""
-    draws = any(entry.get("supervise") is not None for entry in stage.model.reconstruction)
+    draws = any(isinstance(entry.get("supervise"), int) for entry in stage.model.reconstruction)
     leaves = [leaf for key, pair in different.items() for leaf in _leaves(key, *pair)]
     for key, there, here in leaves:
         told = "samples and objective of a step are the same"

@@ -62,11 +62,12 @@ def shared_step(wrapper: nn.Module, window: list[Batch], optim_wrapper, calls: C
     model = wrapper.module
     window, totals = agree(model, window)
     logs = model.train_step(window, optim_wrapper, totals=totals, calls=calls(len(window)))
-    depths = {target.name: (target.tokenizer.depth,) for target in model.targets}
+    shapes = {"text": dict(correct=())} | {target.name: target.metrics for target in model.targets}
     for name, total in totals.items():
         if total and name not in logs:
             logs[name] = torch.zeros((), device=model.device)
-            logs[f"correct_{name}"] = torch.zeros(depths.get(name, ()), device=model.device)
+            for metric, shape in shapes[name].items():
+                logs[f"{metric}_{name}"] = torch.zeros(shape, device=model.device)
     return {name: logs[name] for name in sorted(logs)}
 
 

@@ -12,7 +12,7 @@ from asvr.base.log import logger
 from asvr.caches.codes import CodeCache, hash_pictures
 from asvr.caches.features import FeatureCache, build_feature_cache, folder_of, pixel_batches
 from asvr.data.images import MAX_PIXELS
-from asvr.engine.ahead import encoder_ahead, is_drawn, tokenizer_ahead
+from asvr.engine.ahead import encoder_ahead, is_code_target, is_drawn, truth_ahead
 from asvr.engine.codes import code_cache
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
@@ -82,18 +82,13 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     recipe = recipe.with_fitted(fitted)
     fingerprints = dict(encoder=fingerprint_of(encoder))
     for target in {entry["name"]: entry for entry in recipe.targets()}.values():
-        visual = tokenizer_ahead(recipe, target, encoder, device, lambda: text_tokenizer.num_ids)
-        fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(visual)
-        shared = shares_encoder(visual, encoder)
-        cache.add_codes(
-            target["name"],
-            visual,
-            shared=shared,
-            pictures=all_pictures,
-            aspect=data.image_aspect,
-            device=device,
-            config=without_weights(target["tokenizer"]),
-        )
+        own = truth_ahead(recipe, target, encoder, device, lambda: text_tokenizer.num_ids)
+        if own is None:
+            continue
+        if own.teacher is not None:
+            fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(own.teacher)
+        config = without_weights(target["tokenizer"]) if is_code_target(target) else _unweighted(target)
+        cache.add_truth(own, pictures=all_pictures, aspect=data.image_aspect, device=device, config=config)
     return Prepared(recipe, text_tokenizer, cache, fingerprints)
 
 
@@ -113,15 +108,21 @@ def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
             raise ValueError(
                 f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}"
             )
-    codes: dict[str, tuple] = {}
+    codes: dict[str, object] = {}
     for entry in recipe.targets():
-        own = entry["tokenizer"], entry.get("fit")
+        own = (entry["tokenizer"], entry.get("fit")) if is_code_target(entry) else _unweighted(entry)
         if codes.setdefault(entry["name"], own) != own:
             raise ValueError(
-                f"data.cache serves all stages, and target {entry['name']!r} has several tokenizers: give the targets "
-                "different names, or set data.cache=False"
+                f"data.cache serves all stages, and target {entry['name']!r} has several "
+                f"{'tokenizers' if is_code_target(entry) else 'settings'}: give the targets different names, or set "
+                "data.cache=False"
             )
     return pictures_of_stages(recipe)
+
+
+def _unweighted(entry: dict) -> dict:
+    """What may decide the truth of a target of a user's own."""
+    return {key: value for key, value in entry.items() if key != "weight"}
 
 
 def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: FeatureCache, pictures: dict) -> Path:

@@ -134,10 +134,10 @@ def _require_same_taps(folder: Path, model: nn.Module) -> None:
     if checkpoint.read_meta(folder).get("last_tap") == LAST_TAP:
         return
     for target in model.targets:
-        if target.tap == getattr(model.llm, "num_layers", None):
+        if (tap := getattr(model.llm, "num_layers", None)) in target.taps:
             raise ValueError(
                 f"{folder}: an earlier version trained target {target.name!r} on the state behind the final norm, "
-                f"which tap={target.tap} named then and tap=-1 names now: train it anew with --resume never"
+                f"which tap={tap} named then and tap=-1 names now: train it anew with --resume never"
             )
 
 

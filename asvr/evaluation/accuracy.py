@@ -19,6 +19,8 @@ from asvr.data.images import open_image
 from asvr.data.refusals import Refusal
 from asvr.evaluation.generation import generate
 from asvr.models.compiling import uncompiled
+from asvr.models.targets import CodeTarget, Seen
+from asvr.models.tokenizers.base import require_integers
 from asvr.recipe.build import build_collate
 
 NO_KIND = "all"
@@ -173,7 +175,8 @@ def _codes(
     for i, item in sorted(asked):
         if len(item["image_keys"]) == 1:
             first_question.setdefault(item["image_keys"][0], (i, item))
-    if not first_question or not model.targets:
+    targets = [target for target in model.targets if isinstance(target, CodeTarget)]
+    if not first_question or not targets:
         return {}, {}, []
     pictures = list(first_question.values())
     spaced = range(0, len(pictures), max(1, len(pictures) // max(1, num_examples)))
@@ -183,7 +186,7 @@ def _codes(
         chunk = pictures[first : first + batch_size]
         batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk]).to(model.device)
         with computing_in(precision, model.device):
-            right_IND = {target.name: right_codes(model, target, batch) for target in model.targets}
+            right_IND = {target.name: right_codes(model, target, batch) for target in targets}
         for name, value in right_IND.items():
             right[name].append(value.float().nanmean(1).cpu())
             maps[name].append(value.float().mean(-1).cpu())
@@ -231,7 +234,7 @@ class PredictedCodes:
 def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
     embeds_BTH, features_INE = model.embed(batch)
     hidden = model.llm.hidden(embeds_BTH, {target.tap})[target.tap].flatten(0, 1)
-    own_IMD = model.tokenizer_codes(target, batch, features_INE)
+    own_IMD = require_integers(model.truth(target, batch, features_INE)["codes"], f"codes of target {target.name!r}")
     true_IND = target.to_encoder_grid(own_IMD)
     source_P, token_P = visual_sources(batch, target.shift)
     codes_PD = true_IND.flatten(0, 1)
@@ -241,6 +244,15 @@ def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
     some = {} if token_P is None else dict(token_P=token_P)
     predicted[own_P], probability[own_P] = target.predict(hidden[source_P], codes_PD[own_P], **some)
     return PredictedCodes(predicted.view(true_IND.shape), probability.view(true_IND.shape), true_IND, own_IMD)
+
+
+def inspected(model, target, batch: Batch) -> dict[str, torch.Tensor] | None:
+    """`Target.inspect` of a batch."""
+    embeds_BTH, features_INE = model.embed(batch)
+    states = model.llm.hidden(embeds_BTH, set(target.taps) | {-1})
+    hidden = {tap: states_BTH.flatten(0, 1) for tap, states_BTH in states.items()}
+    seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=False)
+    return target.inspect(seen, model.truth(target, batch, features_INE))
 
 
 def right_codes(model, target, batch: Batch) -> torch.Tensor:

@@ -20,6 +20,7 @@ from asvr.models.encoders import HFVisionEncoder
 from asvr.models.heads import DepthTransformerHead
 from asvr.models.llms import HFCausalLM
 from asvr.models.projectors import LinearProjector, MLPProjector
+from asvr.models.targets import CodeTarget
 
 
 def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
@@ -36,8 +37,8 @@ def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
         found["projector"] = 2 * model.encoder.num_tokens * products
     if isinstance(model.llm.lm_head, nn.Linear):
         found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * model.llm.lm_head.out_features
-    for target in model.targets:
-        positions = target.supervise or model.encoder.num_tokens
+    for target in (target for target in model.targets if isinstance(target, CodeTarget)):
+        positions = target.positions.per_image
         sizes, width = target.tokenizer.codebook_sizes, target.tokenizer.code_width
         found[f"tokenizer {target.name}: code search"] = 2 * target.tokenizer.num_tokens * width * sum(sizes)
         if isinstance(target.head, DepthTransformerHead):

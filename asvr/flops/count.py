@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asvr.base.compat import count_macs
-from asvr.models.targets import Target
+from asvr.flops.batches import full_batch
+from asvr.models.targets import CodeTarget, Seen, Target
 from asvr.models.tokenizers.base import VisualTokenizer
 
 LLM_BLOCKS = "LLM blocks"
@@ -102,12 +103,12 @@ def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
         _classifiers("LM head", "llm", [llm.lm_head], (sample.text_tokens, llm.hidden_size)),
     ]
     for target in model.targets:
-        parts += _target_parts(target, target.supervise or encoder.num_tokens, llm.hidden_size)
+        parts += _code_parts(target, llm.hidden_size) if isinstance(target, CodeTarget) else _parts_of(target, model)
     return parts
 
 
-def _target_parts(target: Target, positions: int, hidden_size: int) -> list[Part]:
-    tokenizer, head = target.tokenizer, target.head
+def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
+    tokenizer, head, positions = target.tokenizer, target.head, target.positions.per_image
     depth, code_width = tokenizer.depth, tokenizer.code_width
     network = 0 if target.shares_encoder else network_flops(tokenizer)
     quantizer = getattr(tokenizer, "quantizer", None)
@@ -124,6 +125,35 @@ def _target_parts(target: Target, positions: int, hidden_size: int) -> list[Part
         Part(f"tokenizer {target.name}: code search", f"tokenizer.{target.name}", lookup),
         Part(f"head {target.name}", "heads", body),
         _classifiers(f"classifiers {target.name} (depth {depth})", "heads", list(head.classifiers), rows),
+    ]
+
+
+def _parts_of(target: Target, model: nn.Module) -> list[Part]:
+    """Of a user's own: what makes its truth, and its loss, traced on one image."""
+    tokens, spec = model.encoder.num_tokens + 2, target.truth_spec()
+    batch = full_batch(model, 1, tokens).to("meta")
+    features_INE = torch.zeros(1, model.encoder.num_tokens, model.encoder.width, device="meta")
+    pixels = {name: torch.zeros(1, 3, *view.size, device="meta") for name, view in model.views().items()}
+    seen = {tap: torch.zeros(tokens, model.llm.hidden_size, device="meta") for tap in target.taps}
+    made: dict[str, Tensor] = {}
+
+    def truth(features: Tensor) -> Tensor:
+        with torch.no_grad():
+            made.update(target.truth(pixels, features))
+        return features
+
+    def loss(hidden: Tensor) -> Tensor:
+        hidden = dict(seen, **{target.taps[0]: hidden}) if target.taps else seen
+        own = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=True)
+        return target.loss(own, made)[0]
+
+    teacher = [] if target.teacher is None else [target.teacher]
+    of_truth = flops_of(truth, teacher, tuple(features_INE.shape))
+    modules = [module for module in (target.head, target.criterion) if isinstance(module, nn.Module)]
+    of_loss = flops_of(loss, modules, (tokens, model.llm.hidden_size))
+    return [
+        Part(f"truth {target.name}", "teachers" if spec is None else f"tokenizer.{target.name}", of_truth),
+        Part(f"head {target.name}", "heads", of_loss),
     ]
 
 
@@ -146,7 +176,7 @@ def recomputed_parts(model: Config) -> set[str]:
     def full(component: Config) -> bool:
         return component.get("activation_checkpointing") == "full"
 
-    found = {f"head {target.name}" for target in model.reconstruction if full(target.head)}
+    found = {f"head {target.name}" for target in model.reconstruction if full(target.get("head") or {})}
     return found | {name for name, part in ((LLM_BLOCKS, model.llm), ("encoder", model.encoder)) if full(part)}
 
 

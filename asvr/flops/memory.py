@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.flops.batches import full_batch
 from asvr.models.checkpointing import is_product
 from asvr.recipe.build import pack_limits
 from asvr.recipe.preflight import build_meta
@@ -125,7 +125,7 @@ def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
         "encoder": (model.encoder, [model.encoder]),
         "projector": (model.projector, [model.projector]),
         "llm": (model.llm, model.llm.blocks),
-        "heads": (model.heads, [m for head in model.heads.values() for m in head.children() if m != head.classifiers]),
+        "heads": (model.heads, [m for head in model.heads.values() for m in _without_classifiers(head)]),
     }
     reached, found = False, dict.fromkeys(parts, 0)
     for name, (whole, cast) in parts.items():
@@ -134,6 +134,10 @@ def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
         found[name] = sum(p.numel() for p in weights) * half.itemsize if reached else 0
     total = sum(found.values())
     return total, total - found["llm"] + found["llm"] // model.llm.num_layers
+
+
+def _without_classifiers(head: nn.Module) -> list[nn.Module]:
+    return [module for name, module in head.named_children() if name != "classifiers"]
 
 
 def largest_micro_batch(data: Config, visual_tokens: int) -> tuple[int, int, int]:
@@ -244,31 +248,3 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype
 
 def _trained(module: nn.Module) -> bool:
     return any(p.requires_grad for p in module.parameters())
-
-
-def full_batch(model: nn.Module, rows: int, tokens: int, images: int | None = None) -> Batch:
-    """Rows without padding, of images that stand evenly spread (None: one a row), the first behind one token, and text
-    that is all supervised; codes, and features of a frozen encoder, as if they came from a cache."""
-    visual, images = model.encoder.num_tokens, rows if images is None else images
-    starts = [1 + i * (rows * tokens // images) for i in range(images)]
-    visual_places = {start + n for start in starts for n in range(visual)}
-    text = [place for place in range(rows * tokens) if place % tokens and place not in visual_places]
-    positions_IN = torch.tensor(starts)[:, None] + torch.arange(visual)
-    input_ids = torch.zeros(rows * tokens, dtype=torch.long)
-    input_ids[positions_IN.flatten()] = IMAGE_TOKEN
-    sources = torch.tensor(text) - 1
-    frozen = not _trained(model.encoder)
-    return Batch(
-        input_ids_BT=input_ids.view(rows, tokens),
-        attention_mask_BT=torch.ones(rows, tokens, dtype=torch.bool),
-        text_source_S=sources,
-        text_target_S=torch.zeros_like(sources),
-        image_positions_IN=positions_IN,
-        has_previous_I=[True] * images,
-        pixels={} if frozen else {"encoder": torch.zeros(images, 3, *model.encoder.transform.size)},
-        features_INE=torch.zeros(images, visual, model.encoder.width) if frozen else None,
-        codes={
-            t.name: torch.zeros(images, t.tokenizer.num_tokens, t.tokenizer.depth, dtype=torch.long)
-            for t in model.targets
-        },
-    )

@@ -71,7 +71,7 @@ class StepFlops:
                 flops = part.flops * encoded
             elif part.component.startswith("tokenizer."):
                 name = part.component.removeprefix("tokenizer.")
-                flops = part.flops * sum(batch.num_images for batch in window if name not in batch.codes)
+                flops = part.flops * sum(batch.num_images for batch in window if name not in batch.truth)
             else:
                 flops = part.flops * images
             found[part.name] = flops * training_factor(part, self.train, recomputed=set(), cached=False)

@@ -6,6 +6,7 @@ from torch import nn
 
 TRAINABLE = ("encoder", "projector", "llm", "heads")  # what a stage's `train` may name
 TRAINED_WITH = dict(losses="heads")  # a component that `train` does not name: the one that it is trained with
+KEPT = ("losses", "teachers")  # components that no other file holds, trained or not
 
 
 def is_trained(module: nn.Module) -> bool:
@@ -24,7 +25,7 @@ def check_tree(model: nn.Module, others: Iterable[object] = ()) -> None:
                     raise ValueError(
                         f"{type(owner).__name__}.{key} holds {type(held).__name__} with weights to train where torch "
                         "does not see them: register them (a class of nn.Module, nn.ModuleList, nn.ModuleDict or "
-                        "nn.ParameterList), or freeze them (requires_grad_(False))"
+                        "nn.ParameterList; of a target: in its head), or freeze them (requires_grad_(False))"
                     )
 
 

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from asvr.data.batch import IMAGE_TOKEN, Batch, drawn_sources, visual_sources
+from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.models.component import portable_of
 from asvr.models.losses import linear_cross_entropy
-from asvr.models.targets import Target, build_target
-from asvr.models.tokenizers.base import require_integers
+from asvr.models.targets import Seen, Target
 from asvr.models.tokenizers.precision import full_float32
-from asvr.models.tree import TRAINED_WITH, check_components, check_tree, is_trained
-from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
+from asvr.models.tree import TRAINABLE, TRAINED_WITH, check_components, check_tree, is_trained
+from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS, TARGETS
 
 
 @MODELS.register_module()
@@ -26,8 +25,8 @@ class VLM(nn.Module):
     """Encoder, projector and LLM, with a list of reconstruction targets.
 
     encoder, projector, llm: component configs; widths between them are derived.
-    reconstruction: one entry a target, ``dict(name, tokenizer, head, loss, weight, shift, tap, resample, supervise)``,
-        see ``asvr.models.targets``. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
+    reconstruction: the configs of the targets, ``dict(name, type, ...)``, see `asvr.models.targets`; without a ``type``
+        a `CodeTarget`. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
     vocab_size: `TextTokenizer.num_ids`; None only where the LLM's configuration tells it.
     load_weights: False builds the architecture alone (under ``torch.device("meta")``: in no memory).
     defer_llm: leave the LLM's weights in their files, where it can; see `HFCausalLM.materialise`.
@@ -53,36 +52,37 @@ class VLM(nn.Module):
         widths = dict(in_width=self.encoder.width, out_width=self.llm.hidden_size)
         self.projector = PROJECTORS.build(projector, default_args=widths)
         self.targets: list[Target] = [
-            build_target(
-                entry,
-                key=f"model.reconstruction[{i}]",
-                encoder=self.encoder,
-                llm=self.llm,
-                load_weights=load_weights,
+            TARGETS.build(
+                dict(dict(type="CodeTarget"), **entry),
+                default_args=dict(
+                    key=f"model.reconstruction[{i}]", encoder=self.encoder, llm=self.llm, load_weights=load_weights
+                ),
             )
             for i, entry in enumerate(reconstruction)
         ]
         names = [target.name for target in self.targets]
         if len(set(names)) != len(names):
             raise ValueError(f"model.reconstruction: names must differ, given {names}")
-        self.heads = nn.ModuleDict({target.name: target.head for target in self.targets})
-        self.tokenizers = nn.ModuleDict({target.name: target.tokenizer for target in self.targets})
-        losses = {target.name: target.criterion for target in self.targets}
-        self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)})
-        check_tree(self, [loss for loss in losses.values() if not isinstance(loss, nn.Module)])
+        self.heads = _modules({target.name: target.head for target in self.targets})
+        self.tokenizers = _modules({t.name: t.teacher for t in self.targets if not t.keeps_teacher})
+        self.teachers = _modules({t.name: t.teacher for t in self.targets if t.keeps_teacher})
+        self.losses = _modules({target.name: target.criterion for target in self.targets})
+        self.metrics = {f"{metric}_{target.name}": target.name for target in self.targets for metric in target.metrics}
+        check_tree(self, [*self.targets, *(target.criterion for target in self.targets)])
         self._held: set[str] = set()  # names of parameters that `train_only` froze
 
     # The forward pass ------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, totals: dict[str, float] | None = None) -> dict[str, Tensor]:
-        """Summed losses in nats (``text``, and each target's name) and counts of right predictions (``correct_*``).
+        """Summed losses (``text`` in nats, and each target's by its name), and sums of what is counted besides:
+        ``correct_text``, the right predictions, and the targets' ``<metric>_<name>``.
 
         A batch without images carries no visual loss and encodes nothing. totals: supervised tokens of the whole
         optimisation step by loss; with them ``loss`` is there too, what this micro-batch adds to the objective.
         """
         embeds_BTH, features_INE = self.embed(batch)
         mask_BT = batch.attention_mask_BT if batch.left_padded else None
-        taps = {target.tap for target in self.targets} | {-1}
+        taps = {tap for target in self.targets for tap in target.taps} | {-1}
         hidden = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments)
         hidden = {tap: states_BTH.flatten(0, 1) for tap, states_BTH in hidden.items()}
 
@@ -90,23 +90,15 @@ class VLM(nn.Module):
         if batch.num_text_targets:
             hidden_SH = hidden[-1][batch.text_source_S]
             out["text"], out["correct_text"] = linear_cross_entropy(hidden_SH, self.llm.lm_head, batch.text_target_S)
+        seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=self.training)
         for target in self.targets:
-            if batch.num_visual_targets(target.shift):
-                source_P, token_P = self.sources(target, batch)
-                codes_PD = self.codes(target, batch, features_INE).flatten(0, 1)
-                codes_PD = codes_PD if token_P is None else codes_PD[token_P]
-                hidden_PH = hidden[target.tap][source_P]
-                out[target.name], out[f"correct_{target.name}"] = target.loss(hidden_PH, codes_PD, token_P)
+            if target.learns_from(batch):
+                out[target.name], metrics = target.loss(seen, self.truth(target, batch, features_INE))
+                out |= {f"{metric}_{target.name}": value for metric, value in metrics.items()}
         if totals is not None:
             losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
             out["loss"] = torch.stack([*losses, self.touch(batch, hidden[-1])]).sum()
         return out
-
-    def sources(self, target: Target, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Which hidden position predicts which visual token: all, or in training ``target.supervise`` of each image."""
-        if self.training and target.supervise is not None:
-            return drawn_sources(batch, target.shift, target.supervise)
-        return visual_sources(batch, target.shift)
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """embeds_BTH, projected visual features on their placeholders; and the features, None without images."""
@@ -128,20 +120,13 @@ class VLM(nn.Module):
         with torch.no_grad(), full_float32(pixels.device):
             return self.encoder(pixels)
 
-    def codes(self, target: Target, batch: Batch, features_INE: Tensor) -> Tensor:
-        """codes_IND of a target, on the encoder's grid."""
-        return target.to_encoder_grid(self.tokenizer_codes(target, batch, features_INE))
-
     @torch.no_grad()
-    def tokenizer_codes(self, target: Target, batch: Batch, features_INE: Tensor) -> Tensor:
-        """codes_IMD on the tokenizer's grid: cached, from the encoder's own features, or from pixels."""
-        if target.name in batch.codes:
-            codes_IMD = batch.codes[target.name]
-        elif target.shares_encoder:
-            codes_IMD = target.tokenizer.quantize(features_INE)
-        else:
-            codes_IMD = target.tokenizer.encode(batch.pixels[target.name])
-        return require_integers(codes_IMD, f"codes of target {target.name!r}")
+    def truth(self, target: Target, batch: Batch, features_INE: Tensor | None) -> dict[str, Tensor]:
+        """What a target reconstructs: cached, or made of pixels and features, in float32 so that both are the same."""
+        if target.name in batch.truth:
+            return batch.truth[target.name]
+        with full_float32(self.device):
+            return target.truth(batch.pixels, features_INE)
 
     # Training --------------------------------------------------------------------------------------------
 
@@ -169,24 +154,23 @@ class VLM(nn.Module):
                 out = call(batch.to(self.device), totals)
             optim_wrapper.backward(out.pop("loss"))
             for key, value in out.items():
-                value = value.detach() / totals[key.removeprefix("correct_")]
+                value = value.detach() / totals[self.metrics.get(key, key.removeprefix("correct_"))]
                 logs[key] = logs[key] + value if key in logs else value
         optim_wrapper.step()
         optim_wrapper.zero_grad()
+        with torch.no_grad():
+            for target in self.targets:
+                target.after_step(self, getattr(optim_wrapper, "skipped", None))
         return logs
 
     def weights(self) -> dict[str, float]:
         return {"text": 1.0, **{target.name: target.weight for target in self.targets}}
 
     def count_targets(self, window: list[Batch]) -> dict[str, float]:
-        """Supervised tokens of a window by loss; counts that the collate function made, so nothing is synchronised.
-        Where a target draws some of an image's tokens, their expected number, which leaves the loss unbiased."""
+        """By what each loss of a window is divided, such as its supervised tokens: counts that the collate function
+        made, so nothing is synchronised."""
         counts = {"text": sum(batch.num_text_targets for batch in window)}
-        for target in self.targets:
-            counts[target.name] = sum(batch.num_visual_targets(target.shift) for batch in window)
-            if self.training and target.supervise is not None:
-                counts[target.name] *= target.supervise / self.encoder.num_tokens
-        return counts
+        return counts | {target.name: target.count(window, training=self.training) for target in self.targets}
 
     def touch(self, batch: Batch, hidden: Tensor) -> Tensor:
         """A zero that depends on every trained parameter that this batch's losses leave out, as `embed` makes one where
@@ -197,7 +181,7 @@ class VLM(nn.Module):
         now, are reached through what they gave: ``hidden``, after the final norm.
         """
         text = batch.num_text_targets
-        visual = [target.name for target in self.targets if batch.num_visual_targets(target.shift)]
+        visual = [target.name for target in self.targets if target.learns_from(batch)]
         idle = [part for parts in (self.heads, self.losses) for name, part in parts.items() if name not in visual]
         zero = torch.zeros((), device=self.device)
         if not text:
@@ -215,10 +199,12 @@ class VLM(nn.Module):
 
     def components(self) -> dict[str, nn.Module]:
         """The parts that a stage's ``train`` may name; the losses, where they have weights or buffers, which are
-        trained with the heads; and the tokenizers, which are never trained here."""
+        trained with the heads; teachers that follow the training; and the tokenizers, which are never trained here."""
         parts = dict(encoder=self.encoder, projector=self.projector, llm=self.llm, heads=self.heads)
         if self.losses.state_dict():
             parts["losses"] = self.losses
+        if len(self.teachers):
+            parts["teachers"] = self.teachers
         return parts | {f"tokenizer.{name}": tokenizer for name, tokenizer in self.tokenizers.items()}
 
     def train_only(self, names: list[str]) -> None:
@@ -228,7 +214,7 @@ class VLM(nn.Module):
         component, so that nobody would train and save them.
         """
         parts = self.components()
-        unknown = [n for n in names if n not in parts or n in TRAINED_WITH or n.startswith("tokenizer.")]
+        unknown = [name for name in names if name not in TRAINABLE]
         if unknown:
             raise ValueError(f"train={names}: unknown {unknown}; expected some of encoder, projector, llm, heads")
         check_components(self, parts)
@@ -259,17 +245,27 @@ class VLM(nn.Module):
     def portable(self, config: dict) -> dict:
         """``config`` of this model, without the files that it names; see `Component.portable`."""
         parts = {name: portable_of(getattr(self, name), config[name]) for name in ("encoder", "projector", "llm")}
-        targets = []
-        for entry, target in zip(config["reconstruction"], self.targets, strict=True):
-            own = {key: value for key, value in entry.items() if key != "fit"}
-            head = portable_of(target.head, entry["head"])
-            targets.append(dict(own, tokenizer=portable_of(target.tokenizer, entry["tokenizer"]), head=head))
+        entries = zip(config["reconstruction"], self.targets, strict=True)
+        targets = [target.portable(entry) for entry, target in entries]
         return dict(config, **parts, reconstruction=targets)
 
     def views(self) -> dict[str, object]:
         """What pixels the model wants: name -> ``ImageTransform``."""
-        own = {t.name: t.tokenizer.transform for t in self.targets if not t.shares_encoder}
-        return {"encoder": self.encoder.transform, **own}
+        found = {"encoder": self.encoder.transform}
+        for target in self.targets:
+            for name, transform in target.views().items():
+                if name.partition(".")[0] != target.name:
+                    raise ValueError(
+                        f"{target.key}: {type(target).__name__}.views() names {name!r}: expected {target.name!r}, or "
+                        f"'{target.name}.' and a name"
+                    )
+                found[name] = transform
+        return found
+
+
+def _modules(found: dict[str, object]) -> nn.ModuleDict:
+    """Those that are modules."""
+    return nn.ModuleDict({name: module for name, module in found.items() if isinstance(module, nn.Module)})
 
 
 def _zero_of(*modules: nn.Module) -> Tensor | float:

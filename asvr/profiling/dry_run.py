@@ -11,6 +11,7 @@ from torch import nn
 from asvr.flops.count import Part, Sample, forward_parts, recomputed_parts, training_factor
 from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
 from asvr.models.checkpointing import MODES
+from asvr.models.targets import CodeTarget
 from asvr.recipe.preflight import check_sizes
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.validate import check_config
@@ -85,6 +86,9 @@ def _tokens(model: nn.Module) -> Table:
     rows, columns = model.encoder.grid
     table.add_row("encoder", f"{rows} x {columns}", str(model.encoder.num_tokens), "", "")
     for target in model.targets:
+        if not isinstance(target, CodeTarget):
+            table.add_row(f"target {target.name}", "", str(target.positions.per_image), "", target.describe())
+            continue
         tokenizer = target.tokenizer
         rows, columns = tokenizer.grid
         sizes = sorted(set(tokenizer.codebook_sizes))

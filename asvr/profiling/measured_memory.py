@@ -2,7 +2,7 @@
 
 from asvr.base.precision import PRECISIONS
 from asvr.engine.optim import build_optim_wrapper
-from asvr.flops.memory import full_batch
+from asvr.flops.batches import full_batch
 from asvr.flops.peak_rate import held_tensors, step_peak
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks

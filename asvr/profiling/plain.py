@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from asvr.data.batch import IGNORE, Batch
 from asvr.models.heads import DepthTransformerHead
 from asvr.models.losses import CodeCrossEntropy
+from asvr.models.targets import CodeTarget
 from asvr.models.tokenizers import SemanticTokenizer
 from asvr.models.tokenizers.precision import full_float32
 
@@ -32,9 +33,13 @@ def check_objective(model: nn.Module) -> None:
     if len(targets) > 1:
         raise ValueError(f"--plain has one reconstruction target at most, the config {len(targets)}")
     for target in targets:
+        if type(target) is not CodeTarget:
+            raise ValueError(
+                f"--plain: target {target.name!r} is a {type(target).__name__}, the released code has codes"
+            )
         wanted = dict(tokenizer=(type(target.tokenizer), SemanticTokenizer), tap=(target.tap, -1))
         wanted |= dict(depth_transformer=(isinstance(target.head, DepthTransformerHead), True))
-        wanted |= dict(supervise=(target.supervise, None), loss=(type(target.criterion), CodeCrossEntropy))
+        wanted |= dict(supervise=(target.positions.supervise, None), loss=(type(target.criterion), CodeCrossEntropy))
         if isinstance(target.criterion, CodeCrossEntropy):
             wanted |= dict(depth_weights=(target.criterion.depth_weights, None))
             wanted |= dict(label_smoothing=(target.criterion.label_smoothing, 0.0))

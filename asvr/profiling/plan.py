@@ -7,7 +7,7 @@ in `Cluster` and `Assumed`, and is printed with the plan.
 import io
 import time
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
-from asvr.caches.codes import code_dtype
 from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
 from asvr.flops.memory import ADAM_MOMENTS, USABLE, MemoryPlan, plan_memory
@@ -270,10 +269,8 @@ def plan_inputs(cfg: Config, assumed: Assumed) -> InputPlan:
     """Of the last stage's model."""
     stage = Recipe(cfg).last
     model = build_meta(stage)
-    codes = sum(
-        t.tokenizer.num_tokens * t.tokenizer.depth * code_dtype(max(t.tokenizer.codebook_sizes)).itemsize
-        for t in model.targets
-    )
+    specs = [spec for target in model.targets for spec in (target.truth_spec() or {}).values()]
+    codes = sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)
     return InputPlan(
         pictures_per_core=pictures_per_second(model.encoder.transform, stage.data.image_aspect),
         cached_codes=codes * assumed.samples,

@@ -12,6 +12,7 @@ from asvr.flops.analytic import formulas
 from asvr.flops.count import Sample, forward_parts, recomputed_parts, training_factor
 from asvr.flops.memory import plan_memory
 from asvr.models.attention import use_attention
+from asvr.models.targets import CodeTarget
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe
 
@@ -30,8 +31,8 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
         "LLM blocks": lambda: llm.hidden(torch.zeros(1, tokens, llm.hidden_size, dtype=dtype, device="meta")),
         "LM head": lambda: llm.lm_head(torch.zeros(sample.text_tokens, llm.hidden_size, dtype=dtype, device="meta")),
     }
-    for target in model.targets:
-        positions = target.supervise or encoder.num_tokens
+    for target in (target for target in model.targets if isinstance(target, CodeTarget)):
+        positions = target.positions.per_image
         shapes = (positions, llm.hidden_size), (positions, target.tokenizer.depth, target.tokenizer.code_width)
         calls[f"head {target.name}"] = lambda target=target, shapes=shapes: target.run_head(
             *(torch.zeros(shape, device="meta") for shape in shapes)

@@ -42,18 +42,21 @@ class StoredCodes:
     """Codes of the benchmark's pictures, computed before its clock runs, in place of a cache on disk."""
 
     def __init__(self, model, samples: SyntheticSamples, needed: range, aspect: str):
-        self.stored: dict[str, dict] = {target.name: {} for target in model.targets}
+        targets = [target for target in model.targets if target.truth_spec() is not None]
+        self.stored: dict[str, dict] = {target.name: {} for target in targets}
 
         def pixels(i: int) -> list[tuple]:
-            """Target, key and pixels of each picture of a sample."""
+            """Key and pixels of each picture of a sample."""
             item = samples[i]
-            pictures = list(zip(item["image_keys"], item["images"], strict=True))
-            return [(t, key, t.tokenizer.transform(image, aspect)) for key, image in pictures for t in model.targets]
+            pictures = zip(item["image_keys"], item["images"], strict=True)
+            return [(key, {n: view(image, aspect) for n, view in model.views().items()}) for key, image in pictures]
 
-        with ThreadPoolExecutor() as pool:
-            for target, key, tensor in itertools.chain.from_iterable(pool.map(pixels, needed)):
-                codes_IND = target.tokenizer.encode(tensor[None].to(model.device))
-                self.stored[target.name][key] = codes_IND[0].to("cpu", torch.int32)
+        with ThreadPoolExecutor() as pool, torch.no_grad():
+            for key, views in itertools.chain.from_iterable(pool.map(pixels, needed)):
+                own = {name: tensor[None].to(model.device) for name, tensor in views.items()}
+                features_INE = model.encode(own["encoder"])
+                for target in targets:
+                    self.stored[target.name][key] = target.to_cache(target.truth(own, features_INE))
 
     def check(self, keys: list[str]) -> None:
         pass
@@ -61,8 +64,11 @@ class StoredCodes:
     def features(self, keys: list[str]) -> None:
         return None
 
-    def codes(self, target: str, keys: list[str]) -> torch.Tensor | None:
-        return torch.stack([self.stored[target][key] for key in keys])
+    def truth(self, target: str, keys: list[str]) -> dict[str, torch.Tensor] | None:
+        if target not in self.stored:
+            return None
+        rows = [self.stored[target][key] for key in keys]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 class Worker:
@@ -215,10 +221,10 @@ def random_model(stage: Stage, device: torch.device):
     with device:
         vocabulary = stage.text_tokenizer.get("vocab_size")
         model = MODELS.build(stage.model, default_args=dict(vocab_size=vocabulary, load_weights=False))
-    for target in model.targets:
-        if hasattr(target.tokenizer, "trained"):
-            target.tokenizer.trained.fill_(True)
-        for book in getattr(getattr(target.tokenizer, "quantizer", None), "codebooks", []):
+    for tokenizer in model.tokenizers.values():
+        if hasattr(tokenizer, "trained"):
+            tokenizer.trained.fill_(True)
+        for book in getattr(getattr(tokenizer, "quantizer", None), "codebooks", []):
             torch.nn.init.normal_(book.weight)
             book.share.fill_(1 / len(book.share))
     model.train_only(list(stage.train))

@@ -238,7 +238,7 @@ class _AsCached:
     """What a cache will give, by its size."""
 
     def __init__(self, model):
-        self.encoder, self.targets = model.encoder, {target.name: target.tokenizer for target in model.targets}
+        self.encoder, self.specs = model.encoder, {target.name: target.truth_spec() for target in model.targets}
 
     def check(self, keys: list[str]) -> None:
         pass
@@ -246,9 +246,10 @@ class _AsCached:
     def features(self, keys: list[str]) -> torch.Tensor:
         return torch.empty(len(keys), self.encoder.num_tokens, self.encoder.width)
 
-    def codes(self, target: str, keys: list[str]) -> torch.Tensor:
-        tokenizer = self.targets[target]
-        return torch.empty(len(keys), tokenizer.num_tokens, tokenizer.depth, dtype=torch.int32)
+    def truth(self, target: str, keys: list[str]) -> dict[str, torch.Tensor] | None:
+        if (specs := self.specs[target]) is None:
+            return None
+        return {name: torch.empty(len(keys), *spec.shape, dtype=spec.dtype) for name, spec in specs.items()}
 
 
 def check_workers(recipe: Recipe, tokenizer) -> None:

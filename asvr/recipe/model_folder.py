@@ -9,11 +9,13 @@ from torch import nn
 from asvr.base.checkpoint_files import open_checkpoint
 from asvr.base.files import sha256_of
 from asvr.models.component import fingerprint_of, source_of
-from asvr.models.tree import TRAINED_WITH
+from asvr.models.tree import KEPT, is_trained
 from asvr.recipe.config import MODEL_FILE
 from asvr.recipe.model_file import read_description
 
 logger = logging.getLogger("asvr")
+
+OF_TARGETS = ("heads", "tokenizers", "losses", "teachers")  # attributes of a VLM that hold parts of its targets
 
 
 def why_no_model(folder: Path) -> str:
@@ -75,7 +77,7 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
             "set data.cache=False, or name the same weights in the config"
         )
     for name, part in parts.items():
-        if name in TRAINED_WITH:  # losses: checkpoints hold them always, since buffers move without a trained weight
+        if name in KEPT:  # checkpoints hold them always: they move without a trained weight
             continue
         if name in other or name not in before or source_of(part) is None:
             part.source = str(folder)
@@ -84,17 +86,22 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
 def _of_new_targets(model: nn.Module, weights: dict, folder: Path) -> dict[str, torch.Tensor]:
     """The weights, as they were built, of targets that a folder does not have (an imported LLaVA has none). Raises
     ``ValueError`` where their heads are not trained."""
-    own, there = model.state_dict(), {key.split(".")[1] for key in weights if key.startswith("heads.")}
-    new = [name for name in model.heads if name not in there]
-    if idle := [name for name in new if not any(p.requires_grad for p in model.heads[name].parameters())]:
+    own = model.state_dict()
+    of_target = {t.name: tuple(f"{part}.{t.name}." for part in OF_TARGETS) for t in model.targets}
+    new = [
+        name
+        for name, prefixes in of_target.items()
+        if any(key.startswith(prefixes) for key in own) and not any(key.startswith(prefixes) for key in weights)
+    ]
+    if idle := [name for name in new if name in model.heads and not is_trained(model.heads[name])]:
         raise ValueError(
             f"init={str(folder)!r} has no heads of {', '.join(idle)}, and the stage leaves them untrained: name "
             "'heads' in its `train`, or leave these targets out"
         )
     if new:
         logger.info("%s: the heads of %s are new", folder, ", ".join(new))
-    parts = [f"{part}.{name}." for part in ("heads", "tokenizers", "losses") for name in new]
-    return {key: value for key, value in own.items() if key.startswith(tuple(parts)) and key not in weights}
+    parts = tuple(prefix for name in new for prefix in of_target[name])
+    return {key: value for key, value in own.items() if key.startswith(parts) and key not in weights}
 
 
 def _makes_targets(name: str) -> bool:

@@ -63,7 +63,7 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
     models = {}
     for name, stage in recipe.stages.items():
         models[name] = build_meta(stage)
-        moving = [target.name for target in models[name].targets if target.shares_encoder]
+        moving = [t.name for t in models[name].targets if getattr(t, "shares_encoder", False)]
         if "encoder" in stage.train and moving:
             raise ValueError(
                 f"stages.{name}.train names the encoder, and target {moving[0]!r} quantises its features, which would "
@@ -114,7 +114,8 @@ def _num_ids_in(folder: str) -> int:
 
 def _needs_folder(stage: Stage) -> bool:
     """Whether a part has no `arch`, so that its architecture too stands in its folder alone."""
-    own = [target.tokenizer.get("encoder") for target in stage.model.reconstruction]
+    own = [(target.get("tokenizer") or {}).get("encoder") for target in stage.model.reconstruction]
+    own += [target.get("teacher") for target in stage.model.reconstruction]
     parts = [
         (ENCODERS, stage.model.encoder),
         (LLMS, stage.model.llm),
@@ -132,11 +133,15 @@ def wanted_weights(stage: Stage, model: nn.Module | None = None) -> list[hub.Wan
     wanted += _wanted("model.encoder", stage.model.encoder, ENCODERS)
     wanted += _wanted("model.llm", stage.model.llm, LLMS)
     for i, entry in enumerate(stage.model.reconstruction):
-        key = f"model.reconstruction[{i}].tokenizer"
+        key = f"model.reconstruction[{i}]"
+        if isinstance(entry.get("teacher"), dict):
+            wanted += _wanted(f"{key}.teacher", entry.teacher, ENCODERS)
+        if not isinstance(entry.get("tokenizer"), dict):
+            continue
         size_bytes = None if model is None else _own_bytes(model.targets[i].tokenizer)
-        wanted += _wanted(key, entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=size_bytes)
+        wanted += _wanted(f"{key}.tokenizer", entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=size_bytes)
         if isinstance(entry.tokenizer.get("encoder"), dict):
-            wanted += _wanted(f"{key}.encoder", entry.tokenizer.encoder, ENCODERS)
+            wanted += _wanted(f"{key}.tokenizer.encoder", entry.tokenizer.encoder, ENCODERS)
     return wanted
 
 

@@ -61,7 +61,8 @@ def optional(field: Field) -> Field:
 COMPONENT = Field("a component, dict(type=...)", lambda value: isinstance(value, dict))
 NAME = Field("a name of letters, digits and _", lambda value: isinstance(value, str) and value.isidentifier())
 
-TARGET = dict(
+TARGET = dict(  # of a CodeTarget
+    type=Field("the name of a target", lambda value: isinstance(value, str), required=False),
     name=NAME,
     tokenizer=COMPONENT,
     head=COMPONENT,
@@ -70,7 +71,11 @@ TARGET = dict(
     shift=one_of(*SHIFTS),
     tap=Field("-1 (after the final norm) or the number of a layer", lambda v: _is_int(v) and v >= -1, required=False),
     resample=one_of(None, "nearest", required=False),
-    supervise=optional(count()),
+    supervise=Field(
+        f"{count().expected}, dict(every=...), dict(cells=[...]) or None",
+        lambda v: v is None or count().test(v) or isinstance(v, dict),
+        required=False,
+    ),
     fit=Field("a dict of arguments of the tokenizer's fit()", lambda v: isinstance(v, dict), required=False),
 )
 

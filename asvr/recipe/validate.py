@@ -15,7 +15,7 @@ from asvr.base.arch import check_arch
 from asvr.base.text import nearest
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
-from asvr.recipe.schema import SECTIONS, SOURCE, TARGET, check_fields, count
+from asvr.recipe.schema import NAME, SECTIONS, SOURCE, TARGET, check_fields, count
 from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
 from asvr.registry import (
     DATASETS,
@@ -26,6 +26,7 @@ from asvr.registry import (
     MODEL_WRAPPERS,
     MODELS,
     PROJECTORS,
+    TARGETS,
     TEMPLATES,
     TEXT_TOKENIZERS,
     VISUAL_TOKENIZERS,
@@ -39,6 +40,7 @@ INJECTED = {
     LLMS: {"vocab_size", "load_weights", "defer"},
     VISUAL_TOKENIZERS: {"encoder", "load_weights"},
     HEADS: {"hidden_size", "codebook_sizes", "code_width"},
+    TARGETS: {"encoder", "llm", "load_weights", "key"},
     LOSSES: set(),
     DATASETS: {"tokenizer", "template", "max_length", "num_image_tokens", "on_error"},
     TEXT_TOKENIZERS: set(),
@@ -53,6 +55,7 @@ NESTED = dict(
     tokenizer=VISUAL_TOKENIZERS,
     head=HEADS,
     loss=LOSSES,
+    teacher=ENCODERS,
     corpus=DATASETS,
     dataset=DATASETS,
     train=DATASETS,
@@ -61,6 +64,7 @@ NESTED = dict(
 ONCE = ("text_tokenizer", "runtime")
 BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "parallel")
 OF_STAGE = ("train", "init", *BY_STAGE)
+CODES = "CodeTarget"  # the type of a target that names none
 OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
 OTHER = ("stages", "custom_imports", "default_scope")
 REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
@@ -232,13 +236,25 @@ def _nested(key: str, value: dict) -> list[str]:
 def _targets(key: str, targets: list) -> list[str]:
     problems = []
     for i, target in enumerate(targets):
-        problems += check_fields(f"{key}[{i}]", target, TARGET)
-        if isinstance(target, dict):
-            problems += _nested(f"{key}[{i}]", target) + _fit(f"{key}[{i}]", target)
+        problems += _target(f"{key}[{i}]", target)
     names = [target.get("name") for target in targets if isinstance(target, dict)]
     if len(set(names)) < len(names):
         problems.append(f"{key}: the names of the targets must differ, given {names}")
     return problems
+
+
+def _target(key: str, target: Any) -> list[str]:
+    """A `CodeTarget`'s fields have rules of their own; of another class its constructor tells."""
+    if not isinstance(target, dict) or target.get("type", CODES) == CODES:
+        problems = check_fields(key, target, TARGET)
+        return problems + (_nested(key, target) + _fit(key, target) if isinstance(target, dict) else [])
+    problems = [
+        f"{key}.{name}: the library gives it; a target's own encoder is its `teacher`"
+        for name in sorted(INJECTED[TARGETS] & target.keys())
+    ]
+    if "name" in target and not NAME.test(target["name"]):
+        problems.append(f"{key}.name={target['name']!r}: expected {NAME.expected}")
+    return problems + check_component(key, target, TARGETS) + _fit(key, target)
 
 
 def _fit(key: str, target: dict) -> list[str]:

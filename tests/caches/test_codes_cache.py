@@ -39,8 +39,8 @@ def test_what_is_written_is_read(batches, size, tmp_path_factory):
             expected |= dict(zip(names, values, strict=True))
     again = store_at(root, size)
     cache = CodeCache({name: name for name in expected}, dict(semantic=again))
-    assert torch.equal(cache.codes("semantic", list(expected)).long(), torch.stack(list(expected.values())))
-    assert again.dtype == (np.int16 if size <= 2**15 else np.int32) and cache.codes("other", ["0-0"]) is None
+    assert torch.equal(cache.truth("semantic", list(expected))["codes"].long(), torch.stack(list(expected.values())))
+    assert again.dtype == (np.int16 if size <= 2**15 else np.int32) and cache.truth("other", ["0-0"]) is None
     assert all(name in again for name in expected) and "x" not in again
 
 
@@ -63,7 +63,7 @@ def test_what_a_killed_process_left_behind_is_computed_again(cut, tmp_path):
         lost = [name for name in "abc" if name not in after]
         writer.add(lost, codes(3)[-len(lost) :])
     whole = CodeCache({name: name for name in "abc"}, dict(semantic=store_at(tmp_path)))
-    assert torch.equal(whole.codes("semantic", ["a", "b", "c"]).long(), codes(3))
+    assert torch.equal(whole.truth("semantic", ["a", "b", "c"])["codes"].long(), codes(3))
     assert data.stat().st_size == 3 * store.row_bytes and len(index.read_text().splitlines()) == 3
 
 
@@ -75,9 +75,9 @@ def test_a_damaged_row_is_named(tmp_path):
         file.seek(store.row_bytes + 3)
         file.write(b"\x55")
     damaged = CodeCache(dict(a="a", b="b"), dict(semantic=store_at(tmp_path)))
-    assert torch.equal(damaged.codes("semantic", ["a"])[0].long(), codes(2)[0])
+    assert torch.equal(damaged.truth("semantic", ["a"])["codes"][0].long(), codes(2)[0])
     with pytest.raises(ValueError, match=r"codes\.0-of-1\.bin: row 1 is damaged: delete"):
-        damaged.codes("semantic", ["a", "b"])
+        damaged.truth("semantic", ["a", "b"])["codes"]
 
 
 def test_other_codes_have_another_folder(tmp_path):

@@ -32,15 +32,7 @@ def samples(pictures):
 def cached(model, pictures, root, on_error="raise"):
     cache = build_feature_cache(root, model.encoder, pictures, "square", CPU, config={}, on_error=on_error)
     for target in model.targets:
-        cache.add_codes(
-            target.name,
-            target.tokenizer,
-            shared=target.shares_encoder,
-            pictures=pictures,
-            aspect="square",
-            device=CPU,
-            config={},
-        )
+        cache.add_truth(target, pictures=pictures, aspect="square", device=CPU, config={})
     return cache
 
 
@@ -50,12 +42,13 @@ def test_features_codes_and_gradients_are_bitwise_the_same(encoder, pictures, tm
     model = build(encoder=ENCODERS[encoder], reconstruction=[SEMANTIC, pixel])
     online = collate(model, samples(pictures))
     stored = collate(model, samples(pictures), cache=cached(model, pictures, tmp_path))
-    assert set(online.pixels) == {"encoder", "pixel"} and not online.codes
-    assert stored.pixels == {} and set(stored.codes) == {"pixel", "semantic"}
+    assert set(online.pixels) == {"encoder", "pixel"} and not online.truth
+    assert stored.pixels == {} and set(stored.truth) == {"pixel", "semantic"}
     features = [model.embed(batch)[1] for batch in (online, stored)]
     assert torch.equal(*features) and features[0].dtype == features[1].dtype
     for target in model.targets:
-        assert torch.equal(model.codes(target, online, features[0]), model.codes(target, stored, features[1]))
+        found = (model.truth(target, *own) for own in zip((online, stored), features, strict=True))
+        assert torch.equal(*(target.codes(truth) for truth in found))
     (first, first_logs), (second, second_logs) = (step_gradients(model, [batch]) for batch in (online, stored))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(torch.equal(first_logs[name], second_logs[name]) for name in first_logs)
@@ -68,7 +61,7 @@ def test_a_cache_is_read_again_and_opens_no_picture(pictures, tmp_path):
     second = cached(model, pictures, tmp_path)
     keys = list(reversed(pictures))
     assert first.folder == second.folder and torch.equal(first.features(keys), second.features(keys))
-    assert torch.equal(first.codes("semantic", keys), second.codes("semantic", keys))
+    assert torch.equal(first.truth("semantic", keys)["codes"], second.truth("semantic", keys)["codes"])
     assert torch.equal(first.features(keys), first.features(list(pictures)).flip(0))
     missing = [dict(sample, images=["no/such/file.png"]) for sample in samples(pictures)]
     assert collate(model, missing, cache=second).num_images == len(pictures)
@@ -95,10 +88,10 @@ def test_codes_follow_their_tokenizer(pictures, tmp_path):
     model, other = build(), build()
     other.targets[0].tokenizer.fit([torch.randn(64, 4, 8)], progress=False)
     cache = cached(model, pictures, tmp_path)
-    before = cache.codes("semantic", list(pictures))
+    before = cache.truth("semantic", list(pictures))["codes"]
     again = cached(other, pictures, tmp_path)
     assert again.folder == cache.folder
-    assert not torch.equal(before, again.codes("semantic", list(pictures)))
+    assert not torch.equal(before, again.truth("semantic", list(pictures))["codes"])
 
 
 def test_codes_follow_the_size_that_their_tokenizer_sees(pictures, tmp_path):
@@ -107,7 +100,7 @@ def test_codes_follow_the_size_that_their_tokenizer_sees(pictures, tmp_path):
     for image_size in (4, 8):
         tokenizer = dict(PIXEL["tokenizer"], image_size=image_size)
         model = build(reconstruction=[dict(PIXEL, tokenizer=tokenizer, resample="nearest")])
-        sizes.append(cached(model, pictures, tmp_path).codes("pixel", list(pictures)).shape[1])
+        sizes.append(cached(model, pictures, tmp_path).truth("pixel", list(pictures))["codes"].shape[1])
     assert sizes == [4, 16]
 
 

@@ -92,8 +92,8 @@ class Cache:
     def features(self, keys):
         return torch.tensor([[[float(key[-1])]] for key in keys]) if self.give else None
 
-    def codes(self, target, keys):
-        return torch.zeros(len(keys), 2, 1, dtype=torch.int64) if target in self.targets else None
+    def truth(self, target, keys):
+        return dict(codes=torch.zeros(len(keys), 2, 1, dtype=torch.int64)) if target in self.targets else None
 
 
 def test_cached_views_have_no_pixels_and_open_no_picture(monkeypatch):
@@ -102,7 +102,7 @@ def test_cached_views_have_no_pixels_and_open_no_picture(monkeypatch):
         [item([1, IMAGE_TOKEN, IMAGE_TOKEN])]
     )
     assert list(batch.pixels) == ["pixel"] and batch.features_INE.flatten().tolist() == [0, 1]
-    assert batch.codes["semantic"].shape == (2, 2, 1)
+    assert batch.truth["semantic"]["codes"].shape == (2, 2, 1)
     monkeypatch.setattr(module, "open_image", None)
     batch = make(views=dict(encoder=SMALL), cache=Cache())([item([1, IMAGE_TOKEN])])
     assert batch.pixels == {}

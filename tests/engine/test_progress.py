@@ -165,7 +165,7 @@ def test_no_step_between_two_log_lines_waits_for_the_device(model, tmp_path, mon
     for batch in (batch for window in windows for batch in window):
         # cached, as the codes of a frozen encoder are: finding them is not the matter of the step
         if batch.num_images:
-            batch.codes["semantic"] = torch.zeros(batch.num_images, 4, 2, dtype=torch.int64)
+            batch.truth["semantic"] = dict(codes=torch.zeros(batch.num_images, 4, 2, dtype=torch.int64))
     advance(state, windows[0], hook)  # the first step makes the optimiser's state
     lists.clear()
     with _Reads() as reads:

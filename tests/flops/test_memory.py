@@ -9,11 +9,11 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+from asvr.flops.batches import full_batch
 from asvr.flops.memory import (
     Machine,
     MemoryPlan,
     _half_copies,
-    full_batch,
     largest_micro_batch,
     plan_memory,
     warn_of_memory,

@@ -121,7 +121,7 @@ def test_some_drawn_positions_estimate_the_whole_loss():
         with torch.no_grad():
             assert torch.allclose(model(batch)["semantic"], whole.eval()(batch)["semantic"]), count
             whole.train()
-    with pytest.raises(ValueError, match=rf"supervise={tokens + 1}: expected None .all. or 1 to {tokens}"):
+    with pytest.raises(ValueError, match=rf"supervise={tokens + 1}: expected None .all., 1 to {tokens}"):
         build(reconstruction=[dict(SEMANTIC, supervise=tokens + 1)])
 
 
@@ -133,7 +133,7 @@ def test_correct_counts_are_those_of_the_teacher_forced_predictions():
         embeds_BTH, features_INE = model.embed(batch)
         hidden = model.llm.hidden(embeds_BTH, {-1})[-1].flatten(0, 1)
         source_P, token_P = visual_sources(batch, 1)
-        codes_PD = model.codes(target, batch, features_INE).flatten(0, 1)[token_P]
+        codes_PD = target.codes(model.truth(target, batch, features_INE)).flatten(0, 1)[token_P]
         right = (target.predict(hidden[source_P], codes_PD)[0] == codes_PD).sum(0)
     assert out["correct_semantic"].tolist() == right.tolist()
     assert 0 <= out["correct_text"] <= batch.num_text_targets
@@ -233,7 +233,7 @@ def test_a_step_in_bf16_is_near_the_float32_one_and_has_the_same_codes():
     assert torch.allclose(logs["text"], exact_logs["text"], rtol=0.02) and logs["text"].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
         features = model.embed(batch)[1]
-        codes = model.codes(model.targets[0], batch, features)
+        codes = model.targets[0].codes(model.truth(model.targets[0], batch, features))
     with torch.no_grad():
         assert torch.equal(features, model.encoder(batch.pixels["encoder"]))
         assert torch.equal(codes, model.targets[0].tokenizer.encode(batch.pixels["encoder"]))

@@ -63,7 +63,7 @@ def test_a_step_needs_what_its_samples_need():
     parts = {part.name: part.flops for part in count.parts}
     assert whole["head semantic"] == 3 * 2 * parts["head semantic"]
     assert whole["encoder"] == whole["tokenizer semantic: code search"] == 0  # features and codes are there
-    padded.features_INE, padded.codes = None, {}
+    padded.features_INE, padded.truth = None, {}
     online = count.by_part([padded])
     assert online["encoder"] == 2 * parts["encoder"]
     assert online["tokenizer semantic: code search"] == 2 * parts["tokenizer semantic: code search"]

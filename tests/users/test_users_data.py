@@ -22,6 +22,7 @@ from asvr.data.record_keys import unread_keys
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.tar import TarDataset
 from asvr.models.encoders.base import Encoder
+from asvr.models.targets.codes import CodeTruth
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.pretrained import Pretrained
 
@@ -117,15 +118,8 @@ def test_codes_beside_cached_features_are_checked_too(tmp_path, codes, words):
     encoder = Colours(torch.float32)
     cache, sources = features(tmp_path, encoder), {"0": Image.new("RGB", (8, 8))}
     with pytest.raises(ValueError, match=f"codes of target 'own'.*{words}"):
-        cache.add_codes(
-            "own",
-            Codes(encoder, codes),
-            shared=False,
-            pictures=sources,
-            aspect="square",
-            device=torch.device("cpu"),
-            config={},
-        )
+        own = CodeTruth(name="own", tokenizer=Codes(encoder, codes), encoder=encoder)
+        cache.add_truth(own, pictures=sources, aspect="square", device=torch.device("cpu"), config={})
 
 
 def test_a_tokenizer_that_returns_floats_online_is_refused(monkeypatch):

@@ -150,7 +150,7 @@ def test_a_random_tokenizer_is_the_cached_one(config, tmp_path, cache):
     model, prepared = model_of(config, options, tmp_path / "cached")
     key = next(iter(prepared.cache.rows if cache is True else prepared.cache.hashes))
     pixels = pixels_of(model.tokenizers["random"].transform, key)
-    assert torch.equal(model.tokenizers["random"].encode(pixels), prepared.cache.codes("random", [key]).long())
+    assert torch.equal(model.tokenizers["random"].encode(pixels), prepared.cache.truth("random", [key])["codes"].long())
 
 
 def test_other_weights_than_the_cached_ones_are_refused(config, tmp_path, monkeypatch):

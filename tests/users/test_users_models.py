@@ -384,8 +384,8 @@ def test_a_head_is_told_which_image_and_which_cell_a_row_is():
     model = with_head("Told", supervise=2)
     batch = batch_of(model, images=3)
     source_P, token_P = [], []
-    sources = model.sources
-    model.sources = lambda *args: [x.append(y) or y for x, y in zip((source_P, token_P), sources(*args), strict=True)]
+    target, places = model.targets[0], model.targets[0].places
+    target.places = lambda seen: [x.append(y) or y for x, y in zip((source_P, token_P), places(seen), strict=True)]
     model(batch)
     told = model.heads["semantic"].told
     assert told == ((token_P[0] // 4).tolist(), (token_P[0] % 4).tolist())

@@ -146,6 +146,7 @@ class ProgressHook(Hook):
             loss=sum(weight * sums[name] for name, weight in weights.items() if name in sums) / made if made else None,
             **{f"loss_{name}": means[name] for name in weights if name in means},
             **{f"acc_{name}": means[f"correct_{name}"] for name in weights if f"correct_{name}" in means},
+            **{key: means[key] for key in _own_metrics(model) if key in means},
             grad_norm=means.get(NORM),
             tokens_per_s=tokens / elapsed,
             images_per_s=images / elapsed,
@@ -161,7 +162,7 @@ class ProgressHook(Hook):
         with naming(self.file), open(self.file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         self.bar.set_postfix_str(_loss(record, 3))
-        logger.info(_line(record))
+        logger.info(_line(record, _own_metrics(model)))
         self._reset()
 
     def _all_sums(self) -> dict[str, torch.Tensor]:
@@ -197,7 +198,12 @@ def _loss(record: dict, digits: int) -> str:
     return f"loss {record['loss']:.{digits}f}"
 
 
-def _line(record: dict) -> str:
+def _own_metrics(model) -> list[str]:
+    """What targets count besides right predictions, which are logged as accuracies."""
+    return [key for key in model.metrics if not key.startswith("correct_")]
+
+
+def _line(record: dict, metrics: list[str]) -> str:
     """A log line for people."""
     parts = [
         f"{record['stage']} {record['step']}/{record['steps']}",
@@ -210,6 +216,9 @@ def _line(record: dict) -> str:
         if key.startswith("acc_"):
             values = value if isinstance(value, list) else [value]
             parts.append(f"{key.removeprefix('acc_')} acc {'/'.join(f'{100 * v:.1f}' for v in values)} %")
+        if key in metrics:
+            values = value if isinstance(value, list) else [value]
+            parts.append(f"{key} {'/'.join(f'{v:.4g}' for v in values)}")
     eta = int(record["eta_s"])
     if "refused" in record:
         parts.append(f"left out {', '.join(f'{n} ({reason})' for reason, n in record['refused'].items())}")

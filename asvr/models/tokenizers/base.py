@@ -24,6 +24,11 @@ def require_integers(codes: Tensor, what: str) -> Tensor:
     return codes.long()
 
 
+def code_dtype(size: int) -> torch.dtype:
+    """The smallest that holds the codes of a codebook of ``size``."""
+    return torch.int16 if size <= 2**15 else torch.int32
+
+
 def require_codes(codes_IND: Tensor, what: str, sizes: Sequence[int]) -> Tensor:
     """Codes (..., D) on the CPU, as int64. Raises ``ValueError`` where they are no integers, or none of their level's
     codebook; sizes: of these."""

@@ -1,0 +1,45 @@
+"""Batches of zeros, as large as wanted."""
+
+import torch
+from torch import Tensor, nn
+
+from asvr.data.batch import IMAGE_TOKEN, Batch
+
+
+def truth_like(target, images: int) -> dict[str, Tensor]:
+    """What a target's cache would give of so many images; codes in the dtype that they are used in."""
+    return {
+        name: torch.zeros(images, *spec.shape, dtype=spec.dtype if spec.dtype.is_floating_point else torch.long)
+        for name, spec in target.truth_spec().items()
+    }
+
+
+def full_batch(model: nn.Module, rows: int, tokens: int, images: int | None = None) -> Batch:
+    """Rows without padding, of images that stand evenly spread (None: one a row), the first behind one token, and text
+    that is all supervised; truths, and features of a frozen encoder, as if they came from a cache."""
+    visual, images = model.encoder.num_tokens, rows if images is None else images
+    starts = [1 + i * (rows * tokens // images) for i in range(images)]
+    visual_places = {start + n for start in starts for n in range(visual)}
+    text = [place for place in range(rows * tokens) if place % tokens and place not in visual_places]
+    positions_IN = torch.tensor(starts)[:, None] + torch.arange(visual)
+    input_ids = torch.zeros(rows * tokens, dtype=torch.long)
+    input_ids[positions_IN.flatten()] = IMAGE_TOKEN
+    sources = torch.tensor(text) - 1
+    frozen = not any(p.requires_grad for p in model.encoder.parameters())
+    views = model.views()
+    if frozen:
+        del views["encoder"]
+    for target in model.targets:
+        if target.truth_spec() is not None:
+            views = {name: view for name, view in views.items() if name not in target.views()}
+    return Batch(
+        input_ids_BT=input_ids.view(rows, tokens),
+        attention_mask_BT=torch.ones(rows, tokens, dtype=torch.bool),
+        text_source_S=sources,
+        text_target_S=torch.zeros_like(sources),
+        image_positions_IN=positions_IN,
+        has_previous_I=[True] * images,
+        pixels={name: torch.zeros(images, 3, *view.size) for name, view in views.items()},
+        features_INE=torch.zeros(images, visual, model.encoder.width) if frozen else None,
+        truth={target.name: truth_like(target, images) for target in model.targets if target.truth_spec() is not None},
+    )

@@ -1,0 +1,18 @@
+"""Reconstruction targets."""
+
+from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.targets.codes import CodeTarget, build_tokenizer, nearest_cells, shares_encoder
+from asvr.models.targets.ema import move_towards
+from asvr.models.targets.positions import Positions
+
+__all__ = [
+    "CodeTarget",
+    "Positions",
+    "Seen",
+    "Target",
+    "TensorSpec",
+    "build_tokenizer",
+    "move_towards",
+    "nearest_cells",
+    "shares_encoder",
+]

@@ -1,0 +1,177 @@
+"""The contract of a reconstruction target: what the LLM's hidden states at an image are trained to tell.
+
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``P`` visual positions that
+carry the loss, ``H`` LLM width, ``E`` encoder width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from asvr.data.batch import Batch
+from asvr.data.transforms import ImageTransform
+from asvr.models.component import fingerprint_of
+from asvr.models.targets.positions import Positions
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Of one image. shape: without the images' dimension."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a target may look at, of one micro-batch.
+
+    hidden: tap -> hidden states of all positions, flat (B*T, H); the taps that the target names. features_INE: of the
+    encoder, None where the batch has no image. training: whether this is a training step.
+    """
+
+    batch: Batch
+    hidden: Mapping[int, Tensor]
+    features_INE: Tensor | None
+    training: bool
+
+    def images(self, tap: int = -1) -> Tensor:
+        """Hidden states (I, N, H) at the positions of the images' own tokens."""
+        return self.hidden[tap][self.batch.image_positions_IN]
+
+
+class Target:
+    """What is reconstructed of the images, from which hidden states, and by which loss.
+
+    A target of one's own is a class in the registry ``TARGETS``, with `truth` and `loss`. It is no module: its weights
+    are in three slots, by which checkpoints, ``train``, DDP and FSDP2 know them.
+
+    head: what is trained with ``heads`` (several layers go into a ``nn.ModuleList`` or the like). teacher: what makes
+        the truth and gets no gradient; None where there is none. criterion: a loss with weights or buffers, or None.
+    keeps_teacher: True where the teacher changes in training (an EMA) or its weights are in no file: checkpoints hold
+        it then. False: its weights are in files of their own, which checkpoints name by a fingerprint.
+    metrics: name -> shape of what `loss` counts beside the loss; ``()`` for one number.
+
+    name: of the loss in logs. weight: factor of the loss. taps: the hidden states that it reads: -1 after the LLM's
+    final norm, 0 what its first block gets, ``k`` the output of its k-th block. shift: 1 = the hidden state before a
+    visual token predicts it, 0 = the one at its own position. supervise: which visual tokens carry the loss, see
+    `Positions`. key: of the entry in the config, for messages. encoder, llm, load_weights and key are injected.
+    """
+
+    head: nn.Module | None = None
+    teacher: nn.Module | None = None
+    criterion: nn.Module | None = None
+    keeps_teacher: bool = False
+    metrics: dict[str, tuple[int, ...]] = {}  # noqa: RUF012  read alone
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        encoder,
+        llm,
+        weight: float = 1.0,
+        taps: tuple[int, ...] | list[int] = (-1,),
+        shift: int = 0,
+        supervise: int | dict | None = None,
+        load_weights: bool = True,
+        key: str = "target",
+    ):
+        if shift not in (0, 1):
+            raise ValueError(f"{key}.shift={shift!r}: expected 1 (the paper's equation 2) or 0 (the released code)")
+        for tap in taps:
+            if not -1 <= tap <= llm.num_layers:
+                raise ValueError(
+                    f"{key}.tap={tap}: expected -1 (after the final norm) or a layer in 0..{llm.num_layers}"
+                )
+            if tap == llm.num_layers and getattr(llm, "final_norm", tap) is None:
+                raise ValueError(
+                    f"{key}.tap={tap}: no final norm is found in this LLM, which has no other last state; use -1"
+                )
+        self.name, self.weight, self.taps, self.shift, self.key = name, weight, tuple(taps), shift, key
+        self.grid, self.num_tokens = tuple(encoder.grid), encoder.num_tokens
+        self.positions = Positions(supervise, self.num_tokens, key=f"{key}.supervise")
+
+    # What a target gives -----------------------------------------------------------------------------------
+
+    def views(self) -> dict[str, ImageTransform]:
+        """The images that `truth` needs beside the encoder's: view name -> transform. Their pixels come by this
+        name, which is the target's, or begins with it: ``<name>.<what>``."""
+        return {}
+
+    def truth_spec(self) -> dict[str, TensorSpec] | None:
+        """What `truth` gives of an image, where ``data.cache=True`` may keep it; None: it cannot be kept, since it
+        changes in training, or is drawn."""
+        return None
+
+    def truth(self, pixels: dict[str, Tensor], features_INE: Tensor | None) -> dict[str, Tensor]:
+        """What is to be reconstructed: name -> (I, ...). pixels: by view, those of `views` and ``encoder``.
+        features_INE: of the encoder. It runs without gradients, in float32. What it gives comes back in `loss`,
+        computed or cached."""
+        raise NotImplementedError(f"{type(self).__name__} must say what is to be reconstructed: truth()")
+
+    def to_cache(self, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The truth of some images on the CPU, as the cache keeps it. Raises ``ValueError`` where it is not as
+        `truth_spec` says."""
+        specs, found = self.truth_spec(), {}
+        if truth.keys() != specs.keys():
+            raise ValueError(f"the truth of target {self.name!r} holds {sorted(truth)}, truth_spec() {sorted(specs)}")
+        for name, spec in specs.items():
+            value = truth[name].cpu()
+            if (value.dtype, tuple(value.shape[1:])) != (spec.dtype, tuple(spec.shape)):
+                raise ValueError(
+                    f"{name!r} of target {self.name!r} is {value.dtype} {tuple(value.shape[1:])} an image, expected "
+                    f"{spec.dtype} {tuple(spec.shape)}, as truth_spec() says"
+                )
+            found[name] = value
+        return found
+
+    def cache_key(self) -> str:
+        """All that `truth` depends on besides the entry in the config and the encoder's features: two targets of one
+        key give one truth."""
+        teacher = "" if self.teacher is None else fingerprint_of(self.teacher)
+        return f"{type(self).__module__}.{type(self).__qualname__} {teacher} {self.views()} {self.truth_spec()}"
+
+    def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss summed over what `count` counts, and as such sums the `metrics` by name. Nothing may wait for the
+        device."""
+        raise NotImplementedError(f"{type(self).__name__} must compare hidden states with the truth: loss()")
+
+    def count(self, window: list[Batch], *, training: bool) -> float:
+        """By what the sum of `loss` over these micro-batches is divided: by default the number of visual tokens that
+        carry it, in training the expected one where some are drawn. From counts on the CPU alone."""
+        return self.positions.count(window, self.shift, training=training)
+
+    def learns_from(self, batch: Batch) -> bool:
+        """Whether a micro-batch has anything for this target. From counts on the CPU alone."""
+        return batch.num_visual_targets(self.shift) > 0
+
+    def after_step(self, model, skipped: Tensor | None) -> None:
+        """After each optimisation step: a place for an EMA, see `asvr.models.targets.ema`. skipped: () bool on the
+        device, whether the step was left out since it was not finite. Runs without gradients."""
+
+    def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """Maps to look at: name -> (I, N) numbers, NaN at a token without one. None: there is nothing to show."""
+        return None
+
+    @property
+    def decodes(self) -> bool:
+        """Whether pixels can be made of what it predicts."""
+        return False
+
+    def describe(self) -> str:
+        """A few words for summaries."""
+        return type(self).__name__
+
+    def portable(self, config: dict) -> dict:
+        """``config`` of this target without the files that it names, see `Component.portable`."""
+        return {key: value for key, value in config.items() if key != "fit"}
+
+    # For use in `loss` -------------------------------------------------------------------------------------
+
+    def places(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
+        """Which hidden position predicts which visual token: ``source_P``, flat into (B*T), and ``token_P``, flat into
+        (I*N), None where that is all of them."""
+        return self.positions.places(seen.batch, self.shift, training=seen.training)

@@ -1,0 +1,228 @@
+"""Discrete codes as a reconstruction target: of which visual tokenizer, by which head and loss.
+
+Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M`` on the tokenizer's,
+``D`` code depth, ``P`` supervised visual positions, ``H`` LLM width.
+"""
+
+import inspect
+import logging
+
+import torch
+from torch import Tensor
+
+from asvr.base.told import tell_once
+from asvr.data.transforms import ImageTransform
+from asvr.models.component import fingerprint_of, portable_of
+from asvr.models.heads.base import places_of, why_whole_images
+from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.tokenizers.base import VisualTokenizer, code_dtype, require_codes, require_integers
+from asvr.registry import HEADS, LOSSES, TARGETS, VISUAL_TOKENIZERS
+
+
+class CodeTruth:
+    """Which codes are to be predicted: the side of a `CodeTarget` that needs neither LLM nor head.
+
+    name: of the target. tokenizer: what makes the codes. shares_encoder: it quantises the model's own encoder features.
+    """
+
+    def __init__(self, *, name: str, tokenizer: VisualTokenizer, encoder):
+        self.name, self.teacher = name, tokenizer
+        self.shares_encoder = shares_encoder(tokenizer, encoder)
+
+    @property
+    def tokenizer(self) -> VisualTokenizer:
+        return self.teacher
+
+    def views(self) -> dict[str, ImageTransform]:
+        return {} if self.shares_encoder else {self.name: self.tokenizer.transform}
+
+    def truth_spec(self) -> dict[str, TensorSpec]:
+        shape = self.tokenizer.num_tokens, self.tokenizer.depth
+        return dict(codes=TensorSpec(shape, code_dtype(max(self.tokenizer.codebook_sizes))))
+
+    def truth(self, pixels: dict[str, Tensor], features_INE: Tensor | None) -> dict[str, Tensor]:
+        """``codes`` (I, M, D) on the tokenizer's grid, from the encoder's own features or from pixels."""
+        if self.shares_encoder:
+            return dict(codes=self.tokenizer.quantize(features_INE))
+        return dict(codes=self.tokenizer.encode(pixels[self.name]))
+
+    def to_cache(self, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+        codes = require_codes(truth["codes"], f"codes of target {self.name!r}", self.tokenizer.codebook_sizes)
+        return dict(codes=codes.to(self.truth_spec()["codes"].dtype))
+
+    def cache_key(self) -> str:
+        return f"{fingerprint_of(self.tokenizer)} {self.tokenizer.transform} {self.tokenizer.grid}"
+
+
+@TARGETS.register_module()
+class CodeTarget(CodeTruth, Target):
+    """The discrete codes of a visual tokenizer, predicted by a head, depth after depth.
+
+    tokenizer, head, loss: component configs; the loss is `CodeCrossEntropy` by default. tap: which hidden state, see
+        `Target`. resample: ``nearest`` where the tokenizer's grid is not the encoder's; None: they must agree. fit:
+        arguments of the tokenizer's ``fit()``, which is fitted before training then (`asvr.engine.prepare`).
+
+    index_N: for each encoder position the tokenizer's position, None where the grids agree. shares_encoder: the
+    tokenizer quantises the model's own encoder features. asked: what the head's ``forward`` asks for, see `Head`.
+    whole_images: why the head, which asks for nothing, needs all tokens of an image; None: it does not.
+
+    Raises ``ValueError`` where the grids differ and ``resample`` is not set, or ``tap`` is no layer of the LLM.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: dict,
+        head: dict,
+        encoder,
+        llm,
+        shift: int | None = None,
+        loss: dict | None = None,
+        tap: int = -1,
+        resample: str | None = None,
+        fit: dict | None = None,
+        load_weights: bool = True,
+        **own,
+    ):
+        Target.__init__(self, encoder=encoder, llm=llm, taps=(tap,), shift=shift, load_weights=load_weights, **own)
+        key, self.tap = self.key, tap
+        if tap == llm.num_layers:
+            _tell_last_tap(key, tap)
+        CodeTruth.__init__(
+            self, name=self.name, tokenizer=build_tokenizer(tokenizer, encoder, load_weights), encoder=encoder
+        )
+        self.criterion = LOSSES.build(loss or dict(type="CodeCrossEntropy"))
+        weights = getattr(self.criterion, "depth_weights", None)
+        depth = self.tokenizer.depth
+        if weights is not None and len(weights) != depth:
+            raise ValueError(f"{key}.loss.depth_weights has {len(weights)} entries, the codes have depth {depth}")
+        sizes = dict(hidden_size=llm.hidden_size, code_width=self.tokenizer.code_width)
+        self.head = HEADS.build(head, default_args=dict(sizes, codebook_sizes=self.tokenizer.codebook_sizes))
+        some_alone = self.positions.supervise is not None  # a head may get some tokens of an image alone
+        self.asked = places_of(self.head)
+        self.whole_images = None
+        if (shift == 1 or some_alone) and not self.asked:
+            self.whole_images = why_whole_images(self.head, **sizes)
+        if self.whole_images and some_alone:
+            raise ValueError(
+                f"{key}.supervise={self.positions.supervise}: {type(self.head).__name__} {self.whole_images}, and "
+                "would get some alone: have its forward() take image_P and cell_P (which image and which cell a row "
+                "is), or set it None"
+            )
+        self.index_N = _resample(key, self.tokenizer, encoder.grid, resample)
+        self.metrics = dict(correct=(depth,))
+
+    # The contract of a target ------------------------------------------------------------------------------
+
+    def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """In nats; ``correct``: the number of right codes at each depth (D,)."""
+        source_P, token_P = self.places(seen)
+        codes_PD = self.codes(truth).flatten(0, 1)
+        codes_PD = codes_PD if token_P is None else codes_PD[token_P]
+        states_PDW = self.states(seen.hidden[self.tap][source_P], codes_PD, token_P)
+        loss, correct_D = self.criterion(states_PDW, self.head.classifiers, codes_PD)
+        return loss, dict(correct=correct_D)
+
+    @property
+    def decodes(self) -> bool:
+        return self.tokenizer.decodes
+
+    def describe(self) -> str:
+        return f"{self.tokenizer.depth} x {max(self.tokenizer.codebook_sizes)} codes"
+
+    def portable(self, config: dict) -> dict:
+        own = Target.portable(self, config)
+        head = portable_of(self.head, config["head"])
+        return dict(own, tokenizer=portable_of(self.tokenizer, config["tokenizer"]), head=head)
+
+    # Codes and predictions ---------------------------------------------------------------------------------
+
+    def codes(self, truth: dict[str, Tensor]) -> Tensor:
+        """codes_IND on the encoder's grid, int64."""
+        return self.to_encoder_grid(require_integers(truth["codes"], f"codes of target {self.name!r}"))
+
+    def states(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> Tensor:
+        """token_P: the rows' flat indices into (I*N), None where they are all."""
+        if token_P is not None and self.whole_images:
+            raise ValueError(
+                f"target {self.name!r}: {type(self.head).__name__} {self.whole_images}, and with shift=1 "
+                "the first one has no hidden state where an image begins its sample: have its forward() take image_P "
+                "and cell_P (which image and which cell a row is), or set shift=0"
+            )
+        with torch.no_grad():
+            vectors_PDC = self.tokenizer.embed(codes_PD)
+        return self.run_head(hidden_PH.float(), vectors_PDC, token_P)  # a frozen LLM may be half precision
+
+    def run_head(self, hidden_PH: Tensor, vectors_PDC: Tensor, token_P: Tensor | None = None) -> Tensor:
+        """The head, told which image and which cell a row is where it asks for it."""
+        if not self.asked:
+            return self.head(hidden_PH, vectors_PDC)
+        if token_P is None:
+            token_P = torch.arange(hidden_PH.shape[0], device=hidden_PH.device)
+        known = dict(image_P=token_P // self.num_tokens, cell_P=token_P % self.num_tokens)
+        return self.head(hidden_PH, vectors_PDC, **{name: known[name] for name in self.asked})
+
+    @torch.no_grad()
+    def predict(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The most probable code at each depth given the true codes of the depths before, codes_PD; and its
+        probability."""
+        states_PDW = self.states(hidden_PH, codes_PD, token_P)
+        codes, probabilities = [], []
+        for d, classifier in enumerate(self.head.classifiers):
+            logits_PV = classifier(states_PDW[:, d]).float()
+            largest = logits_PV.max(-1)
+            codes.append(largest.indices)
+            probabilities.append((largest.values - logits_PV.logsumexp(-1)).exp())
+        return torch.stack(codes, dim=1), torch.stack(probabilities, dim=1)
+
+    def to_encoder_grid(self, codes_IMD: Tensor) -> Tensor:
+        """codes_IND: each encoder position takes the code of the cell its centre lies in."""
+        if self.index_N is None:
+            return codes_IMD
+        self.index_N = self.index_N.to(codes_IMD.device)  # copied at the first step only
+        return codes_IMD[:, self.index_N]
+
+
+def build_tokenizer(config: dict, encoder, load_weights: bool = True) -> VisualTokenizer:
+    """A tokenizer that takes an ``encoder`` and is given none quantises the model's own."""
+    fields = inspect.signature(VISUAL_TOKENIZERS.get(config["type"])).parameters
+    if "encoder" in fields and config.get("encoder") is None:
+        config = dict(config, encoder=encoder)
+    return VISUAL_TOKENIZERS.build(config, default_args=dict(load_weights=load_weights))
+
+
+def shares_encoder(tokenizer: VisualTokenizer, encoder) -> bool:
+    """Whether codes come from the features of the model's own encoder, which then runs once for both."""
+    return getattr(tokenizer, "encoder", None) is encoder
+
+
+def _tell_last_tap(key: str, tap: int) -> None:
+    """It used to be -1 by another name, and there are checkpoints that were trained so."""
+    tell_once(
+        logging.INFO,
+        "%s.tap=%d: the last block's own output, in front of the final norm; earlier runs with it took the state "
+        "behind the norm, which is tap=-1",
+        *(key, tap),
+    )
+
+
+def _resample(key: str, tokenizer: VisualTokenizer, grid: tuple[int, int], rule: str | None) -> Tensor | None:
+    if tuple(tokenizer.grid) == tuple(grid):
+        return None
+    if rule != "nearest":
+        raise ValueError(
+            f"{key}: the tokenizer's grid is {'x'.join(map(str, tokenizer.grid))}, the encoder's "
+            f"{'x'.join(map(str, grid))}: choose sizes that agree, or set resample='nearest' (each encoder position "
+            "takes the code of the cell "
+            "its centre lies in)"
+        )
+    return nearest_cells(tokenizer.grid, grid)
+
+
+def nearest_cells(grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """For each cell of the grid ``wanted``, in raster order, the cell of ``grid`` that its centre lies in."""
+    rows, columns = (
+        torch.tensor([int((i + 0.5) * own / other) for i in range(other)], device="cpu")
+        for own, other in zip(grid, wanted, strict=True)
+    )
+    return (rows[:, None] * grid[1] + columns).flatten()

@@ -1,0 +1,37 @@
+"""Exponential moving averages of weights, for targets whose teacher follows a part of the model."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from asvr.models.shards import part_of, whole
+
+
+@torch.no_grad()
+def move_towards(teacher: nn.Module, student: nn.Module, *, decay: float, skipped: Tensor | None = None) -> None:
+    """``teacher = decay * teacher + (1 - decay) * student``, weights and floating-point buffers alike; other buffers
+    are copied. skipped: () bool on the device; where it is true, nothing moves, and nothing waits for it.
+
+    Both have the same tensors by name; they may be sharded over processes, each in its own way: every process calls
+    it. Raises ``ValueError`` where the names differ.
+    """
+    own, other = teacher.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
+    if own.keys() != other.keys():
+        different = sorted(own.keys() ^ other.keys())
+        raise ValueError(f"teacher and student differ in {', '.join(different[:3])} ({len(different)} tensors)")
+    for key, value in own.items():
+        target, source = _aligned(value.detach(), other[key].detach())
+        if target.is_floating_point():
+            share = torch.full((), 1.0 - decay, dtype=target.dtype, device=target.device)
+            target.lerp_(source.to(target), share if skipped is None else share.masked_fill(skipped, 0.0))
+        else:
+            target.copy_(source if skipped is None else torch.where(skipped, target, source.to(target)))
+
+
+def _aligned(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """What this process holds of ``own``, and the same part of ``other``."""
+    if isinstance(own, DTensor):
+        if not isinstance(other, DTensor) or other.placements != own.placements:
+            other = part_of(whole(other), own)
+        return own.to_local(), other.to_local()
+    return own, whole(other)

@@ -1,0 +1,73 @@
+"""Which visual tokens carry a target's loss.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``P`` visual positions that carry the loss, ``K`` of one image.
+"""
+
+import torch
+from torch import Tensor
+
+from asvr.data.batch import Batch, drawn_sources, places_of_cells, visual_sources
+
+
+class Positions:
+    """supervise: None: all tokens. ``K``: in training so many of each image, drawn anew in each step; all elsewhere.
+    ``dict(every=k, first=0)``: each k-th token in raster order, from ``first`` on. ``dict(cells=[...])``: these.
+
+    per_image: how many of an image. fixed: their numbers where they are always the same, else None. Raises
+    ``ValueError``, which names ``key``, for what is none of these.
+    """
+
+    def __init__(self, supervise: int | dict | None, num_tokens: int, *, key: str):
+        self.supervise, self.num_tokens = supervise, num_tokens
+        self.drawn, self.fixed = None, None
+        if isinstance(supervise, dict):
+            self.fixed = _cells(dict(supervise), num_tokens, key)
+        elif supervise is not None:
+            if isinstance(supervise, bool) or not isinstance(supervise, int) or not 1 <= supervise <= num_tokens:
+                raise ValueError(
+                    f"{key}={supervise!r}: expected None (all), 1 to {num_tokens} tokens an image, dict(every=...) or "
+                    "dict(cells=[...])"
+                )
+            self.drawn = supervise
+        self.per_image = len(self.fixed) if self.fixed is not None else self.drawn or num_tokens
+
+    def places(self, batch: Batch, shift: int, *, training: bool) -> tuple[Tensor, Tensor | None]:
+        """``source_P`` and ``token_P``, see `Target.places`."""
+        if self.fixed is not None:
+            cells_IK = self.fixed.expand(batch.num_images, -1)
+            return places_of_cells(batch, shift, cells_IK)
+        if training and self.drawn is not None:
+            return drawn_sources(batch, shift, self.drawn)
+        return visual_sources(batch, shift)
+
+    def count(self, window: list[Batch], shift: int, *, training: bool) -> float:
+        """Tokens that carry the loss; their expected number where they are drawn, which leaves the loss unbiased."""
+        if self.fixed is not None:
+            first = bool(shift) and bool((self.fixed == 0).any())
+            images = sum(batch.num_images for batch in window)
+            unseen = sum(batch.has_previous_I.count(False) for batch in window) if first else 0
+            return images * len(self.fixed) - unseen
+        count = sum(batch.num_visual_targets(shift) for batch in window)
+        return count * (self.drawn / self.num_tokens) if training and self.drawn is not None else count
+
+
+def _cells(given: dict, num_tokens: int, key: str) -> Tensor:
+    wrong = ValueError(
+        f"{key}={given!r}: expected dict(every=k, first=i) or dict(cells=[...]), with cells from 0 to {num_tokens - 1}"
+    )
+    if given.keys() == {"cells"} and isinstance(given["cells"], list | tuple):
+        cells = list(given["cells"])
+    elif "every" in given and given.keys() <= {"every", "first"}:
+        every, first = given["every"], given.get("first", 0)
+        if not (_is_whole(every, 1) and _is_whole(first, 0)):
+            raise wrong
+        cells = list(range(first, num_tokens, every))
+    else:
+        raise wrong
+    if not cells or len(set(cells)) < len(cells) or not all(_is_whole(cell, 0) and cell < num_tokens for cell in cells):
+        raise wrong
+    return torch.tensor(cells, device="cpu")
+
+
+def _is_whole(value, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
