@@ -156,7 +156,7 @@ def test_a_random_tokenizer_is_the_cached_one(config, tmp_path, cache):
 def test_other_weights_than_the_cached_ones_are_refused(config, tmp_path, monkeypatch):
     real = ahead.ENCODERS.build
     monkeypatch.setattr(
-        prepare, "encoder_ahead", lambda cfg, device: real(cfg.model.encoder).requires_grad_(False).eval()
+        prepare, "encoder_ahead", lambda recipe, device: real(recipe.first.model.encoder).requires_grad_(False).eval()
     )
     torch.manual_seed(123)
     with pytest.raises(ValueError, match="the encoder of the model .* is not the one whose outputs data.cache holds"):
