@@ -102,3 +102,14 @@ def test_ddp_still_has_two_names_for_leaving_buffers_alone():
     assert "broadcast_buffers" in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     (name,) = compat.without_buffer_sync()
     assert name in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+
+
+def test_grouped_products_without_data_are_still_of_half_precision_alone():
+    rows, offsets = torch.ones(4, 20), torch.tensor([1, 4], dtype=torch.int32)
+    matrices = torch.ones(2, 20, 8)
+    assert F.grouped_mm(rows, matrices, offs=offsets).shape == (4, 8)
+    without_data = rows.to("meta"), matrices.to("meta")
+    with pytest.raises(RuntimeError, match="Expected mat_a to be BFloat16"):
+        F.grouped_mm(*without_data, offs=offsets.to("meta"))
+    with compat.GroupedShapes():
+        assert F.grouped_mm(*without_data, offs=offsets.to("meta")).shape == (4, 8)

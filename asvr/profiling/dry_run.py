@@ -12,7 +12,7 @@ from asvr.config import stage_config
 from asvr.models.checkpointing import MODES
 from asvr.preflight import check_sizes
 from asvr.profiling.flops import Part, Sample, forward_parts, recomputed_parts, training_factor
-from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
+from asvr.profiling.memory import MACHINES, USABLE, MemoryPlan, in_one_line, largest_micro_batch, plan_memory
 from asvr.validate import check_config
 
 WIDTH = 132
@@ -31,11 +31,7 @@ def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
         _parameters(models),
         _tokens(model),
         _flops_or_why(cfg, model, sample),
-        _memory(
-            {name: plan_memory(stage_config(cfg, name), models[name]) for name in models},
-            cfg,
-            next(iter(models.values())).encoder.num_tokens,
-        ),
+        _memory_or_why(cfg, models),
     ]
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, markup=False)  # names may hold brackets
@@ -98,7 +94,16 @@ def _flops_or_why(cfg: Config, model: nn.Module, sample: Sample) -> Table | str:
     try:
         return _flops(cfg, model, sample)
     except Exception as error:  # tracing runs a user's own component, which may raise anything
-        return f"FLOPs are not counted: {' '.join(f'{type(error).__name__}: {error}'.split())}"
+        return f"FLOPs are not counted: {in_one_line(error)}"
+
+
+def _memory_or_why(cfg: Config, models: dict[str, nn.Module]) -> Table | str:
+    """The same, of a pass without data."""
+    try:
+        plans = {name: plan_memory(stage_config(cfg, name), models[name]) for name in models}
+    except Exception as error:  # as above
+        return f"Memory is not planned: {in_one_line(error)}"
+    return _memory(plans, cfg, next(iter(models.values())).encoder.num_tokens)
 
 
 def _flops(cfg: Config, model: nn.Module, sample: Sample) -> Table:

@@ -295,5 +295,13 @@ def pictures_per_second(transform: ImageTransform, aspect: str, seconds: float =
 
 
 def plan(cfg: Config, cluster: Cluster, assumed: Assumed) -> dict[str, StagePlan]:
-    """By stage."""
-    return {name: plan_stage(stage_config(cfg, name), cluster, assumed) for name in cfg.stages}
+    """By stage. Raises ``ValueError`` where a stage's model cannot be run without data."""
+    plans = {}
+    for name in cfg.stages:
+        try:
+            plans[name] = plan_stage(stage_config(cfg, name), cluster, assumed)
+        except ValueError:
+            raise
+        except Exception as error:  # it runs a user's own component, which may raise anything
+            raise ValueError(f"stage {name} cannot be planned: {in_one_line(error)}") from error
+    return plans

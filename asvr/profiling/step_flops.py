@@ -12,6 +12,7 @@ from mmengine.config import Config
 from asvr.data.batch import Batch
 from asvr.preflight import build_meta
 from asvr.profiling.flops import LLM_BLOCKS, Sample, flops_of, forward_parts, training_factor
+from asvr.profiling.memory import in_one_line
 
 logger = logging.getLogger("asvr")
 SHORT, LONG = 256, 512
@@ -83,7 +84,7 @@ def step_flops(stage: Config) -> StepFlops | None:
     try:
         return StepFlops(stage)
     except Exception as error:  # tracing runs a user's own component, which may raise anything
-        logger.warning("FLOPs are not logged: %s: %s", type(error).__name__, error)
+        logger.warning("FLOPs are not logged: %s", in_one_line(error))
         return None
 
 
