@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asvr.data.images import LARGEST_LIMIT
+from asvr.data.refusals import short
 from asvr.data.transforms import ASPECTS
 
 SHIFTS = (0, 1)
@@ -169,20 +170,26 @@ def is_device(value: str) -> bool:
 def check_fields(key: str, value: Any, fields: dict[str, Field]) -> list[str]:
     """The problems of one section (``key`` is its place in the config): unknown, missing and wrong fields."""
     if not isinstance(value, dict):
-        return [f"{key}={value!r}: expected a dict with {', '.join(fields)}"]
+        return [f"{key}={short(value)}: expected a dict with {', '.join(fields)}"]
     problems = [f"{key}.{name}: unknown field; {nearest(name, fields)}" for name in value if name not in fields]
     for name, field in fields.items():
         if name in value and not field.test(value[name]):
-            problems.append(f"{key}.{name}={value[name]!r}: expected {field.expected}")
+            problems.append(f"{key}.{name}={short(value[name])}: expected {field.expected}")
         elif name not in value and field.required:
             problems.append(f"{key}.{name} is missing: expected {field.expected}")
     return problems
 
 
+FEW = 12  # names that are all listed
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'a' or 'b'?``, or all that is known where nothing is near."""
+    """``did you mean 'a' or 'b'?``; where nothing is near, all that is known, or of many the nearest ones."""
     by_lower = {item.lower(): item for item in known}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(by_lower[item]) for item in near) + "?"
-    return f"known: {', '.join(sorted(by_lower.values())) or 'none'}"
+    if len(by_lower) <= FEW:
+        return f"known: {', '.join(sorted(by_lower.values())) or 'none'}"
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=FEW // 2, cutoff=0)
+    return f"known: {', '.join(by_lower[item] for item in near)} and {len(by_lower) - len(near)} more"

@@ -21,7 +21,7 @@ from asvr.data.transforms import ImageTransform
 from asvr.engine.build import pack_limits
 from asvr.preflight import build_meta
 from asvr.profiling.flops import Sample, forward_parts, training_factor
-from asvr.profiling.memory import ADAM_MOMENTS, USABLE, MemoryPlan, plan_memory
+from asvr.profiling.memory import ADAM_MOMENTS, USABLE, MemoryPlan, in_one_line, plan_memory
 from asvr.profiling.step_flops import peak_flops
 
 GB = 10**9
