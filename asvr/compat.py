@@ -89,6 +89,21 @@ def read_downloaded_datasets(folder_of):
         datasets.load_dataset = original
 
 
+def end_workers(batches) -> None:
+    """End the processes of a DataLoader's iterator; in one process it has none.
+
+    torch 2.11 to 2.15 asks each to end and then sends SIGTERM, which one that hangs in a read or is stopped does not
+    see: Python would wait for it for ever at its end.
+    """
+    workers = getattr(batches, "_workers", ())
+    if workers:
+        batches._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join(1)
+
+
 class GroupedShapes(TorchDispatchMode):
     """While it lasts, the products of an LLM's experts (``grouped_mm``: rows, each with its group's matrix) are tensors
     of the right shape with nothing in them.
