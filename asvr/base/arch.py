@@ -3,42 +3,123 @@
 import inspect
 import re
 import sys
+from collections.abc import Callable
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    PretrainedConfig,
 )
 
-from asvr.base.text import nearest
+from asvr.base.text import nearest, short
 
 OF_CONFIG = re.compile(r"""config(?:\.|, ["'])([a-z]\w*)""")  # config.head_dim, getattr(config, "head_dim", ...)
 
 
-def check_arch(key: str, arch: dict) -> list[str]:
-    """The problems of an ``arch``. transformers itself takes any field, misspelt ones too, without a word."""
+GROUPS = ("num_attention_heads", "num_key_value_heads")
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    *GROUPS,
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
+
+
+def check_arch(
+    key: str, arch: dict, wrong: Callable[[PretrainedConfig], str | None] = lambda config: None
+) -> list[str]:
+    """The problems of an ``arch``. transformers itself takes any field, misspelt ones too, without a word.
+
+    wrong: `causal_problem` or `tower_problem`.
+    """
     if "model_type" not in arch:
         return [f"{key}.model_type is missing: expected a name of transformers, such as 'llama'"]
     model_type = arch["model_type"]
     if model_type not in CONFIG_MAPPING:
         return [
-            f"{key}.model_type={model_type!r}: unknown to transformers; {nearest(model_type, CONFIG_MAPPING.keys())}"
+            f"{key}.model_type={short(model_type)}: unknown to transformers; "
+            + nearest(model_type, CONFIG_MAPPING.keys())
         ]
     default = CONFIG_MAPPING[model_type]()
+    if problems := _sizes(key, arch, default):
+        return problems
+    config, refused = _configuration(arch)
+    if (problem := wrong(config or default)) is not None:
+        return [f"{key}.model_type={model_type!r} is {problem}"]
     known = default.to_dict().keys() | default.attribute_map.keys()
     unknown = [name for name in arch if name not in known]
     if unknown and (unknown := [name for name in unknown if name not in _read_in_passing(type(default))]):
         return [f"{key}.{name}: {model_type} has no such field; {nearest(name, known)}" for name in unknown]
+    return [f"{key}: {refused}"] if refused else _groups(key, arch, config)
+
+
+def _configuration(arch: dict) -> tuple[PretrainedConfig | None, str]:
+    """Or why transformers makes none of it, in one line."""
     try:
-        AutoConfig.for_model(**arch)
+        return AutoConfig.for_model(**arch), ""
     except (StrictDataclassError, ValueError, TypeError, ArithmeticError) as error:
-        return [f"{key}: {' '.join(str(error).split())}"]
-    return []
+        return None, " ".join(str(error).split())
+
+
+def _sizes(key: str, arch: dict, default: PretrainedConfig) -> list[str]:
+    names = {own: default.attribute_map.get(own, own) for own in SIZES}
+    given = [name for name in arch if name in names or name in names.values()]
+    return [
+        f"{key}.{name}={arch[name]!r}: expected at least 1"
+        for name in given
+        if isinstance(arch[name], int) and arch[name] < 1
+    ]
+
+
+def _groups(key: str, arch: dict, config: PretrainedConfig) -> list[str]:
+    """Grouped-query attention gives as many heads to each key and value head."""
+    heads_name, groups_name = (config.attribute_map.get(name, name) for name in GROUPS)
+    values = config.to_dict()
+    heads, groups = values.get(heads_name), values.get(groups_name)
+    if not isinstance(heads, int) or not isinstance(groups, int) or groups < 1 or heads % groups == 0:
+        return []
+    own = "" if {groups_name, GROUPS[1]} & arch.keys() else f" ({config.model_type}'s own, not in the config)"
+    fit = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+    return [f"{key}.{groups_name}={groups}{own} does not divide {key}.{heads_name}={heads}: expected one of {fit}"]
+
+
+def causal_problem(config: PretrainedConfig) -> str | None:
+    """What a configuration is, with what to do, where it is not one of an LLM, which writes token after token."""
+    kind, fix = config.model_type, "expected a causal LM such as llama, mistral or qwen2"
+    if any(hasattr(config, part) for part in ("vision_config", "audio_config")):
+        fix = "name the folder of its LLM alone" if hasattr(config, "text_config") else fix
+        return f"a whole multimodal model (model_type {kind!r}): {fix}"
+    if config.is_encoder_decoder:
+        return f"an encoder-decoder (model_type {kind!r}): {fix}"
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return f"no LLM (model_type {kind!r}): {fix}"
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
+        return f"an encoder (model_type {kind!r}), where each token sees the following ones: {fix}"
+    return None
+
+
+def tower_problem(config: PretrainedConfig) -> str | None:
+    """The same for a vision tower, which reads images of one size."""
+    own = type(getattr(config, "vision_config", config))()  # what any configuration of the class has
+    if hasattr(own, "image_size") or hasattr(own, "num_patches"):
+        return None
+    return (
+        f"no vision tower (model_type {config.model_type!r}): expected one such as siglip_vision_model, "
+        "clip_vision_model or dinov2, or a model that holds one"
+    )
 
 
 def _read_in_passing(config_class: type) -> set[str]:

@@ -9,6 +9,8 @@ from math import prod
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PreTrainedModel
 
 
 def enable_activation_checkpointing(model, settings: dict) -> None:
@@ -87,15 +89,44 @@ def read_downloaded_datasets(folder_of):
         datasets.load_dataset = original
 
 
+def end_workers(batches) -> None:
+    """End the processes of a DataLoader's iterator; in one process it has none.
+
+    torch 2.11 to 2.15 asks each to end and then sends SIGTERM, which one that hangs in a read or is stopped does not
+    see: Python would wait for it for ever at its end.
+    """
+    workers = getattr(batches, "_workers", ())
+    if workers:
+        batches._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join(1)
+
+
+class GroupedShapes(TorchDispatchMode):
+    """While it lasts, the products of an LLM's experts (``grouped_mm``: rows, each with its group's matrix) are tensors
+    of the right shape with nothing in them.
+
+    The kernel that torch 2.11 to 2.15 has for tensors without data refuses float32, which its others take.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._grouped_mm.default and (args[0].ndim, args[1].ndim) == (2, 3):
+            return args[0].new_empty(args[0].shape[0], args[1].shape[2])
+        return func(*args, **(kwargs or {}))
+
+
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
     """Multiply-adds of ``call`` on inputs of these shapes by fvcore, on the meta device.
 
-    fvcore 0.1.5 counts nothing for scaled_dot_product_attention and for convolutions with padding="valid": they get
-    handlers. Tracing makes sizes tensors, which the meta convolution of torch 2.14 and 2.15 does not take: one without
+    fvcore 0.1.5 counts nothing for scaled_dot_product_attention and for convolutions with padding="valid", which get
+    handlers, and for an LLM's experts, which are traced row by row (`GroupedShapes` would change how convolutions are
+    traced). Tracing makes sizes tensors, which the meta convolution of torch 2.14 and 2.15 does not take: one without
     padding is traced as "valid", which is the same, and a network with others on the CPU.
     """
     try:
-        with _without_numbers_of_padding(call):
+        with _without_numbers_of_padding(call), _experts_row_by_row(call):
             return _trace(call, shapes, dtype, "meta")
     except TypeError:
         return _trace(_on_cpu(call), shapes, dtype, "cpu")
@@ -113,6 +144,20 @@ def _without_numbers_of_padding(call: nn.Module):
     finally:
         for module, padding in zip(convolutions, before, strict=True):
             module.padding = padding
+
+
+@contextmanager
+def _experts_row_by_row(call: nn.Module):
+    """While it lasts, each row is multiplied with the matrices of its own experts: as many products, and no more."""
+    models = [m for m in call.modules() if isinstance(m, PreTrainedModel)]
+    before = [model.get_experts_implementation() for model in models]
+    for model in models:
+        model.set_experts_implementation("batched_mm")
+    try:
+        yield
+    finally:
+        for model, chosen in zip(models, before, strict=True):
+            model.set_experts_implementation(chosen)
 
 
 def _on_cpu(call: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+FEW = 12  # names that are all listed
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -21,12 +22,15 @@ def short(value) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'a' or 'b'?``, or all that is known where nothing is near."""
+    """``did you mean 'a' or 'b'?``; where nothing is near, all that is known, or of many the nearest ones."""
     by_lower = {item.lower(): item for item in known}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.6)
     if near:
         return "did you mean " + " or ".join(repr(by_lower[item]) for item in near) + "?"
-    return f"known: {', '.join(sorted(by_lower.values())) or 'none'}"
+    if len(by_lower) <= FEW:
+        return f"known: {', '.join(sorted(by_lower.values())) or 'none'}"
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=FEW // 2, cutoff=0)
+    return f"known: {', '.join(by_lower[item] for item in near)} and {len(by_lower) - len(near)} more"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

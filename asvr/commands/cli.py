@@ -25,10 +25,13 @@ def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
 
     options = argparse.Namespace(cfg_options={})
     if values:
-        wrong = [value for value in values if "=" not in value]
+        wrong = [value for value in values if "=" not in value or not all(value.partition("=")[0].split("."))]
         if wrong:
             raise ValueError(f"{name} {wrong[0]!r}: expected KEY=VALUE")
-        DictAction(name, "cfg_options")(None, options, values)
+        try:
+            DictAction(name, "cfg_options")(None, options, values)
+        except AssertionError as error:  # brackets
+            raise ValueError(f"{name}: {error}") from error
     return options.cfg_options
 
 

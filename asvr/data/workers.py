@@ -17,6 +17,7 @@ from mmengine.dist import get_world_size
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from asvr.base.compat import end_workers
 from asvr.base.disk import in_bytes
 from asvr.base.log import logger
 
@@ -117,12 +118,15 @@ def naming_workers(loader: DataLoader) -> Iterator[None]:
 
 
 def items_of(loader: DataLoader) -> Iterator:
-    """As ``iter(loader)``, with the errors of `naming_workers`."""
+    """As ``iter(loader)``, with the errors of `naming_workers`. No process is left behind it."""
     batches = iter(loader)
-    while True:
-        try:
-            with naming_workers(loader):
-                item = next(batches)
-        except StopIteration:
-            return
-        yield item
+    try:
+        while True:
+            try:
+                with naming_workers(loader):
+                    item = next(batches)
+            except StopIteration:
+                return
+            yield item
+    finally:
+        end_workers(batches)

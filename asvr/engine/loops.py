@@ -5,6 +5,7 @@ import time
 from mmengine.runner import BaseLoop
 from torch import Tensor
 
+from asvr.base.compat import end_workers
 from asvr.base.distributed import get_world_size
 from asvr.base.interruption import Interrupted, postponed, waiting
 from asvr.data.batch import Batch
@@ -77,9 +78,12 @@ class StepLoop(BaseLoop):
     def _run_steps(self) -> None:
         self.dataloader.batch_sampler.seek(self._iter * self.dataloader.batch_sampler.size)
         batches = iter(self.dataloader)
-        with naming_workers(self.dataloader):
-            while self._goes_on():
-                self.run_iter(batches)
+        try:
+            with naming_workers(self.dataloader):
+                while self._goes_on():
+                    self.run_iter(batches)
+        finally:
+            end_workers(batches)
 
     def run_iter(self, batches) -> None:
         start = time.perf_counter()

@@ -73,19 +73,30 @@ def _with_last(count: Callable[[], int], model: nn.Module) -> tuple[int, int]:
     last: dict[nn.Module, int] = {}
 
     def note(block: nn.Module) -> Callable:
-        return lambda linear, _, out: last.update({block: 2 * int(out.numel()) * linear.in_features})
+        def hook(module: nn.Module, _, out: Tensor) -> None:
+            # What experts give is multiplied with their weights of the token, whose gradients need it.
+            skipped = isinstance(module, nn.Linear)
+            last[block] = 2 * int(out.numel()) * module.in_features if skipped else 0
+
+        return hook
 
     handles = [
-        linear.register_forward_hook(note(block))
+        module.register_forward_hook(note(block))
         for block in model.modules()
         if isinstance(block, GradientCheckpointingLayer)
-        for linear in block.modules()
-        if isinstance(linear, nn.Linear)
+        for module in block.modules()
+        if isinstance(module, nn.Linear) or is_experts(module)
     ]
     flops = count()
     for handle in handles:
         handle.remove()
     return flops, sum(last.values())
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether it holds a matrix an expert of an LLM."""
+    own = [] if isinstance(module, nn.modules.conv._ConvNd) else module.parameters(recurse=False)
+    return any(parameter.ndim == 3 for parameter in own)
 
 
 def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:

@@ -19,7 +19,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from asvr.base.compat import GroupedShapes
 from asvr.flops.batches import full_batch
+from asvr.flops.count import is_experts
 from asvr.models.checkpointing import is_product
 from asvr.recipe.build import pack_limits
 from asvr.recipe.preflight import build_meta
@@ -117,8 +119,8 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
 
 def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
     """Bytes of autocast's copies of float32 weights that the backward pass needs, trained or on a gradient's way: of
-    all, and with the LLM's blocks computed again, which need the copies of one block at a time. Embeddings are not
-    cast; the copies of LM head and classifiers live as long as their loss is computed."""
+    all, and with the LLM's blocks computed again, which need the copies of one block at a time. Embeddings and experts
+    are not cast; the copies of LM head and classifiers live as long as their loss is computed."""
     if half is None:
         return 0, 0
     parts = {
@@ -130,7 +132,9 @@ def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
     reached, found = False, dict.fromkeys(parts, 0)
     for name, (whole, cast) in parts.items():
         reached = reached or _trained(whole)
-        weights = [p for module in cast for p in module.parameters() if p.ndim > 1 and p.dtype == torch.float32]
+        parts_of = [part for module in cast for part in module.modules() if not is_experts(part)]
+        own = [p for part in parts_of for p in part.parameters(recurse=False)]
+        weights = [p for p in own if p.ndim > 1 and p.dtype == torch.float32]
         found[name] = sum(p.numel() for p in weights) * half.itemsize if reached else 0
     total = sum(found.values())
     return total, total - found["llm"] + found["llm"] // model.llm.num_layers
@@ -155,7 +159,11 @@ def warn_of_memory(recipe: Recipe, device: torch.device) -> None:
         return
     card = Machine(1, "device", torch.cuda.get_device_properties(device).total_memory)
     for name, stage in recipe.stages.items():
-        plan = plan_memory(stage, build_meta(stage))
+        try:
+            plan = plan_memory(stage, build_meta(stage))
+        except Exception as error:  # it runs a user's own component, which may raise anything; training need not
+            logger.warning("memory is not planned: %s", in_one_line(error))
+            continue
         if not plan.fits(card):
             logger.warning(
                 "stage %s needs %.0f GiB by the plan (--dry-run shows it), %s has %.0f GiB: it is likely to run out of "
@@ -165,6 +173,10 @@ def warn_of_memory(recipe: Recipe, device: torch.device) -> None:
                 device,
                 card.card_bytes / GIB,
             )
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 class _Results(TorchDispatchMode):
@@ -233,6 +245,7 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype
         batch = full_batch(model, *shape)
         results = _Results(lambda: in_llm, {p.untyped_storage()._cdata for p in model.parameters()})
         with (
+            GroupedShapes(),
             results,
             saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", dtype=half, enabled=half is not None),

@@ -10,6 +10,7 @@ import torch
 
 from asvr.data.batch import Batch
 from asvr.flops.count import LLM_BLOCKS, Sample, flops_of, forward_parts, training_factor
+from asvr.flops.memory import in_one_line
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Stage
 
@@ -83,7 +84,7 @@ def step_flops(stage: Stage) -> StepFlops | None:
     try:
         return StepFlops(stage)
     except Exception as error:  # tracing runs a user's own component, which may raise anything
-        logger.warning("FLOPs are not logged: %s: %s", type(error).__name__, error)
+        logger.warning("FLOPs are not logged: %s", in_one_line(error))
         return None
 
 

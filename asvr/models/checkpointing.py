@@ -12,7 +12,15 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 MODES = ("none", "selective", "full")
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::linear", "aten::convolution")
+PRODUCTS = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::_grouped_mm",  # an LLM's experts
+    "aten::linear",
+    "aten::convolution",
+)
 
 ATTENTION = ("attention", "attn", "flash")  # of torch, and "xformers_flash::flash_fwd"
 

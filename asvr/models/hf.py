@@ -4,6 +4,7 @@ and strict loading of weights."""
 import json
 import logging
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,9 +12,9 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 from asvr.base import hub
+from asvr.base.arch import causal_problem, tower_problem
 from asvr.base.files import unsafe_pickle
 from asvr.base.quiet import without_warnings
 from asvr.base.told import tell_once
@@ -109,28 +110,37 @@ def _wrong(where: str, fields: dict, error: Exception) -> str:
 
 def require_causal(config: PretrainedConfig, where: str) -> None:
     """Raise ``ValueError`` where a configuration is not one of an LLM, which writes token after token."""
-    kind, fix = config.model_type, "expected a causal LM such as llama, mistral or qwen2"
-    if any(hasattr(config, part) for part in ("vision_config", "audio_config")):
-        fix = "name the folder of its LLM alone" if hasattr(config, "text_config") else fix
-        what = f"a whole multimodal model (model_type {kind!r})"
-    elif config.is_encoder_decoder:
-        what = f"an encoder-decoder (model_type {kind!r})"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        what = f"no LLM (model_type {kind!r})"
-    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
-        what = f"an encoder (model_type {kind!r}), where each token sees the following ones"
-    else:
-        return
-    raise ValueError(f"LLM {where} is {what}: {fix}")
+    if (problem := causal_problem(config)) is not None:
+        raise ValueError(f"LLM {where} is {problem}")
 
 
 def require_tower(config: PretrainedConfig, where: str) -> None:
     """Raise ``ValueError`` where a configuration is not one of a vision tower, which reads images of one size."""
-    if not hasattr(config, "image_size") and not hasattr(config, "num_patches"):
-        raise ValueError(
-            f"vision encoder {where} is no vision tower (model_type {config.model_type!r}): expected one such as "
-            "siglip_vision_model, clip_vision_model or dinov2, or a model that holds one"
-        )
+    if (problem := tower_problem(config)) is not None:
+        raise ValueError(f"vision encoder {where} is {problem}")
+
+
+def build_random(auto_class, config: PretrainedConfig, dtype: torch.dtype, where: str):
+    """The model with random weights. where: what the configuration comes from. ``ValueError`` where transformers does
+    not build it, naming the field whose value it does not know."""
+    try:
+        return auto_class.from_config(config, dtype=dtype)
+    except Exception as error:  # transformers' classes raise anything for a value that they do not expect
+        kind = config.model_type
+        if isinstance(error, KeyError):
+            for field, value in _values(config):
+                if value in error.args:
+                    raise ValueError(f"{where}.{field}={value!r} is unknown to transformers' {kind}") from error
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{where}: transformers cannot build this {kind}: {said}") from error
+
+
+def _values(config: PretrainedConfig) -> Iterator[tuple[str, object]]:
+    """By name, those of dicts in it (``rope_parameters``) too."""
+    for name, value in config.to_dict().items():
+        yield name, value
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", item) for inner, item in value.items())
 
 
 def arch_of(config: PretrainedConfig) -> dict:

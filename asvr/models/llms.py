@@ -21,6 +21,7 @@ from asvr.models.component import Component
 from asvr.models.hf import (
     arch_of,
     build_deferred,
+    build_random,
     find_folder,
     load_strict,
     materialise,
@@ -124,7 +125,7 @@ class HFCausalLM(Component):
             self.model = (build_deferred(*wanted) if defer else None) or load_strict(*wanted)
             self.source, self.folder = name, folder
         else:
-            self.model = AutoModelForCausalLM.from_config(config, dtype=resolve_dtype(dtype))
+            self.model = build_random(AutoModelForCausalLM, config, resolve_dtype(dtype), name or "llm.arch")
         if not any(part is self.lm_head for part in self.model.children()):  # bert: a transform stands in front
             raise ValueError(
                 f"LLM {name or config.model_type}: {type(self.model).__name__} has its LM head inside another part, "

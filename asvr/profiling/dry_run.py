@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import nn
 
 from asvr.flops.count import Part, Sample, forward_parts, recomputed_parts, training_factor
-from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, largest_micro_batch, plan_memory
+from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, in_one_line, largest_micro_batch, plan_memory
 from asvr.models.checkpointing import MODES
 from asvr.models.targets import CodeTarget
 from asvr.recipe.preflight import check_sizes
@@ -33,11 +33,7 @@ def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
         _parameters(models),
         _tokens(model),
         _flops_or_why(recipe, model, sample),
-        _memory(
-            {name: plan_memory(recipe.stages[name], models[name]) for name in models},
-            recipe,
-            next(iter(models.values())).encoder.num_tokens,
-        ),
+        _memory_or_why(recipe, models),
     ]
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, markup=False)  # names may hold brackets
@@ -103,7 +99,16 @@ def _flops_or_why(recipe: Recipe, model: nn.Module, sample: Sample) -> Table | s
     try:
         return _flops(recipe, model, sample)
     except Exception as error:  # tracing runs a user's own component, which may raise anything
-        return f"FLOPs are not counted: {' '.join(f'{type(error).__name__}: {error}'.split())}"
+        return f"FLOPs are not counted: {in_one_line(error)}"
+
+
+def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module]) -> Table | str:
+    """The same, of a pass without data."""
+    try:
+        plans = {name: plan_memory(recipe.stages[name], models[name]) for name in models}
+    except Exception as error:  # as above
+        return f"Memory is not planned: {in_one_line(error)}"
+    return _memory(plans, recipe, next(iter(models.values())).encoder.num_tokens)
 
 
 def _flops(recipe: Recipe, model: nn.Module, sample: Sample) -> Table:

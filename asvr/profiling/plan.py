@@ -17,7 +17,7 @@ from torch import nn
 
 from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
-from asvr.flops.memory import ADAM_MOMENTS, USABLE, MemoryPlan, plan_memory
+from asvr.flops.memory import ADAM_MOMENTS, USABLE, MemoryPlan, in_one_line, plan_memory
 from asvr.flops.step import peak_flops
 from asvr.recipe.build import pack_limits
 from asvr.recipe.preflight import build_meta
@@ -292,5 +292,13 @@ def pictures_per_second(transform: ImageTransform, aspect: str, seconds: float =
 
 
 def plan(cfg: Config, cluster: Cluster, assumed: Assumed) -> dict[str, StagePlan]:
-    """By stage."""
-    return {name: plan_stage(stage, cluster, assumed) for name, stage in Recipe(cfg).stages.items()}
+    """By stage. Raises ``ValueError`` where a stage's model cannot be run without data."""
+    plans = {}
+    for name, stage in Recipe(cfg).stages.items():
+        try:
+            plans[name] = plan_stage(stage, cluster, assumed)
+        except ValueError:
+            raise
+        except Exception as error:  # it runs a user's own component, which may raise anything
+            raise ValueError(f"stage {name} cannot be planned: {in_one_line(error)}") from error
+    return plans

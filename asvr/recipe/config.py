@@ -12,10 +12,9 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from asvr.base.files import replace_text
-from asvr.recipe.config_file import read_config_file
+from asvr.recipe.config_file import DELETE, misfit, read_config_file
 from asvr.registry import SCOPE
 
-DELETE = "_delete_"
 MODEL_FILE = "asvr.json"
 SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
 
@@ -35,16 +34,24 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
         raise ValueError(f"{path} is no config, which is a Python file (.py)")
     cfg = read_config_file(path)
     for key, value in (cfg_options or {}).items():
-        try:
-            cfg.merge_from_dict({key: value})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"--cfg-options {key}={value!r} does not fit {path}: {error}") from error
+        if (why := misfit(cfg._cfg_dict, _nested(key, value))) is not None:
+            raise ValueError(f"--cfg-options {key}={value!r} does not fit {path}: {why}")
+        cfg.merge_from_dict({key: value})
     _check_options(cfg, cfg_options or {})
     cfg.setdefault("default_scope", SCOPE)
     init_default_scope(cfg.default_scope)
     if "custom_imports" in cfg:
         import_custom(cfg.custom_imports)
     return cfg
+
+
+def _nested(key: str, value) -> dict:
+    """``"a.b", 1`` -> ``{"a": {"b": 1}}``."""
+    *above, last = key.split(".")
+    nested = {last: value}
+    for name in reversed(above):
+        nested = {name: nested}
+    return nested
 
 
 def dump_config(cfg: Config, file: Path) -> None:
@@ -57,10 +64,11 @@ def dump_config(cfg: Config, file: Path) -> None:
 def _check_options(cfg: Config, options: dict) -> None:
     """Tell of an option that stages replace by their own value: an error where all of them do, else a warning."""
     stages = cfg.get("stages")
+    dicts = {n: stage for n, stage in stages.items() if isinstance(stage, dict)} if isinstance(stages, dict) else {}
     for key, value in options.items():
         shadowed = [
             name
-            for name, stage in (stages or {}).items()
+            for name, stage in dicts.items()
             if _sets(stage, key.split(".")) and f"stages.{name}.{key}" not in options
         ]
         if not shadowed:
@@ -95,10 +103,9 @@ def stage_config(cfg: Config, name: str) -> Config:
         raise ValueError(f"the config has no stage {name!r}: expected one of {list(cfg.get('stages', {}))}")
     stage = copy.deepcopy(cfg)
     overrides = stage.pop("stages")[name]
-    try:
-        stage.merge_from_dict(overrides)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"stages.{name} does not fit the rest of the config: {error}") from error
+    if (why := misfit(stage._cfg_dict, overrides)) is not None:
+        raise ValueError(f"stages.{name}: {why}")
+    stage.merge_from_dict(overrides)
     _drop_marks(stage._cfg_dict)
     return stage
 

@@ -1,12 +1,14 @@
 """Reading a config file with its bases, and saying in one line what is wrong in which of them."""
 
 import ast
+import reprlib
 import traceback
 from pathlib import Path
 
 from mmengine.config import Config
 
 BASE = "_base_"
+DELETE = "_delete_"
 
 
 def read_config_file(path: str | Path) -> Config:
@@ -35,8 +37,8 @@ def _told(path: Path, error: Exception) -> str:
     if isinstance(error, TypeError) and keys:
         innermost = frames[-1][0].f_locals
         return (
-            f"{path}: {'.'.join(keys)} is a dict here and {innermost['b'][keys[-1]]!r} in its {BASE}: give the "
-            "same kind, or add _delete_=True to the dict, which then takes its place"
+            f"{path}: {'.'.join(keys)} is a dict here and {reprlib.repr(innermost['b'][keys[-1]])} in its {BASE}: give "
+            f"the same kind, or add {DELETE}=True to the dict, which then takes its place"
         )
     lines = [number for frame, number in frames if frame.f_code.co_filename == str(path)]
     place = f"{path}, line {lines[-1]}" if lines else str(path)
@@ -77,3 +79,27 @@ def _bases(tree: ast.Module) -> list[str]:
             names = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
             return [name for name in names if isinstance(name, str) and "::" not in name]
     return []
+
+
+def misfit(base, given: dict, place: str = "") -> str | None:
+    """Why MMEngine does not merge ``given`` over what stands at ``place``; None where it does."""
+    for name, value in given.items():
+        key = f"{place}.{name}" if place else name
+        if isinstance(base, list | tuple):
+            if not name.isdigit() or int(name) >= len(base):
+                return f"{place} is a list of {len(base)}: expected a number from 0 to {len(base) - 1} and not {name!r}"
+            if isinstance(base, tuple) or not isinstance(value, dict):
+                return f"{key} is an entry of a list and no dict, and cannot be given alone: give the whole of {place}"
+            old = base[int(name)]
+        elif name not in base or not isinstance(value, dict) or value.get(DELETE):
+            continue
+        else:
+            old = base[name]
+        if not isinstance(old, dict | list | tuple):
+            return (
+                f"{key} is {reprlib.repr(old)} and not a dict: give the same kind, or, in a config file, a dict with "
+                f"{DELETE}=True, which then takes its place"
+            )
+        if (why := misfit(old, value, key)) is not None:
+            return why
+    return None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asvr.base.text import nearest
+from asvr.base.text import nearest, short
 from asvr.data.images import LARGEST_LIMIT
 from asvr.data.transforms import ASPECTS
 from asvr.models.tree import TRAINABLE
@@ -173,11 +173,11 @@ def is_device(value: str) -> bool:
 def check_fields(key: str, value: Any, fields: dict[str, Field]) -> list[str]:
     """The problems of one section (``key`` is its place in the config): unknown, missing and wrong fields."""
     if not isinstance(value, dict):
-        return [f"{key}={value!r}: expected a dict with {', '.join(fields)}"]
+        return [f"{key}={short(value)}: expected a dict with {', '.join(fields)}"]
     problems = [f"{key}.{name}: unknown field; {nearest(name, fields)}" for name in value if name not in fields]
     for name, field in fields.items():
         if name in value and not field.test(value[name]):
-            problems.append(f"{key}.{name}={value[name]!r}: expected {field.expected}")
+            problems.append(f"{key}.{name}={short(value[name])}: expected {field.expected}")
         elif name not in value and field.required:
             problems.append(f"{key}.{name} is missing: expected {field.expected}")
     return problems

@@ -11,8 +11,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from asvr.base.arch import check_arch
-from asvr.base.text import nearest
+from asvr.base.arch import causal_problem, check_arch, tower_problem
+from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
 from asvr.recipe.schema import NAME, SECTIONS, SOURCE, TARGET, check_fields, count
@@ -61,6 +61,7 @@ NESTED = dict(
     train=DATASETS,
     template=TEMPLATES,
 )
+PARTS = ("encoder", "projector", "llm")  # of a model: always a component
 ONCE = ("text_tokenizer", "runtime")
 BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "parallel")
 OF_STAGE = ("train", "init", *BY_STAGE)
@@ -108,11 +109,11 @@ def _stages(cfg: Config) -> list[str]:
 
 def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
     if not isinstance(stage, dict):
-        return [f"expected dict(train=[...], ...), not {stage!r}"]
+        return [f"expected dict(train=[...], ...), not {short(stage)}"]
     problems = [f"{k}: unknown; {nearest(k, OF_STAGE)}" for k in stage if k not in OF_STAGE]
     train = stage.get("train")
     if not isinstance(train, list | tuple) or not train:
-        problems.append(f"train={train!r}: expected a list of some of {', '.join(TRAINABLE)}")
+        problems.append(f"train={short(train)}: expected a list of some of {', '.join(TRAINABLE)}")
     else:
         problems += [
             f"train={list(train)}: no component {t!r}; {nearest(t, TRAINABLE)}" for t in train if t not in TRAINABLE
@@ -120,13 +121,13 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
     if "init" in stage and stage["init"] not in starts and not is_model_folder(str(stage["init"])):
         problems.append(
-            f"init={stage['init']!r}: expected 'scratch' or a stage before this one, or a model's folder (with "
+            f"init={short(stage['init'])}: expected 'scratch' or a stage before this one, or a model's folder (with "
             f"{MODEL_FILE}); {nearest(stage['init'], starts)}"
         )
     try:
         merged = stage_config(cfg, name)
     except ValueError as error:
-        return [*problems, str(error)]
+        return [*problems, str(error).removeprefix(f"stages.{name}: ")]
     problems += [problem for key in BY_STAGE if key in merged for problem in _section(key, merged[key])]
     return problems
 
@@ -180,7 +181,7 @@ def _packing(data: dict) -> list[str]:
 def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     """The problems of one component: its type, its constructor's fields, and the components in it."""
     if not isinstance(value, dict):
-        return [f"{key}={value!r}: expected a {registry.name}, dict(type=...)"]
+        return [f"{key}={short(value)}: expected a {registry.name}, dict(type=...)"]
     if "type" not in value:
         return [f"{key}.type is missing: expected a {registry.name}; {nearest('', registry.module_dict)}"]
     cls = find(registry, value["type"])
@@ -200,15 +201,16 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
         ]
     hints = annotations(cls)
     problems += [
-        f"{key}.{name}={value[name]!r}: expected {in_words(hints[name])}"
+        f"{key}.{name}={short(value[name])}: expected {in_words(hints[name])}"
         for name in value
-        if name in hints and not fits(value[name], hints[name])
+        if name in hints and not fits(value[name], hints[name]) and not (registry is MODELS and name in PARTS)
     ]
     problems += [
         f"{key}.{name} is missing: {value['type']} needs it" for name in sorted(required - given - INJECTED[registry])
     ]
     if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and cls.__module__.startswith(OWN):
-        problems += check_arch(f"{key}.arch", value["arch"])
+        wrong = causal_problem if registry is LLMS else tower_problem
+        problems += check_arch(f"{key}.arch", value["arch"], wrong)
     return problems + _nested(key, value)
 
 
@@ -226,9 +228,7 @@ def _nested(key: str, value: dict) -> list[str]:
         elif name == "template" and isinstance(item, str):
             if find(TEMPLATES, item) is None:
                 problems.append(f"{key}.template={item!r}: no such template; {nearest(item, TEMPLATES.module_dict)}")
-        elif name in NESTED and (
-            isinstance(item, dict) or (key == "model" and name in ("encoder", "projector", "llm"))
-        ):
+        elif name in NESTED and (isinstance(item, dict) or (key == "model" and name in PARTS)):
             problems += check_component(f"{key}.{name}", item, NESTED[name])
     return problems
 

@@ -1,6 +1,9 @@
 """Each test fails when a workaround in asvr/base/compat.py is no longer needed."""
 
 import inspect
+import os
+import signal
+import time
 import warnings
 
 import pytest
@@ -102,3 +105,33 @@ def test_ddp_still_has_two_names_for_leaving_buffers_alone():
     assert "broadcast_buffers" in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     (name,) = compat.without_buffer_sync()
     assert name in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+
+
+def test_grouped_products_without_data_are_still_of_half_precision_alone():
+    rows, offsets = torch.ones(4, 20), torch.tensor([1, 4], dtype=torch.int32)
+    matrices = torch.ones(2, 20, 8)
+    assert F.grouped_mm(rows, matrices, offs=offsets).shape == (4, 8)
+    without_data = rows.to("meta"), matrices.to("meta")
+    with pytest.raises(RuntimeError, match="Expected mat_a to be BFloat16"):
+        F.grouped_mm(*without_data, offs=offsets.to("meta"))
+    with compat.GroupedShapes():
+        assert F.grouped_mm(*without_data, offs=offsets.to("meta")).shape == (4, 8)
+
+
+class Stopped(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_torch_still_leaves_a_worker_that_does_not_see_sigterm(monkeypatch):
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.2)
+    batches = iter(torch.utils.data.DataLoader(Stopped(), num_workers=1, multiprocessing_context="fork"))
+    (worker,) = batches._workers
+    time.sleep(0.5)
+    batches._shutdown_workers()
+    assert worker.is_alive()
+    compat.end_workers(batches)
+    assert not worker.is_alive()

@@ -95,7 +95,7 @@ def test_a_worker_obeys_its_parent_alone():
     assert worker.is_alive()
     worker.terminate()
     worker.join(10)
-    assert worker.exitcode == 1
+    assert worker.exitcode == 0  # torch raises where it is another
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------

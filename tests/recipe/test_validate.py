@@ -133,7 +133,7 @@ def test_a_right_config_passes():
         ({"model.reconstruction.0.shift": True}, "model.reconstruction[0].shift=True: expected one of 0, 1"),
         ({"model.encoder.layer": "last"}, "model.encoder.layer='last': expected int"),
         ({"model.encoder.layer": True}, "model.encoder.layer=True: expected int"),
-        ({"model.llm.arch.num_attention_heads": 0}, "model.llm.arch: integer division or modulo by zero"),
+        ({"model.llm.arch.num_attention_heads": 0}, "model.llm.arch.num_attention_heads=0: expected at least 1"),
         ({"model.llm.name": 7}, "model.llm.name=7: expected str | None"),
         ({"model.reconstruction": None}, "model.reconstruction=None: expected list[dict]"),
         ({"model.reconstruction.0.weight": -1}, "model.reconstruction[0].weight=-1: expected a number from 0"),

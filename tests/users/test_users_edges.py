@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parallel_helpers import train
 from process_helpers import in_processes
-from run_helpers import ROOT, call_tool
+from run_helpers import ROOT, call_tool, tiny_env
 from torch.utils.data import DataLoader, Dataset
 
 from asvr.base import interruption
@@ -218,6 +218,55 @@ def test_a_signal_ends_the_wait_for_a_stuck_worker(monkeypatch):
             next(batches)
     assert time.monotonic() - begin < 20
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+# A run that waits for workers which are stuck, and gets a SIGTERM.
+STUCK = """
+import os, signal, sys, threading, time
+from torch.utils.data import DataLoader, _utils
+from asvr.commands.cli import run_tool
+from asvr.data.workers import items_of
+from asvr.base import interruption
+
+class Stuck:
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        if i >= 4:
+            {stuck}
+        return i
+
+interruption.PATIENCE = 0.3
+_utils.MP_STATUS_CHECK_INTERVAL = 0.5  # seconds that torch gives each to end
+kept = []  # as a traceback that is part of a circle keeps it: Python's end finds the processes
+
+@interruption.interruptible()
+def main():
+    with interruption.postponed():
+        loader = DataLoader(Stuck(), num_workers=4, timeout=100, worker_init_fn=interruption.obey_parent_alone)
+        kept.append({items}(loader))
+        next(kept[0])
+        threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with interruption.waiting():
+            list(kept[0])
+
+run_tool(main)
+"""
+
+
+# It is stopped when it has handed over what it read before.
+SLEEPS, STOPS = "time.sleep(1000)", "time.sleep(1); os.kill(os.getpid(), signal.SIGSTOP)"
+
+
+@pytest.mark.parametrize(("items", "stuck"), [("iter", SLEEPS), ("items_of", SLEEPS), ("items_of", STOPS)])
+def test_no_stuck_worker_has_the_last_word(items, stuck):
+    code = STUCK.format(stuck=stuck, items=items)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=tiny_env(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 75 and "Traceback" not in done.stderr
+    assert done.stderr.rstrip().endswith("the same command goes on (exit code 75)")
 
 
 @pytest.mark.parametrize("how", ["stuck", "signal"])

@@ -15,7 +15,7 @@ from asvr.base import compat
 from asvr.data.transforms import ImageTransform
 from asvr.models.checkpointing import check_mode, settings
 from asvr.models.encoders.base import Encoder
-from asvr.models.hf import arch_of, find_folder, load_strict, read_config, require_tower, resolve_dtype
+from asvr.models.hf import arch_of, build_random, find_folder, load_strict, read_config, require_tower, resolve_dtype
 from asvr.registry import ENCODERS
 
 # (mean, std, centre crop) of each family's own image processor, used where a folder has no preprocessor file.
@@ -72,7 +72,7 @@ class HFVisionEncoder(Encoder):
             self.model = load_strict(AutoModel, folder, config, resolve_dtype(dtype), ignore)
             self.source = name
         else:
-            self.model = AutoModel.from_config(config, dtype=resolve_dtype(dtype))
+            self.model = build_random(AutoModel, config, resolve_dtype(dtype), name or "encoder.arch")
         if check_mode(activation_checkpointing, "encoder.activation_checkpointing") != "none":
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
         self.layer = _keep_layers(self.model, layer)
@@ -80,6 +80,8 @@ class HFVisionEncoder(Encoder):
         self.naflex = config.model_type == "siglip2_vision_model"
         side = round(config.num_patches**0.5) * config.patch_size if self.naflex else config.image_size
         self.patch = config.patch_size
+        if side < self.patch:
+            raise ValueError(f"{name or 'encoder.arch'}: patch_size={self.patch} exceeds the image's {side} pixels")
         self.grid = (side // self.patch, side // self.patch)
         self.transform = _transform(folder, config.model_type, side, transform or {})
 
