@@ -9,6 +9,7 @@ from asvr.base.text import nearest
 from asvr.commands.cli import parse_cfg_options
 from asvr.recipe.config import load_config, stage_config
 from asvr.recipe.preflight import check_sizes
+from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
 
 CONFIG = "configs/benchmarks/small_asvr.py"  # a llama of 12 heads; both stages have sections of their own
@@ -20,7 +21,7 @@ def told(option: str) -> str:
     with pytest.raises(ValueError) as refused:
         cfg = load_config(ROOT / CONFIG, parse_cfg_options([option]))
         check_config(cfg)
-        check_sizes(cfg)
+        check_sizes(Recipe(cfg))
     heading, _, problem = str(refused.value).rpartition(" has 1 problem(s):\n- ")
     assert "\n" not in problem and len(problem.split()) < WORDS
     return problem

@@ -18,8 +18,8 @@ from asvr.models.checkpointing import MODES
 from asvr.models.llms import HFCausalLM
 from asvr.profiling.dry_run import _flops_or_why, _memory_or_why
 from asvr.profiling.plan import Assumed, Cluster, plan
-from asvr.recipe.config import stage_config
 from asvr.recipe.preflight import build_meta, check_sizes
+from asvr.recipe.recipe import Recipe
 from asvr.registry import LLMS, MODELS
 
 WIDTH, INNER, LAYERS, HEADS, KV_HEADS, HEAD, EXPERTS, ACTIVE = 32, 20, 2, 4, 2, 8, 8, 3
@@ -63,6 +63,7 @@ def config(llm: dict, precision: str = "float32") -> Config:
             model=model,
             data=dict(micro_batch=ROWS, max_length=TOKENS, global_batch=2 * ROWS),
             optim=dict(precision=precision),
+            schedule={},
             runtime=dict(compile=False),
             stages=dict(all=dict(train=["projector", "llm"])),
         )
@@ -89,7 +90,7 @@ def test_flops_are_those_of_the_active_experts(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 def test_flops_of_a_step_are_logged(kind, caplog):
     cfg = config(dict(arch=arch(kind)))
-    flops = step_flops(stage_config(cfg, "all"))
+    flops = step_flops(Recipe(cfg).stages["all"])
     assert not caplog.records
     batch = full_batch(MODELS.build(cfg.model, default_args=dict(vocab_size=40)), ROWS, TOKENS)
     pairs = counted(2) - 2 * counted(1)  # of two tokens more than of twice one: a T^2 term alone
@@ -128,7 +129,7 @@ def test_the_memory_plan_is_what_autograd_keeps(kind, precision):
         out = model(batch)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept_bytes = sum(storage.nbytes() for place, storage in kept.items() if place not in parameters)
-    stage = stage_config(cfg, "all")
+    stage = Recipe(cfg).stages["all"]
     plan = plan_memory(stage, build_meta(stage))
     assert "text" in out and plan.activations["none"] == pytest.approx(kept_bytes, rel=0.1)
 
@@ -155,11 +156,11 @@ def test_selective_checkpointing_keeps_what_experts_give():
 
 def test_a_dry_run_and_the_warning_of_memory_are_made(caplog, monkeypatch):
     cfg = config(dict(arch=arch("mixtral")))
-    models = check_sizes(cfg)
-    assert not isinstance(_flops_or_why(cfg, models["all"], Sample()), str)
-    assert not isinstance(_memory_or_why(cfg, models), str)
+    models = check_sizes(Recipe(cfg))
+    assert not isinstance(_flops_or_why(Recipe(cfg), models["all"], Sample()), str)
+    assert not isinstance(_memory_or_why(Recipe(cfg), models), str)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("", (), dict(total_memory=1e12)))
-    warn_of_memory(cfg, torch.device("cuda"))
+    warn_of_memory(Recipe(cfg), torch.device("cuda"))
     assert not caplog.records
 
 
@@ -174,13 +175,13 @@ class ReadsItsData(HFCausalLM):
 
 def test_what_cannot_be_run_without_data_is_told_in_one_line(caplog, monkeypatch):
     cfg = config(dict(type="ReadsItsData", arch=arch("mixtral")))
-    models = check_sizes(cfg)
-    told = [_flops_or_why(cfg, models["all"], Sample()), _memory_or_why(cfg, models)]
+    models = check_sizes(Recipe(cfg))
+    told = [_flops_or_why(Recipe(cfg), models["all"], Sample()), _memory_or_why(Recipe(cfg), models)]
     assert told[0].startswith("FLOPs are not counted: ") and told[1].startswith("Memory is not planned: ")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("", (), dict(total_memory=1e12)))
     with caplog.at_level(logging.WARNING, logger="asvr"):
-        warn_of_memory(cfg, torch.device("cuda"))
-        assert step_flops(stage_config(cfg, "all")) is None
+        warn_of_memory(Recipe(cfg), torch.device("cuda"))
+        assert step_flops(Recipe(cfg).stages["all"]) is None
     told += [record.getMessage() for record in caplog.records]
     assert len(told) == 4 and told[2].startswith("memory is not planned: ")
     with pytest.raises(ValueError, match="stage all cannot be planned: ") as refused:
@@ -190,6 +191,6 @@ def test_what_cannot_be_run_without_data_is_told_in_one_line(caplog, monkeypatch
 
 def test_every_way_of_checkpointing_is_planned():
     cfg = config(dict(arch=arch("mixtral")))
-    stage = stage_config(cfg, "all")
+    stage = Recipe(cfg).stages["all"]
     kept = plan_memory(stage, build_meta(stage)).activations
     assert list(kept) == list(MODES) and kept["full"] < kept["selective"] < kept["none"]
