@@ -71,6 +71,8 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
 
 def write(folder: Path, tensors: dict[str, Tensor], group=None) -> list[Path]:
     """Write tensors into ``folder``; every process of the group calls it. Returns the files of this process."""
+    # A whole one may be channels last, which safetensors does not take.
+    tensors = {key: value if isinstance(value, DTensor) else value.contiguous() for key, value in tensors.items()}
     writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True)
     with _first_failure():
         dcp.save(tensors, storage_writer=writer, process_group=group)

@@ -13,14 +13,13 @@ import torch
 
 from asvr.base.log import logger, progress_bar
 from asvr.base.precision import computing_in
-from asvr.data.batch import Batch, visual_sources
+from asvr.data.batch import Batch
 from asvr.data.image_sources import has_file
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal
 from asvr.evaluation.generation import generate
 from asvr.models.compiling import uncompiled
 from asvr.models.targets import CodeTarget, Seen
-from asvr.models.tokenizers.base import require_integers
 from asvr.recipe.build import build_collate
 
 NO_KIND = "all"
@@ -234,9 +233,9 @@ class PredictedCodes:
 def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
     embeds_BTH, features_INE = model.embed(batch)
     hidden = model.llm.hidden(embeds_BTH, {target.tap})[target.tap].flatten(0, 1)
-    own_IMD = require_integers(model.truth(target, batch, features_INE)["codes"], f"codes of target {target.name!r}")
-    true_IND = target.to_encoder_grid(own_IMD)
-    source_P, token_P = visual_sources(batch, target.shift)
+    truth = model.truth(target, batch, features_INE)
+    own_IMD, true_IND = truth["codes"].long(), target.codes(truth)
+    source_P, token_P = target.positions.places(batch, target.shift, training=False)
     codes_PD = true_IND.flatten(0, 1)
     own_P = torch.arange(len(codes_PD), device=codes_PD.device) if token_P is None else token_P
     predicted = codes_PD.clone()

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asvr.base.compat import count_macs
@@ -140,31 +141,22 @@ def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
 
 
 def _parts_of(target: Target, model: nn.Module) -> list[Part]:
-    """Of a user's own: what makes its truth, and its loss, traced on one image."""
-    tokens, spec = model.encoder.num_tokens + 2, target.truth_spec()
+    """Of a user's own: what makes its truth, and its loss, each run once on one image."""
+    tokens = model.encoder.num_tokens + 2
     batch = full_batch(model, 1, tokens).to("meta")
-    features_INE = torch.zeros(1, model.encoder.num_tokens, model.encoder.width, device="meta")
-    pixels = {name: torch.zeros(1, 3, *view.size, device="meta") for name, view in model.views().items()}
-    seen = {tap: torch.zeros(tokens, model.llm.hidden_size, device="meta") for tap in target.taps}
-    made: dict[str, Tensor] = {}
-
-    def truth(features: Tensor) -> Tensor:
-        with torch.no_grad():
-            made.update(target.truth(pixels, features))
-        return features
-
-    def loss(hidden: Tensor) -> Tensor:
-        hidden = dict(seen, **{target.taps[0]: hidden}) if target.taps else seen
-        own = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=True)
-        return target.loss(own, made)[0]
-
-    teacher = [] if target.teacher is None else [target.teacher]
-    of_truth = flops_of(truth, teacher, tuple(features_INE.shape))
-    modules = [module for module in (target.head, target.criterion) if isinstance(module, nn.Module)]
-    of_loss = flops_of(loss, modules, (tokens, model.llm.hidden_size))
+    with torch.device("meta"):
+        features_INE = torch.zeros(1, model.encoder.num_tokens, model.encoder.width)
+        pixels = {name: torch.zeros(1, 3, *view.size) for name, view in model.views().items()}
+        hidden = {tap: torch.zeros(tokens, model.llm.hidden_size) for tap in target.taps}
+    with torch.no_grad(), FlopCounterMode(display=False) as of_truth:
+        truth = target.truth(pixels, features_INE)
+    seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=True)
+    with torch.no_grad(), FlopCounterMode(display=False) as of_loss:
+        target.loss(seen, truth)
+    component = "teachers" if target.truth_spec() is None else f"tokenizer.{target.name}"
     return [
-        Part(f"truth {target.name}", "teachers" if spec is None else f"tokenizer.{target.name}", of_truth),
-        Part(f"head {target.name}", "heads", of_loss),
+        Part(f"truth {target.name}", component, of_truth.get_total_flops()),
+        Part(f"head {target.name}", "heads", of_loss.get_total_flops()),
     ]
 
 

@@ -95,7 +95,7 @@ def check_data(recipe: Recipe, tokenizer, num_image_tokens: dict[str, int]) -> N
 def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bool) -> None:
     """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
     large dataset, where none of `LOOKED_AT` records can, a warning."""
-    shifts = [entry.shift for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
+    shifts = [entry.get("shift", 0) for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
     places = range(len(dataset))
     if len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad

@@ -21,13 +21,14 @@ from asvr.registry import (
     LOSSES,
     MODELS,
     PROJECTORS,
+    TARGETS,
     TEMPLATES,
     VISUAL_TOKENIZERS,
 )
 
 FORMAT = 1
 FIELDS = dict(model=dict, template=(str, dict), image_aspect=str, sha256=dict)
-PARTS = (MODELS, ENCODERS, PROJECTORS, VISUAL_TOKENIZERS, LLMS, HEADS, LOSSES, TEMPLATES)
+PARTS = (MODELS, ENCODERS, PROJECTORS, VISUAL_TOKENIZERS, LLMS, TARGETS, HEADS, LOSSES, TEMPLATES)
 # Fields that hold settings, not components, whatever `type` stands in them.
 SETTINGS = ("arch", "projection")
 # Fields of an `arch` that make transformers fetch code.

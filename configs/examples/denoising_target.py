@@ -1,0 +1,6 @@
+# A denoiser over the latents of whole images: the target of examples/denoising_target.py. Its latents are cached.
+# python tools/train.py configs/examples/denoising_target.py
+_base_ = ["./custom_components.py"]
+
+custom_imports = dict(imports=["examples.my_components", "examples.denoising_target"], allow_failed_imports=False)
+model = dict(reconstruction=[dict(name="latents", type="DenoisedLatents", size=8, width=32)])

@@ -1,0 +1,14 @@
+# A teacher that is the moving average of the trained encoder: the target of examples/ema_target.py. The encoder moves,
+# so nothing can be cached.
+# python tools/train.py configs/examples/ema_target.py
+_base_ = ["./feature_target.py"]
+
+custom_imports = dict(imports=["examples.ema_target"], allow_failed_imports=False)
+model = dict(
+    encoder=dict(_delete_=True, type="TimmEncoder", model="vit_tiny_patch16_224", image_size=64),
+    projector=dict(_delete_=True, type="MLPProjector"),
+    reconstruction=[dict(name="features", type="EmaFeatures", decay=0.99, shift=1)],
+)
+data = dict(cache=False)
+optim = dict(lr=5e-4)
+stages = dict(train=dict(train=["encoder", "projector", "heads", "llm"]))

@@ -1,0 +1,6 @@
+# Features instead of codes, at the first layer of the LLM: the target of examples/feature_target.py.
+# python tools/train.py configs/examples/feature_target.py
+_base_ = ["./custom_components.py"]
+
+custom_imports = dict(imports=["examples.my_components", "examples.feature_target"], allow_failed_imports=False)
+model = dict(reconstruction=[dict(name="features", type="CosineFeatures", tap=1, shift=1)])

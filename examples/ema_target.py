@@ -1,0 +1,36 @@
+"""A target whose teacher follows the training: the encoder is trained, and its exponential moving average gives the
+features that the LLM is to tell. Checkpoints hold the teacher, since it stands in no other file."""
+
+import copy
+
+import torch.nn.functional as F
+from torch import nn
+
+from asvr.models.targets import Target, move_towards
+from asvr.registry import TARGETS
+
+
+@TARGETS.register_module()
+class EmaFeatures(Target):
+    """decay: of the average, in a step."""
+
+    keeps_teacher = True
+
+    def __init__(self, *, encoder, llm, decay: float = 0.99, **own):
+        super().__init__(encoder=encoder, llm=llm, **own)
+        self.decay = decay
+        self.head = nn.Linear(llm.hidden_size, encoder.width)
+        self.teacher = copy.deepcopy(encoder)
+
+    def truth(self, pixels, features_INE):
+        return dict(features=self.teacher(pixels["encoder"]).float())
+
+    def loss(self, seen, truth):
+        source_P, token_P = self.places(seen)
+        features_PE = F.layer_norm(truth["features"], truth["features"].shape[-1:]).flatten(0, 1)
+        features_PE = features_PE if token_P is None else features_PE[token_P]
+        told_PE = self.head(seen.hidden[-1][source_P].float())
+        return F.smooth_l1_loss(told_PE, features_PE, reduction="none").mean(-1).sum(), {}
+
+    def after_step(self, model, skipped):
+        move_towards(self.teacher, model.encoder, decay=self.decay, skipped=skipped)
