@@ -45,6 +45,8 @@ INJECTED = {
     TEMPLATES: set(),
     MODEL_WRAPPERS: {"module", "device"},
 }
+# Those of them that are given only to a constructor that takes them.
+ASKED_FOR = {"encoder", "defer", "defer_llm"}
 # Which registry builds the component in a field of this name, wherever the field stands.
 NESTED = dict(
     encoder=ENCODERS,
@@ -203,9 +205,22 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     problems += [
         f"{key}.{name} is missing: {value['type']} needs it" for name in sorted(required - given - INJECTED[registry])
     ]
+    if not takes_any and (lacking := sorted(_given(key, registry) - known)):
+        problems.append(
+            f"{key}.type={value['type']!r}: its constructor does not take {', '.join(lacking)}, which the library "
+            f"gives every {registry.name} (docs/components.md)"
+        )
     if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and cls.__module__.startswith(OWN):
         problems += check_arch(f"{key}.arch", value["arch"])
     return problems + _nested(key, value)
+
+
+def _given(key: str, registry: Registry) -> set[str]:
+    """What the library gives a component at this key in any case. A data set that is read for its texts or images alone
+    gets nothing; what a wrapper must take, `_wrapper` tells."""
+    if registry is MODEL_WRAPPERS or registry is DATASETS and not key.endswith((".train", ".dataset")):
+        return set()
+    return INJECTED[registry] - ASKED_FOR
 
 
 def _nested(key: str, value: dict) -> list[str]:
