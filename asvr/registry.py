@@ -40,7 +40,7 @@ class FullRegistry(Registry):
 
     def broken(self, part: object) -> str:
         """How an error about a component begins."""
-        return f"{type(part).__name__} does not keep the contract of a {self.name} (docs/components.md)"
+        return f"{type(part).__name__} does not keep the {self.name} contract (docs/components.md)"
 
     def __len__(self) -> int:
         return len(self.module_dict)

@@ -6,6 +6,7 @@ width, ``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width, ``
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,26 +31,29 @@ def check_contracts(model: nn.Module) -> None:
     training = model.training
     model.eval()
     with torch.device("meta"):
-        _try(ENCODERS, model.encoder, lambda: _check_encoder(model.encoder))
-        _try(PROJECTORS, model.projector, lambda: _check_projector(model))
-        _try(LLMS, model.llm, lambda: _check_llm(model.llm))
-        for target in model.targets:
-            _try(VISUAL_TOKENIZERS, target.tokenizer, lambda target=target: _check_tokenizer(target, model.encoder))
-            _try(HEADS, target.head, lambda target=target: _check_head(target, model.llm.hidden_size))
-            _try(LOSSES, target.criterion, lambda target=target: _check_loss(target, model.llm.hidden_size))
+        _try("model.encoder", ENCODERS, model.encoder, partial(_check_encoder, model.encoder))
+        _try("model.projector", PROJECTORS, model.projector, partial(_check_projector, model))
+        _try("model.llm", LLMS, model.llm, partial(_check_llm, model.llm))
+        for i, target in enumerate(model.targets):
+            key, hidden_size = f"model.reconstruction[{i}]", model.llm.hidden_size
+            check_tokenizer = partial(_check_tokenizer, target, model.encoder)
+            _try(f"{key}.tokenizer", VISUAL_TOKENIZERS, target.tokenizer, check_tokenizer)
+            _try(f"{key}.head", HEADS, target.head, partial(_check_head, target, hidden_size))
+            _try(f"{key}.loss", LOSSES, target.criterion, partial(_check_loss, target, hidden_size))
     model.train(training)
 
 
-def _try(registry: FullRegistry, part: object, check: Callable[[], None]) -> None:
+def _try(key: str, registry: FullRegistry, part: object, check: Callable[[], None]) -> None:
+    """key: the component's place in the config."""
     if type(part).__module__.startswith(LIBRARY):
         return
     try:
         check()
     except _Broken as error:
-        raise ValueError(f"{registry.broken(part)}: {error}. The contract: {registry.contract}") from None
+        raise ValueError(f"{key}: {registry.broken(part)}: {error}. The contract: {registry.contract}") from None
     except Exception as error:  # of the user's own code, which may need numbers; meta tensors have none
-        told = "%s %s is not tried before the run, it needs numbers: %s: %s"
-        tell_once(logging.INFO, told, registry.name, type(part).__name__, type(error).__name__, str(error)[:200])
+        told = "%s: %s is not tried before the run, it needs numbers: %s: %s"
+        tell_once(logging.INFO, told, key, type(part).__name__, type(error).__name__, str(error)[:200])
 
 
 def _expect(what: str, value: object, *shape: int) -> Tensor:

@@ -225,4 +225,4 @@ def test_a_template_that_does_not_keep_its_contract_is_told(segments, words):
     with pytest.raises(ValueError) as error:
         segments_of(chat("<image>\nwhat?", "a house"), 1, Mine())
     assert not isinstance(error.value, Refused), "no record is to blame"
-    assert str(error.value).startswith("Mine does not keep the contract of a template") and words in str(error.value)
+    assert str(error.value).startswith("Mine does not keep the template contract") and words in str(error.value)

@@ -15,6 +15,8 @@ from asvr.registry import ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, TEXT_TOKENI
 REGISTRIES = dict(
     encoder=ENCODERS, projector=PROJECTORS, llm=LLMS, tokenizer=VISUAL_TOKENIZERS, head=HEADS, loss=LOSSES
 )
+KEYS = {kind: f"model.{kind}" for kind in ("encoder", "projector", "llm")}
+KEYS |= {kind: f"model.reconstruction[0].{kind}" for kind in ("tokenizer", "head", "loss")}
 D, C, V = 2, 4, 5
 
 
@@ -136,7 +138,7 @@ def test_a_wrong_shape_is_told_with_the_contract(kind, attributes, words):
     with pytest.raises(ValueError, match=words) as error:
         check_contracts(model)
     told = str(error.value)
-    assert told.startswith(f"Mine does not keep the contract of a {registry.name} (docs/components.md): ")
+    assert told.startswith(f"{KEYS[kind]}: Mine does not keep the {registry.name} contract (docs/components.md): ")
     assert told.endswith(f"The contract: {registry.contract}") and "\n" not in told
 
 
@@ -158,7 +160,7 @@ def test_an_attribute_that_is_missing_is_told_when_a_component_is_built(kind, na
         def __init__(self, **given):
             super().__init__()
 
-    with pytest.raises(ValueError, match=f"Mine does not keep the contract of a {REGISTRIES[kind].name}.*no .*{name}"):
+    with pytest.raises(ValueError, match=f"Mine does not keep the {REGISTRIES[kind].name} contract.*no .*{name}"):
         with_parts(**{kind: Mine})
 
 
@@ -168,7 +170,7 @@ def test_what_needs_numbers_is_named_in_the_log(caplog):
     forget()
     for _ in range(2):
         check_contracts(with_parts(encoder=changed(Patches, forward=lambda self, pixels: pixels * pixels.sum().item())))
-    assert caplog.text.count("encoder Mine is not tried before the run, it needs numbers: RuntimeError") == 1
+    assert caplog.text.count("model.encoder: Mine is not tried before the run, it needs numbers: RuntimeError") == 1
 
 
 def test_the_librarys_own_components_are_not_tried(monkeypatch):
@@ -189,5 +191,5 @@ def test_a_text_tokenizer_without_all_of_its_parts_is_told():
         def encode(self, text, *, control=False, continues=False):
             return []
 
-    with pytest.raises(ValueError, match="Mine does not keep the contract of a text tokenizer.*it has no decode"):
+    with pytest.raises(ValueError, match="Mine does not keep the text tokenizer contract.*it has no decode"):
         TEXT_TOKENIZERS.build(dict(type=Mine))

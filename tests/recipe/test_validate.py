@@ -259,7 +259,7 @@ def test_a_data_set_whose_items_lack_something_is_told(item, words):
     DATASETS.register_module(module=Mine, name="Mine")
     try:
         own = recipe(**{"data.train": dict(_delete_=True, type="Mine")})
-        with pytest.raises(ValueError, match="data.train: Mine does not keep the contract of a dataset.*" + words):
+        with pytest.raises(ValueError, match="data.train: Mine does not keep the dataset contract.*" + words):
             check_data(own, None, dict(pretrain=4, finetune=4))
         asked = recipe(evaluation=dict(dataset=dict(type="Mine")), **{"data.train": dict(_delete_=True, type="Mine")})
         item = dict(input_ids=[1, 2], labels=[1, 2], images=[], image_keys=[], sample_id="a")
