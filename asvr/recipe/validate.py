@@ -45,7 +45,8 @@ INJECTED = {
     TEMPLATES: set(),
     MODEL_WRAPPERS: {"module", "device"},
 }
-# Those of them that are given only to a constructor that takes them.
+# Where a constructor must take all of them, but for those that are given only to one that does.
+GIVEN = (MODELS, ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS, DATASETS)
 ASKED_FOR = {"encoder", "defer", "defer_llm"}
 # Which registry builds the component in a field of this name, wherever the field stands.
 NESTED = dict(
@@ -216,9 +217,9 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
 
 
 def _given(key: str, registry: Registry) -> set[str]:
-    """What the library gives a component at this key in any case. A data set that is read for its texts or images alone
-    gets nothing; what a wrapper must take, `_wrapper` tells."""
-    if registry is MODEL_WRAPPERS or registry is DATASETS and not key.endswith((".train", ".dataset")):
+    """What the library gives a part of the model, or a data set, in any case. A data set that is read for its texts or
+    images alone gets nothing."""
+    if registry not in GIVEN or registry is DATASETS and not key.endswith((".train", ".dataset")):
         return set()
     return INJECTED[registry] - ASKED_FOR
 
