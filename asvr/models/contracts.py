@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.base.told import tell_once
+from asvr.models.llms import HFCausalLM
 from asvr.models.targets import Target
 from asvr.models.tokenizers.base import INTEGERS
 from asvr.registry import ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, VISUAL_TOKENIZERS, FullRegistry
@@ -33,7 +34,8 @@ def check_contracts(model: nn.Module) -> None:
     with torch.device("meta"):
         _try("model.encoder", ENCODERS, model.encoder, partial(_check_encoder, model.encoder))
         _try("model.projector", PROJECTORS, model.projector, partial(_check_projector, model))
-        _try("model.llm", LLMS, model.llm, partial(_check_llm, model.llm))
+        if not isinstance(model.llm, HFCausalLM):  # whose parts are the library's and transformers', which ask numbers
+            _try("model.llm", LLMS, model.llm, partial(_check_llm, model.llm))
         for i, target in enumerate(model.targets):
             key, hidden_size = f"model.reconstruction[{i}]", model.llm.hidden_size
             check_tokenizer = partial(_check_tokenizer, target, model.encoder)

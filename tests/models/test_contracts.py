@@ -1,6 +1,8 @@
 """A component of one's own that does not keep its contract: the error names the component, the contract and what is
 wrong, before any weight is read."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -150,6 +152,39 @@ def test_a_head_with_too_few_classifiers_is_told():
 
     with pytest.raises(ValueError, match="it has 1 classifiers, expected 2, one a code depth"):
         check_contracts(with_parts(head=Mine))
+
+
+class Words(nn.Module):
+    """An LLM that is none of transformers'."""
+
+    hidden_size, num_layers, generate = 6, 1, None
+
+    def __init__(self, *, vocab_size, load_weights):
+        super().__init__()
+        self.words, self.lm_head = nn.Embedding(vocab_size, 6), nn.Linear(6, vocab_size)
+
+    def embed(self, ids_BT):
+        return self.words(ids_BT)
+
+    def hidden(self, embeds_BTH, taps, mask_BT=None, segments=None):
+        return {-1: embeds_BTH}
+
+
+@pytest.mark.parametrize(
+    "attributes, words",
+    [
+        ({}, None),
+        (dict(hidden=lambda self, embeds, taps: embeds), r"is Tensor, expected dict\(tap -> hidden_BTH\) with -1"),
+        (
+            dict(embed=lambda self, ids: self.words(ids)[..., :5]),
+            r"has the shape \(1, 3, 5\), expected \(1, 3, 6\)",
+        ),
+    ],
+)
+def test_an_llm_of_ones_own_is_tried(attributes, words):
+    model = with_parts(llm=changed(Words, **attributes))
+    with pytest.raises(ValueError, match=f"model.llm: Mine .*{words}") if words else nullcontext():
+        check_contracts(model)
 
 
 @pytest.mark.parametrize(
