@@ -110,7 +110,6 @@ def config(registered) -> Config:
 
 
 def test_the_examples_train_together(config, tmp_path, quick, caplog):
-    caplog.set_level("INFO", logger="asvr")  # what is told before the run's own log begins
     forget()
     results = run(config, tmp_path)["all"]
     assert "is not tried before the run" not in caplog.text + (tmp_path / "train.log").read_text(encoding="utf-8")

@@ -28,7 +28,7 @@ class _Broken(Exception):
 @torch.no_grad()
 def check_contracts(model: nn.Module) -> None:
     """Raise ``ValueError`` where a component gives tensors of other shapes than its contract says. model: on the meta
-    device. A component that does not run there, which its contract allows, is named in the log."""
+    device. A component that does not run there, which its contract allows, is named in a warning."""
     training = model.training
     model.eval()
     with torch.device("meta"):
@@ -54,8 +54,8 @@ def _try(key: str, registry: FullRegistry, part: object, check: Callable[[], Non
     except _Broken as error:
         raise ValueError(f"{key}: {registry.broken(part)}: {error}. The contract: {registry.contract}") from None
     except Exception as error:  # of the user's own code, which may need numbers; meta tensors have none
-        told = "%s: %s is not tried before the run, it needs numbers: %s: %s"
-        tell_once(logging.INFO, told, key, type(part).__name__, type(error).__name__, str(error)[:200])
+        told = "%s: %s is not tried before the run, since it does not run without numbers (%s: %s)"
+        tell_once(logging.WARNING, told, key, type(part).__name__, type(error).__name__, str(error)[:200])
 
 
 def _expect(what: str, value: object, *shape: int) -> Tensor:
