@@ -56,6 +56,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.5",
             "hypothesis",
+            "import-linter>=2.17,<3",
             "ruff>=0.17,<0.18",  # another version may format differently, and CI checks the format
             "efficientnet-lite-pytorch",
             *DATA,

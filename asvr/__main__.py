@@ -17,7 +17,8 @@ def main() -> None:
         return
     name = sys.argv.pop(1)
     if name not in NAMES:
-        sys.exit(f"error: there is no command {name!r}; {nearest(name, NAMES)}")
+        print(f"error: there is no command {name!r}; {nearest(name, NAMES)}", file=sys.stderr)
+        sys.exit(2)  # wrong arguments, as argparse ends
     sys.argv[0] = f"asvr {name}"  # what argparse shows as the program
     run_tool(importlib.import_module(f"asvr.commands.{name}").main)
 

@@ -1,19 +1,28 @@
-"""The example of one's own components keeps the library's contracts."""
+"""The examples keep the library's contracts, and their configs train."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from data_helpers import byte_level
 from safetensors.torch import load_file
 from torch import nn
 
+from asvr.data.conversation import encode_segments, prompt_ids, segments_of
+from asvr.data.images import open_image
+from asvr.data.text_tokenizer import ByteLevelBPE
 from asvr.engine.run import run
 from asvr.models.losses import CodeCrossEntropy
 from asvr.recipe.config import load_config
+from examples.chat_template import Llama3
+from examples.dataset import Dots, draw
 from examples.my_components import AdditiveHead, ColorPatches, FocalCodeLoss, NormProjector
 
+ROOT = Path(__file__).parents[1]
 P, D, C, H, V = 5, 3, 4, 6, 7
+FEW = {"model.reconstruction.0.tokenizer.codebook_size": 8, "schedule.steps": 3, "runtime.log_interval": 1}
 
 
 @pytest.fixture
@@ -55,19 +64,84 @@ def test_the_focal_loss_without_focus_is_cross_entropy(head):
 
 
 def test_the_example_config_trains_with_every_own_component(quick, tmp_path, monkeypatch):
-    root = Path(__file__).parents[1]
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(ROOT)
     called = set()
     for part in (ColorPatches, NormProjector, AdditiveHead, FocalCodeLoss):
         monkeypatch.setattr(part, "forward", _noting(part.forward, part.__name__, called))
-    few = {"text_tokenizer.corpus.max_pictures": 8, "data.train.max_pictures": 8, "schedule.steps": 3}
-    options = few | {"model.reconstruction.0.tokenizer.codebook_size": 8, "runtime.log_interval": 1}
-    run(load_config(root / "configs/examples/custom_components.py", options), tmp_path)
+    options = FEW | {"text_tokenizer.corpus.max_pictures": 8, "data.train.max_pictures": 8}
+    run(load_config(ROOT / "configs/examples/custom_components.py", options), tmp_path)
     assert called == {"ColorPatches", "NormProjector", "AdditiveHead", "FocalCodeLoss"}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3] and lines[0]["loss_semantic"] > 0
     weights = load_file(tmp_path / "train" / "checkpoints" / "step_00000003" / "model.safetensors")
     assert {"projector.norm.weight", "heads.semantic.hidden_input.weight"} <= weights.keys()
+
+
+def test_a_record_of_dots_tells_their_number():
+    dots = Dots(count=20, first=5, most=4)
+    for i in (0, 19):
+        record = dots.record(i)
+        key, source = dots.picture(record["image"])
+        drawn = torch.frombuffer(bytearray(open_image(source).tobytes()), dtype=torch.uint8)
+        black = (drawn == 0).sum().item() / 3
+        one = draw([(20, 20)]).histogram()[0]
+        assert record["conversations"][1]["value"] == str(round(black / one)) and key == f"dots {i + 5}"
+    assert (
+        dots.record(0) == Dots(count=1, first=5).record(0) and len({dots.record(i)["category"] for i in range(20)}) > 1
+    )
+    with pytest.raises(ValueError, match="most=10: expected 1 to 9"):
+        Dots(count=1, most=10)
+
+
+def test_the_chat_template_writes_llama_3s_rows():
+    special = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer = ByteLevelBPE(vocab_size=300, corpus=Dots(count=5), special_tokens=special)
+    messages = [{"from": "human", "value": "<image>\nhow many?"}, {"from": "gpt", "value": "two"}]
+    segments = segments_of(messages, 1, Llama3(system="Count."))
+    ids, labels = encode_segments(segments, tokenizer)
+    written = tokenizer.hf.decode([i for i in ids if i >= 0])
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n".format
+    expected = f"<s>{header('system')}Count.<|eot_id|>{header('user')}\nhow many?<|eot_id|>{header('assistant')}"
+    assert written == f"{expected}two<|eot_id|>"
+    assert tokenizer.hf.decode([i for i in labels if i >= 0]) == "two<|eot_id|>"
+    prompt = prompt_ids(messages, 1, Llama3(system="Count."), tokenizer)
+    assert ids[: len(prompt)] == prompt and len(prompt) < len(ids)
+    with pytest.raises(ValueError, match="has no special token '<|start_header_id|>'".replace("|", r"\|")):
+        prompt_ids(messages, 1, Llama3(), byte_level())
+
+
+@pytest.mark.parametrize(
+    "name, few",
+    [
+        ("dataset", {"text_tokenizer.corpus.count": 8, "data.train.count": 32, "evaluation.dataset.count": 5}),
+        (
+            "chat_template",
+            {
+                "text_tokenizer.corpus.max_pictures": 8,
+                "data.train.max_pictures": 8,
+                "evaluation.dataset.max_pictures": 1,
+            },
+        ),
+    ],
+)
+def test_an_example_trains_and_answers(name, few, quick, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    results = run(load_config(ROOT / f"configs/examples/{name}.py", FEW | few), tmp_path)
+    assert results["train"]["total"] >= 5 and results["train"]["losses"].keys() == {"text", "semantic"}
+
+
+def test_the_index_names_every_example():
+    index = (ROOT / "examples/README.md").read_text(encoding="utf-8")
+    files = {file.name for file in (ROOT / "examples").glob("*.py")}
+    assert set(re.findall(r"\]\((\w+\.py)\)", index)) == files
+    assert all((ROOT / config).is_file() for config in re.findall(r"configs/examples/\w+\.py", index))
+
+
+def test_an_example_is_short():
+    own = {file.name for file in (ROOT / "configs/examples").glob("*.py")}
+    files = [file for file in (ROOT / "examples").glob("*.py") if file.name in own]
+    assert len(files) >= 2
+    assert [file.name for file in files if len(file.read_text(encoding="utf-8").splitlines()) > 60] == []
 
 
 def _noting(forward, name: str, called: set):

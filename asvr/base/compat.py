@@ -1,4 +1,4 @@
-"""Workarounds for dependencies, each with the version it is for. tests/test_compat.py fails when one is no longer
+"""Workarounds for dependencies, each with the version it is for. tests/base/test_compat.py fails when one is no longer
 needed."""
 
 import copy

@@ -1,6 +1,7 @@
 """Room on the disk: checked before much is written, and told in one line where it runs out all the same."""
 
 import errno
+import logging
 import os
 import re
 import shutil
@@ -8,8 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from asvr.base.log import logger
-
+logger = logging.getLogger("asvr")  # not from asvr.base.log, which names a full disk with `naming`
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

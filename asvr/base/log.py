@@ -10,6 +10,7 @@ from mmengine.dist import get_rank, is_main_process
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
+from asvr.base.disk import naming
 from asvr.base.told import forget
 
 logger = logging.getLogger("asvr")
@@ -85,8 +86,6 @@ class _FileHandler(_Told, logging.FileHandler):
         error = sys.exception()
         if not isinstance(error, OSError):
             return super().handleError(record)
-        from asvr.base.disk import naming  # here: it logs
-
         with naming(Path(self.baseFilename)):
             raise error
 

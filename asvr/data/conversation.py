@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from asvr.base.text import short
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 from asvr.data.refusals import Refused
-from asvr.data.templates import BOS, IMAGE, IMAGE_MARK, Round, Segment, Template
+from asvr.data.templates import BOS, IMAGE, IMAGE_MARK, KINDS, Round, Segment, Template
+from asvr.registry import TEMPLATES
 
 if TYPE_CHECKING:  # the text tokenizer loads transformers
     from asvr.data.text_tokenizer import TextTokenizer
@@ -100,7 +101,23 @@ def segments_of(messages: list, num_images: int, template: Template, *, prompt: 
         if not num_images:
             raise Refused("the record has neither a conversation nor a picture", "no conversation")
         return [BOS, *[IMAGE] * num_images]
-    return list(merged(template.segments(parse_rounds(messages, num_images, prompt=prompt))))
+    segments = list(template.segments(parse_rounds(messages, num_images, prompt=prompt)))
+    _check_segments(segments, num_images, template)
+    return list(merged(segments))
+
+
+def _check_segments(segments: list, num_images: int, template: Template) -> None:
+    """Raise ``ValueError`` where a template of one's own does not keep its contract."""
+    wrong = [s for s in segments if not isinstance(s, Segment) or s.kind not in KINDS]
+    if wrong:
+        expected = f"expected Segment(kind, ...) with one of the kinds {', '.join(KINDS)}"
+        raise ValueError(f"{TEMPLATES.broken(template)}: segments() gives {short(wrong[0])}, {expected}")
+    images = sum(segment.kind == "image" for segment in segments)
+    if images != num_images:
+        raise ValueError(
+            f"{TEMPLATES.broken(template)}: segments() gives {images} images, the questions have {num_images}: give "
+            f"IMAGE at each {IMAGE_MARK} mark, as question_segments() does"
+        )
 
 
 def merged(segments: Iterable[Segment]) -> Iterator[Segment]:

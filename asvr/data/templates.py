@@ -11,6 +11,7 @@ from asvr.data.refusals import Refused
 from asvr.registry import TEMPLATES
 
 IMAGE_MARK = "<image>"  # in a question, the place of one picture
+KINDS = ("text", "bos", "eos", "image", "token")  # of a `Segment`
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -30,6 +30,7 @@ from asvr.recipe.schema import is_device
 from asvr.registry import DATASETS, MODELS
 
 LOOKED_AT = 1000  # records, for one that can be used
+ITEM = ("input_ids", "labels", "images", "image_keys", "sample_id")  # what each item of a data set has
 MEASURED = 8  # samples that are made to see how large an optimisation step is
 
 
@@ -95,6 +96,8 @@ def check_data(recipe: Recipe, tokenizer, num_image_tokens: dict[str, int]) -> N
 def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bool) -> None:
     """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
     large dataset, where none of `LOOKED_AT` records can, a warning."""
+    if not trained and not hasattr(dataset, "question"):
+        raise ValueError(f"{DATASETS.broken(dataset)}: it has no question(i), which evaluation asks")
     shifts = [entry.get("shift", 0) for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
     places = range(len(dataset))
@@ -106,6 +109,7 @@ def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bo
         try:
             if isinstance(item, Refusal):
                 raise Refused(item.message, item.reason)
+            _check_item(item, dataset)
             if trained:
                 row = dict(input_ids=item["input_ids"], labels=item["labels"], cut_to=item.get("cut_to"))
                 require_learned(**row, num_image_tokens=num_image_tokens, shifts=shifts)
@@ -124,6 +128,12 @@ def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bo
         tell_once(logging.WARNING, told, len(places), counted, first)
         return
     raise ValueError(f"none of the {len(places)} records can be used: {counted}; the first: {first}")
+
+
+def _check_item(item, dataset) -> None:
+    lacking = [key for key in ITEM if key not in item] if isinstance(item, dict) else ITEM
+    if lacking:
+        raise ValueError(f"{DATASETS.broken(dataset)}: an item, {type(item).__name__}, has no {', '.join(lacking)}")
 
 
 def dataset_configs(stage: Stage) -> dict[str, dict]:

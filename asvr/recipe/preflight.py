@@ -10,6 +10,7 @@ from torch import device, nn
 from asvr.base import hub
 from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
+from asvr.models.contracts import check_contracts
 from asvr.models.encoders.base import Encoder
 from asvr.recipe.config import distinct
 from asvr.recipe.recipe import Recipe, Stage
@@ -59,10 +60,12 @@ def _annotations(config) -> Iterator[str]:
 
 
 def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
-    """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit."""
+    """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit, or where one
+    does not keep its contract."""
     models = {}
     for name, stage in recipe.stages.items():
         models[name] = build_meta(stage)
+        check_contracts(models[name])
         moving = [t.name for t in models[name].targets if getattr(t, "shares_encoder", False)]
         if "encoder" in stage.train and moving:
             raise ValueError(

@@ -47,6 +47,9 @@ INJECTED = {
     TEMPLATES: set(),
     MODEL_WRAPPERS: {"module", "device"},
 }
+# Where a constructor must take all of them, but for those that are given only to one that does.
+GIVEN = (MODELS, ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS, DATASETS)
+ASKED_FOR = {"encoder", "defer", "defer_llm"}
 # Which registry builds the component in a field of this name, wherever the field stands.
 NESTED = dict(
     encoder=ENCODERS,
@@ -208,10 +211,23 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     problems += [
         f"{key}.{name} is missing: {value['type']} needs it" for name in sorted(required - given - INJECTED[registry])
     ]
+    if not takes_any and (lacking := sorted(_given(key, registry) - known)):
+        problems.append(
+            f"{key}.type={value['type']!r}: its constructor does not take {', '.join(lacking)}, which the library "
+            f"gives every {registry.name} (docs/components.md)"
+        )
     if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and cls.__module__.startswith(OWN):
         wrong = causal_problem if registry is LLMS else tower_problem
         problems += check_arch(f"{key}.arch", value["arch"], wrong)
     return problems + _nested(key, value)
+
+
+def _given(key: str, registry: Registry) -> set[str]:
+    """What the library gives a part of the model, or a data set, in any case. A data set that is read for its texts or
+    images alone gets nothing."""
+    if registry not in GIVEN or registry is DATASETS and not key.endswith((".train", ".dataset")):
+        return set()
+    return INJECTED[registry] - ASKED_FOR
 
 
 def _nested(key: str, value: dict) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_helpers import ROOT, tiny_env
+from run_helpers import ROOT, call_tool, tiny_env
 
 from asvr.commands.cli import parse_cfg_options, run_tool
 from asvr.data.refusals import Refused
@@ -74,6 +74,7 @@ def loaded(code: str, *arguments: str) -> set[str]:
 
 def test_importing_the_library_is_light():
     assert loaded("import asvr") == set()
+    assert loaded("import runpy\nsys.argv = ['asvr']\nrunpy.run_module('asvr', run_name='__main__')") == set()
     assert loaded("import matplotlib") == {"matplotlib"}, "the check itself sees nothing"
 
 
@@ -86,6 +87,45 @@ def test_help_does_not_wait_for_torch(name):
         "except SystemExit as end:\n    assert not end.code"
     )
     assert loaded(code, str(ROOT / "tools" / name)) == set()
+
+
+def all_commands(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    """What ``python -m asvr ARGUMENTS`` gives: its exit code, output and errors."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["asvr", *arguments])
+    code = 0
+    try:
+        runpy.run_module("asvr", run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_the_package_lists_its_commands(arguments, capsys, monkeypatch):
+    code, said, _ = all_commands(capsys, monkeypatch, *arguments)
+    tools = {file.stem for file in (ROOT / "tools").glob("*.py")}
+    commands = said.partition("commands: ")[2].strip().split(", ")
+    assert code == 0 and said.startswith("usage: python -m asvr COMMAND") and tools | {"scenes"} == set(commands)
+
+
+def test_an_unknown_command_is_told_with_the_nearest_one(capsys, monkeypatch):
+    code, said, errors = all_commands(capsys, monkeypatch, "trian", "configs/asvr_mini.py")
+    assert (code, said) == (2, "") and errors == "error: there is no command 'trian'; did you mean 'train'?\n"
+
+
+def test_a_command_is_the_tool_of_its_name(capsys, monkeypatch):
+    arguments = "configs/examples/custom_components.py", "--dry-run", "--cfg-options", "schedule.steps=7"
+    code, said, _ = all_commands(capsys, monkeypatch, "train", *arguments)
+    done = call_tool("tools/train.py", *arguments)
+    assert code == done.returncode == 0 and said == done.stdout and "ColorPatches" in said
+    _, usage, _ = all_commands(capsys, monkeypatch, "train", "--help")
+    assert usage.startswith("usage: asvr train ")
+
+
+def test_a_commands_mistake_is_told_as_the_tools_is(capsys, monkeypatch):
+    code, *_ = all_commands(capsys, monkeypatch, "train", "none.py")
+    assert code == "error: there is no config file none.py"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,15 @@ from hypothesis import strategies as st
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 from asvr.data.conversation import encode_segments, parse_rounds, prompt_ids, segments_of, truncate
 from asvr.data.refusals import Refused
-from asvr.data.templates import LLAVA_LLAMA_2_SYSTEM, VICUNA_SYSTEM, Template, build_template
+from asvr.data.templates import (
+    BOS,
+    IMAGE,
+    LLAVA_LLAMA_2_SYSTEM,
+    VICUNA_SYSTEM,
+    Segment,
+    Template,
+    build_template,
+)
 
 CHATS = ("vicuna_v1", "llama_2", "mistral", "chatml")
 TALK = ("what is in the picture?", "a small red house.", "how many dogs are there?", "there are two dogs")
@@ -196,5 +204,25 @@ def test_a_refused_row_says_its_sizes():
 
 
 def test_a_template_that_is_not_there_is_told_with_those_that_are():
-    with pytest.raises(ValueError, match="template 'vicuna' is unknown: expected one of chatml, .*vicuna_v1"):
+    with pytest.raises(ValueError, match="template 'vicuna' is unknown: expected one of .*chatml, .*vicuna_v1"):
         build_template("vicuna")
+
+
+@pytest.mark.parametrize(
+    ("segments", "words"),
+    [
+        ([BOS, IMAGE, "what?"], "segments() gives 'what?', expected Segment(kind, ...)"),
+        ([BOS, Segment("picture")], "one of the kinds text, bos, eos, image, token"),
+        ([BOS, Segment("text", "<image>what?")], "segments() gives 0 images, the questions have 1: give IMAGE"),
+        ([BOS, IMAGE, IMAGE], "segments() gives 2 images, the questions have 1"),
+    ],
+)
+def test_a_template_that_does_not_keep_its_contract_is_told(segments, words):
+    class Mine(Template):
+        def segments(self, rounds):
+            yield from segments
+
+    with pytest.raises(ValueError) as error:
+        segments_of(chat("<image>\nwhat?", "a house"), 1, Mine())
+    assert not isinstance(error.value, Refused), "no record is to blame"
+    assert str(error.value).startswith("Mine does not keep the template contract") and words in str(error.value)

@@ -8,12 +8,13 @@ import pytest
 from mmengine.config import Config
 
 from asvr.base.hub import MissingWeights
+from asvr.recipe.build import check_data
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import check_sizes, preflight
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.validate import check_config
-from asvr.registry import HEADS
+from asvr.registry import DATASETS, ENCODERS, HEADS, LLMS, PROJECTORS
 
 TINY = dict(
     text_tokenizer=dict(type="ByteLevelBPE", vocab_size=300, corpus=dict(type="EasyVQA")),
@@ -210,6 +211,62 @@ def test_the_objective_has_no_default_shift():
     cfg = config()
     del cfg.model.reconstruction[0]["shift"]
     assert problems(cfg) == ["model.reconstruction[0].shift is missing: expected one of 0, 1"]
+
+
+def test_a_constructor_that_does_not_take_what_the_library_gives_is_told():
+    class Mine:
+        def __init__(self, *, layer=1):
+            pass
+
+    lacking = dict(
+        encoder=(ENCODERS, "load_weights"),
+        projector=(PROJECTORS, "in_width, out_width"),
+        llm=(LLMS, "load_weights, vocab_size"),
+        head=(HEADS, "code_width, codebook_sizes, hidden_size"),
+        train=(DATASETS, "max_length, num_image_tokens, on_error, template, tokenizer"),
+    )
+    keys = dict(head="model.reconstruction.0.head", train="data.train")
+    for kind, (registry, names) in lacking.items():
+        registry.register_module(module=Mine, name="Mine")
+        try:
+            key = keys.get(kind, f"model.{kind}")
+            (problem,) = problems(config(**{key: dict(_delete_=True, type="Mine", layer=2)}))
+            assert f".type='Mine': its constructor does not take {names}, which the library gives every" in problem
+            if kind == "train":  # whose texts alone are read
+                check_config(config(**{"text_tokenizer.corpus": dict(_delete_=True, type="Mine")}))
+        finally:
+            registry.module_dict.pop("Mine")
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (dict(input_ids=[1], labels=[1], sample_id="a"), "an item, dict, has no images, image_keys"),
+        (([1], [1]), "an item, tuple, has no input_ids, labels, images"),
+    ],
+)
+def test_a_data_set_whose_items_lack_something_is_told(item, words):
+    class Mine:
+        def __init__(self, **given):
+            pass
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, i):
+            return item
+
+    DATASETS.register_module(module=Mine, name="Mine")
+    try:
+        own = recipe(**{"data.train": dict(_delete_=True, type="Mine")})
+        with pytest.raises(ValueError, match="data.train: Mine does not keep the dataset contract.*" + words):
+            check_data(own, None, dict(pretrain=4, finetune=4))
+        asked = recipe(evaluation=dict(dataset=dict(type="Mine")), **{"data.train": dict(_delete_=True, type="Mine")})
+        item = dict(input_ids=[1, 2], labels=[1, 2], images=[], image_keys=[], sample_id="a")
+        with pytest.raises(ValueError, match=r"evaluation.dataset: Mine .* it has no question\(i\)"):
+            check_data(asked, None, dict(pretrain=4, finetune=4))
+    finally:
+        DATASETS.module_dict.pop("Mine")
 
 
 def test_all_problems_come_in_one_error():

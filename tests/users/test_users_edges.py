@@ -34,7 +34,7 @@ from asvr.recipe.config import load_config
 TOLD = dict(  # the edges that cannot train, by (targets, on_error), and in which words they are told
     everything_refused=lambda targets, on_error: "missing",
     broken_pictures=lambda targets, on_error: "cannot be read",
-    no_text=lambda targets, on_error: None if targets else "nothing to learn|no answer",
+    no_text=lambda targets, on_error: None if targets else "nothing to learn|no answer|no conversation",
     one_good=lambda targets, on_error: "cannot be read" if on_error == "raise" else None,
 )
 COMBINATIONS = [(edge, dict(zip(SETTINGS, v, strict=True))) for edge, *v in product(EDGES, *SETTINGS.values())]

@@ -1,0 +1,144 @@
+"""Whether components of one's own keep their contracts: each is tried on the meta device, before any weight is read.
+
+Legend: ``I`` images (1 here), ``N`` visual tokens of an image, ``M`` of a visual tokenizer's own grid, ``E`` encoder
+width, ``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width, ``P`` visual positions (2 here).
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from asvr.base.told import tell_once
+from asvr.models.llms import HFCausalLM
+from asvr.models.targets import CodeTarget, Target
+from asvr.models.tokenizers.base import INTEGERS
+from asvr.registry import ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, TARGETS, VISUAL_TOKENIZERS, FullRegistry
+
+LIBRARY = "asvr."  # modules whose components the library's own tests try
+ROWS, ANY = 2, -1
+
+
+class _Broken(Exception):
+    """In words, what a component gave and what was expected."""
+
+
+@torch.no_grad()
+def check_contracts(model: nn.Module) -> None:
+    """Raise ``ValueError`` where a component gives tensors of other shapes than its contract says. model: on the meta
+    device. A component that does not run there, which its contract allows, is named in a warning."""
+    training = model.training
+    model.eval()
+    with torch.device("meta"):
+        _try("model.encoder", ENCODERS, model.encoder, partial(_check_encoder, model.encoder))
+        _try("model.projector", PROJECTORS, model.projector, partial(_check_projector, model))
+        if not isinstance(model.llm, HFCausalLM):  # whose parts are the library's and transformers', which ask numbers
+            _try("model.llm", LLMS, model.llm, partial(_check_llm, model.llm))
+        for i, target in enumerate(model.targets):
+            key, hidden_size = f"model.reconstruction[{i}]", model.llm.hidden_size
+            _try(key, TARGETS, target, partial(_check_target, target, model))
+            if not isinstance(target, CodeTarget):
+                continue
+            check_tokenizer = partial(_check_tokenizer, target, model.encoder)
+            _try(f"{key}.tokenizer", VISUAL_TOKENIZERS, target.tokenizer, check_tokenizer)
+            _try(f"{key}.head", HEADS, target.head, partial(_check_head, target, hidden_size))
+            _try(f"{key}.loss", LOSSES, target.criterion, partial(_check_loss, target, hidden_size))
+    model.train(training)
+
+
+def _try(key: str, registry: FullRegistry, part: object, check: Callable[[], None]) -> None:
+    """key: the component's place in the config."""
+    if type(part).__module__.startswith(LIBRARY):
+        return
+    try:
+        check()
+    except _Broken as error:
+        raise ValueError(f"{key}: {registry.broken(part)}: {error}. The contract: {registry.contract}") from None
+    except Exception as error:  # of the user's own code, which may need numbers; meta tensors have none
+        told = "%s: %s is not tried before the run, since it does not run without numbers (%s: %s)"
+        tell_once(logging.WARNING, told, key, type(part).__name__, type(error).__name__, str(error)[:200])
+
+
+def _expect(what: str, value: object, *shape: int) -> Tensor:
+    """shape: `ANY` where each number will do."""
+    wanted = ", ".join("any" if size == ANY else str(size) for size in shape) + ("," if len(shape) == 1 else "")
+    if not isinstance(value, Tensor):
+        raise _Broken(f"{what} is {type(value).__name__}, expected a tensor ({wanted})")
+    fits = len(value.shape) == len(shape) and all(b in (ANY, a) for a, b in zip(value.shape, shape, strict=True))
+    if not fits:
+        raise _Broken(f"{what} has the shape {tuple(value.shape)}, expected ({wanted})")
+    return value
+
+
+def _pixels(transform) -> Tensor:
+    return torch.zeros(1, 3, *transform.size)
+
+
+def _check_encoder(encoder: nn.Module) -> None:
+    _expect("forward(pixels (1, 3, h, w))", encoder(_pixels(encoder.transform)), 1, encoder.num_tokens, encoder.width)
+
+
+def _check_projector(model: nn.Module) -> None:
+    tokens = model.encoder.num_tokens
+    visual_INH = model.projector(torch.zeros(1, tokens, model.encoder.width))
+    _expect("forward(features_INE)", visual_INH, 1, tokens, model.llm.hidden_size)
+
+
+def _check_llm(llm: nn.Module) -> None:
+    embeds_BTH = _expect("embed(ids (1, 3))", llm.embed(torch.zeros(1, 3, dtype=torch.long)), 1, 3, llm.hidden_size)
+    states = llm.hidden(embeds_BTH, {-1})
+    if not isinstance(states, dict) or -1 not in states:
+        raise _Broken(f"hidden(embeds, {{-1}}) is {type(states).__name__}, expected dict(tap -> hidden_BTH) with -1")
+    _expect("hidden(embeds, {-1})[-1]", states[-1], 1, 3, llm.hidden_size)
+    _expect("lm_head(hidden_PH)", llm.lm_head(states[-1][0]), 3, ANY)
+
+
+def _check_target(target: Target, model: nn.Module) -> None:
+    pixels = {name: _pixels(view) for name, view in model.views().items()}
+    truth = target.truth(pixels, torch.zeros(1, model.encoder.num_tokens, model.encoder.width))
+    if not isinstance(truth, dict) or not all(isinstance(value, Tensor) for value in truth.values()):
+        raise _Broken(f"truth(pixels, features_INE) is {type(truth).__name__}, expected dict(name -> tensor)")
+    for name, spec in (target.truth_spec() or {}).items():
+        if name not in truth:
+            raise _Broken(f"truth() lacks {name!r}, which truth_spec() names")
+        _expect(f"truth()[{name!r}]", truth[name], 1, *spec.shape)
+
+
+def _check_tokenizer(target: CodeTarget, encoder: nn.Module) -> None:
+    tokenizer, depth = target.tokenizer, len(target.tokenizer.codebook_sizes)
+    vectors_PDC = tokenizer.embed(torch.zeros(ROWS, depth, dtype=torch.long))
+    _expect("embed(codes_PD)", vectors_PDC, ROWS, depth, tokenizer.code_width)
+    if target.shares_encoder:
+        what, codes = "quantize(features_INE)", tokenizer.quantize(torch.zeros(1, encoder.num_tokens, encoder.width))
+    else:
+        what, codes = "encode(pixels (1, 3, h, w))", tokenizer.encode(_pixels(tokenizer.transform))
+    _expect(what, codes, 1, tokenizer.grid[0] * tokenizer.grid[1], depth)
+    if codes.dtype not in INTEGERS:
+        raise _Broken(f"{what} is {codes.dtype}, expected whole numbers (torch.int64)")
+
+
+def _check_head(target: CodeTarget, hidden_size: int) -> None:
+    sizes, classifiers = target.tokenizer.codebook_sizes, target.head.classifiers
+    if len(classifiers) != len(sizes):
+        raise _Broken(f"it has {len(classifiers)} classifiers, expected {len(sizes)}, one a code depth")
+    states_PDW = _expect("forward(hidden_PH, vectors_PDC)", _states(target, hidden_size), ROWS, len(sizes), ANY)
+    for d, (classifier, size) in enumerate(zip(classifiers, sizes, strict=True)):
+        _expect(f"classifiers[{d}]", classifier(states_PDW[:, d]), ROWS, size)
+
+
+def _check_loss(target: CodeTarget, hidden_size: int) -> None:
+    depth = len(target.tokenizer.codebook_sizes)
+    codes_PD = torch.zeros(ROWS, depth, dtype=torch.long)
+    made = target.criterion(_states(target, hidden_size), target.head.classifiers, codes_PD)
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        raise _Broken(f"it gives {type(made).__name__}, expected two tensors")
+    _expect("the loss, the first of two,", made[0])
+    _expect("the count of right codes, the second of two,", made[1], depth)
+
+
+def _states(target: Target, hidden_size: int) -> Tensor:
+    tokenizer = target.tokenizer
+    vectors_PDC = torch.zeros(ROWS, len(tokenizer.codebook_sizes), tokenizer.code_width)
+    return target.run_head(torch.zeros(ROWS, hidden_size), vectors_PDC)

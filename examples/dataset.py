@@ -1,0 +1,59 @@
+"""A data set of one's own: how many dots are there? Its images are drawn, so that no file is needed.
+
+A subclass of `ConversationDataset` says how many records there are, what record ``i`` is, and where an image is. The
+library makes token ids, labels, questions and batches of that. ``python tools/train.py configs/examples/dataset.py``
+"""
+
+import random
+from functools import partial
+
+from PIL import Image, ImageDraw
+
+from asvr.data.image_sources import Painted
+from asvr.data.records import ConversationDataset
+from asvr.registry import DATASETS
+
+SIZE, RADIUS = 64, 5
+
+
+@DATASETS.register_module()
+class Dots(ConversationDataset):
+    """``count`` images with 1 to ``most`` dots, numbered from ``first`` on: other numbers are other images.
+
+    The library gives the arguments of the base class (text tokenizer, template, limits): pass them on.
+    """
+
+    def __init__(self, *, count: int, first: int = 0, most: int = 4, **kwargs):
+        super().__init__(**kwargs)
+        if not 1 <= most <= 9:
+            raise ValueError(f"Dots most={most}: expected 1 to 9")
+        self.count, self.first, self.most = count, first, most
+        self.source = "dots"  # what messages call this data set
+
+    def __len__(self) -> int:
+        return self.count
+
+    def record(self, i: int) -> dict:
+        """LLaVA's record, made anew at each call. ``category``: accuracy is reported by it."""
+        number = len(self.places(self.first + i))
+        question = {"from": "human", "value": "<image>\nhow many dots are there?"}
+        answer = {"from": "gpt", "value": str(number)}
+        return dict(image=str(self.first + i), conversations=[question, answer], category=f"{number} dots")
+
+    def picture(self, name: str) -> tuple[str, Painted]:
+        """The image that a record names: its key in caches, and where it is. For a file: ``str(path), path``."""
+        places = self.places(int(name))
+        return f"dots {name}", Painted(f"dots {places}", partial(draw, places))
+
+    def places(self, number: int) -> list[tuple[int, int]]:
+        """Where the dots of an image are, each in a cell of its own."""
+        draws = random.Random(number)
+        cells = draws.sample(range(9), draws.randint(1, self.most))
+        return [(21 * (cell % 3) + draws.randint(6, 15), 21 * (cell // 3) + draws.randint(6, 15)) for cell in cells]
+
+
+def draw(places: list[tuple[int, int]]) -> Image.Image:
+    image = Image.new("RGB", (SIZE, SIZE), "white")
+    for x, y in places:
+        ImageDraw.Draw(image).ellipse((x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), fill="black")
+    return image
