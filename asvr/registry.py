@@ -10,6 +10,9 @@ from mmengine.registry import HOOKS as _HOOKS
 from mmengine.registry import LOOPS as _LOOPS
 from mmengine.registry import MODEL_WRAPPERS as _MODEL_WRAPPERS
 from mmengine.registry import MODELS as _MODELS
+from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
+from mmengine.registry import PARAM_SCHEDULERS as _PARAM_SCHEDULERS
+from mmengine.registry import VISBACKENDS as _VISBACKENDS
 from mmengine.registry import Registry
 
 SCOPE = "asvr"
@@ -49,3 +52,6 @@ DATASETS = _registry("dataset", "asvr.data", _DATASETS)
 HOOKS = _registry("hook", "asvr.engine.hooks", _HOOKS)
 MODEL_WRAPPERS = _registry("way of sharing a step", "asvr.engine.parallel", _MODEL_WRAPPERS)
 LOOPS = _registry("loop", "asvr.engine.loops", _LOOPS)
+OPTIMIZERS = _registry("optimizer", "asvr.engine.optimizers", _OPTIMIZERS)
+PARAM_SCHEDULERS = _registry("parameter scheduler", "mmengine.optim", _PARAM_SCHEDULERS)
+VISBACKENDS = _registry("visualizer backend", "mmengine.visualization", _VISBACKENDS)

@@ -11,9 +11,10 @@ from asvr.base.distributed import get_world_size
 from asvr.base.log import logger
 from asvr.data.mixture import Mixture
 from asvr.engine.hooks import CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
-from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.parallel import bare
 from asvr.engine.prepare import Prepared
+from asvr.engine.schedules import build_schedulers
 from asvr.evaluation.accuracy import evaluate
 from asvr.flops.step import step_flops
 from asvr.recipe.build import (

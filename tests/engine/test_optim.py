@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.optim import build_optim_wrapper
+from asvr.engine.schedules import build_schedulers
 
 CONFIG = dict(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, clip_grad=1.0, precision="float32")
 STEPS = 200
