@@ -60,7 +60,8 @@ class Muon(torch.optim.Optimizer):
         if rest:
             adamw = dict(betas=tuple(betas), eps=eps, fused=True)
             self._parts.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, **adamw))
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
+        common = dict(lr=lr, weight_decay=weight_decay)
+        super().__init__([group for part in self._parts for group in part.param_groups], common)
         self._link()
 
     def _link(self) -> None:

@@ -75,6 +75,7 @@ TARGET = dict(
 )
 
 PRESETS = ("cosine", "linear", "constant", "wsd")  # of `schedule`
+EMA = dict(decay=number(0, 1), evaluate=one_of(True, False, required=False))  # `runtime.ema`
 GROUP = dict(  # of `optim.groups`
     lr_scale=number(0, required=False),
     weight_decay=number(0, required=False),
@@ -172,6 +173,7 @@ SECTIONS = dict(
         async_checkpoint=one_of(True, False, required=False),
         attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
         compile=one_of(True, False, required=False),
+        ema=optional(Field("dict(decay=...)", lambda v: isinstance(v, dict))),
     ),
 )
 

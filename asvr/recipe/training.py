@@ -106,7 +106,7 @@ def _preset(value: dict) -> list[str]:
 
 
 def _scheduler(key: str, entry: Any, check: Callable) -> list[str]:
-    problems = _component(key, entry, PARAM_SCHEDULERS, check)
+    problems = _component(key, _without_parts(entry), PARAM_SCHEDULERS, check)
     if problems:
         return problems
     if entry["type"].startswith("ReduceOnPlateau"):
@@ -121,6 +121,17 @@ def _scheduler(key: str, entry: Any, check: Callable) -> list[str]:
                     f"{key}.{name}={length!r}: expected a part of the steps, 0.0 to 1.0, or a whole number of steps"
                 )
     return problems
+
+
+def _without_parts(entry: Any) -> Any:
+    """With a number of steps in place of each length that is given as a part of all steps, which MMEngine has not."""
+
+    def steps(value):
+        return [steps(item) for item in value] if isinstance(value, list | tuple) else 1
+
+    if not isinstance(entry, dict):
+        return entry
+    return {k: steps(v) if k in LENGTHS and isinstance(v, float | list | tuple) else v for k, v in entry.items()}
 
 
 def check_hooks(value: Any, check: Callable) -> list[str]:

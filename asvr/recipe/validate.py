@@ -15,7 +15,7 @@ from asvr.base.arch import check_arch
 from asvr.base.text import nearest
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
-from asvr.recipe.schema import SECTIONS, SOURCE, TARGET, check_fields, count
+from asvr.recipe.schema import EMA, SECTIONS, SOURCE, TARGET, check_fields, count
 from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
 from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
 from asvr.registry import (
@@ -159,6 +159,8 @@ def _section(key: str, value: Any) -> list[str]:
     if not isinstance(value, dict):
         return problems
     problems += _nested(key, value)
+    if key == "runtime" and isinstance(value.get("ema"), dict):
+        problems += check_fields("runtime.ema", value["ema"], EMA)
     if key == "schedule":
         problems += check_schedule(value, check_component)
     if key == "data":
