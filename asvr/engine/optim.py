@@ -8,6 +8,7 @@ from mmengine.dist import all_reduce
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from asvr.base import compat
 from asvr.base.precision import PRECISIONS
 from asvr.base.told import tell_once
 from asvr.engine.optimizers import build_optimizer
@@ -18,9 +19,9 @@ class AutocastOptimWrapper(OptimWrapper):
     """MMEngine's optimiser wrapper with bf16 autocast on any device, clipping without a synchronisation, and skipping.
 
     A step whose losses or gradients are not all finite, on any rank, changes neither weights nor the optimiser's state.
-    A fused optimiser of torch (AdamW, Adam, Adagrad) skips it on the device. For any other this process waits in each
-    step for the device to say whether all is finite: the optimiser's kernels are then launched when the backward pass
-    has ended, and not while it runs.
+    A fused optimiser of torch (AdamW, Adam, SGD without momentum) skips it on the device. For any other this process
+    waits in each step for the device to say whether all is finite: the optimiser's kernels are then launched when the
+    backward pass has ended, and not while it runs.
     ``grad_norm`` is the norm before clipping of the last step, ``skipped`` whether it was not finite (bool), both
     tensors () on the device.
     """
@@ -32,7 +33,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self.dtype = PRECISIONS[precision]
         self.max_norm = clip_grad
         self.grad_norm = self.skipped = None
-        self._skips_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)  # as torch's GradScaler asks
+        self._skips_on_device = compat.skips_on_device(optimizer)
         if not self._skips_on_device:
             name = type(optimizer).__name__
             tell_once(logging.INFO, "optim.type=%r: each step waits for the device to tell whether it is finite", name)

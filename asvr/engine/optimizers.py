@@ -13,9 +13,8 @@ from asvr.registry import OPTIMIZERS
 
 __all__ = ["Muon", "SplitAdamW", "build_optimizer"]
 
-# Those that skip a step on the device where `found_inf` is 1. (The fused SGD of torch 2.11 to 2.14 leaves its momentum
-# undefined where it skips the first step.)
-_FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.Adagrad)
+# They skip a step on the device, see `asvr.base.compat.skips_on_device`, if they are built fused.
+_FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
 @OPTIMIZERS.register_module()

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -102,3 +103,15 @@ def test_ddp_still_has_two_names_for_leaving_buffers_alone():
     assert "broadcast_buffers" in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     (name,) = compat.without_buffer_sync()
     assert name in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+
+
+def test_fused_sgd_still_has_no_momentum_behind_a_skipped_first_step():
+    weight = nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9, fused=True)
+    assert not compat.skips_on_device(optimizer) and optimizer._step_supports_amp_scaling
+    made = []
+    weight.grad, optimizer.found_inf = torch.ones(4), torch.ones(())
+    with patch.object(torch, "empty_like", lambda like, **kwargs: made.append(like) or torch.full_like(like, 7.0)):
+        optimizer.step()
+    assert torch.equal(weight, torch.zeros(4))
+    assert made and torch.equal(optimizer.state[weight]["momentum_buffer"], torch.full((4,), 7.0))
