@@ -1,6 +1,6 @@
 # Muon for the matrices of transformer blocks and AdamW for all other parameters, rates by component and by layer, a
 # schedule that is constant and then falls (WSD), and averages of the weights, which are evaluated too.
-# Under a minute on 2 cores; it shows how, not how well.
+# About a minute on 2 cores; it shows how, not how well.
 #   python tools/train.py configs/examples/muon.py
 _base_ = ["../asvr_mini.py"]
 
@@ -29,7 +29,7 @@ schedule = dict(_delete_=True, steps=60, preset="wsd", warmup_ratio=0.1, decay_r
 #         dict(type="LinearLR", start_factor=1.0, end_factor=0.0, begin=0.7),
 #     ],
 # )
-runtime = dict(ema=dict(decay=0.98, evaluate=True), log_interval=5)
+runtime = dict(ema=dict(decay=0.9, evaluate=True), log_interval=5)
 
 text_tokenizer = dict(corpus=dict(max_pictures=200))
 data = dict(train=dict(max_pictures=200))
