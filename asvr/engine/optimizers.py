@@ -15,6 +15,9 @@ __all__ = ["Muon", "SplitAdamW", "build_optimizer"]
 
 # They skip a step on the device, see `asvr.base.compat.skips_on_device`, if they are built fused.
 _FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+# Of ``optim``, what `parameter_groups` and `asvr.engine.optim.AutocastOptimWrapper` read, which is no argument of an
+# optimiser. (Its ``weight_decay`` is each group's own.)
+_READ_HERE = ("type", "weight_decay", "clip_grad", "precision", "lr_scale", "groups")
 
 
 @OPTIMIZERS.register_module()
@@ -92,22 +95,17 @@ def build_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer:
     if not groups:
         raise ValueError("nothing to train: `train` of this stage names no component with parameters")
     _check_parameters(cls, [parameter for group in groups for parameter in group["params"]])
-    arguments = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
+    arguments = {key: value for key, value in config.items() if key not in _READ_HERE}
     arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
     if inspect.isclass(cls) and cls in _FUSED and not arguments.keys() & {"fused", "foreach", "differentiable"}:
         arguments["fused"] = True
     try:
         optimizer = cls(groups, **arguments)
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"optim.type={config['type']!r}: {error}") from error
+        raise ValueError(f"optim.type={config.get('type', 'AdamW')!r}: {error}") from error
     if any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
         _keep_rates_numbers(optimizer)
     return optimizer
-
-
-# Of ``optim``, what `parameter_groups` and `asvr.engine.optim.AutocastOptimWrapper` read. ``weight_decay`` is each
-# group's own.
-NOT_ARGUMENTS = ("type", "weight_decay", "clip_grad", "precision", "lr_scale", "groups")
 
 
 def _check_parameters(cls, parameters: list[nn.Parameter]) -> None:

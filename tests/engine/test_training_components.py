@@ -310,6 +310,15 @@ def test_averages_are_those_of_all_steps_and_go_on_bit_for_bit(config, cache, tm
     assert any(not torch.allclose(found[key], steps[-1][key]) for key in found)
 
 
+def test_averages_of_bfloat16_weights_add_up_in_float32(config, cache, tmp_path):
+    options = {"runtime.ema": dict(decay=0.999), "model.llm.dtype": "bfloat16", "optim.lr": 1e-5}
+    whole = require_exact_resume(config, cache, tmp_path / "run", options)
+    assert weights(tmp_path / "run_resumed", "ema") == weights(whole, "ema") != weights(whole)
+    averages = state(whole)["hooks"]["AverageHook"]
+    assert {value.dtype for value in averages.values()} == {torch.float32}
+    assert any(value.bfloat16().float().ne(value).any() for key, value in averages.items() if key.startswith("llm."))
+
+
 def test_averages_are_evaluated_where_that_is_asked_for(config, cache, tmp_path):
     options = with_questions(config) | {"runtime.ema": dict(decay=0.9, evaluate=True), "validation": None}
     whole = trained(config, cache, tmp_path / "run", options)
@@ -343,3 +352,7 @@ def test_two_processes_train_with_muon_and_averages_as_one_does(config, cache, t
     again = resumed(config, tmp_path / "FSDP2", {"optim": optim, "runtime.ema": dict(decay=0.6)})
     assert "goes on from step 2 of 6" in (again / "train.log").read_text()
     assert losses(again)[-1]["loss"] == pytest.approx(losses(one)[-1]["loss"], rel=1e-2)
+    own, other = load_file(again / "finetune/ema/model.safetensors"), load_file(one / "finetune/ema/model.safetensors")
+    assert own.keys() == other.keys()
+    torch.testing.assert_close(own, other, rtol=0, atol=1e-2)
+    assert (tmp_path / "FSDP2" / "finetune" / "ema" / "weights").is_dir()
