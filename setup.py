@@ -51,6 +51,7 @@ setup(
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
         "data": DATA,  # Parquet files
         "demo": DEMO,
+        "logs": ["tensorboard"],  # of `visualizer`, MMEngine's TensorboardVisBackend
         # playwright drives the chromium of the machine, if there is one.
         "dev": [
             "pytest>=8",
@@ -61,6 +62,7 @@ setup(
             "efficientnet-lite-pytorch",
             *DATA,
             *DEMO,
+            "tensorboard",
             "playwright",
         ],
     },

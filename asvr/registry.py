@@ -14,6 +14,9 @@ from mmengine.registry import HOOKS as _HOOKS
 from mmengine.registry import LOOPS as _LOOPS
 from mmengine.registry import MODEL_WRAPPERS as _MODEL_WRAPPERS
 from mmengine.registry import MODELS as _MODELS
+from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
+from mmengine.registry import PARAM_SCHEDULERS as _PARAM_SCHEDULERS
+from mmengine.registry import VISBACKENDS as _VISBACKENDS
 from mmengine.registry import Registry
 
 SCOPE = "asvr"
@@ -137,3 +140,21 @@ MODEL_WRAPPERS = _registry(
     needs=("module", "train_step"),
 )
 LOOPS = _registry("loop", "asvr.engine.loops", _LOOPS, contract="an `mmengine.runner.BaseLoop` over optimisation steps")
+OPTIMIZERS = _registry(
+    "optimizer",
+    "asvr.engine.optimizers",
+    _OPTIMIZERS,
+    contract="a `torch.optim.Optimizer` of groups of parameters; all of torch.optim are there by name",
+)
+PARAM_SCHEDULERS = _registry(
+    "parameter scheduler",
+    "mmengine.optim",
+    _PARAM_SCHEDULERS,
+    contract="a scheduler of MMEngine's `mmengine.optim`, whose lengths are in steps",
+)
+VISBACKENDS = _registry(
+    "visualizer backend",
+    "mmengine.visualization",
+    _VISBACKENDS,
+    contract="a `BaseVisBackend` of MMEngine, with add_scalars",
+)

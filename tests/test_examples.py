@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,63 @@ def test_an_example_is_short():
     files = [file for file in (ROOT / "examples").glob("*.py") if file.name in own]
     assert len(files) >= 2
     assert [file.name for file in files if len(file.read_text(encoding="utf-8").splitlines()) > 60] == []
+
+
+SMALL = {
+    "text_tokenizer.corpus.max_pictures": 8,
+    "data.train.max_pictures": 8,
+    "model.reconstruction.0.tokenizer.codebook_size": 8,
+    "data.micro_batch": 8,
+    "data.global_batch": 8,
+    "schedule.steps": 6,
+    "evaluation.dataset.max_pictures": 3,
+    "evaluation.limit": 4,
+    "runtime.log_interval": 1,
+    "runtime.checkpoint_interval": 4,
+}
+
+
+def test_muon_trains_and_its_averages_are_evaluated(quick, tmp_path):
+    root = Path(__file__).parents[1]
+    results = run(load_config(root / "configs/examples/muon.py", SMALL), tmp_path)
+    assert results.keys() == {"train", "train_ema"}
+    state = torch.load(tmp_path / "train/checkpoints/step_00000006/state.pt", weights_only=True)
+    groups = state["optimizer"]["param_groups"]
+    assert {"ns_steps" in group for group in groups} == {True, False}
+    peak = {group["initial_lr"] for group in groups if "ns_steps" in group}
+    assert peak == {4e-3, 2e-3 * 0.9, 2e-3 * 0.9**2}  # heads, the last block, the first
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    first = rates[0]  # of 6 steps one warms up and two fall
+    assert rates == pytest.approx([first, *[2 * first] * 3, 2 * first, first])
+
+
+def test_a_hook_of_ones_own_logs_and_goes_on(quick, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root)
+    options = SMALL | {"validation.dataset.max_pictures": 3, "validation.interval": 3, "validation.limit": 4}
+    file = root / "configs/examples/logging_hook.py"
+    run(load_config(file, options), tmp_path / "run")
+    csv = tmp_path / "run/train/mmengine/losses.csv"
+    whole = csv.read_text()
+    assert [line.split(",")[0] for line in whole.splitlines()] == ["step", "1", "2", "3", "4", "5", "6"]
+    assert list((tmp_path / "run/train/vis_data").glob("events.*"))
+    lowest = torch.load(tmp_path / "run/train/checkpoints/step_00000006/state.pt", weights_only=True)["hooks"][
+        "CsvHook"
+    ]
+    (tmp_path / "run/train/done.json").unlink()  # as if it had been killed behind step 4
+    shutil.rmtree(tmp_path / "run/train/checkpoints/step_00000006")
+    run(load_config(file, options), tmp_path / "run")
+    assert csv.read_text() == whole
+    again = torch.load(tmp_path / "run/train/checkpoints/step_00000006/state.pt", weights_only=True)["hooks"]["CsvHook"]
+    assert again == lowest
+
+
+@pytest.mark.parametrize(
+    "file", ["examples/logging_hook.py", "configs/examples/logging_hook.py", "configs/examples/muon.py"]
+)
+def test_a_guide_is_short(file):
+    assert len((Path(__file__).parents[1] / file).read_text().splitlines()) <= 60
 
 
 def _noting(forward, name: str, called: set):

@@ -49,6 +49,15 @@ def without_buffer_sync() -> dict:
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step changes nothing where ``optimizer.found_inf`` is 1, as torch's own GradScaler asks.
+
+    The fused SGD of torch 2.14 then leaves its momentum as the memory was, if that is its first step.
+    """
+    momentum = isinstance(optimizer, torch.optim.SGD) and any(group["momentum"] for group in optimizer.param_groups)
+    return getattr(optimizer, "_step_supports_amp_scaling", False) and not momentum
+
+
 def keep_no_half_copies() -> None:
     """Have compiled regions make autocast's half-precision copies of weights again in the backward pass.
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from asvr.registry import OPTIMIZERS
+
 
 def split(weight: Tensor) -> tuple[Tensor, Tensor]:
     """float32 -> the nearest bfloat16 (of two equally near ones the larger in magnitude), and what is missing, int16 in
@@ -26,6 +28,7 @@ def join(upper: Tensor, lower: Tensor) -> Tensor:
     return ((upper.view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)).view(torch.float32)
 
 
+@OPTIMIZERS.register_module(name="AdamW")
 class SplitAdamW(torch.optim.AdamW):
     """torch's AdamW, fused; on bfloat16 parameters it computes what it computes on float32 ones.
 
@@ -34,8 +37,18 @@ class SplitAdamW(torch.optim.AdamW):
     Raises ``ValueError`` for parameters of another half precision.
     """
 
-    def __init__(self, groups: list[dict], **settings):
-        super().__init__(groups, fused=True, **settings)
+    half_precision = True
+
+    def __init__(
+        self,
+        params: list,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=True)
         self.sums: dict[Tensor, Tensor] = {}
         this = weakref.ref(self)
 

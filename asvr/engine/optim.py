@@ -1,24 +1,27 @@
-"""Optimiser, learning-rate schedule and mixed precision."""
+"""An optimiser's step: mixed precision, clipping, and skipping what is not finite."""
 
+import logging
 from contextlib import contextmanager
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.optim import OptimWrapper
 from torch import nn
 
+from asvr.base import compat
 from asvr.base.precision import PRECISIONS
-from asvr.engine.half_weights import SplitAdamW
+from asvr.base.told import tell_once
+from asvr.engine.optimizers import build_optimizer
 from asvr.models.shards import whole
-from asvr.models.tree import TRAINED_WITH
 
 
 class AutocastOptimWrapper(OptimWrapper):
-    """MMEngine's optimiser wrapper with bf16 autocast on any device, and clipping and skipping without a
-    synchronisation.
+    """MMEngine's optimiser wrapper with bf16 autocast on any device, clipping without a synchronisation, and skipping.
 
     A step whose losses or gradients are not all finite, on any rank, changes neither weights nor the optimiser's state.
-    That takes a fused optimizer of torch, as `build_optim_wrapper` makes it; another one steps all the same.
+    A fused optimiser of torch (AdamW, Adam, SGD without momentum) skips it on the device. For any other this process
+    waits in each step for the device to say whether all is finite: the optimiser's kernels are then launched when the
+    backward pass has ended, and not while it runs.
     ``grad_norm`` is the norm before clipping of the last step, ``skipped`` whether it was not finite (bool), both
     tensors () on the device.
     """
@@ -30,6 +33,10 @@ class AutocastOptimWrapper(OptimWrapper):
         self.dtype = PRECISIONS[precision]
         self.max_norm = clip_grad
         self.grad_norm = self.skipped = None
+        self._skips_on_device = compat.skips_on_device(optimizer)
+        if not self._skips_on_device:
+            name = type(optimizer).__name__
+            tell_once(logging.INFO, "optim.type=%r: each step waits for the device to tell whether it is finite", name)
         self._losses: torch.Tensor | None = None  # of the step so far, added up: NaN or infinite where one of them is
 
     @contextmanager
@@ -54,9 +61,11 @@ class AutocastOptimWrapper(OptimWrapper):
         else:
             self.grad_norm = whole(nn.utils.clip_grad_norm_(parameters, max_norm))
         self.skipped = self._not_finite()
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # by which torch's own GradScaler asks
+        if self._skips_on_device:
             self.optimizer.found_inf = self.skipped.float()
-        self.optimizer.step(**kwargs)
+            self.optimizer.step(**kwargs)
+        elif not self.skipped.item():
+            self.optimizer.step(**kwargs)
 
     def _not_finite(self) -> torch.Tensor:
         """All ranks get one answer: gradients are the same on all, losses are each rank's own."""
@@ -69,40 +78,6 @@ class AutocastOptimWrapper(OptimWrapper):
 
 
 def build_optim_wrapper(model: nn.Module, config: dict) -> AutocastOptimWrapper:
-    """AdamW (fused) on the trained parameters, float32 or bfloat16, see `asvr.engine.half_weights`.
-
-    config: ``optim`` of the config. Weight decay applies to matrices only, not to biases and norms.
-    ``lr_scale`` multiplies the learning rate of a component: ``dict(heads=2.0)``, and that of the losses with it.
-    """
-    scales = config.get("lr_scale", {})
-    groups: dict[tuple, list] = {}
-    for name, module in model.components().items():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                decay = config["weight_decay"] if parameter.ndim >= 2 else 0.0
-                scale = scales.get(TRAINED_WITH.get(name, name), 1.0)
-                groups.setdefault((scale, decay), []).append(parameter)
-    if not groups:
-        raise ValueError("nothing to train: `train` of this stage names no component with parameters")
-    parameters = [
-        dict(params=members, lr=config["lr"] * scale, weight_decay=decay) for (scale, decay), members in groups.items()
-    ]
-    optimizer = SplitAdamW(parameters, lr=config["lr"], betas=tuple(config["betas"]))
+    """The optimiser that ``optim`` of a config names, see `asvr.engine.optimizers`, in its wrapper."""
+    optimizer = build_optimizer(model, config)
     return AutocastOptimWrapper(optimizer, precision=config["precision"], clip_grad=config["clip_grad"])
-
-
-def build_schedulers(optim_wrapper: AutocastOptimWrapper, config: dict, steps: int) -> list:
-    """Linear warm-up over ``warmup_ratio`` of the steps, then a cosine to ``min_lr_ratio`` of the peak."""
-    warmup = round(config["warmup_ratio"] * steps)
-    schedulers = []
-    if warmup:
-        # `end` is the step after the last one that it changes: the peak, where the cosine begins
-        schedulers.append(LinearLR(optim_wrapper, start_factor=1 / (warmup + 1), end=warmup + 1, by_epoch=False))
-    if steps > warmup:
-        ratio = config.get("min_lr_ratio", 0.0)
-        schedulers.append(
-            CosineAnnealingLR(
-                optim_wrapper, T_max=steps - warmup, eta_min_ratio=ratio, begin=warmup, end=steps, by_epoch=False
-            )
-        )
-    return schedulers

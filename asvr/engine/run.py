@@ -11,15 +11,19 @@ from asvr.base.interruption import interruptible
 from asvr.base.log import logger, set_up_logging
 from asvr.base.plots import optional
 from asvr.data.text_tokenizer import check_saving
+from asvr.engine.checkpoint import load_weights, read_meta, weights_digest
 from asvr.engine.checkpoint_folder import PREFIX
-from asvr.engine.parallel import gathered
+from asvr.engine.hooks.averages import EMA
+from asvr.engine.hooks.visualizer import log_evaluation
+from asvr.engine.parallel import bare, gathered
 from asvr.engine.prepare import Prepared, prepare
 from asvr.engine.stages import (
     check_run,
+    finished_at,
+    finished_checkpoint,
     recover,
     require_start,
     run_stage,
-    weights_digest,
 )
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.summary import draw_summary
@@ -28,6 +32,7 @@ from asvr.recipe.build import build_dataset, build_device, check_data, check_wor
 from asvr.recipe.config import dump_config
 from asvr.recipe.preflight import preflight
 from asvr.recipe.recipe import Recipe, Stage
+from asvr.recipe.training import require_packages
 from asvr.recipe.validate import check_config
 from asvr.registry import TEXT_TOKENIZERS
 
@@ -58,6 +63,8 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     num_image_tokens = preflight(running)
     text_tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
     check_saving(text_tokenizer)
+    for name in chosen:
+        require_packages(running.stages[name].visualizer)
     check_data(running, text_tokenizer, num_image_tokens)
     check_workers(running, text_tokenizer)
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
@@ -79,12 +86,9 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
         prepared = prepare(recipe, work_dir, text_tokenizer)
     for name in chosen:
         start = checkpoint if checkpoint is not None and checkpoint.parent.parent.name == name else None
+        done = finished_at(work_dir, name)
         model = run_stage(recipe, name, prepared, work_dir, start)
-        if recipe.stages[name].evaluation:
-            with gathered(model) as whole:
-                if is_main_process():
-                    _keep_evaluation(recipe.stages[name], whole, prepared, work_dir)
-                wait()
+        _evaluate(recipe.stages[name], model, prepared, work_dir, trained=finished_at(work_dir, name) != done)
         del model  # before the next stage's is built
     results = read_json_file(work_dir / RESULTS)
     for name, result in results.items():
@@ -97,19 +101,50 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     return results
 
 
-def _keep_evaluation(stage: Stage, model, prepared: Prepared, work_dir: Path) -> None:
-    """A result is kept while the weights and the settings that it was made with are the same."""
-    name, results = stage.name, read_json_file(work_dir / RESULTS)
+def _evaluate(stage: Stage, model, prepared: Prepared, work_dir: Path, *, trained: bool) -> None:
+    """The model of a finished stage, and then its averaged weights where ``runtime.ema`` asks for that: the model has
+    them afterwards. Every process calls it. trained: whether the stage was trained just now, and its logs are new."""
+    if not stage.evaluation:
+        return
+    folder, averages = finished_checkpoint(work_dir, stage.name), work_dir / stage.name / EMA
+    evaluated = {stage.name: folder}
+    if (stage.runtime.get("ema") or {}).get("evaluate"):
+        evaluated[f"{stage.name}_{EMA}"] = averages
+    for name, weights in evaluated.items():
+        if weights == averages:
+            load_weights(averages, bare(model))
+        with gathered(model) as whole:
+            if is_main_process():
+                made = _keep_evaluation(stage, name, weights, whole, prepared, work_dir)
+                if stage.visualizer and (made or trained):
+                    _log_evaluation(stage, name, read_meta(weights)["step"], work_dir)
+            wait()
+
+
+def _log_evaluation(stage: Stage, name: str, step: int, work_dir: Path) -> None:
+    result = read_json_file(work_dir / RESULTS)[name]
+    result = {key: value for key, value in result.items() if key not in ("examples", "made_with")}
+    kind = name.replace(stage.name, "evaluation", 1)
+    log_evaluation(stage.visualizer, stage.to_dict(), work_dir / stage.name, kind, result, step)
+
+
+def _keep_evaluation(stage: Stage, name: str, weights: Path, model, prepared: Prepared, work_dir: Path) -> bool:
+    """Whether it was made anew: a result is kept while the weights and the settings that it was made with are the same.
+    name: of the result."""
+    results = read_json_file(work_dir / RESULTS)
     settings = dict(stage.evaluation)
     dataset = build_questions(settings.pop("dataset"), stage, model, prepared)
     made_with = dict(
-        weights=weights_digest(work_dir, name),
+        weights=weights_digest(weights),
         data=data_fingerprint(dataset),
         settings=json.loads(json.dumps(stage.evaluation.to_dict())),
     )
     if results.get(name, {}).get("made_with") != made_with:
-        result = evaluate_stage(stage, model, prepared, dataset, settings, work_dir / name / "answers.jsonl")
+        file = work_dir / stage.name / ("answers.jsonl" if name == stage.name else f"answers_{EMA}.jsonl")
+        result = evaluate_stage(stage, model, prepared, dataset, settings, file)
         write_json(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
+        return True
+    return False
 
 
 def build_questions(config: dict, stage: Stage, model, prepared: Prepared):

@@ -1,20 +1,23 @@
 """MMEngine's Runner for one stage of a config."""
 
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 from asvr.base.distributed import get_world_size, is_main_process
 from asvr.base.log import logger
 from asvr.data.image_digest import image_digest
 from asvr.data.mixture import Mixture
-from asvr.engine.hooks import CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
-from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.hooks import AverageHook, CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
+from asvr.engine.hooks.checkpoint import stateful
+from asvr.engine.hooks.visualizer import VisualizerHook, build_visualizer
+from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.parallel import bare
 from asvr.engine.prepare import Prepared
+from asvr.engine.schedules import build_schedulers
 from asvr.evaluation.accuracy import evaluate
 from asvr.flops.step import step_flops
 from asvr.recipe.build import (
@@ -43,7 +46,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
     logger.info(
         "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
     )
-    return Runner(
+    runner = Runner(
         model=shared,
         launcher="pytorch" if several else "none",
         work_dir=str(folder / "mmengine"),
@@ -58,6 +61,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
         param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
         default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
         custom_hooks=[
+            *copy.deepcopy(stage.custom_hooks or []),  # MMEngine changes them; in front of the library's own
             SkipHook(stage=name, interval=runtime.log_interval, limit=runtime.get("max_skipped", DEFAULT_MAX_SKIPPED)),
             ProgressHook(
                 file=str(work_dir / "metrics.jsonl"),
@@ -74,13 +78,17 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
                 asynchronous=runtime.get("async_checkpoint", True),
             ),
             *_validation(stage, name, model, prepared, work_dir, meta),
+            *([AverageHook(decay=runtime.ema.decay, folder=str(folder), meta=meta)] if runtime.get("ema") else []),
             SignalHook(),
+            *([VisualizerHook(stage=stage.to_dict())] if stage.visualizer else []),
         ],
-        visualizer=Visualizer.get_instance(experiment, vis_backends=None),
+        visualizer=build_visualizer(experiment, stage.visualizer or dict(vis_backends=[]), folder),
         randomness=dict(seed=runtime.seed, diff_rank_seed=several),
         default_scope="asvr",
         log_level="WARNING",
     )
+    stateful(runner.hooks)  # so that a hook that cannot be saved is told before the first step
+    return runner
 
 
 def _drawn(dataset, batch: int, seed: int) -> Callable[[int], dict[str, int]] | None:

@@ -20,6 +20,7 @@ from asvr.base.log import logger
 from asvr.base.precision import PRECISIONS
 from asvr.data.image_digest import first_refused, image_digest
 from asvr.engine import checkpoint
+from asvr.engine.hooks.checkpoint import stateful
 from asvr.engine.identity import architecture, check_same_config, identity, other_places, tell_changes
 from asvr.engine.parallel import bare, gathered
 from asvr.engine.prepare import Prepared
@@ -228,6 +229,12 @@ def require_finished(work_dir: Path, name: str) -> None:
         raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
 
 
+def finished_at(work_dir: Path, name: str) -> int | None:
+    """When a stage was finished last, in nanoseconds; None: it is not."""
+    file = work_dir / name / DONE
+    return file.stat().st_mtime_ns if file.is_file() else None
+
+
 def finished_checkpoint(work_dir: Path, name: str) -> Path:
     """The checkpoint at the end of a finished stage. Raises ``ValueError`` where that is gone, or not there yet."""
     require_finished(work_dir, name)
@@ -272,9 +279,12 @@ def _restore(runner: Runner, folder: Path) -> None:
     state = checkpoint.load_state(folder, bare(runner.model), runner.optim_wrapper.optimizer)
     for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(values)
-    for hook in runner.hooks:
-        if (name := type(hook).__name__) in state["hooks"]:
-            hook.load_state_dict(state["hooks"][name])
+    hooks = stateful(runner.hooks)
+    for name in hooks.keys() & state["hooks"].keys():
+        hooks[name].load_state_dict(state["hooks"][name])
+    for name in sorted((hooks.keys() ^ state["hooks"].keys()) - {"ValidationHook"}):  # which may come and go
+        told = "the checkpoint has no state of it: it begins anew" if name in hooks else "its state is dropped"
+        logger.warning("goes on %s hook %s; %s", "with" if name in hooks else "without", name, told)
     runner.train_loop.iter = meta["step"]
     restore_random_states(state["random"], seed=runner.seed, step=meta["step"])
 

@@ -31,7 +31,7 @@ logger = logging.getLogger("asvr")
 
 # Part of a card that a plan may fill; the rest is for the CUDA context, workspaces and fragmentation.
 USABLE = 0.95
-ADAM_MOMENTS = 2
+ADAM_MOMENTS = 2  # of other optimisers too: none of torch's keeps more in float32, but for rare options
 SHORT_TEXT = 64  # tokens beside an image, a question and its answer
 
 
@@ -107,7 +107,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
-        optimizer=ADAM_MOMENTS * gradients + lower,
+        optimizer=held_averages(stage) * gradients + lower,
         activations=dict(
             none=inside + casts + outside,
             selective=block_inputs + products + one_block + casts_of_block + outside,
@@ -115,6 +115,11 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
         ),
         mode="selective" if compiled and mode == "none" else mode,
     )
+
+
+def held_averages(stage: Stage) -> int:
+    """float32 numbers for each trained parameter beside its weight and gradient: moments, and ``runtime.ema``."""
+    return ADAM_MOMENTS + bool(stage.runtime.get("ema"))
 
 
 def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:

@@ -159,9 +159,10 @@ class HFCausalLM(Component):
 
     @property
     def blocks(self) -> list[torch.nn.Module]:
-        """Its transformer blocks, in order: what transformers never splits between devices."""
-        kinds = self.model._no_split_modules or ()
-        return [module for module in self.model.modules() if type(module).__name__ in kinds]
+        """Its transformer blocks, in order: what transformers never splits between devices. FSDP makes each of them an
+        instance of a subclass."""
+        kinds = set(self.model._no_split_modules or ())
+        return [m for m in self.model.modules() if any(base.__name__ in kinds for base in type(m).__mro__)]
 
     def portable(self, config: dict) -> dict:
         return dict(super().portable(config), arch=arch_of(self.model.config))

@@ -133,4 +133,6 @@ def plain_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer:
     """AdamW as transformers' Trainer of the released code makes it, not fused. Parameter after parameter: all at once,
     torch's default on CUDA, would take memory for one more copy of them, which one card has not at 7B."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(parameters, lr=config["lr"], betas=tuple(config["betas"]), weight_decay=0.0, foreach=False)
+    return torch.optim.AdamW(
+        parameters, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999))), weight_decay=0.0, foreach=False
+    )

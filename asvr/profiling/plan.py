@@ -17,7 +17,7 @@ from torch import nn
 
 from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
-from asvr.flops.memory import ADAM_MOMENTS, USABLE, MemoryPlan, in_one_line, plan_memory
+from asvr.flops.memory import USABLE, MemoryPlan, held_averages, in_one_line, plan_memory
 from asvr.flops.step import peak_flops
 from asvr.recipe.build import pack_limits
 from asvr.recipe.preflight import build_meta
@@ -188,7 +188,7 @@ def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
         micro_batches=micro_batches,
         tokens_per_card=per_step * tokens,
         compute=compute,
-        checkpoint=sizes.saved * FLOAT + sizes.trained * ADAM_MOMENTS * FLOAT,
+        checkpoint=sizes.saved * FLOAT + sizes.trained * held_averages(stage) * FLOAT,
         layouts=[plan_layout(layout, sizes, memory, cluster, micro_batches, compute) for layout in layouts(cluster)],
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from asvr.recipe.config import SCRATCH, load_config, stage_config
-from asvr.recipe.validate import check_config
+from asvr.recipe.validate import OPTIONAL, check_config
 
 CACHE = "the cache serves all stages"  # why they share a setting
 
@@ -32,6 +32,8 @@ class Stage:
     evaluation: ConfigDict | None = None
     validation: ConfigDict | None = None
     parallel: ConfigDict | None = None
+    custom_hooks: list[ConfigDict] | None = None
+    visualizer: ConfigDict | None = None
 
     def to_dict(self) -> dict:
         """Plain dicts and lists of all sections."""
@@ -122,7 +124,7 @@ def _fitted(entry: ConfigDict, folders: dict[str, str]) -> ConfigDict:
 
 def _stage(config: Config, name: str, before: str) -> Stage:
     own = stage_config(config, name)
-    sections = {key: own.get(key) or None for key in ("evaluation", "validation", "parallel")}
+    sections = {key: own.get(key) or None for key in OPTIONAL}
     return Stage(
         name=name,
         init=own.get("init", before),

@@ -79,6 +79,14 @@ TARGET = dict(  # of a CodeTarget
     fit=Field("a dict of arguments of the tokenizer's fit()", lambda v: isinstance(v, dict), required=False),
 )
 
+PRESETS = ("cosine", "linear", "constant", "wsd")  # of `schedule`
+EMA = dict(decay=number(0, 1), evaluate=one_of(True, False, required=False))  # `runtime.ema`
+GROUP = dict(  # of `optim.groups`
+    lr_scale=number(0, required=False),
+    weight_decay=number(0, required=False),
+    layer_decay=Field("a number above 0, at most 1", lambda v: _is_number(v) and 0 < v <= 1, required=False),
+)
+
 SOURCE = dict(  # of a mixture
     dataset=COMPONENT,
     weight=optional(number(0, above=True)),
@@ -114,15 +122,16 @@ SECTIONS = dict(
         cache_dir=Field("a folder's name, or None", lambda v: v is None or isinstance(v, str), required=False),
     ),
     optim=dict(
-        type=one_of("AdamW"),
+        type=Field("the name of an optimiser", lambda value: isinstance(value, str)),
         lr=number(0, above=True),
         betas=Field(
             "two numbers from 0 to below 1",
             lambda value: (
                 isinstance(value, list | tuple) and len(value) == 2 and all(number(0, 1).test(v) for v in value)
             ),
+            required=False,
         ),
-        weight_decay=number(0),
+        weight_decay=number(0, required=False),
         clip_grad=Field("a number above 0, or None", lambda v: v is None or number(0, above=True).test(v)),
         precision=one_of("float32", "bf16"),
         lr_scale=Field(
@@ -130,12 +139,20 @@ SECTIONS = dict(
             lambda v: isinstance(v, dict) and all(k in TRAINABLE and number(0).test(f) for k, f in v.items()),
             required=False,
         ),
+        groups=Field(
+            f"dict of a dict for any of {', '.join(TRAINABLE)}",
+            lambda v: isinstance(v, dict) and all(k in TRAINABLE for k in v),
+            required=False,
+        ),
     ),
     schedule=dict(
         epochs=number(0, above=True, required=False),
         steps=count(required=False),
-        warmup_ratio=number(0, 1),
+        preset=one_of(*PRESETS, required=False),
+        warmup_ratio=number(0, 1, required=False),
         min_lr_ratio=number(0, 1, required=False),
+        decay_ratio=number(0, 1, above=True, required=False),
+        param_schedulers=Field("a list of dict(type=...)", lambda v: isinstance(v, list | tuple) and v, required=False),
     ),
     evaluation=dict(
         dataset=COMPONENT,
@@ -161,6 +178,7 @@ SECTIONS = dict(
         async_checkpoint=one_of(True, False, required=False),
         attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
         compile=one_of(True, False, required=False),
+        ema=optional(Field("dict(decay=...)", lambda v: isinstance(v, dict))),
     ),
 )
 

@@ -15,20 +15,25 @@ from asvr.base.arch import causal_problem, check_arch, tower_problem
 from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
-from asvr.recipe.schema import NAME, SECTIONS, SOURCE, TARGET, check_fields, count
+from asvr.recipe.schema import EMA, NAME, SECTIONS, SOURCE, TARGET, check_fields, count
 from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
+from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
 from asvr.registry import (
     DATASETS,
     ENCODERS,
     HEADS,
+    HOOKS,
     LLMS,
     LOSSES,
     MODEL_WRAPPERS,
     MODELS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
     PROJECTORS,
     TARGETS,
     TEMPLATES,
     TEXT_TOKENIZERS,
+    VISBACKENDS,
     VISUAL_TOKENIZERS,
 )
 
@@ -46,6 +51,10 @@ INJECTED = {
     TEXT_TOKENIZERS: set(),
     TEMPLATES: set(),
     MODEL_WRAPPERS: {"module", "device"},
+    OPTIMIZERS: {"params"},
+    PARAM_SCHEDULERS: {"optimizer", "param_name"},
+    HOOKS: set(),
+    VISBACKENDS: {"save_dir"},
 }
 # Where a constructor must take all of them, but for those that are given only to one that does.
 GIVEN = (MODELS, ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS, DATASETS)
@@ -66,7 +75,11 @@ NESTED = dict(
 )
 PARTS = ("encoder", "projector", "llm")  # of a model: always a component
 ONCE = ("text_tokenizer", "runtime")
-BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "parallel")
+BY_STAGE = (
+    *("model", "data", "optim", "schedule", "evaluation", "validation", "parallel"),
+    *("custom_hooks", "visualizer"),
+)
+OPTIONAL = ("evaluation", "validation", "parallel", "custom_hooks", "visualizer")  # None: the stage does without
 OF_STAGE = ("train", "init", *BY_STAGE)
 CODES = "CodeTarget"  # the type of a target that names none
 OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
@@ -140,16 +153,24 @@ def _section(key: str, value: Any) -> list[str]:
         return check_component(key, value, TEXT_TOKENIZERS)
     if key == "model":
         return check_component(key, value, MODELS)
-    if key in ("evaluation", "validation", "parallel") and value is None:  # what a stage does without
+    if key in OPTIONAL and value is None:
         return []
+    if key == "custom_hooks":
+        return check_hooks(value, check_component)
+    if key == "visualizer":
+        return check_visualizer(value, check_component)
+    if key == "optim" and isinstance(value, dict):
+        return check_optim(value, check_component, find)
     if key == "parallel":
         return check_component(key, value, MODEL_WRAPPERS) or _wrapper(value)
     problems = check_fields(key, value, SECTIONS[key])
     if not isinstance(value, dict):
         return problems
     problems += _nested(key, value)
-    if key == "schedule" and ("epochs" in value) == ("steps" in value):
-        problems.append("schedule: expected either `epochs` or `steps`" + (", not both" if "steps" in value else ""))
+    if key == "runtime" and isinstance(value.get("ema"), dict):
+        problems += check_fields("runtime.ema", value["ema"], EMA)
+    if key == "schedule":
+        problems += check_schedule(value, check_component)
     if key == "data":
         whole, part = value.get("global_batch"), value.get("micro_batch")
         if count().test(whole) and count().test(part) and whole % part:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import warnings
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -135,3 +136,15 @@ def test_torch_still_leaves_a_worker_that_does_not_see_sigterm(monkeypatch):
     assert worker.is_alive()
     compat.end_workers(batches)
     assert not worker.is_alive()
+
+
+def test_fused_sgd_still_has_no_momentum_behind_a_skipped_first_step():
+    weight = nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9, fused=True)
+    assert not compat.skips_on_device(optimizer) and optimizer._step_supports_amp_scaling
+    made = []
+    weight.grad, optimizer.found_inf = torch.ones(4), torch.ones(())
+    with patch.object(torch, "empty_like", lambda like, **kwargs: made.append(like) or torch.full_like(like, 7.0)):
+        optimizer.step()
+    assert torch.equal(weight, torch.zeros(4))
+    assert made and torch.equal(optimizer.state[weight]["momentum_buffer"], torch.full((4,), 7.0))

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import nn
 from transformers import get_cosine_schedule_with_warmup
 
-from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.optim import build_optim_wrapper
+from asvr.engine.schedules import build_schedulers
 
 CONFIG = dict(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, clip_grad=1.0, precision="float32")
 STEPS = 200
@@ -58,6 +59,43 @@ def test_schedule_ends_at_its_floor():
     optim_wrapper = wrapper()
     schedulers = build_schedulers(optim_wrapper, dict(warmup_ratio=0.1, min_lr_ratio=0.2), STEPS)
     assert rates(optim_wrapper, schedulers, STEPS)[-1] == pytest.approx(2e-4, rel=1e-3)
+
+
+def rates_of(steps: int, **config) -> list[float]:
+    optim_wrapper = wrapper()
+    return rates(optim_wrapper, build_schedulers(optim_wrapper, config, steps), steps)
+
+
+def test_presets():
+    warmup = [0.25e-3, 0.5e-3, 0.75e-3]
+    assert rates_of(10, preset="constant", warmup_ratio=0.3) == pytest.approx(warmup + [1e-3] * 7)
+    assert rates_of(8, preset="linear", warmup_ratio=3 / 8) == pytest.approx(warmup + [1e-3, 8e-4, 6e-4, 4e-4, 2e-4])
+    falls = [1e-3 * (1 - 0.9 * k / 4) for k in range(4)]
+    found = rates_of(10, preset="wsd", warmup_ratio=0.3, decay_ratio=0.4, min_lr_ratio=0.1)
+    assert found == pytest.approx(warmup + [1e-3] * 3 + falls)
+    assert rates_of(2, preset="linear", warmup_ratio=0.0) == pytest.approx([1e-3, 0.5e-3])
+    assert rates_of(1, preset="wsd", warmup_ratio=0.0, decay_ratio=0.1) == [1e-3]
+
+
+def test_a_preset_is_what_its_schedulers_are():
+    line = dict(type="LinearLR", start_factor=1.0, end_factor=0.2, begin=0.5, end=11)
+    composed = [dict(type="LinearLR", start_factor=0.25, end=4), line]
+    preset = dict(preset="wsd", warmup_ratio=0.3, decay_ratio=0.5, min_lr_ratio=0.2)
+    assert rates_of(10, param_schedulers=composed) == rates_of(10, **preset)
+    cosine = dict(type="CosineAnnealingLR", begin=0.0, T_max=1.0, eta_min_ratio=0.1)
+    assert rates_of(10, param_schedulers=[cosine]) == rates_of(10, warmup_ratio=0.0, min_lr_ratio=0.1)
+
+
+def test_lengths_are_parts_of_the_steps_or_steps():
+    entry = dict(type="MultiStepLR", gamma=0.1)
+    for milestones in ([0.3, 0.5], [3, 5], [0.3, 5]):
+        found = rates_of(10, param_schedulers=[dict(entry, milestones=milestones)])
+        assert found == pytest.approx([1e-3] * 3 + [1e-4] * 2 + [1e-5] * 5)
+
+
+def test_what_mmengine_refuses_names_the_field():
+    with pytest.raises(ValueError, match="schedule.param_schedulers, of 10 steps: .*factor should between 0 and 1"):
+        rates_of(10, param_schedulers=[dict(type="LinearLR", start_factor=2.0)])
 
 
 @pytest.mark.parametrize("at", [3, 20, 90])

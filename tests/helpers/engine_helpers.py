@@ -65,6 +65,7 @@ def runner(model: VLM, optim_wrapper, *, steps: int = 10) -> SimpleNamespace:
         optim_wrapper=optim_wrapper,
         param_schedulers=[],
         hooks=[],
+        call_hook=lambda *args, **kwargs: None,
         iter=0,
         max_iters=steps,
         train_loop=SimpleNamespace(data_time=0.0, stop=None),

@@ -3,12 +3,37 @@
 from pathlib import Path
 
 from mmengine.hooks import Hook
+from mmengine.runner.priority import get_priority
 
 from asvr.base.distributed import get_world_size
 from asvr.engine.parallel import bare, check_buffers
 from asvr.engine.random_state import random_states
 from asvr.engine.saver import Saver
 from asvr.registry import HOOKS
+
+
+def stateful(hooks: list[Hook]) -> dict[str, Hook]:
+    """Hooks whose ``state_dict()`` checkpoints hold, by the name of their class; a second one of a class has a number.
+
+    Raises ``ValueError`` for one that runs behind the checkpoint of a step.
+    """
+    found: dict[str, Hook] = {}
+    for hook in hooks:
+        if hasattr(hook, "state_dict"):
+            name = type(hook).__name__
+            if get_priority(hook.priority) > get_priority(CheckpointHook.priority):
+                raise ValueError(
+                    f"custom_hooks: {name} has a state and priority {hook.priority!r}, behind the checkpoint, which "
+                    f"would hold the state of the step before: give it {CheckpointHook.priority!r} or a higher one"
+                )
+            count = sum(type(other) is type(hook) for other in found.values())
+            found[f"{name}.{count + 1}" if count else name] = hook
+    return found
+
+
+def _values(state: dict) -> dict:
+    """Without methods, which some of MMEngine's schedulers count as state and make anew."""
+    return {key: value for key, value in state.items() if not callable(value)}
 
 
 @HOOKS.register_module()
@@ -51,8 +76,8 @@ class CheckpointHook(Hook):
 
     def save(self, runner) -> None:
         state = dict(
-            schedulers=[scheduler.state_dict() for scheduler in runner.param_schedulers],
-            hooks={type(h).__name__: h.state_dict() for h in runner.hooks if hasattr(h, "state_dict")},
+            schedulers=[_values(scheduler.state_dict()) for scheduler in runner.param_schedulers],
+            hooks={name: hook.state_dict() for name, hook in stateful(runner.hooks).items()},
             random=random_states(),
         )
         self.saved = runner.iter

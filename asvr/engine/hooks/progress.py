@@ -37,6 +37,9 @@ class ProgressHook(Hook):
     the other means are missing, where all steps of an interval were skipped; loss is 0 and alone where
     all samples of an interval were refused.
 
+    Any hook gets each record by a method ``after_log(runner, kind, record)``, in the first process alone. kind: train;
+    `ValidationHook` calls it with validation.
+
     drawn: what ``samples`` are after a step, see `asvr.data.mixture.Mixture.drawn`.
     """
 
@@ -163,6 +166,7 @@ class ProgressHook(Hook):
             stream.write(json.dumps(record) + "\n")
         self.bar.set_postfix_str(_loss(record, 3))
         logger.info(_line(record, _own_metrics(model)))
+        runner.call_hook("after_log", kind="train", record=record)
         self._reset()
 
     def _all_sums(self) -> dict[str, torch.Tensor]:

@@ -74,6 +74,7 @@ class ValidationHook(Hook):
         if is_main_process():
             with naming(self.file), open(self.file, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
+            runner.call_hook("after_log", kind="validation", record=record)
         logger.info("%s %d/%d, validation: %s", self.stage, runner.iter, runner.max_iters, report(result))
         if self.best is None or result["accuracy"] > self.best:
             self.best = result["accuracy"]

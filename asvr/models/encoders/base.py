@@ -3,7 +3,7 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from asvr.data.transforms import ImageTransform
 from asvr.models.component import Component
@@ -23,6 +23,12 @@ class Encoder(Component):
     @property
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Its transformer blocks in order, for what goes by layers, such as ``layer_decay``; a subclass without any
+        leaves it out."""
+        return []
 
     def forward(self, pixels: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must turn pixels (I, 3, h, w) into features_INE")

@@ -85,6 +85,10 @@ class HFVisionEncoder(Encoder):
         self.grid = (side // self.patch, side // self.patch)
         self.transform = _transform(folder, config.model_type, side, transform or {})
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(next(own for own in map(_blocks, self.model.modules()) if isinstance(own, nn.ModuleList)))
+
     def forward(self, pixels: Tensor) -> Tensor:
         inputs = self._naflex_inputs(pixels) if self.naflex else dict(pixel_values=pixels.to(self.model.dtype))
         states = self.model(**inputs, output_hidden_states=True).hidden_states

@@ -69,6 +69,11 @@ class TimmEncoder(Encoder):
             interpolation=own.interpolation or "bicubic",
         )
 
+    @property
+    def blocks(self) -> list[torch.nn.Module]:
+        """Of a convolutional model, its groups of blocks."""
+        return list(getattr(self.model, "blocks", ()))
+
     def portable(self, config: dict) -> dict:
         own = self.transform
         return dict(super().portable(config), image_size=own.size[0], mean=own.mean, std=own.std)

@@ -1,0 +1,144 @@
+"""Optimisers by name: the library's own, torch's, a user's (registry ``OPTIMIZERS``) or one by its import path."""
+
+import inspect
+
+import mmengine.optim  # noqa: F401  (registers torch's optimisers)
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from asvr.engine.half_weights import SplitAdamW
+from asvr.engine.parameter_groups import IN_BLOCK, parameter_groups
+from asvr.registry import OPTIMIZERS
+
+__all__ = ["Muon", "SplitAdamW", "build_optimizer"]
+
+# They skip a step on the device, see `asvr.base.compat.skips_on_device`, if they are built fused.
+_FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+# Of ``optim``, what `parameter_groups` and `asvr.engine.optim.AutocastOptimWrapper` read, which is no argument of an
+# optimiser. (Its ``weight_decay`` is each group's own.)
+_READ_HERE = ("type", "weight_decay", "clip_grad", "precision", "lr_scale", "groups")
+
+
+@OPTIMIZERS.register_module()
+class Muon(torch.optim.Optimizer):
+    """torch's Muon for the matrices of transformer blocks (of LLM, encoder and heads), AdamW for all other parameters:
+    embeddings, LM head, classifiers, projector, norms and biases.
+
+    params: groups, those with matrices of blocks marked ``in_block=True``, see `asvr.engine.parameter_groups`.
+    lr, weight_decay: of both. With the default ``adjust_lr_fn='match_rms_adamw'`` updates of both are of one size, so
+        that a rate that suits AdamW suits both; 'original' needs a higher one (0.02) and an ``adamw_lr_scale`` below 1.
+    momentum, nesterov, ns_steps, adjust_lr_fn: of Muon, see ``torch.optim.Muon``. betas, eps: of AdamW.
+    adamw_lr_scale: factor of AdamW's rate.
+    """
+
+    split_blocks = True  # whether `parameter_groups` sets matrices of blocks apart
+
+    def __init__(
+        self,
+        params: list[dict],
+        *,
+        lr: float,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = "match_rms_adamw",
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        adamw_lr_scale: float = 1.0,
+    ):
+        matrices = [_without_mark(group) for group in params if group[IN_BLOCK]]
+        rest = [_without_mark(group) for group in params if not group[IN_BLOCK]]
+        if not matrices:
+            raise ValueError(
+                "optim.type='Muon' is for the matrices of transformer blocks, and this stage trains none (no llm, "
+                "encoder or heads with `blocks` in `train`): take AdamW in this stage"
+            )
+        for group in rest:
+            group["lr"] = group.get("lr", lr) * adamw_lr_scale
+        muon = dict(momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn)
+        self._parts = [torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, **muon)]
+        if rest:
+            adamw = dict(betas=tuple(betas), eps=eps, fused=True)
+            self._parts.append(torch.optim.AdamW(rest, lr=lr, weight_decay=weight_decay, **adamw))
+        common = dict(lr=lr, weight_decay=weight_decay)
+        super().__init__([group for part in self._parts for group in part.param_groups], common)
+        self._link()
+
+    def _link(self) -> None:
+        """Both parts work on this optimiser's groups and state."""
+        first = 0
+        for part in self._parts:
+            last = first + len(part.param_groups)
+            part.param_groups, part.state, first = self.param_groups[first:last], self.state, last
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None, "training steps have no closure"
+        for part in self._parts:
+            part.step()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self._link()
+
+
+def _without_mark(group: dict) -> dict:
+    return {key: value for key, value in group.items() if key != IN_BLOCK}
+
+
+def build_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer:
+    """``optim`` of the config, on the trained parameters of ``model``. Raises ``ValueError`` for what does not fit."""
+    cls = OPTIMIZERS.get(config.get("type", "AdamW"))
+    groups = parameter_groups(model, config, split_blocks=getattr(cls, "split_blocks", False))
+    if not groups:
+        raise ValueError("nothing to train: `train` of this stage names no component with parameters")
+    _check_parameters(cls, [parameter for group in groups for parameter in group["params"]])
+    arguments = {key: value for key, value in config.items() if key not in _READ_HERE}
+    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    if inspect.isclass(cls) and cls in _FUSED and not arguments.keys() & {"fused", "foreach", "differentiable"}:
+        arguments["fused"] = True
+    try:
+        optimizer = cls(groups, **arguments)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"optim.type={config.get('type', 'AdamW')!r}: {error}") from error
+    if any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
+        _keep_rates_numbers(optimizer)
+    return optimizer
+
+
+def _check_parameters(cls, parameters: list[nn.Parameter]) -> None:
+    half = {p.dtype for p in parameters} - {torch.float32}
+    if half and not getattr(cls, "half_precision", False):
+        raise ValueError(
+            f"optim.type={cls.__name__!r} trains float32 weights, and this stage trains {half.pop()} ones: set "
+            "dtype='float32', or take type='AdamW', which keeps the bits that bfloat16 lacks"
+        )
+    if cls.__module__.startswith("torchao.") and any(isinstance(p, DTensor) for p in parameters):
+        raise ValueError(
+            f"optim.type={cls.__name__!r}: its states in 8 bits cannot be saved in parts: take parallel.type='DDP', or "
+            "another optimiser"
+        )
+
+
+def _keep_rates_numbers(optimizer: torch.optim.Optimizer) -> None:
+    """An optimiser that reads rates from tensors (torchao's, whose steps are compiled) gets them for the time of a
+    step. Schedules, logs and checkpoints have numbers."""
+    tensors = [group["lr"] for group in optimizer.param_groups]
+
+    def enter(optimizer, args, kwargs) -> None:
+        for group, tensor in zip(optimizer.param_groups, tensors, strict=True):
+            numbers.append(group["lr"])
+            tensor.fill_(group["lr"])
+            group["lr"] = tensor
+
+    def leave(optimizer, args, kwargs) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = numbers.pop(0)
+
+    numbers: list[float] = []
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"].item()
+    optimizer.register_step_pre_hook(enter)
+    optimizer.register_step_post_hook(leave)

@@ -1,0 +1,204 @@
+"""Checking what trains a model: ``optim``, ``schedule``, ``custom_hooks`` and ``visualizer`` of a config.
+
+Each function returns its problems, a line each. check: `asvr.recipe.validate.check_component`.
+"""
+
+import inspect
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine.registry import Registry
+
+from asvr.base.text import nearest
+from asvr.recipe.schema import GROUP, PRESETS, SECTIONS, check_fields
+from asvr.recipe.signatures import constructor_fields
+from asvr.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS
+
+PRESET = "cosine"  # where the config names none
+LENGTHS = ("begin", "end", "T_max", "total_steps", "step_size", "milestones", "periods")  # of a parameter scheduler
+_OF_PRESETS = ("preset", "warmup_ratio", "min_lr_ratio", "decay_ratio")
+_REFUSED = dict(
+    LBFGS="it computes the loss several times a step",
+    SparseAdam="it takes sparse gradients alone",
+    ZeroRedundancyOptimizer="parallel=dict(type='FSDP2') is what shards an optimiser's state",
+)
+_USABLE = ("EmptyCacheHook", "ProfilerHook")  # hooks of MMEngine that ask nothing of its own training loop
+_PACKAGES = dict(
+    TensorboardVisBackend="tensorboard",
+    WandbVisBackend="wandb",
+    MLflowVisBackend="mlflow",
+    ClearMLVisBackend="clearml",
+    NeptuneVisBackend="neptune",
+    DVCLiveVisBackend="dvclive",
+    AimVisBackend="aim",
+)
+
+
+def check_optim(value: dict, check: Callable, find: Callable) -> list[str]:
+    fields = SECTIONS["optim"]
+    cls = find(OPTIMIZERS, value.get("type"))
+    own = constructor_fields(cls)[1] - {"params", "weight_decay"} if cls is not None else set()
+    library = fields.keys() - {"betas"}  # which is AdamW's, and others'
+    arguments = {name: item for name, item in value.items() if name not in library}
+    problems = check_fields("optim", {name: value[name] for name in value if name in fields}, fields)
+    if "type" not in value or not isinstance(value["type"], str):
+        return problems
+    if cls is None:
+        return [*problems, _unknown("optim.type", value["type"], OPTIMIZERS)]
+    if value["type"] in _REFUSED:
+        return [*problems, f"optim.type={value['type']!r}: {_REFUSED[value['type']]}; take another optimiser"]
+    unknown = [name for name in arguments if name not in own]
+    near = own | library
+    problems += [f"optim.{name}: {value['type']} has no such field; {nearest(name, near)}" for name in unknown]
+    known = {name: item for name, item in arguments.items() if name in own and name not in fields}
+    problems += check("optim", dict(type=value["type"], lr=1.0, **known), OPTIMIZERS)
+    if "weight_decay" not in constructor_fields(cls)[1] and value.get("weight_decay"):
+        problems.append(f"optim.weight_decay={value['weight_decay']!r}: {value['type']} has none; leave it out, or 0")
+    return problems + _groups(value)
+
+
+def _groups(value: dict) -> list[str]:
+    groups, problems = value.get("groups"), []
+    for name, group in (groups or {}).items() if isinstance(groups, dict) else ():
+        problems += check_fields(f"optim.groups.{name}", group, GROUP)
+        if isinstance(group, dict) and "lr_scale" in group and name in (value.get("lr_scale") or {}):
+            problems.append(f"optim.groups.{name}.lr_scale: optim.lr_scale.{name} is given too; leave one out")
+        if isinstance(group, dict) and "layer_decay" in group and name not in ("llm", "encoder"):
+            problems.append(f"optim.groups.{name}.layer_decay: expected of llm and encoder alone, which have blocks")
+    return problems
+
+
+def check_schedule(value: dict, check: Callable) -> list[str]:
+    problems = []
+    if ("epochs" in value) == ("steps" in value):
+        problems.append("schedule: expected either `epochs` or `steps`" + (", not both" if "steps" in value else ""))
+    entries = value.get("param_schedulers")
+    if entries is None:
+        return problems + _preset(value)
+    problems += [
+        f"schedule.{name}: part of a preset, and param_schedulers are given; leave one out "
+        "(schedule=dict(_delete_=True, ...) drops what a config inherits)"
+        for name in _OF_PRESETS
+        if name in value
+    ]
+    for i, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
+        problems += _scheduler(f"schedule.param_schedulers[{i}]", entry, check)
+    return problems
+
+
+def _preset(value: dict) -> list[str]:
+    name, problems = value.get("preset", PRESET), []
+    if "warmup_ratio" not in value:
+        problems.append(f"schedule.warmup_ratio is missing: expected {SECTIONS['schedule']['warmup_ratio'].expected}")
+    if name == "constant" and value.get("min_lr_ratio"):
+        problems.append("schedule.min_lr_ratio: preset='constant' never falls; leave it out")
+    if (name == "wsd") != ("decay_ratio" in value) and name in PRESETS:
+        problems.append(
+            "schedule.decay_ratio is missing: expected the part of the steps in which preset='wsd' falls, such as 0.2"
+            if name == "wsd"
+            else f"schedule.decay_ratio: preset={name!r} has none; leave it out, or take preset='wsd'"
+        )
+    ratios = [value.get(key, 0) for key in ("warmup_ratio", "decay_ratio")]
+    if name == "wsd" and all(isinstance(ratio, int | float) for ratio in ratios) and sum(ratios) > 1:
+        problems.append(f"schedule: warmup_ratio and decay_ratio are {sum(ratios)} together, more than all steps")
+    return problems
+
+
+def _scheduler(key: str, entry: Any, check: Callable) -> list[str]:
+    problems = _component(key, _without_parts(entry), PARAM_SCHEDULERS, check)
+    if problems:
+        return problems
+    if entry["type"].startswith("ReduceOnPlateau"):
+        problems.append(f"{key}.type={entry['type']!r}: it follows a validation of MMEngine's; take another schedule")
+    if entry.get("by_epoch"):
+        problems.append(f"{key}.by_epoch: a schedule counts optimisation steps here; leave it out")
+    for name in LENGTHS:
+        given = entry.get(name)
+        for length in given if isinstance(given, list | tuple) else [given]:
+            if isinstance(length, float) and not 0 <= length <= 1:
+                problems.append(
+                    f"{key}.{name}={length!r}: expected a part of the steps, 0.0 to 1.0, or a whole number of steps"
+                )
+    return problems
+
+
+def _without_parts(entry: Any) -> Any:
+    """With a number of steps in place of each length that is given as a part of all steps, which MMEngine has not."""
+
+    def steps(value):
+        return [steps(item) for item in value] if isinstance(value, list | tuple) else 1
+
+    if not isinstance(entry, dict):
+        return entry
+    return {k: steps(v) if k in LENGTHS and isinstance(v, float | list | tuple) else v for k, v in entry.items()}
+
+
+def check_hooks(value: Any, check: Callable) -> list[str]:
+    if not isinstance(value, list | tuple):
+        return [f"custom_hooks={value!r}: expected a list of hooks, dict(type=...)"]
+    problems = []
+    for i, entry in enumerate(value):
+        key = f"custom_hooks[{i}]"
+        own = {name: item for name, item in entry.items() if name != "priority"} if isinstance(entry, dict) else entry
+        found = _component(key, own, HOOKS, check)
+        problems += found
+        if not found and (why := _not_for_users(entry["type"])):
+            problems.append(f"{key}.type={entry['type']!r}: {why}")
+    return problems
+
+
+def _not_for_users(name: str) -> str | None:
+    module = HOOKS.get(name).__module__
+    if module.startswith("asvr."):
+        return "the library adds this hook itself; leave it out"
+    if module.startswith("mmengine.") and name not in _USABLE:
+        return (
+            f"it needs MMEngine's own training loop; its hooks for here are {', '.join(_USABLE)} (averaged weights: "
+            "runtime.ema; logs: visualizer)"
+        )
+    return None
+
+
+def check_visualizer(value: Any, check: Callable) -> list[str]:
+    if not isinstance(value, dict) or not isinstance(value.get("vis_backends"), list | tuple):
+        return [f"visualizer={value!r}: expected dict(vis_backends=[dict(type='TensorboardVisBackend'), ...])"]
+    problems = [f"visualizer.{name}: unknown field; known: vis_backends" for name in value if name != "vis_backends"]
+    for i, entry in enumerate(value["vis_backends"]):
+        problems += _component(f"visualizer.vis_backends[{i}]", entry, VISBACKENDS, check)
+    types = [entry.get("type") for entry in value["vis_backends"] if isinstance(entry, dict)]
+    if len(set(types)) < len(types):
+        problems.append(f"visualizer.vis_backends: expected each type once, given {types}")
+    return problems
+
+
+def require_packages(visualizer: dict | None) -> None:
+    """Raise ``ValueError`` where a backend's package is not installed. For who is about to train: others need none."""
+    for i, entry in enumerate((visualizer or {}).get("vis_backends", ())):
+        package = _PACKAGES.get(entry["type"])
+        if package is not None and find_spec(package) is None:
+            raise ValueError(
+                f"visualizer.vis_backends[{i}].type={entry['type']!r} needs {package}: pip install {package}"
+            )
+
+
+def _component(key: str, entry: Any, registry: Registry, check: Callable) -> list[str]:
+    """`check`, whose suggestions for an unknown type are MMEngine's own components too."""
+    if isinstance(entry, dict) and isinstance(entry.get("type"), str) and not _is_known(entry["type"], registry):
+        return [_unknown(f"{key}.type", entry["type"], registry)]
+    return check(key, entry, registry)
+
+
+def _is_known(name: str, registry: Registry) -> bool:
+    try:
+        return inspect.isclass(registry.get(name))
+    except RuntimeError:
+        return False
+
+
+def _unknown(key: str, name: str, registry: Registry) -> str:
+    package = name.partition(".")[0]
+    if "." in name and find_spec(package) is None:
+        return f"{key}={name!r} needs {package}: pip install {package}"
+    known = {*registry.module_dict, *registry.parent.module_dict}
+    return f"{key}={name!r}: no such {registry.name}; {nearest(name, known)}"
