@@ -17,7 +17,8 @@ from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Target, build_target
 from asvr.models.tokenizers.base import require_integers
 from asvr.models.tokenizers.precision import full_float32
-from asvr.models.tree import TRAINED_WITH, check_components, check_tree, is_trained
+from asvr.models.trainable import keep_statistics, train_only
+from asvr.models.tree import check_tree, is_trained
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
 
 
@@ -70,7 +71,8 @@ class VLM(nn.Module):
         losses = {target.name: target.criterion for target in self.targets}
         self.losses = nn.ModuleDict({name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)})
         check_tree(self, [loss for loss in losses.values() if not isinstance(loss, nn.Module)])
-        self._held: set[str] = set()  # names of parameters that `train_only` froze
+        self.held: set[str] = set()  # names of parameters that `train_only` froze
+        self.transforms: list[Callable] = []  # of `asvr.models.transforms`, in the order that they were applied
 
     # The forward pass ------------------------------------------------------------------------------------
 
@@ -221,28 +223,10 @@ class VLM(nn.Module):
             parts["losses"] = self.losses
         return parts | {f"tokenizer.{name}": tokenizer for name, tokenizer in self.tokenizers.items()}
 
-    def train_only(self, names: list[str]) -> None:
-        """Give gradients to the named components and to nothing else; what a component froze itself stays frozen.
-
-        Raises ``ValueError`` where a named component froze all that it has, and where tensors of the model are in no
-        component, so that nobody would train and save them.
-        """
-        parts = self.components()
-        unknown = [n for n in names if n not in parts or n in TRAINED_WITH or n.startswith("tokenizer.")]
-        if unknown:
-            raise ValueError(f"train={names}: unknown {unknown}; expected some of encoder, projector, llm, heads")
-        check_components(self, parts)
-        parameters = {name: dict(module.named_parameters(prefix=name)) for name, module in parts.items()}
-        frozen = {k for own in parameters.values() for k, p in own.items() if not p.requires_grad} - self._held
-        for name, own in parameters.items():
-            if name in names and own and own.keys() <= frozen:
-                raise ValueError(
-                    f"train={names}: every weight of {name} was frozen where it was built (requires_grad=False), so "
-                    f"there is nothing to train: leave {name!r} out, or build it with weights to train"
-                )
-            for key, parameter in own.items():
-                parameter.requires_grad_(TRAINED_WITH.get(name, name) in names and key not in frozen)
-        self._held = {k for own in parameters.values() for k, p in own.items() if not p.requires_grad} - frozen
+    def train_only(self, train: list[str]) -> None:
+        """Give gradients to what these entries name and to nothing else, see `asvr.models.trainable`; what a component
+        froze itself stays frozen."""
+        train_only(self, train, self.held)
 
     def train(self, mode: bool = True) -> "VLM":
         """As usual, but what is frozen stays in eval mode: batch norms and dropout of a frozen encoder must not move.
@@ -254,6 +238,7 @@ class VLM(nn.Module):
                 module.eval()
         if not (is_trained(self.heads) or is_trained(self.losses)):
             self.losses.eval()  # a loss with buffers alone is in use as long as heads are trained by it
+        keep_statistics(self, self.held)
         return self
 
     def portable(self, config: dict) -> dict:

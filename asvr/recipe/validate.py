@@ -23,6 +23,7 @@ from asvr.registry import (
     HEADS,
     LLMS,
     LOSSES,
+    MODEL_TRANSFORMS,
     MODEL_WRAPPERS,
     MODELS,
     PROJECTORS,
@@ -44,6 +45,7 @@ INJECTED = {
     TEXT_TOKENIZERS: set(),
     TEMPLATES: set(),
     MODEL_WRAPPERS: {"module", "device"},
+    MODEL_TRANSFORMS: {"model"},
 }
 # Which registry builds the component in a field of this name, wherever the field stands.
 NESTED = dict(
@@ -59,7 +61,7 @@ NESTED = dict(
     template=TEMPLATES,
 )
 ONCE = ("text_tokenizer", "runtime")
-BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "parallel")
+BY_STAGE = ("model", "data", "optim", "schedule", "evaluation", "validation", "parallel", "model_transforms")
 OF_STAGE = ("train", "init", *BY_STAGE)
 OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
 OTHER = ("stages", "custom_imports", "default_scope")
@@ -108,10 +110,14 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
     problems = [f"{k}: unknown; {nearest(k, OF_STAGE)}" for k in stage if k not in OF_STAGE]
     train = stage.get("train")
     if not isinstance(train, list | tuple) or not train:
-        problems.append(f"train={train!r}: expected a list of some of {', '.join(TRAINABLE)}")
+        problems.append(
+            f"train={train!r}: expected a list of some of {', '.join(TRAINABLE)}, or of patterns of weights "
+            "('llm.*.self_attn')"
+        )
     else:
+        names = [str(entry).partition(".")[0] for entry in train]
         problems += [
-            f"train={list(train)}: no component {t!r}; {nearest(t, TRAINABLE)}" for t in train if t not in TRAINABLE
+            f"train={list(train)}: no component {n!r}; {nearest(n, TRAINABLE)}" for n in names if n not in TRAINABLE
         ]
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
     if "init" in stage and stage["init"] not in starts and not is_model_folder(str(stage["init"])):
@@ -134,6 +140,8 @@ def _section(key: str, value: Any) -> list[str]:
         return check_component(key, value, MODELS)
     if key in ("evaluation", "validation", "parallel") and value is None:  # what a stage does without
         return []
+    if key == "model_transforms":
+        return _transforms(key, value)
     if key == "parallel":
         return check_component(key, value, MODEL_WRAPPERS) or _wrapper(value)
     problems = check_fields(key, value, SECTIONS[key])
@@ -147,6 +155,21 @@ def _section(key: str, value: Any) -> list[str]:
         if count().test(whole) and count().test(part) and whole % part:
             problems.append(f"data.global_batch={whole}: expected a multiple of data.micro_batch={part}")
         problems += _packing(value)
+    return problems
+
+
+def _transforms(key: str, value: Any) -> list[str]:
+    if value is not None and not isinstance(value, list | tuple):
+        return [f"{key}={value!r}: expected a list of model transforms, [dict(type=...), ...]"]
+    problems = []
+    for i, entry in enumerate(value or []):
+        found = check_component(f"{key}[{i}]", entry, MODEL_TRANSFORMS)
+        if not found and not inspect.isclass(find(MODEL_TRANSFORMS, entry["type"])):
+            if "model" not in constructor_fields(find(MODEL_TRANSFORMS, entry["type"]))[1]:
+                found = [
+                    f"{key}[{i}].type={entry['type']!r} takes no `model`: it is a function of the model, or a class"
+                ]
+        problems += found
     return problems
 
 
