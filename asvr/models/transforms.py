@@ -130,10 +130,10 @@ class Lora:
         """The names of layers by component."""
         parts = {n: part for n, part in model.components().items() if not n.startswith("tokenizer.")}
         linear = {
-            f"{name}.{key}".rstrip("."): (name, key, layer)
+            f"{name}.{key}": (name, key, layer)
             for name, part in parts.items()
             for key, layer in part.named_modules()
-            if isinstance(layer, nn.Linear)
+            if key and isinstance(layer, nn.Linear)
         }
         for pattern in self.layers:
             if not any(is_matched(key, [pattern]) for key in linear):
