@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 DATA = ["datasets>=4"]
+LORA = ["peft>=0.21"]
 DEMO = ["gradio>=6.31,<7"]  # 6.31 wants pillow below 13
 
 setup(
@@ -51,6 +52,7 @@ setup(
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
         "data": DATA,  # Parquet files
         "demo": DEMO,
+        "lora": LORA,  # adapters: the model transform Lora
         # playwright drives the chromium of the machine, if there is one.
         "dev": [
             "pytest>=8",
@@ -60,6 +62,7 @@ setup(
             "efficientnet-lite-pytorch",
             *DATA,
             *DEMO,
+            *LORA,
             "playwright",
         ],
     },

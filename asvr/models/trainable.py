@@ -27,11 +27,14 @@ def is_matched(name: str, patterns: Iterable[str]) -> bool:
 
 
 def near_names(pattern: str, names: Iterable[str]) -> str:
-    """The names that were meant, and those of the modules around them, with ``*`` for numbers."""
-    known = {re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names}
-    parts = (name.split(".") for name in known)
-    prefixes = {".".join(own[:length]) for own in parts for length in range(1, len(own) + 1)}
-    return nearest(pattern, {name for name in prefixes if not name.endswith("*")})
+    """The names that were meant, of weights or layers or of the modules around them: ``llm.*.self_attn`` for a pattern,
+    else with ``*`` for numbers alone."""
+    own = {name for name in names if name.startswith(f"{pattern.partition('.')[0]}.")} or set(names)
+    parts = [re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name).split(".") for name in own]
+    known = {".".join(one[:length]) for one in parts for length in range(2, len(one) + 1) if one[length - 1] != "*"}
+    if "*" in pattern:
+        known = {f"{name.partition('.')[0]}.*.{name.rpartition('.')[2]}" for name in known}
+    return nearest(pattern, known)
 
 
 def train_only(model: nn.Module, train: list[str], held: set[str]) -> None:
@@ -65,8 +68,9 @@ def _check_entry(train: list[str], entry: str, parameters: dict[str, nn.Paramete
     found = {key for key in parameters if is_matched(key, [entry])}
     if not found and "." in entry:
         component = entry.partition(".")[0]
-        own = [key for key in parameters if key.startswith(f"{component}.")]
-        raise ValueError(f"train={train}: {entry!r} matches no weight of the {component}; {near_names(entry, own)}")
+        raise ValueError(
+            f"train={train}: {entry!r} matches no weight of the {component}; {near_names(entry, parameters)}"
+        )
     if found and found <= frozen:
         raise ValueError(
             f"train={train}: every weight of {entry} was frozen where it was built (requires_grad=False), so "

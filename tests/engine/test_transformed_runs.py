@@ -205,7 +205,8 @@ def two(config, tmp_path_factory) -> Path:
     """Runs in two processes, and with the same options in one."""
     folder, plain = tmp_path_factory.mktemp("two"), dict(LORA, dropout=0.0)  # what is split otherwise draws otherwise
     adapters = {f"stages.{stage}.model_transforms": [plain] for stage in ("finetune", "same")}
-    options = dict(ddp=OPTIONS | adapters, fsdp=OPTIONS | adapters, part=PARTS)
+    quiet = {"stages.finetune.evaluation": None}
+    options = dict(ddp=OPTIONS | adapters | quiet, fsdp=OPTIONS | adapters | quiet, part=PARTS | quiet)
     kinds = dict(ddp="DDP", fsdp="FSDP2", part="FSDP2")
     runs = [
         dict(

@@ -167,6 +167,23 @@ def test_a_right_config_passes():
             {"stages.pretrain.train": ["head"]},
             "stages.pretrain: train=['head']: no component 'head'; did you mean 'heads'?",
         ),
+        (
+            {"stages.pretrain.train": ["lm.*.mlp"]},
+            "stages.pretrain: train=['lm.*.mlp']: no component 'lm'; did you mean 'llm'?",
+        ),
+        (
+            {"model_transforms": dict(type="Lora")},
+            "model_transforms={'type': 'Lora'}: expected a list of model transfor",
+        ),
+        (
+            {"model_transforms": [dict(type="Lroa")]},
+            "model_transforms[0].type='Lroa': no such model transform; did you",
+        ),
+        ({"model_transforms": [dict(type="Lora")]}, "model_transforms[0].layers is missing: Lora needs it"),
+        (
+            {"stages.finetune.model_transforms": [dict(type="Lora", layers=["llm"], rank=8)]},
+            "stages.finetune: model_transforms[0].rank: Lora has no such field; known: alpha, dropout, layers, r",
+        ),
         ({"stages.pretrain.optm": {}}, "stages.pretrain: optm: unknown; did you mean 'optim'?"),
         (
             {"stages.finetune.init": "pretrian"},
