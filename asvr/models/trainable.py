@@ -45,7 +45,7 @@ def train_only(model: nn.Module, train: list[str], held: set[str]) -> None:
     tensors of the model are in no component, so that nobody would train and save them.
     """
     parts = model.components()
-    unknown = [n for n in train if (c := n.partition(".")[0]) not in parts or c in TRAINED_WITH or c not in TRAINABLE]
+    unknown = [n for n in train if (c := n.partition(".")[0]) not in parts or c in TRAINED_WITH]
     if unknown:
         raise ValueError(
             f"train={train}: unknown {unknown}; expected some of {', '.join(TRAINABLE)}, or patterns of their weights, "

@@ -164,13 +164,16 @@ def _transforms(key: str, value: Any) -> list[str]:
     problems = []
     for i, entry in enumerate(value or []):
         found = check_component(f"{key}[{i}]", entry, MODEL_TRANSFORMS)
-        if not found and not inspect.isclass(find(MODEL_TRANSFORMS, entry["type"])):
-            if "model" not in constructor_fields(find(MODEL_TRANSFORMS, entry["type"]))[1]:
-                found = [
-                    f"{key}[{i}].type={entry['type']!r} takes no `model`: it is a function of the model, or a class"
-                ]
-        problems += found
+        problems += found or _transform(f"{key}[{i}].type={entry['type']!r}", find(MODEL_TRANSFORMS, entry["type"]))
     return problems
+
+
+def _transform(what: str, kind: Any) -> list[str]:
+    if inspect.isclass(kind):
+        called = "__call__" in dir(kind)
+    else:
+        called = "model" in constructor_fields(kind)[1]
+    return [] if called else [f"{what}: expected a class with __call__(model), or a function with an argument `model`"]
 
 
 def _wrapper(value: dict) -> list[str]:

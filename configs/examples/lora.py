@@ -1,5 +1,5 @@
-# LoRA: a model learns to answer, then adapters learn another kind of answer in front of a frozen LLM, and at last a few
-# weights that patterns choose. Three minutes on 2 cores; needs peft (pip install -e '.[mini,lora]').
+# LoRA: a small model learns to answer, then adapters go on in front of its frozen LLM, and at last a few weights of the
+# merged model that patterns choose. Minutes on two CPU cores; needs peft (pip install -e '.[mini,lora]').
 # python tools/train.py configs/examples/lora.py
 _base_ = ["../asvr_mini.py"]
 

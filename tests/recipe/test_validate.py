@@ -13,7 +13,7 @@ from asvr.recipe.preflight import check_sizes, preflight
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.validate import check_config
-from asvr.registry import HEADS
+from asvr.registry import HEADS, MODEL_TRANSFORMS
 
 TINY = dict(
     text_tokenizer=dict(type="ByteLevelBPE", vocab_size=300, corpus=dict(type="EasyVQA")),
@@ -200,6 +200,15 @@ def test_a_right_config_passes():
 def test_a_mistake_names_key_value_and_what_was_expected(change, problem):
     (found,) = problems(config(**change))
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize("transform", [type("NotCalled", (), {}), lambda: None])
+def test_a_transform_that_takes_no_model_is_told(transform, monkeypatch):
+    monkeypatch.setitem(MODEL_TRANSFORMS.module_dict, "mine", transform)
+    (found,) = problems(config(model_transforms=[dict(type="mine")]))
+    assert found.startswith(
+        "model_transforms[0].type='mine': expected a class with __call__(model), or a function with"
+    )
 
 
 @pytest.mark.parametrize(
