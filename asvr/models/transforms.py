@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import torch
 from torch import nn
 
 from asvr.base.text import short
@@ -40,7 +41,7 @@ def apply_transforms(model: nn.Module, configs: Sequence[dict]) -> None:
     for config in configs:
         in_files = {name: _in_files(part) for name, part in model.components().items() if source_of(part) is not None}
         transform = build_transform(config)
-        result = transform(model)
+        result = transform(model=model) if isinstance(transform, partial) else transform(model)
         if result is not None and result is not model:
             raise ValueError(
                 f"model_transforms: {config['type']!r} returned {short(result)}: change the model in place, and return "
@@ -53,9 +54,9 @@ def apply_transforms(model: nn.Module, configs: Sequence[dict]) -> None:
             part.apart = frozenset(new & unshared(part).keys())
 
 
-def _in_files(part: nn.Module) -> set[int]:
-    """The tensors of a component that stand in its ``source``."""
-    return {id(value) for key, value in part.state_dict(keep_vars=True).items() if key not in apart_of(part)}
+def _in_files(part: nn.Module) -> dict[int, torch.Tensor]:
+    """The tensors of a component that stand in its ``source``, by their ids, which are theirs as long as they live."""
+    return {id(value): value for key, value in part.state_dict(keep_vars=True).items() if key not in apart_of(part)}
 
 
 def merge_transforms(model: nn.Module, keep: int = 0) -> None:

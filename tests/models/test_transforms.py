@@ -7,6 +7,7 @@ import torch
 from engine_helpers import LLAMA, SIGLIP, collate, item, tiny_model
 from PIL import Image
 
+from asvr.engine.checkpoint import saved_tensors
 from asvr.models.transforms import apply_transforms, merge_transforms, transform_and_train
 from asvr.registry import MODEL_TRANSFORMS
 
@@ -103,7 +104,7 @@ def test_a_tied_head_and_a_second_set_of_adapters_are_refused():
 def test_components_may_have_adapters_of_their_own():
     model = tiny_model()
     before = losses(model)
-    encoder = dict(LORA, layers=["encoder.*.q_proj", "projector.mlp.0"], r=3)
+    encoder = dict(LORA, layers=["encoder.*.q_proj", "projector.mlp.0", "heads.*.classifiers"], r=3)
     apply_transforms(model, [LORA, encoder])
     assert {p.shape[0] for k, p in model.named_parameters() if ".lora_A." in k} == {2, 3}
     merge_transforms(model, keep=1)
@@ -161,3 +162,20 @@ def test_the_meta_device_holds_no_adapter():
         )
         apply_transforms(model, [LORA])
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@MODEL_TRANSFORMS.register_module()
+def new_weights(factor: float, model):
+    """A tensor may get the place in memory, and the id, of one that it takes the place of."""
+    for layer in model.llm.modules():
+        if type(layer) is torch.nn.Linear:
+            layer.weight = torch.nn.Parameter(layer.weight.detach() * factor)
+
+
+def test_weights_that_are_replaced_are_in_no_file():
+    model = tiny_model(train=["projector"])
+    model.llm.source = "a/llm"
+    transform_and_train(model, [dict(type="new_weights", factor=2.0)], ["projector"])
+    linear = {f"{key}.weight" for key, layer in model.llm.named_modules() if type(layer) is torch.nn.Linear}
+    assert model.llm.apart == linear
+    assert saved_tensors(model.llm).keys() == linear
