@@ -7,7 +7,7 @@ import torch
 from engine_helpers import LLAMA, SIGLIP, collate, item, tiny_model
 from PIL import Image
 
-from asvr.engine.checkpoint import saved_tensors
+from asvr.engine.saved import saved_tensors
 from asvr.models.transforms import apply_transforms, merge_transforms, transform_and_train
 from asvr.registry import MODEL_TRANSFORMS
 
