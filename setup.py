@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 DATA = ["datasets>=4"]
+LORA = ["peft>=0.21"]
 DEMO = ["gradio>=6.31,<7"]  # 6.31 wants pillow below 13
 
 setup(
@@ -52,6 +53,7 @@ setup(
         "data": DATA,  # Parquet files
         "demo": DEMO,
         "logs": ["tensorboard"],  # of `visualizer`, MMEngine's TensorboardVisBackend
+        "lora": LORA,  # adapters: the model transform Lora
         # playwright drives the chromium of the machine, if there is one.
         "dev": [
             "pytest>=8",
@@ -63,6 +65,7 @@ setup(
             *DATA,
             *DEMO,
             "tensorboard",
+            *LORA,
             "playwright",
         ],
     },

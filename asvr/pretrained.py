@@ -28,6 +28,7 @@ from asvr.data.text_tokenizer import save_text_tokenizer
 from asvr.engine.stages import finished_model, trained_with
 from asvr.evaluation.generation import PromptTooLong, generate
 from asvr.models.losses import linear_cross_entropy
+from asvr.models.transforms import merge_transforms
 from asvr.recipe.build import build_device
 from asvr.recipe.config import MODEL_FILE, load_config
 from asvr.recipe.model_file import FORMAT, build_described, check_description, import_modules, read_description
@@ -134,7 +135,9 @@ class Pretrained:
         return dict(input_ids=input_ids, labels=labels, images=images, image_keys=keys, sample_id=f"prompt {i}")
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the folder, whole or not at all. Raises ``ValueError`` where it exists or cannot be written."""
+        """Write the folder, whole or not at all; adapters are merged into the weights. Raises ``ValueError`` where it
+        exists or cannot be written."""
+        merge_transforms(self.model)
         with new_folder(folder) as partial:
             self._write(partial)
         return Path(folder).absolute()
@@ -187,7 +190,8 @@ def load(
 ) -> Pretrained:
     """The model of a folder that `Pretrained.save_pretrained` wrote, or of a finished run's work dir.
 
-    stage: of a work dir, None the last. precision: to answer in, see `computing_in`; None: the one that it was trained
+    stage: of a work dir, None the last; what its ``model_transforms`` added, such as adapters, is merged into the
+    weights where they can be. precision: to answer in, see `computing_in`; None: the one that it was trained
     in. trust_custom_imports: import, and so run, the modules that a folder of `save_pretrained` names for its own
     components. A work dir's ``config.py`` is Python and runs: load your own runs
     only. Raises ``ValueError`` where the folder is neither, or is damaged.
@@ -235,6 +239,8 @@ def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
     name = recipe.stage(stage).name
     tokenizer = _trained_tokenizer(recipe, name, work_dir)
     model, config = finished_model(recipe, name, tokenizer, work_dir)
+    if all(hasattr(transform, "merge") for transform in model.transforms):
+        merge_transforms(model)
     return Pretrained(
         model=model,
         config=config.model.to_dict(),

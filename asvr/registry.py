@@ -158,3 +158,8 @@ VISBACKENDS = _registry(
     _VISBACKENDS,
     contract="a `BaseVisBackend` of MMEngine, with add_scalars",
 )
+MODEL_TRANSFORMS = _registry(
+    "model transform",
+    "asvr.models.transforms",
+    contract="takes the built model and changes it in place, see `asvr.models.transforms`",
+)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from data_helpers import byte_level
+from run_helpers import TINY
 from safetensors.torch import load_file
 from torch import nn
 
@@ -208,3 +209,26 @@ def _noting(forward, name: str, called: set):
         return forward(self, *args, **kwargs)
 
     return noted
+
+
+def test_the_lora_guide_trains_adapters_and_then_what_patterns_choose(quick, tmp_path):
+    pytest.importorskip("peft")
+    root = Path(__file__).parents[1]
+    few = {key: value for key, value in TINY.items() if not key.startswith("stages.")}
+    few |= {"model.llm.arch.num_hidden_layers": 2, "runtime.log_interval": 1}
+    for stage in ("learn", "adapt", "polish"):
+        few |= {f"stages.{stage}.schedule.steps": 2, f"stages.{stage}.evaluation.limit": 3}
+    run(load_config(root / "configs/examples/lora.py", few), tmp_path)
+    assert len((root / "configs/examples/lora.py").read_text().splitlines()) <= 60
+    learned, adapted, polished = (
+        load_file(tmp_path / stage / "checkpoints" / "step_00000002" / "model.safetensors")
+        for stage in ("learn", "adapt", "polish")
+    )
+    layer = "llm.model.model.layers.0.mlp.up_proj"
+    assert torch.equal(adapted[f"{layer}.base_layer.weight"], learned[f"{layer}.weight"])
+    product = adapted[f"{layer}.lora_B.default.weight"] @ adapted[f"{layer}.lora_A.default.weight"]
+    torch.testing.assert_close(polished[f"{layer}.weight"], learned[f"{layer}.weight"] + product * 16 / 8)
+    changed = {key for key in polished if key in adapted and not torch.equal(polished[key], adapted[key])}
+    assert {key.split(".")[0] for key in changed} == {"projector", "llm"} and all(
+        "norm" in key or ".layers.1.mlp." in key for key in changed if key.startswith("llm.")
+    )

@@ -50,6 +50,17 @@ def test_model_snippet_runs(tiny_run, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "models" / "mine" / "asvr.json").is_file()
 
 
+def test_stages_with_adapters_are_a_valid_config():
+    from asvr.recipe.config import load_config
+    from asvr.recipe.validate import check_config
+
+    names = {}
+    exec(next(code for code in PYTHON if "Lora" in code), names)  # noqa: S102
+    cfg = load_config(ROOT / "configs/asvr_vicuna7b.py")
+    cfg.stages = names["stages"]
+    check_config(cfg)
+
+
 def test_reconstruction_snippet_is_a_valid_config():
     from asvr.recipe.config import load_config
     from asvr.recipe.preflight import check_sizes

@@ -1,6 +1,6 @@
 """Checkpoints: a folder with the weights that stand in no other file, and the state to go on from.
 
-``model.safetensors``  weights of every component that was trained or initialised here
+``model.safetensors``  weights that were trained or initialised here, see `asvr.engine.saved`
 ``state.pt``           optimiser, schedule, random states (tensors and plain values only)
 ``checkpoint.json``    step, stage, configuration, fingerprints of the frozen weights, SHA-256 of the other files
 
@@ -10,6 +10,7 @@ optimiser's part in the second, see `asvr.engine.sharded`. Each is read into a m
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -37,50 +38,24 @@ from asvr.engine.checkpoint_folder import (
     set_aside_later,
     told,
 )
-from asvr.models.component import fingerprint_in, fingerprint_of, source_of
+from asvr.engine.saved import frozen_fingerprints, own_components, saved_tensors
+from asvr.models.component import apart_of, fingerprint_in, fingerprint_of, source_of
 from asvr.models.hf import DTYPES
 from asvr.models.shards import part_of, unshared
 from asvr.models.tree import TRAINED_WITH
 
-__all__ = [  # of the folders, for users of this
+__all__ = [  # of the folders and of what they hold, for users of this
     "PREFIX",
     "clean",
+    "frozen_fingerprints",
     "newest",
+    "own_components",
     "prune",
     "read_meta",
     "set_aside_damaged",
     "set_aside_later",
 ]
 WEIGHTS, STATE = "model.safetensors", "state.pt"
-
-
-def own_components(model: nn.Module) -> dict[str, nn.Module]:
-    """Components whose weights must be saved: trained ones, and those that were initialised here. The rest is frozen,
-    stands in the files it came from, and is named by its fingerprint. Tokenizers have folders of their own."""
-    return {
-        name: module
-        for name, module in model.components().items()
-        if not name.startswith("tokenizer.")
-        and (source_of(module) is None or any(p.requires_grad for p in module.parameters()))
-    }
-
-
-def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
-    """Where weights are sharded, every process calls it."""
-    own = own_components(model)
-    return {
-        name: dict(source=source_of(module), fingerprint=fingerprint_of(module), **_casts(name, module))
-        for name, module in model.components().items()
-        if name not in own
-    }
-
-
-def _casts(name: str, module: nn.Module) -> dict:
-    """Fingerprints in half precision of what is float32 here: a later stage may train the same weights so."""
-    if name.startswith("tokenizer.") or {p.dtype for p in module.parameters()} != {torch.float32}:
-        return {}
-    halves = [dtype for dtype in DTYPES.values() if dtype != torch.float32]
-    return dict(casts=[fingerprint_in(module, dtype) for dtype in halves])
 
 
 # Writing --------------------------------------------------------------------------------------------------
@@ -92,7 +67,7 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer | None, state: di
     weights = {
         f"{name}.{key}": value
         for name, module in own_components(model).items()
-        for key, value in unshared(module).items()
+        for key, value in saved_tensors(module).items()
     }
     if optimizer is None:
         return dict(weights=weights, tensors={}, state=state)
@@ -231,20 +206,24 @@ def weights_digest(folder: Path) -> str:
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Load a checkpoint's weights; strict. What is not in the file must stand in files of its own (an LLM that the
     stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
-    counts as initialised here, so that later checkpoints hold it too."""
+    counts as initialised here, so that later checkpoints hold it too. So do tensors of a component that is there in
+    part."""
     whole = WEIGHTS in read_meta(folder)["sha256"]
     require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS))
-    names = _check_fit(folder, model, _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS))
-    parts = {name: model.components()[name] for name in names}
-    own = {f"{name}.{key}": value for name, module in parts.items() for key, value in unshared(module).items()}
+    found = _check_fit(folder, model, _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS))
+    parts = {name: model.components()[name] for name in found}
+    own = {f"{n}.{k}": value for n, module in parts.items() for k, value in unshared(module).items() if k in found[n]}
     if whole:
         with torch.no_grad(), safe_open(folder / WEIGHTS, framework="pt") as file:
             for key, value in own.items():
                 value.copy_(part_of(file.get_slice(key), value))
     else:
         sharded.read(folder / sharded.WEIGHTS, own)
-    for module in parts.values():
-        module.source = None
+    for name, module in parts.items():
+        if found[name] == unshared(module).keys():
+            module.source, module.apart = None, frozenset()
+        else:
+            module.apart = apart_of(module) | found[name]
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -268,29 +247,32 @@ def check_frozen(folder: Path, model: nn.Module) -> None:
     for name, there in meta["frozen"].items():
         if name not in parts:
             continue
-        here = fingerprint_of(parts[name])
+        saved = there.get("saved", ())
+        here = fingerprint_in(parts[name], None, saved) if saved else fingerprint_of(parts[name])
         same = here in (there["fingerprint"], *there.get("casts", ()))
-        if not same and not _same_in_another_dtype(parts[name], there["fingerprint"]):
+        if not same and not _same_in_another_dtype(parts[name], there["fingerprint"], saved):
             told = f"{there['source']} ({there['fingerprint']}), here {source_of(parts[name])} ({here})"
             different.append(f"{name}: {told}")
     if different:
         raise ValueError(f"{folder} was made with other frozen weights of {'; '.join(different)}")
 
 
-def _same_in_another_dtype(part: nn.Module, fingerprint: str) -> bool:
+def _same_in_another_dtype(part: nn.Module, fingerprint: str, saved: Collection[str]) -> bool:
     """A stage may hold the same weights in another dtype than the one before it."""
     own = {p.dtype for p in part.parameters()}
-    return any(fingerprint_in(part, dtype) == fingerprint for dtype in DTYPES.values() if {dtype} != own)
+    return any(fingerprint_in(part, dtype, saved) == fingerprint for dtype in DTYPES.values() if {dtype} != own)
 
 
-def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) -> list[str]:
-    """The components that a checkpoint holds. Raises ``ValueError`` where they are not this model's."""
+def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) -> dict[str, set[str]]:
+    """The components that a checkpoint holds, with the keys that it has of each. Raises ``ValueError`` where they are
+    not this model's."""
     components = model.components()
     by_component: dict[str, dict] = {}
     for key, shape in shapes.items():
         name, _, rest = key.partition(".")
         by_component.setdefault(name, {})[rest] = shape
-    homeless = {n for n, m in own_components(model).items() if source_of(m) is None and m.state_dict()}
+    parts = own_components(model).items()
+    homeless = {n for n, m in parts if apart_of(m) or (source_of(m) is None and m.state_dict())}
     missing = homeless - by_component.keys()
     if missing & TRAINED_WITH.keys():
         logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", folder)
@@ -302,10 +284,12 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
         )
     for name, own in by_component.items():
         expected = unshared(components[name])
-        wrong = sorted(expected.keys() ^ own.keys()) or [k for k in own if own[k] != expected[k].shape]
+        needed = apart_of(components[name]) if name in read_meta(folder)["frozen"] else expected.keys()
+        wrong = sorted((needed | own.keys()) - (expected.keys() & own.keys()))
+        wrong = wrong or [key for key in own if own[key] != expected[key].shape]
         if wrong:
             raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
-    return list(by_component)
+    return {name: set(own) for name, own in by_component.items()}
 
 
 def _shapes(file: Path) -> dict[str, torch.Size]:

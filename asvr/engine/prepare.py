@@ -96,7 +96,7 @@ def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
     """`pictures_of_stages`, where the cached features of the frozen encoder serve all stages."""
     first = recipe.first
     for name, stage in recipe.stages.items():
-        if "encoder" in stage.train:
+        if "encoder" in stage.trained_components:
             raise ValueError(
                 f"data.cache holds features of a frozen encoder, and stage {name} trains it: set data.cache=False"
             )

@@ -9,6 +9,8 @@ work_dir/
 import hashlib
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mmengine.runner import Runner
@@ -26,6 +28,7 @@ from asvr.engine.parallel import bare, gathered
 from asvr.engine.prepare import Prepared
 from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
+from asvr.engine.starts import LAST_TAP, begin_with, load_start, require_same_taps
 from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks, uncompiled
 from asvr.models.component import fingerprint_of
@@ -36,7 +39,6 @@ from asvr.recipe.recipe import Recipe, Stage
 from asvr.registry import DATASETS, MODEL_WRAPPERS
 
 DONE = "done.json"
-LAST_TAP = "before the final norm"  # what ``tap=num_layers`` names; earlier versions took the state behind the norm
 
 
 def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
@@ -55,14 +57,17 @@ def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, res
             logger.info("stage %s is finished: skipped (%s)", name, folder)
             return load_stage(recipe, name, prepared, work_dir)
         logger.warning("stage %s was finished, but its last checkpoint is gone: it is trained again", name)
-    shared = _fresh_model(recipe, name, prepared, shared=True)
+    start = None if newest is not None else _start_of(recipe, name, work_dir, prepared.text_tokenizer)
+    before = stage if start is None else recipe.stages[stage.init]
+    same = before.model_transforms == stage.model_transforms  # else the weights are there before the transforms
+    begin = None if same else partial(begin_with, start, before=before, stage=stage)
+    shared = _fresh_model(recipe, name, prepared, shared=True, begin=begin)
     model = bare(shared)
     if newest is not None:
         tell_changes(_load_checkpoint(recipe, name, prepared, work_dir, newest, model), stage)
-    elif (start := _start_of(recipe, name, work_dir, prepared.text_tokenizer)) is not None:
-        _require_same_taps(start, model)
-        checkpoint.check_frozen(start, model)
-        checkpoint.load_weights(start, model)
+    elif start is not None:
+        if same:
+            load_start(start, model)
         _require_prepared(prepared, model, name)
         logger.info("stage %s starts from %s", name, start)
 
@@ -108,7 +113,7 @@ def _load_checkpoint(recipe: Recipe, name: str, prepared: Prepared, work_dir: Pa
     _check_start(folder, recipe, name, work_dir)
     if other_places(different, "model"):
         _require_same_architecture(folder, model, prepared.recipe.stages[name].model.to_dict())
-    _require_same_taps(folder, model)
+    require_same_taps(folder, model)
     checkpoint.check_frozen(folder, model)
     checkpoint.load_weights(folder, model)
     _require_prepared(prepared, model, name)
@@ -130,18 +135,6 @@ def _require_same_architecture(folder: Path, model: nn.Module, config: dict) -> 
         )
 
 
-def _require_same_taps(folder: Path, model: nn.Module) -> None:
-    """Raise ``ValueError`` where a head was trained on another hidden state than ``tap`` names now."""
-    if checkpoint.read_meta(folder).get("last_tap") == LAST_TAP:
-        return
-    for target in model.targets:
-        if (tap := getattr(model.llm, "num_layers", None)) in target.taps:
-            raise ValueError(
-                f"{folder}: an earlier version trained target {target.name!r} on the state behind the final norm, "
-                f"which tap={tap} named then and tap=-1 names now: train it anew with --resume never"
-            )
-
-
 def _require_prepared(prepared: Prepared, model: nn.Module, name: str) -> None:
     """Raise ``ValueError`` where the cache holds outputs of other weights than the model's. Every process calls it."""
     parts = model.components() if prepared.cache is not None else {}
@@ -153,19 +146,23 @@ def _require_prepared(prepared: Prepared, model: nn.Module, name: str) -> None:
             )
 
 
-def _fresh_model(recipe: Recipe, name: str, prepared: Prepared, *, shared: bool = False) -> nn.Module:
+def _fresh_model(
+    recipe: Recipe, name: str, prepared: Prepared, *, shared: bool = False, begin: Callable | None = None
+) -> nn.Module:
     """The model that a stage's checkpoints are loaded into: as the config says, or out of the folder ``init``.
 
-    shared: as it trains, compiled and in the wrapper by which processes share a step, where the config asks for that.
+    begin: gives it the weights that it begins with, in front of its transforms. shared: as it trains, compiled and in
+    the wrapper by which processes share a step, where the config asks for that.
     """
     stage = prepared.recipe.stages[name]
     device, wrapper = build_device(stage.runtime.device), stage.parallel if shared else None
     in_folder = is_model_folder(init := recipe.stages[name].init)
     defers = wrapper is not None and getattr(MODEL_WRAPPERS.get(wrapper.type), "defers", False)
-    model = build_model(stage, prepared.text_tokenizer.num_ids, defer_llm=defers and not in_folder)
     if in_folder:
-        start_from(model, Path(init), cached=prepared.cache is not None)
+        begin = partial(start_from, folder=Path(init), cached=prepared.cache is not None)
         logger.info("stage %s starts from %s", name, init)
+    defers = defers and begin is None and not stage.model_transforms  # which look at weights
+    model = build_model(stage, prepared.text_tokenizer.num_ids, defer_llm=defers, begin=begin)
     _require_prepared(prepared, model, name)
     if wrapper is None:
         model.to(device)

@@ -8,7 +8,7 @@ Legend: ``T`` tokens in a row, ``N`` visual tokens of an image, ``E`` encoder wi
 ``C`` code width, ``D`` code depth, ``V`` codes in a codebook, ``S`` supervised text positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -183,12 +183,17 @@ def recomputed_parts(model: Config) -> set[str]:
     return found | {name for name, part in ((LLM_BLOCKS, model.llm), ("encoder", model.encoder)) if full(part)}
 
 
-def training_factor(part: Part, train: list[str], *, recomputed: set[str], cached: bool) -> float:
+def training_factor(
+    part: Part, train: Mapping[str, float] | Collection[str], *, recomputed: set[str], cached: bool
+) -> float:
     """Forward passes that one training step costs a part.
 
     0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes
     through, on its way to something trained; 3 where weights get one too; and one more, less
     `Part.last`, where the backward pass computes the forward pass again (``recomputed``, see `recomputed_parts`).
+    train: the components that are trained, with the shares of their weights (`trained_shares`): where a share is, a
+    part costs as much between 2 and 3. Weights in front of the first trained one need no gradient: that is not
+    counted, so it is an upper bound.
     """
     if cached and part.component not in train and part.component.startswith(("encoder", "tokenizer.")):
         return 0
@@ -198,7 +203,7 @@ def training_factor(part: Part, train: list[str], *, recomputed: set[str], cache
         "heads": ("encoder", "projector", "llm"),
     }
     if part.component in train:
-        factor = 3
+        factor = 2 + (train[part.component] if isinstance(train, Mapping) else 1)
     elif any(name in train for name in upstream.get(part.component, ())):
         factor = 2
     else:

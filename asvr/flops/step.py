@@ -7,12 +7,14 @@ of a sample's length is told apart by counting two lengths.
 import logging
 
 import torch
+from torch import nn
 
 from asvr.data.batch import Batch
-from asvr.flops.count import LLM_BLOCKS, Sample, flops_of, forward_parts, training_factor
+from asvr.flops.count import LLM_BLOCKS, Part, Sample, flops_of, forward_parts, training_factor
 from asvr.flops.memory import in_one_line
+from asvr.models.trainable import trained_shares
 from asvr.recipe.preflight import build_meta
-from asvr.recipe.recipe import Stage
+from asvr.recipe.recipe import Recipe, Stage
 
 logger = logging.getLogger("asvr")
 SHORT, LONG = 256, 512
@@ -37,7 +39,7 @@ class StepFlops:
     def __init__(self, stage: Stage):
         model, self.sample = build_meta(stage), Sample()
         self.half = stage.optim.precision == "bf16"
-        self.train = list(stage.train)
+        self.train = trained_shares(model)
         llm = model.llm
         dtype = next(llm.parameters()).dtype
         short, long = (
@@ -77,6 +79,16 @@ class StepFlops:
                 flops = part.flops * images
             found[part.name] = flops * training_factor(part, self.train, recomputed=set(), cached=False)
         return found
+
+
+def parts_by_stage(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> dict[str, list[Part]]:
+    """The forward pass part by part, of the first stage's model, and anew where a stage has other transforms."""
+    found: dict[str, list[Part]] = {}
+    for name, model in models.items():
+        transforms = recipe.stages[name].model_transforms
+        known = next((parts for n, parts in found.items() if recipe.stages[n].model_transforms == transforms), None)
+        found[name] = known or forward_parts(model, sample)
+    return found
 
 
 def step_flops(stage: Stage) -> StepFlops | None:

@@ -27,6 +27,7 @@ from asvr.interchange.llava_folder import write_folder
 from asvr.models.encoders.huggingface import HFVisionEncoder
 from asvr.models.llms import HFCausalLM
 from asvr.models.projectors import MLPProjector
+from asvr.models.transforms import merge_transforms
 from asvr.pretrained import Pretrained
 
 TOWERS = {"siglip_vision_model": "full", "clip_vision_model": "default"}  # which features LLaVA keeps: all, or no CLS
@@ -48,6 +49,7 @@ def export_llava(source: Pretrained, folder: str | Path) -> Path:
     model, or where the exported processor would not give the token ids that the model was trained with."""
     folder = Path(folder).absolute()
     require_new(folder)
+    merge_transforms(source.model)
     refuse_inexpressible(source)
     processor, image_id = build_processor(source)
     check_ids(source, processor, image_id)

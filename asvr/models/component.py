@@ -1,11 +1,12 @@
 """What every part of a model has: where its weights come from, and a fingerprint of them."""
 
 import hashlib
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
-from asvr.models.shards import whole
+from asvr.models.shards import unshared, whole
 
 # Fields of a component's config that name the files its weights come from.
 WEIGHT_FIELDS = ("name", "weights")
@@ -18,10 +19,12 @@ def without_weights(config: dict) -> dict:
 
 class Component(nn.Module):
     """A part of the model. ``source`` names the files its weights were loaded from (a name or folder),
-    or is None when it was initialised here: such weights stand in no other file, so checkpoints hold them.
+    or is None when it was initialised here: such weights stand in no other file, so checkpoints hold them. ``apart``:
+    of a part with a ``source``, the keys of its tensors that stand elsewhere: loaded from a checkpoint, or added here.
     """
 
     source: str | None = None
+    apart: frozenset[str] = frozenset()
 
     def fingerprint(self) -> str:
         return fingerprint(self)
@@ -41,6 +44,10 @@ def source_of(part: nn.Module) -> str | None:
     return getattr(part, "source", None)
 
 
+def apart_of(part: nn.Module) -> frozenset[str]:
+    return getattr(part, "apart", frozenset())
+
+
 def portable_of(part: nn.Module, config: dict) -> dict:
     return part.portable(config) if hasattr(part, "portable") else without_weights(config)
 
@@ -51,10 +58,12 @@ def fingerprint(module: nn.Module) -> str:
     return fingerprint_in(module, None)
 
 
-def fingerprint_in(module: nn.Module, dtype: torch.dtype | None) -> str:
-    """The `fingerprint` that ``module`` would have with its floating-point numbers in ``dtype``; None: as they are."""
+def fingerprint_in(module: nn.Module, dtype: torch.dtype | None, without: Collection[str] = ()) -> str:
+    """The `fingerprint` that ``module`` would have with its floating-point numbers in ``dtype``; None: as they are.
+    without: keys of tensors that are left out, of tied ones too, which have one name then."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    tensors = module.state_dict() if not without else {k: v for k, v in unshared(module).items() if k not in without}
+    for name, tensor in sorted(tensors.items()):
         tensor = whole(tensor.detach())
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)

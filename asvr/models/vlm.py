@@ -16,7 +16,8 @@ from asvr.models.component import portable_of
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Seen, Target
 from asvr.models.tokenizers.precision import full_float32
-from asvr.models.tree import TRAINABLE, TRAINED_WITH, check_components, check_tree, is_trained
+from asvr.models.trainable import keep_statistics, train_only
+from asvr.models.tree import check_tree, is_trained
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS, TARGETS
 
 
@@ -69,7 +70,8 @@ class VLM(nn.Module):
         self.losses = _modules({target.name: target.criterion for target in self.targets})
         self.metrics = {f"{metric}_{target.name}": target.name for target in self.targets for metric in target.metrics}
         check_tree(self, [*self.targets, *(target.criterion for target in self.targets)])
-        self._held: set[str] = set()  # names of parameters that `train_only` froze
+        self.held: set[str] = set()  # names of parameters that `train_only` froze
+        self.transforms: list[Callable] = []  # of `asvr.models.transforms`, in the order that they were applied
 
     # The forward pass ------------------------------------------------------------------------------------
 
@@ -207,28 +209,10 @@ class VLM(nn.Module):
             parts["teachers"] = self.teachers
         return parts | {f"tokenizer.{name}": tokenizer for name, tokenizer in self.tokenizers.items()}
 
-    def train_only(self, names: list[str]) -> None:
-        """Give gradients to the named components and to nothing else; what a component froze itself stays frozen.
-
-        Raises ``ValueError`` where a named component froze all that it has, and where tensors of the model are in no
-        component, so that nobody would train and save them.
-        """
-        parts = self.components()
-        unknown = [name for name in names if name not in TRAINABLE]
-        if unknown:
-            raise ValueError(f"train={names}: unknown {unknown}; expected some of encoder, projector, llm, heads")
-        check_components(self, parts)
-        parameters = {name: dict(module.named_parameters(prefix=name)) for name, module in parts.items()}
-        frozen = {k for own in parameters.values() for k, p in own.items() if not p.requires_grad} - self._held
-        for name, own in parameters.items():
-            if name in names and own and own.keys() <= frozen:
-                raise ValueError(
-                    f"train={names}: every weight of {name} was frozen where it was built (requires_grad=False), so "
-                    f"there is nothing to train: leave {name!r} out, or build it with weights to train"
-                )
-            for key, parameter in own.items():
-                parameter.requires_grad_(TRAINED_WITH.get(name, name) in names and key not in frozen)
-        self._held = {k for own in parameters.values() for k, p in own.items() if not p.requires_grad} - frozen
+    def train_only(self, train: list[str]) -> None:
+        """Give gradients to what these entries name and to nothing else, see `asvr.models.trainable`; what a component
+        froze itself stays frozen."""
+        train_only(self, train, self.held)
 
     def train(self, mode: bool = True) -> "VLM":
         """As usual, but what is frozen stays in eval mode: batch norms and dropout of a frozen encoder must not move.
@@ -240,6 +224,7 @@ class VLM(nn.Module):
                 module.eval()
         if not (is_trained(self.heads) or is_trained(self.losses)):
             self.losses.eval()  # a loss with buffers alone is in use as long as heads are trained by it
+        keep_statistics(self, self.held)
         return self
 
     def portable(self, config: dict) -> dict:

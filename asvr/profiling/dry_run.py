@@ -8,10 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from asvr.flops.count import Part, Sample, forward_parts, recomputed_parts, training_factor
+from asvr.flops.count import Part, Sample, recomputed_parts, training_factor
 from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, in_one_line, largest_micro_batch, plan_memory
+from asvr.flops.step import parts_by_stage
 from asvr.models.checkpointing import MODES
 from asvr.models.targets import CodeTarget
+from asvr.models.trainable import trained_shares
 from asvr.recipe.preflight import check_sizes
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.validate import check_config
@@ -32,7 +34,7 @@ def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
     tables = [
         _parameters(models),
         _tokens(model),
-        _flops_or_why(recipe, model, sample),
+        _flops_or_why(recipe, models, sample),
         _memory_or_why(recipe, models),
     ]
     text = io.StringIO()
@@ -94,10 +96,10 @@ def _tokens(model: nn.Module) -> Table:
     return table
 
 
-def _flops_or_why(recipe: Recipe, model: nn.Module, sample: Sample) -> Table | str:
+def _flops_or_why(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table | str:
     """What cannot be traced takes no other figure away."""
     try:
-        return _flops(recipe, model, sample)
+        return _flops(recipe, models, sample)
     except Exception as error:  # tracing runs a user's own component, which may raise anything
         return f"FLOPs are not counted: {in_one_line(error)}"
 
@@ -111,8 +113,10 @@ def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module]) -> Table | str:
     return _memory(plans, recipe, next(iter(models.values())).encoder.num_tokens)
 
 
-def _flops(recipe: Recipe, model: nn.Module, sample: Sample) -> Table:
-    parts = forward_parts(model, sample)
+def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table:
+    """What the first stage's transforms add is in the column ``forward``, what each stage's add in its own."""
+    by_stage = parts_by_stage(recipe, models, sample)
+    parts, model = next(iter(by_stage.values())), next(iter(models.values()))
     unit, scale = ("TFLOPs", 1e12) if sum(part.flops for part in parts) >= 1e11 else ("MFLOPs", 1e6)
     table = _table(
         f"{unit} of one sample (1 multiply-accumulate = 2 FLOPs)",
@@ -122,23 +126,26 @@ def _flops(recipe: Recipe, model: nn.Module, sample: Sample) -> Table:
         caption=(
             f"One sample = 1 image ({model.encoder.num_tokens} tokens) and {sample.text_tokens} text tokens, all "
             "supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing needs "
-            "a gradient, x 2 where a gradient only passes through, x 3 where weights are trained, and nearly + 1 where "
-            "the forward pass is computed again in the backward pass (activation_checkpointing='full')."
+            "a gradient, x 2 where a gradient only passes through, x 3 where weights are trained (between 2 and 3: a "
+            "part of them), and nearly + 1 where the forward pass is computed again in the backward pass "
+            "(activation_checkpointing='full')."
         ),
     )
     stages = list(recipe.stages.values())
     totals = [0] * len(stages)
-    for part in parts:
+    shares = [trained_shares(models[stage.name]) for stage in stages]
+    for row, part in enumerate(parts):
         cells = []
         for i, stage in enumerate(stages):
+            own = by_stage[stage.name][row]
             factor = training_factor(
-                part,
-                list(stage.train),
+                own,
+                shares[i],
                 recomputed=recomputed_parts(stage.model),
-                cached=_is_cached(part, stage.data.get("cache", False)),
+                cached=_is_cached(own, stage.data.get("cache", False)),
             )
-            totals[i] += part.flops * factor
-            cells.append(f"{_number(part.flops * factor / scale)}  (x {factor:.3g})")
+            totals[i] += own.flops * factor
+            cells.append(f"{_number(own.flops * factor / scale)}  (x {factor:.3g})")
         table.add_row(part.name, _number(part.flops / scale), *cells)
     table.add_section()
     table.add_row(

@@ -19,6 +19,7 @@ from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
 from asvr.flops.memory import USABLE, MemoryPlan, held_averages, in_one_line, plan_memory
 from asvr.flops.step import peak_flops
+from asvr.models.trainable import trained_shares
 from asvr.recipe.build import pack_limits
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe, Stage
@@ -89,7 +90,8 @@ def _require_above_zero(**options: float) -> None:
 @dataclass(frozen=True)
 class Sizes:
     """Of a stage's model, in parameters. blocks: those of all LLM blocks, each a unit that is gathered by itself; root:
-    all others, which are one unit, see `asvr.engine.parallel.FSDP2`. saved: those that a checkpoint holds."""
+    all others, which are one unit, see `asvr.engine.parallel.FSDP2`. saved: those that a
+    checkpoint holds: of a component that is trained in part what is trained (its files are taken to hold the rest)."""
 
     blocks: int
     num_blocks: int
@@ -101,27 +103,24 @@ class Sizes:
     def of(model: nn.Module) -> "Sizes":
         blocks = {id(p): p for block in model.llm.blocks for p in block.parameters()}
         everything = {id(p): p for p in model.parameters()}
+        shares = trained_shares(model)
         return Sizes(
             blocks=_count(blocks.values()),
             num_blocks=len(model.llm.blocks),
             root=_count(p for i, p in everything.items() if i not in blocks),
             trained=_count(p for p in everything.values() if p.requires_grad),
             saved=sum(
-                _count(module.parameters())
+                _count(
+                    module.parameters() if shares[name] == 1 else [p for p in module.parameters() if p.requires_grad]
+                )
                 for name, module in model.components().items()
-                if not name.startswith("tokenizer.") and _is_saved(module)
+                if name in shares
             ),
         )
 
 
 def _count(parameters) -> int:
     return sum(p.numel() for p in parameters)
-
-
-def _is_saved(module: nn.Module) -> bool:
-    """As `asvr.engine.checkpoint.own_components`: trained, or named by no file. (A model on paper has no files: what
-    its config names one for is frozen or trained.)"""
-    return any(p.requires_grad for p in module.parameters())
 
 
 @dataclass(frozen=True)
@@ -195,8 +194,9 @@ def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
 
 def _needed_flops(model: nn.Module, stage: Stage, assumed: Assumed) -> float:
     """FLOPs of a sample's training step without recomputation, codes out of a cache."""
+    shares = trained_shares(model)
     return sum(
-        part.flops * training_factor(part, list(stage.train), recomputed=set(), cached=False)
+        part.flops * training_factor(part, shares, recomputed=set(), cached=False)
         for part in forward_parts(model, assumed.sample)
         if not part.component.startswith("tokenizer.")
     )

@@ -9,10 +9,12 @@ from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
 from asvr.flops.analytic import formulas
-from asvr.flops.count import Sample, forward_parts, recomputed_parts, training_factor
+from asvr.flops.count import Sample, recomputed_parts, training_factor
 from asvr.flops.memory import plan_memory
+from asvr.flops.step import parts_by_stage
 from asvr.models.attention import use_attention
 from asvr.models.targets import CodeTarget
+from asvr.models.trainable import trained_shares
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe
 
@@ -58,9 +60,10 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
 
 def flops_report(cfg: Config, sample: Sample) -> dict:
     """Forward FLOPs by part and by three counts, and those of a training step by stage, online and cached."""
-    stages = Recipe(cfg).stages
-    model = build_meta(next(iter(stages.values()))).eval()
-    parts = forward_parts(model, sample)
+    recipe = Recipe(cfg)
+    models = {name: build_meta(stage).eval() for name, stage in recipe.stages.items()}
+    by_stage, model = parts_by_stage(recipe, models, sample), models[recipe.first.name]
+    parts = by_stage[recipe.first.name]
     use_attention(model, "sdpa", None)  # transformers' own mask cannot be made on the meta device
     by_formula, by_torch = formulas(model, sample), counted_by_torch(model, sample)
     rows = [
@@ -68,12 +71,12 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
         for part in parts
     ]
     training = {}
-    for name, stage in stages.items():
-        recomputed = recomputed_parts(stage.model)
+    for name, stage in recipe.stages.items():
+        recomputed, train, own = recomputed_parts(stage.model), trained_shares(models[name]), by_stage[name]
         online, cached = (
-            sum(_step(part, list(stage.train), recomputed, cached=cached) for part in parts) for cached in (False, True)
+            sum(_step(part, train, recomputed, cached=cached) for part in own) for cached in (False, True)
         )
-        training[name] = dict(online=online, cached=cached, without_recomputation=_needed(parts, list(stage.train)))
+        training[name] = dict(online=online, cached=cached, without_recomputation=_needed(own, train))
     return dict(
         text_tokens=sample.text_tokens,
         image_tokens=model.encoder.num_tokens,
@@ -83,13 +86,13 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
     )
 
 
-def _step(part, train: list[str], recomputed: set[str], *, cached: bool) -> float:
+def _step(part, train: dict[str, float], recomputed: set[str], *, cached: bool) -> float:
     """With cached codes: the encoder runs, tokenizers do not."""
     without = cached and part.component.startswith("tokenizer.")
     return 0 if without else part.flops * training_factor(part, train, recomputed=recomputed, cached=False)
 
 
-def _needed(parts: list, train: list[str]) -> float:
+def _needed(parts: list, train: dict[str, float]) -> float:
     return sum(_step(part, train, set(), cached=True) for part in parts)
 
 

@@ -20,6 +20,7 @@ from asvr.flops.peak_rate import held_tensors, resident_bytes, step_peak
 from asvr.flops.step import StepFlops
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
+from asvr.models.transforms import transform_and_train
 from asvr.profiling.machine import machine
 from asvr.profiling.plain import PlainStep, plain_optimizer
 from asvr.profiling.synthetic import SyntheticSamples
@@ -221,13 +222,13 @@ def random_model(stage: Stage, device: torch.device):
     with device:
         vocabulary = stage.text_tokenizer.get("vocab_size")
         model = MODELS.build(stage.model, default_args=dict(vocab_size=vocabulary, load_weights=False))
+        transform_and_train(model, stage.model_transforms, list(stage.train))
     for tokenizer in model.tokenizers.values():
         if hasattr(tokenizer, "trained"):
             tokenizer.trained.fill_(True)
         for book in getattr(getattr(tokenizer, "quantizer", None), "codebooks", []):
             torch.nn.init.normal_(book.weight)
             book.share.fill_(1 / len(book.share))
-    model.train_only(list(stage.train))
     return model.train()
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 from mmengine.config import Config
@@ -23,6 +24,7 @@ from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
 from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
 from asvr.models.attention import AUTO, choose, set_kernel
+from asvr.models.transforms import transform_and_train
 from asvr.recipe.config import distinct
 from asvr.recipe.preflight import check_sizes
 from asvr.recipe.recipe import Recipe, Stage
@@ -34,13 +36,21 @@ ITEM = ("input_ids", "labels", "images", "image_keys", "sample_id")  # what each
 MEASURED = 8  # samples that are made to see how large an optimisation step is
 
 
-def build_model(stage: Stage, vocab_size: int, *, defer_llm: bool = False):
-    """The model of a stage with its weights, from the seed; only what ``train`` names gets gradients. defer_llm: its
-    LLM may be on the meta device still, see `HFCausalLM.materialise`."""
+def build_model(
+    stage: Stage, vocab_size: int, *, defer_llm: bool = False, begin: Callable[[torch.nn.Module], None] | None = None
+):
+    """The model of a stage with its weights, from the seed, transformed; only what ``train`` names gets gradients.
+
+    defer_llm: its LLM may be on the meta device still, see `HFCausalLM.materialise`. begin: gives the model the weights
+    that the stage begins with, in front of the transforms.
+    """
     torch.manual_seed(stage.runtime.seed)
     deferred = dict(defer_llm=True) if defer_llm else {}
     model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, **deferred))
-    model.train_only(list(stage.train))
+    if begin is not None:
+        model.train_only(sorted(stage.trained_components) if stage.model_transforms else list(stage.train))
+        begin(model)
+    transform_and_train(model, stage.model_transforms, list(stage.train))
     return model
 
 

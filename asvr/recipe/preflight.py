@@ -12,6 +12,7 @@ from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.contracts import check_contracts
 from asvr.models.encoders.base import Encoder
+from asvr.models.transforms import require_merge, transform_and_train
 from asvr.recipe.config import distinct
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.signatures import constructor_fields
@@ -67,11 +68,13 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
         models[name] = build_meta(stage)
         check_contracts(models[name])
         moving = [t.name for t in models[name].targets if getattr(t, "shares_encoder", False)]
-        if "encoder" in stage.train and moving:
+        if "encoder" in stage.trained_components and moving:
             raise ValueError(
                 f"stages.{name}.train names the encoder, and target {moving[0]!r} quantises its features, which would "
                 "move with it: give that target's tokenizer an `encoder` of its own"
             )
+        if (before := recipe.stages.get(stage.init)) is not None:
+            require_merge(models[before.name], stage.transforms_shared_with(before))
         tokens = models[name].encoder.num_tokens
         if stage.data.max_length <= tokens + 1:
             raise ValueError(
@@ -101,7 +104,8 @@ def build_meta(stage: Stage) -> nn.Module:
         raise
     except (ValueError, TypeError, ArithmeticError) as error:  # the libraries beneath raise them for values and sizes
         raise ValueError(f"the model cannot be built: {error}") from error
-    model.train_only(list(stage.train))
+    with device("meta"):
+        transform_and_train(model, stage.model_transforms, list(stage.train))
     return model.train()
 
 

@@ -1,11 +1,13 @@
 """A recipe: a config, read once, as the stages that everything above takes."""
 
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from asvr.models.trainable import components_of
 from asvr.recipe.config import SCRATCH, load_config, stage_config
 from asvr.recipe.validate import OPTIONAL, check_config
 
@@ -17,7 +19,8 @@ class Stage:
     """One stage with all its settings, those that it shares with other stages among them.
 
     name: in ``stages`` of the config. init: what it starts from, see ``stages.<name>.init``. train: the components that
-    are trained. The rest are sections of the config as the stage runs with them; None: the stage does without.
+    are trained, and patterns of weights, see `asvr.models.trainable`. The rest are sections of the config as the stage
+    runs with them; None: the stage does without.
     """
 
     name: str
@@ -34,11 +37,25 @@ class Stage:
     parallel: ConfigDict | None = None
     custom_hooks: list[ConfigDict] | None = None
     visualizer: ConfigDict | None = None
+    model_transforms: tuple[ConfigDict, ...] = ()
+
+    @property
+    def trained_components(self) -> set[str]:
+        """Those of which the stage trains something."""
+        return components_of(self.train)
+
+    def transforms_shared_with(self, before: "Stage") -> int:
+        """How many transforms both stages begin with. Where this one starts from the other, they stay; those behind
+        them are merged."""
+        pairs = zip(self.model_transforms, before.model_transforms, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def to_dict(self) -> dict:
-        """Plain dicts and lists of all sections."""
+        """Plain dicts and lists of all sections. Transforms are there if there are any: earlier versions had none."""
         sections = ("text_tokenizer", "model", "data", "optim", "schedule", "runtime")
-        return dict(train=list(self.train), **{key: getattr(self, key).to_dict() for key in sections})
+        found = dict(train=list(self.train), **{key: getattr(self, key).to_dict() for key in sections})
+        transforms = [transform.to_dict() for transform in self.model_transforms]
+        return dict(found, model_transforms=transforms) if transforms else found
 
 
 def load_recipe(path: str | Path, cfg_options: dict | None = None) -> "Recipe":
@@ -135,5 +152,6 @@ def _stage(config: Config, name: str, before: str) -> Stage:
         optim=own.optim,
         schedule=own.schedule,
         runtime=own.runtime,
+        model_transforms=tuple(own.get("model_transforms") or ()),
         **sections,
     )

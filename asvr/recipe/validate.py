@@ -25,6 +25,7 @@ from asvr.registry import (
     HOOKS,
     LLMS,
     LOSSES,
+    MODEL_TRANSFORMS,
     MODEL_WRAPPERS,
     MODELS,
     OPTIMIZERS,
@@ -55,6 +56,7 @@ INJECTED = {
     PARAM_SCHEDULERS: {"optimizer", "param_name"},
     HOOKS: set(),
     VISBACKENDS: {"save_dir"},
+    MODEL_TRANSFORMS: {"model"},
 }
 # Where a constructor must take all of them, but for those that are given only to one that does.
 GIVEN = (MODELS, ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS, DATASETS)
@@ -77,7 +79,7 @@ PARTS = ("encoder", "projector", "llm")  # of a model: always a component
 ONCE = ("text_tokenizer", "runtime")
 BY_STAGE = (
     *("model", "data", "optim", "schedule", "evaluation", "validation", "parallel"),
-    *("custom_hooks", "visualizer"),
+    *("custom_hooks", "visualizer", "model_transforms"),
 )
 OPTIONAL = ("evaluation", "validation", "parallel", "custom_hooks", "visualizer")  # None: the stage does without
 OF_STAGE = ("train", "init", *BY_STAGE)
@@ -129,10 +131,14 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
     problems = [f"{k}: unknown; {nearest(k, OF_STAGE)}" for k in stage if k not in OF_STAGE]
     train = stage.get("train")
     if not isinstance(train, list | tuple) or not train:
-        problems.append(f"train={short(train)}: expected a list of some of {', '.join(TRAINABLE)}")
+        problems.append(
+            f"train={short(train)}: expected a list of some of {', '.join(TRAINABLE)}, or of patterns of weights "
+            "('llm.*.self_attn')"
+        )
     else:
+        names = [str(entry).partition(".")[0] for entry in train]
         problems += [
-            f"train={list(train)}: no component {t!r}; {nearest(t, TRAINABLE)}" for t in train if t not in TRAINABLE
+            f"train={list(train)}: no component {n!r}; {nearest(n, TRAINABLE)}" for n in names if n not in TRAINABLE
         ]
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
     if "init" in stage and stage["init"] not in starts and not is_model_folder(str(stage["init"])):
@@ -161,6 +167,8 @@ def _section(key: str, value: Any) -> list[str]:
         return check_visualizer(value, check_component)
     if key == "optim" and isinstance(value, dict):
         return check_optim(value, check_component, find)
+    if key == "model_transforms":
+        return _transforms(key, value)
     if key == "parallel":
         return check_component(key, value, MODEL_WRAPPERS) or _wrapper(value)
     problems = check_fields(key, value, SECTIONS[key])
@@ -177,6 +185,24 @@ def _section(key: str, value: Any) -> list[str]:
             problems.append(f"data.global_batch={whole}: expected a multiple of data.micro_batch={part}")
         problems += _packing(value)
     return problems
+
+
+def _transforms(key: str, value: Any) -> list[str]:
+    if value is not None and not isinstance(value, list | tuple):
+        return [f"{key}={value!r}: expected a list of model transforms, [dict(type=...), ...]"]
+    problems = []
+    for i, entry in enumerate(value or []):
+        found = check_component(f"{key}[{i}]", entry, MODEL_TRANSFORMS)
+        problems += found or _transform(f"{key}[{i}].type={entry['type']!r}", find(MODEL_TRANSFORMS, entry["type"]))
+    return problems
+
+
+def _transform(what: str, kind: Any) -> list[str]:
+    if inspect.isclass(kind):
+        called = "__call__" in dir(kind)
+    else:
+        called = "model" in constructor_fields(kind)[1]
+    return [] if called else [f"{what}: expected a class with __call__(model), or a function with an argument `model`"]
 
 
 def _wrapper(value: dict) -> list[str]:

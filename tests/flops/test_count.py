@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from engine_helpers import tiny_model
 from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -11,6 +12,8 @@ from asvr.flops.count import Part, _with_last, flops_of, recomputed_parts, train
 from asvr.models.attention import set_kernel
 from asvr.models.encoders import TimmEncoder
 from asvr.models.llms import HFCausalLM
+from asvr.models.trainable import trained_shares
+from asvr.models.transforms import transform_and_train
 
 B, T, HEADS, KV_HEADS, WIDTH = 2, 12, 4, 2, 8
 
@@ -115,3 +118,26 @@ def test_what_is_cached_costs_nothing():
         return training_factor(Part("part", component, 1), train, recomputed=set(), cached=True)
 
     assert [factor(c, ["projector"]) for c in ("encoder", "tokenizer.semantic", "projector")] == [0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("transforms", "train"),
+    [
+        ([dict(type="Lora", layers=["llm.*.layers"], r=16)], ["llm"]),
+        ([], ["llm.*.mlp"]),
+        ([], ["llm.*.self_attn", "llm.*norm*"]),
+    ],
+)
+def test_what_is_trained_in_part_costs_a_part(transforms, train):
+    """Against torch's counter, for an LLM that a gradient passes through."""
+    model = tiny_model()
+    transform_and_train(model, transforms, train)
+    llm, model = model.llm, model.to("meta")
+    set_kernel(llm, "sdpa")
+    flops = flops_of(lambda x: llm.hidden(x)[-1], [llm], (1, 20, 16))
+    shares = trained_shares(model)
+    factor = training_factor(Part("LLM blocks", "llm", flops), shares, recomputed=set(), cached=False)
+    embeds_BTH = torch.zeros(1, 20, 16, device="meta", requires_grad=True)
+    with FlopCounterMode(display=False) as counter:
+        llm.train().hidden(embeds_BTH)[-1].sum().backward()
+    assert 2 < factor < 3 and counter.get_total_flops() == pytest.approx(flops * factor, rel=0.1)

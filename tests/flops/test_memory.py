@@ -19,6 +19,7 @@ from asvr.flops.memory import (
     warn_of_memory,
 )
 from asvr.models.checkpointing import MODES
+from asvr.models.transforms import transform_and_train
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe
 from asvr.registry import MODELS
@@ -219,3 +220,20 @@ def test_a_meta_model_takes_no_memory_and_trains_what_the_stage_names():
     model = build_meta(Recipe(config()).stages["pretrain"])
     assert all(p.is_meta for p in model.parameters())
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"projector", "heads"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_adapters_take_what_they_are(precision):
+    """Their base has neither gradients nor moments; a gradient's way through it keeps what it kept."""
+    cfg, lora = config(), dict(type="Lora", layers=["llm.*.layers"], r=4)
+    cfg.optim.precision, cfg.model_transforms = precision, [lora]
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    transform_and_train(model, [lora], ["projector", "llm"])
+    cfg.stages = dict(tune=dict(train=["projector", "llm"]))
+    plan = plan_of(cfg, "tune")
+    adapters = sum(p.numel() for key, p in model.llm.named_parameters() if ".lora_" in key)
+    trained = adapters + sum(p.numel() for p in model.projector.parameters())
+    assert 0 < adapters < sum(p.numel() for p in model.llm.parameters()) / 2
+    assert plan.gradients == 4 * trained and plan.optimizer == 8 * trained
+    assert plan.activations["none"] == pytest.approx(really_kept(model.train(), precision == "bf16"), rel=0.1)

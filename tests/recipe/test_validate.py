@@ -14,7 +14,7 @@ from asvr.recipe.preflight import check_sizes, preflight
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.validate import check_config
-from asvr.registry import DATASETS, ENCODERS, HEADS, LLMS, PROJECTORS
+from asvr.registry import DATASETS, ENCODERS, HEADS, LLMS, MODEL_TRANSFORMS, PROJECTORS
 
 TINY = dict(
     text_tokenizer=dict(type="ByteLevelBPE", vocab_size=300, corpus=dict(type="EasyVQA")),
@@ -168,6 +168,23 @@ def test_a_right_config_passes():
             {"stages.pretrain.train": ["head"]},
             "stages.pretrain: train=['head']: no component 'head'; did you mean 'heads'?",
         ),
+        (
+            {"stages.pretrain.train": ["lm.*.mlp"]},
+            "stages.pretrain: train=['lm.*.mlp']: no component 'lm'; did you mean 'llm'?",
+        ),
+        (
+            {"model_transforms": dict(type="Lora")},
+            "model_transforms={'type': 'Lora'}: expected a list of model transfor",
+        ),
+        (
+            {"model_transforms": [dict(type="Lroa")]},
+            "model_transforms[0].type='Lroa': no such model transform; did you",
+        ),
+        ({"model_transforms": [dict(type="Lora")]}, "model_transforms[0].layers is missing: Lora needs it"),
+        (
+            {"stages.finetune.model_transforms": [dict(type="Lora", layers=["llm"], rank=8)]},
+            "stages.finetune: model_transforms[0].rank: Lora has no such field; known: alpha, dropout, layers, r",
+        ),
         ({"stages.pretrain.optm": {}}, "stages.pretrain: optm: unknown; did you mean 'optim'?"),
         (
             {"stages.finetune.init": "pretrian"},
@@ -184,6 +201,15 @@ def test_a_right_config_passes():
 def test_a_mistake_names_key_value_and_what_was_expected(change, problem):
     (found,) = problems(config(**change))
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize("transform", [type("NotCalled", (), {}), lambda: None])
+def test_a_transform_that_takes_no_model_is_told(transform, monkeypatch):
+    monkeypatch.setitem(MODEL_TRANSFORMS.module_dict, "mine", transform)
+    (found,) = problems(config(model_transforms=[dict(type="mine")]))
+    assert found.startswith(
+        "model_transforms[0].type='mine': expected a class with __call__(model), or a function with"
+    )
 
 
 @pytest.mark.parametrize(

@@ -315,6 +315,7 @@ def test_clip_l_336_is_counted_and_a_run_logs_its_flops():
             model=dict(CONFIG, encoder=dict(type="HFVisionEncoder", arch=arch), reconstruction=[]),
             optim=dict(precision="float32"),
             train=["projector"],
+            model_transforms=[],
             text_tokenizer=dict(type="ByteLevelBPE", vocab_size=300),
         )
     )
@@ -350,7 +351,7 @@ def test_flops_that_cannot_be_counted_are_told_and_take_nothing_else_away(monkey
     def broken(*_):
         raise RuntimeError("no\ntracing")
 
-    monkeypatch.setattr("asvr.profiling.dry_run.forward_parts", broken)
+    monkeypatch.setattr("asvr.profiling.dry_run.parts_by_stage", broken)
     assert _flops_or_why(Config(), None, Sample()) == "FLOPs are not counted: RuntimeError: no tracing"
 
 
@@ -384,7 +385,7 @@ def gappy(folder, *, largest: int = 70):
 
 
 def stage_of(text_tokenizer, **llm_config) -> Config:
-    stage = dict(text_tokenizer=text_tokenizer, train=["projector"], data=dict(max_length=60))
+    stage = dict(text_tokenizer=text_tokenizer, train=["projector"], model_transforms=[], data=dict(max_length=60))
     return Config(dict(stage, model=dict(CONFIG, llm=dict(CONFIG["llm"], **llm_config))))
 
 

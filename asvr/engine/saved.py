@@ -1,0 +1,64 @@
+"""What a checkpoint holds of a model: all that no other file holds. The rest is named by fingerprints."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from asvr.models.component import apart_of, fingerprint_in, fingerprint_of, source_of
+from asvr.models.hf import DTYPES
+from asvr.models.shards import unshared
+from asvr.models.trainable import is_whole
+from asvr.models.tree import is_trained
+
+
+def own_components(model: nn.Module) -> dict[str, nn.Module]:
+    """Components of which a checkpoint holds something, see `saved_tensors`."""
+    return {name: module for name, module in model.components().items() if _is_saved(name, module)}
+
+
+def _is_saved(name: str, module: nn.Module) -> bool:
+    """Tokenizers have folders of their own."""
+    return not name.startswith("tokenizer.") and (
+        source_of(module) is None or bool(apart_of(module)) or is_trained(module)
+    )
+
+
+def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint holds of one of `own_components`: all of a component that was initialised here or is trained as
+    a whole. Of another what is trained, with the buffers beside it, and what is not in its files (``apart``). The rest
+    is frozen, stands in the files it came from, and is named by its fingerprint."""
+    tensors = unshared(module)
+    if source_of(module) is None or is_whole(module):
+        return tensors
+    parameters = dict(module.named_parameters())
+    kept = {key for key, parameter in parameters.items() if parameter.requires_grad}
+    kept |= tensors.keys() - parameters.keys() if kept else set()
+    return {key: value for key, value in tensors.items() if key in kept | apart_of(module)}
+
+
+def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
+    """By component, of what a checkpoint leaves to other files; ``saved`` lists what it holds of a component that it
+    holds in part. Where weights are sharded, every process calls it."""
+    found = {}
+    for name, module in model.components().items():
+        saved = saved_tensors(module) if _is_saved(name, module) else {}
+        if not _is_saved(name, module):
+            own = dict(fingerprint=fingerprint_of(module), **_casts(name, module))
+        elif saved.keys() != unshared(module).keys():
+            own = dict(
+                fingerprint=fingerprint_in(module, None, saved), **_casts(name, module, saved), saved=list(saved)
+            )
+        else:
+            continue
+        found[name] = dict(source=source_of(module), **own)
+    return found
+
+
+def _casts(name: str, module: nn.Module, saved: Collection[str] = ()) -> dict:
+    """Fingerprints in half precision of what is float32 here: a later stage may train the same weights so."""
+    dtypes = {parameter.dtype for key, parameter in module.named_parameters() if key not in saved}
+    if name.startswith("tokenizer.") or dtypes != {torch.float32}:
+        return {}
+    halves = [dtype for dtype in DTYPES.values() if dtype != torch.float32]
+    return dict(casts=[fingerprint_in(module, dtype, saved) for dtype in halves])

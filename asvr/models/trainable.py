@@ -1,0 +1,117 @@
+"""What a stage trains: components by their names, and weights by patterns of theirs.
+
+An entry of ``train`` is a pattern of `fnmatch` on names such as ``llm.model.model.layers.0.mlp.up_proj.weight``, which
+begin with a component of `VLM.components`. It means the weights that it matches, and all weights of the modules that it
+matches: ``llm`` is the whole LLM, ``llm.*.self_attn`` its attention.
+"""
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from asvr.base.text import nearest
+from asvr.models.tree import TRAINABLE, TRAINED_WITH, check_components
+
+
+def components_of(train: Iterable[str]) -> set[str]:
+    """The components that the entries of ``train`` name, whole or in part."""
+    return {entry.partition(".")[0] for entry in train}
+
+
+def is_matched(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches the name, or a module that it is in."""
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
+
+
+def near_names(pattern: str, names: Iterable[str]) -> str:
+    """The names that were meant, of weights or layers or of the modules around them: ``llm.*.self_attn`` for a pattern,
+    else with ``*`` for numbers alone."""
+    own = {name for name in names if name.startswith(f"{pattern.partition('.')[0]}.")} or set(names)
+    parts = [re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name).split(".") for name in own]
+    known = {".".join(one[:length]) for one in parts for length in range(2, len(one) + 1) if one[length - 1] != "*"}
+    if "*" in pattern:
+        known = {f"{name.partition('.')[0]}.*.{name.rpartition('.')[2]}" for name in known}
+    return nearest(pattern, known)
+
+
+def train_only(model: nn.Module, train: list[str], held: set[str]) -> None:
+    """Give gradients to what ``train`` names and to nothing else; what a component or a transform froze stays frozen.
+
+    held: names of the parameters that the last call froze, changed in place.
+    Raises ``ValueError`` where an entry names no component, matches nothing or nothing that can be trained, and where
+    tensors of the model are in no component, so that nobody would train and save them.
+    """
+    parts = model.components()
+    unknown = [name for name in train if name.partition(".")[0] not in TRAINABLE]
+    if unknown:
+        raise ValueError(
+            f"train={train}: unknown {unknown}; expected some of {', '.join(TRAINABLE)}, or patterns of their weights, "
+            "such as 'llm.*.self_attn'"
+        )
+    check_components(model, parts)
+    parameters = {f"{part}.{key}": p for part, module in parts.items() for key, p in module.named_parameters()}
+    frozen = {key for key, p in parameters.items() if not p.requires_grad} - held
+    for entry in train:
+        _check_entry(train, entry, parameters, frozen)
+    for key, parameter in parameters.items():
+        part, _, own = key.partition(".")
+        name = f"{TRAINED_WITH.get(part, part)}.{own}"
+        parameter.requires_grad_(is_matched(name, train) and key not in frozen)
+    held.clear()
+    held.update({key for key, p in parameters.items() if not p.requires_grad} - frozen)
+
+
+def _check_entry(train: list[str], entry: str, parameters: dict[str, nn.Parameter], frozen: set[str]) -> None:
+    found = {key for key in parameters if is_matched(key, [entry])}
+    if not found and "." in entry:
+        component = entry.partition(".")[0]
+        raise ValueError(
+            f"train={train}: {entry!r} matches no weight of the {component}; {near_names(entry, parameters)}"
+        )
+    if found and found <= frozen:
+        raise ValueError(
+            f"train={train}: every weight of {entry} was frozen where it was built (requires_grad=False), so "
+            f"there is nothing to train: leave {entry!r} out, or build it with weights to train"
+        )
+
+
+def release(model: nn.Module, held: set[str]) -> None:
+    """Undo `train_only`: what is frozen behind this was frozen by a component."""
+    for part, module in model.components().items():
+        for key, parameter in module.named_parameters():
+            if f"{part}.{key}" in held:
+                parameter.requires_grad_(True)
+    held.clear()
+
+
+def keep_statistics(model: nn.Module, held: set[str]) -> None:
+    """Put norms that `train_only` froze in eval mode, so that their running statistics do not move."""
+    for part, component in model.components().items():
+        for name, module in component.named_modules():
+            if isinstance(module, _NormBase):
+                own = [".".join(filter(None, (part, name, key))) for key, _ in module.named_parameters(recurse=False)]
+                if own and held.issuperset(own):
+                    module.eval()
+
+
+def is_whole(module: nn.Module) -> bool:
+    """Whether a component is trained as a whole: there is something to train, and nothing is frozen."""
+    parameters = list(module.parameters())
+    return bool(parameters) and all(parameter.requires_grad for parameter in parameters)
+
+
+def trained_shares(model: nn.Module) -> dict[str, float]:
+    """Component -> share of the weights of its products that are trained, above 0 and up to 1; about its share of the
+    FLOPs that gradients of weights take. Components with nothing to train are left out."""
+    shares = {}
+    for name, component in model.components().items():
+        tables = {id(p) for m in component.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)}
+        used = {id(p) for m in component.modules() if isinstance(m, nn.Linear) for p in m.parameters(False)}
+        weights = [p for p in component.parameters() if p.ndim >= 2 and (id(p) not in tables or id(p) in used)]
+        trained = sum(p.numel() for p in weights if p.requires_grad)
+        if any(p.requires_grad for p in component.parameters()):
+            shares[name] = 1.0 if is_whole(component) else trained / max(1, sum(p.numel() for p in weights))
+    return shares
