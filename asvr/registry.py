@@ -8,6 +8,7 @@ its own, which lets one parent have one child a scope; the parts of a model have
 from mmengine.registry import DATASETS as _DATASETS
 from mmengine.registry import HOOKS as _HOOKS
 from mmengine.registry import LOOPS as _LOOPS
+from mmengine.registry import METRICS as _METRICS
 from mmengine.registry import MODEL_WRAPPERS as _MODEL_WRAPPERS
 from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import Registry
@@ -46,6 +47,7 @@ LOSSES = _registry("loss", "asvr.models.losses")
 TEXT_TOKENIZERS = _registry("text tokenizer", "asvr.data.text_tokenizer")
 TEMPLATES = _registry("template", "asvr.data.templates")
 DATASETS = _registry("dataset", "asvr.data", _DATASETS)
+METRICS = _registry("metric", "asvr.evaluation.metrics", _METRICS)
 HOOKS = _registry("hook", "asvr.engine.hooks", _HOOKS)
 MODEL_WRAPPERS = _registry("way of sharing a step", "asvr.engine.parallel", _MODEL_WRAPPERS)
 LOOPS = _registry("loop", "asvr.engine.loops", _LOOPS)

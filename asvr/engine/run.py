@@ -10,6 +10,7 @@ from asvr.base.files import replace_text, replaced_folder
 from asvr.base.interruption import interruptible
 from asvr.base.log import logger, set_up_logging
 from asvr.base.plots import optional
+from asvr.base.shares import by_main
 from asvr.data.text_tokenizer import check_saving
 from asvr.engine.checkpoint_folder import PREFIX
 from asvr.engine.parallel import gathered
@@ -22,6 +23,7 @@ from asvr.engine.stages import (
     weights_digest,
 )
 from asvr.evaluation.accuracy import evaluate, report
+from asvr.evaluation.metrics import check_metrics
 from asvr.evaluation.summary import draw_summary
 from asvr.flops.memory import warn_of_memory
 from asvr.recipe.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
@@ -60,6 +62,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     check_saving(text_tokenizer)
     check_data(running, text_tokenizer, num_image_tokens)
     check_workers(running, text_tokenizer)
+    by_main(lambda: _check_metrics(running, text_tokenizer, num_image_tokens))
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER and is_main_process():
         _set_aside(work_dir if only is None else work_dir / only)
@@ -82,9 +85,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
         model = run_stage(recipe, name, prepared, work_dir, start)
         if recipe.stages[name].evaluation:
             with gathered(model) as whole:
-                if is_main_process():
-                    _keep_evaluation(recipe.stages[name], whole, prepared, work_dir)
-                wait()
+                _keep_evaluation(recipe.stages[name], whole, prepared, work_dir)
         del model  # before the next stage's is built
     results = read_json_file(work_dir / RESULTS)
     for name, result in results.items():
@@ -97,9 +98,22 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     return results
 
 
+def _check_metrics(recipe: Recipe, text_tokenizer, num_image_tokens: dict[str, int]) -> None:
+    """See `check_metrics`, of those that a config names."""
+    for name, stage in recipe.stages.items():
+        for key in ("evaluation", "validation"):
+            section = getattr(stage, key) or {}
+            if "metrics" in section or "best" in section:
+                dataset = build_dataset(section.dataset, stage.data, text_tokenizer, num_image_tokens[name])
+                try:
+                    check_metrics(section, dataset)
+                except ValueError as error:
+                    raise ValueError(f"stage {name}, {key}: {error}") from error
+
+
 def _keep_evaluation(stage: Stage, model, prepared: Prepared, work_dir: Path) -> None:
-    """A result is kept while the weights and the settings that it was made with are the same."""
-    name, results = stage.name, read_json_file(work_dir / RESULTS)
+    """A result is kept while the weights and the settings that it was made with are the same. All processes call it."""
+    name, results = stage.name, by_main(lambda: read_json_file(work_dir / RESULTS))
     settings = dict(stage.evaluation)
     dataset = build_questions(settings.pop("dataset"), stage, model, prepared)
     made_with = dict(
@@ -109,7 +123,9 @@ def _keep_evaluation(stage: Stage, model, prepared: Prepared, work_dir: Path) ->
     )
     if results.get(name, {}).get("made_with") != made_with:
         result = evaluate_stage(stage, model, prepared, dataset, settings, work_dir / name / "answers.jsonl")
-        write_json(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
+        if is_main_process():
+            write_json(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
+        wait()
 
 
 def build_questions(config: dict, stage: Stage, model, prepared: Prepared):

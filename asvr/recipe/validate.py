@@ -23,6 +23,7 @@ from asvr.registry import (
     HEADS,
     LLMS,
     LOSSES,
+    METRICS,
     MODEL_WRAPPERS,
     MODELS,
     PROJECTORS,
@@ -44,6 +45,7 @@ INJECTED = {
     TEXT_TOKENIZERS: set(),
     TEMPLATES: set(),
     MODEL_WRAPPERS: {"module", "device"},
+    METRICS: set(),
 }
 # Which registry builds the component in a field of this name, wherever the field stands.
 NESTED = dict(
@@ -140,6 +142,8 @@ def _section(key: str, value: Any) -> list[str]:
     if not isinstance(value, dict):
         return problems
     problems += _nested(key, value)
+    if key in ("evaluation", "validation") and isinstance(value.get("metrics"), list | tuple):
+        problems += _metrics(f"{key}.metrics", value["metrics"])
     if key == "schedule" and ("epochs" in value) == ("steps" in value):
         problems.append("schedule: expected either `epochs` or `steps`" + (", not both" if "steps" in value else ""))
     if key == "data":
@@ -161,6 +165,21 @@ def _wrapper(value: dict) -> list[str]:
         for field, allowed in getattr(wrapper, "choices", {}).items()
         if field in value and value[field] not in allowed
     ]
+
+
+def _metrics(key: str, metrics: list) -> list[str]:
+    """MMEngine's own, which would be found too, take other things than answers."""
+    problems = []
+    for i, metric in enumerate(metrics):
+        wrong = check_component(f"{key}[{i}]", metric, METRICS)
+        if not wrong and not all(hasattr(find(METRICS, metric["type"]), name) for name in ("update", "compute")):
+            kind = metric["type"]
+            wrong = [
+                f"{key}[{i}].type={kind!r} has no update() and compute(), see asvr.evaluation.metrics.Metric; "
+                f"{nearest(kind, METRICS.module_dict)}"
+            ]
+        problems += wrong
+    return problems
 
 
 def _packing(data: dict) -> list[str]:
