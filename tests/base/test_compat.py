@@ -6,7 +6,9 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from asvr.base import compat
 
@@ -102,3 +104,21 @@ def test_ddp_still_has_two_names_for_leaving_buffers_alone():
     assert "broadcast_buffers" in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     (name,) = compat.without_buffer_sync()
     assert name in inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
+
+
+def test_fsdp_notes_forward_passes_without_a_backward_pass():
+    """Remove `compat.forget_forward_passes` when this fails in its first assertion."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        for unit in (*model, model):
+            fully_shard(unit, mesh=init_device_mesh("cpu", (1,)))
+        with torch.no_grad():
+            model(torch.ones(1, 2))
+        notes = model._get_fsdp_state()._comm_ctx.post_forward_order
+        assert len(notes) >= 2
+        compat.forget_forward_passes(model)
+        assert not notes
+        model(torch.ones(1, 2)).sum().backward()
+    finally:
+        distributed.destroy_process_group()
