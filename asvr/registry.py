@@ -12,6 +12,7 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` of a visual tokeniz
 from mmengine.registry import DATASETS as _DATASETS
 from mmengine.registry import HOOKS as _HOOKS
 from mmengine.registry import LOOPS as _LOOPS
+from mmengine.registry import METRICS as _METRICS
 from mmengine.registry import MODEL_WRAPPERS as _MODEL_WRAPPERS
 from mmengine.registry import MODELS as _MODELS
 from mmengine.registry import OPTIMIZERS as _OPTIMIZERS
@@ -131,6 +132,13 @@ DATASETS = _registry(
     "record(i) and picture(name)",
     needs=("__len__", "__getitem__"),
 )
+METRICS = _registry(
+    "metric",
+    "asvr.evaluation.metrics",
+    _METRICS,
+    contract="update(row) of each answer, then compute() -> numbers by name",
+    needs=("update", "compute"),
+)
 HOOKS = _registry("hook", "asvr.engine.hooks", _HOOKS, contract="an `mmengine.hooks.Hook`")
 MODEL_WRAPPERS = _registry(
     "way of sharing a step",
@@ -144,22 +152,23 @@ OPTIMIZERS = _registry(
     "optimizer",
     "asvr.engine.optimizers",
     _OPTIMIZERS,
-    contract="a `torch.optim.Optimizer` of groups of parameters; all of torch.optim are there by name",
+    contract="a torch.optim.Optimizer over params, groups with their own rate and decay",
+    needs=("param_groups", "step"),
 )
 PARAM_SCHEDULERS = _registry(
     "parameter scheduler",
     "mmengine.optim",
     _PARAM_SCHEDULERS,
-    contract="a scheduler of MMEngine's `mmengine.optim`, whose lengths are in steps",
+    contract="an `mmengine.optim._ParamScheduler`",
 )
 VISBACKENDS = _registry(
     "visualizer backend",
     "mmengine.visualization",
     _VISBACKENDS,
-    contract="a `BaseVisBackend` of MMEngine, with add_scalars",
+    contract="an `mmengine.visualization.BaseVisBackend`",
 )
 MODEL_TRANSFORMS = _registry(
     "model transform",
     "asvr.models.transforms",
-    contract="takes the built model and changes it in place, see `asvr.models.transforms`",
+    contract="called with the model, which it changes in place; merge(model) undoes it and keeps what was learned",
 )

@@ -252,6 +252,7 @@ class FSDP2(nn.Module):
                 block.set_reshard_after_forward(self.reshard_after_forward, recurse=False)
             for unit in self._units():
                 unit.reshard()
+            compat.forget_forward_passes(self.module)  # each process has made as many as its share of questions took
 
     def _units(self) -> list[FSDPModule]:
         return [module for module in self.module.modules() if isinstance(module, FSDPModule)]

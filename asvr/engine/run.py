@@ -10,6 +10,7 @@ from asvr.base.files import replace_text, replaced_folder
 from asvr.base.interruption import interruptible
 from asvr.base.log import logger, set_up_logging
 from asvr.base.plots import optional
+from asvr.base.shares import by_main
 from asvr.data.text_tokenizer import check_saving
 from asvr.engine.checkpoint import load_weights, read_meta, weights_digest
 from asvr.engine.checkpoint_folder import PREFIX
@@ -26,6 +27,7 @@ from asvr.engine.stages import (
     run_stage,
 )
 from asvr.evaluation.accuracy import evaluate, report
+from asvr.evaluation.metrics import check_metrics
 from asvr.evaluation.summary import draw_summary
 from asvr.flops.memory import warn_of_memory
 from asvr.recipe.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
@@ -67,6 +69,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
         require_packages(running.stages[name].visualizer)
     check_data(running, text_tokenizer, num_image_tokens)
     check_workers(running, text_tokenizer)
+    by_main(lambda: _check_metrics(running, text_tokenizer, num_image_tokens))
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER and is_main_process():
         _set_aside(work_dir if only is None else work_dir / only)
@@ -101,6 +104,19 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     return results
 
 
+def _check_metrics(recipe: Recipe, text_tokenizer, num_image_tokens: dict[str, int]) -> None:
+    """See `check_metrics`, of those that a config names."""
+    for name, stage in recipe.stages.items():
+        for key in ("evaluation", "validation"):
+            section = getattr(stage, key) or {}
+            if "metrics" in section or "best" in section:
+                dataset = build_dataset(section.dataset, stage.data, text_tokenizer, num_image_tokens[name])
+                try:
+                    check_metrics(section, dataset)
+                except ValueError as error:
+                    raise ValueError(f"stage {name}, {key}: {error}") from error
+
+
 def _evaluate(stage: Stage, model, prepared: Prepared, work_dir: Path, *, trained: bool) -> None:
     """The model of a finished stage, and then its averaged weights where ``runtime.ema`` asks for that: the model has
     them afterwards. Every process calls it. trained: whether the stage was trained just now, and its logs are new."""
@@ -114,10 +130,9 @@ def _evaluate(stage: Stage, model, prepared: Prepared, work_dir: Path, *, traine
         if weights == averages:
             load_weights(averages, bare(model))
         with gathered(model) as whole:
-            if is_main_process():
-                made = _keep_evaluation(stage, name, weights, whole, prepared, work_dir)
-                if stage.visualizer and (made or trained):
-                    _log_evaluation(stage, name, read_meta(weights)["step"], work_dir)
+            made = _keep_evaluation(stage, name, weights, whole, prepared, work_dir)
+            if is_main_process() and stage.visualizer and (made or trained):
+                _log_evaluation(stage, name, read_meta(weights)["step"], work_dir)
             wait()
 
 
@@ -130,8 +145,8 @@ def _log_evaluation(stage: Stage, name: str, step: int, work_dir: Path) -> None:
 
 def _keep_evaluation(stage: Stage, name: str, weights: Path, model, prepared: Prepared, work_dir: Path) -> bool:
     """Whether it was made anew: a result is kept while the weights and the settings that it was made with are the same.
-    name: of the result."""
-    results = read_json_file(work_dir / RESULTS)
+    name: of the result. All processes call it."""
+    results = by_main(lambda: read_json_file(work_dir / RESULTS))
     settings = dict(stage.evaluation)
     dataset = build_questions(settings.pop("dataset"), stage, model, prepared)
     made_with = dict(
@@ -142,7 +157,9 @@ def _keep_evaluation(stage: Stage, name: str, weights: Path, model, prepared: Pr
     if results.get(name, {}).get("made_with") != made_with:
         file = work_dir / stage.name / ("answers.jsonl" if name == stage.name else f"answers_{EMA}.jsonl")
         result = evaluate_stage(stage, model, prepared, dataset, settings, file)
-        write_json(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
+        if is_main_process():
+            write_json(work_dir / RESULTS, results | {name: result | dict(made_with=made_with)})
+        wait()
         return True
     return False
 

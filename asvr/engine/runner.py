@@ -19,6 +19,7 @@ from asvr.engine.parallel import bare
 from asvr.engine.prepare import Prepared
 from asvr.engine.schedules import build_schedulers
 from asvr.evaluation.accuracy import evaluate
+from asvr.evaluation.metrics import ACCURACY
 from asvr.flops.step import step_flops
 from asvr.recipe.build import (
     build_collate,
@@ -100,7 +101,7 @@ def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Pa
     if not stage.validation:
         return []
     settings = dict(stage.validation)
-    interval, config = settings.pop("interval"), settings.pop("dataset")
+    interval, config, best = settings.pop("interval"), settings.pop("dataset"), settings.pop("best", ACCURACY)
     dataset = build_dataset(config, stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
 
     def validate(model) -> dict:
@@ -116,7 +117,6 @@ def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Pa
             **settings,
         )
 
-    file, folder = work_dir / "validation.jsonl", work_dir / name
-    return [
-        ValidationHook(validate=validate, file=str(file), folder=str(folder), stage=name, interval=interval, meta=meta)
-    ]
+    file, folder = str(work_dir / "validation.jsonl"), str(work_dir / name)
+    own = dict(file=file, folder=folder, stage=name, interval=interval, meta=meta, by=best)
+    return [ValidationHook(validate=validate, **own)]

@@ -6,28 +6,26 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenize
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from asvr.base.distributed import is_main_process
 from asvr.base.log import logger, progress_bar
 from asvr.base.precision import computing_in
+from asvr.base.shares import by_main, in_all, shared_out
 from asvr.data.batch import Batch
+from asvr.data.decoded import DecodedOnce
 from asvr.data.image_sources import has_file
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal
 from asvr.evaluation.generation import generate
+from asvr.evaluation.metrics import DEFAULT, count, own_numbers, row_of
 from asvr.models.compiling import uncompiled
 from asvr.models.targets import CodeTarget, Seen
 from asvr.recipe.build import build_collate
-
-NO_KIND = "all"
-
-
-def normalise(answer: str) -> str:
-    """Case, outer blanks and a closing full stop do not count."""
-    return answer.strip().rstrip(".").strip().lower()
 
 
 @uncompiled()
@@ -44,58 +42,69 @@ def evaluate(
     max_new_tokens: int = 32,
     limit: int | None = None,
     num_examples: int = 6,
+    metrics: Sequence[dict] = DEFAULT,
 ) -> dict:
     """Ask every question of ``dataset`` (its last answer is the expected one) and compare.
+
+    Of several processes all call it, each with the whole model; each asks its share of the batches, and all get the
+    result, which is that of one process.
 
     samples_file: gets one JSON object a question: id, image (its name), kind, question, expected, answer,
         right.
     precision: see `computing_in`. limit: only the first questions. num_examples: how many pictures, evenly spaced, are
-    kept with a map of which of their visual tokens were predicted right.
-    Returns accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes; code accuracy on the
-    pictures, given the true codes of the depths before (as in training), by target and depth, and by target and place
-    (a row of the picture's grid a list); questions refused; seconds; the examples.
+    kept with a map of which of their visual tokens were predicted right. metrics: entries of a config, see
+    `asvr.evaluation.metrics.Metric`.
+    Returns what the metrics say: accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes;
+    code accuracy on the pictures, given the true codes of the depths before (as in training), by target and depth, and
+    by target and place (a row of the picture's grid a list); questions refused; seconds; the examples.
     """
     start = time.perf_counter()
     model.eval()
-    items = [dataset.question(i) for i in range(min(len(dataset), limit or len(dataset)))]
-    asked = [(i, item) for i, item in enumerate(items) if not isinstance(item, Refusal)]
-    asked = _with_room(model, asked)
+    number = min(len(dataset), limit or len(dataset))
+    asked = _questions(model, dataset, number)
     if not asked:
         raise ValueError(f"evaluation: {dataset.source} has no question that can be asked")
-    asked.sort(key=lambda pair: len(pair[1]["input_ids"]))  # rows of like length waste little on padding
-    collate = build_collate(data, model, tokenizer, cache)
-    rows, device = {}, model.device
-    with progress_bar(total=len(asked), desc="answers", unit="question") as bar:
-        for first in range(0, len(asked), batch_size):
-            chunk = asked[first : first + batch_size]
-            batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk])
-            chunk = _kept(chunk, batch)
-            if not chunk:
-                continue
-            with computing_in(precision, device):
-                answers = generate(
-                    model, batch.to(device), tokenizer, template=dataset.template, max_new_tokens=max_new_tokens
-                )
-            for (i, item), answer in zip(chunk, answers, strict=True):
-                rows[i] = _row(dataset, i, item, answer)
-            bar.update(len(chunk))
-    if not rows:
-        raise ValueError(f"evaluation: no picture of {dataset.source} can be read")
+    collate = DecodedOnce(build_collate(data, model, tokenizer, cache))
+    rows, losses = _ask(model, dataset, tokenizer, asked, collate, batch_size, max_new_tokens, precision)
+    lines = [rows[i] for i in sorted(rows)]
+    by_main(lambda: _write(samples_file, lines))
     asked = [(i, item) for i, item in asked if i in rows]
-    samples_file.parent.mkdir(parents=True, exist_ok=True)
-    samples_file.write_text("".join(json.dumps(rows[i]) + "\n" for i in sorted(rows)), encoding="utf-8")
     codes, places, examples = _codes(
         model, samples_file.parent, asked, rows, collate, batch_size, num_examples, precision
     )
-    return dict(
-        _summary(rows.values()),
-        losses=_losses(model, dataset, [i for i, _ in asked], collate, batch_size, precision),
-        codes=codes,
-        codes_by_place=places,
-        refused=len(items) - len(asked),
-        seconds=round(time.perf_counter() - start, 1),
-        examples=examples,
-    )
+
+    def result() -> dict:
+        return dict(
+            count(metrics, lines),
+            losses=losses,
+            codes=codes,
+            codes_by_place=places,
+            refused=number - len(rows),
+            seconds=round(time.perf_counter() - start, 1),
+            examples=examples,
+        )
+
+    return by_main(result)
+
+
+def _questions(model, dataset, number: int) -> list[tuple[int, dict]]:
+    """Those of the first ``number`` questions that can be asked: the same in all processes, and in the same order."""
+    asked: list[tuple[int, dict]] = []
+
+    def prepare() -> list[int]:
+        items = [(i, dataset.question(i)) for i in range(number)]
+        asked.extend(_with_room(model, [(i, item) for i, item in items if not isinstance(item, Refusal)]))
+        asked.sort(key=lambda pair: len(pair[1]["input_ids"]))  # rows of like length waste little on padding
+        return [i for i, _ in asked]
+
+    first, *others = in_all(prepare)
+    for rank, numbers in enumerate(others, 1):
+        if numbers != first:
+            raise ValueError(
+                f"evaluation: process {rank} can ask {len(numbers)} questions of {dataset.source} and process 0 "
+                f"{len(first)}, or others: give all nodes the same files"
+            )
+    return asked
 
 
 def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
@@ -104,7 +113,7 @@ def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
     if positions is None:
         return asked
     kept = [(i, item) for i, item in asked if len(item["input_ids"]) + len(item["images"]) * visual < positions]
-    if len(kept) < len(asked):
+    if len(kept) < len(asked) and is_main_process():
         logger.warning(
             "%d of %d questions take all of the LLM's %d positions and are not asked",
             *(len(asked) - len(kept), len(asked), positions),
@@ -112,55 +121,66 @@ def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
     return kept
 
 
-def _kept(chunk: list[tuple[int, dict]], batch: Batch) -> list[tuple[int, dict]]:
-    """The questions that the collate function did not refuse (policy ``skip``), in the order of the batch's rows."""
+def _ask(
+    model, dataset, tokenizer, asked, collate, batch_size: int, max_new_tokens: int, precision: str | None
+) -> tuple[dict[int, dict], dict[str, float]]:
+    """The rows by the numbers of their questions, and the losses of the records. Both are made of a batch before the
+    next one, which finds other pictures in memory."""
+
+    def ask(chunk: list[tuple[int, dict]]) -> tuple[dict[int, dict], dict]:
+        rows = _answers(model, dataset, tokenizer, chunk, collate, max_new_tokens, precision)
+        return rows, _losses(model, [dataset[i] for i in rows], collate, precision)
+
+    chunks = [asked[first : first + batch_size] for first in range(0, len(asked), batch_size)]
+    with progress_bar(total=len(asked), desc="answers", unit="question") as bar:
+        found = shared_out(chunks, ask, done=lambda together: bar.update(sum(map(len, together))))
+    rows = {i: row for own, _ in found for i, row in own.items()}
+    if not rows:
+        raise ValueError(f"evaluation: no picture of {dataset.source} can be read")
+    return rows, _mean_losses([sums for _, sums in found])
+
+
+def _write(file: Path, lines: list[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def _answers(
+    model, dataset, tokenizer, chunk: list[tuple[int, dict]], collate, max_new_tokens: int, precision: str | None
+) -> dict[int, dict]:
+    """The rows of a batch of questions by their numbers, without those that the collate function refused (policy
+    ``skip``)."""
+    batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk])
     kept = set(batch.sample_ids)
-    return [(i, item) for i, item in chunk if item["sample_id"] in kept]
-
-
-def _row(dataset, i: int, item: dict, answer: str) -> dict:
-    if item["answer"] is None:
-        raise ValueError(
-            f"{item['sample_id']}: this question has no answer to compare with; it must end with a 'gpt' turn"
+    chunk = [(i, item) for i, item in chunk if item["sample_id"] in kept]
+    if not chunk:
+        return {}
+    with computing_in(precision, model.device):
+        answers = generate(
+            model, batch.to(model.device), tokenizer, template=dataset.template, max_new_tokens=max_new_tokens
         )
-    record = dataset.record(i)
-    return dict(
-        id=item["sample_id"],
-        record_id=record.get("id"),
-        image=record.get("image"),
-        kind=record.get("category", NO_KIND),
-        question=item["question"],
-        expected=item["answer"],
-        answer=answer,
-        right=normalise(answer) == normalise(item["answer"]),
-    )
-
-
-def _summary(rows) -> dict:
-    by_kind = defaultdict(list)
-    for row in rows:
-        by_kind[row["kind"]].append(row["right"])
-    everything = [right for rights in by_kind.values() for right in rights]
-    return dict(
-        accuracy=sum(everything) / len(everything),
-        right=sum(everything),
-        total=len(everything),
-        by_kind={kind: dict(accuracy=sum(r) / len(r), total=len(r)) for kind, r in sorted(by_kind.items())},
-    )
+    return {i: row_of(dataset, i, item, answer) for (i, item), answer in zip(chunk, answers, strict=True)}
 
 
 @torch.inference_mode()
-def _losses(model, dataset, numbers: list[int], collate, batch_size: int, precision: str | None) -> dict[str, float]:
-    """Nats a token, of the records' answers and of the codes of their pictures, as training counts them."""
+def _losses(model, items: list, collate, precision: str | None) -> dict[str, tuple[float, float]]:
+    """Nats and tokens of the records' answers and of the codes of their pictures, as training counts them."""
+    if not items:
+        return {}
+    batch = collate(items)
+    with computing_in(precision, model.device):
+        out = model(batch.to(model.device))
+    counts = model.count_targets([batch])
+    return {name: (out[name].item(), count) for name, count in counts.items() if name in out}
+
+
+def _mean_losses(found: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Nats a token of all batches."""
     sums, counts = defaultdict(float), defaultdict(float)
-    for first in range(0, len(numbers), batch_size):
-        batch = collate([dataset[i] for i in numbers[first : first + batch_size]])
-        with computing_in(precision, model.device):
-            out = model(batch.to(model.device))
-        for name, count in model.count_targets([batch]).items():
-            if name in out:
-                sums[name] += out[name].item()
-                counts[name] += count
+    for batch in found:
+        for name, (nats, tokens) in batch.items():
+            sums[name] += nats
+            counts[name] += tokens
     return {name: sums[name] / counts[name] for name in sums}
 
 
@@ -171,35 +191,33 @@ def _codes(
     """Code accuracy on each distinct picture by depth and by place, and the examples, whose pictures stand in
     ``folder`` if nowhere else."""
     first_question = {}
-    for i, item in sorted(asked):
+    for i, item in sorted(asked, key=lambda pair: pair[0]):
         if len(item["image_keys"]) == 1:
             first_question.setdefault(item["image_keys"][0], (i, item))
     targets = [target for target in model.targets if isinstance(target, CodeTarget)]
     if not first_question or not targets:
         return {}, {}, []
     pictures = list(first_question.values())
-    spaced = range(0, len(pictures), max(1, len(pictures) // max(1, num_examples)))
-    chosen = {pictures[j][0] for j in list(spaced)[:num_examples]}
-    right, maps, examples = defaultdict(list), defaultdict(list), []
-    for first in range(0, len(pictures), batch_size):
-        chunk = pictures[first : first + batch_size]
+
+    def measure(chunk: list[tuple[int, dict]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk]).to(model.device)
         with computing_in(precision, model.device):
             right_IND = {target.name: right_codes(model, target, batch) for target in targets}
-        for name, value in right_IND.items():
-            right[name].append(value.float().nanmean(1).cpu())
-            maps[name].append(value.float().mean(-1).cpu())
-        for row, (i, item) in enumerate(chunk):
-            if i in chosen:
-                shares = {
-                    name: value[row].mean(-1).view(*model.encoder.grid).tolist() for name, value in right_IND.items()
-                }
-                examples.append(
-                    dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=shares)
-                )
-    by_depth = {name: torch.cat(values).mean(0).tolist() for name, values in right.items()}
-    places = {name: torch.cat(values).nanmean(0).view(*model.encoder.grid).tolist() for name, values in maps.items()}
-    return by_depth, places, examples
+        return {name: (v.float().nanmean(1).cpu(), v.float().mean(-1).cpu()) for name, v in right_IND.items()}
+
+    found = shared_out([pictures[j : j + batch_size] for j in range(0, len(pictures), batch_size)], measure)
+    right_ID = {name: torch.cat([chunk[name][0] for chunk in found]) for name in found[0]}
+    maps_IN = {name: torch.cat([chunk[name][1] for chunk in found]) for name in found[0]}
+    by_depth = {name: values.mean(0).tolist() for name, values in right_ID.items()}
+    places = {name: values.nanmean(0).view(*model.encoder.grid).tolist() for name, values in maps_IN.items()}
+    spaced = range(0, len(pictures), max(1, len(pictures) // max(1, num_examples)))
+
+    def example(j: int) -> dict:
+        i, item = pictures[j]
+        maps = {name: values[j].view(*model.encoder.grid).tolist() for name, values in maps_IN.items()}
+        return dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=maps)
+
+    return by_depth, places, by_main(lambda: [example(j) for j in list(spaced)[:num_examples]])
 
 
 def _file_of(source, file: Path) -> str:
@@ -261,9 +279,13 @@ def right_codes(model, target, batch: Batch) -> torch.Tensor:
 
 def report(result: dict) -> str:
     """One line for people."""
-    kinds = ", ".join(f"{kind} {100 * r['accuracy']:.1f} %" for kind, r in result["by_kind"].items())
-    text = f"{100 * result['accuracy']:.2f} % of {result['total']} questions ({kinds})"
-    text += "".join(f", {name} loss {value:.4f}" for name, value in result["losses"].items())
+    told = []
+    if "by_kind" in result:
+        kinds = ", ".join(f"{kind} {100 * r['accuracy']:.1f} %" for kind, r in result["by_kind"].items())
+        told.append(f"{100 * result['accuracy']:.2f} % of {result['total']} questions ({kinds})")
+    told += [f"{name} {value:.4g}" for name, value in own_numbers(result).items()]
+    told += [f"{name} loss {value:.4f}" for name, value in result["losses"].items()]
+    text = ", ".join(told)
     for name, values in result["codes"].items():
         text += f"; {name} codes {' / '.join(f'{100 * v:.1f}' for v in values)} % by depth"
     return text + (f"; {result['refused']} questions refused" if result["refused"] else "")

@@ -88,7 +88,8 @@ def _depths(axis, lines: list[dict], stage: str) -> None:
 
 
 def _answers(axis, results: dict) -> None:
-    """Accuracy of the answers by kind of question, one bar a stage that was evaluated."""
+    """Accuracy of the answers by kind of question, one bar a stage that was evaluated and whose metrics tell it."""
+    results = {stage: result for stage, result in results.items() if "by_kind" in result}
     if not results:
         axis.text(0.5, 0.5, "not evaluated", transform=axis.transAxes, ha="center", color=GREY)
         return

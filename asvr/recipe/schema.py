@@ -101,6 +101,12 @@ def is_pack(value) -> bool:
     )
 
 
+METRICS = Field(
+    "a list of metrics, [dict(type=...), ...]",
+    lambda value: isinstance(value, list | tuple) and len(value) > 0,
+    required=False,
+)
+
 SECTIONS = dict(
     data=dict(
         train=COMPONENT,
@@ -160,6 +166,7 @@ SECTIONS = dict(
         max_new_tokens=count(required=False),
         limit=optional(count()),
         num_examples=count(0, required=False),
+        metrics=METRICS,
     ),
     validation=dict(
         dataset=COMPONENT,
@@ -167,6 +174,10 @@ SECTIONS = dict(
         batch_size=count(required=False),
         max_new_tokens=count(required=False),
         limit=optional(count()),
+        metrics=METRICS,
+        best=Field(
+            "the name of a number that a metric gives", lambda v: isinstance(v, str) and v != "", required=False
+        ),
     ),
     runtime=dict(
         seed=count(0),

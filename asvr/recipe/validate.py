@@ -25,6 +25,7 @@ from asvr.registry import (
     HOOKS,
     LLMS,
     LOSSES,
+    METRICS,
     MODEL_TRANSFORMS,
     MODEL_WRAPPERS,
     MODELS,
@@ -57,6 +58,7 @@ INJECTED = {
     HOOKS: set(),
     VISBACKENDS: {"save_dir"},
     MODEL_TRANSFORMS: {"model"},
+    METRICS: set(),
 }
 # Where a constructor must take all of them, but for those that are given only to one that does.
 GIVEN = (MODELS, ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS, DATASETS)
@@ -175,6 +177,8 @@ def _section(key: str, value: Any) -> list[str]:
     if not isinstance(value, dict):
         return problems
     problems += _nested(key, value)
+    if key in ("evaluation", "validation") and isinstance(value.get("metrics"), list | tuple):
+        problems += _metrics(f"{key}.metrics", value["metrics"])
     if key == "runtime" and isinstance(value.get("ema"), dict):
         problems += check_fields("runtime.ema", value["ema"], EMA)
     if key == "schedule":
@@ -216,6 +220,21 @@ def _wrapper(value: dict) -> list[str]:
         for field, allowed in getattr(wrapper, "choices", {}).items()
         if field in value and value[field] not in allowed
     ]
+
+
+def _metrics(key: str, metrics: list) -> list[str]:
+    """MMEngine's own, which would be found too, take other things than answers."""
+    problems = []
+    for i, metric in enumerate(metrics):
+        wrong = check_component(f"{key}[{i}]", metric, METRICS)
+        if not wrong and not all(hasattr(find(METRICS, metric["type"]), name) for name in ("update", "compute")):
+            kind = metric["type"]
+            wrong = [
+                f"{key}[{i}].type={kind!r} has no update() and compute(), see asvr.evaluation.metrics.Metric; "
+                f"{nearest(kind, METRICS.module_dict)}"
+            ]
+        problems += wrong
+    return problems
 
 
 def _packing(data: dict) -> list[str]:

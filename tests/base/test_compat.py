@@ -10,7 +10,9 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from asvr.base import compat
 
@@ -148,3 +150,21 @@ def test_fused_sgd_still_has_no_momentum_behind_a_skipped_first_step():
         optimizer.step()
     assert torch.equal(weight, torch.zeros(4))
     assert made and torch.equal(optimizer.state[weight]["momentum_buffer"], torch.full((4,), 7.0))
+
+
+def test_fsdp_notes_forward_passes_without_a_backward_pass():
+    """Remove `compat.forget_forward_passes` when this fails in its first assertion."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        for unit in (*model, model):
+            fully_shard(unit, mesh=init_device_mesh("cpu", (1,)))
+        with torch.no_grad():
+            model(torch.ones(1, 2))
+        notes = model._get_fsdp_state()._comm_ctx.post_forward_order
+        assert len(notes) >= 2
+        compat.forget_forward_passes(model)
+        assert not notes
+        model(torch.ones(1, 2)).sum().backward()
+    finally:
+        distributed.destroy_process_group()

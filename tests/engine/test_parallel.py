@@ -32,7 +32,11 @@ FROZEN = {"stages.finetune.train": ["projector", "heads"]}
 # Of each: what one process has, and what several have besides. Those of one name are compared.
 SAME = {
     "plain": {},
-    "validated": {"stages.finetune.validation": dict(dataset=dict(type="LlavaDataset"), interval=3, max_new_tokens=2)},
+    "validated": {
+        "stages.finetune.validation": dict(
+            dataset=dict(type="LlavaDataset"), interval=3, batch_size=2, max_new_tokens=2
+        )
+    },
     "half": {"optim.precision": "bf16"},
     "packed": PACKED,
     "frozen": FROZEN,

@@ -15,7 +15,8 @@ from run_helpers import ROOT, TINY, tiny_env
 
 from asvr.data.llava import LlavaDataset
 from asvr.evaluation import accuracy
-from asvr.evaluation.accuracy import evaluate, normalise, report, right_codes
+from asvr.evaluation.accuracy import evaluate, report, right_codes
+from asvr.evaluation.metrics import normalise
 
 DATA = SimpleNamespace(image_aspect="square", max_length=200, on_error="raise")
 

@@ -56,7 +56,8 @@ schedule = dict(steps={steps}, warmup_ratio=0.0)
 stages = dict(
     pretrain=dict(train=['projector', 'heads'], schedule=dict(steps=2), evaluation=None),
     finetune=dict(train=['projector', 'heads', 'llm']))
-evaluation = dict(dataset=dict(type='LlavaDataset', ann_file={questions!r}), max_new_tokens=2, num_examples=0)
+evaluation = dict(dataset=dict(type='LlavaDataset', ann_file={questions!r}), batch_size=2, max_new_tokens=2,
+    num_examples=0)
 runtime = dict(seed=0, device='cpu', log_interval=1, checkpoint_interval=2, keep_checkpoints=5)
 """
 

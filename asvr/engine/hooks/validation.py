@@ -9,7 +9,7 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 
 from asvr.base.disk import naming
-from asvr.base.distributed import from_main, is_main_process
+from asvr.base.distributed import is_main_process
 from asvr.base.interruption import Interrupted, at_once
 from asvr.base.log import logger
 from asvr.engine import checkpoint
@@ -17,6 +17,7 @@ from asvr.engine.hooks.progress import forget_after
 from asvr.engine.parallel import bare, gathered
 from asvr.engine.random_state import random_state, set_random_state
 from asvr.evaluation.accuracy import report
+from asvr.evaluation.metrics import ACCURACY, require_best
 from asvr.registry import HOOKS
 
 BEST = "best"
@@ -27,25 +28,28 @@ class ValidationHook(Hook):
     """Every ``interval`` optimisation steps and at the end of a stage.
 
     validate: the model -> the result of `asvr.evaluation.accuracy.evaluate`. The model is the one that trains, in eval
-    mode meanwhile; random states are put back, so that training is the same with and without. file: gets one JSON
-    object a validation: stage, step, steps and the result. folder: ``<folder>/best`` holds the weights of the highest
-    accuracy so far, of equal ones the first. meta: see `asvr.engine.hooks.CheckpointHook`. A signal ends a validation
-    where there is one process; the resumed run begins with it.
+    mode meanwhile; random states are put back, so that training is the same with and without. Of several processes all
+    validate, each its share. file: gets one JSON object a validation: stage, step, steps and the result. by: the number
+    of a metric. folder: ``<folder>/best`` holds the weights of its highest value so far, of equal ones the first. meta:
+    see `asvr.engine.hooks.CheckpointHook`. A signal ends a validation, in several processes behind the batch of
+    questions that each is at; the resumed run begins with it.
     """
 
     priority = "LOW"  # behind the log line of the step, in front of the checkpoint, which holds what is best so far
 
-    def __init__(self, *, validate: Callable, file: str, folder: str, stage: str, interval: int, meta: dict):
+    def __init__(self, *, validate: Callable, file: str, folder: str, stage: str, interval: int, meta: dict, by: str):
         self.validate, self.file, self.folder = validate, Path(file), Path(folder)
-        self.stage, self.interval, self.meta = stage, interval, meta
+        self.stage, self.interval, self.meta, self.by = stage, interval, meta, by
         self.best: float | None = None
         self.pending = False  # whether the step's validation is still to be made
 
     def state_dict(self) -> dict:
-        return dict(best=self.best, pending=self.pending)
+        return dict(best=self.best, pending=self.pending, by=self.by)
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.pending = state["best"], state["pending"]
+        if state.get("by", ACCURACY) != self.by:  # values of two metrics do not compare
+            self.best = None
 
     def before_train(self, runner) -> None:
         if is_main_process():
@@ -62,7 +66,7 @@ class ValidationHook(Hook):
         self.pending = True
         try:
             with gathered(runner.model) as model, at_once() if get_world_size() == 1 else nullcontext():
-                result = from_main(self.validate(model) if is_main_process() else None)
+                result = self.validate(model)
         except Interrupted as stop:
             runner.train_loop.stop = runner.train_loop.stop or stop
             return
@@ -76,8 +80,9 @@ class ValidationHook(Hook):
                 stream.write(json.dumps(record) + "\n")
             runner.call_hook("after_log", kind="validation", record=record)
         logger.info("%s %d/%d, validation: %s", self.stage, runner.iter, runner.max_iters, report(result))
-        if self.best is None or result["accuracy"] > self.best:
-            self.best = result["accuracy"]
-            meta = dict(self.meta, step=runner.iter, accuracy=self.best)
+        require_best(self.by, result)
+        if self.best is None or result[self.by] > self.best:
+            self.best = result[self.by]
+            meta = {self.by: self.best} | dict(self.meta, step=runner.iter)
             checkpoint.save(self.folder / BEST, model=bare(runner.model), state={}, meta=meta)
         self.pending = False

@@ -1,0 +1,49 @@
+"""Images that are asked for several times in a short while, and decoded once."""
+
+from collections import OrderedDict
+from functools import partial
+
+from PIL import Image
+
+from asvr.data.batch import Batch
+from asvr.data.collate import Collate
+from asvr.data.image_sources import Painted, Source
+from asvr.data.images import open_image
+from asvr.data.refusals import Refusal
+
+LIMIT = 512 * 1024**2  # bytes: some 550 images of 640 x 480 pixels
+
+
+class DecodedOnce:
+    """A collate function that remembers the images which it has decoded last, by their keys, up to ``limit`` bytes.
+
+    What ``collate`` does not open, such as an image whose features are cached, is not opened here.
+    """
+
+    def __init__(self, collate: Collate, *, limit: int = LIMIT):
+        self.collate, self.limit = collate, limit
+        self._images: OrderedDict[str, Image.Image] = OrderedDict()  # the one that was used last stands at the end
+        self._bytes = 0
+
+    def __call__(self, items: list) -> Batch:
+        return self.collate([item if isinstance(item, Refusal) else self._remembered(item) for item in items])
+
+    def _remembered(self, item: dict) -> dict:
+        pairs = zip(item["image_keys"], item["images"], strict=True)
+        return dict(item, images=[Painted(key, partial(self._open, key, source)) for key, source in pairs])
+
+    def _open(self, key: str, source: Source) -> Image.Image:
+        if key in self._images:
+            self._images.move_to_end(key)
+            return self._images[key]
+        image = open_image(source, max_pixels=self.collate.max_pixels)
+        self._images[key] = image
+        self._bytes += _bytes_of(image)
+        while self._bytes > self.limit:
+            _, oldest = self._images.popitem(last=False)
+            self._bytes -= _bytes_of(oldest)
+        return image
+
+
+def _bytes_of(image: Image.Image) -> int:
+    return 4 * image.width * image.height  # PIL keeps RGB in four bytes a pixel

@@ -1,0 +1,134 @@
+"""What is counted of the answers to questions, by the classes that a config names in ``metrics``."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from mmengine.config import Config
+
+from asvr.data.refusals import Refusal
+from asvr.registry import METRICS
+
+NO_KIND = "all"
+DEFAULT = (dict(type="ExactMatch"),)
+ACCURACY = "accuracy"
+OF_EXACT_MATCH = (ACCURACY, "right", "total", "by_kind")
+LOOKED_AT = 1000  # questions, for one that can be asked
+# What else a result holds, a line of validation.jsonl and `asvr.benchmarks.questions`.
+TAKEN = ("losses", "codes", "codes_by_place", "refused", "seconds", "examples", "made_with", "asked")
+TAKEN += ("stage", "step", "steps")
+
+
+def normalise(answer: str) -> str:
+    """Case, outer blanks and a closing full stop do not count."""
+    return answer.strip().rstrip(".").strip().lower()
+
+
+def row_of(dataset, i: int, item: dict, answer: str) -> dict:
+    """A line of ``answers.jsonl``. item: question ``i`` of the dataset."""
+    if item["answer"] is None:
+        raise ValueError(
+            f"{item['sample_id']}: this question has no answer to compare with; it must end with a 'gpt' turn"
+        )
+    record = dataset.record(i)
+    return dict(
+        id=item["sample_id"],
+        record_id=record.get("id"),
+        image=record.get("image"),
+        kind=record.get("category", NO_KIND),
+        question=item["question"],
+        expected=item["answer"],
+        answer=answer,
+        right=normalise(answer) == normalise(item["answer"]),
+    )
+
+
+class Metric:
+    """Numbers about the answers of one evaluation, for which a new instance is built. A metric of one's own is any
+    class in `METRICS` that has these two methods; its constructor takes what its entry in the config gives.
+
+    Of several processes the first one counts all answers.
+    """
+
+    def update(self, row: dict) -> None:
+        """Count one answer; called for each question, in the order of the data. row: a line of ``answers.jsonl``:
+        id, record_id, image (its name or names, or None), kind, question, expected, answer (texts) and right (a bool).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must count an answer")
+
+    def compute(self) -> dict[str, float]:
+        """The numbers by name, of at least one answer. No two metrics of an evaluation give the same name."""
+        raise NotImplementedError(f"{type(self).__name__} must return its numbers")
+
+
+@METRICS.register_module()
+class ExactMatch(Metric):
+    """The share of answers that are the expected ones but for case, outer blanks and a closing full stop (``accuracy``,
+    in [0, 1]), with counts, and by kind."""
+
+    def __init__(self):
+        self.by_kind: dict[str, list[bool]] = defaultdict(list)
+
+    def update(self, row: dict) -> None:
+        self.by_kind[row["kind"]].append(row["right"])
+
+    def compute(self) -> dict:
+        everything = [right for rights in self.by_kind.values() for right in rights]
+        return dict(
+            accuracy=sum(everything) / len(everything),
+            right=sum(everything),
+            total=len(everything),
+            by_kind={kind: dict(accuracy=sum(r) / len(r), total=len(r)) for kind, r in sorted(self.by_kind.items())},
+        )
+
+
+def count(metrics: Iterable[dict], rows: Iterable[dict]) -> dict:
+    """The numbers of all ``metrics``, entries of a config, by name.
+
+    Raises ``ValueError`` where a metric gives something else than numbers, or a name that is taken.
+    """
+    built, found = [(config["type"], METRICS.build(config)) for config in metrics], {}
+    for row in rows:
+        for _, metric in built:
+            metric.update(dict(row))
+    for kind, metric in built:
+        own = metric.compute()
+        if not isinstance(own, dict):
+            raise ValueError(f"metrics: {kind}.compute() gave {own!r}: expected a dict of numbers by name")
+        for name, value in own.items():
+            if name in TAKEN or name in found or (name in OF_EXACT_MATCH and not isinstance(metric, ExactMatch)):
+                raise ValueError(f"metrics: {kind} calls a number {name!r}, which is taken: give it another name")
+            if not isinstance(metric, ExactMatch) and not is_number(value):
+                raise ValueError(f"metrics: {kind} gave {name}={value!r}: expected an int or a float")
+        found |= own
+    return found
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def own_numbers(result: dict) -> dict[str, float]:
+    """Those of a result that metrics of one's own gave."""
+    return {key: value for key, value in result.items() if key not in (*TAKEN, *OF_EXACT_MATCH)}
+
+
+def require_best(best: str, result: dict) -> None:
+    """Raise ``ValueError`` where no metric gives the number that decides which weights are best."""
+    names = [key for key in (ACCURACY, *own_numbers(result)) if key in result]
+    if best not in names:
+        raise ValueError(
+            f"validation.best={best!r}: no metric of validation.metrics gives that number; expected one of {names}"
+        )
+
+
+def check_metrics(section: Config, dataset) -> None:
+    """Let the metrics of an ``evaluation`` or a ``validation`` count one question of its data, as if it had been
+    answered right, so that a mistake in one is told before anything is trained. Raises as `count` and `require_best`.
+    """
+    for i in range(min(len(dataset), LOOKED_AT)):
+        item = dataset.question(i)
+        if not isinstance(item, Refusal) and item["answer"] is not None:
+            result = count(section.get("metrics", DEFAULT), [row_of(dataset, i, item, item["answer"])])
+            if "best" in section:
+                require_best(section.best, result)
+            return
