@@ -25,7 +25,8 @@ from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.record_keys import meant_in, unread_in_message
 from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import save_text_tokenizer
-from asvr.engine.stages import finished_model, trained_with
+from asvr.engine.finished import trained_with
+from asvr.engine.stages import finished_model
 from asvr.evaluation.generation import PromptTooLong, generate
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.transforms import merge_transforms

@@ -6,9 +6,10 @@ from mmengine.config import Config
 
 from asvr.base.files import sha256_of
 from asvr.base.log import logger, set_up_logging
+from asvr.engine.finished import require_finished
 from asvr.engine.prepare import prepare
 from asvr.engine.run import build_questions, evaluate_stage, read_json_file, write_json
-from asvr.engine.stages import check_run, load_stage, require_finished
+from asvr.engine.stages import check_run, load_stage
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.pretrained import load
 from asvr.recipe.build import build_dataset

@@ -98,7 +98,7 @@ def run_benchmarks(
 
 def find_source(folder: Path, stage: str | None) -> Source:
     """Raises ``ValueError`` where the folder is no model, or its stage is not finished or its weights are gone."""
-    from asvr.engine.stages import weights_digest
+    from asvr.engine.finished import weights_digest
     from asvr.recipe.model_folder import why_no_model
 
     if (folder / MODEL_FILE).is_file():

@@ -14,18 +14,12 @@ from asvr.base.shares import by_main
 from asvr.data.text_tokenizer import check_saving
 from asvr.engine.checkpoint import load_weights, read_meta, weights_digest
 from asvr.engine.checkpoint_folder import PREFIX
+from asvr.engine.finished import finished_at, finished_checkpoint, require_start
 from asvr.engine.hooks.averages import EMA
 from asvr.engine.hooks.visualizer import log_evaluation
 from asvr.engine.parallel import bare, gathered
 from asvr.engine.prepare import Prepared, prepare
-from asvr.engine.stages import (
-    check_run,
-    finished_at,
-    finished_checkpoint,
-    recover,
-    require_start,
-    run_stage,
-)
+from asvr.engine.stages import check_run, recover, run_stage
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.metrics import check_metrics
 from asvr.evaluation.summary import draw_summary

@@ -6,7 +6,6 @@ work_dir/
   <stage>/checkpoints/step_00000500/   <stage>/done.json
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from asvr.base.log import logger
 from asvr.base.precision import PRECISIONS
 from asvr.data.image_digest import first_refused, image_digest
 from asvr.engine import checkpoint
+from asvr.engine.finished import DONE, finished_checkpoint, last_checkpoint, require_start, start_digest
 from asvr.engine.hooks.checkpoint import stateful
 from asvr.engine.identity import architecture, check_same_config, identity, other_places, tell_changes
 from asvr.engine.parallel import bare, gathered
@@ -33,12 +33,10 @@ from asvr.models.attention import AUTO, check_isolation, use_attention
 from asvr.models.compiling import compile_blocks, uncompiled
 from asvr.models.component import fingerprint_of
 from asvr.recipe.build import build_device, build_model, data_fingerprint
-from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder
+from asvr.recipe.config import SCRATCH, is_model_folder
 from asvr.recipe.model_folder import start_from
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.registry import DATASETS, MODEL_WRAPPERS
-
-DONE = "done.json"
 
 
 def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
@@ -53,7 +51,7 @@ def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, res
     folder = work_dir / name
     newest = resume_from or checkpoint.newest(folder / "checkpoints")
     if resume_from is None and (folder / DONE).is_file():
-        if _last_checkpoint(work_dir, name) is not None:
+        if last_checkpoint(work_dir, name) is not None:
             logger.info("stage %s is finished: skipped (%s)", name, folder)
             return load_stage(recipe, name, prepared, work_dir)
         logger.warning("stage %s was finished, but its last checkpoint is gone: it is trained again", name)
@@ -214,61 +212,6 @@ def check_run(recipe: Recipe, names: list[str], text_tokenizer, work_dir: Path) 
             _check_start(newest, recipe, name, work_dir)
 
 
-def require_start(recipe: Recipe, name: str, work_dir: Path) -> None:
-    """Raise ``ValueError`` where the stage that ``name`` starts from is not finished."""
-    init = recipe.stages[name].init
-    if init != SCRATCH and not is_model_folder(init):
-        require_finished(work_dir, init)
-
-
-def require_finished(work_dir: Path, name: str) -> None:
-    if not (work_dir / name / DONE).is_file():
-        raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
-
-
-def finished_at(work_dir: Path, name: str) -> int | None:
-    """When a stage was finished last, in nanoseconds; None: it is not."""
-    file = work_dir / name / DONE
-    return file.stat().st_mtime_ns if file.is_file() else None
-
-
-def finished_checkpoint(work_dir: Path, name: str) -> Path:
-    """The checkpoint at the end of a finished stage. Raises ``ValueError`` where that is gone, or not there yet."""
-    require_finished(work_dir, name)
-    folder = _last_checkpoint(work_dir, name)
-    if folder is None:
-        raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: tools/train.py makes it again")
-    return folder
-
-
-def trained_with(work_dir: Path, name: str) -> dict:
-    """The `identity` that a finished stage was trained with. Raises ``ValueError`` as `finished_checkpoint` does."""
-    return checkpoint.read_meta(finished_checkpoint(work_dir, name))["config"]
-
-
-def weights_digest(work_dir: Path, name: str) -> str:
-    """SHA-256 of a finished stage's weights. Raises ``ValueError`` as `finished_checkpoint` does."""
-    return checkpoint.weights_digest(finished_checkpoint(work_dir, name))
-
-
-def start_digest(recipe: Recipe, name: str, work_dir: Path) -> str | None:
-    """What a stage starts from: `weights_digest` of a stage, or SHA-256 of a model folder's description, which holds
-    those of its weights; None where it starts from scratch, or those weights are gone."""
-    init = recipe.stages[name].init
-    if is_model_folder(init):
-        return hashlib.sha256((Path(init) / MODEL_FILE).read_bytes()).hexdigest()
-    return weights_digest(work_dir, init) if init != SCRATCH and _last_checkpoint(work_dir, init) else None
-
-
-def _last_checkpoint(work_dir: Path, name: str) -> Path | None:
-    """The checkpoint at the end of a finished stage, if it is still there."""
-    newest = checkpoint.newest(work_dir / name / "checkpoints")
-    if newest is None or not (work_dir / name / DONE).is_file():
-        return None
-    steps = json.loads((work_dir / name / DONE).read_text(encoding="utf-8"))["steps"]
-    return newest if checkpoint.read_meta(newest)["step"] == steps else None
-
-
 def _restore(runner: Runner, folder: Path) -> None:
     """Optimiser, schedule, position in the data and random states; the weights are loaded already."""
     _require_same_data(folder, runner.train_dataloader.dataset)
@@ -324,7 +267,7 @@ def _start_of(recipe: Recipe, name: str, work_dir: Path, text_tokenizer) -> Path
     if init == SCRATCH or is_model_folder(init):
         return None
     require_start(recipe, name, work_dir)
-    start = _last_checkpoint(work_dir, init)
+    start = last_checkpoint(work_dir, init)
     if start is None:
         raise ValueError(
             f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"

@@ -54,7 +54,8 @@ def evaluate(
     precision: see `computing_in`. limit: only the first questions. num_examples: how many pictures, evenly spaced, are
     kept with a map of which of their visual tokens were predicted right. metrics: entries of a config, see
     `asvr.evaluation.metrics.Metric`.
-    Returns what the metrics say: accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes;
+    Returns what the metrics say: accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes,
+    and what targets count besides (``<metric>_<target>``, see `Target.metrics`);
     code accuracy on the pictures, given the true codes of the depths before (as in training), by target and depth, and
     by target and place (a row of the picture's grid a list); questions refused; seconds; the examples.
     """
@@ -65,7 +66,7 @@ def evaluate(
     if not asked:
         raise ValueError(f"evaluation: {dataset.source} has no question that can be asked")
     collate = DecodedOnce(build_collate(data, model, tokenizer, cache))
-    rows, losses = _ask(model, dataset, tokenizer, asked, collate, batch_size, max_new_tokens, precision)
+    rows, measured = _ask(model, dataset, tokenizer, asked, collate, batch_size, max_new_tokens, precision)
     lines = [rows[i] for i in sorted(rows)]
     by_main(lambda: _write(samples_file, lines))
     asked = [(i, item) for i, item in asked if i in rows]
@@ -76,7 +77,8 @@ def evaluate(
     def result() -> dict:
         return dict(
             count(metrics, lines),
-            losses=losses,
+            losses={name: value for name, value in measured.items() if name in model.weights()},
+            **{name: value for name, value in measured.items() if name not in model.weights()},
             codes=codes,
             codes_by_place=places,
             refused=number - len(rows),
@@ -124,8 +126,8 @@ def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
 def _ask(
     model, dataset, tokenizer, asked, collate, batch_size: int, max_new_tokens: int, precision: str | None
 ) -> tuple[dict[int, dict], dict[str, float]]:
-    """The rows by the numbers of their questions, and the losses of the records. Both are made of a batch before the
-    next one, which finds other pictures in memory."""
+    """The rows by the numbers of their questions, and losses and targets' metrics of the records. Both are made of a
+    batch before the next one, which finds other pictures in memory."""
 
     def ask(chunk: list[tuple[int, dict]]) -> tuple[dict[int, dict], dict]:
         rows = _answers(model, dataset, tokenizer, chunk, collate, max_new_tokens, precision)
@@ -137,7 +139,7 @@ def _ask(
     rows = {i: row for own, _ in found for i, row in own.items()}
     if not rows:
         raise ValueError(f"evaluation: no picture of {dataset.source} can be read")
-    return rows, _mean_losses([sums for _, sums in found])
+    return rows, _means([sums for _, sums in found])
 
 
 def _write(file: Path, lines: list[dict]) -> None:
@@ -164,23 +166,25 @@ def _answers(
 
 @torch.inference_mode()
 def _losses(model, items: list, collate, precision: str | None) -> dict[str, tuple[float, float]]:
-    """Nats and tokens of the records' answers and of the codes of their pictures, as training counts them."""
+    """Nats and tokens of the records' answers and of the codes of their pictures, as training counts them; and so of
+    the numbers that targets count besides, but for right codes, which `_codes` counts by picture."""
     if not items:
         return {}
     batch = collate(items)
     with computing_in(precision, model.device):
         out = model(batch.to(model.device))
     counts = model.count_targets([batch])
-    return {name: (out[name].item(), count) for name, count in counts.items() if name in out}
+    counts |= {key: counts[name] for key, name in model.metrics.items() if not key.startswith("correct_")}
+    return {name: (out[name].item(), n) for name, n in counts.items() if name in out and out[name].ndim == 0}
 
 
-def _mean_losses(found: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
-    """Nats a token of all batches."""
+def _means(found: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Over all batches."""
     sums, counts = defaultdict(float), defaultdict(float)
     for batch in found:
-        for name, (nats, tokens) in batch.items():
-            sums[name] += nats
-            counts[name] += tokens
+        for name, (total, number) in batch.items():
+            sums[name] += total
+            counts[name] += number
     return {name: sums[name] / counts[name] for name in sums}
 
 

@@ -1,0 +1,66 @@
+"""What a finished stage has left in the work dir."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from asvr.engine import checkpoint
+from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder
+from asvr.recipe.recipe import Recipe
+
+DONE = "done.json"
+
+
+def require_start(recipe: Recipe, name: str, work_dir: Path) -> None:
+    """Raise ``ValueError`` where the stage that ``name`` starts from is not finished."""
+    init = recipe.stages[name].init
+    if init != SCRATCH and not is_model_folder(init):
+        require_finished(work_dir, init)
+
+
+def require_finished(work_dir: Path, name: str) -> None:
+    if not (work_dir / name / DONE).is_file():
+        raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
+
+
+def finished_at(work_dir: Path, name: str) -> int | None:
+    """When a stage was finished last, in nanoseconds; None: it is not."""
+    file = work_dir / name / DONE
+    return file.stat().st_mtime_ns if file.is_file() else None
+
+
+def finished_checkpoint(work_dir: Path, name: str) -> Path:
+    """The checkpoint at the end of a finished stage. Raises ``ValueError`` where that is gone, or not there yet."""
+    require_finished(work_dir, name)
+    folder = last_checkpoint(work_dir, name)
+    if folder is None:
+        raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: tools/train.py makes it again")
+    return folder
+
+
+def trained_with(work_dir: Path, name: str) -> dict:
+    """The `identity` that a finished stage was trained with. Raises ``ValueError`` as `finished_checkpoint` does."""
+    return checkpoint.read_meta(finished_checkpoint(work_dir, name))["config"]
+
+
+def weights_digest(work_dir: Path, name: str) -> str:
+    """SHA-256 of a finished stage's weights. Raises ``ValueError`` as `finished_checkpoint` does."""
+    return checkpoint.weights_digest(finished_checkpoint(work_dir, name))
+
+
+def start_digest(recipe: Recipe, name: str, work_dir: Path) -> str | None:
+    """What a stage starts from: `weights_digest` of a stage, or SHA-256 of a model folder's description, which holds
+    those of its weights; None where it starts from scratch, or those weights are gone."""
+    init = recipe.stages[name].init
+    if is_model_folder(init):
+        return hashlib.sha256((Path(init) / MODEL_FILE).read_bytes()).hexdigest()
+    return weights_digest(work_dir, init) if init != SCRATCH and last_checkpoint(work_dir, init) else None
+
+
+def last_checkpoint(work_dir: Path, name: str) -> Path | None:
+    """The checkpoint at the end of a finished stage, if it is still there."""
+    newest = checkpoint.newest(work_dir / name / "checkpoints")
+    if newest is None or not (work_dir / name / DONE).is_file():
+        return None
+    steps = json.loads((work_dir / name / DONE).read_text(encoding="utf-8"))["steps"]
+    return newest if checkpoint.read_meta(newest)["step"] == steps else None
