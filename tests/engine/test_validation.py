@@ -8,6 +8,7 @@ import torch
 from run_helpers import ROOT, TINY, read_metrics
 from safetensors.torch import load_file
 
+from asvr.engine.hooks import ValidationHook
 from asvr.engine.run import run
 from asvr.recipe.config import load_config
 
@@ -92,3 +93,16 @@ def read(lines: list[dict]) -> list[dict]:
 
 def read_best(work_dir) -> str:
     return json.loads((work_dir / "finetune/best/checkpoint.json").read_text())["sha256"]["model.safetensors"]
+
+
+def test_values_of_two_metrics_are_not_compared():
+    def hook(by: str) -> ValidationHook:
+        return ValidationHook(validate=None, file="a", folder="b", stage="tune", interval=1, meta={}, by=by)
+
+    for by, expected in (("accuracy", 0.5), ("word_f1", None)):
+        own = hook(by)
+        own.load_state_dict(dict(best=0.5, pending=False))  # of a checkpoint that does not name a metric
+        assert own.best == expected
+        again = hook("word_f1")
+        again.load_state_dict(own.state_dict())
+        assert again.best is None

@@ -13,6 +13,7 @@ from engine_helpers import TARGET, collate, item, tiny_model
 from PIL import Image
 from run_helpers import ROOT, TINY, tiny_env
 
+from asvr.data import images
 from asvr.data.llava import LlavaDataset
 from asvr.evaluation import accuracy
 from asvr.evaluation.accuracy import evaluate, report, right_codes
@@ -151,6 +152,14 @@ def test_without_pictures_or_targets_there_are_no_codes(rows, tmp_path, monkeypa
     assert ask([rows[2]], tmp_path, monkeypatch, {0: "four"})["codes"] == {}
     result = ask(rows, tmp_path, monkeypatch, dict.fromkeys(range(4), "no"), model=model(reconstruction=[]))
     assert result["codes"] == {} and result["examples"] == []
+
+
+def test_each_picture_is_decoded_once(rows, tmp_path, monkeypatch):
+    """For answers, losses and codes, of all questions about it."""
+    opened, real = [], images._stream
+    monkeypatch.setattr(images, "_stream", lambda source: opened.append(str(source)) or real(source))
+    ask(rows, tmp_path, monkeypatch, dict.fromkeys(range(4), "no"))
+    assert sorted(opened) == [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
 
 
 def test_limit_asks_the_first_questions_only(rows, tmp_path, monkeypatch):
