@@ -9,7 +9,7 @@ from functools import partial
 
 from PIL import Image, ImageDraw
 
-from asvr.data.image_sources import Painted
+from asvr.data.image_sources import RenderedImage
 from asvr.data.records import ConversationDataset
 from asvr.registry import DATASETS
 
@@ -40,10 +40,10 @@ class Dots(ConversationDataset):
         answer = {"from": "gpt", "value": str(number)}
         return dict(image=str(self.first + i), conversations=[question, answer], category=f"{number} dots")
 
-    def picture(self, name: str) -> tuple[str, Painted]:
+    def picture(self, name: str) -> tuple[str, RenderedImage]:
         """The image that a record names: its key in caches, and where it is. For a file: ``str(path), path``."""
         places = self.places(int(name))
-        return f"dots {name}", Painted(f"dots {places}", partial(draw, places))
+        return f"dots {name}", RenderedImage(f"dots {places}", partial(draw, places))
 
     def places(self, number: int) -> list[tuple[int, int]]:
         """Where the dots of an image are, each in a cell of its own."""

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 import asvr.registry
-from asvr.base.told import forget
+from asvr.base.log_once import forget
 from asvr.engine.run import run
 from asvr.recipe.validate import ASKED_FOR, GIVEN, INJECTED
 from asvr.registry import FullRegistry

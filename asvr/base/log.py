@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
 from asvr.base.disk import naming
-from asvr.base.told import forget
+from asvr.base.log_once import forget
 
 logger = logging.getLogger("asvr")
 _bars: weakref.WeakSet = weakref.WeakSet()

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from asvr.base.files import sha256_of
 from asvr.base.log import logger, progress_bar
-from asvr.data.image_sources import Painted, Source, StoredPicture, has_file
+from asvr.data.image_sources import RenderedImage, Source, StoredPicture, has_file
 from asvr.data.images import check_file, picture_bytes
 from asvr.data.refusals import Refused
 from asvr.models.tokenizers.base import code_dtype, require_codes
@@ -252,7 +252,7 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
 
 
 def _hash_of(picture: Source) -> str:
-    if isinstance(picture, StoredPicture | Painted):
+    if isinstance(picture, StoredPicture | RenderedImage):
         return picture.sha256()
     try:
         return hashlib.sha256(picture_bytes(picture)).hexdigest()

@@ -7,7 +7,7 @@ from PIL import Image
 
 from asvr.data.batch import Batch
 from asvr.data.collate import Collate
-from asvr.data.image_sources import Painted, Source
+from asvr.data.image_sources import RenderedImage, Source
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal
 
@@ -30,7 +30,7 @@ class DecodedOnce:
 
     def _remembered(self, item: dict) -> dict:
         pairs = zip(item["image_keys"], item["images"], strict=True)
-        return dict(item, images=[Painted(key, partial(self._open, key, source)) for key, source in pairs])
+        return dict(item, images=[RenderedImage(key, partial(self._open, key, source)) for key, source in pairs])
 
     def _open(self, key: str, source: Source) -> Image.Image:
         if key in self._images:

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 
 from asvr.base.files import sha256_of
 from asvr.base.log import logger
-from asvr.base.told import tell_once
+from asvr.base.log_once import log_once
 
 SUFFIX = ".asvr-index"
 KEPT_FROM = 1 << 24  # bytes: a smaller file is read again faster than a user asks what the new file in the folder is
@@ -132,7 +132,7 @@ def _keep(index: FileIndex, identity: dict[str, str], places: list[Path]) -> Non
             os.replace(partial, place)
             return
         except (OSError, SafetensorError) as error:
-            tell_once(logging.WARNING, "%s: the index cannot be kept there (%s)", place, error)
+            log_once(logging.WARNING, "%s: the index cannot be kept there (%s)", place, error)
             if os.path.exists(partial):
                 os.remove(partial)
 
@@ -144,7 +144,7 @@ def _one_at_a_time(path: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks: the work is done more than once
-            tell_once(logging.INFO, "%s cannot be locked (%s)", path, error)
+            log_once(logging.INFO, "%s cannot be locked (%s)", path, error)
         yield
 
 

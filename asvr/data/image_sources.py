@@ -29,7 +29,7 @@ class StoredPicture:
 
 
 @dataclass(frozen=True)
-class Painted:
+class RenderedImage:
     """A picture that is made each time it is opened. content: all that decides it: equal ones are the same picture."""
 
     content: str
@@ -39,7 +39,7 @@ class Painted:
         return hashlib.sha256(self.content.encode()).hexdigest()
 
 
-Source = str | Path | StoredPicture | Painted | Image.Image
+Source = str | Path | StoredPicture | RenderedImage | Image.Image
 
 
 def has_file(source: Source) -> bool:

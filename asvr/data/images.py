@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from asvr.base.text import short
-from asvr.data.image_sources import Painted, Source, StoredPicture, refuse_elsewhere
+from asvr.data.image_sources import RenderedImage, Source, StoredPicture, refuse_elsewhere
 from asvr.data.refusals import Refused
 
 # PIL reads more: PostScript, which another program runs, and containers whose headers hide the sizes of pictures.
@@ -61,7 +61,7 @@ def opened(
     wrong in the block, where it is decoded."""
     name = _name(source)
     try:
-        if isinstance(source, Painted):
+        if isinstance(source, RenderedImage):
             source = source.paint()
         if isinstance(source, Image.Image):
             _check_size(source, name, max_pixels)
@@ -89,7 +89,7 @@ def _stream(source: "str | Path | StoredPicture"):
 
 
 def _name(source: Source) -> str:
-    return "in memory" if isinstance(source, Image.Image | Painted) else str(source)
+    return "in memory" if isinstance(source, Image.Image | RenderedImage) else str(source)
 
 
 def check_file(path: "str | Path") -> None:

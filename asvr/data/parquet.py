@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asvr.base.told import tell_once
+from asvr.base.log_once import log_once
 from asvr.data.conversation import ROLES as SPEAKERS
 from asvr.data.file_index import FileIndex
 from asvr.data.image_sources import StoredPicture
@@ -98,7 +98,7 @@ class ParquetDataset(ShardedDataset):
             if lost or ("image" not in self.columns and _holds(field.type, text=False)):
                 raise ValueError(f"{self.source}: {unknown_key(field.name, meant, 'column')}, or name it in `columns`")
         if told := [field.name for field in unread if field.name.lower() not in DESCRIBES]:
-            tell_once(logging.INFO, "%s: columns that are not read: %s", self.source, ", ".join(told))
+            log_once(logging.INFO, "%s: columns that are not read: %s", self.source, ", ".join(told))
 
     def record(self, i: int) -> dict:
         row = self.rows[i]

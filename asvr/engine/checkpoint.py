@@ -41,7 +41,7 @@ from asvr.engine.checkpoint_folder import (
 from asvr.engine.saved import frozen_fingerprints, own_components, saved_tensors
 from asvr.models.component import apart_of, fingerprint_in, fingerprint_of, source_of
 from asvr.models.hf import DTYPES
-from asvr.models.shards import part_of, unshared
+from asvr.models.shards import local_shard, untied_state_dict
 from asvr.models.tree import TRAINED_WITH
 
 __all__ = [  # of the folders and of what they hold, for users of this
@@ -212,15 +212,20 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS))
     found = _check_fit(folder, model, _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS))
     parts = {name: model.components()[name] for name in found}
-    own = {f"{n}.{k}": value for n, module in parts.items() for k, value in unshared(module).items() if k in found[n]}
+    own = {
+        f"{n}.{k}": value
+        for n, module in parts.items()
+        for k, value in untied_state_dict(module).items()
+        if k in found[n]
+    }
     if whole:
         with torch.no_grad(), safe_open(folder / WEIGHTS, framework="pt") as file:
             for key, value in own.items():
-                value.copy_(part_of(file.get_slice(key), value))
+                value.copy_(local_shard(file.get_slice(key), value))
     else:
         sharded.read(folder / sharded.WEIGHTS, own)
     for name, module in parts.items():
-        if found[name] == unshared(module).keys():
+        if found[name] == untied_state_dict(module).keys():
             module.source, module.apart = None, frozenset()
         else:
             module.apart = apart_of(module) | found[name]
@@ -283,7 +288,7 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
             f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?"
         )
     for name, own in by_component.items():
-        expected = unshared(components[name])
+        expected = untied_state_dict(components[name])
         needed = apart_of(components[name]) if name in read_meta(folder)["frozen"] else expected.keys()
         wrong = sorted((needed | own.keys()) - (expected.keys() & own.keys()))
         wrong = wrong or [key for key in own if own[key] != expected[key].shape]

@@ -9,10 +9,10 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from asvr.base import compat
+from asvr.base.log_once import log_once
 from asvr.base.precision import PRECISIONS
-from asvr.base.told import tell_once
 from asvr.engine.optimizers import build_optimizer
-from asvr.models.shards import whole
+from asvr.models.shards import full_tensor
 
 
 class AutocastOptimWrapper(OptimWrapper):
@@ -36,7 +36,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self._skips_on_device = compat.skips_on_device(optimizer)
         if not self._skips_on_device:
             name = type(optimizer).__name__
-            tell_once(logging.INFO, "optim.type=%r: each step waits for the device to tell whether it is finite", name)
+            log_once(logging.INFO, "optim.type=%r: each step waits for the device to tell whether it is finite", name)
         self._losses: torch.Tensor | None = None  # of the step so far, added up: NaN or infinite where one of them is
 
     @contextmanager
@@ -59,7 +59,7 @@ class AutocastOptimWrapper(OptimWrapper):
             self.grad_norm = nn.utils.get_total_norm(gradients)
             torch._foreach_mul_(gradients, (max_norm / (self.grad_norm + 1e-6)).clamp(max=1.0))
         else:
-            self.grad_norm = whole(nn.utils.clip_grad_norm_(parameters, max_norm))
+            self.grad_norm = full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm))
         self.skipped = self._not_finite()
         if self._skips_on_device:
             self.optimizer.found_inf = self.skipped.float()

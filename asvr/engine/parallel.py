@@ -27,17 +27,17 @@ from asvr.registry import MODEL_WRAPPERS
 FROZEN = ("shard", "replicate")
 
 
-def bare(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The model in a wrapper, or the model."""
     return model.module if is_model_wrapper(model) else model
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[nn.Module]:
+def full_params(model: nn.Module) -> Iterator[nn.Module]:
     """The bare model with all of its weights in this process, to be asked here. All processes must come here; what is
     done inside needs the others for nothing."""
-    with model.gathered() if isinstance(model, FSDP2) else _as_it_is():
-        yield bare(model)
+    with model.full_params() if isinstance(model, FSDP2) else _as_it_is():
+        yield unwrap(model)
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def _as_it_is() -> Iterator[None]:
     yield
 
 
-def agree(model: nn.Module, window: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
+def all_reduce_counts(model: nn.Module, window: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
     """The micro-batches of this process, with empty ones up to the number of the process that has most of them, and the
     supervised tokens of all processes by loss. Both are counts of the collate function's: no device is waited for."""
     counts = model.count_targets(window)
@@ -60,7 +60,7 @@ def shared_step(wrapper: nn.Module, window: list[Batch], optim_wrapper, calls: C
     """`VLM.train_step` in all processes at once. Its logs are this process's share of sums over all of them, with the
     same names in each. calls: for a number of micro-batches, what runs the forward pass of each."""
     model = wrapper.module
-    window, totals = agree(model, window)
+    window, totals = all_reduce_counts(model, window)
     logs = model.train_step(window, optim_wrapper, totals=totals, calls=calls(len(window)))
     shapes = {"text": dict(correct=())} | {target.name: target.metrics for target in model.targets}
     for name, total in totals.items():
@@ -234,7 +234,7 @@ class FSDP2(nn.Module):
             yield self.module
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def full_params(self) -> Iterator[None]:
         """All weights in this process, until the end of the block."""
         if not self._begun:  # FSDP takes the first module that runs for the one that holds all others
             with torch.no_grad():

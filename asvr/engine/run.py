@@ -17,7 +17,7 @@ from asvr.engine.checkpoint_folder import PREFIX
 from asvr.engine.finished import finished_at, finished_checkpoint, require_start
 from asvr.engine.hooks.averages import EMA
 from asvr.engine.hooks.visualizer import log_evaluation
-from asvr.engine.parallel import bare, gathered
+from asvr.engine.parallel import full_params, unwrap
 from asvr.engine.prepare import Prepared, prepare
 from asvr.engine.stages import check_run, recover, run_stage
 from asvr.evaluation.accuracy import evaluate, report
@@ -122,8 +122,8 @@ def _evaluate(stage: Stage, model, prepared: Prepared, work_dir: Path, *, traine
         evaluated[f"{stage.name}_{EMA}"] = averages
     for name, weights in evaluated.items():
         if weights == averages:
-            load_weights(averages, bare(model))
-        with gathered(model) as whole:
+            load_weights(averages, unwrap(model))
+        with full_params(model) as whole:
             made = _keep_evaluation(stage, name, weights, whole, prepared, work_dir)
             if is_main_process() and stage.visualizer and (made or trained):
                 _log_evaluation(stage, name, read_meta(weights)["step"], work_dir)

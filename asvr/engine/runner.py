@@ -15,7 +15,7 @@ from asvr.engine.hooks import AverageHook, CheckpointHook, ProgressHook, SignalH
 from asvr.engine.hooks.checkpoint import stateful
 from asvr.engine.hooks.visualizer import VisualizerHook, build_visualizer
 from asvr.engine.optim import build_optim_wrapper
-from asvr.engine.parallel import bare
+from asvr.engine.parallel import unwrap
 from asvr.engine.prepare import Prepared
 from asvr.engine.schedules import build_schedulers
 from asvr.evaluation.accuracy import evaluate
@@ -36,7 +36,7 @@ DEFAULT_MAX_SKIPPED = 10
 
 def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
     """shared: the model, or the wrapper (`asvr.engine.parallel`) in which several processes train it."""
-    model, several, tokenizer = bare(shared), get_world_size() > 1, prepared.text_tokenizer
+    model, several, tokenizer = unwrap(shared), get_world_size() > 1, prepared.text_tokenizer
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
     dataset = build_dataset(data.train, data, tokenizer, model.encoder.num_tokens)
     steps = num_steps(stage, len(dataset))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from asvr.models.component import apart_of, fingerprint_in, fingerprint_of, source_of
 from asvr.models.hf import DTYPES
-from asvr.models.shards import unshared
+from asvr.models.shards import untied_state_dict
 from asvr.models.trainable import is_whole
 from asvr.models.tree import is_trained
 
@@ -28,7 +28,7 @@ def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
     """What a checkpoint holds of one of `own_components`: all of a component that was initialised here or is trained as
     a whole. Of another what is trained, with the buffers beside it, and what is not in its files (``apart``). The rest
     is frozen, stands in the files it came from, and is named by its fingerprint."""
-    tensors = unshared(module)
+    tensors = untied_state_dict(module)
     if source_of(module) is None or is_whole(module):
         return tensors
     parameters = dict(module.named_parameters())
@@ -45,7 +45,7 @@ def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
         saved = saved_tensors(module) if _is_saved(name, module) else {}
         if not _is_saved(name, module):
             own = dict(fingerprint=fingerprint_of(module), **_casts(name, module))
-        elif saved.keys() != unshared(module).keys():
+        elif saved.keys() != untied_state_dict(module).keys():
             own = dict(
                 fingerprint=fingerprint_in(module, None, saved), **_casts(name, module, saved), saved=list(saved)
             )

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from asvr.models.shards import part_of
+from asvr.models.shards import local_shard
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 # Bytes of a process's file. Its safetensors writer holds a file in memory, and Python's lock while it puts it together.
@@ -135,7 +135,7 @@ def load_whole_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
-            key: part_of(value, parameters[index]) if value.shape == parameters[index].shape else value
+            key: local_shard(value, parameters[index]) if value.shape == parameters[index].shape else value
             for key, value in values.items()
         }
         for index, values in state["state"].items()

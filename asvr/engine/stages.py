@@ -24,7 +24,7 @@ from asvr.engine import checkpoint
 from asvr.engine.finished import DONE, finished_checkpoint, last_checkpoint, require_start, start_digest
 from asvr.engine.hooks.checkpoint import stateful
 from asvr.engine.identity import architecture, check_same_config, identity, other_places, tell_changes
-from asvr.engine.parallel import bare, gathered
+from asvr.engine.parallel import full_params, unwrap
 from asvr.engine.prepare import Prepared
 from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
@@ -60,7 +60,7 @@ def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, res
     same = before.model_transforms == stage.model_transforms  # else the weights are there before the transforms
     begin = None if same else partial(begin_with, start, before=before, stage=stage)
     shared = _fresh_model(recipe, name, prepared, shared=True, begin=begin)
-    model = bare(shared)
+    model = unwrap(shared)
     if newest is not None:
         tell_changes(_load_checkpoint(recipe, name, prepared, work_dir, newest, model), stage)
     elif start is not None:
@@ -170,7 +170,7 @@ def _fresh_model(
     if wrapper is not None:
         model = MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model, device=device))
     if stage.data.get("pack"):
-        with gathered(model) as whole, uncompiled():
+        with full_params(model) as whole, uncompiled():
             check_isolation(whole.llm, PRECISIONS[stage.optim.precision])
     return model
 
@@ -216,7 +216,7 @@ def _restore(runner: Runner, folder: Path) -> None:
     """Optimiser, schedule, position in the data and random states; the weights are loaded already."""
     _require_same_data(folder, runner.train_dataloader.dataset)
     meta = checkpoint.read_meta(folder)
-    state = checkpoint.load_state(folder, bare(runner.model), runner.optim_wrapper.optimizer)
+    state = checkpoint.load_state(folder, unwrap(runner.model), runner.optim_wrapper.optimizer)
     for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(values)
     hooks = stateful(runner.hooks)

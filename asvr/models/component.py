@@ -6,7 +6,7 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
-from asvr.models.shards import unshared, whole
+from asvr.models.shards import full_tensor, untied_state_dict
 
 # Fields of a component's config that name the files its weights come from.
 WEIGHT_FIELDS = ("name", "weights")
@@ -62,9 +62,11 @@ def fingerprint_in(module: nn.Module, dtype: torch.dtype | None, without: Collec
     """The `fingerprint` that ``module`` would have with its floating-point numbers in ``dtype``; None: as they are.
     without: keys of tensors that are left out, of tied ones too, which have one name then."""
     digest = hashlib.sha256()
-    tensors = module.state_dict() if not without else {k: v for k, v in unshared(module).items() if k not in without}
+    tensors = (
+        module.state_dict() if not without else {k: v for k, v in untied_state_dict(module).items() if k not in without}
+    )
     for name, tensor in sorted(tensors.items()):
-        tensor = whole(tensor.detach())
+        tensor = full_tensor(tensor.detach())
         if dtype is not None and tensor.is_floating_point():
             tensor = tensor.to(dtype)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from asvr.base.told import tell_once
+from asvr.base.log_once import log_once
 from asvr.models.llms import HFCausalLM
 from asvr.models.targets import CodeTarget, Target
 from asvr.models.tokenizers.base import INTEGERS
@@ -58,7 +58,7 @@ def _try(key: str, registry: FullRegistry, part: object, check: Callable[[], Non
         raise ValueError(f"{key}: {registry.broken(part)}: {error}. The contract: {registry.contract}") from None
     except Exception as error:  # of the user's own code, which may need numbers; meta tensors have none
         told = "%s: %s is not tried before the run, since it does not run without numbers (%s: %s)"
-        tell_once(logging.WARNING, told, key, type(part).__name__, type(error).__name__, str(error)[:200])
+        log_once(logging.WARNING, told, key, type(part).__name__, type(error).__name__, str(error)[:200])
 
 
 def _expect(what: str, value: object, *shape: int) -> Tensor:

@@ -16,9 +16,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from asvr.base import hub
 from asvr.base.arch import causal_problem, tower_problem
 from asvr.base.files import unsafe_pickle
+from asvr.base.log_once import log_once
 from asvr.base.quiet import without_warnings
-from asvr.base.told import tell_once
-from asvr.models.shards import part_of, unshared
+from asvr.models.shards import local_shard, untied_state_dict
 
 CONFIG_FILE = "config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +57,7 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
         different = [k for k in arch if k != "model_type" and getattr(own, k, None) != getattr(given, k)]
         if different:
             listing = ", ".join(f"{k}={getattr(own, k, None)!r} (config: {arch[k]!r})" for k in different)
-            tell_once(
+            log_once(
                 logging.WARNING, "%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing
             )
     return config
@@ -217,7 +217,7 @@ def build_deferred(
     for file in files:
         with safe_open(file, "pt") as content:
             shapes |= {key: tuple(content.get_slice(key).get_shape()) for key in content.keys()}
-    own = {key: tuple(value.shape) for key, value in unshared(model).items()}
+    own = {key: tuple(value.shape) for key, value in untied_state_dict(model).items()}
     tied = model.state_dict().keys() - own.keys()
     unexpected = [key for key in shapes if key not in own and key not in tied and not key.startswith(may_ignore)]
     return None if unexpected or any(shapes.get(key) != shape for key, shape in own.items()) else model
@@ -229,12 +229,12 @@ def materialise(model, folder: Path, device: torch.device) -> None:
     reads its own parts and nothing else."""
     model.to_empty(device=device)
     model.tie_weights()  # which that has undone
-    own = unshared(model)
+    own = untied_state_dict(model)
     for file in _safetensors_of(folder):
         with safe_open(file, "pt") as content:
             for key in content.keys():
                 if key in own:
-                    own[key].copy_(part_of(content.get_slice(key), own[key]))
+                    own[key].copy_(local_shard(content.get_slice(key), own[key]))
     for tensor in model.state_dict(keep_vars=True).values():
         tensor._is_hf_initialized = True  # all but what no file holds, such as the frequencies of rotary embeddings
     model.initialize_weights()

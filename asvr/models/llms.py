@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from asvr.base import compat
-from asvr.base.told import tell_once
+from asvr.base.log_once import log_once
 from asvr.data.batch import Segments
 from asvr.models.attention import PREFIX, no_mask
 from asvr.models.checkpointing import check_mode, settings
@@ -104,7 +104,7 @@ class HFCausalLM(Component):
         from_scratch = name is None and vocab_size is not None
         config = read_config(folder, arch, name, **(dict(vocab_size=vocab_size) if from_scratch else {}))
         if from_scratch and (arch or {}).get("vocab_size", config.vocab_size) != config.vocab_size:
-            tell_once(
+            log_once(
                 logging.WARNING,
                 "model.llm.arch.vocab_size=%r is not used: an LLM without `name` gets as many embeddings as the ids of "
                 "the text tokenizer need",

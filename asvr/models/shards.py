@@ -5,12 +5,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor. Of one that is in parts all processes must ask, in the same order."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_of(source, own: Tensor) -> Tensor:
+def local_shard(source, own: Tensor) -> Tensor:
     """What this process holds of ``source`` where the parts are cut as those of ``own`` are.
 
     source: a whole tensor, or a slice of safetensors' ``get_slice``, of which nothing else is read then. Where ``own``
@@ -33,7 +33,7 @@ def part_of(source, own: Tensor) -> Tensor:
     )
 
 
-def unshared(module: torch.nn.Module) -> dict[str, Tensor]:
+def untied_state_dict(module: torch.nn.Module) -> dict[str, Tensor]:
     """The state dict with one name for each tensor: tied weights have several."""
     seen, out = set(), {}
     for key, value in module.state_dict(keep_vars=True).items():

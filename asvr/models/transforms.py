@@ -15,7 +15,7 @@ from torch import nn
 
 from asvr.base.text import short
 from asvr.models.component import apart_of, source_of
-from asvr.models.shards import unshared
+from asvr.models.shards import untied_state_dict
 from asvr.models.trainable import is_matched, near_names, release
 from asvr.registry import MODEL_TRANSFORMS
 
@@ -51,7 +51,7 @@ def apply_transforms(model: nn.Module, configs: Sequence[dict]) -> None:
         for name, known in in_files.items():
             part = model.components()[name]
             new = {key for key, value in part.state_dict(keep_vars=True).items() if id(value) not in known}
-            part.apart = frozenset(new & unshared(part).keys())
+            part.apart = frozenset(new & untied_state_dict(part).keys())
 
 
 def _in_files(part: nn.Module) -> dict[int, torch.Tensor]:

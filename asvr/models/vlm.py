@@ -99,7 +99,7 @@ class VLM(nn.Module):
                 out |= {f"{metric}_{target.name}": value for metric, value in metrics.items()}
         if totals is not None:
             losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
-            out["loss"] = torch.stack([*losses, self.touch(batch, hidden[-1])]).sum()
+            out["loss"] = torch.stack([*losses, self.zero_grad_path(batch, hidden[-1])]).sum()
         return out
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -174,7 +174,7 @@ class VLM(nn.Module):
         counts = {"text": sum(batch.num_text_targets for batch in window)}
         return counts | {target.name: target.count(window, training=self.training) for target in self.targets}
 
-    def touch(self, batch: Batch, hidden: Tensor) -> Tensor:
+    def zero_grad_path(self, batch: Batch, hidden: Tensor) -> Tensor:
         """A zero that depends on every trained parameter that this batch's losses leave out, as `embed` makes one where
         there are no images.
 

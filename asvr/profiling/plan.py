@@ -207,7 +207,7 @@ def plan_layout(
 ) -> LayoutPlan:
     """Links and network work beside the products: a step takes the longest of the three."""
     link, network = received(layout, sizes, cluster, micro_batches)
-    held = memory.states / layout.shard + gathered(layout, sizes) + memory.activations[memory.mode]
+    held = memory.states / layout.shard + full_params(layout, sizes) + memory.activations[memory.mode]
     times = dict(
         products=compute,
         links=link / (cluster.link_gbs * GB),
@@ -225,7 +225,7 @@ def plan_layout(
     )
 
 
-def gathered(layout: Layout, sizes: Sizes) -> float:
+def full_params(layout: Layout, sizes: Sizes) -> float:
     """Bytes of whole weights that a card holds at once beside its shard, and of their gradients: the root unit's in
     float32, and two blocks' in half precision (the next is fetched while one computes)."""
     if layout.shard == 1:

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from asvr.base.distributed import get_rank, get_world_size
 from asvr.base.interruption import obey_parent_alone
+from asvr.base.log_once import log_once
 from asvr.base.precision import PRECISIONS
-from asvr.base.told import tell_once
 from asvr.data.collate import Collate
 from asvr.data.conversation import require_learned
 from asvr.data.images import MAX_PIXELS, open_image
@@ -135,7 +135,7 @@ def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bo
     counted = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
     if len(places) < len(dataset):
         told = "none of %d records can be used: %s; the first: %s"
-        tell_once(logging.WARNING, told, len(places), counted, first)
+        log_once(logging.WARNING, told, len(places), counted, first)
         return
     raise ValueError(f"none of the {len(places)} records can be used: {counted}; the first: {first}")
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import distributed, multiprocessing
 
 from asvr.data.llava import LlavaDataset
-from asvr.engine.parallel import FSDP2, gathered
+from asvr.engine.parallel import FSDP2, full_params
 from asvr.evaluation import accuracy
 from asvr.evaluation.accuracy import evaluate
 
@@ -55,7 +55,7 @@ def found(folder: Path, out: Path, *, broken: bool = False, wrapper=None, **sett
         model = tiny_model(vocab_size=len(byte_level()), max_positions=256)
     shared = model if wrapper is None else wrapper(module=model, device=torch.device("cpu"))
     settings |= dict(data=data, precision="float32", max_new_tokens=3, samples_file=out / "answers.jsonl")
-    with gathered(shared) as whole:
+    with full_params(shared) as whole:
         result = evaluate(whole, dataset, byte_level(), **settings)
     if wrapper is not None:
         step(shared)

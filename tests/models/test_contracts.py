@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from vlm_helpers import ENCODER, LLAMA, PIXEL, SEMANTIC
 
-from asvr.base.told import forget
+from asvr.base.log_once import forget
 from asvr.data.transforms import ImageTransform
 from asvr.models.contracts import check_contracts
 from asvr.models.vlm import VLM

@@ -13,7 +13,7 @@ from asvr.profiling.plan import (
     Cluster,
     Layout,
     Sizes,
-    gathered,
+    full_params,
     layouts,
     pictures_per_second,
     plan,
@@ -44,7 +44,7 @@ def test_bytes_received_by_hand():
     assert received(whole, SIZES, cluster, 3) == ((gathers + reduces) * 7 / 8, (gathers + reduces) / 2 / 4)
     between = 2 * 900 / 4 * FLOAT / 2  # a shard, between two nodes
     assert received(hybrid, SIZES, cluster, 3) == ((gathers + reduces) * 3 / 4 + between, between)
-    assert gathered(ddp, SIZES) == 0 and gathered(whole, SIZES) == 2 * (100 * FLOAT + 2 * 200 * HALF)
+    assert full_params(ddp, SIZES) == 0 and full_params(whole, SIZES) == 2 * (100 * FLOAT + 2 * 200 * HALF)
 
 
 def test_the_recipe_fits_sharded_only(finetune):

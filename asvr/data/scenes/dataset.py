@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable
 from functools import partial
 
-from asvr.data.image_sources import Painted, Source
+from asvr.data.image_sources import RenderedImage, Source
 from asvr.data.records import ConversationDataset
 from asvr.data.scenes import questions
 from asvr.data.scenes.photos import photos
@@ -131,7 +131,7 @@ class Scenes(ConversationDataset):
         key, scene = f"{self.made}/{name}", self.scenes[int(name)]
         if self.split == PHOTOS:  # of files that nothing here vouches for
             return key, paint(scene, self.size)
-        return key, Painted(f"{key} {painter()}", partial(paint, scene, self.size))
+        return key, RenderedImage(f"{key} {painter()}", partial(paint, scene, self.size))
 
 
 def _kinds(split: str) -> Iterable[str]:

@@ -10,8 +10,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from asvr.base.distributed import is_main_process
 from asvr.engine import checkpoint
-from asvr.engine.parallel import bare
-from asvr.models.shards import part_of, whole
+from asvr.engine.parallel import unwrap
+from asvr.models.shards import full_tensor, local_shard
 from asvr.registry import HOOKS
 
 EMA = "ema"
@@ -39,7 +39,7 @@ class AverageHook(Hook):
     def state_dict(self) -> dict[str, Tensor]:
         found = {}
         for name, average in self.averages.items():
-            full = whole(average)
+            full = full_tensor(average)
             if is_main_process():
                 found[name] = full.cpu() if isinstance(average, DTensor) else full
         return found
@@ -51,7 +51,7 @@ class AverageHook(Hook):
     def before_train(self, runner) -> None:
         self.averages = {name: p.detach().clone().float() for name, p in _trained(runner.model).items()}
         for name, value in self.saved.items():
-            self.averages[name].copy_(part_of(value, self.averages[name]))
+            self.averages[name].copy_(local_shard(value, self.averages[name]))
         self.saved = {}
 
     @torch.no_grad()
@@ -68,13 +68,13 @@ class AverageHook(Hook):
         before = {name: weight.detach().clone() for name, weight in weights.items()}
         for name, weight in weights.items():
             weight.copy_(self.averages[name])
-        checkpoint.save(self.folder / EMA, model=bare(runner.model), state={}, meta=dict(self.meta, step=runner.iter))
+        checkpoint.save(self.folder / EMA, model=unwrap(runner.model), state={}, meta=dict(self.meta, step=runner.iter))
         for name, weight in weights.items():
             weight.copy_(before[name])
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in bare(model).named_parameters() if p.requires_grad}
+    return {name: p for name, p in unwrap(model).named_parameters() if p.requires_grad}
 
 
 def _local(tensor: Tensor) -> Tensor:

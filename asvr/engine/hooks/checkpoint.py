@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner.priority import get_priority
 
 from asvr.base.distributed import get_world_size
-from asvr.engine.parallel import bare, check_buffers
+from asvr.engine.parallel import check_buffers, unwrap
 from asvr.engine.random_state import random_states
 from asvr.engine.saver import Saver
 from asvr.registry import HOOKS
@@ -61,7 +61,7 @@ class CheckpointHook(Hook):
         last = runner.iter == runner.max_iters or runner.train_loop.stop is not None
         save = runner.iter % self.interval == 0 or last
         if save or runner.iter == 1:  # the first step shows most of what differs
-            check_buffers(bare(runner.model))
+            check_buffers(unwrap(runner.model))
         if save:
             self.save(runner)
 
@@ -82,5 +82,9 @@ class CheckpointHook(Hook):
         )
         self.saved = runner.iter
         self.saver.save(
-            runner.iter, model=bare(runner.model), optimizer=runner.optim_wrapper.optimizer, state=state, meta=self.meta
+            runner.iter,
+            model=unwrap(runner.model),
+            optimizer=runner.optim_wrapper.optimizer,
+            state=state,
+            meta=self.meta,
         )

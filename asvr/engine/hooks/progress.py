@@ -14,7 +14,7 @@ from asvr.base.distributed import gather, get_world_size, is_main_process, sum_o
 from asvr.base.files import replace_text
 from asvr.base.log import logger, progress_bar
 from asvr.data.refusals import Refusal
-from asvr.engine.parallel import bare
+from asvr.engine.parallel import unwrap
 from asvr.flops.peak_rate import resident_bytes
 from asvr.flops.step import StepFlops
 from asvr.registry import HOOKS
@@ -80,7 +80,7 @@ class ProgressHook(Hook):
         if is_main_process():
             forget_after(self.file, self.stage, runner.iter)
         self.bar = progress_bar(total=runner.max_iters, initial=runner.iter, desc=self.stage, unit="step")
-        device = bare(runner.model).device
+        device = unwrap(runner.model).device
         self.sums = {key: value.to(device) for key, value in self.sums.items()}
         self.counts = {key: value.to(device) for key, value in self.counts.items()}
         self.first = runner.iter
@@ -139,7 +139,7 @@ class ProgressHook(Hook):
             return
         means = {key: _divide(value, counts[key]) for key, value in sums.items() if counts[key]}
         elapsed = time.perf_counter() - self.start
-        model = bare(runner.model)
+        model = unwrap(runner.model)
         weights = model.weights()
         record = dict(
             stage=self.stage,

@@ -10,7 +10,7 @@ import logging
 import torch
 from torch import Tensor
 
-from asvr.base.told import tell_once
+from asvr.base.log_once import log_once
 from asvr.data.transforms import ImageTransform
 from asvr.models.component import fingerprint_of, portable_of
 from asvr.models.heads.base import places_of, why_whole_images
@@ -198,7 +198,7 @@ def shares_encoder(tokenizer: VisualTokenizer, encoder) -> bool:
 
 def _tell_last_tap(key: str, tap: int) -> None:
     """It used to be -1 by another name, and there are checkpoints that were trained so."""
-    tell_once(
+    log_once(
         logging.INFO,
         "%s.tap=%d: the last block's own output, in front of the final norm; earlier runs with it took the state "
         "behind the norm, which is tap=-1",

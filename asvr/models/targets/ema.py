@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from asvr.models.shards import part_of, whole
+from asvr.models.shards import full_tensor, local_shard
 
 
 @torch.no_grad()
@@ -32,6 +32,6 @@ def _aligned(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """What this process holds of ``own``, and the same part of ``other``."""
     if isinstance(own, DTensor):
         if not isinstance(other, DTensor) or other.placements != own.placements:
-            other = part_of(whole(other), own)
+            other = local_shard(full_tensor(other), own)
         return own.to_local(), other.to_local()
-    return own, whole(other)
+    return own, full_tensor(other)

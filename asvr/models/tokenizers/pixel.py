@@ -15,7 +15,7 @@ from transformers import JanusConfig, JanusVQVAE, JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock
 
 from asvr.base import hub
-from asvr.base.told import tell_once
+from asvr.base.log_once import log_once
 from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
 from asvr.data.transforms import ImageTransform
@@ -176,7 +176,7 @@ def _read_config(folder: Path | None, arch: dict, name: str | None) -> tuple[Jan
     different = [key for key, value in arch.items() if _plain(values[key]) != _plain(value)]
     if different:
         listing = ", ".join(f"{key}={values[key]!r} (config: {arch[key]!r})" for key in different)
-        tell_once(
+        log_once(
             logging.WARNING, "%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing
         )
     return config, own, prefix

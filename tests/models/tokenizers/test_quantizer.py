@@ -31,12 +31,12 @@ def fitted(x, *, seed=0, **kwargs):
 
 
 # Small whole numbers: float32 arithmetic on them is exact, so equality does not depend on how a product is blocked.
-def whole(rows, width):
+def full_tensor(rows, width):
     return hnp.arrays(np.float32, (rows, width), elements=st.integers(-8, 8).map(float)).map(torch.from_numpy)
 
 
 @settings(max_examples=50, deadline=None)
-@given(whole(17, 3), whole(10, 3))
+@given(full_tensor(17, 3), full_tensor(10, 3))
 def test_chunked_search_equals_unchunked_and_takes_the_lowest_index(x_PC, book_VC):
     brute_P = torch.cdist(x_PC.double(), book_VC.double()).square().round().argmin(-1)
     assert torch.equal(nearest(x_PC, book_VC), brute_P)
@@ -44,7 +44,7 @@ def test_chunked_search_equals_unchunked_and_takes_the_lowest_index(x_PC, book_V
 
 
 @settings(max_examples=30, deadline=None)
-@given(whole(5, 4), st.integers(0, 1000), st.booleans())
+@given(full_tensor(5, 4), st.integers(0, 1000), st.booleans())
 def test_codes_equal_a_straight_line_greedy_loop(x_PC, seed, shared):
     quantizer = make(seed=seed, shared=shared)
     codes_PD = quantizer.encode(x_PC)
@@ -59,7 +59,7 @@ def test_codes_equal_a_straight_line_greedy_loop(x_PC, seed, shared):
 
 
 @settings(max_examples=30, deadline=None)
-@given(whole(6, 4), st.permutations(range(6)))
+@given(full_tensor(6, 4), st.permutations(range(6)))
 def test_rows_are_independent(x_PC, order):
     quantizer = make()
     assert torch.equal(quantizer.encode(x_PC)[order], quantizer.encode(x_PC[order]))

@@ -6,7 +6,7 @@ logger = logging.getLogger("asvr")
 _told: set[str] = set()
 
 
-def tell_once(level: int, message: str, *args) -> None:
+def log_once(level: int, message: str, *args) -> None:
     """Log a line, unless it was logged since `forget` was called last."""
     text = message % args
     if logger.isEnabledFor(level) and text not in _told:
