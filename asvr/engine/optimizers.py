@@ -52,8 +52,8 @@ class Muon(torch.optim.Optimizer):
         rest = [_without_mark(group) for group in params if not group[IN_BLOCK]]
         if not matrices:
             raise ValueError(
-                "optim.type='Muon' is for the matrices of transformer blocks, and this stage trains none (no llm, "
-                "encoder or heads with `blocks` in `train`): take AdamW in this stage"
+                "it is for the matrices of transformer blocks, and this stage trains none (no llm, encoder "
+                "or heads with `blocks` in `train`): take AdamW in this stage"
             )
         for group in rest:
             group["lr"] = group.get("lr", lr) * adamw_lr_scale
@@ -101,7 +101,7 @@ def build_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer:
         arguments["fused"] = True
     try:
         optimizer = cls(groups, **arguments)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"optim.type={config.get('type', 'AdamW')!r}: {error}") from error
     if any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
         _keep_rates_numbers(optimizer)

@@ -148,7 +148,9 @@ def test_muon_computes_what_torchs_muon_and_adamw_compute():
 
 
 def test_muon_without_a_matrix_is_refused():
-    with pytest.raises(ValueError, match="optim.type='Muon' is for the matrices of transformer blocks, and this stage"):
+    with pytest.raises(
+        ValueError, match="optim.type='Muon': it is for the matrices of transformer blocks, and this stage"
+    ):
         wrapper(tiny_model(train=["projector"], reconstruction=[]), type="Muon")
 
 
@@ -181,3 +183,5 @@ def test_bfloat16_weights_are_adamws_alone():
 def test_settings_that_torch_refuses_name_the_optimiser():
     with pytest.raises(ValueError, match="optim.type='Adam': `fused` and `foreach` cannot be `True` together"):
         wrapper(type="Adam", fused=True, foreach=True)
+    with pytest.raises(ValueError, match="optim.type='SGD': Invalid momentum value: -1"):
+        wrapper(type="SGD", momentum=-1.0)
