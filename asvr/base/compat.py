@@ -61,7 +61,7 @@ def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
 def forget_forward_passes(module: nn.Module) -> None:
     """Have FSDP2 forget forward passes that no backward pass follows.
 
-    torch 2.11 to 2.14 notes every pass, also those without gradients, and gathers blocks ahead in the next backward
+    torch 2.14 notes every pass, also those without gradients, and gathers blocks ahead in the next backward
     pass by these notes: where one process has evaluated more batches than another, they wait for one another for ever.
     """
     from torch.distributed.fsdp import FSDPModule  # here: one process needs none of it
@@ -69,8 +69,9 @@ def forget_forward_passes(module: nn.Module) -> None:
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
             state = unit._get_fsdp_state()
-            for group in getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]:
-                if group is not None:  # of a unit without parameters
+            single = getattr(state, "_fsdp_param_group", None)  # the attribute of torch before it had lists
+            for group in getattr(state, "_fsdp_param_groups", [single]):
+                if group is not None:  # None: a unit without parameters
                     group._post_forward_indices.clear()
                     group.comm_ctx.post_forward_order.clear()
 
