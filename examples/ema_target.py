@@ -20,10 +20,14 @@ class EmaFeatures(Target):
         super().__init__(encoder=encoder, llm=llm, **own)
         self.decay = decay
         self.head = nn.Linear(llm.hidden_size, encoder.width)
-        self.teacher = copy.deepcopy(encoder)
+        self.teacher = copy.deepcopy(encoder).float()
+        self.view = encoder.transform
+
+    def views(self):
+        return {self.name: self.view}
 
     def truth(self, pixels, features_INE):
-        return dict(features=self.teacher(pixels["encoder"]).float())
+        return dict(features=self.teacher(pixels[self.name]))
 
     def loss(self, seen, truth):
         source_P, token_P = self.places(seen)
@@ -31,6 +35,9 @@ class EmaFeatures(Target):
         features_PE = features_PE if token_P is None else features_PE[token_P]
         told_PE = self.head(seen.hidden[-1][source_P].float())
         return F.smooth_l1_loss(told_PE, features_PE, reduction="none").mean(-1).sum(), {}
+
+    def start(self, model):
+        self.teacher.load_state_dict(model.encoder.state_dict())
 
     def after_step(self, model, skipped):
         move_towards(self.teacher, model.encoder, decay=self.decay, skipped=skipped)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -76,16 +77,28 @@ class FeatureCache:
         for start in range(0, len(keys), BATCH):
             yield self.features(keys[start : start + BATCH])
 
-    def add_truth(self, target, *, pictures: dict, aspect: str, device: torch.device, config: dict) -> None:
+    def add_truth(
+        self,
+        target,
+        *,
+        pictures: dict,
+        aspect: str,
+        device: torch.device,
+        config: dict,
+        budget_gb: float | None = None,
+    ) -> None:
         """What a target reconstructs of every picture: from the cached features alone where it has no views of its own
         (no picture is opened then), else from pixels too. Kept in the folder under a digest of what it depends on.
 
         target: a `Target` with a `truth_spec`, or a `CodeTruth`. config: its entry, without names of weights.
+        budget_gb: see `build_feature_cache`.
         """
         specs = target.truth_spec()
         digest = hashlib.sha256(f"{target.cache_key()} {_text(config)}".encode()).hexdigest()[:16]
         files = {name: self.folder / f"{name}.{target.name}.{digest}.npy" for name in specs}
         if not all(file.is_file() for file in files.values()):
+            needed = len(self.rows) * sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs.values())
+            require_room(self.folder, needed, f"the truth of target {target.name!r}", budget_gb)
             self._compute(target, files, pictures, aspect, device)
         self.truths[target.name] = {
             name: (_mapped(files[name], _numpy_dtype(spec.dtype), len(self.rows)), spec.dtype)
@@ -94,7 +107,11 @@ class FeatureCache:
 
     def _compute(self, target, files: dict[str, Path], pictures: dict, aspect: str, device: torch.device) -> None:
         keys, specs = list(self.rows), target.truth_spec()
-        out = {name: np.empty((len(keys), *spec.shape), _numpy_dtype(spec.dtype)) for name, spec in specs.items()}
+        partial = {name: partial_of(file) for name, file in files.items()}  # runs may share the folder
+        out = {
+            name: np.lib.format.open_memmap(partial[name], "w+", _numpy_dtype(spec.dtype), (len(keys), *spec.shape))
+            for name, spec in specs.items()
+        }
         batches = _of_views(keys, pictures, target.views(), aspect)
         with progress_bar(total=len(keys), desc=f"truth of {target.name}", unit="picture") as bar, torch.no_grad():
             for row, (features_INE, pixels) in zip(
@@ -103,6 +120,10 @@ class FeatureCache:
                 with full_float32(device):
                     own = {name: values.to(device) for name, values in pixels.items()}
                     found = target.to_cache(target.truth(own, features_INE.to(device)))
+                if found.keys() != specs.keys():
+                    raise ValueError(
+                        f"target {target.name!r}: to_cache() gives {sorted(found)}, truth_spec() names {sorted(specs)}"
+                    )
                 for name, values in found.items():
                     expected = (len(features_INE), *specs[name].shape)
                     if tuple(values.shape) != expected:
@@ -112,10 +133,8 @@ class FeatureCache:
                     out[name][row : row + BATCH] = _bits(values)
                 bar.update(len(features_INE))
         for name, file in files.items():
-            partial = partial_of(file)  # runs may share the folder
-            with open(partial, "wb") as stream:
-                np.save(stream, out[name])
-            os.replace(partial, file)
+            out[name].flush()
+            os.replace(partial[name], file)
 
 
 def _of_views(keys: list[str], pictures: dict, views: dict, aspect: str) -> Iterator[dict[str, Tensor]]:

@@ -52,7 +52,7 @@ def truth_ahead(recipe: Recipe, entry: dict, encoder, device: torch.device, voca
         return TARGETS.build(entry, default_args=own)
 
     target = build()
-    if target.truth_spec() is None:
+    if target.truth_spec() is None or target.keeps_teacher:  # a kept teacher moves, or stands in checkpoints alone
         return None
     if target.teacher is not None:
         if source_of(target.teacher) is None and is_drawn(lambda: build().teacher):

@@ -88,7 +88,8 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
         if own.teacher is not None:
             fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(own.teacher)
         config = without_weights(target["tokenizer"]) if is_code_target(target) else _unweighted(target)
-        cache.add_truth(own, pictures=all_pictures, aspect=data.image_aspect, device=device, config=config)
+        room = dict(budget_gb=recipe.shared("cache_budget_gb", CACHE))
+        cache.add_truth(own, pictures=all_pictures, aspect=data.image_aspect, device=device, config=config, **room)
     return Prepared(recipe, text_tokenizer, cache, fingerprints)
 
 
@@ -121,8 +122,12 @@ def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
 
 
 def _unweighted(entry: dict) -> dict:
-    """What may decide the truth of a target of a user's own."""
-    return {key: value for key, value in entry.items() if key != "weight"}
+    """What may decide the truth of a target of a user's own, without names of weights, which fingerprints stand for."""
+    return {
+        key: without_weights(value) if isinstance(value, dict) else value
+        for key, value in entry.items()
+        if key != "weight"
+    }
 
 
 def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: FeatureCache, pictures: dict) -> Path:

@@ -165,7 +165,7 @@ def _answers(
 
 
 @torch.inference_mode()
-def _losses(model, items: list, collate, precision: str | None) -> dict[str, tuple[float, float]]:
+def _losses(model, items: list, collate, precision: str | None) -> dict[str, tuple[torch.Tensor, float]]:
     """Nats and tokens of the records' answers and of the codes of their pictures, as training counts them; and so of
     the numbers that targets count besides, but for right codes, which `_codes` counts by picture."""
     if not items:
@@ -174,18 +174,19 @@ def _losses(model, items: list, collate, precision: str | None) -> dict[str, tup
     with computing_in(precision, model.device):
         out = model(batch.to(model.device))
     counts = model.count_targets([batch])
-    counts |= {key: counts[name] for key, name in model.metrics.items() if not key.startswith("correct_")}
-    return {name: (out[name].item(), n) for name, n in counts.items() if name in out and out[name].ndim == 0}
+    codes = {f"correct_{target.name}" for target in model.targets if isinstance(target, CodeTarget)}
+    counts |= {key: counts[name] for key, name in model.metrics.items() if key not in codes}
+    return {name: (out[name].double().cpu(), n) for name, n in counts.items() if name in out}
 
 
-def _means(found: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+def _means(found: list[dict[str, tuple[torch.Tensor, float]]]) -> dict[str, float | list[float]]:
     """Over all batches."""
     sums, counts = defaultdict(float), defaultdict(float)
     for batch in found:
         for name, (total, number) in batch.items():
             sums[name] += total
             counts[name] += number
-    return {name: sums[name] / counts[name] for name in sums}
+    return {name: (sums[name] / counts[name]).tolist() for name in sums}
 
 
 @torch.inference_mode()

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.models.tokenizers.base import INTEGERS
 
 
 def truth_like(target, images: int) -> dict[str, Tensor]:
     """What a target's cache would give of so many images; codes in the dtype that they are used in."""
     return {
-        name: torch.zeros(images, *spec.shape, dtype=spec.dtype if spec.dtype.is_floating_point else torch.long)
+        name: torch.zeros(images, *spec.shape, dtype=torch.long if spec.dtype in INTEGERS else spec.dtype)
         for name, spec in target.truth_spec().items()
     }
 

@@ -177,9 +177,9 @@ def recomputed_parts(model: Config) -> set[str]:
     """Names of the parts that a model's config has the backward pass compute again."""
 
     def full(component: Config) -> bool:
-        return component.get("activation_checkpointing") == "full"
+        return isinstance(component, dict) and component.get("activation_checkpointing") == "full"
 
-    found = {f"head {target.name}" for target in model.reconstruction if full(target.get("head") or {})}
+    found = {f"head {target.name}" for target in model.reconstruction if full(target.get("head"))}
     return found | {name for name, part in ((LLM_BLOCKS, model.llm), ("encoder", model.encoder)) if full(part)}
 
 

@@ -61,6 +61,8 @@ class VLM(nn.Module):
             )
             for i, entry in enumerate(reconstruction)
         ]
+        for target in self.targets:
+            target.check_slots()
         names = [target.name for target in self.targets]
         if len(set(names)) != len(names):
             raise ValueError(f"model.reconstruction: names must differ, given {names}")
@@ -127,8 +129,9 @@ class VLM(nn.Module):
         """What a target reconstructs: cached, or made of pixels and features, in float32 so that both are the same."""
         if target.name in batch.truth:
             return batch.truth[target.name]
+        own = {name: batch.pixels[name] for name in target.views()}
         with full_float32(self.device):
-            return target.truth(batch.pixels, features_INE)
+            return target.truth(own, None if features_INE is None else features_INE.detach())
 
     # Training --------------------------------------------------------------------------------------------
 
@@ -222,8 +225,10 @@ class VLM(nn.Module):
         for name, module in self.components().items():
             if name not in ("llm", "losses") and not is_trained(module):
                 module.eval()
-        if not (is_trained(self.heads) or is_trained(self.losses)):
-            self.losses.eval()  # a loss with buffers alone is in use as long as heads are trained by it
+        for target in self.targets:  # a loss with buffers alone is in use as long as its head is trained by it
+            parts = [part for part in (target.head, target.criterion) if isinstance(part, nn.Module)]
+            if len(parts) == 2 and not any(is_trained(part) for part in parts):
+                target.criterion.eval()
         keep_statistics(self, self.held)
         return self
 

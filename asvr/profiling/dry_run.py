@@ -117,6 +117,7 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
     """What the first stage's transforms add is in the column ``forward``, what each stage's add in its own."""
     by_stage = parts_by_stage(recipe, models, sample)
     parts, model = next(iter(by_stage.values())), next(iter(models.values()))
+    codes = {f"tokenizer.{target.name}" for target in model.targets if type(target) is CodeTarget}
     unit, scale = ("TFLOPs", 1e12) if sum(part.flops for part in parts) >= 1e11 else ("MFLOPs", 1e6)
     table = _table(
         f"{unit} of one sample (1 multiply-accumulate = 2 FLOPs)",
@@ -142,7 +143,7 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
                 own,
                 shares[i],
                 recomputed=recomputed_parts(stage.model),
-                cached=_is_cached(own, stage.data.get("cache", False)),
+                cached=_is_cached(own, stage.data.get("cache", False), codes),
             )
             totals[i] += own.flops * factor
             cells.append(f"{_number(own.flops * factor / scale)}  (x {factor:.3g})")
@@ -154,9 +155,9 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
     return table
 
 
-def _is_cached(part: Part, cache: bool | str) -> bool:
-    """Codes alone, or with ``data.cache=True`` an encoder's features too."""
-    return cache is True or (cache == "codes" and part.component != "encoder")
+def _is_cached(part: Part, cache: bool | str, codes: set[str]) -> bool:
+    """Codes alone, or with ``data.cache=True`` an encoder's features too. codes: the components that make them."""
+    return cache is True or (cache == "codes" and part.component in codes)
 
 
 def _number(value: float) -> str:

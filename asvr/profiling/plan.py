@@ -115,7 +115,8 @@ class Sizes:
                 )
                 for name, module in model.components().items()
                 if name in shares
-            ),
+            )
+            + _count(model.teachers.parameters()),
         )
 
 

@@ -69,7 +69,12 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     parts = model.components()
     before = {name: fingerprint_of(part) for name, part in parts.items() if _makes_targets(name)}
     weights = read_weights(folder, read_description(folder))
-    load_into(model, weights | _of_new_targets(model, weights, folder), folder)
+    new = _new_targets(model, weights, folder)
+    own = {key: value for key, value in model.state_dict().items() if key.startswith(_prefixes(new))}
+    load_into(model, weights | {key: value for key, value in own.items() if key not in weights}, folder)
+    for target in model.targets:
+        if target.name in new:
+            target.start(model)
     other = [name for name, fingerprint in before.items() if fingerprint_of(parts[name]) != fingerprint]
     if cached and other:
         raise ValueError(
@@ -83,15 +88,15 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
             part.source = str(folder)
 
 
-def _of_new_targets(model: nn.Module, weights: dict, folder: Path) -> dict[str, torch.Tensor]:
-    """The weights, as they were built, of targets that a folder does not have (an imported LLaVA has none). Raises
-    ``ValueError`` where their heads are not trained."""
+def _new_targets(model: nn.Module, weights: dict, folder: Path) -> list[str]:
+    """The targets that a folder does not have (an imported LLaVA has none): their weights are as they were built.
+    Raises ``ValueError`` where their heads are not trained."""
     own = model.state_dict()
-    of_target = {t.name: tuple(f"{part}.{t.name}." for part in OF_TARGETS) for t in model.targets}
     new = [
-        name
-        for name, prefixes in of_target.items()
-        if any(key.startswith(prefixes) for key in own) and not any(key.startswith(prefixes) for key in weights)
+        target.name
+        for target in model.targets
+        if any(key.startswith(_prefixes([target.name])) for key in own)
+        and not any(key.startswith(_prefixes([target.name])) for key in weights)
     ]
     if idle := [name for name in new if name in model.heads and not is_trained(model.heads[name])]:
         raise ValueError(
@@ -100,8 +105,12 @@ def _of_new_targets(model: nn.Module, weights: dict, folder: Path) -> dict[str, 
         )
     if new:
         logger.info("%s: the heads of %s are new", folder, ", ".join(new))
-    parts = tuple(prefix for name in new for prefix in of_target[name])
-    return {key: value for key, value in own.items() if key.startswith(parts) and key not in weights}
+    return new
+
+
+def _prefixes(names: list[str]) -> tuple[str, ...]:
+    """Of the weights of these targets."""
+    return tuple(f"{part}.{name}." for part in OF_TARGETS for name in names)
 
 
 def _makes_targets(name: str) -> bool:

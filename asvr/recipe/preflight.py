@@ -121,7 +121,7 @@ def _num_ids_in(folder: str) -> int:
 
 def _needs_folder(stage: Stage) -> bool:
     """Whether a part has no `arch`, so that its architecture too stands in its folder alone."""
-    own = [(target.get("tokenizer") or {}).get("encoder") for target in stage.model.reconstruction]
+    own = [target.tokenizer.get("encoder") for target in stage.model.reconstruction if _has_tokenizer(target)]
     own += [target.get("teacher") for target in stage.model.reconstruction]
     parts = [
         (ENCODERS, stage.model.encoder),
@@ -134,6 +134,11 @@ def _needs_folder(stage: Stage) -> bool:
     )
 
 
+def _has_tokenizer(entry: dict) -> bool:
+    """Whether an entry of ``reconstruction`` names a visual tokenizer; a user's own target may call anything so."""
+    return isinstance(entry.get("tokenizer"), dict)
+
+
 def wanted_weights(stage: Stage, model: nn.Module | None = None) -> list[hub.Wanted]:
     """Every pretrained model that a config names. model: the one built from it, for the sizes of tokenizers."""
     wanted = _wanted("text_tokenizer", stage.text_tokenizer, TEXT_TOKENIZERS)
@@ -143,9 +148,9 @@ def wanted_weights(stage: Stage, model: nn.Module | None = None) -> list[hub.Wan
         key = f"model.reconstruction[{i}]"
         if isinstance(entry.get("teacher"), dict):
             wanted += _wanted(f"{key}.teacher", entry.teacher, ENCODERS)
-        if not isinstance(entry.get("tokenizer"), dict):
+        if not _has_tokenizer(entry):
             continue
-        size_bytes = None if model is None else _own_bytes(model.targets[i].tokenizer)
+        size_bytes = None if model is None else _own_bytes(model.targets[i].teacher)
         wanted += _wanted(f"{key}.tokenizer", entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=size_bytes)
         if isinstance(entry.tokenizer.get("encoder"), dict):
             wanted += _wanted(f"{key}.tokenizer.encoder", entry.tokenizer.encoder, ENCODERS)

@@ -40,8 +40,8 @@ def tiny_model(
         vocab_size=vocab_size,
     )
     model.encoder.source = "a/tower"
-    for target in model.targets:
-        target.tokenizer.fit([torch.randn(16, 4, 8)], progress=False)
+    for tokenizer in model.tokenizers.values():
+        tokenizer.fit([torch.randn(16, 4, 8)], progress=False)
     model.train_only(list(train))
     return model.train()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from asvr.data.batch import Batch
 from asvr.data.transforms import ImageTransform
-from asvr.models.component import fingerprint_of
+from asvr.models.component import fingerprint_of, portable_of
 from asvr.models.targets.positions import Positions
 
 
@@ -97,8 +97,9 @@ class Target:
     # What a target gives -----------------------------------------------------------------------------------
 
     def views(self) -> dict[str, ImageTransform]:
-        """The images that `truth` needs beside the encoder's: view name -> transform. Their pixels come by this
-        name, which is the target's, or begins with it: ``<name>.<what>``."""
+        """The images that `truth` needs beside the encoder's features: view name -> transform. Their pixels come by
+        this name, which is the target's, or begins with it: ``<name>.<what>``. Equal transforms, such as the encoder's,
+        are computed once."""
         return {}
 
     def truth_spec(self) -> dict[str, TensorSpec] | None:
@@ -107,9 +108,8 @@ class Target:
         return None
 
     def truth(self, pixels: dict[str, Tensor], features_INE: Tensor | None) -> dict[str, Tensor]:
-        """What is to be reconstructed: name -> (I, ...). pixels: by view, those of `views` and ``encoder``.
-        features_INE: of the encoder. It runs without gradients, in float32. What it gives comes back in `loss`,
-        computed or cached."""
+        """What is to be reconstructed: name -> (I, ...). pixels: by view, those of `views`. features_INE: of the
+        encoder. It runs without gradients, in float32. What it gives comes back in `loss`, computed or cached."""
         raise NotImplementedError(f"{type(self).__name__} must say what is to be reconstructed: truth()")
 
     def to_cache(self, truth: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -146,7 +146,16 @@ class Target:
 
     def learns_from(self, batch: Batch) -> bool:
         """Whether a micro-batch has anything for this target. From counts on the CPU alone."""
-        return batch.num_visual_targets(self.shift) > 0
+        return self.count([batch], training=False) > 0
+
+    def start(self, model) -> None:
+        """Where a run begins with a model folder that lacks this target: its weights are as built then, the others the
+        folder's. A teacher that follows the training begins here. Raises ``ValueError`` where nothing says how."""
+        if self.keeps_teacher:
+            raise ValueError(
+                f"target {self.name!r} is not in the model that the run begins with, and {type(self).__name__}.start() "
+                "does not say how its teacher begins: write it, or begin with a model that has the target"
+            )
 
     def after_step(self, model, skipped: Tensor | None) -> None:
         """After each optimisation step: a place for an EMA, see `asvr.models.targets.ema`. skipped: () bool on the
@@ -167,7 +176,20 @@ class Target:
 
     def portable(self, config: dict) -> dict:
         """``config`` of this target without the files that it names, see `Component.portable`."""
-        return {key: value for key, value in config.items() if key != "fit"}
+        own = {key: value for key, value in config.items() if key != "fit"}
+        for part in ("teacher", "head"):
+            if isinstance(own.get(part), dict) and isinstance(getattr(self, part), nn.Module):
+                own[part] = portable_of(getattr(self, part), own[part])
+        return own
+
+    def check_slots(self) -> None:
+        """Raise ``ValueError`` for a teacher that would move and not be kept."""
+        moves = type(self).after_step is not Target.after_step
+        if moves and self.teacher is not None and not self.keeps_teacher:
+            raise ValueError(
+                f"{self.key}: {type(self).__name__} has a teacher and an after_step(): set keeps_teacher = True, so "
+                "that checkpoints hold it"
+            )
 
     # For use in `loss` -------------------------------------------------------------------------------------
 

@@ -13,12 +13,17 @@ def move_towards(teacher: nn.Module, student: nn.Module, *, decay: float, skippe
     are copied. skipped: () bool on the device; where it is true, nothing moves, and nothing waits for it.
 
     Both have the same tensors by name; they may be sharded over processes, each in its own way: every process calls
-    it. Raises ``ValueError`` where the names differ.
+    it. Raises ``ValueError`` where the names differ, and for a teacher in half precision, in which a small share of a
+    difference is lost: keep it in float32 (``copy.deepcopy(part).float()``).
     """
     own, other = teacher.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
     if own.keys() != other.keys():
         different = sorted(own.keys() ^ other.keys())
         raise ValueError(f"teacher and student differ in {', '.join(different[:3])} ({len(different)} tensors)")
+    if half := [key for key, value in own.items() if value.dtype in (torch.bfloat16, torch.float16)]:
+        raise ValueError(
+            f"{half[0]} of a teacher is {own[half[0]].dtype}, in which an average does not move: use float()"
+        )
     for key, value in own.items():
         target, source = _aligned(value.detach(), other[key].detach())
         if target.is_floating_point():

@@ -19,9 +19,10 @@ class Positions:
 
     def __init__(self, supervise: int | dict | None, num_tokens: int, *, key: str):
         self.supervise, self.num_tokens = supervise, num_tokens
-        self.drawn, self.fixed = None, None
+        self.drawn, self.fixed, self.first = None, None, False  # first: whether an image's first token is among them
         if isinstance(supervise, dict):
-            self.fixed = _cells(dict(supervise), num_tokens, key)
+            cells = _cells(dict(supervise), num_tokens, key)
+            self.fixed, self.first = torch.tensor(cells, device="cpu"), 0 in cells
         elif supervise is not None:
             if isinstance(supervise, bool) or not isinstance(supervise, int) or not 1 <= supervise <= num_tokens:
                 raise ValueError(
@@ -43,15 +44,14 @@ class Positions:
     def count(self, window: list[Batch], shift: int, *, training: bool) -> float:
         """Tokens that carry the loss; their expected number where they are drawn, which leaves the loss unbiased."""
         if self.fixed is not None:
-            first = bool(shift) and bool((self.fixed == 0).any())
             images = sum(batch.num_images for batch in window)
-            unseen = sum(batch.has_previous_I.count(False) for batch in window) if first else 0
+            unseen = sum(batch.has_previous_I.count(False) for batch in window) if shift and self.first else 0
             return images * len(self.fixed) - unseen
         count = sum(batch.num_visual_targets(shift) for batch in window)
         return count * (self.drawn / self.num_tokens) if training and self.drawn is not None else count
 
 
-def _cells(given: dict, num_tokens: int, key: str) -> Tensor:
+def _cells(given: dict, num_tokens: int, key: str) -> list[int]:
     wrong = ValueError(
         f"{key}={given!r}: expected dict(every=k, first=i) or dict(cells=[...]), with cells from 0 to {num_tokens - 1}"
     )
@@ -66,7 +66,7 @@ def _cells(given: dict, num_tokens: int, key: str) -> Tensor:
         raise wrong
     if not cells or len(set(cells)) < len(cells) or not all(_is_whole(cell, 0) and cell < num_tokens for cell in cells):
         raise wrong
-    return torch.tensor(cells, device="cpu")
+    return cells
 
 
 def _is_whole(value, low: int) -> bool:
