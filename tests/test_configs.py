@@ -65,7 +65,7 @@ def test_a_config_builds_without_weights(name):
     cfg = load(name)
     model = meta(name, list(cfg.stages)[-1])
     assert all(p.is_meta for p in model.parameters())
-    assert [target.shift for target in model.targets] == [entry.shift for entry in cfg.model.reconstruction]
+    assert [target.shift for target in model.targets] == [entry.get("shift", 0) for entry in cfg.model.reconstruction]
 
 
 @pytest.mark.parametrize(

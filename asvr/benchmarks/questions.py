@@ -63,7 +63,14 @@ def evaluate_run(
 
 
 def evaluate_folder(
-    folder: Path, *, stage: str | None, questions: Path | None, image_folder: Path, limit: int | None, out: Path | None
+    folder: Path,
+    *,
+    stage: str | None,
+    questions: Path | None,
+    image_folder: Path,
+    limit: int | None,
+    out: Path | None,
+    trust_custom_imports: bool = False,
 ) -> dict:
     """`evaluate_run` on a run's work dir with its own config, or on a saved model, which needs ``questions``."""
     if not is_model_folder(folder):
@@ -73,7 +80,7 @@ def evaluate_folder(
         return evaluate_run(load_config(folder / "config.py"), folder, stage=stage, **asked)
     if questions is None:
         raise ValueError(f"{folder}: a saved model has no questions of its own: give --questions FILE, or --tasks")
-    own = load(folder, stage=stage)
+    own = load(folder, stage=stage, trust_custom_imports=trust_custom_imports)
     if own.text_tokenizer is None:
         raise ValueError(f"{folder}: this model has no text tokenizer: import it again with --text-tokenizer FOLDER")
     positions = getattr(own.model.llm, "max_positions", None)

@@ -58,7 +58,8 @@ def main() -> None:
     import asvr  # here: --help need not wait for torch
     from asvr.demo.chat import Conversation
 
-    pretrained = asvr.load(args.folder, device=args.device, stage=args.stage)
+    own = dict(device=args.device, stage=args.stage, trust_custom_imports=args.trust_custom_imports)
+    pretrained = asvr.load(args.folder, **own)
     conversation = Conversation(pretrained, max_new_tokens=args.max_new_tokens)
     prompt = "> " if sys.stdin.isatty() else ""
     while True:

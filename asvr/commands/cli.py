@@ -41,6 +41,11 @@ def add_talker(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", help="of a work dir; default: the last")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-new-tokens", type=int, default=256)
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trust-custom-imports", action="store_true", help="run the modules that a saved model names")
 
 
 def refuse_options(options: dict, why: str) -> None:

@@ -31,7 +31,8 @@ def main() -> None:
     from asvr.demo.page import serve
     from asvr.demo.session import Demo
 
-    pretrained = asvr.load(args.folder, device=args.device, stage=args.stage)
+    own = dict(device=args.device, stage=args.stage, trust_custom_imports=args.trust_custom_imports)
+    pretrained = asvr.load(args.folder, **own)
     demo = Demo(pretrained, max_new_tokens=args.max_new_tokens)
     if args.host != LOOPBACK:
         print(f"warning: whoever reaches {args.host}:{args.port} can use this page; it asks for no password")

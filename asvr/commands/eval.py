@@ -16,6 +16,7 @@ from pathlib import Path
 
 from asvr.commands.cli import (
     add_cfg_options,
+    add_trust,
     parse_cfg_options,
     refuse_options,
     require_file,
@@ -40,6 +41,7 @@ def parse_args() -> argparse.Namespace:
     asked = parser.add_argument_group("questions")
     asked.add_argument("--questions", type=Path, help="LLaVA-format JSON or JSONL")
     asked.add_argument("--image-folder", type=Path, help="where the pictures of --questions are (default: here)")
+    add_trust(asked)
     add_cfg_options(asked)
     tasks = parser.add_argument_group("benchmarks")
     tasks.add_argument("--tasks", help="of lmms-eval, with commas between them, or `paper`")
@@ -54,6 +56,7 @@ def check_args(args: argparse.Namespace) -> None:
     """Raise ``ValueError`` for an option that has no meaning beside the others."""
     for_tasks = dict(batch_size=args.batch_size, device=args.device, include_path=args.include_path)
     for_questions = dict(questions=args.questions, image_folder=args.image_folder, cfg_options=args.cfg_options)
+    for_questions |= dict(trust_custom_imports=args.trust_custom_imports)
     wrong = for_questions if args.tasks is not None else for_tasks | dict(skip_missing=args.skip_missing)
     what = "--tasks" if args.tasks is not None else "questions (without --tasks)"
     refuse_options(wrong, f"does not go with {what}")
@@ -78,7 +81,7 @@ def answer_questions(args: argparse.Namespace) -> None:
         cfg = load_config(args.model, parse_cfg_options(args.cfg_options))
         evaluate_run(cfg, args.work_dir or Path("work_dirs") / args.model.stem, **asked)
     else:
-        evaluate_folder(args.model, **asked)
+        evaluate_folder(args.model, trust_custom_imports=args.trust_custom_imports, **asked)
 
 
 def run_tasks(args: argparse.Namespace) -> None:

@@ -130,12 +130,17 @@ def read_optimizer(folder: Path, settings: dict, model: nn.Module, optimizer: to
 # From checkpoints that are not sharded ----------------------------------------------------------------------
 
 
+def _is_like(value, parameter: Tensor) -> bool:
+    """Whether a state is a tensor of the parameter's shape; it may be a plain number."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
+
+
 def load_whole_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
     """An optimiser's own state dict into one whose parameters may be sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
-            key: local_shard(value, parameters[index]) if value.shape == parameters[index].shape else value
+            key: local_shard(value, parameters[index]) if _is_like(value, parameters[index]) else value
             for key, value in values.items()
         }
         for index, values in state["state"].items()

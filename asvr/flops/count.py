@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asvr.base.compat import count_macs
-from asvr.flops.batches import full_batch
+from asvr.models.batches import full_batch
 from asvr.models.targets import CodeTarget, Seen, Target
 from asvr.models.tokenizers.base import VisualTokenizer
 

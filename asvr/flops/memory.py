@@ -20,8 +20,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asvr.base.compat import GroupedShapes
-from asvr.flops.batches import full_batch
 from asvr.flops.count import is_experts
+from asvr.models.batches import full_batch
 from asvr.models.checkpointing import is_product
 from asvr.recipe.build import pack_limits
 from asvr.recipe.preflight import build_meta

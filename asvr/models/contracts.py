@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from asvr.base.log_once import log_once
+from asvr.models.batches import full_batch
 from asvr.models.llms import HFCausalLM
-from asvr.models.targets import CodeTarget, Target
+from asvr.models.targets import CodeTarget, Seen, Target
 from asvr.models.tokenizers.base import INTEGERS
 from asvr.registry import ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, TARGETS, VISUAL_TOKENIZERS, FullRegistry
 
@@ -96,14 +97,38 @@ def _check_llm(llm: nn.Module) -> None:
 
 
 def _check_target(target: Target, model: nn.Module) -> None:
-    pixels = {name: _pixels(view) for name, view in model.views().items()}
-    truth = target.truth(pixels, torch.zeros(1, model.encoder.num_tokens, model.encoder.width))
+    pixels = {name: _pixels(view) for name, view in target.views().items()}
+    features_INE = torch.zeros(1, model.encoder.num_tokens, model.encoder.width)
+    truth = _reading("pixels", pixels, "views()", lambda: target.truth(pixels, features_INE))
     if not isinstance(truth, dict) or not all(isinstance(value, Tensor) for value in truth.values()):
         raise _Broken(f"truth(pixels, features_INE) is {type(truth).__name__}, expected dict(name -> tensor)")
     for name, spec in (target.truth_spec() or {}).items():
         if name not in truth:
             raise _Broken(f"truth() lacks {name!r}, which truth_spec() names")
         _expect(f"truth()[{name!r}]", truth[name], 1, *spec.shape)
+    tokens = model.encoder.num_tokens + 2
+    hidden = {tap: torch.zeros(tokens, model.llm.hidden_size) for tap in target.taps}
+    seen = Seen(batch=full_batch(model, 1, tokens), hidden=hidden, features_INE=features_INE, training=True)
+    found = _reading("hidden states", hidden, "taps", lambda: target.loss(seen, truth))
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise _Broken(f"loss(seen, truth) is {type(found).__name__}, expected a sum and a dict of sums")
+    _expect("the sum of loss(seen, truth)", found[0])
+    if found[1].keys() != target.metrics.keys():
+        raise _Broken(
+            f"loss(seen, truth) counts {sorted(found[1])}, expected {sorted(target.metrics)}, as metrics lists"
+        )
+    for name, shape in target.metrics.items():
+        _expect(f"{name!r} of loss(seen, truth)", found[1][name], *shape)
+
+
+def _reading(what: str, given: dict, by: str, call: Callable):
+    """What ``call`` gives. by: what says which entries are given."""
+    try:
+        return call()
+    except KeyError as error:
+        if error.args and error.args[0] not in given and isinstance(error.args[0], str | int):
+            raise _Broken(f"it reads {error.args[0]!r} of the {what}, and {by} names {list(given) or 'none'}") from None
+        raise
 
 
 def _check_tokenizer(target: CodeTarget, encoder: nn.Module) -> None:

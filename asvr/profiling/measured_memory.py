@@ -2,9 +2,9 @@
 
 from asvr.base.precision import PRECISIONS
 from asvr.engine.optim import build_optim_wrapper
-from asvr.flops.batches import full_batch
 from asvr.flops.peak_rate import held_tensors, step_peak
 from asvr.models.attention import AUTO, use_attention
+from asvr.models.batches import full_batch
 from asvr.models.compiling import compile_blocks
 from asvr.profiling.worker import random_model
 from asvr.recipe.build import build_device

@@ -19,7 +19,8 @@ from asvr.engine import checkpoint, checkpoint_folder
 from asvr.engine.hooks import CheckpointHook
 from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.random_state import random_state, restore_random_states
-from asvr.profiling.plan import ADAM_MOMENTS, FLOAT, Sizes
+from asvr.flops.memory import ADAM_MOMENTS
+from asvr.profiling.plan import FLOAT, Sizes
 
 OPTIM = dict(lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="float32")
 META = dict(stage="tune", step=3, config={"optim.lr": 1e-2}, frozen={})

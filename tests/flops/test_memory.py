@@ -9,7 +9,6 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from asvr.flops.batches import full_batch
 from asvr.flops.memory import (
     Machine,
     MemoryPlan,
@@ -18,6 +17,7 @@ from asvr.flops.memory import (
     plan_memory,
     warn_of_memory,
 )
+from asvr.models.batches import full_batch
 from asvr.models.checkpointing import MODES
 from asvr.models.transforms import transform_and_train
 from asvr.recipe.preflight import build_meta

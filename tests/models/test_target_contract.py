@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
-from engine_helpers import collate, item, tiny_model
+from engine_helpers import LLAMA, collate, item, tiny_model
 from PIL import Image
+from run_helpers import SIGLIP
 from torch import nn
 
 from asvr.caches.features import build_feature_cache
+from asvr.models.contracts import check_contracts
 from asvr.models.targets import CodeTarget, Target, TensorSpec, move_towards
 from asvr.models.targets.positions import Positions
+from asvr.models.vlm import VLM
 from asvr.registry import TARGETS
 
 CPU = torch.device("cpu")
@@ -159,3 +162,59 @@ def test_every_second_token_has_the_losses_of_these_tokens(model_with):
         assert model.count_targets([batch])["own"] == 2 * batch.num_images
     assert found[0] == found[1]
     torch.testing.assert_close(found[0] + found[2], whole)
+
+
+def of_pixels(target, pixels, features_INE):
+    return dict(features=pixels["own"])
+
+
+def unreduced(target, seen, truth):
+    return seen.hidden[-1], {}
+
+
+def unlisted(target, seen, truth):
+    return seen.hidden[-1].sum(), dict(agree=seen.hidden[-1].sum())
+
+
+def alone(target, seen, truth):
+    return seen.hidden[-1].sum()
+
+
+def of_another_tap(target, seen, truth):
+    return seen.hidden[1].sum(), {}
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong", "words"),
+    [
+        ("truth", of_pixels, r"it reads 'own' of the pixels, and views\(\) names none"),
+        ("loss", unreduced, r"the sum of loss\(seen, truth\) has the shape"),
+        ("loss", unlisted, r"counts \['agree'\], expected \[\], as metrics lists"),
+        ("loss", alone, "is Tensor, expected a sum and a dict of sums"),
+        ("loss", of_another_tap, r"it reads 1 of the hidden states, and taps names \[-1\]"),
+    ],
+)
+def test_a_mistake_of_a_target_is_told_before_a_run(monkeypatch, method, wrong, words):
+    class Wrong(Features):
+        pass
+
+    setattr(Wrong, method, wrong)
+    monkeypatch.setitem(TARGETS.module_dict, "Wrong", Wrong)
+    parts = dict(encoder=dict(type="HFVisionEncoder", arch=SIGLIP), projector=dict(type="MLPProjector"))
+    llm = dict(type="HFCausalLM", arch=LLAMA)
+    with torch.device("meta"):
+        model = VLM(
+            **parts, llm=llm, reconstruction=[dict(name="own", type="Wrong")], vocab_size=32, load_weights=False
+        )
+    with pytest.raises(ValueError, match=rf"model.reconstruction\[0\]: .*{words}.* The contract: "):
+        check_contracts(model)
+
+
+def test_a_cached_truth_depends_on_the_source_of_its_class(monkeypatch):
+    encoder, llm = nn.Identity(), nn.Identity()
+    encoder.grid, encoder.num_tokens, encoder.width, llm.hidden_size, llm.num_layers = (2, 2), 4, 8, 16, 2
+    target = Features(name="own", encoder=encoder, llm=llm)
+    before = target.cache_key()
+    assert target.cache_key() == before
+    monkeypatch.setattr("asvr.models.targets.base.inspect.getsource", lambda kind: "class Features: another truth")
+    assert target.cache_key() != before

@@ -4,6 +4,8 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of 
 carry the loss, ``H`` LLM width, ``E`` encoder width.
 """
 
+import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,6 +42,15 @@ class Seen:
     def images(self, tap: int = -1) -> Tensor:
         """Hidden states (I, N, H) at the positions of the images' own tokens."""
         return self.hidden[tap][self.batch.image_positions_IN]
+
+
+def _source_of(kind: type) -> str:
+    """A class, by its source where that can be read."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # of a notebook's cell that is gone
+        source = ""
+    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 class Target:
@@ -130,9 +141,9 @@ class Target:
 
     def cache_key(self) -> str:
         """All that `truth` depends on besides the entry in the config and the encoder's features: two targets of one
-        key give one truth."""
+        key give one truth. The source of the class is a part of it; of functions that it calls it is not."""
         teacher = "" if self.teacher is None else fingerprint_of(self.teacher)
-        return f"{type(self).__module__}.{type(self).__qualname__} {teacher} {self.views()} {self.truth_spec()}"
+        return f"{_source_of(type(self))} {teacher} {self.views()} {self.truth_spec()}"
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss summed over what `count` counts, and as such sums the `metrics` by name. Nothing may wait for the

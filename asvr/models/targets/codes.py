@@ -51,7 +51,8 @@ class CodeTruth:
         return dict(codes=codes.to(self.truth_spec()["codes"].dtype))
 
     def cache_key(self) -> str:
-        return f"{fingerprint_of(self.tokenizer)} {self.tokenizer.transform} {self.tokenizer.grid}"
+        own = f"{fingerprint_of(self.tokenizer)} {self.tokenizer.transform} {self.tokenizer.grid}"
+        return own if type(self) in (CodeTruth, CodeTarget) else f"{own} {Target.cache_key(self)}"
 
 
 @TARGETS.register_module()
