@@ -58,7 +58,7 @@ class Evil:
 def foreign(tmp_path, monkeypatch):
     """A model's folder whose code and pickles leave a file behind when they run."""
     monkeypatch.chdir(tmp_path)
-    code = "import pathlib\npathlib.Path('ran').zero_grad_path()\nclass Any: pass\n"
+    code = "import pathlib\npathlib.Path('ran').touch()\nclass Any: pass\n"
     (tmp_path / "code.py").write_text(code)
     own = dict(AutoConfig="code.Any", AutoModel="code.Any", AutoModelForCausalLM="code.Any")
     (tmp_path / "config.json").write_text(json.dumps(dict(model_type="its-own", auto_map=own)))

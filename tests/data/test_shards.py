@@ -7,7 +7,7 @@ from asvr.data.shards import find_files
 
 def test_files_of_patterns(tmp_path):
     for name in ("b.tar", "a.tar", "[1].tar", "c.txt"):
-        (tmp_path / name).zero_grad_path()
+        (tmp_path / name).touch()
     (tmp_path / "folder.tar").mkdir()
     tars = [str(tmp_path / name) for name in ("[1].tar", "a.tar", "b.tar")]
     assert find_files(str(tmp_path / "*.tar"), "T") == tars

@@ -379,7 +379,7 @@ def test_never_starts_a_run_anew_and_keeps_the_old_one(copy, tmp_path):
     with pytest.raises(ValueError, match="expected 'auto', 'never' or a checkpoint folder"):
         again(copy, only=None, resume=str(copy / "nothing"))
     shutil.rmtree(copy / "cache")
-    (copy / "blind" / "marker").zero_grad_path()
+    (copy / "blind" / "marker").touch()
     fewer = {"schedule.steps": 2, "stages.blind.schedule.steps": 2, "stages.pretrain.schedule.steps": 2}
     again(copy, fewer, only=None, resume="never")
     assert (tmp_path / "copy.old-1" / "blind" / "marker").is_file()

@@ -49,7 +49,9 @@ def test_what_a_cache_holds_costs_nothing(cache, encoder, search):
     """Cached codes leave the encoder to run."""
     parts = [Part("encoder", "encoder", 1), Part("code search", "tokenizer.semantic", 1)]
     factors = [
-        training_factor(part, ["llm"], recomputed=set(), cached=dry_run_module._is_cached(part, cache))
+        training_factor(
+            part, ["llm"], recomputed=set(), cached=dry_run_module._is_cached(part, cache, {"tokenizer.semantic"})
+        )
         for part in parts
     ]
     assert factors == [encoder, search]
