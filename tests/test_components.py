@@ -11,7 +11,7 @@ from mmengine.config import Config
 import asvr.registry
 from asvr.base.log_once import forget
 from asvr.engine.run import run
-from asvr.recipe.validate import ASKED_FOR, GIVEN, INJECTED
+from asvr.recipe.components import ASKED_FOR, GIVEN, INJECTED
 from asvr.registry import FullRegistry
 
 PAGE = (Path(__file__).parents[1] / "docs/components.md").read_text(encoding="utf-8")

@@ -18,11 +18,11 @@ from torch import Tensor
 from asvr.base.disk import require_room
 from asvr.base.files import partial_of
 from asvr.base.log import logger, progress_bar
+from asvr.base.precision import full_float32
 from asvr.caches.codes import hash_pictures
 from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, open_image
 from asvr.data.refusals import Refused, check_policy
 from asvr.models.component import fingerprint_of
-from asvr.models.tokenizers.precision import full_float32
 
 BATCH = 32
 INDEX = "index.json"

@@ -9,9 +9,9 @@ from asvr.models.component import fingerprint_of, source_of
 from asvr.models.targets import CodeTarget, build_tokenizer
 from asvr.models.targets.codes import CodeTruth
 from asvr.recipe.build import as_in_training, build_model
+from asvr.recipe.components import find
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe, Stage
-from asvr.recipe.validate import find
 from asvr.registry import ENCODERS, TARGETS
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from asvr.base.log import logger
 from asvr.engine import checkpoint
 from asvr.models.component import WEIGHT_FIELDS
+from asvr.recipe.components import OWN, find
 from asvr.recipe.config import is_model_folder
 from asvr.recipe.recipe import Stage
-from asvr.recipe.validate import OWN, find
 from asvr.registry import ENCODERS, HEADS, LLMS, PROJECTORS, VISUAL_TOKENIZERS
 
 # Settings that are no part of what a stage is.

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from asvr.base.precision import full_float32
 from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.models.component import portable_of
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.targets import Seen, Target
-from asvr.models.tokenizers.precision import full_float32
 from asvr.models.trainable import keep_statistics, train_only
 from asvr.models.tree import check_tree, is_trained
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS, TARGETS

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asvr.base.precision import full_float32
 from asvr.data.batch import IGNORE, Batch
 from asvr.models.heads import DepthTransformerHead
 from asvr.models.losses import CodeCrossEntropy
 from asvr.models.targets import CodeTarget
 from asvr.models.tokenizers import SemanticTokenizer
-from asvr.models.tokenizers.precision import full_float32
 
 APPEARANCE_LAYER = 6
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from asvr.base.text import nearest
 from asvr.data.transforms import ASPECTS
+from asvr.recipe.components import check_component, find
 from asvr.recipe.config import MODEL_FILE, import_custom
-from asvr.recipe.validate import check_component, find
 from asvr.registry import (
     ENCODERS,
     HEADS,

@@ -13,10 +13,11 @@ from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.contracts import check_contracts
 from asvr.models.encoders.base import Encoder
 from asvr.models.transforms import require_merge, transform_and_train
+from asvr.recipe.components import OWN, find
 from asvr.recipe.config import distinct
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.signatures import constructor_fields
-from asvr.recipe.validate import OWN, check_config, find
+from asvr.recipe.validate import check_config
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
 
 

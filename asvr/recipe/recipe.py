@@ -47,7 +47,7 @@ class Stage:
     def transforms_shared_with(self, before: "Stage") -> int:
         """How many transforms both stages begin with. Where this one starts from the other, they stay; those behind
         them are merged."""
-        pairs = zip(self.model_transforms, before.model_transforms, strict=False)
+        pairs = zip(self.model_transforms, before.model_transforms, strict=False)  # one may have more
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def to_dict(self) -> dict:
@@ -76,7 +76,7 @@ class Recipe:
         self.text_tokenizer, self.runtime = config.get("text_tokenizer"), config.runtime
         if stages is None:
             names = list(config.stages)
-            before = dict(zip(names, [SCRATCH, *names], strict=False))
+            before = dict(zip(names, [SCRATCH, *names[:-1]], strict=True))
             stages = {name: _stage(config, name, before[name]) for name in names}
         self.stages = stages
 

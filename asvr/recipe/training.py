@@ -1,16 +1,16 @@
 """Checking what trains a model: ``optim``, ``schedule``, ``custom_hooks`` and ``visualizer`` of a config.
 
-Each function returns its problems, a line each. check: `asvr.recipe.validate.check_component`.
+Each function returns its problems, a line each.
 """
 
 import inspect
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 from mmengine.registry import Registry
 
 from asvr.base.text import nearest
+from asvr.recipe.components import check_component, find
 from asvr.recipe.schema import GROUP, PRESETS, SECTIONS, check_fields
 from asvr.recipe.signatures import constructor_fields
 from asvr.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS
@@ -35,7 +35,7 @@ _PACKAGES = dict(
 )
 
 
-def check_optim(value: dict, check: Callable, find: Callable) -> list[str]:
+def check_optim(value: dict) -> list[str]:
     fields = SECTIONS["optim"]
     cls = find(OPTIMIZERS, value.get("type"))
     own = constructor_fields(cls)[1] - {"params", "weight_decay"} if cls is not None else set()
@@ -52,7 +52,7 @@ def check_optim(value: dict, check: Callable, find: Callable) -> list[str]:
     near = own | library
     problems += [f"optim.{name}: {value['type']} has no such field; {nearest(name, near)}" for name in unknown]
     known = {name: item for name, item in arguments.items() if name in own and name not in fields}
-    problems += check("optim", dict(type=value["type"], lr=1.0, **known), OPTIMIZERS)
+    problems += check_component("optim", dict(type=value["type"], lr=1.0, **known), OPTIMIZERS)
     if "weight_decay" not in constructor_fields(cls)[1] and value.get("weight_decay"):
         problems.append(f"optim.weight_decay={value['weight_decay']!r}: {value['type']} has none; leave it out, or 0")
     return problems + _groups(value)
@@ -69,7 +69,7 @@ def _groups(value: dict) -> list[str]:
     return problems
 
 
-def check_schedule(value: dict, check: Callable) -> list[str]:
+def check_schedule(value: dict) -> list[str]:
     problems = []
     if ("epochs" in value) == ("steps" in value):
         problems.append("schedule: expected either `epochs` or `steps`" + (", not both" if "steps" in value else ""))
@@ -83,7 +83,7 @@ def check_schedule(value: dict, check: Callable) -> list[str]:
         if name in value
     ]
     for i, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
-        problems += _scheduler(f"schedule.param_schedulers[{i}]", entry, check)
+        problems += _scheduler(f"schedule.param_schedulers[{i}]", entry)
     return problems
 
 
@@ -105,8 +105,8 @@ def _preset(value: dict) -> list[str]:
     return problems
 
 
-def _scheduler(key: str, entry: Any, check: Callable) -> list[str]:
-    problems = _component(key, _without_parts(entry), PARAM_SCHEDULERS, check)
+def _scheduler(key: str, entry: Any) -> list[str]:
+    problems = _component(key, _without_parts(entry), PARAM_SCHEDULERS)
     if problems:
         return problems
     if entry["type"].startswith("ReduceOnPlateau"):
@@ -134,14 +134,14 @@ def _without_parts(entry: Any) -> Any:
     return {k: steps(v) if k in LENGTHS and isinstance(v, float | list | tuple) else v for k, v in entry.items()}
 
 
-def check_hooks(value: Any, check: Callable) -> list[str]:
+def check_hooks(value: Any) -> list[str]:
     if not isinstance(value, list | tuple):
         return [f"custom_hooks={value!r}: expected a list of hooks, dict(type=...)"]
     problems = []
     for i, entry in enumerate(value):
         key = f"custom_hooks[{i}]"
         own = {name: item for name, item in entry.items() if name != "priority"} if isinstance(entry, dict) else entry
-        found = _component(key, own, HOOKS, check)
+        found = _component(key, own, HOOKS)
         problems += found
         if not found and (why := _not_for_users(entry["type"])):
             problems.append(f"{key}.type={entry['type']!r}: {why}")
@@ -160,12 +160,12 @@ def _not_for_users(name: str) -> str | None:
     return None
 
 
-def check_visualizer(value: Any, check: Callable) -> list[str]:
+def check_visualizer(value: Any) -> list[str]:
     if not isinstance(value, dict) or not isinstance(value.get("vis_backends"), list | tuple):
         return [f"visualizer={value!r}: expected dict(vis_backends=[dict(type='TensorboardVisBackend'), ...])"]
     problems = [f"visualizer.{name}: unknown field; known: vis_backends" for name in value if name != "vis_backends"]
     for i, entry in enumerate(value["vis_backends"]):
-        problems += _component(f"visualizer.vis_backends[{i}]", entry, VISBACKENDS, check)
+        problems += _component(f"visualizer.vis_backends[{i}]", entry, VISBACKENDS)
     types = [entry.get("type") for entry in value["vis_backends"] if isinstance(entry, dict)]
     if len(set(types)) < len(types):
         problems.append(f"visualizer.vis_backends: expected each type once, given {types}")
@@ -182,11 +182,11 @@ def require_packages(visualizer: dict | None) -> None:
             )
 
 
-def _component(key: str, entry: Any, registry: Registry, check: Callable) -> list[str]:
-    """`check`, whose suggestions for an unknown type are MMEngine's own components too."""
+def _component(key: str, entry: Any, registry: Registry) -> list[str]:
+    """`check_component`, whose suggestions for an unknown type are MMEngine's own components too."""
     if isinstance(entry, dict) and isinstance(entry.get("type"), str) and not _is_known(entry["type"], registry):
         return [_unknown(f"{key}.type", entry["type"], registry)]
-    return check(key, entry, registry)
+    return check_component(key, entry, registry)
 
 
 def _is_known(name: str, registry: Registry) -> bool:

@@ -15,8 +15,8 @@ from asvr.base.weight_files import refuse_other_files
 from asvr.models.component import fingerprint_of
 from asvr.models.tokenizers import pixel, semantic
 from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss
+from asvr.recipe.components import check_component
 from asvr.recipe.config import load_config
-from asvr.recipe.validate import check_component
 from asvr.registry import DATASETS, VISUAL_TOKENIZERS
 from asvr.tokenizer_training.training import fit_semantic_tokenizer, train_pixel_tokenizer
 

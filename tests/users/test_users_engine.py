@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from parallel_helpers import LLAMA, launch, losses, make_config, train
-from run_helpers import read_metrics
+from run_helpers import SIGLIP, read_metrics
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -27,15 +27,7 @@ from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
 RANDOM_TOWER = {
     "model.encoder.name": None,
-    "model.encoder.arch": dict(
-        model_type="siglip_vision_model",
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-    ),
+    "model.encoder.arch": SIGLIP,
 }
 NO_EVALUATION = dict(evaluation=None)
 

@@ -24,11 +24,11 @@ def move_towards(teacher: nn.Module, student: nn.Module, *, decay: float, skippe
         raise ValueError(
             f"{half[0]} of a teacher is {own[half[0]].dtype}, in which an average does not move: use float()"
         )
+    share = 1.0 - decay if skipped is None else torch.where(skipped, 0.0, 1.0 - decay).float()
     for key, value in own.items():
         target, source = _aligned(value.detach(), other[key].detach())
         if target.is_floating_point():
-            share = torch.full((), 1.0 - decay, dtype=target.dtype, device=target.device)
-            target.lerp_(source.to(target), share if skipped is None else share.masked_fill(skipped, 0.0))
+            target.lerp_(source.to(target), share if skipped is None else share.to(target.dtype))
         else:
             target.copy_(source if skipped is None else torch.where(skipped, target, source.to(target)))
 

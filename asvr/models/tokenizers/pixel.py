@@ -16,11 +16,11 @@ from transformers.models.janus.modeling_janus import JanusVQVAEAttnBlock
 
 from asvr.base import hub
 from asvr.base.log_once import log_once
+from asvr.base.precision import full_float32
 from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
 from asvr.data.transforms import ImageTransform
 from asvr.models.tokenizers.base import VisualTokenizer
-from asvr.models.tokenizers.precision import full_float32
 from asvr.models.tokenizers.quantizer import nearest
 from asvr.registry import VISUAL_TOKENIZERS
 

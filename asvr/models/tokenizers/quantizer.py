@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asvr.models.tokenizers.precision import full_float32
+from asvr.base.precision import full_float32
 
 # Bytes of the largest distance matrix: rows are searched in chunks that stay below it.
 DISTANCE_BYTES = 256 * 2**20

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from asvr.base import hub
+from asvr.base.precision import full_float32
 from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
 from asvr.models.component import fingerprint, fingerprint_of, portable_of, source_of
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.models.tokenizers.feature_decoder import FeatureDecoder
-from asvr.models.tokenizers.precision import full_float32
 from asvr.models.tokenizers.projections import build_projection
 from asvr.models.tokenizers.quantizer import ResidualQuantizer
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from asvr.base.precision import full_float32
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.pixel import PixelTokenizer
-from asvr.models.tokenizers.precision import full_float32
 from asvr.models.tokenizers.quantizer import nearest
 from asvr.registry import ENCODERS
 

@@ -1,0 +1,197 @@
+"""Checking the components of a config: types, the fields of their constructors, and the components in them."""
+
+import inspect
+from typing import Any
+
+from mmengine.registry import Registry
+
+from asvr.base.arch import causal_problem, check_arch, tower_problem
+from asvr.base.text import nearest, short
+from asvr.recipe.schema import NAME, SOURCE, TARGET, check_fields
+from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
+from asvr.registry import (
+    DATASETS,
+    ENCODERS,
+    HEADS,
+    HOOKS,
+    LLMS,
+    LOSSES,
+    METRICS,
+    MODEL_TRANSFORMS,
+    MODEL_WRAPPERS,
+    MODELS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    PROJECTORS,
+    TARGETS,
+    TEMPLATES,
+    TEXT_TOKENIZERS,
+    VISBACKENDS,
+    VISUAL_TOKENIZERS,
+)
+
+# Constructor arguments that the library fills in, so that a config need not.
+INJECTED = {
+    MODELS: {"vocab_size", "load_weights", "defer_llm"},
+    ENCODERS: {"load_weights"},
+    PROJECTORS: {"in_width", "out_width"},
+    LLMS: {"vocab_size", "load_weights", "defer"},
+    VISUAL_TOKENIZERS: {"encoder", "load_weights"},
+    HEADS: {"hidden_size", "codebook_sizes", "code_width"},
+    TARGETS: {"encoder", "llm", "load_weights", "key"},
+    LOSSES: set(),
+    DATASETS: {"tokenizer", "template", "max_length", "num_image_tokens", "on_error"},
+    TEXT_TOKENIZERS: set(),
+    TEMPLATES: set(),
+    MODEL_WRAPPERS: {"module", "device"},
+    OPTIMIZERS: {"params"},
+    PARAM_SCHEDULERS: {"optimizer", "param_name"},
+    HOOKS: set(),
+    VISBACKENDS: {"save_dir"},
+    MODEL_TRANSFORMS: {"model"},
+    METRICS: set(),
+}
+# Where a constructor must take all of them, but for those that are given only to one that does.
+GIVEN = (MODELS, ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS, DATASETS)
+ASKED_FOR = {"encoder", "defer", "defer_llm"}
+# Which registry builds the component in a field of this name, wherever the field stands.
+NESTED = dict(
+    encoder=ENCODERS,
+    projector=PROJECTORS,
+    llm=LLMS,
+    tokenizer=VISUAL_TOKENIZERS,
+    head=HEADS,
+    loss=LOSSES,
+    teacher=ENCODERS,
+    corpus=DATASETS,
+    dataset=DATASETS,
+    train=DATASETS,
+    template=TEMPLATES,
+)
+PARTS = ("encoder", "projector", "llm")  # of a model: always a component
+CODES = "CodeTarget"  # the type of a target that names none
+OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
+
+
+def check_component(key: str, value: Any, registry: Registry) -> list[str]:
+    """The problems of one component: its type, its constructor's fields, and the components in it."""
+    if not isinstance(value, dict):
+        return [f"{key}={short(value)}: expected a {registry.name}, dict(type=...)"]
+    if "type" not in value:
+        return [f"{key}.type is missing: expected a {registry.name}; {nearest('', registry.module_dict)}"]
+    cls = find(registry, value["type"])
+    if cls is None:
+        return [
+            f"{key}.type={value['type']!r}: no such {registry.name}; {nearest(value['type'], registry.module_dict)}"
+        ]
+    required, known, takes_any = constructor_fields(cls)
+    given = value.keys() - {"type"}
+    problems = []
+    if not takes_any:
+        own = known - INJECTED[registry]
+        problems += [
+            f"{key}.{name}: {value['type']} has no such field; {nearest(name, own)}"
+            for name in value
+            if name in given - known
+        ]
+    hints = annotations(cls)
+    problems += [
+        f"{key}.{name}={short(value[name])}: expected {in_words(hints[name])}"
+        for name in value
+        if name in hints and not fits(value[name], hints[name]) and not (registry is MODELS and name in PARTS)
+    ]
+    problems += [
+        f"{key}.{name} is missing: {value['type']} needs it" for name in sorted(required - given - INJECTED[registry])
+    ]
+    if not takes_any and (lacking := sorted(_given(key, registry) - known)):
+        problems.append(
+            f"{key}.type={value['type']!r}: its constructor does not take {', '.join(lacking)}, which the library "
+            f"gives every {registry.name} (docs/components.md)"
+        )
+    if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and cls.__module__.startswith(OWN):
+        wrong = causal_problem if registry is LLMS else tower_problem
+        problems += check_arch(f"{key}.arch", value["arch"], wrong)
+    return problems + nested_problems(key, value)
+
+
+def _given(key: str, registry: Registry) -> set[str]:
+    """What the library gives a part of the model, or a data set, in any case. A data set that is read for its texts or
+    images alone gets nothing."""
+    if registry not in GIVEN or registry is DATASETS and not key.endswith((".train", ".dataset")):
+        return set()
+    return INJECTED[registry] - ASKED_FOR
+
+
+def nested_problems(key: str, value: dict) -> list[str]:
+    problems = []
+    for name, item in value.items():
+        if name == "reconstruction" and isinstance(item, list | tuple):
+            problems += _targets(f"{key}.{name}", item)
+        elif name == "reconstruction":
+            continue  # VLM's own annotation tells that it must be a list
+        elif name == "sources" and isinstance(item, list | tuple):
+            for i, source in enumerate(item):
+                problems += check_fields(f"{key}.sources[{i}]", source, SOURCE)
+                problems += nested_problems(f"{key}.sources[{i}]", source) if isinstance(source, dict) else []
+        elif name == "template" and isinstance(item, str):
+            if find(TEMPLATES, item) is None:
+                problems.append(f"{key}.template={item!r}: no such template; {nearest(item, TEMPLATES.module_dict)}")
+        elif name in NESTED and (isinstance(item, dict) or (key == "model" and name in PARTS)):
+            problems += check_component(f"{key}.{name}", item, NESTED[name])
+    return problems
+
+
+def _targets(key: str, targets: list) -> list[str]:
+    problems = []
+    for i, target in enumerate(targets):
+        problems += _target(f"{key}[{i}]", target)
+    names = [target.get("name") for target in targets if isinstance(target, dict)]
+    if len(set(names)) < len(names):
+        problems.append(f"{key}: the names of the targets must differ, given {names}")
+    return problems
+
+
+def _target(key: str, target: Any) -> list[str]:
+    """A `CodeTarget`'s fields have rules of their own; of another class its constructor tells."""
+    if not isinstance(target, dict) or target.get("type", CODES) == CODES:
+        problems = check_fields(key, target, TARGET)
+        return problems + (nested_problems(key, target) + _fit(key, target) if isinstance(target, dict) else [])
+    problems = [
+        f"{key}.{name}: the library gives it; a target's own encoder is its `teacher`"
+        for name in sorted(INJECTED[TARGETS] & target.keys())
+    ]
+    if "name" in target and not NAME.test(target["name"]):
+        problems.append(f"{key}.name={target['name']!r}: expected {NAME.expected}")
+    return problems + check_component(key, target, TARGETS) + _fit(key, target)
+
+
+def _fit(key: str, target: dict) -> list[str]:
+    """``fit`` of a target becomes arguments of its tokenizer's ``fit(batches, *, seed, ...)``."""
+    tokenizer = target.get("tokenizer")
+    cls = find(VISUAL_TOKENIZERS, tokenizer.get("type")) if isinstance(tokenizer, dict) else None
+    if cls is None or not isinstance(target.get("fit"), dict):
+        return []
+    if not hasattr(cls, "fit"):
+        return [f"{key}.fit: {tokenizer['type']} has no fit(); leave it out"]
+    given, injected = target["fit"].keys(), {"batches", "seed"}
+    required, known, takes_any = method_fields(cls, "fit")
+    unknown = [] if takes_any else [name for name in given if name not in known - injected]
+    problems = [f"{key}.fit.{name}: unknown; {nearest(name, known - injected)}" for name in unknown]
+    missing = sorted(required - given - injected)
+    return problems + [f"{key}.fit.{name} is missing: {tokenizer['type']}.fit() needs it" for name in missing]
+
+
+def find(registry: Registry, name: Any):
+    """The class of a ``type``, from a registry, its parents or (``package.module.Class``) an import; or None."""
+    if not isinstance(name, str):
+        return name if inspect.isclass(name) else None
+    if "." in name:
+        try:
+            return registry.get(name)
+        except RuntimeError:
+            return None
+    while registry is not None:
+        if name in registry.module_dict:
+            return registry.module_dict[name]
+        registry = registry.parent
+    return None
