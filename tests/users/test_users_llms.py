@@ -29,9 +29,9 @@ from asvr.models.llms import HFCausalLM
 from asvr.models.tokenizers import SemanticTokenizer
 from asvr.models.vlm import VLM
 from asvr.profiling.dry_run import _flops_or_why
+from asvr.recipe.components import _fit
 from asvr.recipe.preflight import build_meta, check_sizes
 from asvr.recipe.recipe import Recipe
-from asvr.recipe.validate import _fit
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
 SIZES = dict(
