@@ -120,7 +120,7 @@ class Pretrained:
             raise ValueError(NO_TEXT_TOKENIZER)
         template = build_template(self.template)
         collate = Collate(
-            num_image_tokens=self.model.encoder.num_tokens,
+            layout=self.model.layout,
             views=dict(encoder=self.model.encoder.transform),
             pad_id=self.text_tokenizer.pad_id,
             image_aspect=self.image_aspect,

@@ -72,6 +72,12 @@ ENCODERS = _registry(
     contract="an nn.Module, pixels (I, 3, h, w) -> features_INE, with width, grid, num_tokens and transform",
     needs=("parameters", "width", "grid", "num_tokens", "transform"),
 )
+LAYOUTS = _registry(
+    "image layout",
+    "asvr.data.layouts",
+    contract="an `asvr.data.layouts.ImageLayout`: (size) -> `Layout` of an image's tokens, crops(image), largest()",
+    needs=("__call__", "crops", "largest", "num_separators"),
+)
 PROJECTORS = _registry(
     "projector",
     "asvr.models.projectors",

@@ -86,7 +86,7 @@ def evaluate_folder(
     positions = getattr(own.model.llm, "max_positions", None)
     data = Config(dict(template=own.template, image_aspect=own.image_aspect, max_length=positions, on_error="raise"))
     ask = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
-    dataset = build_dataset(ask, data, own.text_tokenizer, own.model.encoder.num_tokens)
+    dataset = build_dataset(ask, data, own.text_tokenizer, own.model.layout.per_image)
     out = out or folder / "evaluation" / questions.stem
     _refuse_others(out, questions)
     set_up_logging(out / "evaluate.log")

@@ -1,12 +1,14 @@
 """Frozen features and codes of every picture, computed once and memory-mapped.
 
-Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width, ``D`` code depth.
+Legend: ``I`` images of the encoder (each crop of an image that is cut into several is one), ``N`` visual tokens of one,
+``E`` encoder width, ``D`` code depth.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -20,11 +22,13 @@ from asvr.base.files import partial_of
 from asvr.base.log import logger, progress_bar
 from asvr.base.precision import full_float32
 from asvr.caches.codes import hash_pictures
-from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, open_image
+from asvr.caches.pixels import BATCH, num_crops, pixel_batches
+from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS
+from asvr.data.layouts import ImageLayout, WholeImage, crop_keys
 from asvr.data.refusals import Refused, check_policy
+from asvr.data.transforms import Pixels, move
 from asvr.models.component import fingerprint_of
 
-BATCH = 32
 INDEX = "index.json"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -37,13 +41,15 @@ class FeatureCache:
     and the bytes of all pictures (see `folder_of`), so that a cache can't be stale; it is renamed when complete, so
     that none is partial.
 
-    rows: key -> row of a picture. refused: key -> (message, reason) of a picture that could not be read.
+    rows: key -> row, of a picture or of each of its crops (`asvr.data.layouts.crop_keys`). crops: key -> how many, of a
+    picture. refused: key -> (message, reason) of a picture that could not be read.
     """
 
     def __init__(self, folder: Path):
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         self.folder = folder
-        self.rows = {key: row for row, key in enumerate(index["keys"])}
+        self.crops = dict(zip(index["keys"], index.get("crops") or [1] * len(index["keys"]), strict=True))
+        self.rows = {key: row for row, key in enumerate(self.crops_of(index["keys"]))}
         self.refused = index["refused"]
         self.dtype = getattr(torch, index["dtype"])
         self.features_INE = _mapped(folder / "features.npy", _numpy_dtype(self.dtype), len(self.rows))
@@ -72,8 +78,12 @@ class FeatureCache:
             )
         return [self.rows[key] for key in keys]
 
+    def crops_of(self, keys: list[str]) -> list[str]:
+        """The keys of all crops of some pictures."""
+        return [crop for key in keys for crop in crop_keys(key, self.crops[key])]
+
     def batches(self, keys: list[str]) -> Iterator[Tensor]:
-        """Features in batches, in the order of ``keys``."""
+        """Features in batches, in the order of ``keys``, which are of crops."""
         for start in range(0, len(keys), BATCH):
             yield self.features(keys[start : start + BATCH])
 
@@ -85,6 +95,7 @@ class FeatureCache:
         aspect: str,
         device: torch.device,
         config: dict,
+        layout: ImageLayout | None = None,
         budget_gb: float | None = None,
     ) -> None:
         """What a target reconstructs of every picture: from the cached features alone where it has no views of its own
@@ -99,26 +110,26 @@ class FeatureCache:
         if not all(file.is_file() for file in files.values()):
             needed = len(self.rows) * sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs.values())
             require_room(self.folder, needed, f"the truth of target {target.name!r}", budget_gb)
-            self._compute(target, files, pictures, aspect, device)
+            self._compute(target, files, pictures, layout, aspect, device)
         self.truths[target.name] = {
             name: (_mapped(files[name], _numpy_dtype(spec.dtype), len(self.rows)), spec.dtype)
             for name, spec in specs.items()
         }
 
-    def _compute(self, target, files: dict[str, Path], pictures: dict, aspect: str, device: torch.device) -> None:
+    def _compute(self, target, files: dict[str, Path], pictures: dict, layout, aspect: str, device) -> None:
         keys, specs = list(self.rows), target.truth_spec()
         partial = {name: partial_of(file) for name, file in files.items()}  # runs may share the folder
         out = {
             name: np.lib.format.open_memmap(partial[name], "w+", _numpy_dtype(spec.dtype), (len(keys), *spec.shape))
             for name, spec in specs.items()
         }
-        batches = _of_views(keys, pictures, target.views(), aspect)
+        batches = self._of_views(pictures, layout, target.views(), aspect)
         with progress_bar(total=len(keys), desc=f"truth of {target.name}", unit="picture") as bar, torch.no_grad():
             for row, (features_INE, pixels) in zip(
                 range(0, len(keys), BATCH), zip(self.batches(keys), batches, strict=True), strict=True
             ):
                 with full_float32(device):
-                    own = {name: values.to(device) for name, values in pixels.items()}
+                    own = {name: move(values, device) for name, values in pixels.items()}
                     found = target.to_cache(target.truth(own, features_INE.to(device)))
                 if found.keys() != specs.keys():
                     raise ValueError(
@@ -136,16 +147,15 @@ class FeatureCache:
             out[name].flush()
             os.replace(partial[name], file)
 
-
-def _of_views(keys: list[str], pictures: dict, views: dict, aspect: str) -> Iterator[dict[str, Tensor]]:
-    """The pixels of each view in batches; each picture is opened once."""
-    for start in range(0, len(keys), BATCH):
-        stacks: dict[str, list] = {name: [] for name in views}
-        for key in keys[start : start + BATCH] if views else ():
-            image = open_image(pictures[key], max_pixels=LARGEST_LIMIT)  # checked when its features were computed
-            for name, transform in views.items():
-                stacks[name].append(transform(image, aspect))
-        yield {name: torch.stack(stack) for name, stack in stacks.items()}
+    def _of_views(self, pictures: dict, layout, views: dict, aspect: str) -> Iterator[dict[str, Pixels]]:
+        """The pixels of each view in batches, in the order of the rows; each picture is opened once."""
+        transforms = list(views.values())
+        if not transforms:
+            yield from ({} for _ in range(0, len(self.rows), BATCH))
+            return
+        checked = dict(max_pixels=LARGEST_LIMIT)  # when its features were computed
+        for _, *stacks in pixel_batches(list(self.crops), pictures, transforms, aspect, layout=layout, **checked):
+            yield dict(zip(views, stacks, strict=True))
 
 
 def build_feature_cache(
@@ -156,49 +166,55 @@ def build_feature_cache(
     device: torch.device,
     *,
     config: dict,
+    layout: ImageLayout | None = None,
     on_error: str = "raise",
     max_pixels: int = MAX_PIXELS,
     budget_gb: float | None = None,
 ) -> FeatureCache:
     """The cache of ``pictures`` (key -> file or picture) under ``root``; computed on ``device`` unless it is there.
 
-    config: what decides the encoder's output besides its weights. on_error: what happens where a picture cannot be
-    read: ``raise``, or ``skip``, which notes it, so that its samples are refused when they come. max_pixels: of a
-    picture. budget_gb: the most that the features may take of the disk; the first batch tells what all take. Raises
-    ``ValueError`` where that, or what is free, is less.
+    config: what decides the encoder's output besides its weights. layout: the crops of a picture; None: it is one.
+    on_error: what happens where a picture cannot be read: ``raise``, or ``skip``, which notes it, so that its samples
+    are refused when they come. max_pixels: of a picture. budget_gb: the most that the features may take of the disk;
+    the first batch tells what all take. Raises ``ValueError`` where that, or what is free, is less.
     """
     if max_pixels != MAX_PIXELS:  # what is refused depends on it
         config = dict(config, max_pixels=max_pixels)
     if not pictures:
         raise ValueError("data.cache=True and a target with `fit`: the data have no picture to fit its tokenizer on")
-    folder = folder_of(root, encoder, pictures, aspect, config)
+    folder = folder_of(root, encoder, pictures, aspect, with_layout(config, layout))
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
         partial = partial_of(folder)  # runs may share the root
         partial.mkdir(parents=True)
         kept, out, told = [], None, None
-        batches = pixel_batches(list(pictures), pictures, encoder.transform, aspect, refused, max_pixels)
+        wanted = dict(layout=layout, max_pixels=max_pixels)
+        batches = pixel_batches(list(pictures), pictures, [encoder.transform], aspect, refused=refused, **wanted)
         with progress_bar(total=len(pictures), desc="features", unit="picture") as bar, torch.inference_mode():
             for keys, pixels in batches:
                 with full_float32(device):  # as `VLM.encode` does
-                    features_INE = encoder(pixels.to(device)).cpu()
+                    features_INE = encoder(move(pixels, device)).cpu()
                 told = told or (features_INE.dtype, features_INE.shape[1:])
                 _require_alike(features_INE, *told)
                 if out is None:
                     dtype = str(features_INE.dtype).removeprefix("torch.")
-                    shape = (len(pictures), *features_INE.shape[1:])  # the rows of refused ones stay empty at the end
-                    needed = len(pictures) * features_INE[0].nbytes
-                    require_room(root, needed, f"features of {len(pictures)} pictures", budget_gb)
+                    rows = num_crops(pictures, **wanted)
+                    shape = (rows, *features_INE.shape[1:])  # the rows of refused ones stay empty at the end
+                    require_room(
+                        root, rows * features_INE[0].nbytes, f"features of {len(pictures)} pictures", budget_gb
+                    )
                     out = np.lib.format.open_memmap(
                         partial / "features.npy", "w+", _numpy_dtype(features_INE.dtype), shape
                     )
                 out[len(kept) : len(kept) + len(keys)] = _bits(features_INE)
+                bar.update(len({*keys} - {*kept[-1:]}))
                 kept += keys
-                bar.update(len(keys))
         if out is None:
             raise ValueError(f"none of the {len(pictures)} pictures can be read: {next(iter(refused.values()))[0]}")
         out.flush()
-        (partial / INDEX).write_text(json.dumps(dict(keys=kept, dtype=dtype, refused=refused or {})), encoding="utf-8")
+        crops = Counter(kept)
+        index = dict(keys=list(crops), crops=list(crops.values()), dtype=dtype, refused=refused or {})
+        (partial / INDEX).write_text(json.dumps(index), encoding="utf-8")
         if (folder / INDEX).is_file():  # another run was faster
             shutil.rmtree(partial)
         else:
@@ -219,33 +235,13 @@ def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) ->
     return root / digest.hexdigest()[:16]
 
 
+def with_layout(config: dict, layout: ImageLayout | None) -> dict:
+    """What features depend on besides the encoder's weights, of an image that is cut into crops."""
+    return config if layout is None or isinstance(layout, WholeImage) else dict(config, layout=repr(layout))
+
+
 def _text(config: dict) -> str:
     return json.dumps(config, sort_keys=True, default=str)
-
-
-def pixel_batches(
-    keys: list[str],
-    pictures: dict,
-    transform,
-    aspect: str,
-    refused: dict | None = None,
-    max_pixels: int = LARGEST_LIMIT,
-) -> Iterator[tuple[list[str], Tensor]]:
-    """Keys and pixels. refused: gets key -> (message, reason) of what cannot be read; None raises `Refused`.
-    max_pixels: of a picture; by default that was checked before, when its features were computed."""
-    batch: dict[str, Tensor] = {}
-    for key in keys:
-        try:
-            batch[key] = transform(open_image(pictures[key], max_pixels=max_pixels), aspect)
-        except Refused as error:
-            if refused is None:
-                raise
-            refused[key] = (str(error), error.reason)
-        if len(batch) == BATCH:
-            yield list(batch), torch.stack(list(batch.values()))
-            batch = {}
-    if batch:
-        yield list(batch), torch.stack(list(batch.values()))
 
 
 def _require_alike(features_INE: Tensor, dtype: torch.dtype, shape: tuple) -> None:

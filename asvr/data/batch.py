@@ -1,12 +1,14 @@
 """What the data side hands to the model.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visual tokens of an image,
-``E`` encoder width, ``D`` code depth, ``S`` supervised text positions.
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder in the batch (each crop of an image that is cut
+into several is one), ``N`` visual tokens that the encoder gives of one, ``V`` visual tokens in the rows, ``K``
+separators between them, ``E`` encoder width, ``D`` code depth, ``S`` supervised text positions.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +44,26 @@ class Segments:
 
 
 @dataclass
+class Cells:
+    """What the encoder gives, where not all of it stands in the rows in its order: unpadded tiles, images in their own
+    resolution.
+
+    index_V: flat into (I*N), of each visual token. on_cpu_V: the same, on the CPU, where shapes are decided.
+    grids: rows and columns of each of the ``I``. separator_position_K: flat positions; separator_K: which separator.
+    """
+
+    index_V: Tensor
+    on_cpu_V: np.ndarray
+    grids: list
+    separator_position_K: Tensor
+    separator_K: Tensor
+
+    def map(self, function: Callable) -> "Cells":
+        separators = function(self.separator_position_K), function(self.separator_K)
+        return Cells(function(self.index_V), self.on_cpu_V, self.grids, *separators)
+
+
+@dataclass
 class Batch:
     """One micro-batch. Every index is computed by the collate function, on the CPU, so that the
     training step needs no ``nonzero`` and no synchronisation.
@@ -50,11 +72,13 @@ class Batch:
     attention_mask_BT: True on real tokens. left_padded: whether the padding of any row stands in front of it.
     segments: of a packed batch, which has one row and no padding; else None.
     text_source_S: flat positions (``b * T + t``) whose hidden state predicts ``text_target_S``.
-    image_positions_IN: flat positions of each image's visual tokens, in raster order.
-    has_previous_I: False where an image is the first thing of its sample, so that with ``shift=1`` no
-        position predicts its first token. A list of Python bools: it decides shapes. preceded_P: flat indices into
-        (I*N) of the visual tokens that a position predicts then; None where it is all of them.
-    pixels: view name -> (I, 3, h, w). Absent when features and codes come from a cache.
+    visual_position_V: flat positions of the visual tokens, image after image. num_cells: ``N``. crops: of each image,
+        how many of the ``I`` it has. cells: which cell each token is; None where they are all of (I*N) in their order.
+    unpreceded: indices into ``V`` of tokens that stand first in their sample, so that with ``shift=1`` no position
+        predicts them. A list of Python numbers: it decides shapes. preceded_V: the others' indices; None where it is
+        all of them.
+    pixels: view name -> (I, 3, h, w), or what else its transform gives. Absent when features and codes come from a
+        cache.
     features_INE: cached encoder features. truth: target name -> what it reconstructs, cached, by name (I, ...).
     sample_ids: "file:index" of each sample, for messages. refusals: what was left out
         (`asvr.data.refusals.Refusal`). num_tokens: real positions, pads not counted, known on the CPU.
@@ -64,9 +88,12 @@ class Batch:
     attention_mask_BT: Tensor
     text_source_S: Tensor
     text_target_S: Tensor
-    image_positions_IN: Tensor
-    has_previous_I: list
-    preceded_P: Tensor | None = None
+    visual_position_V: Tensor
+    num_cells: int = 0
+    crops: list = field(default_factory=list)
+    cells: Cells | None = None
+    unpreceded: list = field(default_factory=list)
+    preceded_V: Tensor | None = None
     pixels: dict = field(default_factory=dict)
     features_INE: Tensor | None = None
     truth: dict = field(default_factory=dict)
@@ -78,7 +105,8 @@ class Batch:
 
     @property
     def num_images(self) -> int:
-        return self.image_positions_IN.shape[0]
+        """``I``: an image that is cut into crops counts as often."""
+        return sum(self.crops)
 
     @property
     def num_text_targets(self) -> int:
@@ -86,11 +114,14 @@ class Batch:
 
     def num_visual_targets(self, shift: int) -> int:
         """Visual positions that carry a loss; with ``shift=1`` one fewer for each image with nothing in front."""
-        skipped = self.has_previous_I.count(False) if shift else 0
-        return self.image_positions_IN.numel() - skipped
+        return len(self.visual_position_V) - (len(self.unpreceded) if shift else 0)
+
+    def grid_of(self, image: int, grid: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of cells of one of the ``I``. grid: the encoder's own."""
+        return grid if self.cells is None else self.cells.grids[image]
 
     @staticmethod
-    def blank(num_image_tokens: int, *, packed: bool = False) -> "Batch":
+    def blank(*, packed: bool = False) -> "Batch":
         """One token with nothing to learn, for a process whose samples make fewer micro-batches than another's."""
         nothing = torch.zeros(0, dtype=torch.int64)
         return Batch(
@@ -98,8 +129,7 @@ class Batch:
             attention_mask_BT=torch.ones(1, 1, dtype=torch.bool),
             text_source_S=nothing,
             text_target_S=nothing,
-            image_positions_IN=nothing.view(0, num_image_tokens),
-            has_previous_I=[],
+            visual_position_V=nothing,
             segments=Segments.of([1]) if packed else None,
         )
 
@@ -116,7 +146,7 @@ class Batch:
                 return function(value)
             if isinstance(value, dict):
                 return {key: apply(item) for key, item in value.items()}
-            return value.map(function) if isinstance(value, Segments) else value
+            return value.map(function) if isinstance(value, Segments | Cells) else value
 
         return Batch(**{f.name: apply(getattr(self, f.name)) for f in fields(self)})
 
@@ -125,34 +155,68 @@ def visual_sources(batch: Batch, shift: int) -> tuple[Tensor, Tensor | None]:
     """Which flat hidden position predicts which visual token.
 
     Returns ``source_P``, flat positions into (B*T), and ``token_P``, flat indices into (I*N), or None
-    where it is all of them. ``shift=0``: the visual token's own position (the released code);
+    where it is all of them in order. ``shift=0``: the visual token's own position (the released code);
     ``shift=1``: the position before it (the paper's equation 2).
     """
-    source_IN = batch.image_positions_IN - shift
-    if shift == 0 or batch.preceded_P is None:
-        return source_IN.flatten(), None
-    return source_IN.flatten()[batch.preceded_P], batch.preceded_P
+    source_V, token_V = batch.visual_position_V - shift, None if batch.cells is None else batch.cells.index_V
+    if shift == 0 or batch.preceded_V is None:
+        return source_V, token_V
+    return source_V[batch.preceded_V], batch.preceded_V if token_V is None else token_V[batch.preceded_V]
 
 
 def drawn_sources(batch: Batch, shift: int, count: int) -> tuple[Tensor, Tensor]:
     """As `visual_sources`, for ``count`` visual tokens of each image, drawn anew at each call.
 
     Each is drawn with probability ``count / N``, so that the sum of their losses is ``count / N`` of the whole one on
-    average. Drawn on the CPU: what is drawn decides shapes, and nothing waits for the device.
+    average: of an image with fewer tokens, fewer are drawn. Drawn on the CPU: what is drawn decides shapes, and nothing
+    waits for the device.
     """
-    images, tokens = batch.image_positions_IN.shape
-    return places_of_cells(batch, shift, torch.rand(images, tokens, device="cpu").argsort(1)[:, :count])
+    order_IN = torch.rand(batch.num_images, batch.num_cells, device="cpu")
+    if batch.cells is None:
+        return sources_of_cells(batch, shift, _flat(batch, order_IN.argsort(1)[:, :count]))
+    there_IN = np.zeros(order_IN.shape, dtype=bool)
+    there_IN.reshape(-1)[batch.cells.on_cpu_V] = True
+    wanted_I = there_IN.sum(1) * count / batch.num_cells
+    wanted_I = np.floor(wanted_I + torch.rand(len(wanted_I), device="cpu").numpy())  # up as often as it is due
+    rank_IN = np.where(there_IN, order_IN.numpy(), 2).argsort(1).argsort(1)
+    return sources_of_cells(batch, shift, torch.tensor((rank_IN < wanted_I[:, None]).reshape(-1).nonzero()[0]))
 
 
-def places_of_cells(batch: Batch, shift: int, cells_IK: Tensor) -> tuple[Tensor, Tensor]:
-    """As `visual_sources`, for some visual tokens of each image, whose numbers are on the CPU."""
-    images, tokens = batch.image_positions_IN.shape
-    token_P = (cells_IK + torch.arange(images, device="cpu")[:, None] * tokens).flatten()
-    if shift and not all(batch.has_previous_I):
-        first = (cells_IK == 0) & ~torch.tensor(batch.has_previous_I, device="cpu")[:, None]
-        token_P = token_P[~first.flatten()]
-    device = batch.image_positions_IN.device
-    if device.type == "cuda":
-        token_P = token_P.pin_memory()  # the host would wait for a copy of other memory
-    token_P = token_P.to(device, non_blocking=True)
-    return (batch.image_positions_IN - shift).flatten()[token_P], token_P
+def fixed_sources(batch: Batch, shift: int, cells_K: np.ndarray) -> tuple[Tensor, Tensor]:
+    """As `visual_sources`, for the same cells of each image."""
+    cells_IK = torch.tensor(cells_K, device="cpu").expand(batch.num_images, -1)
+    return sources_of_cells(batch, shift, _flat(batch, cells_IK))
+
+
+def count_of_cells(batch: Batch, shift: int, cells_K: np.ndarray) -> int:
+    """How many `fixed_sources` are."""
+    if batch.cells is None:
+        unseen = len(batch.unpreceded) if shift and 0 in cells_K else 0
+        return batch.num_images * len(cells_K) - unseen
+    kept_V = np.isin(batch.cells.on_cpu_V % batch.num_cells, cells_K)
+    if shift and batch.unpreceded:
+        kept_V[batch.unpreceded] = False
+    return int(kept_V.sum())
+
+
+def sources_of_cells(batch: Batch, shift: int, token_P: Tensor) -> tuple[Tensor, Tensor]:
+    """As `visual_sources`, for some visual tokens by their flat indices into (I*N), which are on the CPU. Those that
+    have no place in the rows are left out."""
+    place_P = token_P  # indices into V
+    if batch.cells is not None:
+        places = np.full(batch.num_images * batch.num_cells, -1)
+        places[batch.cells.on_cpu_V] = np.arange(len(batch.cells.on_cpu_V))
+        found_P = places[token_P.numpy()]
+        token_P, place_P = (torch.tensor(own[found_P >= 0], device="cpu") for own in (token_P.numpy(), found_P))
+    if shift and batch.unpreceded:
+        kept_P = ~torch.isin(place_P, torch.tensor(batch.unpreceded, device="cpu"))
+        token_P, place_P = token_P[kept_P], place_P[kept_P]
+    device = batch.visual_position_V.device
+    if device.type == "cuda":  # the host would wait for a copy of other memory
+        token_P, place_P = token_P.pin_memory(), place_P.pin_memory()
+    token_P, place_P = token_P.to(device, non_blocking=True), place_P.to(device, non_blocking=True)
+    return (batch.visual_position_V - shift)[place_P], token_P
+
+
+def _flat(batch: Batch, cells_IK: Tensor) -> Tensor:
+    return (cells_IK + torch.arange(batch.num_images, device="cpu")[:, None] * batch.num_cells).flatten()

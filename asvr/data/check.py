@@ -17,7 +17,8 @@ from pathlib import Path
 from asvr.base.log import progress_bar
 from asvr.data.batch import IMAGE_TOKEN
 from asvr.data.conversation import require_learned, truncate
-from asvr.data.images import MAX_PIXELS, TURNS, opened, orientation, to_rgb
+from asvr.data.images import MAX_PIXELS, TURNS, image_size, opened, orientation, to_rgb
+from asvr.data.layouts import ImageLayout
 from asvr.data.refusals import Refusal, Refused
 
 CHUNK = 64  # records that a process takes at a time
@@ -45,7 +46,7 @@ class Source:
     name: str
     dataset: object
     max_length: int | None
-    num_image_tokens: int
+    num_image_tokens: int | ImageLayout
     max_pixels: int = MAX_PIXELS
     asked: bool = False
     shifts: Collection[int] = (0,)
@@ -165,21 +166,31 @@ def _scan_range(source: Source, begin: int, end: int, decode: bool) -> Found:
 
 def _look_at(source: Source, item: dict, found: Found, decode: bool) -> None:
     ids, sample = item["input_ids"], item["sample_id"]
-    used = len(ids) + (source.num_image_tokens - 1) * ids.count(IMAGE_TOKEN)
+    sizes = _sizes(source, item)
+    used = len(ids) - len(sizes) + sum(sizes)
     found.tokens[bin_of(used)] += 1
     found.unread.update(item.get("unread", ()))
     if source.asked and source.max_length is not None and used > source.max_length:
         raise Refused(f"the question takes {used} positions, more than max_length={source.max_length}", "too long")
     if not source.asked:
-        one = dict(num_image_tokens=source.num_image_tokens)
-        row = truncate(ids, item["labels"], max_length=source.max_length, **one)
-        require_learned(*row, shifts=source.shifts, cut_to=source.max_length if len(row[0]) < len(ids) else None, **one)
+        row = truncate(ids, item["labels"], max_length=source.max_length, num_image_tokens=sizes)
+        cut_to = source.max_length if len(row[0]) < len(ids) else None
+        require_learned(*row, shifts=source.shifts, cut_to=cut_to, num_image_tokens=sizes)
     if source.max_length is not None and used > source.max_length:
         found.tell("noted", "cut by max_length", sample, f"{sample}: {used} positions, {source.max_length} are kept")
     for picture in item["images"]:
         found.pictures += 1
         size = _look_at_picture(picture, sample, source.max_pixels, found, decode)
         found.sides[bin_of(max(size))] += 1
+
+
+def _sizes(source: Source, item: dict) -> list[int]:
+    """The positions that each image takes."""
+    tokens = source.num_image_tokens
+    if isinstance(tokens, int):
+        return [tokens] * item["input_ids"].count(IMAGE_TOKEN)
+    sizes = item.get("image_sizes") or [image_size(one, max_pixels=source.max_pixels) for one in item["images"]]
+    return [tokens(size).num_tokens for size in sizes]
 
 
 def _look_at_picture(picture, sample: str, max_pixels: int, found: Found, decode: bool) -> tuple[int, int]:

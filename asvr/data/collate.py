@@ -1,7 +1,7 @@
 """From items of a dataset to a `Batch`. Runs in the workers of the DataLoader.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visual tokens of an image,
-``S`` supervised text positions.
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder in the batch (each crop of an image that is cut
+into several is one), ``N`` visual tokens of one, ``S`` supervised text positions.
 """
 
 from collections.abc import Collection, Iterable
@@ -10,22 +10,24 @@ import torch
 
 from asvr.data.batch import IGNORE, IMAGE_TOKEN, Batch, Segments
 from asvr.data.conversation import require_learned
-from asvr.data.images import MAX_PIXELS, open_image
+from asvr.data.images import MAX_PIXELS, UNREADABLE, image_size, open_image
+from asvr.data.layouts import ImageLayout, crop_keys
+from asvr.data.places import places_of
 from asvr.data.refusals import Refusal, Refused, check_policy
-from asvr.data.transforms import ASPECTS, ImageTransform
+from asvr.data.transforms import ASPECTS, ImageTransform, stacked
 
 ENCODER = "encoder"  # the view that cached features replace; others are named <target> or <target>.<what>
 
 
 class Collate:
-    """Expand the image places to ``N`` positions each, pad, and make the pixels.
+    """Expand the image places to the positions that they take, pad, and make the pixels.
 
-    num_image_tokens: ``N``. views: name -> transform; equal transforms share one tensor. targets: names whose truth
-    the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that may arrive (the dataset
-    has cut it), or None. on_error: what happens where a picture cannot be read, and the sample with it (``raise`` or
-    ``skip``). max_pixels: of a picture, see `open_image`. padding_side: ``right``, which needs no attention mask, or
-    ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`. shifts: in training, of the targets that
-    learn from pictures: a sample from which nothing can be learned is refused; None for questions.
+    layout: what tokens an image gets, see `ImageLayout`. views: name -> transform; equal transforms share one tensor.
+    targets: names whose truth the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that
+    may arrive (the dataset has cut it), or None. on_error: what happens where a picture cannot be read, and the sample
+    with it (``raise`` or ``skip``). max_pixels: of a picture, see `open_image`. padding_side: ``right``, which needs no
+    attention mask, or ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`. shifts: in training, of
+    the targets that learn from pictures: a sample from which nothing can be learned is refused; None for questions.
     cache: an `asvr.caches.features.FeatureCache`, or what has its ``check``, ``features`` and ``truth``; the last
     two return what there is for all keys, or None. A view that they replace has no pixels, and no picture is
     opened for it.
@@ -37,7 +39,7 @@ class Collate:
     def __init__(
         self,
         *,
-        num_image_tokens: int,
+        layout: ImageLayout,
         views: dict[str, ImageTransform],
         pad_id: int,
         targets: Iterable[str] = (),
@@ -52,7 +54,7 @@ class Collate:
     ):
         if image_aspect not in ASPECTS:
             raise ValueError(f"data.image_aspect={image_aspect!r} is unknown: expected one of {ASPECTS}")
-        self.num_image_tokens = num_image_tokens
+        self.layout = layout
         self.views = dict(views)
         self.targets = list(targets)
         self.pad_id = pad_id
@@ -65,17 +67,18 @@ class Collate:
 
     def __call__(self, items: list) -> Batch:
         refusals = [item for item in items if isinstance(item, Refusal)]
-        items = [item for item in items if not isinstance(item, Refusal)]
+        items, refused = self.laid_out([item for item in items if not isinstance(item, Refusal)])
+        refusals += refused
         items, _, refused = self._guarded(items, self._check)
         refusals += refused
-        cached = self._cached([key for item in items for key in item["image_keys"]])
+        cached = self._cached(_crop_keys(items))
         views = {name: view for name, view in self.views.items() if name.partition(".")[0] not in cached}
         items, pixels, refused = self._decode(items, views)
         if refused:  # the batch has fewer pictures than were asked for
-            cached = self._cached([key for item in items for key in item["image_keys"]])
+            cached = self._cached(_crop_keys(items))
         rows = [self._expand(item) for item in items] or [([self.pad_id], [IGNORE], [])]
         return Batch(
-            **self._indices(rows),
+            **self._indices(rows, [layout for item in items for layout in item["layouts"]]),
             pixels=pixels,
             features_INE=cached.pop(ENCODER, None),
             truth=cached,
@@ -83,10 +86,24 @@ class Collate:
             refusals=refusals + refused,
         )
 
+    def laid_out(self, items: list[dict]) -> tuple[list[dict], list[Refusal]]:
+        """The items with ``layouts``, one for each image; refused where an image's size is needed and cannot be
+        read."""
+
+        def layouts(item: dict) -> list:
+            if (fixed := self.layout.fixed) is not None:
+                return [fixed] * item["input_ids"].count(IMAGE_TOKEN)
+            sizes = item.get("image_sizes") or [image_size(s, max_pixels=self.max_pixels) for s in item["images"]]
+            return [self.layout(size) for size in sizes]
+
+        kept, found, refused = self._guarded(items, lambda item: item.get("layouts") or layouts(item))
+        return [dict(item, layouts=own) for item, own in zip(kept, found, strict=True)], refused
+
     def _check(self, item: dict) -> None:
         if self.shifts is not None:
             row = dict(input_ids=item["input_ids"], labels=item["labels"], shifts=self.shifts)
-            require_learned(**row, num_image_tokens=self.num_image_tokens, cut_to=item.get("cut_to"))
+            sizes = [layout.num_visual for layout in item["layouts"]]
+            require_learned(**row, num_image_tokens=sizes, cut_to=item.get("cut_to"))
         if self.cache is not None:
             self.cache.check(item["image_keys"])
 
@@ -98,18 +115,24 @@ class Collate:
         return {name: values for name, values in found.items() if values is not None}
 
     def _decode(self, items: list[dict], views: dict) -> tuple[list[dict], dict, list[Refusal]]:
-        """Open each picture once and make what the views want of it."""
+        """Open each picture once and make what the views want of it, or of each of its crops."""
         transforms = list(dict.fromkeys(views.values()))
 
         def pixels(item: dict) -> list[list]:
             sources = item["images"] if transforms else []
-            images = [open_image(source, max_pixels=self.max_pixels) for source in sources]
-            return [[transform(image, self.image_aspect) for image in images] for transform in transforms]
+            crops = [self._crops(*pair) for pair in zip(sources, item["layouts"], strict=bool(transforms))]
+            return [[transform(one, self.image_aspect) for own in crops for one in own] for transform in transforms]
 
         items, decoded, refused = self._guarded(items, pixels)
         stacks = {t: [image for of_item in decoded for image in of_item[i]] for i, t in enumerate(transforms)}
-        tensors = {t: torch.stack(stack) for t, stack in stacks.items() if stack}
+        tensors = {t: stacked(stack) for t, stack in stacks.items() if stack}
         return items, {name: tensors[t] for name, t in views.items() if t in tensors}, refused
+
+    def _crops(self, source, layout) -> list:
+        crops = self.layout.crops(open_image(source, max_pixels=self.max_pixels))
+        if len(crops) != layout.num_crops:
+            raise Refused(f"the picture {source} has another size than its header tells", UNREADABLE)
+        return crops
 
     def _guarded(self, items: list[dict], make) -> tuple[list[dict], list, list[Refusal]]:
         """The items that ``make`` does not refuse, what it made of them, and the refusals."""
@@ -128,41 +151,42 @@ class Collate:
         return kept, made, refused
 
     def _expand(self, item: dict) -> tuple[list[int], list[int], list[int]]:
-        """Return ids and labels with ``N`` positions an image, and where each image begins."""
+        """Return ids and labels with all positions of each image, and where each image begins."""
         input_ids, labels, starts = [], [], []
+        assert item["input_ids"].count(IMAGE_TOKEN) == len(item["image_keys"]) == len(item["layouts"]), (
+            f"{item['sample_id']}: marks and pictures differ in number"
+        )
+        sizes = (layout.num_tokens for layout in item["layouts"])
         for token, label in zip(item["input_ids"], item["labels"], strict=True):
             if token == IMAGE_TOKEN:
+                size = next(sizes)
                 starts.append(len(input_ids))
-                input_ids += [IMAGE_TOKEN] * self.num_image_tokens
-                labels += [IGNORE] * self.num_image_tokens
+                input_ids += [IMAGE_TOKEN] * size
+                labels += [IGNORE] * size
             else:
                 input_ids.append(token)
                 labels.append(label)
-        assert len(starts) == len(item["image_keys"]), f"{item['sample_id']}: marks and pictures differ in number"
         assert self.max_length is None or len(input_ids) <= self.max_length, (
             f"{item['sample_id']}: {len(input_ids)} positions, the limit is {self.max_length}: "
-            "dataset and collate disagree about max_length or num_image_tokens"
+            "dataset and collate disagree about max_length or the tokens of an image"
         )
         return input_ids, labels, starts
 
-    def _indices(self, rows: list[tuple[list[int], list[int], list[int]]]) -> dict:
+    def _indices(self, rows: list[tuple[list[int], list[int], list[int]]], layouts: list) -> dict:
         lengths = [len(input_ids) for input_ids, _, _ in rows]
         layout, first_B = self._packed(rows, lengths) if self.packed else self._padded(rows, lengths)
-        sources, targets, first_IN, has_previous = [], [], [], []
-        for first, (_, labels, starts) in zip(first_B, rows, strict=True):
+        sources, targets, starts, alone = [], [], [], []
+        for first, (_, labels, own) in zip(first_B, rows, strict=True):
             supervised = [t for t, label in enumerate(labels) if label != IGNORE and t > 0]
             sources += [first + t - 1 for t in supervised]
             targets += [labels[t] for t in supervised]
-            first_IN += [first + start for start in starts]
-            has_previous += [start > 0 for start in starts]
-        image_positions_I1 = torch.tensor(first_IN, dtype=torch.int64).view(-1, 1)
+            starts += [first + start for start in own]
+            alone += [start == 0 for start in own]
         return dict(
             **layout,
+            **places_of(layouts, starts, alone, self.layout.num_cells),
             text_source_S=torch.tensor(sources, dtype=torch.int64),
             text_target_S=_whole_numbers(targets),
-            image_positions_IN=image_positions_I1 + torch.arange(self.num_image_tokens),
-            has_previous_I=has_previous,
-            preceded_P=self._preceded(has_previous),
             num_tokens=sum(lengths),
         )
 
@@ -192,12 +216,10 @@ class Collate:
         )
         return layout, segments.offsets[:-1].tolist()
 
-    def _preceded(self, has_previous: list[bool]) -> torch.Tensor | None:
-        if all(has_previous):
-            return None
-        keep_IN = torch.ones(len(has_previous), self.num_image_tokens, dtype=torch.bool)
-        keep_IN[:, 0] = torch.tensor(has_previous)
-        return keep_IN.flatten().nonzero().squeeze(1)
+
+def _crop_keys(items: list[dict]) -> list[str]:
+    pairs = (pair for item in items for pair in zip(item["image_keys"], item["layouts"], strict=True))
+    return [crop for key, layout in pairs for crop in crop_keys(key, layout.num_crops)]
 
 
 def _whole_numbers(ids: list) -> torch.Tensor:

@@ -4,12 +4,13 @@ A conversation is LLaVA's: ``[{'from': 'human', 'value': ...}, {'from': 'gpt', '
 ``<image>`` in a question at the place of a picture. Here one picture is ONE ``IMAGE_TOKEN``.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asvr.base.text import short
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
+from asvr.data.layouts import tokens_of_images
 from asvr.data.refusals import Refused
 from asvr.data.templates import BOS, IMAGE, IMAGE_MARK, KINDS, Round, Segment, Template
 from asvr.registry import TEMPLATES
@@ -166,9 +167,10 @@ def prompt_ids(messages: list, num_images: int, template: Template, tokenizer: "
 
 
 def truncate(
-    input_ids: list[int], labels: list[int], *, max_length: int | None, num_image_tokens: int
+    input_ids: list[int], labels: list[int], *, max_length: int | None, num_image_tokens: int | Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Cut a row to ``max_length`` positions, where a picture takes ``num_image_tokens`` of them (None: no limit).
+    """Cut a row to ``max_length`` positions, where a picture takes ``num_image_tokens`` of them, or each its own number
+    (None: no limit).
 
     Only text is cut, and only at the end: every picture of the row must lie wholly inside the limit
     together with the text in front of it, or the row is refused.
@@ -178,14 +180,16 @@ def truncate(
     `require_learned`.
     """
     used = kept = 0
+    sizes = tokens_of_images(num_image_tokens)
     for i, token in enumerate(input_ids):
-        used += num_image_tokens if token == IMAGE_TOKEN else 1
+        size = next(sizes) if token == IMAGE_TOKEN else 1
+        used += size
         if max_length is None or used <= max_length:
             kept = i + 1
         elif token == IMAGE_TOKEN:
             raise Refused(
                 f"a picture ends at position {used}, beyond max_length={max_length} (a picture takes "
-                f"{num_image_tokens} positions): raise max_length or shorten the text in front of it",
+                f"{size} positions): raise max_length or shorten the text in front of it",
                 "picture beyond max_length",
             )
     input_ids, labels = input_ids[:kept], labels[:kept]
@@ -200,7 +204,7 @@ def require_learned(
     input_ids: list[int],
     labels: list[int],
     *,
-    num_image_tokens: int,
+    num_image_tokens: int | Sequence[int],
     shifts: Collection[int],
     cut_to: int | None = None,
 ) -> None:
@@ -210,7 +214,8 @@ def require_learned(
     if any(label != IGNORE for label in labels[1:]):
         return
     pictures = [place for place, token in enumerate(input_ids) if token == IMAGE_TOKEN]
-    if any(num_image_tokens > (shift and place == 0) for shift in shifts for place in pictures):
+    sizes = list(zip(tokens_of_images(num_image_tokens), pictures, strict=False))
+    if any(size > (shift and place == 0) for shift in shifts for size, place in sizes):
         return
     why = (
         "its picture has one visual token, which nothing predicts" if shifts else "the model has no target for pictures"

@@ -81,6 +81,12 @@ def opened(
         raise Refused(f"the picture {name} cannot be read: {type(error).__name__}: {error}", UNREADABLE) from error
 
 
+def image_size(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height as the header tells them; nothing is decoded. Raises `Refused` as `open_image` does."""
+    with opened(source, max_pixels=max_pixels) as image:
+        return image.size
+
+
 def _stream(source: "str | Path | StoredPicture"):
     if isinstance(source, StoredPicture):
         return io.BytesIO(source.read())

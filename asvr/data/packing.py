@@ -5,7 +5,7 @@ Packing and grouping never leave a step: its samples, and so its objective, stay
 
 from collections.abc import Iterable
 
-from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.data.batch import Batch
 from asvr.data.collate import Collate
 from asvr.data.refusals import Refusal
 
@@ -17,7 +17,8 @@ def best_fit_decreasing(
 ) -> list[list[int]]:
     """Bins of indices, each in ascending order: the longest sample first, each into the fullest bin that has room.
 
-    A sample above a limit has a bin of its own. Lengths in tokens with all visual ones.
+    A sample above a limit has a bin of its own. Lengths in tokens with all visual ones. images: that the encoder gets
+    of a sample; an image that is cut into crops counts as often.
     """
     limit = float("inf") if max_images is None else max_images
     bins: list[tuple[list[int], int, int]] = []  # indices, tokens, images
@@ -56,14 +57,13 @@ class StepCollate:
 
     def __call__(self, items: list) -> list[Batch]:
         refused = [item for item in items if isinstance(item, Refusal)]
-        items = [item for item in items if not isinstance(item, Refusal)]
+        items, unread = self.collate.laid_out([item for item in items if not isinstance(item, Refusal)])
         groups = [[items[i] for i in group] for group in self._groups(items)] or [[]]
-        return [self.collate([*refused, *groups[0]]), *map(self.collate, groups[1:])]
+        return [self.collate([*refused, *unread, *groups[0]]), *map(self.collate, groups[1:])]
 
     def _groups(self, items: list[dict]) -> Iterable[list[int]]:
-        images = [item["input_ids"].count(IMAGE_TOKEN) for item in items]
-        more = self.collate.num_image_tokens - 1
-        lengths = [len(item["input_ids"]) + more * count for item, count in zip(items, images, strict=True)]
+        images = [sum(layout.num_crops for layout in item["layouts"]) for item in items]
+        lengths = [len(item["input_ids"]) + sum(layout.num_tokens - 1 for layout in item["layouts"]) for item in items]
         if self.pack is not None:
             return best_fit_decreasing(lengths, images, **self.pack)
         if self.group is not None:

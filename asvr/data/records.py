@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 from torch.utils.data import get_worker_info
 
@@ -16,7 +17,8 @@ from asvr.base.text import short
 from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
 from asvr.data.image_digest import Sample, sample_images
 from asvr.data.image_sources import Source, has_file, refuse_elsewhere
-from asvr.data.images import check_file
+from asvr.data.images import LARGEST_LIMIT, check_file, image_size
+from asvr.data.layouts import ImageLayout, tokens_of_images
 from asvr.data.record_keys import MESSAGE, READ, unread_keys
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.templates import IMAGE_MARK, Template, build_template
@@ -29,11 +31,12 @@ class ConversationDataset:
     """A map-style dataset of conversations about pictures. A subclass sets ``source``, how messages call
     it, and writes ``__len__``, ``record(i)`` and ``picture(name)``.
 
-    tokenizer, template, max_length, num_image_tokens: what an item needs (the trainer gives them); a
-    dataset without them still has records, texts and pictures. max_length: positions, of which a picture
-    takes ``num_image_tokens``; None is no limit. on_error: ``raise``, or ``skip``: a `Refusal` stands in
-    the place of the item, no other sample does, and the collate function leaves it out. ignore: keys of a
-    record and of its messages that are left alone, which would be told or refused, see `asvr.data.record_keys`.
+    tokenizer, template, max_length, num_image_tokens: what an item needs (the trainer gives them); a dataset without
+    them still has records, texts and pictures. max_length: positions, of which a picture takes ``num_image_tokens``, a
+    number or, where that depends on its size, an `ImageLayout`; None is no limit. on_error: ``raise``, or ``skip``: a
+    `Refusal` stands in the place of the item, no other sample does, and the collate function leaves it out. ignore:
+    keys of a record and of its messages that are left alone, which would be told or refused, see
+    `asvr.data.record_keys`.
 
     refusals: reasons and how often, of what this process has refused (a worker's are in its batches).
     """
@@ -181,7 +184,7 @@ class ConversationDataset:
     def _training_item(self, i: int) -> dict:
         _, segments, item = self._segments(i)
         row = encode_segments(segments, self.tokenizer)
-        input_ids, labels = truncate(*row, max_length=self.max_length, num_image_tokens=self.num_image_tokens or 1)
+        input_ids, labels = truncate(*row, max_length=self.max_length, num_image_tokens=self._image_tokens(item))
         cut_to = self.max_length if len(input_ids) < len(row[0]) else None
         return dict(input_ids=input_ids, labels=labels, cut_to=cut_to, **item)
 
@@ -190,12 +193,20 @@ class ConversationDataset:
         input_ids, labels = encode_segments(segments, self.tokenizer)
         if not isinstance(record.get("category", ""), str):  # answers are counted by it
             raise Refused(f"'category' is not a text: {short(record['category'])}", "malformed")
-        self._refuse_longer(len(input_ids) + len(item["images"]) * ((self.num_image_tokens or 1) - 1))
+        visual = sum(islice(tokens_of_images(self._image_tokens(item)), len(item["images"])))
+        self._refuse_longer(len(input_ids) - len(item["images"]) + visual)
         messages = _messages(record)
         asked = [m["value"].replace(IMAGE_MARK, "").strip() for m in messages if m["from"] == "human"]
         answered = bool(messages) and messages[-1]["from"] == "gpt"
         answer = messages[-1]["value"] if answered else None
         return dict(input_ids=input_ids, labels=labels, question=asked[-1] if asked else "", answer=answer, **item)
+
+    def _image_tokens(self, item: dict) -> int | list[int]:
+        """Of any image, or of each where that depends on its size: ``image_sizes`` of the item then."""
+        if not isinstance(self.num_image_tokens, ImageLayout):
+            return self.num_image_tokens or 1
+        item["image_sizes"] = [image_size(source, max_pixels=LARGEST_LIMIT) for source in item["images"]]
+        return [self.num_image_tokens(size).num_tokens for size in item["image_sizes"]]
 
     def _refuse_longer(self, used: int) -> None:
         """A question is never cut: what its answer begins behind would be lost."""

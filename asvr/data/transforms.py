@@ -1,5 +1,7 @@
 """From a picture to the pixels that an encoder or a visual tokenizer expects."""
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,3 +81,45 @@ def _resize_and_crop(image: Image.Image, size: tuple[int, int], resampling) -> I
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         return image.resize((width, height), resampling, box=box)
     return image.resize(resized, resampling).crop((left, top, left + width, top + height))
+
+
+Pixels = torch.Tensor | dict  # what transforms give of images, stacked: a tensor, or a dict of tensors and lists
+
+
+def stacked(made: list) -> Pixels:
+    """What a transform gave of several images, for the encoder: tensors are stacked, dicts entry by entry, other
+    things, such as the sides of a grid, stay in a list."""
+    if isinstance(made[0], torch.Tensor):
+        return torch.stack(made)
+    if isinstance(made[0], dict):
+        return {key: stacked([one[key] for one in made]) for key in made[0]}
+    return made
+
+
+def blank_pixels(transform, images: int) -> Pixels:
+    """Zeros like what ``transform`` gives of so many images: its own ``blank(images)`` where it has one."""
+    own = getattr(transform, "blank", None)
+    return torch.zeros(images, 3, *transform.size) if own is None else own(images)
+
+
+def move(pixels: Pixels, device: torch.device) -> Pixels:
+    if isinstance(pixels, dict):
+        return {key: move(value, device) for key, value in pixels.items()}
+    return pixels.to(device) if isinstance(pixels, torch.Tensor) else pixels
+
+
+def flat_pixels(pixels: Pixels) -> tuple[list[torch.Tensor], Callable]:
+    """The tensors in pixels, and what puts as many others in their places."""
+    if isinstance(pixels, dict):
+        parts = {key: flat_pixels(value) for key, value in pixels.items()}
+        sizes = [len(tensors) for tensors, _ in parts.values()]
+        ends = list(itertools.accumulate(sizes))
+
+        def rebuilt(own) -> dict:
+            places = zip(parts.items(), sizes, ends, strict=True)
+            return {key: build(own[end - size : end]) for (key, (_, build)), size, end in places}
+
+        return [tensor for tensors, _ in parts.values() for tensor in tensors], rebuilt
+    if isinstance(pixels, torch.Tensor):
+        return [pixels], lambda own: own[0]
+    return [], lambda own: pixels

@@ -6,6 +6,7 @@ grid, ``D`` code depth, ``L`` layers, ``R`` rows and ``C`` columns of the encode
 """
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.templates import IMAGE_MARK, build_template
 from asvr.data.transforms import ImageTransform
-from asvr.evaluation.accuracy import PredictedCodes, inspected, predicted_codes
+from asvr.evaluation.accuracy import PredictedCodes, inspected, maps_of, predicted_codes
 from asvr.models.targets import CodeTarget, nearest_cells
 from asvr.pretrained import Pretrained
 
@@ -53,21 +54,20 @@ def target_maps(pretrained: Pretrained, image: Image.Image) -> list[TargetMap | 
     opening, and each code is predicted given the picture in front of it and the true codes of the depths before, as in
     training."""
     model, batch = pretrained.model, _alone(pretrained, image)
-    maps = []
+    grid, maps = model.encoder.grid, []
     for target in model.targets:
         if not isinstance(target, CodeTarget):
             with computing_in(pretrained.precision, model.device):
                 found = inspected(model, target, batch)
             if found is not None:
-                values = {
-                    n: v_IN[0].float().unflatten(0, model.encoder.grid).cpu().numpy() for n, v_IN in found.items()
-                }
+                values = {n: maps_of(v_IN.float().cpu(), batch, grid)[0].numpy() for n, v_IN in found.items()}
                 maps.append(ValueMap(name=target.name, values_RC=values))
             continue
         with computing_in(pretrained.precision, model.device):
             codes = predicted_codes(model, target, batch)
+        own = batch.grid_of(0, grid)
         right_RCD, probability_RCD = (
-            values_IND[0].unflatten(0, model.encoder.grid).cpu().numpy()
+            values_IND[0, : prod(own)].unflatten(0, own).cpu().numpy()
             for values_IND in (codes.right_IND, codes.probability_IND)
         )
         pictures = _decoded(model, target, batch, codes) if target.decodes else None
@@ -83,7 +83,7 @@ def _alone(pretrained: Pretrained, image: Image.Image) -> Batch:
     segments = segments_of(messages, 1, build_template(pretrained.template), prompt=True)
     input_ids, labels = encode_segments(segments, tokenizer)
     collate = Collate(
-        num_image_tokens=model.encoder.num_tokens,
+        layout=model.layout,
         views=model.views(),
         pad_id=tokenizer.pad_id,
         image_aspect=pretrained.image_aspect,
@@ -95,7 +95,8 @@ def _alone(pretrained: Pretrained, image: Image.Image) -> Batch:
 def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> tuple:
     """Where the grids differ, a cell of the tokenizer's takes the prediction of the token that its centre lies in."""
     tokenizer = target.tokenizer
-    predicted_IMD = codes.predicted_IND[:, nearest_cells(model.encoder.grid, tokenizer.grid)]
+    own = batch.grid_of(0, model.encoder.grid)
+    predicted_IMD = codes.predicted_IND[:, nearest_cells(own, tokenizer.grid)]
     seen = batch.pixels["encoder" if target.shares_encoder else target.name]
     decoded = [tokenizer.decode(codes_IMD)[0] for codes_IMD in (codes.own_IMD, predicted_IMD)]
     plain = ImageTransform(size=tokenizer.transform.size)  # decoders give -1 to 1
@@ -118,12 +119,22 @@ def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages
     batch = pretrained.batch([dict(images=images, messages=messages)], answered=True)
     first, last = prompt.num_tokens - 1, batch.text_source_S[-1].item()
     end = min(last + 1, getattr(model.llm, "max_positions", None) or last + 1)
-    token_N = batch.image_positions_IN[-1]
+    token_N, grid = _of_last_image(batch, model.encoder.grid)
     with computing_in(pretrained.precision, model.device):
         embeds_BTH, _ = model.embed(batch)
         layers = model.llm.attention(embeds_BTH[:, :end], first)
     weights_LN = torch.stack([weights[0].float().mean((0, 1))[token_N] for weights in layers])
-    return weights_LN.unflatten(1, model.encoder.grid).cpu().numpy()
+    return weights_LN[:, : prod(grid)].unflatten(1, grid).cpu().numpy()
+
+
+def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The positions of the tokens of the last picture's first crop, in raster order, and its grid."""
+    crop = batch.num_images - batch.crops[-1]
+    if batch.cells is None:
+        return batch.visual_position_V[crop * batch.num_cells :][: batch.num_cells], grid
+    own_V = batch.cells.on_cpu_V // batch.num_cells == crop
+    order = batch.cells.on_cpu_V[own_V].argsort()
+    return batch.visual_position_V[torch.as_tensor(own_V.nonzero()[0][order])], batch.cells.grids[crop]
 
 
 def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:

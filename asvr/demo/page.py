@@ -104,10 +104,11 @@ def build_page(demo: Demo) -> gr.Blocks:
 
 def describe(model) -> str:
     """One line: encoder, LLM, targets."""
-    rows, columns = model.encoder.grid
+    image, (rows, columns) = model.layout.largest(), model.encoder.grid
+    tokens = f"{rows} x {columns}" if model.layout.fixed else f"up to {image.num_tokens}"
     targets = [f"{target.name} ({target.describe()})" for target in model.targets]
     parts = [
-        f"{rows} x {columns} visual tokens of {type(model.encoder).__name__}",
+        f"{tokens} visual tokens of {type(model.encoder).__name__}",
         f"{model.llm.num_layers} LLM layers of width {model.llm.hidden_size}",
         f"targets: {', '.join(targets) or 'none'}",
         f"on {model.device}",

@@ -11,6 +11,7 @@ from asvr.base.plots import optional, plain
 from asvr.base.text import printable
 from asvr.data.check import EXAMPLES, Found, Source, scan
 from asvr.data.images import MAX_PIXELS
+from asvr.data.layouts import ImageLayout
 from asvr.recipe.build import build_dataset, dataset_configs, shifts_of
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import check_sizes
@@ -37,14 +38,14 @@ def sources_of_config(path: str, stage: str | None, cfg_options: dict | None) ->
     uses: dict[str, tuple[list[str], Config, dict]] = {}
     for name, data in recipe.stages.items():
         for key, config in dataset_configs(data).items():
-            used = [config, data.data.template, data.data.max_length, models[name].encoder.num_tokens, key]
+            used = [config, data.data.template, data.data.max_length, repr(models[name].layout), key]
             used += [getattr(data.data, "max_pixels", None), shifts_of(models[name])]
             names, *_ = uses.setdefault(json.dumps(used, default=str, sort_keys=True), ([], data.data, config))
             names.append(f"{name}: {key}")
     found = []
     for names, data, config in uses.values():
         model, asked = models[names[0].partition(":")[0]], not names[0].endswith("data.train")
-        source = _source(", ".join(names), config, data, tokenizer, model.encoder.num_tokens, asked)
+        source = _source(", ".join(names), config, data, tokenizer, model.layout.per_image, asked)
         found.append(replace(source, shifts=shifts_of(model)))
     return found
 
@@ -59,7 +60,9 @@ def sources_of_file(
     return [_source(ann_file, config, data, text_tokenizer, num_image_tokens, False)]
 
 
-def _source(name: str, config: dict, data: Config, tokenizer, num_image_tokens: int, asked: bool) -> Source:
+def _source(
+    name: str, config: dict, data: Config, tokenizer, num_image_tokens: int | ImageLayout, asked: bool
+) -> Source:
     whole = Config(dict(template=data.template, max_length=None, on_error="skip"))
     try:
         dataset = build_dataset(dict(config, on_error="skip"), whole, tokenizer, num_image_tokens)

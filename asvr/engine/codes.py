@@ -78,6 +78,11 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
     found: dict[str, ConfigDict] = {}
     first = recipe.first
     for name, stage in recipe.stages.items():
+        if stage.model.get("layout"):
+            raise ValueError(
+                f"data.cache='codes' keeps the codes of whole images, and stages.{name}.model.layout may cut them into "
+                "crops: set data.cache=True, or False"
+            )
         if stage.data.image_aspect != first.data.image_aspect or stage.model.encoder != first.model.encoder:
             raise ValueError(
                 f"data.cache='codes': stages.{name} has another image_aspect or encoder: set data.cache=False"

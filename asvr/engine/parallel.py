@@ -52,7 +52,7 @@ def all_reduce_counts(model: nn.Module, window: list[Batch]) -> tuple[list[Batch
     everyone = gather_numbers([len(window), *counts.values()])
     most = max(int(numbers[0]) for numbers in everyone)
     totals = {name: sum(numbers[i] for numbers in everyone) for i, name in enumerate(counts, 1)}
-    blank = Batch.blank(model.encoder.num_tokens, packed=window[0].segments is not None)
+    blank = Batch.blank(packed=window[0].segments is not None)
     return [*window, *[blank] * (most - len(window))], totals
 
 
@@ -238,7 +238,7 @@ class FSDP2(nn.Module):
         """All weights in this process, until the end of the block."""
         if not self._begun:  # FSDP takes the first module that runs for the one that holds all others
             with torch.no_grad():
-                self.module(Batch.blank(self.module.encoder.num_tokens).to(self.module.device))
+                self.module(Batch.blank().to(self.module.device))
             self._begun = True
         blocks = [unit for unit in self._units() if unit is not self.module]
         for unit in self._units():

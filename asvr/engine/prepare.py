@@ -10,8 +10,11 @@ import torch
 
 from asvr.base.log import logger
 from asvr.caches.codes import CodeCache, hash_pictures
-from asvr.caches.features import FeatureCache, build_feature_cache, folder_of, pixel_batches
+from asvr.caches.features import FeatureCache, build_feature_cache, folder_of, with_layout
+from asvr.caches.pixels import pixel_batches
 from asvr.data.images import MAX_PIXELS
+from asvr.data.layouts import ImageLayout, build_layout
+from asvr.data.transforms import move
 from asvr.engine.ahead import encoder_ahead, is_code_target, is_drawn, truth_ahead
 from asvr.engine.codes import code_cache
 from asvr.models.component import fingerprint_of, without_weights
@@ -55,6 +58,7 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
 
     device = build_device(recipe.runtime.device)
     encoder = encoder_ahead(recipe, device)
+    layout = build_layout(recipe.first.model, encoder)
     training, all_pictures = pictures_of(recipe)
     if not all_pictures and not any("fit" in entry for entry in entries):  # there is nothing to compute ahead
         return Prepared(recipe, text_tokenizer, None)
@@ -64,12 +68,13 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
         all_pictures,
         data.image_aspect,
         device,
+        layout=layout,
         config=without_weights(recipe.first.model.encoder),
         on_error=recipe.shared("on_error", CACHE),
         max_pixels=recipe.shared("max_pixels", CACHE) or MAX_PIXELS,
         budget_gb=recipe.shared("cache_budget_gb", CACHE),
     )
-    training = [key for key in training if key in cache.rows]
+    training = [key for key in training if key in cache.crops]
     fitted = {}
     for target in entries:
         if "fit" not in target:
@@ -77,7 +82,8 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
         pictures = {key: all_pictures[key] for key in training}
         folder = _fit_folder(work_dir, recipe, target, encoder, cache, pictures)
         if not folder.is_dir():
-            _fit(target, folder, encoder, cache, pictures, data.image_aspect, recipe.runtime.seed, device)
+            opened = dict(pictures=pictures, layout=layout, aspect=data.image_aspect)
+            _fit(target, folder, encoder, cache, seed=recipe.runtime.seed, device=device, **opened)
         fitted[target["name"]] = str(folder)
     recipe = recipe.with_fitted(fitted)
     fingerprints = dict(encoder=fingerprint_of(encoder))
@@ -88,8 +94,9 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
         if own.teacher is not None:
             fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(own.teacher)
         config = without_weights(target["tokenizer"]) if is_code_target(target) else _unweighted(target)
+        opened = dict(pictures=all_pictures, layout=layout, aspect=data.image_aspect)
         room = dict(budget_gb=recipe.shared("cache_budget_gb", CACHE))
-        cache.add_truth(own, pictures=all_pictures, aspect=data.image_aspect, device=device, config=config, **room)
+        cache.add_truth(own, device=device, config=config, **opened, **room)
     return Prepared(recipe, text_tokenizer, cache, fingerprints)
 
 
@@ -104,6 +111,10 @@ def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
         if stage.model.encoder != first.model.encoder:
             raise ValueError(
                 f"data.cache serves all stages, and stages.{name}.model.encoder differs: set data.cache=False"
+            )
+        if stage.model.get("layout") != first.model.get("layout"):
+            raise ValueError(
+                f"data.cache serves all stages, and stages.{name}.model.layout differs: set data.cache=False"
             )
         if stage.data.image_aspect != first.data.image_aspect:
             raise ValueError(
@@ -138,7 +149,8 @@ def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: Fe
     if earlier.is_dir():
         return earlier
     root = cache.folder.parent
-    features = folder_of(root, encoder, {}, first.data.image_aspect, without_weights(first.model.encoder)).name
+    config = with_layout(without_weights(first.model.encoder), build_layout(first.model, encoder))
+    features = folder_of(root, encoder, {}, first.data.image_aspect, config).name
     contents = list(hash_pictures(root, pictures).values())
     return place / f"{target['name']}-{_fit_digest(target, features, contents, seed)}"
 
@@ -150,7 +162,16 @@ def _fit_digest(target: dict, features: str, pictures: list[str], seed: int) -> 
 
 
 def _fit(
-    target: dict, folder: Path, encoder, cache: FeatureCache, pictures: dict, aspect: str, seed: int, device
+    target: dict,
+    folder: Path,
+    encoder,
+    cache: FeatureCache,
+    *,
+    pictures: dict,
+    layout: ImageLayout,
+    aspect: str,
+    seed: int,
+    device,
 ) -> None:
     """Fit a target's tokenizer on the features that it will quantise: the cached ones, or its own encoder's."""
     own = target["tokenizer"].get("encoder")
@@ -164,10 +185,10 @@ def _fit(
     keys = list(pictures)
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()
     keys = [keys[i] for i in order]
-    batches = cache.batches(keys)
+    batches = cache.batches(cache.crops_of(keys))
     if not shares_encoder(tokenizer, encoder):
-        found = pixel_batches(keys, pictures, tokenizer.transform, aspect)
-        batches = (tokenizer.features(pixels.to(device)) for _, pixels in found)
+        found = pixel_batches(keys, pictures, [tokenizer.transform], aspect, layout=layout)
+        batches = (tokenizer.features(move(pixels, device)) for _, pixels in found)
     statistics = tokenizer.fit(batches, seed=seed, **target["fit"])
     tokenizer.save_pretrained(folder)
     for name, values in statistics.items():

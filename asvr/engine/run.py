@@ -56,14 +56,14 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
         raise ValueError(f"--stage {only}: the config has no such stage; expected one of {list(recipe.stages)}")
     running = recipe if only is None else recipe.only(only)
     chosen = list(running.stages)
-    num_image_tokens = preflight(running)
+    layouts = preflight(running)
     text_tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
     check_saving(text_tokenizer)
     for name in chosen:
         require_packages(running.stages[name].visualizer)
-    check_data(running, text_tokenizer, num_image_tokens)
+    check_data(running, text_tokenizer, layouts)
     check_workers(running, text_tokenizer)
-    by_main(lambda: _check_metrics(running, text_tokenizer, num_image_tokens))
+    by_main(lambda: _check_metrics(running, text_tokenizer, layouts))
     checkpoint = _named_checkpoint(resume, work_dir, chosen)
     if resume == NEVER and is_main_process():
         _set_aside(work_dir if only is None else work_dir / only)
@@ -98,13 +98,13 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     return results
 
 
-def _check_metrics(recipe: Recipe, text_tokenizer, num_image_tokens: dict[str, int]) -> None:
+def _check_metrics(recipe: Recipe, text_tokenizer, layouts: dict) -> None:
     """See `check_metrics`, of those that a config names."""
     for name, stage in recipe.stages.items():
         for key in ("evaluation", "validation"):
             section = getattr(stage, key) or {}
             if "metrics" in section or "best" in section:
-                dataset = build_dataset(section.dataset, stage.data, text_tokenizer, num_image_tokens[name])
+                dataset = build_dataset(section.dataset, stage.data, text_tokenizer, layouts[name].per_image)
                 try:
                     check_metrics(section, dataset)
                 except ValueError as error:
@@ -159,7 +159,7 @@ def _keep_evaluation(stage: Stage, name: str, weights: Path, model, prepared: Pr
 
 
 def build_questions(config: dict, stage: Stage, model, prepared: Prepared):
-    return build_dataset(config, stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
+    return build_dataset(config, stage.data, prepared.text_tokenizer, model.layout.per_image)
 
 
 def evaluate_stage(stage: Stage, model, prepared: Prepared, dataset, settings: dict, samples_file: Path) -> dict:

@@ -38,7 +38,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
     """shared: the model, or the wrapper (`asvr.engine.parallel`) in which several processes train it."""
     model, several, tokenizer = unwrap(shared), get_world_size() > 1, prepared.text_tokenizer
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
-    dataset = build_dataset(data.train, data, tokenizer, model.encoder.num_tokens)
+    dataset = build_dataset(data.train, data, tokenizer, model.layout.per_image)
     steps = num_steps(stage, len(dataset))
     optim_wrapper = build_optim_wrapper(model, stage.optim)
     images = image_digest(dataset) if is_main_process() else None  # which writes checkpoint.json
@@ -102,7 +102,7 @@ def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Pa
         return []
     settings = dict(stage.validation)
     interval, config, best = settings.pop("interval"), settings.pop("dataset"), settings.pop("best", ACCURACY)
-    dataset = build_dataset(config, stage.data, prepared.text_tokenizer, model.encoder.num_tokens)
+    dataset = build_dataset(config, stage.data, prepared.text_tokenizer, model.layout.per_image)
 
     def validate(model) -> dict:
         return evaluate(

@@ -3,11 +3,13 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's own grid, ``D`` code depth.
 """
 
+import itertools
 import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -55,9 +57,9 @@ def evaluate(
     kept with a map of which of their visual tokens were predicted right. metrics: entries of a config, see
     `asvr.evaluation.metrics.Metric`.
     Returns what the metrics say: accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes,
-    and what targets count besides (``<metric>_<target>``, see `Target.metrics`);
-    code accuracy on the pictures, given the true codes of the depths before (as in training), by target and depth, and
-    by target and place (a row of the picture's grid a list); questions refused; seconds; the examples.
+    and what targets count besides (``<metric>_<target>``, see `Target.metrics`); code accuracy on the pictures, given
+    the true codes of the depths before (as in training), by target and depth, and by target and place (a row of the
+    picture's grid a list; where all have one grid); questions refused; seconds; the examples.
     """
     start = time.perf_counter()
     model.eval()
@@ -111,16 +113,23 @@ def _questions(model, dataset, number: int) -> list[tuple[int, dict]]:
 
 def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
     """The questions that leave a position of the LLM for an answer; others count as refused."""
-    positions, visual = getattr(model.llm, "max_positions", None), model.encoder.num_tokens - 1
+    positions = getattr(model.llm, "max_positions", None)
     if positions is None:
         return asked
-    kept = [(i, item) for i, item in asked if len(item["input_ids"]) + len(item["images"]) * visual < positions]
+    kept = [(i, item) for i, item in asked if _length(model.layout, item) < positions]
     if len(kept) < len(asked) and is_main_process():
         logger.warning(
             "%d of %d questions take all of the LLM's %d positions and are not asked",
             *(len(asked) - len(kept), len(asked), positions),
         )
     return kept
+
+
+def _length(layout, item: dict) -> int:
+    """In tokens, visual ones too."""
+    sizes = item.get("image_sizes") or [None] * len(item["images"])
+    visual = sum((layout.fixed or layout(size)).num_tokens for size in sizes)
+    return len(item["input_ids"]) - len(sizes) + visual
 
 
 def _ask(
@@ -204,25 +213,47 @@ def _codes(
         return {}, {}, []
     pictures = list(first_question.values())
 
-    def measure(chunk: list[tuple[int, dict]]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def measure(chunk: list[tuple[int, dict]]) -> dict[str, tuple[torch.Tensor, list[torch.Tensor]]]:
         batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk]).to(model.device)
         with computing_in(precision, model.device):
-            right_IND = {target.name: right_codes(model, target, batch) for target in targets}
-        return {name: (v.float().nanmean(1).cpu(), v.float().mean(-1).cpu()) for name, v in right_IND.items()}
+            right_IND = {target.name: right_codes(model, target, batch).float() for target in targets}
+        return {
+            name: (of_images(v, batch.crops).cpu(), maps_of(v.mean(-1).cpu(), batch, model.encoder.grid))
+            for name, v in right_IND.items()
+        }
 
     found = shared_out([pictures[j : j + batch_size] for j in range(0, len(pictures), batch_size)], measure)
     right_ID = {name: torch.cat([chunk[name][0] for chunk in found]) for name in found[0]}
-    maps_IN = {name: torch.cat([chunk[name][1] for chunk in found]) for name in found[0]}
+    maps = {name: [values for chunk in found for values in chunk[name][1]] for name in found[0]}
     by_depth = {name: values.mean(0).tolist() for name, values in right_ID.items()}
-    places = {name: values.nanmean(0).view(*model.encoder.grid).tolist() for name, values in maps_IN.items()}
     spaced = range(0, len(pictures), max(1, len(pictures) // max(1, num_examples)))
 
     def example(j: int) -> dict:
         i, item = pictures[j]
-        maps = {name: values[j].view(*model.encoder.grid).tolist() for name, values in maps_IN.items()}
-        return dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=maps)
+        own = {name: values[j].tolist() for name, values in maps.items()}
+        return dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=own)
 
-    return by_depth, places, by_main(lambda: [example(j) for j in list(spaced)[:num_examples]])
+    return by_depth, _by_place(maps), by_main(lambda: [example(j) for j in list(spaced)[:num_examples]])
+
+
+def of_images(values_IND: torch.Tensor, crops: list[int]) -> torch.Tensor:
+    """The mean over the tokens of each whole image, without those that are NaN."""
+    if len(crops) == len(values_IND):
+        return values_IND.nanmean(1)
+    return torch.stack([values_KND.flatten(0, 1).nanmean(0) for values_KND in values_IND.split(crops)])
+
+
+def maps_of(values_IN: torch.Tensor, batch: Batch, grid: tuple[int, int]) -> list[torch.Tensor]:
+    """(rows, columns) of each image, of its first crop where it is cut into several. grid: the encoder's own."""
+    first = [0, *itertools.accumulate(batch.crops)][:-1]
+    own = [(values_IN[i], batch.grid_of(i, grid)) for i in first]
+    return [values_N[: prod(grid)].view(*grid) for values_N, grid in own]
+
+
+def _by_place(maps: dict[str, list[torch.Tensor]]) -> dict[str, list]:
+    """The mean of maps, where all images have one grid."""
+    same = {name: torch.stack(own) for name, own in maps.items() if len({values.shape for values in own}) == 1}
+    return {name: values.nanmean(0).tolist() for name, values in same.items()}
 
 
 def _file_of(source, file: Path) -> str:
@@ -257,7 +288,7 @@ def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
     embeds_BTH, features_INE = model.embed(batch)
     hidden = model.llm.hidden(embeds_BTH, {target.tap})[target.tap].flatten(0, 1)
     truth = model.truth(target, batch, features_INE)
-    own_IMD, true_IND = truth["codes"].long(), target.codes(truth)
+    own_IMD, true_IND = truth["codes"].long(), target.codes_by_cell(truth, batch)
     source_P, token_P = target.positions.places(batch, target.shift, training=False)
     codes_PD = true_IND.flatten(0, 1)
     own_P = torch.arange(len(codes_PD), device=codes_PD.device) if token_P is None else token_P

@@ -25,26 +25,27 @@ from asvr.models.targets import CodeTarget
 
 def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
     """FLOPs by the names of `asvr.flops.count.forward_parts`, of the parts that the formulas above are of."""
-    tokens = model.encoder.num_tokens + sample.text_tokens
+    image = model.layout.largest()
+    tokens, crops = image.num_tokens + sample.text_tokens, image.num_crops
     found = {}
     if isinstance(model.encoder, HFVisionEncoder):
-        found["encoder"] = vision_tower(model.encoder)
+        found["encoder"] = crops * vision_tower(model.encoder)
     if isinstance(model.llm, HFCausalLM):
         found["LLM blocks"] = llm_blocks(model.llm, tokens)
     layers = [module for module in model.projector.modules() if isinstance(module, nn.Linear)]
     if isinstance(model.projector, LinearProjector | MLPProjector):
         products = sum(layer.in_features * layer.out_features for layer in layers)
-        found["projector"] = 2 * model.encoder.num_tokens * products
+        found["projector"] = 2 * crops * model.encoder.num_tokens * products
     if isinstance(model.llm.lm_head, nn.Linear):
         found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * model.llm.lm_head.out_features
     for target in (target for target in model.targets if isinstance(target, CodeTarget)):
-        positions = target.positions.per_image
+        positions, cells = target.positions.per_image, crops * target.tokenizer.num_tokens
         sizes, width = target.tokenizer.codebook_sizes, target.tokenizer.code_width
-        found[f"tokenizer {target.name}: code search"] = 2 * target.tokenizer.num_tokens * width * sum(sizes)
+        found[f"tokenizer {target.name}: code search"] = 2 * cells * width * sum(sizes)
         if isinstance(target.head, DepthTransformerHead):
             body, classifiers = depth_transformer(target.head, positions, model.llm.hidden_size, width, sizes)
-            found[f"head {target.name}"] = body
-            found[f"classifiers {target.name} (depth {len(sizes)})"] = classifiers
+            found[f"head {target.name}"] = crops * body
+            found[f"classifiers {target.name} (depth {len(sizes)})"] = crops * classifiers
     return found
 
 

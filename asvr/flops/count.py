@@ -9,7 +9,7 @@ Legend: ``T`` tokens in a row, ``N`` visual tokens of an image, ``E`` encoder wi
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from mmengine.config import Config
@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asvr.base.compat import count_macs
+from asvr.data.transforms import blank_pixels, flat_pixels
 from asvr.models.batches import full_batch
 from asvr.models.targets import CodeTarget, Seen, Target
 from asvr.models.tokenizers.base import VisualTokenizer
@@ -57,6 +58,17 @@ class _Call(nn.Module):
         return self.function(*inputs)
 
 
+class _OfPixels(nn.Module):
+    """A function of pixels as one of the tensors in them; a module, whose copy has the copy of what it calls."""
+
+    def __init__(self, function: Callable, rebuilt: Callable):
+        super().__init__()
+        self.function, self.rebuilt = function, rebuilt
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.function(self.rebuilt(tensors))
+
+
 def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, ...], dtype=torch.float32) -> int:
     """FLOPs of ``function`` on meta tensors of these shapes. modules: those whose weights it uses."""
     training = [module.training for module in modules]
@@ -67,6 +79,13 @@ def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, .
     for module, mode in zip(modules, training, strict=True):
         module.train(mode)
     return 2 * macs
+
+
+def flops_of_pixels(function: Callable, module: nn.Module, transform=None) -> int:
+    """FLOPs of ``function``, which uses ``module``, on the pixels of one image, whatever its transform gives."""
+    pixels = blank_pixels(transform or module.transform, 1)
+    tensors, rebuilt = flat_pixels(pixels)
+    return flops_of(_OfPixels(function, rebuilt), [module], *(tuple(tensor.shape) for tensor in tensors))
 
 
 def _with_last(count: Callable[[], int], model: nn.Module) -> tuple[int, int]:
@@ -103,19 +122,21 @@ def is_experts(module: nn.Module) -> bool:
 def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
     """The forward pass of a model on the meta device, part by part, for one sample."""
     encoder, llm, dtype = model.encoder, model.llm, next(model.llm.parameters()).dtype
-    tokens = encoder.num_tokens + sample.text_tokens
+    image = model.layout.largest()
+    tokens = image.num_tokens + sample.text_tokens
     row = (1, tokens, llm.hidden_size)
     blocks, last = _with_last(lambda: flops_of(lambda x: llm.hidden(x)[-1], [llm], row, dtype=dtype), llm)
-    tower, tower_last = _with_last(lambda: flops_of(encoder, [encoder], (1, 3, *encoder.transform.size)), encoder)
+    tower, tower_last = _with_last(lambda: flops_of_pixels(encoder, encoder), encoder)
     projector = flops_of(model.projector, [model.projector], (1, encoder.num_tokens, encoder.width))
     parts = [
-        Part("encoder", "encoder", tower, tower_last),
-        Part("projector", "projector", projector),
+        Part("encoder", "encoder", image.num_crops * tower, image.num_crops * tower_last),
+        Part("projector", "projector", image.num_crops * projector),
         Part(LLM_BLOCKS, "llm", blocks, last),
         _classifiers("LM head", "llm", [llm.lm_head], (sample.text_tokens, llm.hidden_size)),
     ]
     for target in model.targets:
-        parts += _code_parts(target, llm.hidden_size) if isinstance(target, CodeTarget) else _parts_of(target, model)
+        own = _code_parts(target, llm.hidden_size) if isinstance(target, CodeTarget) else _parts_of(target, model)
+        parts += [replace(part, flops=image.num_crops * part.flops) for part in own]
     return parts
 
 
@@ -141,12 +162,13 @@ def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
 
 
 def _parts_of(target: Target, model: nn.Module) -> list[Part]:
-    """Of a user's own: what makes its truth, and its loss, each run once on one image."""
-    tokens = model.encoder.num_tokens + 2
+    """Of a user's own: what makes its truth, and its loss, each run once on one image; of one of its crops."""
+    image = model.layout.largest()
+    tokens, crops = image.num_tokens + 2, image.num_crops
     batch = full_batch(model, 1, tokens).to("meta")
     with torch.device("meta"):
-        features_INE = torch.zeros(1, model.encoder.num_tokens, model.encoder.width)
-        pixels = {name: torch.zeros(1, 3, *view.size) for name, view in model.views().items()}
+        features_INE = torch.zeros(crops, model.encoder.num_tokens, model.encoder.width)
+        pixels = {name: blank_pixels(view, crops) for name, view in model.views().items()}
         hidden = {tap: torch.zeros(tokens, model.llm.hidden_size) for tap in target.taps}
     with torch.no_grad(), FlopCounterMode(display=False) as of_truth:
         truth = target.truth(pixels, features_INE)
@@ -155,8 +177,8 @@ def _parts_of(target: Target, model: nn.Module) -> list[Part]:
         target.loss(seen, truth)
     component = "teachers" if target.truth_spec() is None else f"tokenizer.{target.name}"
     return [
-        Part(f"truth {target.name}", component, of_truth.get_total_flops()),
-        Part(f"head {target.name}", "heads", of_loss.get_total_flops()),
+        Part(f"truth {target.name}", component, of_truth.get_total_flops() // crops),
+        Part(f"head {target.name}", "heads", of_loss.get_total_flops() // crops),
     ]
 
 
@@ -164,7 +186,7 @@ def network_flops(tokenizer: VisualTokenizer) -> int:
     """FLOPs for one picture of what a tokenizer computes before it searches its codebooks."""
     encoder = getattr(tokenizer, "encoder", None)  # a semantic tokenizer's
     network = encoder if encoder is not None else tokenizer.latents
-    return flops_of(network, [tokenizer if encoder is None else encoder], (1, 3, *tokenizer.transform.size))
+    return flops_of_pixels(network, tokenizer if encoder is None else encoder, tokenizer.transform)
 
 
 def _classifiers(name: str, component: str, layers: list[nn.Module], rows: tuple[int, int]) -> Part:

@@ -20,6 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asvr.base.compat import GroupedShapes
+from asvr.data.layouts import Layout
 from asvr.flops.count import is_experts
 from asvr.models.batches import full_batch
 from asvr.models.checkpointing import is_product
@@ -90,7 +91,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     gradients = sum(p.numel() for p in trained) * torch.float32.itemsize
     lower = sum(p.numel() * (torch.float32.itemsize - p.element_size()) for p in trained)
     half = torch.bfloat16 if stage.optim.precision == "bf16" else None
-    shape = largest_micro_batch(stage.data, model.encoder.num_tokens)
+    shape = largest_micro_batch(stage.data, model.layout.largest())
     rows, tokens, _ = shape
     stream = half or next(model.llm.parameters()).dtype
     block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
@@ -149,13 +150,13 @@ def _without_classifiers(head: nn.Module) -> list[nn.Module]:
     return [module for name, module in head.named_children() if name != "classifiers"]
 
 
-def largest_micro_batch(data: Config, visual_tokens: int) -> tuple[int, int, int]:
-    """Rows, tokens of a row, and images."""
+def largest_micro_batch(data: Config, image: Layout) -> tuple[int, int, int]:
+    """Rows, tokens of a row, and images. image: the largest."""
     limits = pack_limits(data)
     if limits is None:
         return data.micro_batch, data.max_length, data.micro_batch
-    fit = max(1, limits["max_tokens"] // (visual_tokens + SHORT_TEXT))
-    return 1, limits["max_tokens"], min(fit, limits["max_images"] or fit)
+    fit = max(1, limits["max_tokens"] // (image.num_tokens + SHORT_TEXT))
+    return 1, limits["max_tokens"], min(fit, max(1, (limits["max_images"] or fit) // image.num_crops))
 
 
 def warn_of_memory(recipe: Recipe, device: torch.device) -> None:

@@ -49,6 +49,7 @@ class StepFlops:
         self.per_pair = (long - LONG / SHORT * short) / (LONG**2 - LONG * SHORT)  # a T + b T^2
         self.per_token = short / SHORT - self.per_pair * SHORT
         self.parts = forward_parts(model, self.sample)
+        self.crops = model.layout.largest().num_crops  # that parts of images are counted for
 
     def __call__(self, window: list[Batch]) -> int:
         return round(sum(self.by_part(window).values()))
@@ -61,8 +62,8 @@ class StepFlops:
 
     def by_part(self, window: list[Batch]) -> dict[str, float]:
         lengths = [length for batch in window for length in _lengths(batch)]
-        images = sum(batch.num_images for batch in window)
-        encoded = sum(batch.num_images for batch in window if batch.features_INE is None)
+        images = sum(batch.num_images for batch in window) / self.crops
+        encoded = sum(batch.num_images for batch in window if batch.features_INE is None) / self.crops
         supervised = sum(batch.num_text_targets for batch in window)
         found = {}
         for part in self.parts:
@@ -74,7 +75,8 @@ class StepFlops:
                 flops = part.flops * encoded
             elif part.component.startswith("tokenizer."):
                 name = part.component.removeprefix("tokenizer.")
-                flops = part.flops * sum(batch.num_images for batch in window if name not in batch.truth)
+                computed = sum(batch.num_images for batch in window if name not in batch.truth)
+                flops = part.flops * computed / self.crops
             else:
                 flops = part.flops * images
             found[part.name] = flops * training_factor(part, self.train, recomputed=set(), cached=False)

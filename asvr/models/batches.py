@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.data.places import places_of
+from asvr.data.transforms import blank_pixels
 from asvr.models.tokenizers.base import INTEGERS
 
 
@@ -18,13 +20,13 @@ def truth_like(target, images: int) -> dict[str, Tensor]:
 def full_batch(model: nn.Module, rows: int, tokens: int, images: int | None = None) -> Batch:
     """Rows without padding, of images that stand evenly spread (None: one a row), the first behind one token, and text
     that is all supervised; truths, and features of a frozen encoder, as if they came from a cache."""
-    visual, images = model.encoder.num_tokens, rows if images is None else images
+    layout, images = model.layout.largest(), rows if images is None else images
     starts = [1 + i * (rows * tokens // images) for i in range(images)]
-    visual_places = {start + n for start in starts for n in range(visual)}
+    visual_places = {start + n for start in starts for n in range(layout.num_tokens)}
     text = [place for place in range(rows * tokens) if place % tokens and place not in visual_places]
-    positions_IN = torch.tensor(starts)[:, None] + torch.arange(visual)
     input_ids = torch.zeros(rows * tokens, dtype=torch.long)
-    input_ids[positions_IN.flatten()] = IMAGE_TOKEN
+    input_ids[sorted(visual_places)] = IMAGE_TOKEN
+    crops = images * layout.num_crops
     sources = torch.tensor(text) - 1
     frozen = not any(p.requires_grad for p in model.encoder.parameters())
     views = model.views()
@@ -38,9 +40,8 @@ def full_batch(model: nn.Module, rows: int, tokens: int, images: int | None = No
         attention_mask_BT=torch.ones(rows, tokens, dtype=torch.bool),
         text_source_S=sources,
         text_target_S=torch.zeros_like(sources),
-        image_positions_IN=positions_IN,
-        has_previous_I=[True] * images,
-        pixels={name: torch.zeros(images, 3, *view.size) for name, view in views.items()},
-        features_INE=torch.zeros(images, visual, model.encoder.width) if frozen else None,
-        truth={target.name: truth_like(target, images) for target in model.targets if target.truth_spec() is not None},
+        **places_of([layout] * images, starts, [False] * images, model.encoder.num_tokens),
+        pixels={name: blank_pixels(view, crops) for name, view in views.items()},
+        features_INE=torch.zeros(crops, model.encoder.num_tokens, model.encoder.width) if frozen else None,
+        truth={target.name: truth_like(target, crops) for target in model.targets if target.truth_spec() is not None},
     )

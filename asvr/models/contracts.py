@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.base.log_once import log_once
+from asvr.data.transforms import blank_pixels
 from asvr.models.batches import full_batch
 from asvr.models.llms import HFCausalLM
 from asvr.models.targets import CodeTarget, Seen, Target
@@ -73,12 +74,14 @@ def _expect(what: str, value: object, *shape: int) -> Tensor:
     return value
 
 
-def _pixels(transform) -> Tensor:
-    return torch.zeros(1, 3, *transform.size)
-
-
 def _check_encoder(encoder: nn.Module) -> None:
-    _expect("forward(pixels (1, 3, h, w))", encoder(_pixels(encoder.transform)), 1, encoder.num_tokens, encoder.width)
+    _expect(
+        "forward(pixels (1, 3, h, w))",
+        encoder(blank_pixels(encoder.transform, 1)),
+        1,
+        encoder.num_tokens,
+        encoder.width,
+    )
 
 
 def _check_projector(model: nn.Module) -> None:
@@ -97,16 +100,17 @@ def _check_llm(llm: nn.Module) -> None:
 
 
 def _check_target(target: Target, model: nn.Module) -> None:
-    pixels = {name: _pixels(view) for name, view in target.views().items()}
-    features_INE = torch.zeros(1, model.encoder.num_tokens, model.encoder.width)
+    images = model.layout.largest().num_crops
+    pixels = {name: blank_pixels(view, images) for name, view in target.views().items()}
+    features_INE = torch.zeros(images, model.encoder.num_tokens, model.encoder.width)
     truth = _reading("pixels", pixels, "views()", lambda: target.truth(pixels, features_INE))
     if not isinstance(truth, dict) or not all(isinstance(value, Tensor) for value in truth.values()):
         raise _Broken(f"truth(pixels, features_INE) is {type(truth).__name__}, expected dict(name -> tensor)")
     for name, spec in (target.truth_spec() or {}).items():
         if name not in truth:
             raise _Broken(f"truth() lacks {name!r}, which truth_spec() names")
-        _expect(f"truth()[{name!r}]", truth[name], 1, *spec.shape)
-    tokens = model.encoder.num_tokens + 2
+        _expect(f"truth()[{name!r}]", truth[name], images, *spec.shape)
+    tokens = model.layout.largest().num_tokens + 2
     hidden = {tap: torch.zeros(tokens, model.llm.hidden_size) for tap in target.taps}
     seen = Seen(batch=full_batch(model, 1, tokens), hidden=hidden, features_INE=features_INE, training=True)
     found = _reading("hidden states", hidden, "taps", lambda: target.loss(seen, truth))
@@ -138,7 +142,7 @@ def _check_tokenizer(target: CodeTarget, encoder: nn.Module) -> None:
     if target.shares_encoder:
         what, codes = "quantize(features_INE)", tokenizer.quantize(torch.zeros(1, encoder.num_tokens, encoder.width))
     else:
-        what, codes = "encode(pixels (1, 3, h, w))", tokenizer.encode(_pixels(tokenizer.transform))
+        what, codes = "encode(pixels (1, 3, h, w))", tokenizer.encode(blank_pixels(tokenizer.transform, 1))
     _expect(what, codes, 1, tokenizer.grid[0] * tokenizer.grid[1], depth)
     if codes.dtype not in INTEGERS:
         raise _Broken(f"{what} is {codes.dtype}, expected whole numbers (torch.int64)")

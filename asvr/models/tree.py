@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from torch import nn
 
 TRAINABLE = ("encoder", "projector", "llm", "heads")  # what a stage's `train` may name
-TRAINED_WITH = dict(losses="heads")  # a component that `train` does not name: the one that it is trained with
-KEPT = ("losses", "teachers")  # components that no other file holds, trained or not
+# Components that `train` does not name: those that they are trained with.
+TRAINED_WITH = dict(losses="heads", separators="projector")
+KEPT = ("losses", "teachers", "separators")  # components that no other file holds, trained or not
 
 
 def is_trained(module: nn.Module) -> bool:

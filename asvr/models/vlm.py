@@ -1,8 +1,9 @@
 """The model on one page: a vision-language model that also reconstructs what it sees.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch, ``N`` visual tokens of an image, ``H`` LLM
-width, ``E`` encoder width, ``D`` code depth, ``C`` code width, ``S`` supervised text positions, ``P`` supervised
-visual positions, ``M`` cells of a tokenizer's own grid.
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder in the batch (each crop of an image that is cut
+into several is one), ``N`` visual tokens of one, ``V`` visual tokens in the rows, ``H`` LLM width, ``E`` encoder width,
+``D`` code depth, ``C`` code width, ``S`` supervised text positions, ``P`` supervised visual positions, ``M`` cells of a
+tokenizer's own grid.
 """
 
 import inspect
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 
 from asvr.base.precision import full_float32
 from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.data.layouts import build_layout
+from asvr.data.transforms import Pixels
 from asvr.models.component import portable_of
 from asvr.models.losses import linear_cross_entropy
+from asvr.models.separators import Separators
 from asvr.models.targets import Seen, Target
 from asvr.models.trainable import keep_statistics, train_only
 from asvr.models.tree import check_tree, is_trained
@@ -26,6 +30,7 @@ class VLM(nn.Module):
     """Encoder, projector and LLM, with a list of reconstruction targets.
 
     encoder, projector, llm: component configs; widths between them are derived.
+    layout: which visual tokens an image gets, see `asvr.data.layouts`; None: all that the encoder gives of it.
     reconstruction: the configs of the targets, ``dict(name, type, ...)``, see `asvr.models.targets`; without a ``type``
         a `CodeTarget`. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
     vocab_size: `TextTokenizer.num_ids`; None only where the LLM's configuration tells it.
@@ -40,6 +45,7 @@ class VLM(nn.Module):
         projector: dict,
         llm: dict,
         reconstruction: list[dict],
+        layout: dict | None = None,
         vocab_size: int | None = None,
         load_weights: bool = True,
         defer_llm: bool = False,
@@ -52,6 +58,8 @@ class VLM(nn.Module):
         self.llm = LLMS.build(llm, default_args=given)
         widths = dict(in_width=self.encoder.width, out_width=self.llm.hidden_size)
         self.projector = PROJECTORS.build(projector, default_args=widths)
+        self.layout = build_layout(dict(layout=layout), self.encoder)
+        self.separators = Separators(self.layout.num_separators, self.llm.hidden_size)
         self.targets: list[Target] = [
             TARGETS.build(
                 dict(dict(type="CodeTarget"), **entry),
@@ -109,19 +117,25 @@ class VLM(nn.Module):
         embeds_BTH = self.llm.embed(batch.input_ids_BT.masked_fill(batch.input_ids_BT == IMAGE_TOKEN, 0))
         if not batch.num_images:
             if torch.is_grad_enabled():  # in front of the LLM, so that its backward pass runs here as it does elsewhere
-                embeds_BTH = embeds_BTH + _zero_of(self.projector, self.encoder)
+                embeds_BTH = embeds_BTH + _zero_of(self.projector, self.separators, self.encoder)
             return embeds_BTH, None
         features_INE = batch.features_INE if batch.features_INE is not None else self.encode(batch.pixels["encoder"])
         visual_INH = self.projector(features_INE.float()).to(embeds_BTH.dtype)  # frozen parts may be half precision
-        flat = embeds_BTH.flatten(0, 1).index_copy(0, batch.image_positions_IN.flatten(), visual_INH.flatten(0, 1))
+        visual_VH, cells = visual_INH.flatten(0, 1), batch.cells
+        if cells is not None:
+            visual_VH = visual_VH[cells.index_V]
+        flat = embeds_BTH.flatten(0, 1).index_copy(0, batch.visual_position_V, visual_VH)
+        if cells is not None and self.layout.num_separators:
+            rows_KH = self.separators(cells.separator_K).to(flat.dtype)
+            flat = flat.index_copy(0, cells.separator_position_K, rows_KH)
         return flat.view_as(embeds_BTH), features_INE
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Pixels) -> Tensor:
         """features_INE. A frozen encoder runs without a graph and in its own precision, so that its features, and
         the codes made of them, are the same online and cached."""
         if torch.is_grad_enabled() and is_trained(self.encoder):
             return self.encoder(pixels)
-        with torch.no_grad(), full_float32(pixels.device):
+        with torch.no_grad(), full_float32(self.device):
             return self.encoder(pixels)
 
     @torch.no_grad()
@@ -203,9 +217,12 @@ class VLM(nn.Module):
         return next(self.llm.parameters()).device
 
     def components(self) -> dict[str, nn.Module]:
-        """The parts that a stage's ``train`` may name; the losses, where they have weights or buffers, which are
-        trained with the heads; teachers that follow the training; and the tokenizers, which are never trained here."""
+        """The parts that a stage's ``train`` may name; separators, which are trained with the projector; the losses,
+        where they have weights or buffers, which are trained with the heads; teachers that follow the training; and the
+        tokenizers, which are never trained here."""
         parts = dict(encoder=self.encoder, projector=self.projector, llm=self.llm, heads=self.heads)
+        if self.layout.num_separators:
+            parts["separators"] = self.separators
         if self.losses.state_dict():
             parts["losses"] = self.losses
         if len(self.teachers):

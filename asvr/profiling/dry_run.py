@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from asvr.data.layouts import Layout
 from asvr.flops.count import Part, Sample, recomputed_parts, training_factor
 from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, in_one_line, largest_micro_batch, plan_memory
 from asvr.flops.step import parts_by_stage
 from asvr.models.checkpointing import MODES
-from asvr.models.targets import CodeTarget
+from asvr.models.targets import CodeTarget, grids_of
 from asvr.models.trainable import trained_shares
 from asvr.recipe.preflight import check_sizes
 from asvr.recipe.recipe import Recipe, Stage
@@ -81,8 +82,16 @@ def _millions(module: nn.Module, trained_only: bool = False) -> float:
 
 def _tokens(model: nn.Module) -> Table:
     table = _table("Visual tokens of an image", "", "grid", "tokens", "codes", "codebooks")
-    rows, columns = model.encoder.grid
-    table.add_row("encoder", f"{rows} x {columns}", str(model.encoder.num_tokens), "", "")
+    image, grids = (
+        model.layout.largest(),
+        " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder)),
+    )
+    if model.layout.fixed is None:
+        table.add_row("encoder, one crop", grids, f"up to {model.encoder.num_tokens}", "", "")
+        crops = f"up to {image.num_crops} crops" if image.num_crops > 1 else ""
+        table.add_row(type(model.layout).__name__, crops, f"up to {image.num_tokens}", "", "")
+    else:
+        table.add_row("encoder", grids, str(image.num_tokens), "", "")
     for target in model.targets:
         if not isinstance(target, CodeTarget):
             table.add_row(f"target {target.name}", "", str(target.positions.per_image), "", target.describe())
@@ -110,7 +119,7 @@ def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module]) -> Table | str:
         plans = {name: plan_memory(recipe.stages[name], models[name]) for name in models}
     except Exception as error:  # as above
         return f"Memory is not planned: {in_one_line(error)}"
-    return _memory(plans, recipe, next(iter(models.values())).encoder.num_tokens)
+    return _memory(plans, recipe, next(iter(models.values())).layout.largest())
 
 
 def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table:
@@ -125,10 +134,10 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
         "forward",
         *(f"training step, {name}" for name in recipe.stages),
         caption=(
-            f"One sample = 1 image ({model.encoder.num_tokens} tokens) and {sample.text_tokens} text tokens, all "
-            "supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing needs "
-            "a gradient, x 2 where a gradient only passes through, x 3 where weights are trained (between 2 and 3: a "
-            "part of them), and nearly + 1 where the forward pass is computed again in the backward pass "
+            f"One sample = 1 image ({model.layout.largest().num_tokens} tokens) and {sample.text_tokens} text tokens, "
+            "all supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing "
+            "needs a gradient, x 2 where a gradient only passes through, x 3 where weights are trained (between 2 and "
+            "3: a part of them), and nearly + 1 where the forward pass is computed again in the backward pass "
             "(activation_checkpointing='full')."
         ),
     )
@@ -164,8 +173,8 @@ def _number(value: float) -> str:
     return f"{value:,.2f}" if value >= 1 else f"{value:.3g}"
 
 
-def _micro_batch(stage: Stage, visual_tokens: int) -> str:
-    rows, tokens, images = largest_micro_batch(stage.data, visual_tokens)
+def _micro_batch(stage: Stage, image: Layout) -> str:
+    rows, tokens, images = largest_micro_batch(stage.data, image)
     return f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens with {images} images in all"
 
 

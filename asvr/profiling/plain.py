@@ -71,7 +71,7 @@ class PlainStep(nn.Module):
         visual_INH = model.projector(features_INE.float())
         embeds_BTH = model.llm.embed(batch.input_ids_BT.clamp(min=0))
         flat = embeds_BTH.flatten(0, 1).index_copy(
-            0, batch.image_positions_IN.flatten(), visual_INH[: batch.num_images].flatten(0, 1)
+            0, batch.visual_position_V, visual_INH[: batch.num_images].flatten(0, 1)
         )
         embeds_BTH = flat.view_as(embeds_BTH) + 0 * visual_INH[batch.num_images :].sum()
         out = model.llm.model.get_decoder()(
@@ -113,15 +113,15 @@ class PlainStep(nn.Module):
             states = self.tower.model(pixel_values=pixels.to(self.tower.model.dtype), output_hidden_states=True)
             codes_IND = target.tokenizer.quantizer.encode(states.hidden_states[self.tower.layer].float())
             self.appearance.encode(states.hidden_states[APPEARANCE_LAYER].float())
-        positions = batch.image_positions_IN - target.shift
-        blank = hidden.new_zeros(len(pixels) - count, positions.shape[1], hidden.shape[-1]).flatten(0, 1)
-        hidden_PH = torch.cat([hidden[positions.flatten()], blank])
+        positions_V = batch.visual_position_V - target.shift
+        blank = hidden.new_zeros((len(pixels) - count) * batch.num_cells, hidden.shape[-1])
+        hidden_PH = torch.cat([hidden[positions_V], blank])
         codes_PD = codes_IND.flatten(0, 1)
         with torch.no_grad():
             vectors_PDC = target.tokenizer.embed(codes_PD)
         states_PDW = target.head.states(hidden_PH.float(), vectors_PDC, mode="full")
         logits = [classifier(states_PDW[:, d]).float() for d, classifier in enumerate(target.head.classifiers)]
-        kept = count * positions.shape[1]
+        kept = len(positions_V)
         losses = []
         for d, logits_PV in enumerate(logits):
             each_P = F.cross_entropy(logits_PV, codes_PD[:, d], reduction="none")

@@ -175,7 +175,7 @@ class StagePlan:
 
 def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
     model = build_meta(stage)
-    sizes, tokens = Sizes.of(model), model.encoder.num_tokens + assumed.sample.text_tokens
+    sizes, tokens = Sizes.of(model), model.layout.largest().num_tokens + assumed.sample.text_tokens
     per_step = stage.data.global_batch / cluster.cards
     limits = pack_limits(stage.data)
     per_micro_batch = stage.data.micro_batch if limits is None else max(1, limits["max_tokens"] // tokens)
@@ -271,7 +271,7 @@ def plan_inputs(cfg: Config, assumed: Assumed) -> InputPlan:
     stage = Recipe(cfg).last
     model = build_meta(stage)
     specs = [spec for target in model.targets for spec in (target.truth_spec() or {}).values()]
-    codes = sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs)
+    codes = sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs) * model.layout.largest().num_crops
     return InputPlan(
         pictures_per_core=pictures_per_second(model.encoder.transform, stage.data.image_aspect),
         cached_codes=codes * assumed.samples,

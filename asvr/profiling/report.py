@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
+from asvr.data.transforms import blank_pixels, move
 from asvr.flops.analytic import formulas
 from asvr.flops.count import Sample, recomputed_parts, training_factor
 from asvr.flops.memory import plan_memory
@@ -25,16 +26,16 @@ PAPER_FLOPS, PAPER_SAMPLES = 1.53e19, 665_298
 def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
     """Forward FLOPs by torch's own counter, of the parts that it can run on the meta device."""
     llm, encoder = model.llm, model.encoder
-    tokens = encoder.num_tokens + sample.text_tokens
-    dtype = next(llm.parameters()).dtype
+    tokens = model.layout.largest().num_tokens + sample.text_tokens
+    dtype, crops = next(llm.parameters()).dtype, model.layout.largest().num_crops
     calls = {
-        "encoder": lambda: encoder(torch.zeros(1, 3, *encoder.transform.size, device="meta")),
-        "projector": lambda: model.projector(torch.zeros(1, encoder.num_tokens, encoder.width, device="meta")),
+        "encoder": lambda: encoder(move(blank_pixels(encoder.transform, crops), torch.device("meta"))),
+        "projector": lambda: model.projector(torch.zeros(crops, encoder.num_tokens, encoder.width, device="meta")),
         "LLM blocks": lambda: llm.hidden(torch.zeros(1, tokens, llm.hidden_size, dtype=dtype, device="meta")),
         "LM head": lambda: llm.lm_head(torch.zeros(sample.text_tokens, llm.hidden_size, dtype=dtype, device="meta")),
     }
     for target in (target for target in model.targets if isinstance(target, CodeTarget)):
-        positions = target.positions.per_image
+        positions = crops * target.positions.per_image
         shapes = (positions, llm.hidden_size), (positions, target.tokenizer.depth, target.tokenizer.code_width)
         calls[f"head {target.name}"] = lambda target=target, shapes=shapes: target.run_head(
             *(torch.zeros(shape, device="meta") for shape in shapes)
@@ -45,7 +46,7 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
         ]
         quantizer = getattr(target.tokenizer, "quantizer", None)
         if quantizer is not None:
-            shape = (target.tokenizer.num_tokens, target.tokenizer.code_width)
+            shape = (crops * target.tokenizer.num_tokens, target.tokenizer.code_width)
             calls[f"tokenizer {target.name}: code search"] = lambda quantizer=quantizer, shape=shape: quantizer.encode(
                 torch.zeros(shape, device="meta")
             )
@@ -79,7 +80,7 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
         training[name] = dict(online=online, cached=cached, without_recomputation=_needed(own, train))
     return dict(
         text_tokens=sample.text_tokens,
-        image_tokens=model.encoder.num_tokens,
+        image_tokens=model.layout.largest().num_tokens,
         parameters={name: _count(module) for name, module in model.components().items()},
         forward=rows,
         training=training,

@@ -15,6 +15,8 @@ from functools import partial
 import torch
 
 from asvr.base.precision import PRECISIONS
+from asvr.data.layouts import crop_keys
+from asvr.data.transforms import move, stacked
 from asvr.engine.optim import build_optim_wrapper
 from asvr.flops.peak_rate import held_tensors, resident_bytes, step_peak
 from asvr.flops.step import StepFlops
@@ -23,7 +25,7 @@ from asvr.models.compiling import compile_blocks
 from asvr.models.transforms import transform_and_train
 from asvr.profiling.machine import machine
 from asvr.profiling.plain import PlainStep, plain_optimizer
-from asvr.profiling.synthetic import SyntheticSamples
+from asvr.profiling.synthetic import PICTURE, SyntheticSamples
 from asvr.recipe.build import build_collate, build_device, build_step_loader, pack_limits
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import Recipe, Stage
@@ -47,14 +49,17 @@ class StoredCodes:
         self.stored: dict[str, dict] = {target.name: {} for target in targets}
 
         def pixels(i: int) -> list[tuple]:
-            """Key and pixels of each picture of a sample."""
-            item = samples[i]
-            pictures = zip(item["image_keys"], item["images"], strict=True)
-            return [(key, {n: view(image, aspect) for n, view in model.views().items()}) for key, image in pictures]
+            """Key and pixels of each crop of each picture of a sample."""
+            item, found = samples[i], []
+            for key, image in zip(item["image_keys"], item["images"], strict=True):
+                crops = model.layout.crops(image)
+                own = [{n: stacked([view(crop, aspect)]) for n, view in model.views().items()} for crop in crops]
+                found += zip(crop_keys(key, len(crops)), own, strict=True)
+            return found
 
         with ThreadPoolExecutor() as pool, torch.no_grad():
             for key, views in itertools.chain.from_iterable(pool.map(pixels, needed)):
-                own = {name: tensor[None].to(model.device) for name, tensor in views.items()}
+                own = {name: move(pixels, model.device) for name, pixels in views.items()}
                 features_INE = model.encode(own["encoder"])
                 for target in targets:
                     self.stored[target.name][key] = target.to_cache(target.truth(own, features_INE))
@@ -88,7 +93,7 @@ class Worker:
         self.dtype = PRECISIONS[stage.optim.precision]
         self.model = model = random_model(stage, self.device)
         self.samples = SyntheticSamples(
-            num_image_tokens=model.encoder.num_tokens,
+            num_image_tokens=model.layout(PICTURE).num_tokens,
             max_length=stage.data.max_length,
             vocab_size=model.llm.vocab_size,
         )

@@ -18,6 +18,7 @@ from asvr.base.precision import PRECISIONS
 from asvr.data.collate import Collate
 from asvr.data.conversation import require_learned
 from asvr.data.images import MAX_PIXELS, open_image
+from asvr.data.layouts import ImageLayout
 from asvr.data.mixture import sampler_of
 from asvr.data.packing import StepCollate
 from asvr.data.refusals import Refusal, Refused
@@ -76,8 +77,9 @@ def as_in_training(part: torch.nn.Module, stage: Stage, device: torch.device) ->
     return part.requires_grad_(False).eval().to(device)
 
 
-def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
-    """config: the dataset's own; data: the ``data`` section, whose template and limits it gets."""
+def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int | ImageLayout):
+    """config: the dataset's own; data: the ``data`` section, whose template and limits it gets. num_image_tokens: see
+    `ImageLayout.per_image`."""
     return DATASETS.build(
         config,
         default_args=dict(
@@ -90,20 +92,19 @@ def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int):
     )
 
 
-def check_data(recipe: Recipe, tokenizer, num_image_tokens: dict[str, int]) -> None:
+def check_data(recipe: Recipe, tokenizer, layouts: dict[str, ImageLayout]) -> None:
     """Build every dataset of every stage and make an item of each, so that a missing file, a template that the
-    tokenizer cannot write, or data of which nothing can be used, is told before the first stage. num_image_tokens: by
-    stage."""
+    tokenizer cannot write, or data of which nothing can be used, is told before the first stage. layouts: by stage."""
     for name, stage in recipe.stages.items():
         for key, config in dataset_configs(stage).items():
             try:
-                dataset = build_dataset(config, stage.data, tokenizer, num_image_tokens[name])
-                _require_usable(dataset, stage, num_image_tokens[name], trained=key == "data.train")
+                dataset = build_dataset(config, stage.data, tokenizer, layouts[name].per_image)
+                _require_usable(dataset, stage, layouts[name], trained=key == "data.train")
             except ValueError as error:
                 raise ValueError(f"stage {name}, {key}: {error}") from error
 
 
-def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bool) -> None:
+def _require_usable(dataset, stage: Stage, layout: ImageLayout, *, trained: bool) -> None:
     """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
     large dataset, where none of `LOOKED_AT` records can, a warning."""
     if not trained and not hasattr(dataset, "question"):
@@ -122,9 +123,9 @@ def _require_usable(dataset, stage: Stage, num_image_tokens: int, *, trained: bo
             _check_item(item, dataset)
             if trained:
                 row = dict(input_ids=item["input_ids"], labels=item["labels"], cut_to=item.get("cut_to"))
-                require_learned(**row, num_image_tokens=num_image_tokens, shifts=shifts)
+                require_learned(**row, num_image_tokens=layout.largest().num_visual, shifts=shifts)
             for picture in item["images"]:
-                open_image(picture, max_pixels=max_pixels)
+                layout.crops(open_image(picture, max_pixels=max_pixels))
             return
         except Refused as error:
             message = str(error) if isinstance(item, Refusal) else f"{item['sample_id']}: {error}"
@@ -183,7 +184,7 @@ def shifts_of(model) -> list[int]:
 def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = False, trains: bool = False) -> Collate:
     """trains: of training rows, of which those with nothing to learn are refused."""
     return Collate(
-        num_image_tokens=model.encoder.num_tokens,
+        layout=model.layout,
         views=model.views(),
         targets=[target.name for target in model.targets],
         pad_id=tokenizer.pad_id,
@@ -278,7 +279,7 @@ def check_workers(recipe: Recipe, tokenizer) -> None:
         return
     for name, model in check_sizes(recipe).items():
         stage = recipe.stages[name]
-        dataset = build_dataset(stage.data.train, stage.data, tokenizer, model.encoder.num_tokens)
+        dataset = build_dataset(stage.data.train, stage.data, tokenizer, model.layout.per_image)
         cache = _AsCached(model) if stage.data.get("cache") is True else None
         collate = build_collate(stage.data, model, tokenizer, cache, packed=pack_limits(stage.data) is not None)
         try:

@@ -14,6 +14,7 @@ from asvr.registry import (
     ENCODERS,
     HEADS,
     HOOKS,
+    LAYOUTS,
     LLMS,
     LOSSES,
     METRICS,
@@ -35,6 +36,7 @@ INJECTED = {
     MODELS: {"vocab_size", "load_weights", "defer_llm"},
     ENCODERS: {"load_weights"},
     PROJECTORS: {"in_width", "out_width"},
+    LAYOUTS: {"encoder"},
     LLMS: {"vocab_size", "load_weights", "defer"},
     VISUAL_TOKENIZERS: {"encoder", "load_weights"},
     HEADS: {"hidden_size", "codebook_sizes", "code_width"},
@@ -58,6 +60,7 @@ ASKED_FOR = {"encoder", "defer", "defer_llm"}
 NESTED = dict(
     encoder=ENCODERS,
     projector=PROJECTORS,
+    layout=LAYOUTS,
     llm=LLMS,
     tokenizer=VISUAL_TOKENIZERS,
     head=HEADS,

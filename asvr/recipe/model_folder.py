@@ -16,6 +16,7 @@ from asvr.recipe.model_file import read_description
 logger = logging.getLogger("asvr")
 
 OF_TARGETS = ("heads", "tokenizers", "losses", "teachers")  # attributes of a VLM that hold parts of its targets
+SEPARATORS = "separators."
 
 
 def why_no_model(folder: Path) -> str:
@@ -70,7 +71,9 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     before = {name: fingerprint_of(part) for name, part in parts.items() if _makes_targets(name)}
     weights = read_weights(folder, read_description(folder))
     new = _new_targets(model, weights, folder)
-    own = {key: value for key, value in model.state_dict().items() if key.startswith(_prefixes(new))}
+    own = {key: value for key, value in model.state_dict().items() if key.startswith((*_prefixes(new), SEPARATORS))}
+    if any(key.startswith(SEPARATORS) and key not in weights for key in own):
+        logger.info("%s: the separators of model.layout are new", folder)
     load_into(model, weights | {key: value for key, value in own.items() if key not in weights}, folder)
     for target in model.targets:
         if target.name in new:

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from torch import device, nn
 
 from asvr.base import hub
+from asvr.data.layouts import ImageLayout
 from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.contracts import check_contracts
@@ -21,8 +22,8 @@ from asvr.recipe.validate import check_config
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
 
 
-def preflight(recipe: Recipe) -> dict[str, int]:
-    """Everything that can be known without reading a weight or a picture. Returns the tokens of an image by stage.
+def preflight(recipe: Recipe) -> dict[str, ImageLayout]:
+    """Everything that can be known without reading a weight or a picture. Returns the layout of images by stage.
     Of stages that ``recipe`` leaves out, keys and types alone are checked.
 
     Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
@@ -37,7 +38,7 @@ def preflight(recipe: Recipe) -> dict[str, int]:
         hub.require_all(distinct([w for name, model in models.items() for w in wanted_weights(stages[name], model)]))
     except hub.MissingWeights as error:  # what is fetched by hand is told at once, data too
         raise hub.MissingWeights(error.models, missing_annotations(stages)) from None
-    return {name: model.encoder.num_tokens for name, model in models.items()}
+    return {name: model.layout for name, model in models.items()}
 
 
 def missing_annotations(stages: dict[str, Stage]) -> list[str]:
@@ -76,11 +77,11 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
             )
         if (before := recipe.stages.get(stage.init)) is not None:
             require_merge(models[before.name], stage.transforms_shared_with(before))
-        tokens = models[name].encoder.num_tokens
+        tokens = models[name].layout.largest().num_tokens
         if stage.data.max_length <= tokens + 1:
             raise ValueError(
                 f"data.max_length={stage.data.max_length} (stage {name}) has no room for text: an image alone takes "
-                f"{tokens} tokens"
+                f"{'' if models[name].layout.fixed else 'up to '}{tokens} tokens"
             )
         positions = getattr(models[name].llm, "max_positions", None)
         if positions is not None and stage.data.max_length > positions:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
+from asvr.data.layouts import FixedTokens
 from asvr.data.llava import LlavaDataset
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refusal, Refused
@@ -140,7 +141,7 @@ def test_training_goes_on_without_the_bad_ones_and_no_other_sample_moves(folder,
     bad += [(json.dumps(dict(image=name)), reason) for name, reason in BAD_PICTURES.items()]
     lines = [line for record, _ in bad for line in (GOOD, record)]
     dataset = build(folder, lines, on_error="skip")
-    collate = Collate(num_image_tokens=4, views=dict(encoder=VIEW), pad_id=0, on_error="skip")
+    collate = Collate(layout=FixedTokens(4), views=dict(encoder=VIEW), pad_id=0, on_error="skip")
     batches = list(DataLoader(dataset, batch_size=8, num_workers=workers, collate_fn=collate))
     numbers = [[int(sample.rpartition(":")[2]) for sample in batch.sample_ids] for batch in batches]
     assert numbers == [list(range(begin, min(begin + 8, len(lines)), 2)) for begin in range(0, len(lines), 8)]
@@ -152,7 +153,7 @@ def test_training_goes_on_without_the_bad_ones_and_no_other_sample_moves(folder,
 @pytest.mark.parametrize("name", [*BAD_PICTURES, "no.png"])
 def test_a_bad_picture_stops_training_with_file_and_record(folder, name, workers):
     dataset = build(folder, [GOOD, json.dumps(dict(image=name))])
-    collate = Collate(num_image_tokens=4, views=dict(encoder=VIEW), pad_id=0)
+    collate = Collate(layout=FixedTokens(4), views=dict(encoder=VIEW), pad_id=0)
     with pytest.raises(Refused, match=f"(?s){dataset.source}(:|, record )1: the picture {folder / name} "):
         list(DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=collate))
 

@@ -14,6 +14,7 @@ from asvr.caches.codes import hash_pictures
 from asvr.caches.features import folder_of, pixel_batches
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 from asvr.data.images import MAX_PIXELS, MAX_SIDE, check_file, open_image
+from asvr.data.layouts import FixedTokens
 from asvr.data.refusals import Refused
 from asvr.data.transforms import ASPECTS, LONGEST_SIDE, ImageTransform
 from asvr.flops.peak_rate import resident_bytes
@@ -177,7 +178,7 @@ def test_caches_do_not_wait_for_a_pipe_either(tmp_path):
     for name in (folder_of(tmp_path, encoder, pictures, "square", {}), hash_pictures(tmp_path, pictures)["pipe"]):
         assert name
     refused = {}
-    (batch,) = pixel_batches(list(pictures), pictures, ImageTransform(size=(2, 2)), "square", refused)
+    (batch,) = pixel_batches(list(pictures), pictures, [ImageTransform(size=(2, 2))], "square", refused=refused)
     assert batch[0] == ["good"] and [reason for _, reason in refused.values()] == [
         "unreadable picture",
         "missing picture",
@@ -187,9 +188,7 @@ def test_caches_do_not_wait_for_a_pipe_either(tmp_path):
 
 def test_the_limit_of_pixels_is_the_configs(tmp_path):
     data = SimpleNamespace(image_aspect="square", max_length=9, on_error="skip", max_pixels=191)
-    model = SimpleNamespace(
-        encoder=SimpleNamespace(num_tokens=1), views=lambda: dict(encoder=ImageTransform(size=(2, 2))), targets=[]
-    )
+    model = SimpleNamespace(layout=FixedTokens(1), views=lambda: dict(encoder=ImageTransform(size=(2, 2))), targets=[])
     item = dict(input_ids=[IMAGE_TOKEN], labels=[IGNORE], images=[RED], image_keys=["a"], sample_id="mine:0")
     (refusal,) = build_collate(data, model, SimpleNamespace(pad_id=0))([item]).refusals
     assert (refusal.reason, refusal.sample_id) == ("too large a picture", "mine:0") and "191" in refusal.message

@@ -7,6 +7,7 @@ from PIL import Image
 from asvr.data import collate as module
 from asvr.data.batch import IGNORE, IMAGE_TOKEN, visual_sources
 from asvr.data.collate import Collate
+from asvr.data.layouts import FixedTokens
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.transforms import ImageTransform
 
@@ -22,7 +23,7 @@ def item(input_ids, labels=None, name="x"):
 
 
 def make(n=2, views=None, **kwargs):
-    return Collate(num_image_tokens=n, views=dict(encoder=SMALL) if views is None else views, pad_id=PAD, **kwargs)
+    return Collate(layout=FixedTokens(n), views=dict(encoder=SMALL) if views is None else views, pad_id=PAD, **kwargs)
 
 
 def test_a_batch_by_hand():
@@ -36,9 +37,9 @@ def test_a_batch_by_hand():
     assert batch.input_ids_BT.tolist() == [[1, v, v, 5, 6], [v, v, 7, PAD, PAD], [1, 8, PAD, PAD, PAD]]
     assert batch.attention_mask_BT.tolist() == [[True] * 5, [True] * 3 + [False] * 2, [True] * 2 + [False] * 3]
     assert batch.text_source_S.tolist() == [2, 3, 6, 10] and batch.text_target_S.tolist() == [5, 6, 7, 8]
-    assert batch.image_positions_IN.tolist() == [[1, 2], [5, 6]]
-    assert batch.has_previous_I == [True, False] and batch.num_tokens == 10
-    assert batch.preceded_P.tolist() == [0, 1, 3]  # of two images with two tokens: not the first of the second
+    assert batch.visual_position_V.tolist() == [1, 2, 5, 6] and batch.num_cells == 2 and batch.crops == [1, 1]
+    assert batch.unpreceded == [2] and batch.num_tokens == 10
+    assert batch.preceded_V.tolist() == [0, 1, 3]  # of two images with two tokens: not the first of the second
     assert visual_sources(batch, 1)[0].tolist() == [0, 1, 5]
     assert batch.pixels["encoder"].shape == (2, 3, 4, 4)
 
@@ -55,9 +56,9 @@ def test_indices_agree_with_the_rows(rows, n):
     ]
     batch = make(n, views={})(items)
     flat = batch.input_ids_BT.flatten()
-    assert (flat[batch.image_positions_IN] == IMAGE_TOKEN).all()
-    assert batch.image_positions_IN.numel() == (flat == IMAGE_TOKEN).sum()
-    assert batch.image_positions_IN.shape == (sum(t == IMAGE_TOKEN for row in rows for t, _ in row), n)
+    assert (flat[batch.visual_position_V] == IMAGE_TOKEN).all()
+    assert len(batch.visual_position_V) == (flat == IMAGE_TOKEN).sum()
+    assert batch.num_images == sum(t == IMAGE_TOKEN for row in rows for t, _ in row) and batch.num_cells == n
     # A target's own place is one behind its source, in the same row.
     assert torch.equal(flat[batch.text_source_S + 1], batch.text_target_S)
     width = batch.input_ids_BT.shape[1]
@@ -69,7 +70,7 @@ def test_indices_agree_with_the_rows(rows, n):
 
 def test_a_text_only_batch_has_no_pixels():
     batch = make(3)([item([1, 2, 3], [IGNORE, 2, 3])])
-    assert batch.image_positions_IN.shape == (0, 3) and batch.pixels == {} and batch.has_previous_I == []
+    assert len(batch.visual_position_V) == batch.num_images == 0 and batch.pixels == {} and batch.unpreceded == []
 
 
 def test_equal_transforms_share_a_tensor_and_each_picture_is_opened_once(monkeypatch):

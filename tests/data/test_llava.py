@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from asvr.data import llava
 from asvr.data.batch import IMAGE_TOKEN
 from asvr.data.collate import Collate
+from asvr.data.layouts import FixedTokens
 from asvr.data.llava import LlavaDataset, index_records
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.transforms import ImageTransform
@@ -180,7 +181,7 @@ def test_workers_hand_over_what_they_refused(folder, workers):
     records = [GOOD[0], dict(image="broken.png"), dict(image="no.png"), GOOD[1], GOOD[2]]
     dataset = build(write(folder, records), on_error="skip")
     view = ImageTransform(size=(8, 8))
-    collate = Collate(num_image_tokens=4, views=dict(encoder=view), pad_id=0, on_error="skip")
+    collate = Collate(layout=FixedTokens(4), views=dict(encoder=view), pad_id=0, on_error="skip")
     batch, last = DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=collate)
     assert [refusal.reason for refusal in batch.refusals] == ["missing picture", "unreadable picture"]
     assert str(folder / "broken.png") in batch.refusals[1].message

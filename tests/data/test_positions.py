@@ -13,6 +13,7 @@ from PIL import Image
 
 from asvr.data import tar
 from asvr.data.collate import Collate
+from asvr.data.layouts import FixedTokens
 from asvr.recipe.build import build_train_loader
 from asvr.registry import DATASETS
 
@@ -69,7 +70,7 @@ def dataset(request, tmp_path, monkeypatch):
 def steps(dataset, first: int, count: int, workers: int = 0) -> list[list[str]]:
     """The samples of some steps, from step ``first`` on."""
     data = dict(micro_batch=2, global_batch=BATCH, num_workers=workers)
-    collate = Collate(num_image_tokens=4, views={}, pad_id=0)
+    collate = Collate(layout=FixedTokens(4), views={}, pad_id=0)
     loader = build_train_loader(Config(dict(data=data, runtime=dict(seed=3))), dataset, collate)
     loader.batch_sampler.seek(first * BATCH)
     return [[sample for batch in step for sample in batch.sample_ids] for step in islice(loader, count)]

@@ -15,6 +15,7 @@ from asvr.caches.codes import hash_pictures
 from asvr.data import file_index
 from asvr.data.collate import Collate
 from asvr.data.images import open_image
+from asvr.data.layouts import FixedTokens
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.tar import TarDataset, scan_tar
 from asvr.data.transforms import ImageTransform
@@ -137,7 +138,7 @@ def test_pictures_are_told_apart_by_content_without_reading_them(shards, monkeyp
 def test_a_broken_picture_is_named(shards):
     path = shard(shards / "x.tar", [("k.png", png("red")[:30]), ("l.png", png("red"))])
     view = dict(encoder=ImageTransform(size=(4, 4)))
-    batch = Collate(num_image_tokens=4, views=view, pad_id=0, on_error="skip")(list(build(path)))
+    batch = Collate(layout=FixedTokens(4), views=view, pad_id=0, on_error="skip")(list(build(path)))
     assert [refusal.reason for refusal in batch.refusals] == ["unreadable picture"]
     assert f"{path}:k.png" in batch.refusals[0].message and batch.num_images == 1
 

@@ -111,7 +111,9 @@ def test_an_answer_looks_at_the_picture_with_a_share_of_its_attention(both):
     with torch.no_grad():
         layers = both.model.llm.attention(both.model.embed(batch)[0], 0)
     for own_RC, weights in zip(weights_LRC, layers, strict=True):
-        expected_N = weights[0][:, batch.text_source_S].mean((0, 1))[batch.image_positions_IN[0]]
+        expected_N = weights[0][:, batch.text_source_S].mean((0, 1))[
+            batch.visual_position_V.view(-1, batch.num_cells)[0]
+        ]
         np.testing.assert_allclose(own_RC, expected_N.view(2, 2).numpy(), rtol=1e-4)
 
 
@@ -123,7 +125,7 @@ def test_the_last_answer_and_the_last_picture_count(both):
     with torch.no_grad():
         weights = both.model.llm.attention(both.model.embed(batch)[0], 0)[0]
     rows = batch.text_source_S[-len(both.text_tokenizer.encode(" x")) - 1 :]
-    expected_N = weights[0][:, rows].mean((0, 1))[batch.image_positions_IN[1]]
+    expected_N = weights[0][:, rows].mean((0, 1))[batch.visual_position_V.view(-1, batch.num_cells)[1]]
     np.testing.assert_allclose(weights_LRC[0], expected_N.view(2, 2).numpy(), rtol=1e-4)
     with pytest.raises(ValueError, match="no picture"):
         answer_attention(both, [], [{"from": "human", "value": "hm?"}, {"from": "gpt", "value": "x"}])

@@ -275,7 +275,7 @@ def test_convolutions_with_channels_last_are_not_cut(tmp_path):
 
 
 def test_an_empty_micro_batch_has_nothing_to_learn():
-    batch = Batch.blank(4, packed=True)
+    batch = Batch.blank(packed=True)
     assert (batch.num_images, batch.num_text_targets, batch.num_visual_targets(1)) == (0, 0, 0)
 
 

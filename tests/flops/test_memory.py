@@ -9,6 +9,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+from asvr.data.layouts import FixedTokens
 from asvr.flops.memory import (
     Machine,
     MemoryPlan,
@@ -114,14 +115,14 @@ def test_what_a_checkpointed_head_keeps(mode):
 def test_a_packed_row_holds_more_images():
     """40 tokens a row, 16 of them visual: a packed row of 160 holds images with 64 tokens of text each."""
     cfg = config()
-    padded = plan_of(cfg, "all")
-    assert largest_micro_batch(cfg.data, 16) == (ROWS, TOKENS, ROWS)
+    padded, image = plan_of(cfg, "all"), FixedTokens(16).largest()
+    assert largest_micro_batch(cfg.data, image) == (ROWS, TOKENS, ROWS)
     cfg.data = dict(micro_batch=4, max_length=TOKENS, pack=True)
-    assert largest_micro_batch(cfg.data, 16) == (1, 160, 2)
-    assert largest_micro_batch(Config(dict(cfg.data, pack=dict(max_images=1))), 16) == (1, 160, 1)
+    assert largest_micro_batch(cfg.data, image) == (1, 160, 2)
+    assert largest_micro_batch(Config(dict(cfg.data, pack=dict(max_images=1))), image) == (1, 160, 1)
     batch = full_batch(build_meta(Recipe(cfg).stages["all"]), 1, 160, 2)
     assert batch.num_images == 2 and batch.num_text_targets == 160 - 2 * 16 - 1
-    assert batch.image_positions_IN[:, 0].tolist() == [1, 81]
+    assert batch.visual_position_V.view(-1, batch.num_cells)[:, 0].tolist() == [1, 81]
     packed = plan_of(cfg, "all")
     assert packed.states == padded.states and packed.activations["none"] > 1.5 * padded.activations["none"]
 

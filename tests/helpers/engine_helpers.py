@@ -47,7 +47,7 @@ def tiny_model(
 
 
 def collate(model: VLM) -> Collate:
-    return Collate(num_image_tokens=model.encoder.num_tokens, views=model.views(), pad_id=0, on_error="skip")
+    return Collate(layout=model.layout, views=model.views(), pad_id=0, on_error="skip")
 
 
 def item(*, words: int = 5, image=None, sample_id: str = "rows.json:0") -> dict:

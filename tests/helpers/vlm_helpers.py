@@ -101,7 +101,7 @@ def rows() -> list[dict]:
 
 def collate(model: VLM, items: list[dict], **kwargs) -> Batch:
     make = Collate(
-        num_image_tokens=model.encoder.num_tokens,
+        layout=model.layout,
         views=model.views(),
         targets=[target.name for target in model.targets],
         pad_id=0,

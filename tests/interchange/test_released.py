@@ -109,7 +109,7 @@ def rows(inputs) -> list[dict]:
 
 
 def collate(model, items: list[dict], **kwargs) -> Batch:
-    make = Collate(num_image_tokens=model.encoder.num_tokens, views=model.views(), pad_id=0, **kwargs)
+    make = Collate(layout=model.layout, views=model.views(), pad_id=0, **kwargs)
     return make(items)
 
 

@@ -102,7 +102,7 @@ def test_the_disk_must_have_room_for_a_truth(model_with, tmp_path):
 def test_an_image_that_begins_its_sample_has_no_first_token_to_learn_from(model_with):
     model = model_with(Features, supervise=dict(cells=[0]), shift=1)
     batch = batch_of(model)
-    batch.has_previous_I = [False] * batch.num_images
+    batch.unpreceded = [i * batch.num_cells for i in range(batch.num_images)]
     assert not model.targets[0].learns_from(batch) and model.count_targets([batch])["own"] == 0
     assert "own" not in model(batch, model.count_targets([batch]) | {"own": 1.0})
 

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from run_helpers import ROOT
 
 from asvr.data.collate import Collate
+from asvr.data.layouts import FixedTokens
 from asvr.flops.step import peak_flops
 from asvr.profiling import throughput
 from asvr.profiling.machine import machine
@@ -218,7 +219,7 @@ def test_samples_without_a_number_of_them_may_come_from_workers():
     """As on a GPU; on a CPU the steps that are measured have no workers."""
     data = dict(micro_batch=2, global_batch=2, num_workers=1)
     samples = SyntheticSamples(num_image_tokens=4, max_length=20, vocab_size=40, text_only=1.0)
-    collate = Collate(num_image_tokens=4, views={}, pad_id=0, image_aspect="square")
+    collate = Collate(layout=FixedTokens(4), views={}, pad_id=0, image_aspect="square")
     loader = build_step_loader(Config(dict(data=data, runtime=dict(seed=0))), samples, collate, [range(700, 702)])
     ((batch,),) = loader
     assert len(batch.sample_ids) == 2

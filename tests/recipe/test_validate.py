@@ -8,6 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from asvr.base.hub import MissingWeights
+from asvr.data.layouts import FixedTokens
 from asvr.recipe.build import check_data
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import check_sizes, preflight
@@ -286,11 +287,11 @@ def test_a_data_set_whose_items_lack_something_is_told(item, words):
     try:
         own = recipe(**{"data.train": dict(_delete_=True, type="Mine")})
         with pytest.raises(ValueError, match="data.train: Mine does not keep the dataset contract.*" + words):
-            check_data(own, None, dict(pretrain=4, finetune=4))
+            check_data(own, None, dict.fromkeys(("pretrain", "finetune"), FixedTokens(4)))
         asked = recipe(evaluation=dict(dataset=dict(type="Mine")), **{"data.train": dict(_delete_=True, type="Mine")})
         item = dict(input_ids=[1, 2], labels=[1, 2], images=[], image_keys=[], sample_id="a")
         with pytest.raises(ValueError, match=r"evaluation.dataset: Mine .* it has no question\(i\)"):
-            check_data(asked, None, dict(pretrain=4, finetune=4))
+            check_data(asked, None, dict.fromkeys(("pretrain", "finetune"), FixedTokens(4)))
     finally:
         DATASETS.module_dict.pop("Mine")
 

@@ -17,6 +17,7 @@ from run_helpers import call_tool
 from asvr.caches.codes import CodeStore
 from asvr.caches.features import FeatureCache, build_feature_cache
 from asvr.data.collate import Collate
+from asvr.data.layouts import FixedTokens
 from asvr.data.llava import LlavaDataset
 from asvr.data.record_keys import unread_keys
 from asvr.data.refusals import Refusal, Refused
@@ -137,7 +138,7 @@ def test_a_tokenizer_that_returns_floats_online_is_refused(monkeypatch):
 def test_a_text_tokenizer_that_returns_floats_is_refused():
     row = dict(input_ids=[1, 2.7, 3], labels=[-100, 2.7, 3], images=[], image_keys=[], sample_id="x:0")
     with pytest.raises(ValueError, match="expected whole numbers, ids of tokens"):
-        Collate(num_image_tokens=4, views={}, pad_id=0)([row])
+        Collate(layout=FixedTokens(4), views={}, pad_id=0)([row])
 
 
 # Keys of records -------------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def test_rows_with_nothing_to_learn_are_left_out_in_training(ids, labels, shifts
     images = [Image.new("RGB", (8, 8))] * ids.count(-200)
     keys = [str(i) for i in range(len(images))]
     row = dict(input_ids=ids, labels=labels, images=images, image_keys=keys, sample_id="x:0")
-    make = dict(num_image_tokens=tokens, views={}, pad_id=0, on_error="skip")
+    make = dict(layout=FixedTokens(tokens), views={}, pad_id=0, on_error="skip")
     batch = Collate(**make, shifts=shifts)([row])
     assert [refusal.reason for refusal in batch.refusals] == ([] if learned else ["nothing to learn"])
     supervised = batch.num_text_targets + sum(batch.num_visual_targets(shift) for shift in shifts)

@@ -109,7 +109,7 @@ def test_a_step_of_refused_samples_is_told(edges, tmp_path):
 def test_what_a_step_takes_in_shared_memory_is_counted_in_pages():
     page = workers.mmap.PAGESIZE
     assert shared_bytes([dict(a=torch.zeros(3)), (torch.zeros(page // 4 + 1),), "x"]) == 3 * page
-    assert shared_bytes(Batch.blank(4, packed=True)) == 4 * page  # of its tensors, four hold something
+    assert shared_bytes(Batch.blank(packed=True)) == 4 * page  # of its tensors, four hold something
 
 
 @pytest.mark.parametrize("edge", ["plain", "no_image"])

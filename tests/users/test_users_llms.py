@@ -452,9 +452,7 @@ def test_an_evaluation_asks_for_no_position_that_is_not_there(caplog):
     def batch(length: int):
         ids = torch.ones(1, length, dtype=torch.long)
         empty = torch.zeros(0, dtype=torch.long)
-        return SimpleNamespace(
-            input_ids_BT=ids, attention_mask_BT=ids.bool(), num_images=0, image_positions_IN=empty.view(0, 4)
-        )
+        return SimpleNamespace(input_ids_BT=ids, attention_mask_BT=ids.bool(), num_images=0, visual_position_V=empty)
 
     with caplog.at_level(logging.WARNING, logger="asvr"):
         (answer,) = generate(model, batch(60), tokenizer, max_new_tokens=32)

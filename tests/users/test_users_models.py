@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from asvr.data.collate import Collate
+from asvr.data.layouts import FixedTokens
 from asvr.engine import checkpoint
 from asvr.engine.optim import build_optim_wrapper
 from asvr.evaluation.accuracy import predicted_codes
@@ -406,7 +407,7 @@ def test_the_mean_of_an_image_is_its_own_in_training_evaluation_and_packed_rows(
     alone = [model(collate(model)([row]))["semantic"] for row in (*rows, first)]
     torch.testing.assert_close(out["semantic"], torch.stack(alone).sum())
     set_kernel(model, "sdpa")
-    packed = Collate(num_image_tokens=4, views=model.views(), pad_id=0, packed=True)([*rows, first])
+    packed = Collate(layout=FixedTokens(4), views=model.views(), pad_id=0, packed=True)([*rows, first])
     torch.testing.assert_close(model(packed)["semantic"], out["semantic"])
     codes = predicted_codes(model, target, batch)
     assert codes.probability_IND[2, 0].isnan().all() and not codes.probability_IND[2, 1:].isnan().any()

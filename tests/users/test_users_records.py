@@ -10,6 +10,7 @@ from PIL import Image
 
 from asvr.data.collate import Collate
 from asvr.data.conversation import require_learned
+from asvr.data.layouts import FixedTokens
 from asvr.data.llava import LlavaDataset
 from asvr.data.parquet import ParquetDataset
 from asvr.data.refusals import Refused
@@ -56,7 +57,7 @@ def test_a_row_without_an_answer_is_told_why(folder, record, template, max_lengt
         template = dict(type="vicuna_v1", system="")
     rows = dataset(folder, record, template=template, max_length=max_length)
     with pytest.raises(Refused, match=f":0: {words}$") as refused:
-        Collate(num_image_tokens=4, views={}, pad_id=0, shifts=[], max_length=max_length)([rows[0]])
+        Collate(layout=FixedTokens(4), views={}, pad_id=0, shifts=[], max_length=max_length)([rows[0]])
     assert refused.value.reason == "nothing to learn"
 
     from asvr.data.check import Source, scan

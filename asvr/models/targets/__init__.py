@@ -1,7 +1,7 @@
 """Reconstruction targets."""
 
 from asvr.models.targets.base import Seen, Target, TensorSpec
-from asvr.models.targets.codes import CodeTarget, build_tokenizer, nearest_cells, shares_encoder
+from asvr.models.targets.codes import CodeTarget, build_tokenizer, grids_of, nearest_cells, shares_encoder
 from asvr.models.targets.ema import move_towards
 from asvr.models.targets.positions import Positions
 
@@ -13,6 +13,7 @@ __all__ = [
     "TensorSpec",
     "build_tokenizer",
     "move_towards",
+    "grids_of",
     "nearest_cells",
     "shares_encoder",
 ]

@@ -1,7 +1,7 @@
 """The contract of a reconstruction target: what the LLM's hidden states at an image are trained to tell.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``P`` visual positions that
-carry the loss, ``H`` LLM width, ``E`` encoder width.
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder (each crop of an image that is cut into several
+is one), ``N`` visual tokens of one, ``P`` visual positions that carry the loss, ``H`` LLM width, ``E`` encoder width.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.data.batch import Batch
-from asvr.data.transforms import ImageTransform
+from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.component import fingerprint_of, portable_of
 from asvr.models.targets.positions import Positions
 
@@ -40,8 +40,24 @@ class Seen:
     training: bool
 
     def images(self, tap: int = -1) -> Tensor:
-        """Hidden states (I, N, H) at the positions of the images' own tokens."""
-        return self.hidden[tap][self.batch.image_positions_IN]
+        """Hidden states (I, N, H) at the positions of the images' own tokens; zeros at a cell without one, see
+        `there_IN`."""
+        batch, states_VH = self.batch, self.hidden[tap][self.batch.visual_position_V]
+        if batch.cells is not None:
+            all_cells = states_VH.new_zeros(batch.num_images * batch.num_cells, states_VH.shape[-1])
+            states_VH = all_cells.index_copy(0, batch.cells.index_V, states_VH)
+        return states_VH.unflatten(0, (batch.num_images, batch.num_cells))
+
+    @property
+    def there_IN(self) -> Tensor | None:
+        """Which cells have a token, bool; None: all of them. Of a tile that was padded some have none, nor have those
+        that an image in its own resolution does not fill."""
+        batch = self.batch
+        if batch.cells is None:
+            return None
+        index_V = batch.cells.index_V
+        there = torch.zeros(batch.num_images * batch.num_cells, dtype=torch.bool, device=index_V.device)
+        return there.index_fill(0, index_V, True).view(batch.num_images, batch.num_cells)
 
 
 def _source_of(kind: type) -> str:
@@ -118,7 +134,7 @@ class Target:
         changes in training, or is drawn."""
         return None
 
-    def truth(self, pixels: dict[str, Tensor], features_INE: Tensor | None) -> dict[str, Tensor]:
+    def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
         """What is to be reconstructed: name -> (I, ...). pixels: by view, those of `views`. features_INE: of the
         encoder. It runs without gradients, in float32. What it gives comes back in `loss`, computed or cached."""
         raise NotImplementedError(f"{type(self).__name__} must say what is to be reconstructed: truth()")

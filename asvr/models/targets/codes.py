@@ -6,12 +6,14 @@ Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M
 
 import inspect
 import logging
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from asvr.base.log_once import log_once
-from asvr.data.transforms import ImageTransform
+from asvr.data.batch import Batch
+from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.component import fingerprint_of, portable_of
 from asvr.models.heads.base import places_of, why_whole_images
 from asvr.models.targets.base import Seen, Target, TensorSpec
@@ -40,7 +42,7 @@ class CodeTruth:
         shape = self.tokenizer.num_tokens, self.tokenizer.depth
         return dict(codes=TensorSpec(shape, code_dtype(max(self.tokenizer.codebook_sizes))))
 
-    def truth(self, pixels: dict[str, Tensor], features_INE: Tensor | None) -> dict[str, Tensor]:
+    def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
         """``codes`` (I, M, D) on the tokenizer's grid, from the encoder's own features or from pixels."""
         if self.shares_encoder:
             return dict(codes=self.tokenizer.quantize(features_INE))
@@ -110,7 +112,13 @@ class CodeTarget(CodeTruth, Target):
                 "would get some alone: have its forward() take image_P and cell_P (which image and which cell a row "
                 "is), or set it None"
             )
-        self.index_N = _resample(key, self.tokenizer, encoder.grid, resample)
+        self.native = hasattr(encoder.transform, "grid_of")  # each image has a grid of its own
+        if self.native and not self.shares_encoder and resample != "nearest":
+            raise ValueError(
+                f"{key}: the encoder reads images in their own resolution, its grid is never the tokenizer's: set "
+                "resample='nearest' (each encoder position takes the code of the cell its centre lies in)"
+            )
+        self.index_N = None if self.shares_encoder or self.native else _resample(key, self.tokenizer, encoder, resample)
         self.metrics = dict(correct=(depth,))
 
     # The contract of a target ------------------------------------------------------------------------------
@@ -118,7 +126,7 @@ class CodeTarget(CodeTruth, Target):
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """In nats; ``correct``: the number of right codes at each depth (D,)."""
         source_P, token_P = self.places(seen)
-        codes_PD = self.codes(truth).flatten(0, 1)
+        codes_PD = self.codes_by_cell(truth, seen.batch).flatten(0, 1)
         codes_PD = codes_PD if token_P is None else codes_PD[token_P]
         states_PDW = self.states(seen.hidden[self.tap][source_P], codes_PD, token_P)
         loss, correct_D = self.criterion(states_PDW, self.head.classifiers, codes_PD)
@@ -139,8 +147,17 @@ class CodeTarget(CodeTruth, Target):
     # Codes and predictions ---------------------------------------------------------------------------------
 
     def codes(self, truth: dict[str, Tensor]) -> Tensor:
-        """codes_IND on the encoder's grid, int64."""
+        """codes_IND on the encoder's grid, int64; where each image has a grid of its own, on the tokenizer's still."""
         return self.to_encoder_grid(require_integers(truth["codes"], f"codes of target {self.name!r}"))
+
+    def codes_by_cell(self, truth: dict[str, Tensor], batch: Batch) -> Tensor:
+        """codes_IND, of each cell of the encoder."""
+        codes = self.codes(truth)
+        if not self.native or self.shares_encoder:
+            return codes
+        own = [_padded(nearest_cells(self.tokenizer.grid, grid), self.num_tokens) for grid in batch.cells.grids]
+        index_IN = torch.stack(own).to(codes.device, non_blocking=True)
+        return codes.gather(1, index_IN[..., None].expand(-1, -1, codes.shape[-1]))
 
     def states(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> Tensor:
         """token_P: the rows' flat indices into (I*N), None where they are all."""
@@ -207,19 +224,25 @@ def _tell_last_tap(key: str, tap: int) -> None:
     )
 
 
-def _resample(key: str, tokenizer: VisualTokenizer, grid: tuple[int, int], rule: str | None) -> Tensor | None:
-    if tuple(tokenizer.grid) == tuple(grid):
+def _resample(key: str, tokenizer: VisualTokenizer, encoder, rule: str | None) -> Tensor | None:
+    grids = grids_of(encoder)
+    if grids == [tuple(tokenizer.grid)]:
         return None
     if rule != "nearest":
         raise ValueError(
             f"{key}: the tokenizer's grid is {'x'.join(map(str, tokenizer.grid))}, the encoder's "
-            f"{'x'.join(map(str, grid))}: choose sizes that agree, or set resample='nearest' (each encoder position "
-            "takes the code of the cell "
-            "its centre lies in)"
+            f"{' and '.join('x'.join(map(str, grid)) for grid in grids)}: choose sizes that agree, or set "
+            "resample='nearest' (each encoder position takes the code of the cell its centre lies in)"
         )
-    return nearest_cells(tokenizer.grid, grid)
+    return torch.cat([nearest_cells(tokenizer.grid, grid) for grid in grids])
 
 
+def grids_of(encoder) -> list[tuple[int, int]]:
+    """Of an encoder that gives the tokens of several grids one after another, ``grids``; else its one grid."""
+    return [tuple(grid) for grid in getattr(encoder, "grids", None) or [encoder.grid]]
+
+
+@cache
 def nearest_cells(grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
     """For each cell of the grid ``wanted``, in raster order, the cell of ``grid`` that its centre lies in."""
     rows, columns = (
@@ -227,3 +250,7 @@ def nearest_cells(grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
         for own, other in zip(grid, wanted, strict=True)
     )
     return (rows[:, None] * grid[1] + columns).flatten()
+
+
+def _padded(index: Tensor, length: int) -> Tensor:
+    return torch.cat([index, index.new_zeros(length - len(index))])

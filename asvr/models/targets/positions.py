@@ -3,10 +3,10 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``P`` visual positions that carry the loss, ``K`` of one image.
 """
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from asvr.data.batch import Batch, drawn_sources, places_of_cells, visual_sources
+from asvr.data.batch import Batch, count_of_cells, drawn_sources, fixed_sources, visual_sources
 
 
 class Positions:
@@ -19,10 +19,10 @@ class Positions:
 
     def __init__(self, supervise: int | dict | None, num_tokens: int, *, key: str):
         self.supervise, self.num_tokens = supervise, num_tokens
-        self.drawn, self.fixed, self.first = None, None, False  # first: whether an image's first token is among them
+        self.drawn, self.fixed = None, None
         if isinstance(supervise, dict):
             cells = _cells(dict(supervise), num_tokens, key)
-            self.fixed, self.first = torch.tensor(cells, device="cpu"), 0 in cells
+            self.fixed = np.array(cells)
         elif supervise is not None:
             if isinstance(supervise, bool) or not isinstance(supervise, int) or not 1 <= supervise <= num_tokens:
                 raise ValueError(
@@ -35,8 +35,7 @@ class Positions:
     def places(self, batch: Batch, shift: int, *, training: bool) -> tuple[Tensor, Tensor | None]:
         """``source_P`` and ``token_P``, see `Target.places`."""
         if self.fixed is not None:
-            cells_IK = self.fixed.expand(batch.num_images, -1)
-            return places_of_cells(batch, shift, cells_IK)
+            return fixed_sources(batch, shift, self.fixed)
         if training and self.drawn is not None:
             return drawn_sources(batch, shift, self.drawn)
         return visual_sources(batch, shift)
@@ -44,9 +43,7 @@ class Positions:
     def count(self, window: list[Batch], shift: int, *, training: bool) -> float:
         """Tokens that carry the loss; their expected number where they are drawn, which leaves the loss unbiased."""
         if self.fixed is not None:
-            images = sum(batch.num_images for batch in window)
-            unseen = sum(batch.has_previous_I.count(False) for batch in window) if shift and self.first else 0
-            return images * len(self.fixed) - unseen
+            return sum(count_of_cells(batch, shift, self.fixed) for batch in window)
         count = sum(batch.num_visual_targets(shift) for batch in window)
         return count * (self.drawn / self.num_tokens) if training and self.drawn is not None else count
 
