@@ -16,6 +16,7 @@ from asvr.registry import (
     DATASETS,
     ENCODERS,
     HEADS,
+    LAYOUTS,
     LLMS,
     LOSSES,
     PROJECTORS,
@@ -24,7 +25,18 @@ from asvr.registry import (
     VISUAL_TOKENIZERS,
 )
 
-COMPONENTS = (DATASETS, ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, TEMPLATES, TEXT_TOKENIZERS, VISUAL_TOKENIZERS)
+COMPONENTS = (
+    DATASETS,
+    ENCODERS,
+    HEADS,
+    LAYOUTS,
+    LLMS,
+    LOSSES,
+    PROJECTORS,
+    TEMPLATES,
+    TEXT_TOKENIZERS,
+    VISUAL_TOKENIZERS,
+)
 ROOT = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(str(p.relative_to(ROOT)) for folder in (ROOT, ROOT / "examples") for p in folder.glob("*.py"))
 

@@ -175,3 +175,25 @@ def test_two_processes_give_one_process_losses(trained, tmp_path):
         alone = [line["loss"] for line in lines(trained(name))]
         for kind in kinds:
             assert [line["loss"] for line in lines(tmp_path / name / kind)] == pytest.approx(alone, abs=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_learns_from_tiles(name, trained, tmp_path):
+    """Images of 64 x 64 pixels become an overview and two tiles, of which a half is padding that has no token."""
+    tiles = {"model.layout": dict(type="AnyRes", grids=[(1, 2)]), "data.max_length": 600}
+    tiles |= {"model.llm.arch.max_position_embeddings": 1024, "schedule.steps": 2}
+    run(config(name, SMALL.get(name, {}) | tiles), tmp_path / "run")
+    entry = config(name).model.reconstruction[0]
+    found = lines(tmp_path / "run")
+    assert [line["step"] for line in found] == [1, 2] and all(line[f"loss_{entry.name}"] > 0 for line in found)
+    if name in CACHED:
+        changes = {"data.cache": False}
+        if name == "pooled_codes":
+            (folder,) = (tmp_path / "run" / "tokenizers").iterdir()
+            own = dict(type="SemanticTokenizer", depth=2, codebook_size=64, name=str(folder))
+            changes["model.reconstruction"] = [
+                dict({k: v for k, v in entry.to_dict().items() if k != "fit"}, tokenizer=own)
+            ]
+        run(config(name, tiles | changes), tmp_path / "online")
+        assert [line["loss"] for line in lines(tmp_path / "online")] == [line["loss"] for line in found]
+    assert "not counted" not in (text := dry_run(config(name, tiles))) and "not planned" not in text

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 # In input_ids, the place of one visual token (the number LLaVA uses for a whole image).
 IMAGE_TOKEN = -200
@@ -173,19 +174,25 @@ def drawn_sources(batch: Batch, shift: int, count: int) -> tuple[Tensor, Tensor]
     """
     order_IN = torch.rand(batch.num_images, batch.num_cells, device="cpu")
     if batch.cells is None:
-        return sources_of_cells(batch, shift, _flat(batch, order_IN.argsort(1)[:, :count]))
+        token_P = _flat(batch, order_IN.argsort(1)[:, :count])
+        return _sources(batch, shift, token_P, token_P)
+    if isinstance(order_IN, FakeTensor):  # memory is planned: sizes count alone
+        return fixed_sources(batch, shift, np.arange(count))
     there_IN = np.zeros(order_IN.shape, dtype=bool)
     there_IN.reshape(-1)[batch.cells.on_cpu_V] = True
     wanted_I = there_IN.sum(1) * count / batch.num_cells
     wanted_I = np.floor(wanted_I + torch.rand(len(wanted_I), device="cpu").numpy())  # up as often as it is due
     rank_IN = np.where(there_IN, order_IN.numpy(), 2).argsort(1).argsort(1)
-    return sources_of_cells(batch, shift, torch.tensor((rank_IN < wanted_I[:, None]).reshape(-1).nonzero()[0]))
+    return _sources_that_are_there(batch, shift, (rank_IN < wanted_I[:, None]).reshape(-1).nonzero()[0])
 
 
 def fixed_sources(batch: Batch, shift: int, cells_K: np.ndarray) -> tuple[Tensor, Tensor]:
-    """As `visual_sources`, for the same cells of each image."""
-    cells_IK = torch.tensor(cells_K, device="cpu").expand(batch.num_images, -1)
-    return sources_of_cells(batch, shift, _flat(batch, cells_IK))
+    """As `visual_sources`, for the same cells of each image; those that have no place in the rows are left out."""
+    if batch.cells is None:
+        token_P = _flat(batch, torch.tensor(cells_K, device="cpu").expand(batch.num_images, -1))
+        return _sources(batch, shift, token_P, token_P)
+    first_I1 = np.arange(batch.num_images)[:, None] * batch.num_cells
+    return _sources_that_are_there(batch, shift, (first_I1 + cells_K).reshape(-1))
 
 
 def count_of_cells(batch: Batch, shift: int, cells_K: np.ndarray) -> int:
@@ -199,15 +206,16 @@ def count_of_cells(batch: Batch, shift: int, cells_K: np.ndarray) -> int:
     return int(kept_V.sum())
 
 
-def sources_of_cells(batch: Batch, shift: int, token_P: Tensor) -> tuple[Tensor, Tensor]:
-    """As `visual_sources`, for some visual tokens by their flat indices into (I*N), which are on the CPU. Those that
-    have no place in the rows are left out."""
-    place_P = token_P  # indices into V
-    if batch.cells is not None:
-        places = np.full(batch.num_images * batch.num_cells, -1)
-        places[batch.cells.on_cpu_V] = np.arange(len(batch.cells.on_cpu_V))
-        found_P = places[token_P.numpy()]
-        token_P, place_P = (torch.tensor(own[found_P >= 0], device="cpu") for own in (token_P.numpy(), found_P))
+def _sources_that_are_there(batch: Batch, shift: int, token_P: np.ndarray) -> tuple[Tensor, Tensor]:
+    places = np.full(batch.num_images * batch.num_cells, -1)
+    places[batch.cells.on_cpu_V] = np.arange(len(batch.cells.on_cpu_V))
+    place_P = places[token_P]
+    kept = (torch.tensor(own[place_P >= 0], device="cpu") for own in (token_P, place_P))
+    return _sources(batch, shift, *kept)
+
+
+def _sources(batch: Batch, shift: int, token_P: Tensor, place_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Of visual tokens by their flat indices into (I*N), and into V, both on the CPU."""
     if shift and batch.unpreceded:
         kept_P = ~torch.isin(place_P, torch.tensor(batch.unpreceded, device="cpu"))
         token_P, place_P = token_P[kept_P], place_P[kept_P]

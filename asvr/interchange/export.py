@@ -21,6 +21,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from asvr.base.files import new_folder, require_new
 from asvr.data.conversation import ROLES, encode_segments, segments_of
+from asvr.data.layouts import WholeImage
 from asvr.data.templates import IMAGE_MARK, build_template
 from asvr.interchange.chat_templates import chat_template
 from asvr.interchange.llava_folder import write_folder
@@ -76,6 +77,8 @@ def refuse_inexpressible(source: Pretrained) -> None:
         reasons.append("its projector adds positions (positions=True)")
     if not isinstance(model.llm, HFCausalLM) or model.llm.model.config.model_type not in LLMS:
         reasons.append(f"its LLM is {_kind(model.llm)}; this export is tested with {', '.join(LLMS)}")
+    if model.layout.fixed is None or type(model.layout) is not WholeImage:
+        reasons.append(f"its images are laid out by {type(model.layout).__name__}; LLaVA has as many tokens for each")
     if source.text_tokenizer is None:
         reasons.append("it has no text tokenizer")
     if reasons:

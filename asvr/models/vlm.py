@@ -71,6 +71,7 @@ class VLM(nn.Module):
         ]
         for target in self.targets:
             target.check_slots()
+            target.check_layout(self.layout)
         names = [target.name for target in self.targets]
         if len(set(names)) != len(names):
             raise ValueError(f"model.reconstruction: names must differ, given {names}")

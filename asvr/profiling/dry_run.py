@@ -87,7 +87,7 @@ def _tokens(model: nn.Module) -> Table:
         " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder)),
     )
     if model.layout.fixed is None:
-        table.add_row("encoder, one crop", grids, f"up to {model.encoder.num_tokens}", "", "")
+        table.add_row("encoder, one crop", grids, str(model.encoder.num_tokens), "", "")
         crops = f"up to {image.num_crops} crops" if image.num_crops > 1 else ""
         table.add_row(type(model.layout).__name__, crops, f"up to {image.num_tokens}", "", "")
     else:

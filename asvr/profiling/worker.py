@@ -148,7 +148,7 @@ class Worker:
             losses={name: float(logs[name]) for name in model.weights() if name in logs},
             tokens=sum(batch.num_tokens for batch in window),
             positions=sum(batch.input_ids_BT.numel() for batch in window),
-            images=sum(batch.num_images for batch in window),
+            images=sum(len(batch.crops) for batch in window),
             flops=self.flops(window),
         )
 

@@ -17,6 +17,7 @@ from asvr.recipe.config import MODEL_FILE, import_custom
 from asvr.registry import (
     ENCODERS,
     HEADS,
+    LAYOUTS,
     LLMS,
     LOSSES,
     MODELS,
@@ -28,7 +29,7 @@ from asvr.registry import (
 
 FORMAT = 1
 FIELDS = dict(model=dict, template=(str, dict), image_aspect=str, sha256=dict)
-PARTS = (MODELS, ENCODERS, PROJECTORS, VISUAL_TOKENIZERS, LLMS, TARGETS, HEADS, LOSSES, TEMPLATES)
+PARTS = (MODELS, ENCODERS, LAYOUTS, PROJECTORS, VISUAL_TOKENIZERS, LLMS, TARGETS, HEADS, LOSSES, TEMPLATES)
 # Fields that hold settings, not components, whatever `type` stands in them.
 SETTINGS = ("arch", "projection")
 # Fields of an `arch` that make transformers fetch code.

@@ -77,11 +77,17 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
             )
         if (before := recipe.stages.get(stage.init)) is not None:
             require_merge(models[before.name], stage.transforms_shared_with(before))
-        tokens = models[name].layout.largest().num_tokens
+        layout = models[name].layout
+        if stage.data.image_aspect not in layout.aspects:
+            raise ValueError(
+                f"data.image_aspect={stage.data.image_aspect!r} (stage {name}) does nothing with "
+                f"{type(layout).__name__}: set it to {layout.aspects[0]!r}"
+            )
+        tokens = layout.largest().num_tokens
         if stage.data.max_length <= tokens + 1:
             raise ValueError(
                 f"data.max_length={stage.data.max_length} (stage {name}) has no room for text: an image alone takes "
-                f"{'' if models[name].layout.fixed else 'up to '}{tokens} tokens"
+                f"{'' if layout.fixed else 'up to '}{tokens} tokens"
             )
         positions = getattr(models[name].llm, "max_positions", None)
         if positions is not None and stage.data.max_length > positions:

@@ -62,8 +62,8 @@ runtime = dict(seed=0, device='cpu', log_interval=1, checkpoint_interval=2, keep
 """
 
 
-def make_config(folder: Path) -> Path:
-    """A config with its data: rows with one, two and no pictures, and pictures without text."""
+def make_config(folder: Path, positions: int = 64) -> Path:
+    """A config with its data: rows with one, two and no pictures, and pictures without text. positions: of the LLM."""
     for i in range(9):
         Image.new("RGB", (8 + i, 9), (25 * i, 255 - 25 * i, 90)).save(folder / f"{i}.png")
     rows = [_record(i) for i in range(RECORDS)]
@@ -73,7 +73,7 @@ def make_config(folder: Path) -> Path:
         rows=str(folder / "rows.json"),
         questions=str(folder / "questions.json"),
         tower=str(_pretrained(folder / "tower", AutoModel, SIGLIP)),
-        llm=str(_pretrained(folder / "llm", AutoModelForCausalLM, LLAMA)),
+        llm=str(_pretrained(folder / "llm", AutoModelForCausalLM, dict(LLAMA, max_position_embeddings=positions))),
         batch=GLOBAL_BATCH,
         steps=STEPS,
     )

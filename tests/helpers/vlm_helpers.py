@@ -49,7 +49,15 @@ TRAINED = ("projector", "heads", "llm")
 
 
 def build(
-    *, reconstruction=(SEMANTIC,), train=TRAINED, encoder=ENCODER, llm=LLAMA, seed=0, fit=True, vocab_size=VOCAB
+    *,
+    reconstruction=(SEMANTIC,),
+    train=TRAINED,
+    encoder=ENCODER,
+    llm=LLAMA,
+    layout=None,
+    seed=0,
+    fit=True,
+    vocab_size=VOCAB,
 ) -> VLM:
     """A model whose tokenizers are fitted on noise; its norms and biases are not their initial ones and zeros."""
     torch.manual_seed(seed)
@@ -58,6 +66,7 @@ def build(
         projector=dict(type="MLPProjector"),
         llm=dict(type="HFCausalLM", arch=llm),
         reconstruction=[dict(entry) for entry in reconstruction],
+        layout=layout,
         vocab_size=vocab_size,
     )
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """Layouts: the visual tokens of an image, by its size."""
 
+from asvr.data.layouts.anyres import AnyRes
 from asvr.data.layouts.base import (
     FixedTokens,
     Grid,
@@ -13,6 +14,7 @@ from asvr.data.layouts.base import (
 )
 
 __all__ = [
+    "AnyRes",
     "FixedTokens",
     "Grid",
     "ImageLayout",

@@ -12,6 +12,7 @@ from itertools import repeat
 import numpy as np
 from PIL import Image
 
+from asvr.data.transforms import ASPECTS
 from asvr.registry import LAYOUTS
 
 Size = tuple[int, int]  # width and height in pixels, as PIL has them
@@ -51,10 +52,12 @@ class ImageLayout:
 
     Called with an image's size (width, height) it gives its `Layout`. It works in the data loader's processes: it may
     hold numbers, no weights. encoder: injected; what is taken of it is its grid, its cells and its transform.
-    num_separators: kinds of separators, see `Layout`; the model learns a row for each.
+    num_separators: kinds of separators, see `Layout`; the model learns a row for each. aspects: the values of
+        ``data.image_aspect`` that it goes with.
     """
 
     num_separators: int = 0
+    aspects: tuple[str, ...] = ASPECTS
 
     def __init__(self, *, encoder):
         self.grid, self.num_cells, self.transform = tuple(encoder.grid), encoder.num_tokens, encoder.transform

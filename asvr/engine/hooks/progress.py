@@ -108,7 +108,7 @@ class ProgressHook(Hook):
         self._count_refusals([refusal for batch in data_batch for refusal in batch.refusals])
         self.tokens += sum(batch.num_tokens for batch in data_batch)
         self.positions += sum(batch.input_ids_BT.numel() for batch in data_batch)
-        self.images += sum(batch.num_images for batch in data_batch)
+        self.images += sum(len(batch.crops) for batch in data_batch)
         self.needed_flops += self.flops(data_batch) if self.flops is not None else 0
         self.data_time += runner.train_loop.data_time
         self.bar.update(1)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.data.batch import Batch
+from asvr.data.layouts import ImageLayout
 from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.component import fingerprint_of, portable_of
 from asvr.models.targets.positions import Positions
@@ -217,6 +218,10 @@ class Target:
                 f"{self.key}: {type(self).__name__} has a teacher and an after_step(): set keeps_teacher = True, so "
                 "that checkpoints hold it"
             )
+
+    def check_layout(self, layout: ImageLayout) -> None:
+        """Raise ``ValueError`` where it cannot learn from images of which not all cells have a token, or whose number
+        of tokens depends on their size: ``layout.fixed`` is None then."""
 
     # For use in `loss` -------------------------------------------------------------------------------------
 

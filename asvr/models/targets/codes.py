@@ -13,6 +13,7 @@ from torch import Tensor
 
 from asvr.base.log_once import log_once
 from asvr.data.batch import Batch
+from asvr.data.layouts import ImageLayout
 from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.component import fingerprint_of, portable_of
 from asvr.models.heads.base import places_of, why_whole_images
@@ -88,7 +89,7 @@ class CodeTarget(CodeTruth, Target):
         **own,
     ):
         Target.__init__(self, encoder=encoder, llm=llm, taps=(tap,), shift=shift, load_weights=load_weights, **own)
-        key, self.tap = self.key, tap
+        key, self.tap, self.hidden_size = self.key, tap, llm.hidden_size
         if tap == llm.num_layers:
             _tell_last_tap(key, tap)
         CodeTruth.__init__(
@@ -143,6 +144,16 @@ class CodeTarget(CodeTruth, Target):
         own = Target.portable(self, config)
         head = portable_of(self.head, config["head"])
         return dict(own, tokenizer=portable_of(self.tokenizer, config["tokenizer"]), head=head)
+
+    def check_layout(self, layout: ImageLayout) -> None:
+        if layout.fixed is not None or self.asked:
+            return
+        sizes = dict(hidden_size=self.hidden_size, code_width=self.tokenizer.code_width)
+        if why := why_whole_images(self.head, **sizes):
+            raise ValueError(
+                f"{self.key}.head: {type(self.head).__name__} {why}, and with {type(layout).__name__} some images lack "
+                "some: have its forward() take image_P and cell_P (which image and which cell a row is)"
+            )
 
     # Codes and predictions ---------------------------------------------------------------------------------
 
