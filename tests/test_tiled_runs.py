@@ -90,6 +90,16 @@ def test_packed_and_grouped_rows_give_the_same_losses(config, done, tmp_path, ho
         assert found[:2] == wanted[:2] and found[2:] == pytest.approx(wanted[2:], rel=1e-4)
 
 
+def test_a_stage_on_whole_images_is_followed_by_one_on_tiles(config, done, tmp_path):
+    changes = {"data.cache": False, "model.reconstruction": [fitted(done)], "data.max_length": 100}
+    changes |= {f"stages.finetune.{key}": value for key, value in TILES.items()}
+    train(config, tmp_path / "run", changes)
+    own = weights(tmp_path / "run")
+    first = load_file(tmp_path / "run/pretrain/checkpoints/step_00000002/model.safetensors")
+    assert "separators.weight" in own and "separators.weight" not in first
+    assert losses(tmp_path / "run")[0] != losses(done)[0]
+
+
 def test_codes_of_whole_images_are_not_taken_for_those_of_crops(config, done, tmp_path):
     changes = {"data.cache": "codes", "model.reconstruction": [fitted(done)]}
     with pytest.raises(ValueError, match="data.cache='codes' keeps the codes of whole images.*set data.cache=True"):

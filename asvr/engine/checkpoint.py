@@ -281,6 +281,9 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
     if "losses" in missing:
         logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", folder)
         missing.remove("losses")
+    if "separators" in missing:  # the stage before saw images whole
+        logger.info("%s has no separators of model.layout: they are as they were built", folder)
+        missing.remove("separators")
     unknown = by_component.keys() - components.keys()
     if missing or unknown:
         raise ValueError(

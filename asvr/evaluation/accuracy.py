@@ -127,9 +127,9 @@ def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
 
 def _length(layout, item: dict) -> int:
     """In tokens, visual ones too."""
-    sizes = item.get("image_sizes") or [None] * len(item["images"])
-    visual = sum((layout.fixed or layout(size)).num_tokens for size in sizes)
-    return len(item["input_ids"]) - len(sizes) + visual
+    images, sizes = len(item["images"]), item.get("image_sizes")
+    found = [layout(size) for size in sizes] if sizes else [layout.fixed or layout.largest()] * images
+    return len(item["input_ids"]) - images + sum(own.num_tokens for own in found)
 
 
 def _ask(

@@ -78,9 +78,10 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
         if (before := recipe.stages.get(stage.init)) is not None:
             require_merge(models[before.name], stage.transforms_shared_with(before))
         layout = models[name].layout
-        if stage.data.image_aspect not in layout.aspects:
+        aspect = stage.data.get("image_aspect", layout.aspects[0])
+        if aspect not in layout.aspects:
             raise ValueError(
-                f"data.image_aspect={stage.data.image_aspect!r} (stage {name}) does nothing with "
+                f"data.image_aspect={aspect!r} (stage {name}) does nothing with "
                 f"{type(layout).__name__}: set it to {layout.aspects[0]!r}"
             )
         tokens = layout.largest().num_tokens
