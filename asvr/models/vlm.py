@@ -183,6 +183,11 @@ class VLM(nn.Module):
                 target.after_step(self, getattr(optim_wrapper, "skipped", None))
         return logs
 
+    def set_progress(self, done: float) -> None:
+        """Before each step: the share of the stage's steps that were taken, which weights of losses may follow."""
+        for target in self.targets:
+            target.set_progress(done)
+
     def weights(self) -> dict[str, float]:
         return {"text": 1.0, **{target.name: target.weight for target in self.targets}}
 

@@ -109,7 +109,8 @@ def _require_usable(dataset, stage: Stage, layout: ImageLayout, *, trained: bool
     large dataset, where none of `LOOKED_AT` records can, a warning."""
     if not trained and not hasattr(dataset, "question"):
         raise ValueError(f"{DATASETS.broken(dataset)}: it has no question(i), which evaluation asks")
-    shifts = [entry.get("shift", 0) for entry in stage.model.get("reconstruction") or [] if entry.get("weight", 1.0)]
+    entries = stage.model.get("reconstruction") or []
+    shifts = [entry.get("shift", 0) for entry in entries if entry.get("weight", 1.0)]  # a ramp is a dict
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
     places = range(len(dataset))
     if len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad
@@ -178,7 +179,7 @@ def data_fingerprint(dataset) -> str | None:
 
 def shifts_of(model) -> list[int]:
     """Of the targets that learn from pictures."""
-    return [target.shift for target in model.targets if target.weight]
+    return [target.shift for target in model.targets if target.counts]
 
 
 def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = False, trains: bool = False) -> Collate:

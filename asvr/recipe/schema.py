@@ -67,7 +67,11 @@ TARGET = dict(  # of a CodeTarget
     tokenizer=COMPONENT,
     head=COMPONENT,
     loss=Field(COMPONENT.expected, COMPONENT.test, required=False),
-    weight=number(0, required=False),
+    weight=Field(
+        f"{number(0).expected}, or dict(begin=..., end=..., until=...)",
+        lambda v: number(0).test(v) or isinstance(v, dict),  # whose values the target tells
+        required=False,
+    ),
     shift=one_of(*SHIFTS),
     tap=Field("-1 (after the final norm) or the number of a layer", lambda v: _is_int(v) and v >= -1, required=False),
     resample=one_of(None, "nearest", required=False),

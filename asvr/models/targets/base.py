@@ -17,6 +17,7 @@ from asvr.data.layouts import ImageLayout
 from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.component import fingerprint_of, portable_of
 from asvr.models.targets.positions import Positions
+from asvr.models.targets.weights import ramp_of
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,11 @@ class Target:
         it then. False: its weights are in files of their own, which checkpoints name by a fingerprint.
     metrics: name -> shape of what `loss` counts beside the loss; ``()`` for one number.
 
-    name: of the loss in logs. weight: factor of the loss. taps: the hidden states that it reads: -1 after the LLM's
-    final norm, 0 what its first block gets, ``k`` the output of its k-th block. shift: 1 = the hidden state before a
-    visual token predicts it, 0 = the one at its own position. supervise: which visual tokens carry the loss, see
-    `Positions`. key: of the entry in the config, for messages. encoder, llm, load_weights and key are injected.
+    name: of the loss in logs. weight: factor of the loss, or a `Ramp` as a dict; the attribute is the present one.
+    taps: the hidden states that it reads: -1 after the LLM's final norm, 0 what its first block gets, ``k`` the output
+    of its k-th block. shift: 1 = the hidden state before a visual token predicts it, 0 = the one at its own position.
+    supervise: which visual tokens carry the loss, see `Positions`. key: of the entry in the config, for messages.
+    encoder, llm, load_weights and key are injected.
     """
 
     head: nn.Module | None = None
@@ -100,7 +102,7 @@ class Target:
         name: str,
         encoder,
         llm,
-        weight: float = 1.0,
+        weight: float | dict = 1.0,
         taps: tuple[int, ...] | list[int] = (-1,),
         shift: int = 0,
         supervise: int | dict | None = None,
@@ -118,9 +120,21 @@ class Target:
                 raise ValueError(
                     f"{key}.tap={tap}: no final norm is found in this LLM, which has no other last state; use -1"
                 )
-        self.name, self.weight, self.taps, self.shift, self.key = name, weight, tuple(taps), shift, key
+        self.ramp = ramp_of(weight, f"{key}.weight")
+        self.weight = weight if self.ramp is None else self.ramp.begin
+        self.name, self.taps, self.shift, self.key = name, tuple(taps), shift, key
         self.grid, self.num_tokens = tuple(encoder.grid), encoder.num_tokens
         self.positions = Positions(supervise, self.num_tokens, key=f"{key}.supervise")
+
+    @property
+    def counts(self) -> bool:
+        """Whether its loss has a weight at any time."""
+        return bool(self.weight if self.ramp is None else self.ramp.begin or self.ramp.end)
+
+    def set_progress(self, done: float) -> None:
+        """Before each step: the share of the stage's steps that were taken."""
+        if self.ramp is not None:
+            self.weight = self.ramp.at(done)
 
     # What a target gives -----------------------------------------------------------------------------------
 
