@@ -144,13 +144,17 @@ class GroupedShapes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+PRODUCTS = ("matmul_with_hp_or_float8_args",)  # autograd functions that are matrix products: torchao's float8 layers'
+
+
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
     """Multiply-adds of ``call`` on inputs of these shapes by fvcore, on the meta device.
 
-    fvcore 0.1.5 counts nothing for scaled_dot_product_attention and for convolutions with padding="valid", which get
-    handlers, and for an LLM's experts, which are traced row by row (`GroupedShapes` would change how convolutions are
-    traced). Tracing makes sizes tensors, which the meta convolution of torch 2.14 and 2.15 does not take: one without
-    padding is traced as "valid", which is the same, and a network with others on the CPU.
+    fvcore 0.1.5 counts nothing for scaled_dot_product_attention, for convolutions with padding="valid" and for the
+    autograd functions of `PRODUCTS`, which get handlers, and for an LLM's experts, which are traced row by row
+    (`GroupedShapes` would change how convolutions are traced). Tracing makes sizes tensors, which the meta convolution
+    of torch 2.14 and 2.15 does not take: one without padding is traced as "valid", which is the same, and a network
+    with others on the CPU.
     """
     try:
         with _without_numbers_of_padding(call), _experts_row_by_row(call):
@@ -205,6 +209,8 @@ def _trace(call: nn.Module, shapes: tuple, dtype: torch.dtype, device: str) -> i
         analysis = FlopCountAnalysis(call, inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.set_op_handle("aten::_convolution_mode", _convolution_macs)
+        for name in PRODUCTS:
+            analysis.set_op_handle(f"prim::PythonOp.{name}", _product_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(analysis.total())
 
@@ -216,6 +222,11 @@ def _attention_macs(inputs: list, outputs: list) -> int:
     """
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _product_macs(inputs: list, outputs: list) -> int:
+    """Of rows (..., K) with a matrix to (..., N)."""
+    return prod(outputs[0].type().sizes()) * inputs[0].type().sizes()[-1]
 
 
 def _convolution_macs(inputs: list, outputs: list) -> int:

@@ -169,7 +169,7 @@ def _fresh_model(
         compile_blocks(model)  # after activation checkpointing, before FSDP
     if wrapper is not None:
         model = MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model, device=device))
-    if stage.data.get("pack"):
+    if shared and stage.data.get("pack"):
         with full_params(model) as whole, uncompiled():
             check_isolation(whole.llm, PRECISIONS[stage.optim.precision])
     return model
