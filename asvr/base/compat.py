@@ -144,7 +144,8 @@ class GroupedShapes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-PRODUCTS = ("matmul_with_hp_or_float8_args",)  # autograd functions that are matrix products: torchao's float8 layers'
+# Autograd functions that are matrix products: those of torchao's float8 layers, and of `QLora`.
+PRODUCTS = ("matmul_with_hp_or_float8_args", "Nf4Product")
 
 
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:

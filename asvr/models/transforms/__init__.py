@@ -10,10 +10,12 @@ from asvr.models.transforms.apply import (
 )
 from asvr.models.transforms.float8 import Float8
 from asvr.models.transforms.lora import Lora
+from asvr.models.transforms.qlora import QLora
 
 __all__ = [
     "Float8",
     "Lora",
+    "QLora",
     "apply_transforms",
     "build_transform",
     "merge_transforms",

@@ -3,7 +3,9 @@
 A transform is a class of `MODEL_TRANSFORMS` whose instances are called with the model, or a function with an argument
 ``model``. It changes the model in place: it may replace layers, add weights and freeze some. What it adds is trained,
 saved and loaded as all else is, under the names of `VLM.components`. A class may have ``merge(model)``, which undoes
-the transform and keeps what was learned: a later stage without the transform and saved models need it.
+the transform and keeps what was learned: a later stage without the transform and saved models need it. It may have
+``derived``: component -> names of tensors that the transform makes of the component's files alone, which checkpoints
+need not hold.
 """
 
 import inspect
@@ -51,7 +53,8 @@ def apply_transforms(model: nn.Module, configs: Sequence[dict]) -> None:
         for name, known in in_files.items():
             part = model.components()[name]
             new = {key for key, value in part.state_dict(keep_vars=True).items() if id(value) not in known}
-            part.apart = frozenset(new & untied_state_dict(part).keys())
+            made_again = getattr(transform, "derived", {}).get(name, set())
+            part.apart = frozenset((new - made_again) & untied_state_dict(part).keys())
 
 
 def _in_files(part: nn.Module) -> dict[int, torch.Tensor]:

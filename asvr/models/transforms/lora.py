@@ -22,35 +22,36 @@ class Lora:
         if r < 1 or not 0 <= dropout < 1:
             raise ValueError(f"Lora r={r}, dropout={dropout}: expected r of at least 1, and dropout from 0 to below 1")
         self.layers, self.options = list(layers), dict(r=r, lora_alpha=alpha, lora_dropout=dropout)
-        self._frozen: list[tuple[str, list[nn.Parameter]]] = []  # by component, what this froze
+        self.frozen: dict[str, list[str]] = {}  # by component, names (before and merged) of what this froze
 
     def __call__(self, model: nn.Module) -> None:
-        peft = _peft()
+        peft = _peft(type(self).__name__)
         for name, layers in self._found(model, peft).items():
             part = model.components()[name]
-            before = {id(p): p for p in part.parameters() if p.requires_grad}
-            peft.inject_adapter_in_model(peft.LoraConfig(target_modules=layers, **self.options), part)
+            before = {key: p for key, p in part.named_parameters() if p.requires_grad}
+            known = {id(p) for p in before.values()}
+            peft.inject_adapter_in_model(peft.LoraConfig(target_modules=list(layers), **self.options), part)
             for parameter in part.parameters():
-                if parameter.requires_grad and id(parameter) not in before:
+                if parameter.requires_grad and id(parameter) not in known:
                     parameter.data = parameter.data.float()  # small steps are lost in half precision
-            self._frozen.append((name, [p for p in before.values() if not p.requires_grad]))
+            self.frozen[name] = [key for key, p in before.items() if not p.requires_grad]
 
     def merge(self, model: nn.Module) -> None:
         """Add the adapters to the weights of their layers, in the layers' dtype, and take them out."""
-        layer_class = _peft().tuners.tuners_utils.BaseTunerLayer
-        for name, frozen in self._frozen:
+        layer_class = _peft(type(self).__name__).tuners.tuners_utils.BaseTunerLayer
+        for name, frozen in self.frozen.items():
             part = model.components()[name]
             for key, layer in list(part.named_modules()):
                 if isinstance(layer, layer_class):
                     layer.merge()
                     replace_layer(part, key, layer.get_base_layer())
             del part.peft_config
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-        self._frozen.clear()
+            for key in frozen:
+                part.get_parameter(key).requires_grad_(True)
+        self.frozen.clear()
 
-    def _found(self, model: nn.Module, peft) -> dict[str, list[str]]:
-        """The names of layers by component."""
+    def _found(self, model: nn.Module, peft) -> dict[str, dict[str, nn.Linear]]:
+        """See `linear_layers`."""
         found = linear_layers(model, self.layers, type(self).__name__)
         tuned, parts = peft.tuners.tuners_utils.BaseTunerLayer, model.components()
         for name, layers in found.items():
@@ -65,12 +66,12 @@ class Lora:
                 raise ValueError(
                     f"{type(self).__name__}: the {name} has adapters already: name all of its layers in one transform"
                 )
-        return {name: list(layers) for name, layers in found.items()}
+        return found
 
 
-def _peft():
+def _peft(name: str):
     try:
         import peft
     except ImportError as error:
-        raise ValueError(f"model_transforms: Lora needs peft ({error}): pip install 'asvr[lora]'") from error
+        raise ValueError(f"model_transforms: {name} needs peft ({error}): pip install 'asvr[lora]'") from error
     return peft
