@@ -14,8 +14,7 @@ from asvr.base.shares import by_main
 from asvr.data.text_tokenizer import check_saving
 from asvr.engine.checkpoint import load_weights, read_meta, weights_digest
 from asvr.engine.checkpoint_folder import PREFIX
-from asvr.engine.finished import finished_at, finished_checkpoint, require_start
-from asvr.engine.hooks.averages import EMA
+from asvr.engine.finished import EMA, finished_at, finished_checkpoint, require_start
 from asvr.engine.hooks.visualizer import log_evaluation
 from asvr.engine.parallel import full_params, unwrap
 from asvr.engine.prepare import Prepared, prepare

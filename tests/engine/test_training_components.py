@@ -12,7 +12,9 @@ from mmengine.registry import OPTIMIZERS
 from parallel_helpers import launch, losses, make_config, train
 from run_helpers import read_metrics
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+import asvr
 from asvr.registry import HOOKS
 
 SHORT = {"evaluation": None, "stages.finetune.init": "scratch", "schedule.steps": 6}
@@ -317,6 +319,37 @@ def test_averages_of_bfloat16_weights_add_up_in_float32(config, cache, tmp_path)
     averages = state(whole)["hooks"]["AverageHook"]
     assert {value.dtype for value in averages.values()} == {torch.float32}
     assert any(value.bfloat16().float().ne(value).any() for key, value in averages.items() if key.startswith("llm."))
+
+
+def test_averages_are_loaded_as_a_model(config, cache, tmp_path):
+    lora = dict(type="Lora", layers=["llm.*.self_attn"], r=2)
+    options = {"runtime.ema": dict(decay=0.6), "stages.finetune.model_transforms": [lora]}
+    whole = trained(config, cache, tmp_path / "run", options)
+    folder = whole / "finetune" / "ema"
+    found, last = asvr.load(folder), asvr.load(whole)
+    averages = load_file(folder / "model.safetensors")
+    state = {key: value for part in ("projector", "heads") for key, value in _named(found.model, part).items()}
+    assert state and all(torch.equal(value, averages[key]) for key, value in state.items())
+    query = "model.model.layers.0.self_attn.q_proj"
+    lora_a, lora_b = (averages[f"llm.{query}.lora_{name}.default.weight"] for name in "AB")
+    base = AutoModelForCausalLM.from_pretrained(config.parent / "llm").get_parameter(f"{query[6:]}.weight")
+    torch.testing.assert_close(found.model.llm.get_parameter(f"{query}.weight"), base + 8 * lora_b @ lora_a)
+    again = asvr.load(found.save_pretrained(tmp_path / "saved")).model.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in found.model.state_dict().items())
+    assert any(not torch.equal(value, again[key]) for key, value in last.model.state_dict().items())
+    with pytest.raises(ValueError, match="averages of stage 'finetune'; leave stage='pretrain' out"):
+        asvr.load(folder, stage="pretrain")
+    meta = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(meta | dict(step=5)))
+    with pytest.raises(ValueError, match="ema was made by an earlier run of stage 'finetune'"):
+        asvr.load(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="stage 'finetune' kept no averages of its weights: train it with runtime.ema"):
+        asvr.load(folder)
+
+
+def _named(model, part: str) -> dict[str, torch.Tensor]:
+    return {f"{part}.{key}": value for key, value in getattr(model, part).state_dict().items()}
 
 
 def test_averages_are_evaluated_where_that_is_asked_for(config, cache, tmp_path):
