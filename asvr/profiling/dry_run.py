@@ -188,7 +188,7 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, visual_tokens: int) ->
     lines = {
         "weights": "weights",
         "gradients": "gradients",
-        "optimizer": "optimiser state (2 moments" + (", averages)" if recipe.runtime.get("ema") else ")"),
+        "optimizer": "optimiser state" + (" and averages" if recipe.runtime.get("ema") else ""),
     }
     for field, label in lines.items():
         table.add_row(label, *(_number(getattr(plan, field) / 1e9) for plan in plans.values()))

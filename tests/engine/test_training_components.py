@@ -108,6 +108,11 @@ def test_an_optimiser_goes_on_bit_for_bit(config, cache, tmp_path, name):
     require_exact_resume(config, cache, tmp_path / "run", options)
 
 
+def test_muon_of_some_components_goes_on_bit_for_bit(config, cache, tmp_path):
+    optim = dict(_delete_=True, type="Muon", lr=2e-3, clip_grad=1.0, precision="float32")
+    require_exact_resume(config, cache, tmp_path / "run", {"optim": optim | dict(groups=dict(heads=dict(muon=False)))})
+
+
 def test_groups_go_on_bit_for_bit_and_change_what_they_name(config, cache, tmp_path):
     plain = trained(config, cache, tmp_path / "plain", {})
     groups = dict(llm=dict(layer_decay=0.5), heads=dict(lr_scale=0.0, weight_decay=0.0))
