@@ -6,6 +6,7 @@ import inspect
 import warnings
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -47,6 +48,16 @@ def without_buffer_sync() -> dict:
     """
     known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
+def mlflow_place(folder: Path) -> dict:
+    """Arguments by which MMEngine's MLflow backend keeps its runs in ``folder``, in a database.
+
+    MMEngine 0.10.7 keeps them there as a folder of files, which mlflow 3.17 refuses.
+    """
+    folder = folder.absolute()
+    own = dict(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_location=(folder / "artifacts").as_uri())
+    return dict(own, exp_name="asvr")  # the one that each database has keeps artifacts where the process was started
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
