@@ -80,7 +80,7 @@ def test_two_processes_train_as_one_does(done, config, tmp_path):
 def test_a_device_that_cannot_is_told_before_anything_is_done(config, tmp_path):
     layers = ["llm.*.self_attn"]  # whose sizes fit
     options = OPTIONS | {"stages.finetune.model_transforms": [dict(type="Float8", layers=layers)]}
-    with pytest.raises(ValueError, match="Float8 with recipe='rowwise' needs a CUDA device .* trains on cpu"):
+    with pytest.raises(ValueError, match="Float8 with recipe='rowwise' needs a CUDA device .* runtime.device is cpu"):
         train(config, tmp_path / "run", options)
     assert not (tmp_path / "run").exists()
 

@@ -38,7 +38,7 @@ class Float8:
             return
         raise ValueError(
             f"model_transforms: Float8 with recipe={self.recipe!r} needs a CUDA device of capability "
-            f"{needed[0]}.{needed[1]} or higher, and this stage trains on {device}: leave it out, or set emulate=True, "
+            f"{needed[0]}.{needed[1]} or higher, and runtime.device is {device}: leave it out, or set emulate=True, "
             "which rounds as it does and is slow"
         )
 

@@ -116,11 +116,11 @@ def test_a_dry_run_counts_what_it_counts_without(emulate):
 def test_what_cannot_be_done_is_one_line(monkeypatch):
     cpu = torch.device("cpu")
     require_device([FLOAT8, dict(type="Lora", layers=["llm"])], cpu)
-    with pytest.raises(ValueError, match="recipe='rowwise' needs a CUDA device of capability 9.0 or higher, .* on cpu"):
+    with pytest.raises(ValueError, match="recipe='rowwise' needs a CUDA device of capability 9.0 or higher, .* is cpu"):
         require_device([FLOAT8 | dict(emulate=False)], cpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     require_device([FLOAT8 | dict(emulate=False, recipe="tensorwise")], torch.device("cuda"))
-    with pytest.raises(ValueError, match="this stage trains on cuda: leave it out, or set emulate=True"):
+    with pytest.raises(ValueError, match="runtime.device is cuda: leave it out, or set emulate=True"):
         require_device([FLOAT8 | dict(emulate=False)], torch.device("cuda"))
     with pytest.raises(ValueError, match="llm.model.model.layers.0.mlp.gate_proj is 24 x 16, and both sizes must be"):
         changed(emulate=False, layers=["llm.*.mlp"])
