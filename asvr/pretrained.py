@@ -25,7 +25,7 @@ from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.record_keys import meant_in, unread_in_message
 from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import save_text_tokenizer
-from asvr.engine.finished import trained_with
+from asvr.engine.finished import EMA, trained_with
 from asvr.engine.stages import finished_model
 from asvr.evaluation.generation import PromptTooLong, generate
 from asvr.models.losses import linear_cross_entropy
@@ -189,7 +189,8 @@ def load(
     precision: str | None = None,
     trust_custom_imports: bool = False,
 ) -> Pretrained:
-    """The model of a folder that `Pretrained.save_pretrained` wrote, or of a finished run's work dir.
+    """The model of a folder that `Pretrained.save_pretrained` wrote, of a finished run's work dir, or of the averages
+    that a stage of it kept (``<work dir>/<stage>/ema``, see ``runtime.ema``).
 
     stage: of a work dir, None the last; what its ``model_transforms`` added, such as adapters, is merged into the
     weights where they can be. precision: to answer in, see `computing_in`; None: the one that it was trained
@@ -206,6 +207,10 @@ def load(
         found = _load_folder(folder, trust_custom_imports)
     elif (folder / "config.py").is_file():
         found = _load_work_dir(folder, stage)
+    elif folder.name == EMA and ((of_stage := folder.absolute().parent).parent / "config.py").is_file():
+        if stage not in (None, of_stage.name):
+            raise ValueError(f"{folder}: averages of stage {of_stage.name!r}; leave stage={stage!r} out")
+        found = _load_work_dir(of_stage.parent, of_stage.name, averaged=True)
     else:
         raise ValueError(why_no_model(folder))
     found.precision = check_precision(precision, "precision") or found.precision
@@ -233,13 +238,13 @@ def _load_folder(folder: Path, trust_custom_imports: bool) -> Pretrained:
     )
 
 
-def _load_work_dir(work_dir: Path, stage: str | None) -> Pretrained:
+def _load_work_dir(work_dir: Path, stage: str | None, *, averaged: bool = False) -> Pretrained:
     recipe = Recipe(load_config(work_dir / "config.py"))
     if stage is not None and stage not in recipe.stages:
         raise ValueError(f"{work_dir} has no stage {stage!r}: expected one of {list(recipe.stages)}")
     name = recipe.stage(stage).name
     tokenizer = _trained_tokenizer(recipe, name, work_dir)
-    model, config = finished_model(recipe, name, tokenizer, work_dir)
+    model, config = finished_model(recipe, name, tokenizer, work_dir, averaged=averaged)
     if all(hasattr(transform, "merge") for transform in model.transforms):
         merge_transforms(model)
     return Pretrained(

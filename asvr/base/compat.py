@@ -6,6 +6,7 @@ import inspect
 import warnings
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -47,6 +48,16 @@ def without_buffer_sync() -> dict:
     """
     known = inspect.signature(nn.parallel.DistributedDataParallel.__init__).parameters
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
+def mlflow_place(folder: Path) -> dict:
+    """Arguments by which MMEngine's MLflow backend keeps its runs in ``folder``, in a database.
+
+    MMEngine 0.10.7 keeps them there as a folder of files, which mlflow 3.17 refuses.
+    """
+    folder = folder.absolute()
+    own = dict(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_location=(folder / "artifacts").as_uri())
+    return dict(own, exp_name="asvr")  # the one that each database has keeps artifacts where the process was started
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
@@ -144,13 +155,18 @@ class GroupedShapes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+# Autograd functions that are matrix products: those of torchao's float8 layers, and of `QLora`.
+PRODUCTS = ("matmul_with_hp_or_float8_args", "Nf4Product")
+
+
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
     """Multiply-adds of ``call`` on inputs of these shapes by fvcore, on the meta device.
 
-    fvcore 0.1.5 counts nothing for scaled_dot_product_attention and for convolutions with padding="valid", which get
-    handlers, and for an LLM's experts, which are traced row by row (`GroupedShapes` would change how convolutions are
-    traced). Tracing makes sizes tensors, which the meta convolution of torch 2.14 and 2.15 does not take: one without
-    padding is traced as "valid", which is the same, and a network with others on the CPU.
+    fvcore 0.1.5 counts nothing for scaled_dot_product_attention, for convolutions with padding="valid" and for the
+    autograd functions of `PRODUCTS`, which get handlers, and for an LLM's experts, which are traced row by row
+    (`GroupedShapes` would change how convolutions are traced). Tracing makes sizes tensors, which the meta convolution
+    of torch 2.14 and 2.15 does not take: one without padding is traced as "valid", which is the same, and a network
+    with others on the CPU.
     """
     try:
         with _without_numbers_of_padding(call), _experts_row_by_row(call):
@@ -205,6 +221,8 @@ def _trace(call: nn.Module, shapes: tuple, dtype: torch.dtype, device: str) -> i
         analysis = FlopCountAnalysis(call, inputs)
         analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
         analysis.set_op_handle("aten::_convolution_mode", _convolution_macs)
+        for name in PRODUCTS:
+            analysis.set_op_handle(f"prim::PythonOp.{name}", _product_macs)
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         return int(analysis.total())
 
@@ -216,6 +234,11 @@ def _attention_macs(inputs: list, outputs: list) -> int:
     """
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _product_macs(inputs: list, outputs: list) -> int:
+    """Of rows (..., K) with a matrix to (..., N)."""
+    return prod(outputs[0].type().sizes()) * inputs[0].type().sizes()[-1]
 
 
 def _convolution_macs(inputs: list, outputs: list) -> int:

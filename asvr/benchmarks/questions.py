@@ -11,8 +11,9 @@ from asvr.engine.prepare import prepare
 from asvr.engine.run import build_questions, evaluate_stage, read_json_file, write_json
 from asvr.engine.stages import check_run, load_stage
 from asvr.evaluation.accuracy import evaluate, report
+from asvr.models.transforms import require_device
 from asvr.pretrained import load
-from asvr.recipe.build import build_dataset
+from asvr.recipe.build import build_dataset, build_device
 from asvr.recipe.config import is_model_folder, load_config
 from asvr.recipe.model_folder import why_no_model
 from asvr.recipe.preflight import preflight
@@ -38,6 +39,7 @@ def evaluate_run(
     recipe = Recipe(cfg)
     name = recipe.stage(stage).name
     preflight(recipe.only(name))
+    require_device(recipe.stages[name].model_transforms, build_device(recipe.stages[name].runtime.device))
     settings = dict(recipe.stages[name].evaluation or {})
     if questions is not None:
         settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))

@@ -8,7 +8,7 @@ from asvr.engine import checkpoint
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder
 from asvr.recipe.recipe import Recipe
 
-DONE = "done.json"
+DONE, EMA = "done.json", "ema"
 
 
 def require_start(recipe: Recipe, name: str, work_dir: Path) -> None:
@@ -35,6 +35,18 @@ def finished_checkpoint(work_dir: Path, name: str) -> Path:
     folder = last_checkpoint(work_dir, name)
     if folder is None:
         raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: tools/train.py makes it again")
+    return folder
+
+
+def finished_averages(work_dir: Path, name: str) -> Path:
+    """The averages of the weights at the end of a finished stage, see ``runtime.ema``. Raises ``ValueError`` where it
+    has none, or those of another run of the stage."""
+    folder, last = work_dir / name / EMA, finished_checkpoint(work_dir, name)
+    if not (folder / "checkpoint.json").is_file():
+        raise ValueError(f"{folder}: stage {name!r} kept no averages of its weights: train it with runtime.ema")
+    own, other = (checkpoint.read_meta(found) for found in (folder, last))
+    if any(own.get(key) != other.get(key) for key in ("step", "start")):
+        raise ValueError(f"{folder} was made by an earlier run of stage {name!r}: train it with runtime.ema")
     return folder
 
 

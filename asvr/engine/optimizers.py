@@ -8,16 +8,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from asvr.engine.half_weights import SplitAdamW
-from asvr.engine.parameter_groups import IN_BLOCK, parameter_groups
+from asvr.models.parameter_groups import IN_BLOCK, parameter_groups
+from asvr.recipe.optimizer_state import constructor_arguments
 from asvr.registry import OPTIMIZERS
 
 __all__ = ["Muon", "SplitAdamW", "build_optimizer"]
 
 # They skip a step on the device, see `asvr.base.compat.skips_on_device`, if they are built fused.
 _FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
-# Of ``optim``, what `parameter_groups` and `asvr.engine.optim.AutocastOptimWrapper` read, which is no argument of an
-# optimiser. (Its ``weight_decay`` is each group's own.)
-_READ_HERE = ("type", "weight_decay", "clip_grad", "precision", "lr_scale", "groups")
 
 
 @OPTIMIZERS.register_module()
@@ -25,7 +23,7 @@ class Muon(torch.optim.Optimizer):
     """torch's Muon for the matrices of transformer blocks (of LLM, encoder and heads), AdamW for all other parameters:
     embeddings, LM head, classifiers, projector, norms and biases.
 
-    params: groups, those with matrices of blocks marked ``in_block=True``, see `asvr.engine.parameter_groups`.
+    params: groups, those with matrices of blocks marked ``in_block=True``, see `asvr.models.parameter_groups`.
     lr, weight_decay: of both. With the default ``adjust_lr_fn='match_rms_adamw'`` updates of both are of one size, so
         that a rate that suits AdamW suits both; 'original' needs a higher one (0.02) and an ``adamw_lr_scale`` below 1.
     momentum, nesterov, ns_steps, adjust_lr_fn: of Muon, see ``torch.optim.Muon``. betas, eps: of AdamW.
@@ -53,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         if not matrices:
             raise ValueError(
                 "it is for the matrices of transformer blocks, and this stage trains none (no llm, encoder "
-                "or heads with `blocks` in `train`): take AdamW in this stage"
+                "or heads with `blocks` in `train`, or none without muon=False): take AdamW in this stage"
             )
         for group in rest:
             group["lr"] = group.get("lr", lr) * adamw_lr_scale
@@ -95,8 +93,7 @@ def build_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer:
     if not groups:
         raise ValueError("nothing to train: `train` of this stage names no component with parameters")
     _check_parameters(cls, [parameter for group in groups for parameter in group["params"]])
-    arguments = {key: value for key, value in config.items() if key not in _READ_HERE}
-    arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
+    arguments = constructor_arguments(config)
     if inspect.isclass(cls) and cls in _FUSED and not arguments.keys() & {"fused", "foreach", "differentiable"}:
         arguments["fused"] = True
     try:

@@ -204,8 +204,11 @@ class FSDP2(nn.Module):
         for parameter in module.parameters():
             if parameter.requires_grad and not parameter.is_contiguous():  # channels last, which FSDP cannot cut
                 parameter.data = parameter.data.contiguous()
+        packed = {p for m in module.modules() if getattr(m, "kept_whole", False) for p in m.parameters(recurse=False)}
         whole = [
-            p for p in module.parameters() if not p.requires_grad and (frozen == "replicate" or not p.is_contiguous())
+            p
+            for p in module.parameters()
+            if not p.requires_grad and (frozen == "replicate" or not p.is_contiguous() or p in packed)
         ]
         for parameter in whole:
             if not parameter.is_meta:

@@ -14,8 +14,7 @@ from asvr.base.shares import by_main
 from asvr.data.text_tokenizer import check_saving
 from asvr.engine.checkpoint import load_weights, read_meta, weights_digest
 from asvr.engine.checkpoint_folder import PREFIX
-from asvr.engine.finished import finished_at, finished_checkpoint, require_start
-from asvr.engine.hooks.averages import EMA
+from asvr.engine.finished import EMA, finished_at, finished_checkpoint, require_start
 from asvr.engine.hooks.visualizer import log_evaluation
 from asvr.engine.parallel import full_params, unwrap
 from asvr.engine.prepare import Prepared, prepare
@@ -24,6 +23,7 @@ from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.metrics import check_metrics
 from asvr.evaluation.summary import draw_summary
 from asvr.flops.memory import warn_of_memory
+from asvr.models.transforms import require_device
 from asvr.recipe.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
 from asvr.recipe.config import dump_config
 from asvr.recipe.preflight import preflight
@@ -59,8 +59,9 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     layouts = preflight(running)
     text_tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
     check_saving(text_tokenizer)
-    for name in chosen:
-        require_packages(running.stages[name].visualizer)
+    for stage in running.stages.values():
+        require_packages(stage.visualizer)
+        require_device(stage.model_transforms, build_device(stage.runtime.device))
     check_data(running, text_tokenizer, layouts)
     check_workers(running, text_tokenizer)
     by_main(lambda: _check_metrics(running, text_tokenizer, layouts))

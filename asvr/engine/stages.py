@@ -21,7 +21,14 @@ from asvr.base.log import logger
 from asvr.base.precision import PRECISIONS
 from asvr.data.image_digest import first_refused, image_digest
 from asvr.engine import checkpoint
-from asvr.engine.finished import DONE, finished_checkpoint, last_checkpoint, require_start, start_digest
+from asvr.engine.finished import (
+    DONE,
+    finished_averages,
+    finished_checkpoint,
+    last_checkpoint,
+    require_start,
+    start_digest,
+)
 from asvr.engine.hooks.checkpoint import stateful
 from asvr.engine.identity import architecture, check_same_config, identity, other_places, tell_changes
 from asvr.engine.parallel import full_params, unwrap
@@ -94,12 +101,12 @@ def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, res
     return shared
 
 
-def load_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path):
-    """The model of a finished stage, with the weights of its last checkpoint.
+def load_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, *, averaged: bool = False):
+    """The model of a finished stage, with the weights of its last checkpoint, or with their averages.
 
     Raises ``ValueError`` where that is gone, or belongs to another configuration or other frozen weights.
     """
-    folder = finished_checkpoint(work_dir, name)
+    folder = finished_averages(work_dir, name) if averaged else finished_checkpoint(work_dir, name)
     model = _fresh_model(recipe, name, prepared)
     _load_checkpoint(recipe, name, prepared, work_dir, folder, model)
     return model
@@ -169,14 +176,15 @@ def _fresh_model(
         compile_blocks(model)  # after activation checkpointing, before FSDP
     if wrapper is not None:
         model = MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model, device=device))
-    if stage.data.get("pack"):
+    if shared and stage.data.get("pack"):
         with full_params(model) as whole, uncompiled():
             check_isolation(whole.llm, PRECISIONS[stage.optim.precision])
     return model
 
 
-def finished_model(recipe: Recipe, name: str, text_tokenizer, work_dir: Path) -> tuple:
-    """The model of a finished stage, and the stage as it ran, from the work dir alone: without data or cache."""
+def finished_model(recipe: Recipe, name: str, text_tokenizer, work_dir: Path, *, averaged: bool = False) -> tuple:
+    """The model of a finished stage, and the stage as it ran, from the work dir alone: without data or cache. averaged:
+    with the averages of its weights, see ``runtime.ema``."""
     frozen = checkpoint.read_meta(finished_checkpoint(work_dir, name))["frozen"]
     folders = {}
     for target in (entry["name"] for entry in recipe.targets() if "fit" in entry):
@@ -184,7 +192,7 @@ def finished_model(recipe: Recipe, name: str, text_tokenizer, work_dir: Path) ->
             fitted = frozen[f"tokenizer.{target}"]["source"]
             folders[target] = str((work_dir / "tokenizers" / Path(fitted).name).absolute())
     here = recipe.with_fitted(folders)
-    model = load_stage(recipe, name, Prepared(here, text_tokenizer, None), work_dir)
+    model = load_stage(recipe, name, Prepared(here, text_tokenizer, None), work_dir, averaged=averaged)
     return model, here.stages[name]
 
 

@@ -1,9 +1,9 @@
 """How much accelerator memory a stage needs.
 
-Weights, gradients and AdamW's two moments follow from the parameters. Activations are what autograd keeps
-for the backward pass, found by running the forward pass on fake tensors: shapes without data. With activation
-checkpointing that is the input of every LLM block (and, if selective, the results of its products) and the inside of
-one block.
+Weights and gradients follow from the parameters, and what the optimiser keeps from a step on small ones. Activations
+are what autograd keeps for the backward pass, found by running the forward pass on fake tensors: shapes without data.
+With activation checkpointing that is the input of every LLM block (and, if selective, the results of its products) and
+the inside of one block.
 """
 
 import logging
@@ -25,6 +25,7 @@ from asvr.flops.count import is_experts
 from asvr.models.batches import full_batch
 from asvr.models.checkpointing import is_product
 from asvr.recipe.build import pack_limits
+from asvr.recipe.optimizer_state import state_bytes
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe, Stage
 
@@ -32,7 +33,6 @@ logger = logging.getLogger("asvr")
 
 # Part of a card that a plan may fill; the rest is for the CUDA context, workspaces and fragmentation.
 USABLE = 0.95
-ADAM_MOMENTS = 2  # of other optimisers too: none of torch's keeps more in float32, but for rare options
 SHORT_TEXT = 64  # tokens beside an image, a question and its answer
 
 
@@ -87,9 +87,10 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     allowed, of images with a short text each; all text supervised.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    # Gradients and moments are float32; the optimiser holds the bits that half-precision weights lack.
+    # Gradients are float32; the optimiser holds the bits that half-precision weights lack.
     gradients = sum(p.numel() for p in trained) * torch.float32.itemsize
     lower = sum(p.numel() * (torch.float32.itemsize - p.element_size()) for p in trained)
+    held = held_bytes(stage, model)
     half = torch.bfloat16 if stage.optim.precision == "bf16" else None
     shape = largest_micro_batch(stage.data, model.layout.largest())
     rows, tokens, _ = shape
@@ -108,7 +109,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
-        optimizer=held_averages(stage) * gradients + lower,
+        optimizer=held + lower,
         activations=dict(
             none=inside + casts + outside,
             selective=block_inputs + products + one_block + casts_of_block + outside,
@@ -118,9 +119,11 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     )
 
 
-def held_averages(stage: Stage) -> int:
-    """float32 numbers for each trained parameter beside its weight and gradient: moments, and ``runtime.ema``."""
-    return ADAM_MOMENTS + bool(stage.runtime.get("ema"))
+def held_bytes(stage: Stage, model: nn.Module) -> int:
+    """Bytes kept of the trained weights beside them and their gradients: the optimiser's state, and ``runtime.ema``."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    averages = trained * torch.float32.itemsize if stage.runtime.get("ema") else 0
+    return state_bytes(model, dict(stage.optim)) + averages
 
 
 def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:

@@ -113,5 +113,11 @@ def trained_shares(model: nn.Module) -> dict[str, float]:
         weights = [p for p in component.parameters() if p.ndim >= 2 and (id(p) not in tables or id(p) in used)]
         trained = sum(p.numel() for p in weights if p.requires_grad)
         if any(p.requires_grad for p in component.parameters()):
-            shares[name] = 1.0 if is_whole(component) else trained / max(1, sum(p.numel() for p in weights))
+            total = sum(p.numel() for p in weights) + packed_weights(component)
+            shares[name] = 1.0 if is_whole(component) else trained / max(1, total)
     return shares
+
+
+def packed_weights(component: nn.Module) -> int:
+    """How many frozen weights there are beyond the numbers of its tensors: of layers that keep several in one."""
+    return sum(getattr(module, "uncounted", 0) for module in component.modules())

@@ -14,7 +14,7 @@ from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, in_one_line, largest
 from asvr.flops.step import parts_by_stage
 from asvr.models.checkpointing import MODES
 from asvr.models.targets import CodeTarget, grids_of
-from asvr.models.trainable import trained_shares
+from asvr.models.trainable import packed_weights, trained_shares
 from asvr.recipe.preflight import check_sizes
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.validate import check_config
@@ -77,7 +77,8 @@ def _parameters(models: dict[str, nn.Module]) -> Table:
 
 def _millions(module: nn.Module, trained_only: bool = False) -> float:
     tensors = module.state_dict(keep_vars=True).values()
-    return sum(t.numel() for t in tensors if t.requires_grad or not trained_only) / 1e6
+    packed = 0 if trained_only else packed_weights(module)
+    return (sum(t.numel() for t in tensors if t.requires_grad or not trained_only) + packed) / 1e6
 
 
 def _tokens(model: nn.Module) -> Table:
@@ -196,7 +197,7 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, visual_tokens: int) ->
     lines = {
         "weights": "weights",
         "gradients": "gradients",
-        "optimizer": "optimiser state (2 moments" + (", averages)" if recipe.runtime.get("ema") else ")"),
+        "optimizer": "optimiser state" + (" and averages" if recipe.runtime.get("ema") else ""),
     }
     for field, label in lines.items():
         table.add_row(label, *(_number(getattr(plan, field) / 1e9) for plan in plans.values()))

@@ -17,7 +17,7 @@ from torch import nn
 
 from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
-from asvr.flops.memory import USABLE, MemoryPlan, held_averages, in_one_line, plan_memory
+from asvr.flops.memory import USABLE, MemoryPlan, held_bytes, in_one_line, plan_memory
 from asvr.flops.step import peak_flops
 from asvr.models.trainable import trained_shares
 from asvr.recipe.build import pack_limits
@@ -181,6 +181,7 @@ def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
     per_micro_batch = stage.data.micro_batch if limits is None else max(1, limits["max_tokens"] // tokens)
     micro_batches = ceil(ceil(per_step) / per_micro_batch)
     compute = _needed_flops(model, stage, assumed) * per_step / (peak_flops(cluster.card) * assumed.mfu)
+    held = held_bytes(stage, model)
     memory = plan_memory(stage, model)  # uses the model up
     return StagePlan(
         global_batch=stage.data.global_batch,
@@ -188,7 +189,7 @@ def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
         micro_batches=micro_batches,
         tokens_per_card=per_step * tokens,
         compute=compute,
-        checkpoint=sizes.saved * FLOAT + sizes.trained * held_averages(stage) * FLOAT,
+        checkpoint=sizes.saved * FLOAT + held,
         layouts=[plan_layout(layout, sizes, memory, cluster, micro_batches, compute) for layout in layouts(cluster)],
     )
 

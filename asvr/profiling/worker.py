@@ -22,7 +22,7 @@ from asvr.flops.peak_rate import held_tensors, resident_bytes, step_peak
 from asvr.flops.step import StepFlops
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
-from asvr.models.transforms import transform_and_train
+from asvr.models.transforms import require_device, transform_and_train
 from asvr.profiling.machine import machine
 from asvr.profiling.plain import PlainStep, plain_optimizer
 from asvr.profiling.synthetic import PICTURE, SyntheticSamples
@@ -224,6 +224,7 @@ class Clock:
 
 def random_model(stage: Stage, device: torch.device):
     """The model of a stage with random weights, whatever weights its config names, and random codebooks."""
+    require_device(stage.model_transforms, device)
     torch.manual_seed(stage.runtime.seed)
     with device:
         vocabulary = stage.text_tokenizer.get("vocab_size")

@@ -89,6 +89,7 @@ GROUP = dict(  # of `optim.groups`
     lr_scale=number(0, required=False),
     weight_decay=number(0, required=False),
     layer_decay=Field("a number above 0, at most 1", lambda v: _is_number(v) and 0 < v <= 1, required=False),
+    muon=Field("True or False", lambda value: isinstance(value, bool), required=False),
 )
 
 SOURCE = dict(  # of a mixture

@@ -55,13 +55,21 @@ def check_optim(value: dict) -> list[str]:
     problems += check_component("optim", dict(type=value["type"], lr=1.0, **known), OPTIMIZERS)
     if "weight_decay" not in constructor_fields(cls)[1] and value.get("weight_decay"):
         problems.append(f"optim.weight_decay={value['weight_decay']!r}: {value['type']} has none; leave it out, or 0")
-    return problems + _groups(value)
+    return problems + _groups(value, cls)
 
 
-def _groups(value: dict) -> list[str]:
+def _groups(value: dict, cls: type) -> list[str]:
     groups, problems = value.get("groups"), []
     for name, group in (groups or {}).items() if isinstance(groups, dict) else ():
+        if isinstance(group, dict) and "freeze" in group:
+            problems.append(
+                f"optim.groups.{name}.freeze: `train` says what is trained: leave {name!r} out of it, or name parts of "
+                f"it by patterns (train=['{name}.*norm*'])"
+            )
+            continue
         problems += check_fields(f"optim.groups.{name}", group, GROUP)
+        if isinstance(group, dict) and "muon" in group and not getattr(cls, "split_blocks", False):
+            problems.append(f"optim.groups.{name}.muon: only type='Muon' reads it; leave it out")
         if isinstance(group, dict) and "lr_scale" in group and name in (value.get("lr_scale") or {}):
             problems.append(f"optim.groups.{name}.lr_scale: optim.lr_scale.{name} is given too; leave one out")
         if isinstance(group, dict) and "layer_decay" in group and name not in ("llm", "encoder"):

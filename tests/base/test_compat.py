@@ -168,3 +168,10 @@ def test_fsdp_notes_forward_passes_without_a_backward_pass():
         model(torch.ones(1, 2)).sum().backward()
     finally:
         distributed.destroy_process_group()
+
+
+def test_mlflow_refuses_a_folder_of_files(tmp_path):
+    """MMEngine's default: `mlflow_place` is needed as long as this raises."""
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    with pytest.raises(mlflow.exceptions.MlflowException, match="maintenance mode"):
+        mlflow.MlflowClient(f"file://{tmp_path}")

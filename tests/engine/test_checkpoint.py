@@ -19,8 +19,8 @@ from asvr.engine import checkpoint, checkpoint_folder
 from asvr.engine.hooks import CheckpointHook
 from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.random_state import random_state, restore_random_states
-from asvr.flops.memory import ADAM_MOMENTS
 from asvr.profiling.plan import FLOAT, Sizes
+from asvr.recipe.optimizer_state import state_bytes
 
 OPTIM = dict(lr=1e-2, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="float32")
 META = dict(stage="tune", step=3, config={"optim.lr": 1e-2}, frozen={})
@@ -345,5 +345,5 @@ def test_a_plan_tells_the_bytes_of_a_checkpoint(tmp_path):
     weights = sum(tensor.nbytes for tensor in load_file(tmp_path / "step_1" / "model.safetensors").values())
     state = torch.load(tmp_path / "step_1" / "state.pt", weights_only=True)["optimizer"]["state"]
     moments = sum(tensor.nbytes for values in state.values() for tensor in values.values() if tensor.ndim)
-    assert weights == sizes.saved * FLOAT and moments == sizes.trained * ADAM_MOMENTS * FLOAT
+    assert weights == sizes.saved * FLOAT and moments == state_bytes(model, OPTIM)
     assert sizes.saved == sizes.trained < sizes.blocks + sizes.root  # not the frozen encoder

@@ -10,7 +10,7 @@ from torch import nn
 
 from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.optimizers import Muon
-from asvr.engine.parameter_groups import layer_factors, parameter_groups
+from asvr.models.parameter_groups import layer_factors, parameter_groups
 
 CONFIG = dict(lr=1e-3, weight_decay=0.1, clip_grad=1.0, precision="float32")
 NAMES = ["SGD", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "Rprop", "ASGD", "TorchAdafactor"]
@@ -126,6 +126,20 @@ def test_muon_has_the_matrices_of_blocks_and_adamw_the_rest():
     assert "llm.model.model.layers.0.mlp.up_proj.weight" in by_muon
     rest = ("embed_tokens", "lm_head", "norm", "classifiers", "projector", "patch_embedding", "position_embedding")
     assert all(any(part in name for name in by_adamw) for part in rest)
+
+
+def test_a_component_may_leave_muon_alone():
+    model = tiny_model(train=["encoder", "heads", "llm"])
+    groups = dict(encoder=dict(muon=False), heads=dict(muon=False, lr_scale=2.0))
+    optimizer = wrapper(model, type="Muon", groups=groups).optimizer
+    by_muon = names(model, [p for group in optimizer.param_groups if "ns_steps" in group for p in group["params"]])
+    assert by_muon and {name.split(".")[0] for name in by_muon} == {"llm"}
+    rest = [group for group in optimizer.param_groups if "betas" in group]
+    assert {group["lr"] for group in rest} == {1e-3, 2e-3}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert by_muon | names(model, [p for group in rest for p in group["params"]]) == trained
+    with pytest.raises(ValueError, match="this stage trains none .* or none without muon=False"):
+        wrapper(model, type="Muon", groups=groups | dict(llm=dict(muon=False)))
 
 
 def test_muon_computes_what_torchs_muon_and_adamw_compute():

@@ -12,7 +12,9 @@ from mmengine.registry import OPTIMIZERS
 from parallel_helpers import launch, losses, make_config, train
 from run_helpers import read_metrics
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+import asvr
 from asvr.registry import HOOKS
 
 SHORT = {"evaluation": None, "stages.finetune.init": "scratch", "schedule.steps": 6}
@@ -104,6 +106,11 @@ OWN = {
 def test_an_optimiser_goes_on_bit_for_bit(config, cache, tmp_path, name):
     options = {"optim": dict(_delete_=True, type=name, lr=2e-3, clip_grad=1.0, precision="float32", **OWN[name])}
     require_exact_resume(config, cache, tmp_path / "run", options)
+
+
+def test_muon_of_some_components_goes_on_bit_for_bit(config, cache, tmp_path):
+    optim = dict(_delete_=True, type="Muon", lr=2e-3, clip_grad=1.0, precision="float32")
+    require_exact_resume(config, cache, tmp_path / "run", {"optim": optim | dict(groups=dict(heads=dict(muon=False)))})
 
 
 def test_groups_go_on_bit_for_bit_and_change_what_they_name(config, cache, tmp_path):
@@ -279,6 +286,51 @@ def test_tensorboard_shows_every_step_once(config, cache, tmp_path):
         assert [point.value for point in points] == pytest.approx([line["loss"] for line in read_metrics(folder)])
 
 
+def test_wandb_gets_every_number_offline(config, cache, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+    log, found = wandb.Run.log, []
+
+    def listened(run, data, **settings):
+        found.append(data)
+        return log(run, data, **settings)
+
+    monkeypatch.setattr(wandb.Run, "log", listened)
+    backend = dict(type="WandbVisBackend", init_kwargs=dict(mode="offline", project="asvr"))
+    options = with_questions(config) | {"visualizer": dict(vis_backends=[backend])}
+    whole = trained(config, cache, tmp_path / "run", options)
+    files = list((whole / "finetune" / "vis_data").glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 2 and all(file.stat().st_size for file in files)  # of training, and of the evaluation
+    losses = [line["train/loss"] for line in found if "train/loss" in line]
+    assert losses == [line["loss"] for line in read_metrics(whole)]
+    assert len([line for line in found if "validation/accuracy" in line]) == 2
+    assert found[-1]["evaluation/total"] == 3
+    found.clear()
+    again = resumed(config, whole, options)  # a run of its own
+    assert [line["train/loss"] for line in found if "train/loss" in line] == losses[2:]
+    assert len(list((again / "finetune" / "vis_data").glob("wandb/offline-run-*/*.wandb"))) == 4
+
+
+def test_mlflow_gets_every_number_in_a_database_of_the_stage(config, cache, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.chdir(tmp_path)
+    options = with_questions(config) | {"visualizer": dict(vis_backends=[dict(type="MLflowVisBackend")])}
+    whole = trained(config, cache, tmp_path / "run", options)
+    client = mlflow.MlflowClient(f"sqlite:///{whole / 'finetune' / 'vis_data' / 'mlflow.db'}")
+    (experiment,) = (one for one in client.search_experiments() if one.name == "asvr")
+    last, first = client.search_runs([experiment.experiment_id])  # the newest first
+    points = client.get_metric_history(first.info.run_id, "train/loss")
+    assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]
+    assert [point.value for point in points] == pytest.approx([line["loss"] for line in read_metrics(whole)])
+    assert [point.step for point in client.get_metric_history(first.info.run_id, "validation/accuracy")] == [3, 6]
+    assert last.data.metrics["evaluation/total"] == 3
+    assert not (tmp_path / "mlruns").exists()
+    again = resumed(config, whole, options)
+    client = mlflow.MlflowClient(f"sqlite:///{again / 'finetune' / 'vis_data' / 'mlflow.db'}")
+    runs = client.search_runs([experiment.experiment_id])
+    steps = [[p.step for p in client.get_metric_history(run.info.run_id, "train/loss")] for run in runs]
+    assert sorted(steps) == [[], [], [1, 2, 3, 4, 5, 6], [3, 4, 5, 6]]
+
+
 def test_a_backend_whose_package_is_missing_is_told_before_anything_is_done(config, tmp_path, monkeypatch):
     monkeypatch.setattr("asvr.recipe.training.find_spec", lambda name: None)
     options = SHORT | {"visualizer": dict(vis_backends=[dict(type="MLflowVisBackend")])}
@@ -317,6 +369,37 @@ def test_averages_of_bfloat16_weights_add_up_in_float32(config, cache, tmp_path)
     averages = state(whole)["hooks"]["AverageHook"]
     assert {value.dtype for value in averages.values()} == {torch.float32}
     assert any(value.bfloat16().float().ne(value).any() for key, value in averages.items() if key.startswith("llm."))
+
+
+def test_averages_are_loaded_as_a_model(config, cache, tmp_path):
+    lora = dict(type="Lora", layers=["llm.*.self_attn"], r=2)
+    options = {"runtime.ema": dict(decay=0.6), "stages.finetune.model_transforms": [lora]}
+    whole = trained(config, cache, tmp_path / "run", options)
+    folder = whole / "finetune" / "ema"
+    found, last = asvr.load(folder), asvr.load(whole)
+    averages = load_file(folder / "model.safetensors")
+    state = {key: value for part in ("projector", "heads") for key, value in _named(found.model, part).items()}
+    assert state and all(torch.equal(value, averages[key]) for key, value in state.items())
+    query = "model.model.layers.0.self_attn.q_proj"
+    lora_a, lora_b = (averages[f"llm.{query}.lora_{name}.default.weight"] for name in "AB")
+    base = AutoModelForCausalLM.from_pretrained(config.parent / "llm").get_parameter(f"{query[6:]}.weight")
+    torch.testing.assert_close(found.model.llm.get_parameter(f"{query}.weight"), base + 8 * lora_b @ lora_a)
+    again = asvr.load(found.save_pretrained(tmp_path / "saved")).model.state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in found.model.state_dict().items())
+    assert any(not torch.equal(value, again[key]) for key, value in last.model.state_dict().items())
+    with pytest.raises(ValueError, match="averages of stage 'finetune'; leave stage='pretrain' out"):
+        asvr.load(folder, stage="pretrain")
+    meta = json.loads((folder / "checkpoint.json").read_text())
+    (folder / "checkpoint.json").write_text(json.dumps(meta | dict(step=5)))
+    with pytest.raises(ValueError, match="ema was made by an earlier run of stage 'finetune'"):
+        asvr.load(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="stage 'finetune' kept no averages of its weights: train it with runtime.ema"):
+        asvr.load(folder)
+
+
+def _named(model, part: str) -> dict[str, torch.Tensor]:
+    return {f"{part}.{key}": value for key, value in getattr(model, part).state_dict().items()}
 
 
 def test_averages_are_evaluated_where_that_is_asked_for(config, cache, tmp_path):

@@ -44,6 +44,18 @@ def optim(kind: str, **settings) -> dict:
             "optim.groups.heads.layer_decay: expected of llm and encod",
         ),
         (
+            {"optim.groups": dict(llm=dict(freeze=True))},
+            "optim.groups.llm.freeze: `train` says what is trained: leave 'llm' out of it, or name parts of it by",
+        ),
+        (
+            {"optim.groups": dict(encoder=dict(muon=False))},
+            "optim.groups.encoder.muon: only type='Muon' reads it; leave it out",
+        ),
+        (
+            {"optim.type": "Muon", "optim.groups": dict(encoder=dict(muon=0))},
+            "optim.groups.encoder.muon=0: expected True or False",
+        ),
+        (
             {"optim.groups": dict(llm=dict(lr_scale=2.0)), "optim.lr_scale": dict(llm=1.0)},
             "optim.groups.llm.lr_scale: optim.lr_scale.llm is given too; leave one out",
         ),

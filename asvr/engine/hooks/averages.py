@@ -10,11 +10,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from asvr.base.distributed import is_main_process
 from asvr.engine import checkpoint
+from asvr.engine.finished import EMA
 from asvr.engine.parallel import unwrap
 from asvr.models.shards import full_tensor, local_shard
 from asvr.registry import HOOKS
-
-EMA = "ema"
 
 
 @HOOKS.register_module()

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 from mmengine.visualization.vis_backend import BaseVisBackend
 
+from asvr.base import compat
 from asvr.base.distributed import is_main_process
 from asvr.base.files import replace_text
 from asvr.registry import HOOKS
@@ -21,7 +22,14 @@ def build_visualizer(name: str, config: dict, folder: Path) -> Visualizer:
     """config: ``visualizer`` of the config, whose backends write to ``<folder>/vis_data``. name: of no other visualizer
     of this process."""
     backends = copy.deepcopy(list(config["vis_backends"]))  # which MMEngine changes
+    for i, backend in enumerate(backends):
+        if backend["type"] == "MLflowVisBackend" and backend.get("tracking_uri") is None:
+            backends[i] = backend | compat.mlflow_place(folder / "vis_data") | _given(backend)
     return Visualizer.get_instance(name, vis_backends=backends, save_dir=str(folder))
+
+
+def _given(backend: dict) -> dict:
+    return {key: value for key, value in backend.items() if value is not None}
 
 
 def scalars(record: dict, prefix: str) -> dict[str, float]:

@@ -12,8 +12,8 @@ def parameter_groups(model: nn.Module, config: dict, *, split_blocks: bool = Fal
 
     config: ``optim`` of the config. Its ``weight_decay`` applies to matrices alone, not to biases and norms.
     ``lr_scale`` multiplies the rate of a component, and so does ``groups``: component -> ``lr_scale``, ``weight_decay``
-    (its own), ``layer_decay``. Losses go with the heads. split_blocks: set matrices of transformer blocks apart, and
-    mark each group by `IN_BLOCK`.
+    (its own), ``layer_decay``, ``muon``. Losses go with the heads. split_blocks: set matrices of transformer blocks
+    apart, those of components with ``muon=False`` excepted, and mark each group by `IN_BLOCK`.
     """
     own = config.get("groups") or {}
     factors = dict(config.get("lr_scale") or {}) | {k: v["lr_scale"] for k, v in own.items() if "lr_scale" in v}
@@ -23,7 +23,7 @@ def parameter_groups(model: nn.Module, config: dict, *, split_blocks: bool = Fal
         settings = own.get(component, {})
         decay = settings.get("weight_decay", config.get("weight_decay", 0.0))
         layers = layer_factors(name, module, settings["layer_decay"]) if "layer_decay" in settings else {}
-        matrices = block_matrices(module) if split_blocks else set()
+        matrices = block_matrices(module) if split_blocks and settings.get("muon", True) else set()
         for parameter in module.parameters():
             if parameter.requires_grad:
                 scale = factors.get(component, 1.0) * layers.get(parameter, 1.0)
