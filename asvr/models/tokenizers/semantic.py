@@ -71,6 +71,8 @@ class SemanticTokenizer(VisualTokenizer):
             self.encoder_config = dict(encoder)
             own = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
             self.own_encoder = own.requires_grad_(False).eval()
+        if hasattr(self.encoder.transform, "grid_of"):
+            _require_no_grid(self.encoder, own=self._shared_encoder is None, projection=projection, decoder=decoder)
         width = self.encoder.width
         self.projection_config, self.projection = projection, None
         if projection is not None:
@@ -245,6 +247,18 @@ class SemanticTokenizer(VisualTokenizer):
         sizes = dict(codebook_sizes=self.codebook_sizes, code_width=self.code_width, shared=self.quantizer.shared)
         others = dict(projection=self.projection_config, decoder=self.decoder_config)
         return sizes | {name: dict(config) for name, config in others.items() if config is not None}
+
+
+def _require_no_grid(encoder: Encoder, *, own: bool, **parts: dict | None) -> None:
+    """Raise ``ValueError`` for what needs one grid of all images, of an encoder that has none."""
+    reads = f"{type(encoder).__name__} reads images in their own resolution"
+    if own:
+        raise ValueError(
+            f"SemanticTokenizer.encoder: {reads}, so that the cells of its codes are not those of another encoder: "
+            "leave it out to quantise the features of the model's encoder, or name one that reads images of one size"
+        )
+    if found := [name for name, part in parts.items() if part is not None]:
+        raise ValueError(f"SemanticTokenizer.{found[0]} is for images of one size: {reads}")
 
 
 def _describe(encoder: Encoder) -> dict:
