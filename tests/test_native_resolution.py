@@ -11,9 +11,11 @@ from run_helpers import ROOT, call_tool
 from safetensors.torch import load_file
 
 import asvr
+from asvr.data.llava import LlavaDataset
 from asvr.demo.maps import answer_attention, as_seen, target_maps
 from asvr.demo.session import Demo
 from asvr.engine.run import run
+from asvr.interchange.export import export_llava
 from asvr.profiling.dry_run import dry_run
 
 STEPS = 4
@@ -179,11 +181,22 @@ def test_the_demo_shows_it(trained, tmp_path):
     assert figure is not None and decoded == []
 
 
-def test_a_sample_is_cut_by_its_own_images(folder, tmp_path):
+def test_a_sample_is_cut_by_its_own_image(folder, trained, tmp_path):
     """The tokens that a small grid leaves are the text's."""
-    config = native_config(folder, {"data.max_length": 2 * MOST + 12, "evaluation": None})
-    run(config, tmp_path / "run")
-    assert all(line["loss"] > 0 for line in lines(tmp_path / "run"))
+    source = asvr.load(trained, device="cpu")
+    talk = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a long answer " * 20}]
+    records = [dict(image=f"{i}.png", conversations=talk) for i in range(len(SIZES))]
+    (tmp_path / "long.json").write_text(json.dumps(records))
+    data = LlavaDataset(
+        ann_file=str(tmp_path / "long.json"),
+        image_folder=str(folder / "images"),
+        tokenizer=source.text_tokenizer,
+        template=source.template,
+        max_length=60,
+        num_image_tokens=source.model.layout.per_image,
+    )
+    for i, (rows, columns) in enumerate(grids(source.model)):
+        assert len(data[i]["input_ids"]) - 1 + rows * columns == 60
 
 
 def test_data_are_checked_and_the_largest_image_is_counted(folder, tmp_path):
@@ -222,7 +235,5 @@ def test_what_does_not_go_with_it_is_told_before_a_run(changes, message, folder,
 
 def test_a_llava_folder_is_refused(trained, tmp_path):
     source = asvr.load(trained, device="cpu")
-    from asvr.interchange.export import export_llava
-
     with pytest.raises(ValueError, match=r"its encoder is NaFlexEncoder \(siglip2_vision_model\)"):
         export_llava(source, tmp_path / "llava")
