@@ -4,19 +4,26 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from native_helpers import MOST, SIZES, native_config, noise
+from native_helpers import MOST, SIZES, TOWER, native_config, noise
 from run_helpers import ROOT, call_tool
 from safetensors.torch import load_file
 
 import asvr
+from asvr.data.layouts import ImageLayout, Layout
 from asvr.data.llava import LlavaDataset
 from asvr.demo.maps import answer_attention, as_seen, target_maps
 from asvr.demo.session import Demo
 from asvr.engine.run import run
 from asvr.interchange.export import export_llava
+from asvr.models.tokenizers import SemanticTokenizer
 from asvr.profiling.dry_run import dry_run
+from asvr.profiling.plain import check_objective
+from asvr.recipe.preflight import check_sizes
+from asvr.recipe.recipe import Recipe
+from asvr.registry import LAYOUTS
 
 STEPS = 4
 FEATURES = {
@@ -207,33 +214,89 @@ def test_data_are_checked_and_the_largest_image_is_counted(folder, tmp_path):
     assert "cannot" not in told and str(MOST) in told
 
 
+OTHER = dict(
+    arch=dict(
+        model_type="clip_vision_model",
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+)
+
+
+class Halves(ImageLayout):
+    """Of a user's own."""
+
+    def largest(self) -> Layout:
+        return Layout(np.arange(4), ((2, 2),))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.image_aspect": "pad"}, "data.image_aspect='pad' .*own resolution: leave it out"),
+        ({"data.image_aspect": "pad"}, "data.image_aspect='pad' .*own resolution: set it 'square'"),
         ({"model.projector.positions": True}, "model.projector.positions=True .*its tokens are no square"),
+        ({"model.layout": dict(type="Halves")}, "model.layout.type='Halves' .*leave the layout out"),
         (
-            {"model.reconstruction.0.tokenizer.encoder": dict(type="NaFlexEncoder", name="tower")},
-            "SemanticTokenizer.encoder: NaFlexEncoder reads images in their own resolution",
+            {
+                "model.reconstruction.0.tokenizer.encoder": dict(type="HFVisionEncoder", **OTHER),
+                "model.reconstruction.0.resample": "nearest",
+            },
+            r"model.reconstruction\[0\] .*its tokenizer crops images",
         ),
         (
-            {"model.reconstruction.0.tokenizer.decoder": dict(channels=8)},
+            {
+                "model.reconstruction.0.tokenizer.encoder": dict(
+                    type="NaFlexEncoder", arch=dict(TOWER, model_type="siglip2_vision_model")
+                ),
+                "model.reconstruction.0.resample": "nearest",
+            },
+            r"model.reconstruction\[0\].tokenizer.encoder .*are not those of another encoder",
+        ),
+        (
+            {"model.reconstruction.0.tokenizer.decoder": dict(layers=1)},
             "SemanticTokenizer.decoder is for images of one size",
         ),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_what_does_not_go_with_it_is_told_before_a_run(changes, message, folder, tmp_path):
-    changes = dict(changes)
-    for key, value in changes.items():
-        if isinstance(value, dict) and "name" in value:
-            changes[key] = dict(value, name=str(folder / "tower"))
+def test_what_does_not_go_with_it_is_told_before_a_run(changes, message, folder, monkeypatch):
+    monkeypatch.setitem(LAYOUTS.module_dict, "Halves", Halves)
+    config = native_config(folder)
+    config.merge_from_dict(changes)
     with pytest.raises(ValueError, match=message) as error:
-        run(native_config(folder, changes), tmp_path / "run")
-    assert "\n" not in str(error.value) and not (tmp_path / "run" / "train").exists()
+        check_sizes(Recipe(config))
+    assert "\n" not in str(error.value)
 
 
 def test_a_llava_folder_is_refused(trained, tmp_path):
     source = asvr.load(trained, device="cpu")
     with pytest.raises(ValueError, match=r"its encoder is NaFlexEncoder \(siglip2_vision_model\)"):
         export_llava(source, tmp_path / "llava")
+
+
+def test_a_tokenizer_is_fitted_ahead_and_named(folder, tmp_path):
+    """By the command for it, on what images fill."""
+    config = tmp_path / "tokenizer.py"
+    encoder = native_config(folder).model.encoder.to_dict()
+    config.write_text(
+        f"tokenizer = dict(type='SemanticTokenizer', depth=2, codebook_size=8, encoder={encoder!r})\n"
+        f"data = dict(type='ImageFolder', root={str(folder / 'images')!r})\n"
+        "fit = dict(batch_size=4, vectors_per_code=2, iterations=2)\n"
+    )
+    done = call_tool("tools/train_tokenizer.py", config, "--work-dir", tmp_path / "work")
+    assert done.returncode == 0, done.stdout + done.stderr
+    own = SemanticTokenizer(depth=2, codebook_size=8, encoder=encoder, name=str(tmp_path / "work/tokenizer"))
+    assert own.quantizer.codebooks[0].weight.abs().sum(1).min() > 0.1
+    entry = native_config(folder).model.reconstruction[0].to_dict()
+    del entry["fit"]
+    named = dict(entry, tokenizer=dict(entry["tokenizer"], name=str(tmp_path / "work/tokenizer")))
+    assert losses(folder, tmp_path / "run", **{"model.reconstruction": [named], "data.cache": False})
+
+
+def test_the_released_step_has_no_such_images(folder):
+    with pytest.raises(ValueError, match="--plain: the released code has as many tokens for every image"):
+        check_objective(check_sizes(Recipe(native_config(folder)))["train"])

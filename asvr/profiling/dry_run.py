@@ -86,7 +86,9 @@ def _tokens(model: nn.Module) -> Table:
         model.layout.largest(),
         " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder)),
     )
-    if model.layout.fixed is None:
+    if hasattr(model.encoder.transform, "grid_of"):
+        table.add_row("encoder", "of each image", f"up to {image.num_tokens}", "", "")
+    elif model.layout.fixed is None:
         table.add_row("encoder, one crop", grids, f"up to {model.encoder.num_tokens}", "", "")
         crops = f"up to {image.num_crops} crops" if image.num_crops > 1 else ""
         table.add_row(type(model.layout).__name__, crops, f"up to {image.num_tokens}", "", "")

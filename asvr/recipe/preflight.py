@@ -13,6 +13,7 @@ from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.contracts import check_contracts
 from asvr.models.encoders.base import Encoder
+from asvr.models.targets import CodeTarget
 from asvr.models.transforms import require_merge, transform_and_train
 from asvr.recipe.components import OWN, find
 from asvr.recipe.config import distinct
@@ -94,12 +95,21 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
 
 
 def check_native(stage: str, model: nn.Module, image_aspect: str) -> None:
-    """Raise ``ValueError`` for what does not go with an encoder that reads images in their own resolution."""
+    """Raise ``ValueError`` for what does not go with an encoder that reads images in their own resolution: the model's,
+    or a tokenizer's own."""
+    for target in model.targets:
+        own = isinstance(target, CodeTarget) and not target.shares_encoder
+        if own and hasattr(target.tokenizer.transform, "grid_of"):
+            raise ValueError(
+                f"{target.key}.tokenizer.encoder ({stage}) reads images in their own resolution, so that the cells of "
+                "its codes are not those of another encoder: leave it out to quantise the features of the model's "
+                "encoder, or name one that reads images of one size"
+            )
     if not hasattr(model.encoder.transform, "grid_of"):
         return
     reads = f"{type(model.encoder).__name__} reads images in their own resolution"
     if image_aspect != "square":
-        raise ValueError(f"data.image_aspect={image_aspect!r} ({stage}): {reads}: leave it out")
+        raise ValueError(f"data.image_aspect={image_aspect!r} ({stage}): {reads}: set it 'square'")
     if not isinstance(model.layout, WholeImage):
         raise ValueError(f"model.layout.type={type(model.layout).__name__!r} ({stage}): {reads}: leave the layout out")
     if getattr(model.projector, "place", None) is not None:
@@ -107,9 +117,9 @@ def check_native(stage: str, model: nn.Module, image_aspect: str) -> None:
             f"model.projector.positions=True ({stage}): {reads}, so that its tokens are no square: leave it out"
         )
     for target in model.targets:
-        if any(getattr(view, "center_crop", False) for view in target.views().values()):
+        if isinstance(target, CodeTarget) and getattr(target.tokenizer.transform, "center_crop", False):
             raise ValueError(
-                f"{target.key} ({stage}): its images are cropped, and {reads}, so that its cells are elsewhere: set "
+                f"{target.key} ({stage}): its tokenizer crops images, and {reads}, so that their cells differ: set "
                 "transform=dict(center_crop=False) for the encoder that makes its codes"
             )
 

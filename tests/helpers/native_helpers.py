@@ -13,6 +13,14 @@ from asvr.recipe.config import load_config
 
 MOST = 12  # visual tokens of an image
 SIZES = [(40, 20), (30, 30), (300, 10), (12, 13), (20, 60), (64, 48), (9, 40), (100, 90)]
+TOWER = dict(
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_patches=16,
+    patch_size=4,
+)
 
 CONFIG = """
 text_tokenizer = dict(type="ByteLevelBPE", vocab_size=300, corpus=dict(type="LlavaDataset", ann_file={data!r}))
@@ -64,15 +72,7 @@ def noise(size: tuple[int, int]) -> Image.Image:
 
 def write_tower(folder: Path) -> str:
     torch.manual_seed(0)
-    config = Siglip2VisionConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_patches=16,
-        patch_size=4,
-    )
-    Siglip2VisionModel(config).save_pretrained(folder)
+    Siglip2VisionModel(Siglip2VisionConfig(**TOWER)).save_pretrained(folder)
     Siglip2ImageProcessorPil(patch_size=4, max_num_patches=MOST).save_pretrained(folder)
     return str(folder)
 

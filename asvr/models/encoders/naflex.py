@@ -73,10 +73,8 @@ class NaFlexEncoder(HFVisionEncoder):
         The tower's own forward pass looks at the grids, and its resized positions come from the CPU: the host would
         wait for the device. What it does besides is to embed the patches and to call the blocks.
         """
-        embeddings, grid_I2 = self.model.embeddings, pixels["grid"]
-        index_N = torch.arange(self.num_tokens, device=grid_I2.device)
-        there_IN = index_N < grid_I2.prod(1, keepdim=True)
-        positions = _resized(embeddings.position_embedding.weight, grid_I2, index_N)
+        embeddings, there_IN = self.model.embeddings, self.there(pixels)
+        positions = _resized(embeddings.position_embedding.weight, pixels["grid"], self.num_tokens)
         states = [embeddings.patch_embedding(pixels["patches"].to(self.model.dtype)) + positions]
         mask = there_IN[:, None, None].expand(-1, -1, self.num_tokens, -1)  # (I, 1, N, N)
         for block in self.blocks:
@@ -84,14 +82,20 @@ class NaFlexEncoder(HFVisionEncoder):
         chosen = self.layer if isinstance(self.layer, list) else [self.layer]
         return torch.cat([states[i] for i in chosen], -1).masked_fill(~there_IN[..., None], 0)
 
+    def there(self, pixels: dict) -> Tensor:
+        """Which of the ``N`` are an image's own patches: (I, N), bool."""
+        grid_I2 = pixels["grid"]
+        return torch.arange(self.num_tokens, device=grid_I2.device) < grid_I2.prod(1, keepdim=True)
 
-def _resized(weight: Tensor, grid_I2: Tensor, index_N: Tensor) -> Tensor:
+
+def _resized(weight: Tensor, grid_I2: Tensor, num_tokens: int) -> Tensor:
     """The learned positions (G * G, E), resized to each image's grid: (I, N, E).
 
     Linear with antialiasing, as the towers were trained. torch's ``F.interpolate`` gives wrong numbers for grids of one
     column on the CPU (2.14), and its gradients on CUDA differ from run to run.
     """
     side, (rows_I1, columns_I1) = math.isqrt(len(weight)), grid_I2.split(1, 1)
+    index_N = torch.arange(num_tokens, device=grid_I2.device)
     index_IN = index_N.minimum(rows_I1 * columns_I1 - 1)  # behind an image's patches the last one's
     rows_ING = _linear(index_IN // columns_I1, rows_I1, side)
     columns_ING = _linear(index_IN % columns_I1, columns_I1, side)

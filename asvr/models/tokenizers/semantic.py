@@ -72,8 +72,7 @@ class SemanticTokenizer(VisualTokenizer):
             self.encoder_config = dict(encoder)
             own = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
             self.own_encoder = own.requires_grad_(False).eval()
-        if hasattr(self.encoder.transform, "grid_of"):
-            _require_no_grid(self.encoder, own=self._shared_encoder is None, projection=projection, decoder=decoder)
+        _require_one_size(self.encoder, projection=projection, decoder=decoder)
         width = self.encoder.width
         self.projection_config, self.projection = projection, None
         if projection is not None:
@@ -250,16 +249,14 @@ class SemanticTokenizer(VisualTokenizer):
         return sizes | {name: dict(config) for name, config in others.items() if config is not None}
 
 
-def _require_no_grid(encoder: Encoder, *, own: bool, **parts: dict | None) -> None:
-    """Raise ``ValueError`` for what needs one grid of all images, of an encoder that has none."""
-    reads = f"{type(encoder).__name__} reads images in their own resolution"
-    if own:
+def _require_one_size(encoder: Encoder, **parts: dict | None) -> None:
+    """Raise ``ValueError`` for parts that need one grid of all images, of an encoder that has none."""
+    found = [name for name, part in parts.items() if part is not None]
+    if found and hasattr(encoder.transform, "grid_of"):
         raise ValueError(
-            f"SemanticTokenizer.encoder: {reads}, so that the cells of its codes are not those of another encoder: "
-            "leave it out to quantise the features of the model's encoder, or name one that reads images of one size"
+            f"SemanticTokenizer.{found[0]} is for images of one size: {type(encoder).__name__} reads them in their own "
+            "resolution"
         )
-    if found := [name for name, part in parts.items() if part is not None]:
-        raise ValueError(f"SemanticTokenizer.{found[0]} is for images of one size: {reads}")
 
 
 def _describe(encoder: Encoder) -> dict:

@@ -83,7 +83,7 @@ def test_what_stands_in_the_padding_moves_nothing():
     encoder = build().eval()
     made = pixels(encoder)
     before = encoder(made)
-    there = torch.arange(MOST) < made["grid"].prod(1, keepdim=True)
+    there = encoder.there(made)
     made["patches"][~there] = 1e3
     assert torch.equal(encoder(made), before)
 
@@ -94,7 +94,7 @@ def test_positions_are_resized_as_torch_does(grid):
     square = weight.view(5, 5, 6).permute(2, 0, 1)[None]
     expected = F.interpolate(square, size=grid, mode="bilinear", antialias=True)[0].flatten(1).T
     count = grid[0] * grid[1]
-    found = _resized(weight, torch.tensor([grid]), torch.arange(count + 2))[0]
+    found = _resized(weight, torch.tensor([grid]), count + 2)[0]
     torch.testing.assert_close(found[:count], expected)
     assert torch.equal(found[count], found[count - 1])  # behind them finite numbers, whatever they are
 
@@ -103,7 +103,7 @@ def test_positions_of_one_column_are_those_of_one_row_turned():
     """torch's own resizing gives others on the CPU, see the function."""
     weight = torch.randn(25, 6)
     turned = weight.view(5, 5, 6).transpose(0, 1).reshape(25, 6)
-    found = [_resized(w, torch.tensor([grid]), torch.arange(8)) for w, grid in ((weight, (8, 1)), (turned, (1, 8)))]
+    found = [_resized(w, torch.tensor([grid]), 8) for w, grid in ((weight, (8, 1)), (turned, (1, 8)))]
     torch.testing.assert_close(*found)
 
 
@@ -112,7 +112,7 @@ def test_a_trained_tower_gets_gradients_and_the_padding_none():
     made = pixels(encoder)
     made["patches"].requires_grad_()
     encoder(made).square().sum().backward()
-    there = torch.arange(MOST) < made["grid"].prod(1, keepdim=True)
+    there = encoder.there(made)
     assert made["patches"].grad[there].any() and not made["patches"].grad[~there].any()
     assert encoder.model.embeddings.position_embedding.weight.grad.any()
 
