@@ -21,6 +21,7 @@ from asvr.interchange.export import export_llava
 from asvr.models.tokenizers import SemanticTokenizer
 from asvr.profiling.dry_run import dry_run
 from asvr.profiling.plain import check_objective
+from asvr.recipe.config import load_config
 from asvr.recipe.preflight import check_sizes
 from asvr.recipe.recipe import Recipe
 from asvr.registry import LAYOUTS
@@ -120,7 +121,11 @@ def test_codebooks_are_fitted_on_what_images_fill(folder, trained):
 
 @pytest.mark.parametrize(
     "options",
-    [{"data.pack": True}, {"data.pack": dict(max_tokens=160, max_images=3)}, {"data.group": "length"}],
+    [
+        {"data.pack": True, "data.num_workers": 1},
+        {"data.pack": dict(max_tokens=160, max_images=3)},
+        {"data.group": "length"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("shift", [0, 1])
@@ -300,3 +305,14 @@ def test_a_tokenizer_is_fitted_ahead_and_named(folder, tmp_path):
 def test_the_released_step_has_no_such_images(folder):
     with pytest.raises(ValueError, match="--plain: the released code has as many tokens for every image"):
         check_objective(check_sizes(Recipe(native_config(folder)))["train"])
+
+
+def test_the_configs_encoder_is_that_of_its_tokenizer(monkeypatch):
+    """As the README says; and its stages are right."""
+    monkeypatch.setattr("asvr.base.hub.resolve", lambda name: None)
+    config = load_config("configs/examples/naflex.py")
+    assert config.model.encoder == load_config("configs/tokenizers/siglip2_naflex_rvq8.py").tokenizer.encoder
+    model = check_sizes(Recipe(config))["finetune"]
+    transform = model.encoder.transform
+    assert [transform.grid_of(size) for size in ((640, 480), (300, 1200))] == [(14, 18), (32, 8)]
+    assert model.targets[0].shares_encoder and model.layout.largest().num_tokens == 256

@@ -84,11 +84,11 @@ def _tokens(model: nn.Module) -> Table:
     table = _table("Visual tokens of an image", "", "grid", "tokens", "codes", "codebooks")
     image, grids = (
         model.layout.largest(),
-        " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder)),
+        " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder))
+        if not hasattr(model.encoder.transform, "grid_of")
+        else "of each image",
     )
-    if hasattr(model.encoder.transform, "grid_of"):
-        table.add_row("encoder", "of each image", f"up to {image.num_tokens}", "", "")
-    elif model.layout.fixed is None:
+    if model.layout.fixed is None:
         table.add_row("encoder, one crop", grids, f"up to {model.encoder.num_tokens}", "", "")
         crops = f"up to {image.num_crops} crops" if image.num_crops > 1 else ""
         table.add_row(type(model.layout).__name__, crops, f"up to {image.num_tokens}", "", "")

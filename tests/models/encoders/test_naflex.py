@@ -136,6 +136,14 @@ def test_checkpointed_blocks_give_the_same_gradients():
     assert len(found[0]) == len(found[1]) and all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
+@torch.no_grad()
+def test_weights_may_be_half_precision():
+    encoder = build(dtype="bfloat16").eval()
+    found = encoder(pixels(encoder))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), build().eval()(pixels(encoder)), rtol=0.1, atol=0.1)
+
+
 def test_it_runs_without_numbers_and_is_counted():
     with torch.device("meta"):
         encoder = NaFlexEncoder(arch=ARCH, max_num_patches=MOST)
