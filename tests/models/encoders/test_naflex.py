@@ -138,10 +138,12 @@ def test_checkpointed_blocks_give_the_same_gradients():
 
 @torch.no_grad()
 def test_weights_may_be_half_precision():
-    encoder = build(dtype="bfloat16").eval()
-    found = encoder(pixels(encoder))
+    whole, half = build().eval(), build(dtype="bfloat16").eval()
+    half.load_state_dict(whole.state_dict())
+    found = half(pixels(half))
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), build().eval()(pixels(encoder)), rtol=0.1, atol=0.1)
+    difference = (found.float() - whole(pixels(whole))).norm() / found.float().norm()
+    assert difference < 0.02
 
 
 def test_it_runs_without_numbers_and_is_counted():
