@@ -48,10 +48,15 @@ class ImageTransform:
             image = _resize_and_crop(image, self.size, RESAMPLING[self.interpolation])
         else:
             image = image.resize(self.size[::-1], RESAMPLING[self.interpolation])
-        # NumPy, not torch: torch would start its threads for every small picture.
-        pixels = np.array(image, dtype=np.float32) / np.float32(255)
-        pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        pixels = normalised(image, self.mean, self.std)
         return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """(h, w, 3) float32."""
+    # NumPy, not torch: torch would start its threads for every small picture.
+    pixels = np.array(image, dtype=np.float32) / np.float32(255)
+    return (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:

@@ -138,8 +138,13 @@ def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, t
 
 
 def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
-    """The picture as the encoder sees it, cropped, padded or squeezed, in more pixels."""
+    """The picture as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
+    whole tokens."""
     transform = pretrained.model.encoder.transform
+    if hasattr(transform, "grid_of"):
+        rows, columns = transform.grid_of(image.size)
+        factor = max(1, round(SHOWN_SIDE / max(rows, columns)))
+        return image.convert("RGB").resize((factor * columns, factor * rows))
     factor = max(1, round(SHOWN_SIDE / max(transform.size)))
     larger = replace(transform, size=tuple(factor * side for side in transform.size))
     return to_picture(larger(image, pretrained.image_aspect), larger)

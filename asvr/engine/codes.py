@@ -14,6 +14,7 @@ from asvr.base.log import logger, progress_bar, set_up_logging
 from asvr.caches.codes import CodeCache, CodeStore, hash_pictures
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refused
+from asvr.data.transforms import move, stacked
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.engine.ahead import encoder_ahead, is_code_target, tokenizer_ahead
 from asvr.models.component import fingerprint_of, without_weights
@@ -171,7 +172,7 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
             if good:
                 hashes, pixels = zip(*good, strict=True)
                 with torch.inference_mode():
-                    writer.add(list(hashes), tokenizer.encode(torch.stack(pixels).to(device)))
+                    writer.add(list(hashes), tokenizer.encode(move(stacked(list(pixels)), device)))
             bar.update(len(batch))
 
 

@@ -3,16 +3,19 @@ training pictures."""
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from asvr.base.log import logger
 from asvr.caches.codes import CodeCache, hash_pictures
 from asvr.caches.features import FeatureCache, build_feature_cache, folder_of, with_layout
 from asvr.caches.pixels import pixel_batches
-from asvr.data.images import MAX_PIXELS
+from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, image_size
 from asvr.data.layouts import ImageLayout, build_layout
 from asvr.data.transforms import move
 from asvr.engine.ahead import encoder_ahead, is_code_target, is_drawn, truth_ahead
@@ -186,6 +189,8 @@ def _fit(
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()
     keys = [keys[i] for i in order]
     batches = cache.batches(cache.crops_of(keys))
+    if hasattr(encoder.transform, "grid_of"):
+        batches = _without_padding(batches, keys, pictures, layout)
     if not shares_encoder(tokenizer, encoder):
         found = pixel_batches(keys, pictures, [tokenizer.transform], aspect, layout=layout)
         batches = (tokenizer.features(move(pixels, device)) for _, pixels in found)
@@ -193,3 +198,13 @@ def _fit(
     tokenizer.save_pretrained(folder)
     for name, values in statistics.items():
         logger.info("  %s by depth: %s", name, ", ".join(f"{value:.3f}" for value in values))
+
+
+def _without_padding(
+    batches: Iterable[Tensor], keys: list[str], pictures: dict, layout: ImageLayout
+) -> Iterator[Tensor]:
+    """The features of the cells that the images fill, (..., E). keys: of the images, in the order of the batches."""
+    sizes = (image_size(pictures[key], max_pixels=LARGEST_LIMIT) for key in keys)
+    filled = (prod(grid) for size in sizes for grid in layout(size).grids)
+    for features_INE in batches:
+        yield torch.cat([features_NE[: next(filled)] for features_NE in features_INE])

@@ -85,7 +85,9 @@ def _tokens(model: nn.Module) -> Table:
     table = _table("Visual tokens of an image", "", "grid", "tokens", "codes", "codebooks")
     image, grids = (
         model.layout.largest(),
-        " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder)),
+        " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder))
+        if not hasattr(model.encoder.transform, "grid_of")
+        else "of each image",
     )
     if model.layout.fixed is None:
         table.add_row("encoder, one crop", grids, str(model.encoder.num_tokens), "", "")

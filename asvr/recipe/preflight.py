@@ -8,11 +8,12 @@ from mmengine.config import Config
 from torch import device, nn
 
 from asvr.base import hub
-from asvr.data.layouts import ImageLayout
+from asvr.data.layouts import ImageLayout, WholeImage
 from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.contracts import check_contracts
 from asvr.models.encoders.base import Encoder
+from asvr.models.targets import CodeTarget
 from asvr.models.transforms import require_merge, transform_and_train
 from asvr.recipe.components import OWN, find
 from asvr.recipe.config import distinct
@@ -69,6 +70,7 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
     for name, stage in recipe.stages.items():
         models[name] = build_meta(stage)
         check_contracts(models[name])
+        check_native(f"stages.{name}", models[name], stage.data.image_aspect)
         moving = [t.name for t in models[name].targets if getattr(t, "shares_encoder", False)]
         if "encoder" in stage.trained_components and moving:
             raise ValueError(
@@ -97,6 +99,36 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
                 "that or less"
             )
     return models
+
+
+def check_native(stage: str, model: nn.Module, image_aspect: str) -> None:
+    """Raise ``ValueError`` for what does not go with an encoder that reads images in their own resolution: the model's,
+    or a tokenizer's own."""
+    for target in model.targets:
+        own = isinstance(target, CodeTarget) and not target.shares_encoder
+        if own and hasattr(target.tokenizer.transform, "grid_of"):
+            raise ValueError(
+                f"{target.key}.tokenizer.encoder ({stage}) reads images in their own resolution, so that the cells of "
+                "its codes are not those of another encoder: leave it out to quantise the features of the model's "
+                "encoder, or name one that reads images of one size"
+            )
+    if not hasattr(model.encoder.transform, "grid_of"):
+        return
+    reads = f"{type(model.encoder).__name__} reads images in their own resolution"
+    if image_aspect != "square":
+        raise ValueError(f"data.image_aspect={image_aspect!r} ({stage}): {reads}: set it 'square'")
+    if not isinstance(model.layout, WholeImage):
+        raise ValueError(f"model.layout.type={type(model.layout).__name__!r} ({stage}): {reads}: leave the layout out")
+    if getattr(model.projector, "place", None) is not None:
+        raise ValueError(
+            f"model.projector.positions=True ({stage}): {reads}, so that its tokens are no square: leave it out"
+        )
+    for target in model.targets:
+        if isinstance(target, CodeTarget) and getattr(target.tokenizer.transform, "center_crop", False):
+            raise ValueError(
+                f"{target.key} ({stage}): its tokenizer crops images, and {reads}, so that their cells differ: set "
+                "transform=dict(center_crop=False) for the encoder that makes its codes"
+            )
 
 
 def build_meta(stage: Stage) -> nn.Module:

@@ -19,15 +19,31 @@ CUDA = torch.device("cuda")
 # Heads of 16: kernels of CUDA take multiples of 8.
 LARGER = dict(LLAMA, hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
 TOWER = dict(type="HFVisionEncoder", arch=dict(SIGLIP, hidden_size=32, intermediate_size=48))
+NATIVE = dict(
+    type="NaFlexEncoder",
+    max_num_patches=6,
+    arch=dict(
+        model_type="siglip2_vision_model",
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_patches=16,
+        patch_size=4,
+    ),
+)
 TARGET = dict(SEMANTIC, head=dict(DEPTH_HEAD, width=32, layers=2))
 OPTIM = dict(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0, clip_grad=1.0, precision="bf16")
 
 
-def model(kernel: str, precision: torch.dtype | None):
+def model(kernel: str, precision: torch.dtype | None, encoder: dict = TOWER):
     found = problem_of(kernel, CUDA, precision or torch.float32)
     if found is not None and (kernel == "xformers" and "not installed" in found or "needs bf16" in found):
         pytest.skip(f"{kernel}: {found}")
-    own = build(reconstruction=[TARGET], encoder=TOWER, llm=LARGER).to(CUDA)
+    own = build(reconstruction=[TARGET], encoder=encoder, llm=LARGER, fit=encoder is TOWER)
+    if encoder is NATIVE:
+        own.targets[0].tokenizer.fit([torch.randn(64, 32)], progress=False)
+    own.to(CUDA)
     use_attention(own, kernel, precision)
     return own
 
@@ -68,8 +84,9 @@ def test_compiled_parts_compute_the_same(mode):
 
 @pytest.mark.parametrize("kernel", ["sdpa", "xformers", "varlen"])
 @pytest.mark.parametrize("packed", [True, False])
-def test_the_host_waits_for_nothing_in_a_step(kernel, packed):
-    own = model(kernel, torch.bfloat16)
+@pytest.mark.parametrize("encoder", [TOWER, NATIVE], ids=["fixed", "native"])
+def test_the_host_waits_for_nothing_in_a_step(kernel, packed, encoder):
+    own = model(kernel, torch.bfloat16, encoder)
     wrapper = build_optim_wrapper(own, OPTIM)
     # The first step makes the optimiser's state; the second has other lengths, which kernels may prepare for.
     first, second = (collate(own, items, packed=packed).pin_memory() for items in (rows(), rows()[1:]))

@@ -41,6 +41,8 @@ class HFVisionEncoder(Encoder):
     Matches ``hidden_states[mm_vision_select_layer]`` of the released code's SigLIP tower.
     """
 
+    interpolation = "bicubic"  # where no preprocessor file tells
+
     def __init__(
         self,
         *,
@@ -83,7 +85,7 @@ class HFVisionEncoder(Encoder):
         if side < self.patch:
             raise ValueError(f"{name or 'encoder.arch'}: patch_size={self.patch} exceeds the image's {side} pixels")
         self.grid = (side // self.patch, side // self.patch)
-        self.transform = _transform(folder, config.model_type, side, transform or {})
+        self.transform = _transform(folder, config.model_type, side, transform or {}, self.interpolation)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -96,7 +98,8 @@ class HFVisionEncoder(Encoder):
         return hidden[:, -self.num_tokens :]  # class and register tokens stand in front of the patches
 
     def portable(self, config: dict) -> dict:
-        transform = {key: value for key, value in asdict(self.transform).items() if key != "size"}
+        sizes = ("size", "patch_size", "max_num_patches")
+        transform = {key: value for key, value in asdict(self.transform).items() if key not in sizes}
         return dict(super().portable(config), arch=arch_of(self.model.config), transform=transform)
 
     def _naflex_inputs(self, pixels: Tensor) -> dict:
@@ -135,10 +138,10 @@ def _blocks(module: nn.Module):
     return getattr(module, "layers", None) or getattr(module, "layer", None)
 
 
-def _transform(folder: Path | None, model_type: str, side: int, overrides: dict) -> ImageTransform:
+def _transform(folder: Path | None, model_type: str, side: int, overrides: dict, interpolation: str) -> ImageTransform:
     family = next((v for k, v in _FAMILIES.items() if model_type.startswith(k)), None)
     file = folder / "preprocessor_config.json" if folder is not None else None
-    fields = dict(size=(side, side))
+    fields = dict(size=(side, side), interpolation=interpolation)
     if "size" in overrides:
         raise ValueError(f"transform.size={overrides['size']!r}: this tower reads {side} x {side} pixels; leave it out")
     if family is not None:

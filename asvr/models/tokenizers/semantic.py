@@ -18,6 +18,7 @@ from asvr.base import hub
 from asvr.base.precision import full_float32
 from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
+from asvr.data.transforms import Pixels
 from asvr.models.component import fingerprint, fingerprint_of, portable_of, source_of
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.base import VisualTokenizer
@@ -71,6 +72,7 @@ class SemanticTokenizer(VisualTokenizer):
             self.encoder_config = dict(encoder)
             own = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
             self.own_encoder = own.requires_grad_(False).eval()
+        _require_one_size(self.encoder, projection=projection, decoder=decoder)
         width = self.encoder.width
         self.projection_config, self.projection = projection, None
         if projection is not None:
@@ -110,9 +112,9 @@ class SemanticTokenizer(VisualTokenizer):
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> Tensor:
+    def features(self, pixels: Pixels) -> Tensor:
         """The encoder's features_INE, computed without autocast, as float32."""
-        with full_float32(pixels.device):
+        with full_float32(self.quantizer.codebooks[0].weight.device):
             return self.encoder(pixels).float()
 
     def quantize(self, features_INE: Tensor) -> Tensor:
@@ -140,7 +142,7 @@ class SemanticTokenizer(VisualTokenizer):
         others = {name: module for name, module in others.items() if module is not None}
         return nn.ModuleDict(dict(quantizer=self.quantizer, **others)) if others else self.quantizer
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Pixels) -> Tensor:
         return self.quantize(self.features(pixels))
 
     def embed(self, codes: Tensor) -> Tensor:
@@ -245,6 +247,16 @@ class SemanticTokenizer(VisualTokenizer):
         sizes = dict(codebook_sizes=self.codebook_sizes, code_width=self.code_width, shared=self.quantizer.shared)
         others = dict(projection=self.projection_config, decoder=self.decoder_config)
         return sizes | {name: dict(config) for name, config in others.items() if config is not None}
+
+
+def _require_one_size(encoder: Encoder, **parts: dict | None) -> None:
+    """Raise ``ValueError`` for parts that need one grid of all images, of an encoder that has none."""
+    found = [name for name, part in parts.items() if part is not None]
+    if found and hasattr(encoder.transform, "grid_of"):
+        raise ValueError(
+            f"SemanticTokenizer.{found[0]} is for images of one size: {type(encoder).__name__} reads them in their own "
+            "resolution"
+        )
 
 
 def _describe(encoder: Encoder) -> dict:
