@@ -138,8 +138,10 @@ def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, t
 
 
 def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
-    """The picture as the encoder sees it, cropped, padded or squeezed, in more pixels."""
+    """The picture as the encoder sees it, cropped, padded or squeezed, in more pixels; of several encoders,
+    the first."""
     transform = pretrained.model.encoder.transform
+    transform = getattr(transform, "shown", transform)
     factor = max(1, round(SHOWN_SIDE / max(transform.size)))
     larger = replace(transform, size=tuple(factor * side for side in transform.size))
     return to_picture(larger(image, pretrained.image_aspect), larger)
