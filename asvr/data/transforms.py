@@ -135,6 +135,10 @@ def move(pixels: Pixels, device: torch.device) -> Pixels:
     return pixels.to(device) if isinstance(pixels, torch.Tensor) else pixels
 
 
+def device_of(pixels: Pixels) -> torch.device:
+    return flat_pixels(pixels)[0][0].device
+
+
 def flat_pixels(pixels: Pixels) -> tuple[list[torch.Tensor], Callable]:
     """The tensors in pixels, and what puts as many others in their places."""
     if isinstance(pixels, dict):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from asvr.base.plots import optional
 from asvr.data.images import open_image
 from asvr.data.refusals import Refused
-from asvr.data.transforms import ImageTransform
+from asvr.data.transforms import ImageTransform, Pixels, blank_pixels, move, stacked
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.models.tokenizers.pixel import PixelTokenizer
 from asvr.models.tokenizers.quantizer import code_usage
@@ -59,7 +59,7 @@ class Batches:
 
     def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
         if num_workers:
-            pixels, what = torch.empty(3, *pictures.transform.size), f"batches of {batch_size} pictures"
+            pixels, what = blank_pixels(pictures.transform, 1), f"batches of {batch_size} pictures"
             require_room_for_workers(pixels, share=batch_size, workers=num_workers, ahead=AHEAD, what=what)
         self.loader = DataLoader(
             pictures,
@@ -80,9 +80,9 @@ class Batches:
         return (pixels for pixels in items_of(self.loader) if pixels is not None)
 
 
-def _stack(pixels: list[Tensor | None]) -> Tensor | None:
+def _stack(pixels: list) -> Pixels | None:
     kept = [image for image in pixels if image is not None]
-    return torch.stack(kept) if kept else None
+    return stacked(kept) if kept else None
 
 
 def fit_semantic_tokenizer(
@@ -111,7 +111,7 @@ def fit_semantic_tokenizer(
     loader = Batches(pictures, batch_size, num_workers=num_workers)
     tokenizer.to(device).eval()
     tokenizer.encoder.to(device).eval()
-    features = (tokenizer.features(pixels.to(device)) for pixels in tqdm(loader, desc="features", unit="batch"))
+    features = (tokenizer.features(move(pixels, device)) for pixels in tqdm(loader, desc="features", unit="batch"))
     levels = tokenizer.fit(features, vectors_per_code=vectors_per_code, iterations=iterations, seed=seed)
     with (work_dir / METRICS).open("w", encoding="utf-8") as file:
         for i in range(tokenizer.depth):

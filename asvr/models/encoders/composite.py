@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.base.precision import full_float32
-from asvr.data.transforms import Pixels, flat_pixels
+from asvr.data.transforms import Pixels, device_of
 from asvr.models.component import Component, apart_of, fingerprint, fingerprint_of, source_of
 from asvr.models.encoders.base import Encoder
 from asvr.models.shards import untied_state_dict
@@ -59,7 +59,7 @@ def run_part(part: nn.Module, function: Callable[[Pixels], Tensor], pixels: Pixe
     without a graph and in its own precision, whether others are trained or not."""
     if torch.is_grad_enabled() and is_trained(part):
         return function(pixels)
-    with torch.no_grad(), full_float32(flat_pixels(pixels)[0][0].device):
+    with torch.no_grad(), full_float32(device_of(pixels)):
         return function(pixels)
 
 

@@ -67,6 +67,7 @@ class MultiEncoder(CompositeEncoder):
             distinct += [] if part.transform in distinct else [part.transform]
         self.views = [str(distinct.index(part.transform)) for part in built]
         self.transform = JoinedTransform(tuple(distinct))
+        _warn_of_crops(distinct, join)
         self.note_sources()
 
     @property
@@ -102,6 +103,17 @@ class MultiEncoder(CompositeEncoder):
     def portable(self, config: dict) -> dict:
         parts = zip(self.encoders, config["encoders"], strict=True)
         return dict(super().portable(config), encoders=[portable_of(part, own) for part, own in parts])
+
+
+def _warn_of_crops(transforms: list, join: str) -> None:
+    crops = {getattr(transform, "center_crop", False) for transform in transforms}
+    if len(crops) > 1 and join != "sequence":
+        log_once(
+            logging.WARNING,
+            "MultiEncoder join=%r: some encoders crop the image and others do not, so with image_aspect='square' a "
+            "cell does not show the same place: set transform=dict(center_crop=False) in those that crop",
+            join,
+        )
 
 
 def _check_grids(encoders: list, join: str, resample: str | None) -> str | None:

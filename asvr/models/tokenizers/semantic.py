@@ -19,7 +19,7 @@ from asvr.base import hub
 from asvr.base.precision import full_float32
 from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
-from asvr.data.transforms import ImageTransform
+from asvr.data.transforms import ImageTransform, Pixels, device_of
 from asvr.models.component import fingerprint, fingerprint_of, portable_of, source_of
 from asvr.models.encoders.base import Encoder, grids_of
 from asvr.models.tokenizers.base import VisualTokenizer, has_numbers
@@ -122,9 +122,9 @@ class SemanticTokenizer(VisualTokenizer):
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
-    def features(self, pixels: Tensor) -> Tensor:
+    def features(self, pixels: Pixels) -> Tensor:
         """The encoder's features_INE, computed without autocast, as float32."""
-        with full_float32(pixels.device):
+        with full_float32(device_of(pixels)):
             return self.encoder(pixels).float()
 
     def quantize(self, features_INE: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class SemanticTokenizer(VisualTokenizer):
         others = {name: module for name, module in others.items() if module is not None}
         return nn.ModuleDict(dict(quantizer=self.quantizer, **others)) if others else self.quantizer
 
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Pixels) -> Tensor:
         return self.quantize(self.features(pixels))
 
     def embed(self, codes: Tensor) -> Tensor:
