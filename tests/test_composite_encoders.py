@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from encoder_helpers import DINO, OTHER, PIXEL, SIGLIP, TOWER, save_tower, save_vqgan
+from parallel_helpers import launch
 from PIL import Image
 from run_helpers import ROOT
 from safetensors.torch import load_file
@@ -65,12 +66,17 @@ def encoders(tmp_path_factory) -> dict[str, dict]:
     )
 
 
-def config(encoder: dict, name: str, changes: dict | None = None):
+def config_options(encoder: dict, name: str) -> dict:
     options = FEW | {"model.encoder": dict(_delete_=True, **encoder)}
     if name == "trained":  # one part of two
         options |= {"data.cache": False, "stages.train.train": ["encoder.encoders.1", "projector", "heads", "llm"]}
         options |= {"model.reconstruction": []}
-    return load_config(ROOT / "configs/examples/custom_components.py", options | (changes or {}))
+    return options
+
+
+def config(encoder: dict, name: str, changes: dict | None = None):
+    options = config_options(encoder, name) | (changes or {})
+    return load_config(ROOT / "configs/examples/custom_components.py", options)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +140,8 @@ def test_checkpoints_hold_what_no_file_holds(trained):
         return {key for key in weights(trained(name)) if key.startswith("encoder.")}
 
     assert held("channel") == held("s2") == held("codes") == set()
-    assert held("added") == held("trained") == {"encoder.encoders.1.tables.0.weight"}
+    table, buffer = "encoder.encoders.1.tables.0.weight", "encoder.encoders.1.tokenizer.trained"
+    assert held("added") == {table} and held("trained") == {table, buffer}
     early, late = (weights(trained("trained"), step)["encoder.encoders.1.tables.0.weight"] for step in (2, 4))
     assert not torch.equal(early, late)
 
@@ -162,6 +169,20 @@ def test_a_saved_model_answers_and_shows_the_same(name, trained, tmp_path):
 def test_a_dry_run_counts_and_plans(name, encoders):
     text = dry_run(config(encoders[name], name))
     assert "not counted" not in text and "not planned" not in text
+
+
+def test_two_processes_give_one_process_losses(trained, encoders, tmp_path):
+    runs = [
+        dict(
+            config=str(ROOT / "configs/examples/custom_components.py"),
+            work_dir=str(tmp_path / kind),
+            options=config_options(encoders["trained"], "trained") | {"parallel": dict(type=kind)},
+        )
+        for kind in ("DDP", "FSDP2")
+    ]
+    launch(tmp_path, runs, 2)
+    for kind in ("DDP", "FSDP2"):
+        assert losses(tmp_path / kind) == pytest.approx(losses(trained("trained")), abs=2e-5)
 
 
 def test_flops_are_those_of_the_parts(encoders):
