@@ -13,15 +13,19 @@ from PIL import Image
 from run_helpers import ROOT
 from safetensors.torch import load_file
 
+from asvr.data.easy_vqa import EasyVQA
 from asvr.demo.maps import as_seen, target_maps
 from asvr.engine.run import run
-from asvr.flops.count import Sample, forward_parts
+from asvr.flops.count import Sample, forward_parts, recomputed_parts
 from asvr.interchange.export import export_llava
+from asvr.models.tokenizers import SemanticTokenizer
+from asvr.models.tokenizers.vqgan import PerceptualLoss
 from asvr.pretrained import load
 from asvr.profiling.dry_run import dry_run
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe
+from asvr.tokenizer_training.training import fit_semantic_tokenizer
 
 STEPS = 4
 FEW = {
@@ -183,6 +187,52 @@ def test_two_processes_give_one_process_losses(trained, encoders, tmp_path):
     launch(tmp_path, runs, 2)
     for kind in ("DDP", "FSDP2"):
         assert losses(tmp_path / kind) == pytest.approx(losses(trained("trained")), abs=2e-5)
+
+
+def test_codes_alone_are_cached_for_the_tokens_of_two_grids(trained, encoders, tmp_path):
+    """Pixels come from worker processes; of each grid, a token takes the code of the cell that it stands in."""
+    fitted = with_fitted(encoders, "sequence", trained("sequence"))
+    entry = dict(config(encoders["sequence"], "sequence").model.reconstruction[0].to_dict(), name="pixel")
+    del entry["fit"]
+    entry |= dict(tokenizer=encoders["codes"]["tokenizer"], resample="nearest")
+    options = {"model.reconstruction": [*fitted["model.reconstruction"], entry], "data.num_workers": 1}
+    options["evaluation"] = dict(dataset=dict(type="EasyVQA", split="test", max_pictures=3), limit=4, max_new_tokens=4)
+    results = [
+        run(config(encoders["sequence"], "sequence", options | {"data.cache": cache}), tmp_path / str(cache))
+        for cache in (False, "codes")
+    ]
+    assert losses(tmp_path / "False") == losses(tmp_path / "codes")
+    assert results[0] == results[1] and results[0]["train"]["losses"].keys() == {"text", "semantic", "pixel"}
+    (target,) = (t for t in load(tmp_path / "codes", device="cpu").model.targets if t.name == "pixel")
+    codes = target.to_encoder_grid(torch.arange(4).view(1, 4, 1))[0, :, 0]
+    assert codes[:4].tolist() == [0, 1, 2, 3]
+    assert torch.equal(codes[4:].view(8, 8), torch.arange(4).view(2, 2).repeat_interleave(4, 0).repeat_interleave(4, 1))
+
+
+def test_a_tokenizer_is_fitted_on_joined_features(encoders, tmp_path):
+    tokenizer = SemanticTokenizer(encoder=encoders["channel"], depth=2, codebook_size=4)
+    report = fit_semantic_tokenizer(
+        tokenizer,
+        EasyVQA(split="train", max_pictures=8),
+        work_dir=tmp_path,
+        batch_size=4,
+        num_workers=1,
+        device="cpu",
+    )
+    assert report["pictures"] == 8 and tokenizer.fitted
+    with pytest.raises(ValueError, match="perceptual.encoder: MultiEncoder does not see one image"):
+        PerceptualLoss(encoders["channel"])
+
+
+def test_what_is_computed_again_is_counted(encoders):
+    full = dict(encoders["s2"]["encoder"], activation_checkpointing="full")
+
+    def recomputed(encoder: dict) -> bool:
+        return "encoder" in recomputed_parts(config(encoder, "", {"model.reconstruction": []}).model)
+
+    assert recomputed(full) and recomputed(dict(type="S2", encoder=full))
+    assert recomputed(dict(type="MultiEncoder", encoders=[full, full]))
+    assert not recomputed(dict(type="MultiEncoder", encoders=[full, encoders["codes"]]))
 
 
 def test_flops_are_those_of_the_parts(encoders):
