@@ -14,7 +14,7 @@ from asvr.base.log import logger, progress_bar, set_up_logging
 from asvr.caches.codes import CodeCache, CodeStore, hash_pictures
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.refusals import Refused
-from asvr.data.transforms import blank_pixels, move, stacked
+from asvr.data.transforms import move, stacked
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.engine.ahead import encoder_ahead, is_code_target, tokenizer_ahead
 from asvr.models.component import fingerprint_of, without_weights
@@ -143,7 +143,7 @@ class _Pictures(Dataset):
 
 def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, workers: int, *, part: str) -> None:
     if workers:
-        pixels = blank_pixels(tokenizer.transform, 1)
+        pixels = torch.empty(3, *tokenizer.transform.size)
         what = f"batches of {BATCH} pictures"
         require_room_for_workers(pixels, share=BATCH, files=BATCH, workers=workers, ahead=AHEAD, what=what)
     loader = DataLoader(
@@ -172,7 +172,7 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
             if good:
                 hashes, pixels = zip(*good, strict=True)
                 with torch.inference_mode():
-                    writer.add(list(hashes), tokenizer.encode(move(stacked(pixels), device)))
+                    writer.add(list(hashes), tokenizer.encode(move(stacked(list(pixels)), device)))
             bar.update(len(batch))
 
 

@@ -70,16 +70,16 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
     for name, stage in recipe.stages.items():
         models[name] = build_meta(stage)
         check_contracts(models[name])
-        if getattr(models[name].projector, "place", None) is not None and len(grids_of(models[name].encoder)) > 1:
-            raise ValueError(
-                f"model.projector.positions=True (stage {name}): the encoder gives the tokens of several grids, which "
-                "are no square of rows and columns: leave it out"
-            )
         moving = [t.name for t in models[name].targets if getattr(t, "shares_encoder", False)]
         if "encoder" in stage.trained_components and moving:
             raise ValueError(
                 f"stages.{name}.train names the encoder, and target {moving[0]!r} quantises its features, which would "
                 "move with it: give that target's tokenizer an `encoder` of its own"
+            )
+        if getattr(models[name].projector, "place", None) is not None and len(grids_of(models[name].encoder)) > 1:
+            raise ValueError(
+                f"model.projector.positions=True (stage {name}): the encoder gives the tokens of several grids, which "
+                "are no square of rows and columns: leave it out"
             )
         if (before := recipe.stages.get(stage.init)) is not None:
             require_merge(models[before.name], stage.transforms_shared_with(before))

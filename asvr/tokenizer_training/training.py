@@ -19,7 +19,7 @@ from tqdm import tqdm
 from asvr.base.plots import optional
 from asvr.data.images import open_image
 from asvr.data.refusals import Refused
-from asvr.data.transforms import ImageTransform, Pixels, blank_pixels, move, stacked
+from asvr.data.transforms import ImageTransform, Pixels, move, stacked
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.models.tokenizers.pixel import PixelTokenizer
 from asvr.models.tokenizers.quantizer import code_usage
@@ -35,7 +35,7 @@ RESTART_INTERVAL = 50  # steps without use after which a code of the VQGAN is re
 
 
 class Pictures(Dataset):
-    """Pixels (3, h, w) of pictures (files or PIL images). A broken one raises ``Refused``, naming the file; under
+    """The pixels of pictures (files or PIL images). A broken one raises ``Refused``, naming the file; under
     ``on_error='skip'`` it is told and gives None."""
 
     def __init__(self, sources: list, transform: ImageTransform, aspect: str, on_error: str):
@@ -44,7 +44,7 @@ class Pictures(Dataset):
     def __len__(self) -> int:
         return len(self.sources)
 
-    def __getitem__(self, i: int) -> Tensor | None:
+    def __getitem__(self, i: int) -> Pixels | None:
         try:
             return self.transform(open_image(self.sources[i]), self.aspect)
         except Refused as error:
@@ -55,11 +55,11 @@ class Pictures(Dataset):
 
 
 class Batches:
-    """Batches of pixels (I, 3, h, w) of what can be read, each epoch in another order where ``generator`` is given."""
+    """Batches of the pixels of what can be read, each epoch in another order where ``generator`` is given."""
 
     def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
         if num_workers:
-            pixels, what = blank_pixels(pictures.transform, 1), f"batches of {batch_size} pictures"
+            pixels, what = torch.empty(3, *pictures.transform.size), f"batches of {batch_size} pictures"
             require_room_for_workers(pixels, share=batch_size, workers=num_workers, ahead=AHEAD, what=what)
         self.loader = DataLoader(
             pictures,
@@ -76,11 +76,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Pixels]:
         return (pixels for pixels in items_of(self.loader) if pixels is not None)
 
 
-def _stack(pixels: list) -> Pixels | None:
+def _stack(pixels: list[Pixels | None]) -> Pixels | None:
     kept = [image for image in pixels if image is not None]
     return stacked(kept) if kept else None
 
@@ -111,7 +111,7 @@ def fit_semantic_tokenizer(
     loader = Batches(pictures, batch_size, num_workers=num_workers)
     tokenizer.to(device).eval()
     tokenizer.encoder.to(device).eval()
-    features = (tokenizer.features(move(pixels, device)) for pixels in tqdm(loader, desc="features", unit="batch"))
+    features = (_features(tokenizer, move(pixels, device)) for pixels in tqdm(loader, desc="features", unit="batch"))
     levels = tokenizer.fit(features, vectors_per_code=vectors_per_code, iterations=iterations, seed=seed)
     with (work_dir / METRICS).open("w", encoding="utf-8") as file:
         for i in range(tokenizer.depth):
@@ -119,6 +119,12 @@ def fit_semantic_tokenizer(
     with optional(work_dir / "summary.png"):
         draw_levels(levels, work_dir / "summary.png")
     return dict(levels, pictures=len(sources), seconds=time.perf_counter() - started)
+
+
+def _features(tokenizer: SemanticTokenizer, pixels: Pixels) -> Tensor:
+    """(..., E), of the cells that the images fill: of an encoder that reads them in their own resolution not all."""
+    features_INE, there = tokenizer.features(pixels), getattr(tokenizer.encoder, "there", None)
+    return features_INE if there is None else features_INE[there(pixels)]
 
 
 def train_pixel_tokenizer(

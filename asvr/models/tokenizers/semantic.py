@@ -19,7 +19,7 @@ from asvr.base import hub
 from asvr.base.precision import full_float32
 from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
-from asvr.data.transforms import ImageTransform, Pixels, device_of
+from asvr.data.transforms import JoinedTransform, Pixels
 from asvr.models.component import fingerprint, fingerprint_of, portable_of, source_of
 from asvr.models.encoders.base import Encoder, grids_of
 from asvr.models.tokenizers.base import VisualTokenizer, has_numbers
@@ -74,12 +74,6 @@ class SemanticTokenizer(VisualTokenizer):
             own = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
             self.own_encoder = own.requires_grad_(False).eval()
         width = self.encoder.width
-        one_image = isinstance(self.encoder.transform, ImageTransform) and len(grids_of(self.encoder)) == 1
-        if (projection is not None or decoder is not None) and not one_image:
-            raise ValueError(
-                f"SemanticTokenizer: `projection` and `decoder` need an encoder that sees one image in one grid, not "
-                f"{type(self.encoder).__name__}"
-            )
         self.projection_config, self.projection = projection, None
         if projection is not None:
             self.projection = build_projection(projection, in_width=width, grid=self.encoder.grid)
@@ -87,6 +81,12 @@ class SemanticTokenizer(VisualTokenizer):
         self.quantizer = ResidualQuantizer(depth=depth, codebook_size=codebook_size, width=width, shared=shared)
         self.codebook_sizes, self.code_width = self.quantizer.sizes, width
         self.grid, self.transform = self.encoder.grid, self.encoder.transform
+        several = isinstance(self.transform, JoinedTransform) or len(grids_of(self.encoder)) > 1
+        if several and (projection is not None or decoder is not None):
+            raise ValueError(
+                "SemanticTokenizer: `projection` and `decoder` need an encoder that sees one image in one grid, not "
+                f"{type(self.encoder).__name__}"
+            )
         self.decoder_config, self.decoder = decoder, None
         if decoder is not None:
             self.decoder = FeatureDecoder(width=width, grid=self.grid, **decoder).requires_grad_(False)
@@ -124,7 +124,7 @@ class SemanticTokenizer(VisualTokenizer):
     @torch.no_grad()
     def features(self, pixels: Pixels) -> Tensor:
         """The encoder's features_INE, computed without autocast, as float32."""
-        with full_float32(device_of(pixels)):
+        with full_float32(self.quantizer.codebooks[0].weight.device):
             return self.encoder(pixels).float()
 
     def quantize(self, features_INE: Tensor) -> Tensor:

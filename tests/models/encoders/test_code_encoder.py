@@ -99,3 +99,9 @@ def test_a_tokenizer_of_joined_encoders_is_saved_and_read(tmp_path):
     torch.manual_seed(0)
     with pytest.raises(ValueError, match="layer.join is 'sequence' in the folder, 'channel' here"):
         SemanticTokenizer(encoder=dict(joined, join="channel"), depth=2, codebook_size=4, name=str(folder))
+
+
+def test_a_decoder_of_joined_features_is_refused():
+    joined = dict(type="MultiEncoder", encoders=[TOWER, TOWER])
+    with pytest.raises(ValueError, match="need an encoder that sees one image in one grid, not MultiEncoder"):
+        SemanticTokenizer(encoder=joined, depth=2, codebook_size=4, decoder=dict(arch=dict(width=8)))
