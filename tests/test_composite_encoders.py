@@ -202,7 +202,9 @@ def test_codes_alone_are_cached_for_the_tokens_of_two_grids(trained, encoders, t
         for cache in (False, "codes")
     ]
     assert losses(tmp_path / "False") == losses(tmp_path / "codes")
-    assert results[0] == results[1] and results[0]["train"]["losses"].keys() == {"text", "semantic", "pixel"}
+    first, second = (result["train"] for result in results)
+    assert first["losses"] == second["losses"] and first["losses"].keys() == {"text", "semantic", "pixel"}
+    assert first["codes"] == second["codes"] and first["by_kind"] == second["by_kind"]
     (target,) = (t for t in load(tmp_path / "codes", device="cpu").model.targets if t.name == "pixel")
     codes = target.to_encoder_grid(torch.arange(4).view(1, 4, 1))[0, :, 0]
     assert codes[:4].tolist() == [0, 1, 2, 3]
