@@ -69,7 +69,8 @@ MODELS = _registry("model", "asvr.models.vlm", _MODELS, contract="what `asvr.mod
 ENCODERS = _registry(
     "encoder",
     "asvr.models.encoders",
-    contract="an nn.Module, pixels (I, 3, h, w) -> features_INE, with width, grid, num_tokens and transform",
+    contract="an nn.Module, pixels (I, 3, h, w), or what its transform gives, -> features_INE, with width, grid, "
+    "num_tokens and transform",
     needs=("parameters", "width", "grid", "num_tokens", "transform"),
 )
 LAYOUTS = _registry(

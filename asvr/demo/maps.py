@@ -139,8 +139,9 @@ def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, t
 
 def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
     """The picture as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
-    whole tokens."""
+    whole tokens. Of several encoders, as the first one does."""
     transform = pretrained.model.encoder.transform
+    transform = getattr(transform, "shown", transform)
     if hasattr(transform, "grid_of"):
         rows, columns = transform.grid_of(image.size)
         factor = max(1, round(SHOWN_SIDE / max(rows, columns)))

@@ -105,7 +105,7 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
 def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str, encoder: dict | None) -> CodeStore:
     """encoder: the config of the model's, where the tokenizer quantises its features."""
     depends_on = dict(
-        encoder=None if encoder is None else without_weights(encoder),
+        encoder=None if encoder is None else without_weights(encoder, nested=True),
         fingerprint=fingerprint_of(tokenizer),
         transform=str(tokenizer.transform),
         aspect=aspect,

@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
         data.image_aspect,
         device,
         layout=layout,
-        config=without_weights(recipe.first.model.encoder),
+        config=without_weights(recipe.first.model.encoder, nested=True),
         on_error=recipe.shared("on_error", CACHE),
         max_pixels=recipe.shared("max_pixels", CACHE) or MAX_PIXELS,
         budget_gb=recipe.shared("cache_budget_gb", CACHE),
@@ -152,7 +152,7 @@ def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: Fe
     if earlier.is_dir():
         return earlier
     root = cache.folder.parent
-    config = with_layout(without_weights(first.model.encoder), build_layout(first.model, encoder))
+    config = with_layout(without_weights(first.model.encoder, nested=True), build_layout(first.model, encoder))
     features = folder_of(root, encoder, {}, first.data.image_aspect, config).name
     contents = list(hash_pictures(root, pictures).values())
     return place / f"{target['name']}-{_fit_digest(target, features, contents, seed)}"

@@ -196,10 +196,14 @@ def _classifiers(name: str, component: str, layers: list[nn.Module], rows: tuple
 
 
 def recomputed_parts(model: Config) -> set[str]:
-    """Names of the parts that a model's config has the backward pass compute again."""
+    """Names of the parts that a model's config has the backward pass compute again; of an encoder that is made of
+    others, where all of them do."""
 
     def full(component: Config) -> bool:
-        return isinstance(component, dict) and component.get("activation_checkpointing") == "full"
+        if not isinstance(component, dict):
+            return False
+        others = component.get("encoders") or [component.get("encoder")]
+        return component.get("activation_checkpointing") == "full" or all(map(full, others))
 
     found = {f"head {target.name}" for target in model.reconstruction if full(target.get("head"))}
     return found | {name for name, part in ((LLM_BLOCKS, model.llm), ("encoder", model.encoder)) if full(part)}

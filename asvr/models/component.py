@@ -12,9 +12,17 @@ from asvr.models.shards import full_tensor, untied_state_dict
 WEIGHT_FIELDS = ("name", "weights")
 
 
-def without_weights(config: dict) -> dict:
-    """What decides a component's output besides its weights, which its fingerprint stands for."""
-    return {key: value for key, value in config.items() if key not in WEIGHT_FIELDS}
+def without_weights(config: dict, *, nested: bool = False) -> dict:
+    """What decides a component's output besides its weights, which its fingerprint stands for. nested: without those
+    of the components in it too. (Of a visual tokenizer they stay: caches of earlier versions are named by them.)"""
+    own = {key: value for key, value in config.items() if key not in WEIGHT_FIELDS}
+    return {key: _nested_without_weights(value) for key, value in own.items()} if nested else own
+
+
+def _nested_without_weights(value):
+    if isinstance(value, dict) and "type" in value:
+        return without_weights(value, nested=True)
+    return [_nested_without_weights(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 class Component(nn.Module):

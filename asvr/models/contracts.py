@@ -5,6 +5,7 @@ width, ``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width, ``
 """
 
 import logging
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from asvr.base.log_once import log_once
 from asvr.data.transforms import blank_pixels
 from asvr.models.batches import full_batch
+from asvr.models.encoders.composite import CompositeEncoder
 from asvr.models.llms import HFCausalLM
 from asvr.models.targets import CodeTarget, Seen, Target
 from asvr.models.tokenizers.base import INTEGERS
@@ -34,7 +36,8 @@ def check_contracts(model: nn.Module) -> None:
     training = model.training
     model.eval()
     with torch.device("meta"):
-        _try("model.encoder", ENCODERS, model.encoder, partial(_check_encoder, model.encoder))
+        for key, encoder in _encoders_in("model.encoder", model.encoder):
+            _try(key, ENCODERS, encoder, partial(_check_encoder, encoder))
         _try("model.projector", PROJECTORS, model.projector, partial(_check_projector, model))
         if not isinstance(model.llm, HFCausalLM):  # whose parts are the library's and transformers', which ask numbers
             _try("model.llm", LLMS, model.llm, partial(_check_llm, model.llm))
@@ -72,6 +75,13 @@ def _expect(what: str, value: object, *shape: int) -> Tensor:
     if not fits:
         raise _Broken(f"{what} has the shape {tuple(value.shape)}, expected ({wanted})")
     return value
+
+
+def _encoders_in(key: str, encoder: nn.Module) -> list[tuple[str, nn.Module]]:
+    """An encoder, and those that it is made of, with their places in the config."""
+    inner = encoder.inner().items() if isinstance(encoder, CompositeEncoder) else ()
+    parts = [(re.sub(r"\.(\d+)$", r"[\1]", f"{key}.{name}"), part) for name, part in inner if name != "tokenizer"]
+    return [(key, encoder), *(found for place, part in parts for found in _encoders_in(place, part))]
 
 
 def _check_encoder(encoder: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from asvr.models.encoders.composite import CompositeEncoder
 from asvr.models.tree import TRAINED_WITH
 
 IN_BLOCK = "in_block"  # key of a group: whether it holds matrices of transformer blocks
@@ -43,12 +44,15 @@ def layer_factors(name: str, component: nn.Module, decay: float) -> dict[nn.Para
 
     Raises ``ValueError`` where a component has no ``blocks``.
     """
+    if isinstance(component, CompositeEncoder):  # each by its own blocks; 1 for one without any
+        if not component.blocks:
+            raise _no_blocks(name, component)
+        parts = [part for part in component.inner().values() if getattr(part, "blocks", None)]
+        found = dict.fromkeys(component.parameters(), 1.0)
+        return found | {key: factor for part in parts for key, factor in layer_factors(name, part, decay).items()}
     blocks = list(getattr(component, "blocks", None) or [])
     if not blocks:
-        raise ValueError(
-            f"optim.groups.{name}.layer_decay: {type(component).__name__} has no `blocks`: leave it out, or give the "
-            "class a property `blocks`, its transformer blocks in order"
-        )
+        raise _no_blocks(name, component)
     place = {parameter: number for number, block in enumerate(blocks, 1) for parameter in block.parameters()}
     found, reached = {}, False
     for parameter in component.parameters():
@@ -56,6 +60,13 @@ def layer_factors(name: str, component: nn.Module, decay: float) -> dict[nn.Para
         number = place.get(parameter, len(blocks) + 1 if reached else 0)
         found[parameter] = decay ** (len(blocks) + 1 - number)
     return found
+
+
+def _no_blocks(name: str, component: nn.Module) -> ValueError:
+    return ValueError(
+        f"optim.groups.{name}.layer_decay: {type(component).__name__} has no `blocks`: leave it out, or give the "
+        "class a property `blocks`, its transformer blocks in order"
+    )
 
 
 def block_matrices(component: nn.Module) -> set[nn.Parameter]:

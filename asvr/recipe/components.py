@@ -1,6 +1,7 @@
 """Checking the components of a config: types, the fields of their constructors, and the components in them."""
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.registry import Registry
@@ -71,6 +72,7 @@ NESTED = dict(
     train=DATASETS,
     template=TEMPLATES,
 )
+NESTED_LISTS = dict(encoders=ENCODERS)  # of a field that holds a list of components
 PARTS = ("encoder", "projector", "llm")  # of a model: always a component
 CODES = "CodeTarget"  # the type of a target that names none
 OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
@@ -141,7 +143,21 @@ def nested_problems(key: str, value: dict) -> list[str]:
                 problems.append(f"{key}.template={item!r}: no such template; {nearest(item, TEMPLATES.module_dict)}")
         elif name in NESTED and (isinstance(item, dict) or (key == "model" and name in PARTS)):
             problems += check_component(f"{key}.{name}", item, NESTED[name])
+        elif name in NESTED_LISTS and isinstance(item, list | tuple):
+            for i, one in enumerate(item):
+                problems += check_component(f"{key}.{name}[{i}]", one, NESTED_LISTS[name])
     return problems
+
+
+def vision_parts(key: str, config: dict, registry: Registry) -> Iterator[tuple[str, dict, Registry]]:
+    """A component that sees images, and those in it: their keys, configs and registries."""
+    yield key, config, registry
+    for name in ("encoder", "tokenizer"):
+        if isinstance(config.get(name), dict):
+            yield from vision_parts(f"{key}.{name}", config[name], NESTED[name])
+    for name, of in NESTED_LISTS.items():
+        for i, one in enumerate(config.get(name) or ()):
+            yield from vision_parts(f"{key}.{name}[{i}]", one, of)
 
 
 def _targets(key: str, targets: list) -> list[str]:

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.registry import Registry
 from torch import device, nn
 
 from asvr.base import hub
@@ -12,10 +13,10 @@ from asvr.data.layouts import ImageLayout, WholeImage
 from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.models.contracts import check_contracts
-from asvr.models.encoders.base import Encoder
+from asvr.models.encoders.base import Encoder, grids_of
 from asvr.models.targets import CodeTarget
 from asvr.models.transforms import require_merge, transform_and_train
-from asvr.recipe.components import OWN, find
+from asvr.recipe.components import OWN, find, vision_parts
 from asvr.recipe.config import distinct
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.signatures import constructor_fields
@@ -76,6 +77,11 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
             raise ValueError(
                 f"stages.{name}.train names the encoder, and target {moving[0]!r} quantises its features, which would "
                 "move with it: give that target's tokenizer an `encoder` of its own"
+            )
+        if getattr(models[name].projector, "place", None) is not None and len(grids_of(models[name].encoder)) > 1:
+            raise ValueError(
+                f"model.projector.positions=True (stage {name}): the encoder gives the tokens of several grids, which "
+                "are no square of rows and columns: leave it out"
             )
         if (before := recipe.stages.get(stage.init)) is not None:
             require_merge(models[before.name], stage.transforms_shared_with(before))
@@ -162,17 +168,22 @@ def _num_ids_in(folder: str) -> int:
 
 def _needs_folder(stage: Stage) -> bool:
     """Whether a part has no `arch`, so that its architecture too stands in its folder alone."""
-    own = [target.tokenizer.get("encoder") for target in stage.model.reconstruction if _has_tokenizer(target)]
-    own += [target.get("teacher") for target in stage.model.reconstruction]
-    parts = [
-        (ENCODERS, stage.model.encoder),
-        (LLMS, stage.model.llm),
-        *((ENCODERS, e) for e in own if isinstance(e, dict)),
-    ]
     return any(
         part.get("name") and not part.get("arch") and "arch" in constructor_fields(find(registry, part["type"]))[1]
-        for registry, part in parts
+        for _, part, registry in _parts(stage)
+        if registry is not VISUAL_TOKENIZERS
     )
+
+
+def _parts(stage: Stage) -> Iterator[tuple[str, dict, Registry]]:
+    """The LLM, and all components that see images; see `vision_parts`."""
+    yield from vision_parts("model.encoder", stage.model.encoder, ENCODERS)
+    yield "model.llm", stage.model.llm, LLMS
+    for i, entry in enumerate(stage.model.reconstruction):
+        if isinstance(entry.get("teacher"), dict):
+            yield from vision_parts(f"model.reconstruction[{i}].teacher", entry.teacher, ENCODERS)
+        if _has_tokenizer(entry):
+            yield from vision_parts(f"model.reconstruction[{i}].tokenizer", entry.tokenizer, VISUAL_TOKENIZERS)
 
 
 def _has_tokenizer(entry: dict) -> bool:
@@ -183,18 +194,14 @@ def _has_tokenizer(entry: dict) -> bool:
 def wanted_weights(stage: Stage, model: nn.Module | None = None) -> list[hub.Wanted]:
     """Every pretrained model that a config names. model: the one built from it, for the sizes of tokenizers."""
     wanted = _wanted("text_tokenizer", stage.text_tokenizer, TEXT_TOKENIZERS)
-    wanted += _wanted("model.encoder", stage.model.encoder, ENCODERS)
-    wanted += _wanted("model.llm", stage.model.llm, LLMS)
-    for i, entry in enumerate(stage.model.reconstruction):
-        key = f"model.reconstruction[{i}]"
-        if isinstance(entry.get("teacher"), dict):
-            wanted += _wanted(f"{key}.teacher", entry.teacher, ENCODERS)
-        if not _has_tokenizer(entry):
-            continue
-        size_bytes = None if model is None else _own_bytes(model.targets[i].teacher)
-        wanted += _wanted(f"{key}.tokenizer", entry.tokenizer, VISUAL_TOKENIZERS, size_bytes=size_bytes)
-        if isinstance(entry.tokenizer.get("encoder"), dict):
-            wanted += _wanted(f"{key}.tokenizer.encoder", entry.tokenizer.encoder, ENCODERS)
+    targets = [] if model is None else model.targets
+    sizes = {
+        f"model.reconstruction[{i}].tokenizer": _own_bytes(target.teacher)
+        for i, target in enumerate(targets)
+        if isinstance(target.teacher, nn.Module) and _has_tokenizer(stage.model.reconstruction[i])
+    }
+    for key, part, registry in _parts(stage):
+        wanted += _wanted(key, part, registry, size_bytes=sizes.get(key))
     return wanted
 
 
@@ -210,7 +217,8 @@ def _wanted(key: str, component: dict, registry, size_bytes: int | None = None) 
 def _own_bytes(tokenizer: nn.Module) -> int:
     """Bytes of a tokenizer without the encoder that it may hold."""
     encoders = [module for module in tokenizer.modules() if isinstance(module, Encoder)]
-    return tensor_bytes(tokenizer) - sum(tensor_bytes(encoder) for encoder in encoders)
+    inside = {id(part) for encoder in encoders for part in encoder.modules() if part is not encoder}
+    return tensor_bytes(tokenizer) - sum(tensor_bytes(encoder) for encoder in encoders if id(encoder) not in inside)
 
 
 def tensor_bytes(module: nn.Module) -> int:

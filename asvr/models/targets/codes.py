@@ -16,6 +16,7 @@ from asvr.data.batch import Batch
 from asvr.data.layouts import ImageLayout
 from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.component import fingerprint_of, portable_of
+from asvr.models.encoders.base import grids_of
 from asvr.models.heads.base import places_of, why_whole_images
 from asvr.models.targets.base import Seen, Target, TensorSpec
 from asvr.models.tokenizers.base import VisualTokenizer, code_dtype, require_codes, require_integers
@@ -246,11 +247,6 @@ def _resample(key: str, tokenizer: VisualTokenizer, encoder, rule: str | None) -
             "resample='nearest' (each encoder position takes the code of the cell its centre lies in)"
         )
     return torch.cat([nearest_cells(tokenizer.grid, grid) for grid in grids])
-
-
-def grids_of(encoder) -> list[tuple[int, int]]:
-    """Of an encoder that gives the tokens of several grids one after another, ``grids``; else its one grid."""
-    return [tuple(grid) for grid in getattr(encoder, "grids", None) or [encoder.grid]]
 
 
 @cache

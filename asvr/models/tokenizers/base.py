@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from asvr.data.transforms import ImageTransform
 from asvr.models.component import Component
@@ -22,6 +23,11 @@ def require_integers(codes: Tensor, what: str) -> Tensor:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
         raise ValueError(f"{what} are {got}: expected whole numbers (torch.int64), the numbers of code vectors")
     return codes.long()
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor holds any: not on the meta device, and not where memory is planned or FLOPs are counted."""
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor) or torch.jit.is_tracing())
 
 
 def code_dtype(size: int) -> torch.dtype:

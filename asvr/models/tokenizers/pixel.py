@@ -20,7 +20,7 @@ from asvr.base.precision import full_float32
 from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
 from asvr.data.transforms import ImageTransform
-from asvr.models.tokenizers.base import VisualTokenizer
+from asvr.models.tokenizers.base import VisualTokenizer, has_numbers
 from asvr.models.tokenizers.quantizer import nearest
 from asvr.registry import VISUAL_TOKENIZERS
 
@@ -90,7 +90,7 @@ class PixelTokenizer(VisualTokenizer):
     @property
     def fitted(self) -> bool:
         if not self._fitted:
-            self._fitted = not self.trained.is_meta and bool(self.trained)
+            self._fitted = has_numbers(self.trained) and bool(self.trained)
         return self._fitted
 
     def fingerprint(self) -> str:
@@ -115,7 +115,7 @@ class PixelTokenizer(VisualTokenizer):
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Return codes (I, N, D) of pixels in [-1, 1]. Raises ValueError before any training."""
-        if not self.fitted:
+        if has_numbers(pixels) and not self.fitted:
             raise ValueError(
                 "PixelTokenizer: its weights are random. Train them and name the folder: "
                 f"`{TRAIN_COMMAND}`, then name='<folder>' in this tokenizer's config"

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asvr.base.precision import full_float32
+from asvr.models.tokenizers.base import has_numbers
 
 # Bytes of the largest distance matrix: rows are searched in chunks that stay below it.
 DISTANCE_BYTES = 256 * 2**20
@@ -101,7 +102,7 @@ class ResidualQuantizer(nn.Module):
         """Whether every codebook holds something. Reads the buffers only until it has been true once."""
         if not self._fitted:
             shares = [book.share for book in self.codebooks]
-            self._fitted = not shares[0].is_meta and all(bool(share.any()) for share in shares)
+            self._fitted = has_numbers(shares[0]) and all(bool(share.any()) for share in shares)
         return self._fitted
 
     def book(self, level: int) -> Codebook:

@@ -6,6 +6,7 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` c
 
 import dataclasses
 import hashlib
+import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,10 +19,10 @@ from asvr.base import hub
 from asvr.base.precision import full_float32
 from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
-from asvr.data.transforms import Pixels
+from asvr.data.transforms import JoinedTransform, Pixels
 from asvr.models.component import fingerprint, fingerprint_of, portable_of, source_of
-from asvr.models.encoders.base import Encoder
-from asvr.models.tokenizers.base import VisualTokenizer
+from asvr.models.encoders.base import Encoder, grids_of
+from asvr.models.tokenizers.base import VisualTokenizer, has_numbers
 from asvr.models.tokenizers.feature_decoder import FeatureDecoder
 from asvr.models.tokenizers.projections import build_projection
 from asvr.models.tokenizers.quantizer import ResidualQuantizer
@@ -81,6 +82,12 @@ class SemanticTokenizer(VisualTokenizer):
         self.quantizer = ResidualQuantizer(depth=depth, codebook_size=codebook_size, width=width, shared=shared)
         self.codebook_sizes, self.code_width = self.quantizer.sizes, width
         self.grid, self.transform = self.encoder.grid, self.encoder.transform
+        several = isinstance(self.transform, JoinedTransform) or len(grids_of(self.encoder)) > 1
+        if several and (projection is not None or decoder is not None):
+            raise ValueError(
+                "SemanticTokenizer: `projection` and `decoder` need an encoder that sees one image in one grid, not "
+                f"{type(self.encoder).__name__}"
+            )
         self.decoder_config, self.decoder = decoder, None
         if decoder is not None:
             self.decoder = FeatureDecoder(width=width, grid=self.grid, **decoder).requires_grad_(False)
@@ -91,6 +98,10 @@ class SemanticTokenizer(VisualTokenizer):
     @property
     def encoder(self) -> Encoder:
         return self.own_encoder if self._shared_encoder is None else self._shared_encoder[0]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.encoder.num_tokens
 
     @property
     def fitted(self) -> bool:
@@ -122,7 +133,7 @@ class SemanticTokenizer(VisualTokenizer):
 
         Raises ValueError when the codebooks are empty or the width is not the encoder's.
         """
-        if not self.fitted:
+        if has_numbers(features_INE) and not self.fitted:
             raise ValueError(
                 "SemanticTokenizer: its codebooks are empty. Fit them and name the folder: "
                 f"`{FIT_COMMAND}`, then name='<folder>' in this tokenizer's config"
@@ -261,7 +272,7 @@ def _require_one_size(encoder: Encoder, **parts: dict | None) -> None:
 
 def _describe(encoder: Encoder) -> dict:
     """What decides the features besides the weights, as JSON values. ``layer`` where the encoder has one."""
-    transform = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(encoder.transform).items()}
+    transform = json.loads(json.dumps(dataclasses.asdict(encoder.transform)))
     return dict(
         type=type(encoder).__name__,
         width=encoder.width,

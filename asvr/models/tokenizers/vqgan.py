@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asvr.base.precision import full_float32
+from asvr.data.transforms import ImageTransform
 from asvr.models.encoders.base import Encoder
 from asvr.models.tokenizers.pixel import PixelTokenizer
 from asvr.models.tokenizers.quantizer import nearest
@@ -60,6 +61,11 @@ class PerceptualLoss(nn.Module):
     def __init__(self, encoder: Encoder | dict):
         super().__init__()
         built = encoder if isinstance(encoder, Encoder) else ENCODERS.build(encoder)
+        if not isinstance(built.transform, ImageTransform):
+            raise ValueError(
+                f"perceptual.encoder: {type(built).__name__} does not see one image of a fixed size, which a "
+                "perceptual loss needs: name one of the encoders in it"
+            )
         self.encoder = built.requires_grad_(False).eval()
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(built.transform, name)).view(3, 1, 1), persistent=False)
