@@ -77,7 +77,7 @@ LAYOUTS = _registry(
     "image layout",
     "asvr.data.layouts",
     contract="an `asvr.data.layouts.ImageLayout`: (size) -> `Layout` of an image's tokens, crops(image), largest()",
-    needs=("__call__", "crops", "largest", "num_separators"),
+    needs=("__call__", "crops", "largest", "fixed", "per_image", "num_cells", "num_separators", "aspects", "crops_key"),
 )
 PROJECTORS = _registry(
     "projector",
@@ -109,7 +109,7 @@ TARGETS = _registry(
     "reconstruction target",
     "asvr.models.targets",
     contract="an `asvr.models.targets.Target`: truth(pixels, features) -> tensors by name, loss(seen, truth) -> sums",
-    needs=("name", "weight", "taps", "truth", "loss", "count", "learns_from"),
+    needs=("name", "weight", "taps", "truth", "loss", "count", "learns_from", "counts", "set_progress", "check_layout"),
 )
 LOSSES = _registry(
     "loss",

@@ -20,9 +20,9 @@ class Denoiser(nn.Module):
         self.latents = nn.Conv2d(channels + 1, width, 3, padding=1)
         self.out = nn.Conv2d(width, channels, 3, padding=1)
 
-    def forward(self, noisy, time_I, hidden_INH):
+    def forward(self, noisy, time_I, hidden_IH):
         times = time_I.view(-1, 1, 1, 1).expand(-1, 1, *noisy.shape[2:])
-        condition = self.condition(hidden_INH).mean(1)[:, :, None, None]
+        condition = self.condition(hidden_IH)[:, :, None, None]
         return self.out(F.gelu(self.latents(torch.cat([noisy, times], 1)) + condition))
 
 
@@ -45,12 +45,13 @@ class DenoisedLatents(Target):
         return dict(latents=pixels[self.name])
 
     def count(self, window, *, training):  # a loss of an image, not of its tokens
-        return sum(batch.num_images for batch in window)
+        return sum(batch.num_images_with_tokens for batch in window)
 
     def loss(self, seen, truth):
         latents = truth["latents"]
         noise = torch.randn_like(latents)
         time_I = torch.rand(len(latents), device=latents.device)
         share = time_I.view(-1, 1, 1, 1)
-        told = self.head((1 - share) * latents + share * noise, time_I, seen.images(-1).float())
-        return F.mse_loss(told, noise - latents, reduction="none").mean((1, 2, 3)).sum(), {}
+        told = self.head((1 - share) * latents + share * noise, time_I, seen.means(-1))
+        loss_I = F.mse_loss(told, noise - latents, reduction="none").mean((1, 2, 3))
+        return (loss_I * seen.has_tokens_I).sum(), {}

@@ -79,8 +79,10 @@ def fitted(done: Path) -> dict:
 
 
 def test_cached_and_online_features_and_codes_give_one_loss(config, done, tmp_path):
+    """To rounding: a product of the encoder may depend on how many crops are computed at once."""
     train(config, tmp_path / "online", options({"data.cache": False, "model.reconstruction": [fitted(done)]}))
-    assert losses(tmp_path / "online") == losses(done)
+    for found, wanted in zip(losses(tmp_path / "online"), losses(done), strict=True):
+        assert found[:2] == wanted[:2] and found[2:] == pytest.approx(wanted[2:], rel=1e-6)
 
 
 @pytest.mark.parametrize("how", [{"data.pack": True}, {"data.group": "length"}], ids=["packed", "grouped"])

@@ -25,9 +25,9 @@ def lines(work_dir) -> list[dict]:
 
 
 def test_the_objective_of_each_step_has_its_own_weight(done):
-    """Over half of a stage's steps: two of pretraining, four of finetuning."""
+    """Over the first half of a stage: of two steps of pretraining, and of four of finetuning."""
     own = [(line["stage"], line["loss"] - line["loss_text"], line.get("loss_semantic", 0)) for line in lines(done[1])]
-    wanted = [("pretrain", 0.0), ("pretrain", 1.0), *(("finetune", weight) for weight in (0.0, 0.5, 1.0, 1.0))]
+    wanted = [("pretrain", 0.0), ("pretrain", 1.0), *(("finetune", weight) for weight in (0.0, 2 / 3, 1.0, 1.0))]
     assert [stage for stage, *_ in own] == [stage for stage, _ in wanted]
     for (_, visual, loss), (_, weight) in zip(own, wanted, strict=True):
         assert visual == pytest.approx(weight * loss, abs=1e-6)
@@ -45,7 +45,16 @@ def test_a_resumed_run_goes_on_with_its_weight(done, tmp_path):
 
 @pytest.mark.parametrize(
     "weight",
-    [-1, "1", True, dict(begin=0), dict(begin=0, end=1, til=1), dict(begin=0, end="1"), dict(begin=0, end=1, until=0)],
+    [
+        -1,
+        "1",
+        True,
+        dict(begin=0),
+        dict(begin=0, end=1, til=1),
+        dict(begin=0, end=float("inf")),
+        dict(begin=0, end="1"),
+        dict(begin=0, end=1, until=0),
+    ],
 )
 def test_weights_that_are_none_are_told(weight):
     with pytest.raises(ValueError, match=r"reconstruction\[0\]\.weight=.*expected a number from 0 on, or dict\(begin"):

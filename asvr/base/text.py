@@ -1,6 +1,8 @@
 """Text for people: values in short, names that were meant, tables."""
 
 import difflib
+import hashlib
+import inspect
 import reprlib
 from collections.abc import Iterable
 
@@ -37,3 +39,12 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """In markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def source_of_class(kind: type) -> str:
+    """A class, by its source where that can be read."""
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # of a notebook's cell that is gone
+        source = ""
+    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()[:16]}"

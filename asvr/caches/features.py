@@ -237,7 +237,7 @@ def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) ->
 
 def with_layout(config: dict, layout: ImageLayout | None) -> dict:
     """What features depend on besides the encoder's weights, of an image that is cut into crops."""
-    return config if layout is None or isinstance(layout, WholeImage) else dict(config, layout=repr(layout))
+    return config if layout is None or type(layout) is WholeImage else dict(config, layout=layout.crops_key())
 
 
 def _text(config: dict) -> str:

@@ -110,6 +110,11 @@ class Batch:
         return sum(self.crops)
 
     @property
+    def num_images_with_tokens(self) -> int:
+        """Those of the ``I`` that have a token at all."""
+        return self.num_images if self.cells is None else len(np.unique(self.cells.on_cpu_V // self.num_cells))
+
+    @property
     def num_text_targets(self) -> int:
         return self.text_source_S.shape[0]
 

@@ -11,7 +11,7 @@ def places_of(layouts: list[Layout], starts: list[int], first: list[bool], num_c
     """The fields of a `Batch` that say it. starts: of each image, its first flat position; first: whether it is the
     first thing of its sample. num_cells: ``N``."""
     crops = [layout.num_crops for layout in layouts]
-    if all(layout.regular for layout in layouts):
+    if all(layout.regular and layout.num_tokens == num_cells for layout in layouts):
         visual_position_V = (torch.tensor(starts, dtype=torch.int64).view(-1, 1) + torch.arange(num_cells)).flatten()
         unpreceded, cells = [i * num_cells for i, alone in enumerate(first) if alone], None
     else:

@@ -107,7 +107,8 @@ def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> 
 def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages: list[dict]) -> np.ndarray:
     """How much the last answer of ``messages`` looks at each token of the last picture, by layer (L, R, C): the
     attention weights of the positions that write its tokens, its end included, averaged over them and over the heads.
-    A layer's sum is the picture's share of all attention.
+    A layer's sum is the picture's share of all attention; of a picture that is cut into crops it is the first one's.
+    NaN at a cell without a token.
 
     A second pass over the conversation finds them. Raises ``ValueError`` without a picture, and where the LLM has no
     attention weights.
@@ -119,27 +120,32 @@ def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages
     batch = pretrained.batch([dict(images=images, messages=messages)], answered=True)
     first, last = prompt.num_tokens - 1, batch.text_source_S[-1].item()
     end = min(last + 1, getattr(model.llm, "max_positions", None) or last + 1)
-    token_N, grid = _of_last_image(batch, model.encoder.grid)
+    token_V, cell_V, grid = _of_last_image(batch, model.encoder.grid)
     with computing_in(pretrained.precision, model.device):
         embeds_BTH, _ = model.embed(batch)
         layers = model.llm.attention(embeds_BTH[:, :end], first)
-    weights_LN = torch.stack([weights[0].float().mean((0, 1))[token_N] for weights in layers])
-    return weights_LN[:, : prod(grid)].unflatten(1, grid).cpu().numpy()
+    weights_LV = torch.stack([weights[0].float().mean((0, 1))[token_V] for weights in layers])
+    weights_LN = torch.full((len(layers), prod(grid)), float("nan"), device=weights_LV.device)
+    weights_LN[:, cell_V] = weights_LV
+    return weights_LN.unflatten(1, grid).cpu().numpy()
 
 
-def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int]]:
-    """The positions of the tokens of the last picture's first crop, in raster order, and its grid."""
+def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
+    """Of the last picture's first crop: the positions of its tokens, the cells that they are, and the cells' grid."""
     crop = batch.num_images - batch.crops[-1]
-    if batch.cells is None:
-        return batch.visual_position_V[crop * batch.num_cells :][: batch.num_cells], grid
-    own_V = batch.cells.on_cpu_V // batch.num_cells == crop
-    order = batch.cells.on_cpu_V[own_V].argsort()
-    return batch.visual_position_V[torch.as_tensor(own_V.nonzero()[0][order])], batch.cells.grids[crop]
+    grid, index_V = batch.grid_of(crop, grid), np.arange(batch.num_images * batch.num_cells)
+    if batch.cells is not None:
+        index_V = batch.cells.on_cpu_V
+    cells_V = index_V - crop * batch.num_cells
+    (own,) = ((cells_V >= 0) & (cells_V < prod(grid))).nonzero()
+    device = batch.visual_position_V.device
+    return batch.visual_position_V[torch.tensor(own)], torch.tensor(cells_V[own], device=device), grid
 
 
 def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
     """The picture as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
     whole tokens. Of several encoders, as the first one does."""
+    image = pretrained.model.layout.crops(image.convert("RGB"))[0]  # maps are the first crop's
     transform = pretrained.model.encoder.transform
     transform = getattr(transform, "shown", transform)
     if hasattr(transform, "grid_of"):

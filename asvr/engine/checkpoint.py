@@ -42,6 +42,7 @@ from asvr.engine.saved import frozen_fingerprints, own_components, saved_tensors
 from asvr.models.component import apart_of, fingerprint_in, fingerprint_of, source_of
 from asvr.models.hf import DTYPES
 from asvr.models.shards import local_shard, untied_state_dict
+from asvr.recipe.model_folder import tell_new_separators
 
 __all__ = [  # of the folders and of what they hold, for users of this
     "PREFIX",
@@ -282,8 +283,11 @@ def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) ->
         logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", folder)
         missing.remove("losses")
     if "separators" in missing:  # the stage before saw images whole
-        logger.info("%s has no separators of model.layout: they are as they were built", folder)
+        tell_new_separators(model, folder)
         missing.remove("separators")
+    if "separators" in by_component and "separators" not in components:  # the stage before saw tiles
+        logger.info("%s: its separators are left out, since model.layout has none", folder)
+        del by_component["separators"]
     unknown = by_component.keys() - components.keys()
     if missing or unknown:
         raise ValueError(

@@ -13,6 +13,7 @@ from asvr.base.interruption import obey_parent_alone
 from asvr.base.log import logger, progress_bar, set_up_logging
 from asvr.caches.codes import CodeCache, CodeStore, hash_pictures
 from asvr.data.images import MAX_PIXELS, open_image
+from asvr.data.layouts import layout_config
 from asvr.data.refusals import Refused
 from asvr.data.transforms import move, stacked
 from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
@@ -79,7 +80,7 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
     found: dict[str, ConfigDict] = {}
     first = recipe.first
     for name, stage in recipe.stages.items():
-        if stage.model.get("layout"):
+        if layout_config(stage.model)["type"] != "WholeImage":
             raise ValueError(
                 f"data.cache='codes' keeps the codes of whole images, and stages.{name}.model.layout may cut them into "
                 "crops: set data.cache=True, or False"

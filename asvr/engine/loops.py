@@ -98,7 +98,7 @@ class StepLoop(BaseLoop):
             return
         self.data_time = time.perf_counter() - start
         self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=self.window)
-        unwrap(self.runner.model).set_progress(self._iter / self._max_iters)
+        unwrap(self.runner.model).set_progress(self._iter / max(1, self._max_iters - 1))
         logs: dict[str, Tensor] = self.runner.model.train_step(self.window, self.runner.optim_wrapper)
         self._iter += 1
         self.runner.call_hook("after_train_iter", batch_idx=self._iter - 1, data_batch=self.window, outputs=logs)

@@ -5,18 +5,18 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from asvr.base.log import logger
 from asvr.caches.codes import CodeCache, hash_pictures
-from asvr.caches.features import FeatureCache, build_feature_cache, folder_of, with_layout
+from asvr.caches.features import FeatureCache, build_feature_cache, folder_of
 from asvr.caches.pixels import pixel_batches
 from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, image_size
-from asvr.data.layouts import ImageLayout, build_layout
+from asvr.data.layouts import ImageLayout, WholeImage, build_layout, layout_config
 from asvr.data.transforms import move
 from asvr.engine.ahead import encoder_ahead, is_code_target, is_drawn, truth_ahead
 from asvr.engine.codes import code_cache
@@ -115,7 +115,7 @@ def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
             raise ValueError(
                 f"data.cache serves all stages, and stages.{name}.model.encoder differs: set data.cache=False"
             )
-        if stage.model.get("layout") != first.model.get("layout"):
+        if layout_config(stage.model) != layout_config(first.model):
             raise ValueError(
                 f"data.cache serves all stages, and stages.{name}.model.layout differs: set data.cache=False"
             )
@@ -152,7 +152,9 @@ def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: Fe
     if earlier.is_dir():
         return earlier
     root = cache.folder.parent
-    config = with_layout(without_weights(first.model.encoder, nested=True), build_layout(first.model, encoder))
+    layout, config = build_layout(first.model, encoder), without_weights(first.model.encoder, nested=True)
+    if type(layout) is not WholeImage:
+        config = dict(config, layout=layout.cells_key())
     features = folder_of(root, encoder, {}, first.data.image_aspect, config).name
     contents = list(hash_pictures(root, pictures).values())
     return place / f"{target['name']}-{_fit_digest(target, features, contents, seed)}"
@@ -189,8 +191,8 @@ def _fit(
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()
     keys = [keys[i] for i in order]
     batches = cache.batches(cache.crops_of(keys))
-    if hasattr(encoder.transform, "grid_of"):
-        batches = _without_padding(batches, keys, pictures, layout)
+    if layout.fixed is None:
+        batches = _with_tokens(batches, keys, pictures, layout)
     if not shares_encoder(tokenizer, encoder):
         found = pixel_batches(keys, pictures, [tokenizer.transform], aspect, layout=layout)
         batches = (tokenizer.features(move(pixels, device)) for _, pixels in found)
@@ -200,11 +202,15 @@ def _fit(
         logger.info("  %s by depth: %s", name, ", ".join(f"{value:.3f}" for value in values))
 
 
-def _without_padding(
-    batches: Iterable[Tensor], keys: list[str], pictures: dict, layout: ImageLayout
-) -> Iterator[Tensor]:
-    """The features of the cells that the images fill, (..., E). keys: of the images, in the order of the batches."""
-    sizes = (image_size(pictures[key], max_pixels=LARGEST_LIMIT) for key in keys)
-    filled = (prod(grid) for size in sizes for grid in layout(size).grids)
+def _with_tokens(batches: Iterable[Tensor], keys: list[str], pictures: dict, layout: ImageLayout) -> Iterator[Tensor]:
+    """The features of the cells that have a token, (..., E). keys: of the images, in the order of the batches."""
+    there = (cells_N for key in keys for cells_N in _there(layout, pictures[key]))
     for features_INE in batches:
-        yield torch.cat([features_NE[: next(filled)] for features_NE in features_INE])
+        yield torch.cat([features_NE[next(there)] for features_NE in features_INE])
+
+
+def _there(layout: ImageLayout, picture) -> list[np.ndarray]:
+    """By crop, the cells that have a token, in their order."""
+    own = layout(image_size(picture, max_pixels=LARGEST_LIMIT))
+    cells = np.sort(own.tokens_L[own.tokens_L >= 0])
+    return [cells[cells // layout.num_cells == crop] % layout.num_cells for crop in range(own.num_crops)]

@@ -226,14 +226,19 @@ def _codes(
     right_ID = {name: torch.cat([chunk[name][0] for chunk in found]) for name in found[0]}
     maps = {name: [values for chunk in found for values in chunk[name][1]] for name in found[0]}
     by_depth = {name: values.mean(0).tolist() for name, values in right_ID.items()}
+    whole = model.layout.first_is_whole  # else a map is of a part of the image
     spaced = range(0, len(pictures), max(1, len(pictures) // max(1, num_examples)))
 
     def example(j: int) -> dict:
         i, item = pictures[j]
-        own = {name: values[j].tolist() for name, values in maps.items()}
+        own = {name: values[j].tolist() for name, values in maps.items()} if whole else {}
         return dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=own)
 
-    return by_depth, _by_place(maps), by_main(lambda: [example(j) for j in list(spaced)[:num_examples]])
+    return (
+        by_depth,
+        _by_place(maps) if whole else {},
+        by_main(lambda: [example(j) for j in list(spaced)[:num_examples]]),
+    )
 
 
 def of_images(values_IND: torch.Tensor, crops: list[int]) -> torch.Tensor:

@@ -38,12 +38,14 @@ class Part:
     """name: what is counted. component: whose training decides the backward pass (see ``VLM.components``).
     flops: of one forward pass on one sample. last: those of the last product of each block with activation
     checkpointing, which the backward pass does not compute again, since nothing in the block needs its result.
+    target: whose supervised positions it is computed at, if it is one of those.
     """
 
     name: str
     component: str
     flops: int
     last: int = 0
+    target: str = ""
 
 
 class _Call(nn.Module):
@@ -153,11 +155,12 @@ def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
     body = flops_of(target.run_head, [head], *shapes)
     with torch.no_grad():
         rows = positions, target.run_head(*(torch.zeros(shape, device="meta") for shape in shapes)).shape[-1]
+    classifiers = f"classifiers {target.name} (depth {depth})"
     return [
         Part(f"tokenizer {target.name}: network", f"tokenizer.{target.name}", network),
         Part(f"tokenizer {target.name}: code search", f"tokenizer.{target.name}", lookup),
-        Part(f"head {target.name}", "heads", body),
-        _classifiers(f"classifiers {target.name} (depth {depth})", "heads", list(head.classifiers), rows),
+        Part(f"head {target.name}", "heads", body, target=target.name),
+        replace(_classifiers(classifiers, "heads", list(head.classifiers), rows), target=target.name),
     ]
 
 
@@ -178,8 +181,16 @@ def _parts_of(target: Target, model: nn.Module) -> list[Part]:
     component = "teachers" if target.truth_spec() is None else f"tokenizer.{target.name}"
     return [
         Part(f"truth {target.name}", component, of_truth.get_total_flops() // crops),
-        Part(f"head {target.name}", "heads", of_loss.get_total_flops() // crops),
+        Part(f"head {target.name}", "heads", of_loss.get_total_flops() // crops, target=target.name),
     ]
+
+
+def counted_positions(target: Target, model: nn.Module) -> float:
+    """What `Target.count` gives for the sample that `forward_parts` counts."""
+    if isinstance(target, CodeTarget):
+        return model.layout.largest().num_crops * target.positions.per_image
+    batch = full_batch(model, 1, model.layout.largest().num_tokens + 2)
+    return target.count([batch], training=True)
 
 
 def network_flops(tokenizer: VisualTokenizer) -> int:

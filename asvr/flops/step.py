@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from asvr.data.batch import Batch
-from asvr.flops.count import LLM_BLOCKS, Part, Sample, flops_of, forward_parts, training_factor
+from asvr.data.layouts import layout_config
+from asvr.flops.count import LLM_BLOCKS, Part, Sample, counted_positions, flops_of, forward_parts, training_factor
 from asvr.flops.memory import in_one_line
 from asvr.models.trainable import trained_shares
 from asvr.recipe.preflight import build_meta
@@ -50,6 +51,7 @@ class StepFlops:
         self.per_token = short / SHORT - self.per_pair * SHORT
         self.parts = forward_parts(model, self.sample)
         self.crops = model.layout.largest().num_crops  # that parts of images are counted for
+        self.targets = {target.name: (target, counted_positions(target, model)) for target in model.targets}
 
     def __call__(self, window: list[Batch]) -> int:
         return round(sum(self.by_part(window).values()))
@@ -77,6 +79,9 @@ class StepFlops:
                 name = part.component.removeprefix("tokenizer.")
                 computed = sum(batch.num_images for batch in window if name not in batch.truth)
                 flops = part.flops * computed / self.crops
+            elif part.target:
+                target, counted = self.targets[part.target]
+                flops = part.flops * target.count(window, training=True) / counted
             else:
                 flops = part.flops * images
             found[part.name] = flops * training_factor(part, self.train, recomputed=set(), cached=False)
@@ -84,13 +89,19 @@ class StepFlops:
 
 
 def parts_by_stage(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> dict[str, list[Part]]:
-    """The forward pass part by part, of the first stage's model, and anew where a stage has other transforms."""
+    """The forward pass part by part, of the first stage's model, and anew where a stage has other transforms or another
+    layout of images."""
     found: dict[str, list[Part]] = {}
     for name, model in models.items():
-        transforms = recipe.stages[name].model_transforms
-        known = next((parts for n, parts in found.items() if recipe.stages[n].model_transforms == transforms), None)
+        own = _counted_by(recipe.stages[name])
+        known = next((parts for n, parts in found.items() if _counted_by(recipe.stages[n]) == own), None)
         found[name] = known or forward_parts(model, sample)
     return found
+
+
+def _counted_by(stage: Stage) -> tuple:
+    """What FLOPs differ by between stages."""
+    return stage.model_transforms, layout_config(stage.model)
 
 
 def step_flops(stage: Stage) -> StepFlops | None:

@@ -59,7 +59,8 @@ def train_only(model: nn.Module, train: list[str], held: set[str]) -> None:
     for key, parameter in parameters.items():
         part, _, own = key.partition(".")
         name = f"{TRAINED_WITH.get(part, part)}.{own}"
-        parameter.requires_grad_(is_matched(name, train) and key not in frozen)
+        wanted = is_matched(name, train) or (part == "separators" and "projector" in components_of(train))
+        parameter.requires_grad_(wanted and key not in frozen)
     held.clear()
     held.update({key for key, p in parameters.items() if not p.requires_grad} - frozen)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 TRAINABLE = ("encoder", "projector", "llm", "heads")  # what a stage's `train` may name
-# Components that `train` does not name: those that they are trained with.
+# Components that `train` does not name: those that they are trained with; separators with any part of the projector.
 TRAINED_WITH = dict(losses="heads", separators="projector")
 KEPT = ("losses", "teachers", "separators")  # components that no other file holds, trained or not
 

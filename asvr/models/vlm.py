@@ -59,7 +59,6 @@ class VLM(nn.Module):
         widths = dict(in_width=self.encoder.width, out_width=self.llm.hidden_size)
         self.projector = PROJECTORS.build(projector, default_args=widths)
         self.layout = build_layout(dict(layout=layout), self.encoder)
-        self.separators = Separators(self.layout.num_separators, self.llm.hidden_size)
         self.targets: list[Target] = [
             TARGETS.build(
                 dict(dict(type="CodeTarget"), **entry),
@@ -79,6 +78,7 @@ class VLM(nn.Module):
         self.tokenizers = _modules({t.name: t.teacher for t in self.targets if not t.keeps_teacher})
         self.teachers = _modules({t.name: t.teacher for t in self.targets if t.keeps_teacher})
         self.losses = _modules({target.name: target.criterion for target in self.targets})
+        self.separators = Separators(self.layout.num_separators, self.llm.hidden_size)  # last: it draws numbers
         self.metrics = {f"{metric}_{target.name}": target.name for target in self.targets for metric in target.metrics}
         check_tree(self, [*self.targets, *(target.criterion for target in self.targets)])
         self.held: set[str] = set()  # names of parameters that `train_only` froze
@@ -126,9 +126,11 @@ class VLM(nn.Module):
         if cells is not None:
             visual_VH = visual_VH[cells.index_V]
         flat = embeds_BTH.flatten(0, 1).index_copy(0, batch.visual_position_V, visual_VH)
-        if cells is not None and self.layout.num_separators:
+        if self.layout.num_separators and cells is not None:
             rows_KH = self.separators(cells.separator_K).to(flat.dtype)
             flat = flat.index_copy(0, cells.separator_position_K, rows_KH)
+        elif self.layout.num_separators:
+            flat = flat + _zero_of(self.separators)
         return flat.view_as(embeds_BTH), features_INE
 
     def encode(self, pixels: Pixels) -> Tensor:
@@ -184,7 +186,7 @@ class VLM(nn.Module):
         return logs
 
     def set_progress(self, done: float) -> None:
-        """Before each step: the share of the stage's steps that were taken, which weights of losses may follow."""
+        """Before each step of a stage: from 0 in the first to 1 in the last, which weights of losses may follow."""
         for target in self.targets:
             target.set_progress(done)
 

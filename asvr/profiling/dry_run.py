@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from asvr.data.layouts import Layout
+from asvr.data.layouts import Layout, layout_config
 from asvr.flops.count import Part, Sample, recomputed_parts, training_factor
 from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, in_one_line, largest_micro_batch, plan_memory
 from asvr.flops.step import parts_by_stage
@@ -31,10 +31,9 @@ def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
     check_config(cfg)
     recipe = Recipe(cfg)
     models = check_sizes(recipe)
-    model = next(iter(models.values()))
     tables = [
         _parameters(models),
-        _tokens(model),
+        _tokens(recipe, models),
         _flops_or_why(recipe, models, sample),
         _memory_or_why(recipe, models),
     ]
@@ -60,9 +59,13 @@ def _parameters(models: dict[str, nn.Module]) -> Table:
         "Parameters and codebooks, millions", "component", "class", "total", *(f"trained in {name}" for name in models)
     )
     by_stage = {name: model.components() for name, model in models.items()}
-    rows = []
-    for component, module in next(iter(by_stage.values())).items():
-        trained = [_millions(stage[component], trained_only=True) for stage in by_stage.values()]
+    rows, every = [], {}
+    for components in by_stage.values():
+        every = components | every  # of the first stage that has it
+    for component, module in every.items():
+        trained = [
+            _millions(stage[component], trained_only=True) if component in stage else 0.0 for stage in by_stage.values()
+        ]
         rows.append([_millions(module), *trained])
         kinds = (
             {type(m).__name__ for m in module.values()}
@@ -81,18 +84,23 @@ def _millions(module: nn.Module, trained_only: bool = False) -> float:
     return (sum(t.numel() for t in tensors if t.requires_grad or not trained_only) + packed) / 1e6
 
 
-def _tokens(model: nn.Module) -> Table:
+def _tokens(recipe: Recipe, models: dict[str, nn.Module]) -> Table:
     table = _table("Visual tokens of an image", "", "grid", "tokens", "codes", "codebooks")
+    model = next(iter(models.values()))
     image, grids = (
         model.layout.largest(),
         " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder))
         if not hasattr(model.encoder.transform, "grid_of")
         else "of each image",
     )
-    if model.layout.fixed is None:
+    several = len({str(layout_config(stage.model)) for stage in recipe.stages.values()}) > 1
+    if model.layout.fixed is None or several:
         table.add_row("encoder, one crop", grids, str(model.encoder.num_tokens), "", "")
-        crops = f"up to {image.num_crops} crops" if image.num_crops > 1 else ""
-        table.add_row(type(model.layout).__name__, crops, f"up to {image.num_tokens}", "", "")
+        for name, own in models.items() if several else [("", model)]:
+            image, upto = own.layout.largest(), "" if own.layout.fixed else "up to "
+            crops = f"{upto}{image.num_crops} crops" if image.num_crops > 1 else ""
+            what = f"{type(own.layout).__name__}{f', {name}' if several else ''}"
+            table.add_row(what, crops, f"{upto}{image.num_tokens}", "", "")
     else:
         table.add_row("encoder", grids, str(image.num_tokens), "", "")
     for target in model.targets:
@@ -122,11 +130,11 @@ def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module]) -> Table | str:
         plans = {name: plan_memory(recipe.stages[name], models[name]) for name in models}
     except Exception as error:  # as above
         return f"Memory is not planned: {in_one_line(error)}"
-    return _memory(plans, recipe, next(iter(models.values())).layout.largest())
+    return _memory(plans, recipe, {name: model.layout.largest() for name, model in models.items()})
 
 
 def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table:
-    """What the first stage's transforms add is in the column ``forward``, what each stage's add in its own."""
+    """What the first stage's transforms and layout make is in the column ``forward``, what each stage's in its own."""
     by_stage = parts_by_stage(recipe, models, sample)
     parts, model = next(iter(by_stage.values())), next(iter(models.values()))
     codes = {f"tokenizer.{target.name}" for target in model.targets if type(target) is CodeTarget}
@@ -137,7 +145,7 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
         "forward",
         *(f"training step, {name}" for name in recipe.stages),
         caption=(
-            f"One sample = 1 image ({model.layout.largest().num_tokens} tokens) and {sample.text_tokens} text tokens, "
+            f"One sample = 1 image ({_image_tokens(models)} tokens) and {sample.text_tokens} text tokens, "
             "all supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing "
             "needs a gradient, x 2 where a gradient only passes through, x 3 where weights are trained (between 2 and "
             "3: a part of them), and nearly + 1 where the forward pass is computed again in the backward pass "
@@ -167,6 +175,13 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
     return table
 
 
+def _image_tokens(models: dict[str, nn.Module]) -> str:
+    tokens = {name: model.layout.largest().num_tokens for name, model in models.items()}
+    if len(set(tokens.values())) == 1:
+        return str(next(iter(tokens.values())))
+    return ", ".join(f"{name} {number}" for name, number in tokens.items())
+
+
 def _is_cached(part: Part, cache: bool | str, codes: set[str]) -> bool:
     """Codes alone, or with ``data.cache=True`` an encoder's features too. codes: the components that make them."""
     return cache is True or (cache == "codes" and part.component in codes)
@@ -181,8 +196,9 @@ def _micro_batch(stage: Stage, image: Layout) -> str:
     return f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens with {images} images in all"
 
 
-def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, visual_tokens: int) -> Table:
-    rows = ", ".join(f"{name} {_micro_batch(recipe.stages[name], visual_tokens)}" for name in plans)
+def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layout]) -> Table:
+    """images: the largest, by stage."""
+    rows = ", ".join(f"{name} {_micro_batch(recipe.stages[name], images[name])}" for name in plans)
     table = _table(
         "Memory plan, GB (1e9 bytes)",
         "",

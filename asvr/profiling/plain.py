@@ -30,7 +30,7 @@ APPEARANCE_LAYER = 6
 def check_objective(model: nn.Module) -> None:
     """Raises ``ValueError`` where the model's objective is not one that the released code has."""
     targets = model.targets
-    if model.layout.fixed is None:
+    if model.layout.fixed is None or model.layout.fixed.num_tokens != model.encoder.num_tokens:
         raise ValueError("--plain: the released code has as many tokens for every image, the config has not")
     if len(targets) > 1:
         raise ValueError(f"--plain has one reconstruction target at most, the config {len(targets)}")

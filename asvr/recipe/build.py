@@ -25,6 +25,7 @@ from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
 from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
 from asvr.models.attention import AUTO, choose, set_kernel
+from asvr.models.targets.weights import has_weight
 from asvr.models.transforms import transform_and_train
 from asvr.recipe.config import distinct
 from asvr.recipe.preflight import check_sizes
@@ -110,7 +111,7 @@ def _require_usable(dataset, stage: Stage, layout: ImageLayout, *, trained: bool
     if not trained and not hasattr(dataset, "question"):
         raise ValueError(f"{DATASETS.broken(dataset)}: it has no question(i), which evaluation asks")
     entries = stage.model.get("reconstruction") or []
-    shifts = [entry.get("shift", 0) for entry in entries if entry.get("weight", 1.0)]  # a ramp is a dict
+    shifts = [entry.get("shift", 0) for entry in entries if has_weight(entry.get("weight", 1.0))]
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
     places = range(len(dataset))
     if len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad

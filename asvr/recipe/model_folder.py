@@ -73,7 +73,10 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     new = _new_targets(model, weights, folder)
     own = {key: value for key, value in model.state_dict().items() if key.startswith((*_prefixes(new), SEPARATORS))}
     if any(key.startswith(SEPARATORS) and key not in weights for key in own):
-        logger.info("%s: the separators of model.layout are new", folder)
+        tell_new_separators(model, folder)
+    if not model.layout.num_separators and (surplus := [key for key in weights if key.startswith(SEPARATORS)]):
+        logger.info("%s: its separators are left out, since model.layout has none", folder)
+        weights = {key: value for key, value in weights.items() if key not in surplus}
     load_into(model, weights | {key: value for key, value in own.items() if key not in weights}, folder)
     for target in model.targets:
         if target.name in new:
@@ -89,6 +92,18 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
             continue
         if name in other or name not in before or source_of(part) is None:
             part.source = str(folder)
+
+
+def tell_new_separators(model: nn.Module, folder: Path) -> None:
+    """Of a start with weights of a model that saw images whole."""
+    if is_trained(model.separators):
+        logger.info("%s has no separators of model.layout: they are new", folder)
+    else:
+        logger.warning(
+            "%s has no separators of model.layout, and this stage does not train the new ones, which are drawn: name "
+            "'projector' in its `train`",
+            folder,
+        )
 
 
 def _new_targets(model: nn.Module, weights: dict, folder: Path) -> list[str]:

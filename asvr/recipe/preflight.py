@@ -71,7 +71,7 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
     for name, stage in recipe.stages.items():
         models[name] = build_meta(stage)
         check_contracts(models[name])
-        check_native(f"stages.{name}", models[name], stage.data.image_aspect)
+        check_native(f"stages.{name}", models[name], stage.data.get("image_aspect", "square"))
         moving = [t.name for t in models[name].targets if getattr(t, "shares_encoder", False)]
         if "encoder" in stage.trained_components and moving:
             raise ValueError(

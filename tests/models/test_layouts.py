@@ -153,6 +153,9 @@ class Reversed:
     def largest(self):
         return self((1, 1))
 
+    def crops_key(self):
+        return "reversed"
+
 
 def test_a_layout_of_ones_own_needs_no_base_class():
     from asvr.registry import LAYOUTS

@@ -216,5 +216,5 @@ def test_a_cached_truth_depends_on_the_source_of_its_class(monkeypatch):
     target = Features(name="own", encoder=encoder, llm=llm)
     before = target.cache_key()
     assert target.cache_key() == before
-    monkeypatch.setattr("asvr.models.targets.base.inspect.getsource", lambda kind: "class Features: another truth")
+    monkeypatch.setattr("asvr.base.text.inspect.getsource", lambda kind: "class Features: another truth")
     assert target.cache_key() != before

@@ -10,6 +10,7 @@ from asvr.data.layouts.base import (
     WholeImage,
     build_layout,
     crop_keys,
+    layout_config,
     tokens_of_images,
 )
 
@@ -23,5 +24,6 @@ __all__ = [
     "WholeImage",
     "build_layout",
     "crop_keys",
+    "layout_config",
     "tokens_of_images",
 ]

@@ -54,7 +54,7 @@ class AnyRes(ImageLayout):
                 "has another kind of tokens: leave model.layout out"
             )
         self.overview, self.unpad, self.newline = overview, unpad, newline
-        self.num_separators = int(newline)
+        self.num_separators, self.first_is_whole = int(newline), overview
 
     def __call__(self, size: Size) -> Layout:
         tiles = self._tiles(size)
@@ -64,6 +64,12 @@ class AnyRes(ImageLayout):
         kept = ((0, rows * self.grid[0], 0, columns * self.grid[1]) for rows, columns in self.grids)
         found = (_layout(self.grid, *pair, self.overview, self.newline) for pair in zip(self.grids, kept, strict=True))
         return max(found, key=lambda layout: (layout.num_tokens, layout.num_crops))
+
+    def cells_key(self) -> str:
+        return f"{self.crops_key()} unpad={self.unpad}"
+
+    def crops_key(self) -> str:
+        return f"AnyRes {self.grids} overview={self.overview}"
 
     def crops(self, image: Image.Image) -> list[Image.Image]:
         (rows, columns), (height, width) = self._tiles(image.size), self.transform.size

@@ -12,6 +12,7 @@ from itertools import repeat
 import numpy as np
 from PIL import Image
 
+from asvr.base.text import source_of_class
 from asvr.data.transforms import ASPECTS
 from asvr.registry import LAYOUTS
 
@@ -26,7 +27,7 @@ class Layout:
     tokens_L: int64. A visual token is its cell's flat index into (crops, N); ``-1 - k`` is the separator
         ``k``, a learned row that stands between visual tokens.
     grids: rows and columns of each crop's cells, which are the first ``rows * columns`` of its ``N``.
-    regular: True where the tokens are all cells in their order, and always so.
+    regular: True where the tokens are all cells of one crop in their order.
     """
 
     tokens_L: np.ndarray
@@ -53,11 +54,13 @@ class ImageLayout:
     Called with an image's size (width, height) it gives its `Layout`. It works in the data loader's processes: it may
     hold numbers, no weights. encoder: injected; what is taken of it is its grid, its cells and its transform.
     num_separators: kinds of separators, see `Layout`; the model learns a row for each. aspects: the values of
-        ``data.image_aspect`` that it goes with.
+        ``data.image_aspect`` that it goes with. first_is_whole: whether the first crop shows the whole image, so that
+        a map of it is one of the image.
     """
 
     num_separators: int = 0
     aspects: tuple[str, ...] = ASPECTS
+    first_is_whole: bool = False
 
     def __init__(self, *, encoder):
         self.grid, self.num_cells, self.transform = tuple(encoder.grid), encoder.num_tokens, encoder.transform
@@ -83,8 +86,16 @@ class ImageLayout:
         """What datasets get as ``num_image_tokens``: a number where all images take as many tokens, else this."""
         return self if self.fixed is None else self.fixed.num_tokens
 
+    def cells_key(self) -> str:
+        """What decides the crops, and which of their cells have a token: by default all that it holds, and the source
+        of its class. Tokenizers that are fitted on those cells are named by it."""
+        return f"{source_of_class(type(self))} {self!r}"
+
+    def crops_key(self) -> str:
+        """What decides the crops: caches are named by it."""
+        return self.cells_key()
+
     def __repr__(self) -> str:
-        """All that decides it: caches are named by it."""
         own = {key: value for key, value in vars(self).items() if key != "transform"}
         return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in sorted(own.items()))})"
 
@@ -93,6 +104,8 @@ class ImageLayout:
 class WholeImage(ImageLayout):
     """An image is one crop, and its tokens are the encoder's in raster order. They are as many for every image, unless
     the encoder reads images in their own resolution: its transform has ``grid_of(size)`` then."""
+
+    first_is_whole = True
 
     def __call__(self, size: Size | None = None) -> Layout:
         return self.fixed or _one_crop(self.transform.grid_of(size), regular=False)
@@ -128,10 +141,16 @@ def tokens_of_images(num_image_tokens: "int | Sequence[int]") -> Iterator[int]:
 
 
 def crop_keys(key: str, num_crops: int) -> list[str]:
-    """The keys of an image's crops, by which caches know them; of an image that is one crop its own."""
-    return [key, *(f"{key}#{number}" for number in range(1, num_crops))]
+    """The keys of an image's crops, by which caches know them; of an image that is one crop its own. (No name of a file
+    holds NUL.)"""
+    return [key, *(f"{key}\0{number}" for number in range(1, num_crops))]
 
 
 def build_layout(model: dict, encoder) -> ImageLayout:
     """Of the config of a model, whose ``layout`` may be left out."""
-    return LAYOUTS.build(model.get("layout") or dict(type="WholeImage"), default_args=dict(encoder=encoder))
+    return LAYOUTS.build(layout_config(model), default_args=dict(encoder=encoder))
+
+
+def layout_config(model: dict) -> dict:
+    """The entry of a model's config, filled in where it is left out."""
+    return dict(model.get("layout") or dict(type=WholeImage.__name__))

@@ -4,14 +4,13 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder (each cro
 is one), ``N`` visual tokens of one, ``P`` visual positions that carry the loss, ``H`` LLM width, ``E`` encoder width.
 """
 
-import hashlib
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from asvr.base.text import source_of_class
 from asvr.data.batch import Batch
 from asvr.data.layouts import ImageLayout
 from asvr.data.transforms import ImageTransform, Pixels
@@ -50,6 +49,23 @@ class Seen:
             states_VH = all_cells.index_copy(0, batch.cells.index_V, states_VH)
         return states_VH.unflatten(0, (batch.num_images, batch.num_cells))
 
+    def means(self, tap: int = -1) -> Tensor:
+        """The mean of each image's hidden states, (I, H) float32; zeros for one without a token."""
+        states_INH, there_IN = self.images(tap).float(), self.there_IN
+        if there_IN is None:
+            return states_INH.mean(1)
+        return states_INH.sum(1) / there_IN.sum(1, keepdim=True).clamp(min=1)
+
+    @property
+    def has_tokens_I(self) -> Tensor:
+        """Which images have a token at all, bool: a tile that is padding through and through has none. On the CPU they
+        are counted by `Batch.num_images_with_tokens`."""
+        there_IN = self.there_IN
+        if there_IN is not None:
+            return there_IN.any(1)
+        positions_V = self.batch.visual_position_V
+        return torch.ones(self.batch.num_images, dtype=torch.bool, device=positions_V.device)
+
     @property
     def there_IN(self) -> Tensor | None:
         """Which cells have a token, bool; None: all of them. Of a tile that was padded some have none, nor have those
@@ -60,15 +76,6 @@ class Seen:
         index_V = batch.cells.index_V
         there = torch.zeros(batch.num_images * batch.num_cells, dtype=torch.bool, device=index_V.device)
         return there.index_fill(0, index_V, True).view(batch.num_images, batch.num_cells)
-
-
-def _source_of(kind: type) -> str:
-    """A class, by its source where that can be read."""
-    try:
-        source = inspect.getsource(kind)
-    except (OSError, TypeError):  # of a notebook's cell that is gone
-        source = ""
-    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 class Target:
@@ -132,7 +139,7 @@ class Target:
         return bool(self.weight if self.ramp is None else self.ramp.begin or self.ramp.end)
 
     def set_progress(self, done: float) -> None:
-        """Before each step: the share of the stage's steps that were taken."""
+        """Before each step of a stage: from 0 in the first to 1 in the last."""
         if self.ramp is not None:
             self.weight = self.ramp.at(done)
 
@@ -174,7 +181,7 @@ class Target:
         """All that `truth` depends on besides the entry in the config and the encoder's features: two targets of one
         key give one truth. The source of the class is a part of it; of functions that it calls it is not."""
         teacher = "" if self.teacher is None else fingerprint_of(self.teacher)
-        return f"{_source_of(type(self))} {teacher} {self.views()} {self.truth_spec()}"
+        return f"{source_of_class(type(self))} {teacher} {self.views()} {self.truth_spec()}"
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss summed over what `count` counts, and as such sums the `metrics` by name. Nothing may wait for the

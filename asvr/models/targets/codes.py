@@ -167,8 +167,11 @@ class CodeTarget(CodeTruth, Target):
         codes = self.codes(truth)
         if not self.native or self.shares_encoder:
             return codes
-        own = [_padded(nearest_cells(self.tokenizer.grid, grid), self.num_tokens) for grid in batch.cells.grids]
-        index_IN = torch.stack(own).to(codes.device, non_blocking=True)
+        found = (_nearest(tuple(self.tokenizer.grid), tuple(grid)) for grid in batch.cells.grids)
+        index_IN = torch.tensor([own + [0] * (self.num_tokens - len(own)) for own in found], device="cpu")
+        if codes.is_cuda:  # the host would wait for a copy of other memory
+            index_IN = index_IN.pin_memory()
+        index_IN = index_IN.to(codes.device, non_blocking=True)
         return codes.gather(1, index_IN[..., None].expand(-1, -1, codes.shape[-1]))
 
     def states(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> Tensor:
@@ -249,15 +252,14 @@ def _resample(key: str, tokenizer: VisualTokenizer, encoder, rule: str | None) -
     return torch.cat([nearest_cells(tokenizer.grid, grid) for grid in grids])
 
 
-@cache
 def nearest_cells(grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
     """For each cell of the grid ``wanted``, in raster order, the cell of ``grid`` that its centre lies in."""
+    return torch.tensor(_nearest(grid, wanted), device="cpu")
+
+
+@cache
+def _nearest(grid: tuple[int, int], wanted: tuple[int, int]) -> list[int]:
     rows, columns = (
-        torch.tensor([int((i + 0.5) * own / other) for i in range(other)], device="cpu")
-        for own, other in zip(grid, wanted, strict=True)
+        [int((i + 0.5) * own / other) for i in range(other)] for own, other in zip(grid, wanted, strict=True)
     )
-    return (rows[:, None] * grid[1] + columns).flatten()
-
-
-def _padded(index: Tensor, length: int) -> Tensor:
-    return torch.cat([index, index.new_zeros(length - len(index))])
+    return [row * grid[1] + column for row in rows for column in columns]
