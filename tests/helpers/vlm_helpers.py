@@ -74,12 +74,13 @@ def build(
             for parameter in part.parameters():
                 parameter += 0.1 * torch.randn_like(parameter)
     for target in model.targets:
-        if hasattr(target.tokenizer, "fit") and fit:
-            size = (32, *target.tokenizer.transform.size)
+        tokenizer = getattr(target, "tokenizer", None)
+        if hasattr(tokenizer, "fit") and fit:
+            size = (32, *tokenizer.transform.size)
             pixels = torch.randn(size[0], 3, *size[1:])
-            target.tokenizer.fit([target.tokenizer.features(pixels)], progress=False)
-        elif hasattr(target.tokenizer, "trained"):
-            target.tokenizer.trained.fill_(True)
+            tokenizer.fit([tokenizer.features(pixels)], progress=False)
+        elif hasattr(tokenizer, "trained"):
+            tokenizer.trained.fill_(True)
     model.train_only(list(train))
     return model.train()
 
