@@ -75,6 +75,23 @@ def test_reconstruction_snippet_is_a_valid_config():
     assert check_sizes(Recipe(cfg))["pretrain"].targets[0].tokenizer.depth == 8
 
 
+def test_what_the_model_sees_is_a_valid_config():
+    from asvr.recipe.components import nested_problems
+
+    code = next(code for code in PYTHON if "AnyRes" in code)
+    siglip = dict(type="HFVisionEncoder", name="google/siglip-base-patch16-224")
+    entries = []
+    for line in code.splitlines():
+        names = {}
+        exec(line, names)  # noqa: S102
+        (entry,) = names["model"].values()
+        if "encoders" in entry:
+            assert entry["encoders"] == [..., ...]
+            entry["encoders"] = [siglip, siglip]
+        entries.append(names["model"])
+    assert len(entries) == 3 and [problem for entry in entries for problem in nested_problems("model", entry)] == []
+
+
 def test_own_data_snippet_is_a_valid_config(tmp_path):
     from asvr.recipe.config import load_config
     from asvr.recipe.recipe import Recipe

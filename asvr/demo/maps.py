@@ -18,7 +18,7 @@ from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.templates import IMAGE_MARK, build_template
 from asvr.data.transforms import ImageTransform
-from asvr.evaluation.accuracy import PredictedCodes, inspected, maps_of, predicted_codes
+from asvr.evaluation.predictions import PredictedCodes, inspected, maps_of, predicted_codes
 from asvr.models.targets import CodeTarget, nearest_cells
 from asvr.pretrained import Pretrained
 

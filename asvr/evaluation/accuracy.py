@@ -3,13 +3,10 @@
 Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's own grid, ``D`` code depth.
 """
 
-import itertools
 import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
@@ -18,15 +15,15 @@ from asvr.base.distributed import is_main_process
 from asvr.base.log import logger, progress_bar
 from asvr.base.precision import computing_in
 from asvr.base.shares import by_main, in_all, shared_out
-from asvr.data.batch import Batch
 from asvr.data.decoded import DecodedOnce
 from asvr.data.image_sources import has_file
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal
 from asvr.evaluation.generation import generate
 from asvr.evaluation.metrics import DEFAULT, count, own_numbers, row_of
+from asvr.evaluation.predictions import maps_of, of_images, right_codes
 from asvr.models.compiling import uncompiled
-from asvr.models.targets import CodeTarget, Seen
+from asvr.models.targets import CodeTarget
 from asvr.recipe.build import build_collate
 
 
@@ -241,20 +238,6 @@ def _codes(
     )
 
 
-def of_images(values_IND: torch.Tensor, crops: list[int]) -> torch.Tensor:
-    """The mean over the tokens of each whole image, without those that are NaN."""
-    if len(crops) == len(values_IND):
-        return values_IND.nanmean(1)
-    return torch.stack([values_KND.flatten(0, 1).nanmean(0) for values_KND in values_IND.split(crops)])
-
-
-def maps_of(values_IN: torch.Tensor, batch: Batch, grid: tuple[int, int]) -> list[torch.Tensor]:
-    """(rows, columns) of each image, of its first crop where it is cut into several. grid: the encoder's own."""
-    first = [0, *itertools.accumulate(batch.crops)][:-1]
-    own = [(values_IN[i], batch.grid_of(i, grid)) for i in first]
-    return [values_N[: prod(grid)].view(*grid) for values_N, grid in own]
-
-
 def _by_place(maps: dict[str, list[torch.Tensor]]) -> dict[str, list]:
     """The mean of maps, where all images have one grid."""
     same = {name: torch.stack(own) for name, own in maps.items() if len({values.shape for values in own}) == 1}
@@ -267,55 +250,6 @@ def _file_of(source, file: Path) -> str:
         open_image(source).save(file)
         return str(file)
     return str(source)
-
-
-@dataclass(frozen=True)
-class PredictedCodes:
-    """What a head predicts for each visual token, given the true codes of the depths before (as in training).
-
-    predicted_IND: the true code at a token that no hidden state predicts; probability_IND: NaN there.
-    own_IMD: the true codes on the tokenizer's own grid.
-    """
-
-    predicted_IND: torch.Tensor
-    probability_IND: torch.Tensor
-    true_IND: torch.Tensor
-    own_IMD: torch.Tensor
-
-    @property
-    def right_IND(self) -> torch.Tensor:
-        """1 where a code was predicted right, else 0; NaN at a token that no hidden state predicts."""
-        right_IND = (self.predicted_IND == self.true_IND).float()
-        return right_IND.masked_fill(self.probability_IND.isnan(), float("nan"))
-
-
-def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
-    embeds_BTH, features_INE = model.embed(batch)
-    hidden = model.llm.hidden(embeds_BTH, {target.tap})[target.tap].flatten(0, 1)
-    truth = model.truth(target, batch, features_INE)
-    own_IMD, true_IND = truth["codes"].long(), target.codes_by_cell(truth, batch)
-    source_P, token_P = target.positions.places(batch, target.shift, training=False)
-    codes_PD = true_IND.flatten(0, 1)
-    own_P = torch.arange(len(codes_PD), device=codes_PD.device) if token_P is None else token_P
-    predicted = codes_PD.clone()
-    probability = torch.full(codes_PD.shape, float("nan"), device=codes_PD.device)
-    some = {} if token_P is None else dict(token_P=token_P)
-    predicted[own_P], probability[own_P] = target.predict(hidden[source_P], codes_PD[own_P], **some)
-    return PredictedCodes(predicted.view(true_IND.shape), probability.view(true_IND.shape), true_IND, own_IMD)
-
-
-def inspected(model, target, batch: Batch) -> dict[str, torch.Tensor] | None:
-    """`Target.inspect` of a batch."""
-    embeds_BTH, features_INE = model.embed(batch)
-    states = model.llm.hidden(embeds_BTH, set(target.taps) | {-1})
-    hidden = {tap: states_BTH.flatten(0, 1) for tap, states_BTH in states.items()}
-    seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=False)
-    return target.inspect(seen, model.truth(target, batch, features_INE))
-
-
-def right_codes(model, target, batch: Batch) -> torch.Tensor:
-    """See `PredictedCodes.right_IND`."""
-    return predicted_codes(model, target, batch).right_IND
 
 
 def report(result: dict) -> str:

@@ -9,7 +9,7 @@ from vlm_helpers import PIXEL
 from asvr.data.batch import visual_sources
 from asvr.demo.drawing import as_picture, draw_attention, draw_pictures, draw_targets
 from asvr.demo.maps import _alone, answer_attention, as_seen, target_maps
-from asvr.evaluation.accuracy import predicted_codes, right_codes
+from asvr.evaluation.predictions import predicted_codes, right_codes
 from asvr.models.attention import set_kernel
 from asvr.models.targets import nearest_cells
 

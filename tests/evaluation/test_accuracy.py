@@ -16,8 +16,9 @@ from run_helpers import ROOT, TINY, tiny_env
 from asvr.data import images
 from asvr.data.llava import LlavaDataset
 from asvr.evaluation import accuracy
-from asvr.evaluation.accuracy import evaluate, report, right_codes
+from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.metrics import normalise
+from asvr.evaluation.predictions import right_codes
 
 DATA = SimpleNamespace(image_aspect="square", max_length=200, on_error="raise")
 

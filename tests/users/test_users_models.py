@@ -15,7 +15,7 @@ from asvr.data.collate import Collate
 from asvr.data.layouts import FixedTokens
 from asvr.engine import checkpoint
 from asvr.engine.optim import build_optim_wrapper
-from asvr.evaluation.accuracy import predicted_codes
+from asvr.evaluation.predictions import predicted_codes
 from asvr.models.attention import set_kernel
 from asvr.models.heads import LinearHead
 from asvr.models.heads.base import Head, classifiers_of
