@@ -104,7 +104,7 @@ def test_a_stage_on_whole_images_is_followed_by_one_on_tiles(config, done, tmp_p
 
 def test_codes_of_whole_images_are_not_taken_for_those_of_crops(config, done, tmp_path):
     changes = {"data.cache": "codes", "model.reconstruction": [fitted(done)]}
-    with pytest.raises(ValueError, match="data.cache='codes' keeps the codes of whole images.*set data.cache=True"):
+    with pytest.raises(ValueError, match=r"data.cache='codes'\) keeps those of whole images.*set data.cache=True"):
         train(config, tmp_path / "run", options(changes))
 
 

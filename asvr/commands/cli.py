@@ -32,6 +32,11 @@ def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
             DictAction(name, "cfg_options")(None, options, values)
         except AssertionError as error:  # brackets
             raise ValueError(f"{name}: {error}") from error
+        except RecursionError as error:  # of MMEngine's parser, which knows lists and tuples
+            raise ValueError(
+                f"{name}: lists of dicts cannot be given here: write a config file with _base_ that holds them, or "
+                "name one field, such as model.reconstruction.0.weight=0.5"
+            ) from error
     return options.cfg_options
 
 

@@ -21,25 +21,27 @@ FONT = 11
 def draw_targets(seen: Image.Image, maps: list[TargetMap | ValueMap]) -> Figure:
     """For each target and depth: where the predicted code is right, and its probability; of targets without codes what
     they show of themselves. seen: see `as_seen`."""
-    panels = []
+    panels = []  # title, values, the largest value of the scale if it is the codes'
     for own in maps:
         if isinstance(own, ValueMap):
-            panels += [(f"{plain(own.name)}\n{plain(name)}", values_RC) for name, values_RC in own.values_RC.items()]
+            panels += [(f"{plain(own.name)}\n{plain(name)}", values, None) for name, values in own.values_RC.items()]
             continue
         for depth in range(own.right_RCD.shape[-1]):
             right_RC, probability_RC = own.right_RCD[..., depth], own.probability_RCD[..., depth]
             name = f"{plain(own.name)}, depth {depth + 1}"
-            panels.append((f"{name}\n{_percent(right_RC)} right", right_RC))
-            panels.append((f"{name}\n{_percent(probability_RC)} sure", probability_RC))
+            panels.append((f"{name}\n{_percent(right_RC)} right", right_RC, 1))
+            panels.append((f"{name}\n{_percent(probability_RC)} sure", probability_RC, 1))
     figure, axes = _panels(len(panels))
-    codes = [own for own in maps if isinstance(own, TargetMap)]
-    for axis, (title, values_RC) in zip(axes, panels, strict=True):
-        shown = _overlay(axis, seen, values_RC, title, largest=1 if codes else max(1, np.nanmax(values_RC)))
-    if not codes:
-        figure.colorbar(shown, ax=axes, fraction=0.02)
-        return figure
-    bar = figure.colorbar(shown, ax=axes, ticks=[0, 0.5, 1], fraction=0.02)
-    bar.ax.set_yticklabels(["wrong,\nunsure", "", "right,\nsure"], fontsize=FONT)
+    of_codes = []
+    for axis, (title, values_RC, largest) in zip(axes, panels, strict=True):
+        shown = _overlay(axis, seen, values_RC, title, largest=largest or max(1, np.nanmax(values_RC)))
+        if largest:
+            of_codes.append((shown, axis))
+        else:  # of a scale of its own
+            figure.colorbar(shown, ax=axis, fraction=0.046)
+    if of_codes:
+        bar = figure.colorbar(of_codes[0][0], ax=[axis for _, axis in of_codes], ticks=[0, 0.5, 1], fraction=0.02)
+        bar.ax.set_yticklabels(["wrong,\nunsure", "", "right,\nsure"], fontsize=FONT)
     return figure
 
 

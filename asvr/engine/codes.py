@@ -82,8 +82,8 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
     for name, stage in recipe.stages.items():
         if layout_config(stage.model)["type"] != "WholeImage":
             raise ValueError(
-                f"data.cache='codes' keeps the codes of whole images, and stages.{name}.model.layout may cut them into "
-                "crops: set data.cache=True, or False"
+                "a cache of codes alone (data.cache='codes') keeps those of whole images, and "
+                f"stages.{name}.model.layout may cut them into crops: set data.cache=True, or False"
             )
         if stage.data.image_aspect != first.data.image_aspect or stage.model.encoder != first.model.encoder:
             raise ValueError(

@@ -84,7 +84,7 @@ def _depths(axis, lines: list[dict], stage: str) -> None:
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
     else:
-        axis.text(0.5, 0.5, "no reconstruction target", transform=axis.transAxes, ha="center", color=GREY)
+        axis.text(0.5, 0.5, "no target of codes", transform=axis.transAxes, ha="center", color=GREY)
 
 
 def _answers(axis, results: dict) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.data.batch import IMAGE_TOKEN, Batch
+from asvr.data.layouts import Layout
 from asvr.data.places import places_of
 from asvr.data.transforms import blank_pixels
 from asvr.models.tokenizers.base import INTEGERS
@@ -17,10 +18,13 @@ def truth_like(target, images: int) -> dict[str, Tensor]:
     }
 
 
-def full_batch(model: nn.Module, rows: int, tokens: int, images: int | None = None) -> Batch:
+def full_batch(
+    model: nn.Module, rows: int, tokens: int, images: int | None = None, layout: Layout | None = None
+) -> Batch:
     """Rows without padding, of images that stand evenly spread (None: one a row), the first behind one token, and text
-    that is all supervised; truths, and features of a frozen encoder, as if they came from a cache."""
-    layout, images = model.layout.largest(), rows if images is None else images
+    that is all supervised; truths, and features of a frozen encoder, as if they came from a cache. layout:
+    of each image, by default the largest."""
+    layout, images = layout or model.layout.largest(), rows if images is None else images
     starts = [1 + i * (rows * tokens // images) for i in range(images)]
     visual_places = {start + n for start in starts for n in range(layout.num_tokens)}
     text = [place for place in range(rows * tokens) if place % tokens and place not in visual_places]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.base.log_once import log_once
+from asvr.data.layouts import ImageLayout, Layout
 from asvr.data.transforms import blank_pixels
 from asvr.models.batches import full_batch
 from asvr.models.encoders.composite import CompositeEncoder
@@ -110,7 +111,27 @@ def _check_llm(llm: nn.Module) -> None:
 
 
 def _check_target(target: Target, model: nn.Module) -> None:
-    images = model.layout.largest().num_crops
+    _check_target_on(model.layout.largest(), target, model)
+    found = None if model.layout.fixed else _with_gaps(model.layout)
+    if found is None:
+        return
+    try:
+        _check_target_on(found, target, model)
+    except RuntimeError as error:  # of sizes: on an image without gaps it ran
+        raise _Broken(
+            f"loss(seen, truth) does not run where some cells have no token, such as padding ({error}): read the truth "
+            "at token_P of places(seen) alone, or ask seen.there_IN"
+        ) from None
+
+
+def _with_gaps(layout: ImageLayout) -> Layout | None:
+    """Of an image of which some cells have no token, if there is one."""
+    found = (layout(size) for size in ((1000, 90), (90, 1000), (640, 480), (480, 640)))
+    return next((own for own in found if 0 < own.num_visual < own.num_crops * layout.num_cells), None)
+
+
+def _check_target_on(layout: Layout, target: Target, model: nn.Module) -> None:
+    images = layout.num_crops
     pixels = {name: blank_pixels(view, images) for name, view in target.views().items()}
     features_INE = torch.zeros(images, model.encoder.num_tokens, model.encoder.width)
     truth = _reading("pixels", pixels, "views()", lambda: target.truth(pixels, features_INE))
@@ -120,9 +141,12 @@ def _check_target(target: Target, model: nn.Module) -> None:
         if name not in truth:
             raise _Broken(f"truth() lacks {name!r}, which truth_spec() names")
         _expect(f"truth()[{name!r}]", truth[name], images, *spec.shape)
-    tokens = model.layout.largest().num_tokens + 2
+        if truth[name].dtype != spec.dtype and type(target).to_cache is Target.to_cache:
+            raise _Broken(f"truth()[{name!r}] is {truth[name].dtype}, truth_spec() says {spec.dtype}")
+    tokens = layout.num_tokens + 2
     hidden = {tap: torch.zeros(tokens, model.llm.hidden_size) for tap in target.taps}
-    seen = Seen(batch=full_batch(model, 1, tokens), hidden=hidden, features_INE=features_INE, training=True)
+    batch = full_batch(model, 1, tokens, layout=layout)
+    seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=True)
     found = _reading("hidden states", hidden, "taps", lambda: target.loss(seen, truth))
     if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
         raise _Broken(f"loss(seen, truth) is {type(found).__name__}, expected a sum and a dict of sums")
@@ -133,6 +157,11 @@ def _check_target(target: Target, model: nn.Module) -> None:
         )
     for name, shape in target.metrics.items():
         _expect(f"{name!r} of loss(seen, truth)", found[1][name], *shape)
+    shown = target.inspect(seen, truth)
+    if not (shown is None or isinstance(shown, dict)):
+        raise _Broken(f"inspect(seen, truth) is {type(shown).__name__}, expected None, or a tensor by name")
+    for name, value in (shown or {}).items():
+        _expect(f"{name!r} of inspect(seen, truth)", value, images, model.encoder.num_tokens)
 
 
 def _reading(what: str, given: dict, by: str, call: Callable):

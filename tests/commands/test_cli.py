@@ -203,3 +203,8 @@ def test_evaluate_before_training_is_refused(tool, tmp_path):
 def test_the_seed_option_replaces_the_configs(tool, tmp_path):
     said = tool("train.py", "configs/asvr_mini.py", "--work-dir", str(tmp_path / "w"), "--seed", "-1")
     assert "runtime.seed" in said
+
+
+def test_lists_of_dicts_in_options_are_told():
+    with pytest.raises(ValueError, match="lists of dicts cannot be given here: write a config file"):
+        parse_cfg_options(["model.reconstruction=[dict(name='x',type='y')]"])

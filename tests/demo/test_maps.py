@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from demo_helpers import BOTH, LLAMA, gradient, pretrained
+from PIL import Image
 from vlm_helpers import PIXEL
 
 from asvr.data.batch import visual_sources
 from asvr.demo.drawing import as_picture, draw_attention, draw_pictures, draw_targets
-from asvr.demo.maps import _alone, answer_attention, as_seen, target_maps
+from asvr.demo.maps import ValueMap, _alone, answer_attention, as_seen, target_maps
 from asvr.evaluation.predictions import predicted_codes, right_codes
 from asvr.models.attention import set_kernel
 from asvr.models.targets import nearest_cells
@@ -160,3 +161,11 @@ def test_a_position_that_nothing_predicts_is_shown_as_none(monkeypatch):
     (only,) = target_maps(own, gradient())
     assert np.isnan(only.right_RCD[0, 0]).all() and not np.isnan(only.right_RCD[0, 1]).any()
     assert as_picture(draw_targets(as_seen(own, gradient()), [only])).width > 500
+
+
+def test_each_quantity_of_ones_own_has_its_own_scale():
+    values = dict(share=np.full((2, 2), 0.5), nats=np.full((2, 2), 7.0))
+    figure = draw_targets(Image.new("RGB", (8, 8)), [ValueMap(name="mine", values_RC=values)])
+    tops = sorted(axis.images[-1].get_clim()[1] for axis in figure.axes if len(axis.images) == 2)
+    bars = sorted(axis.get_ylim()[1] for axis in figure.axes if axis.get_label() == "<colorbar>")
+    assert tops == [1, 7] and bars == [1, 7]

@@ -6,12 +6,15 @@ import pytest
 import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
-from vlm_helpers import LLAMA, PIXEL, SEMANTIC, VOCAB, build, collate, gradients_of, row
+from vlm_helpers import ENCODER, LLAMA, PIXEL, SEMANTIC, VOCAB, build, collate, gradients_of, row
 
 from asvr.data.batch import visual_sources
 from asvr.data.layouts import Layout
 from asvr.models.attention import use_attention
-from asvr.models.targets import Seen
+from asvr.models.contracts import check_contracts
+from asvr.models.targets import Seen, Target, TensorSpec
+from asvr.models.vlm import VLM
+from asvr.registry import TARGETS as OWN_TARGETS
 
 GRIDS = [(1, 2), (2, 1), (2, 2), (1, 3)]
 TILES = dict(type="AnyRes", grids=GRIDS)
@@ -197,3 +200,66 @@ def test_a_head_that_needs_whole_images_is_refused():
             build(reconstruction=[dict(SEMANTIC, shift=0, head=dict(type="Mixes"))], layout=TILES)
     finally:
         HEADS.module_dict.pop("Mixes")
+
+
+def broken_target(change: dict) -> type:
+    class Mine(Target):
+        def __init__(self, *, encoder, llm, **own):
+            super().__init__(encoder=encoder, llm=llm, **own)
+            self.head = torch.nn.Linear(llm.hidden_size, encoder.width)
+
+        def truth_spec(self):
+            return dict(features=TensorSpec((self.num_tokens, self.head.out_features), torch.float32))
+
+        def truth(self, pixels, features_INE):
+            return dict(features=features_INE.float())
+
+        def loss(self, seen, truth):
+            source_P, token_P = self.places(seen)
+            wanted = truth["features"].flatten(0, 1)
+            wanted = wanted if token_P is None else wanted[token_P]
+            return (self.head(seen.hidden[-1][source_P].float()) - wanted).square().sum(), {}
+
+    for name, value in change.items():
+        setattr(Mine, name, value)
+    return Mine
+
+
+def forgets_gaps(self, seen, truth):
+    source_P, _ = self.places(seen)
+    return (self.head(seen.hidden[-1][source_P].float()) - truth["features"].flatten(0, 1)).square().sum(), {}
+
+
+WRONG = {
+    "gaps": (dict(loss=forgets_gaps), "does not run where some cells have no token.*read the truth at token_P"),
+    "inspect": (
+        dict(inspect=lambda self, seen, truth: dict(a=torch.zeros(3))),
+        r"'a' of inspect\(seen, truth\) has the shape \(3,\)",
+    ),
+    "dtype": (
+        dict(truth=lambda self, pixels, features: dict(features=features.half())),
+        "is torch.float16, truth_spec\\(\\) says torch.float32",
+    ),
+    "nothing": ({}, None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_target_is_tried_on_padding_too_before_a_run(name, monkeypatch):
+    change, words = WRONG[name]
+    monkeypatch.setitem(OWN_TARGETS.module_dict, "Mine", broken_target(change))
+    with torch.device("meta"):
+        model = VLM(
+            encoder=dict(ENCODER),
+            projector=dict(type="MLPProjector"),
+            llm=dict(type="HFCausalLM", arch=LLAMA),
+            reconstruction=[dict(name="mine", type="Mine")],
+            layout=TILES,
+            vocab_size=VOCAB,
+            load_weights=False,
+        )
+    if words is None:
+        check_contracts(model)
+        return
+    with pytest.raises(ValueError, match=words):
+        check_contracts(model)
