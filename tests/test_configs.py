@@ -145,6 +145,12 @@ def is_ours(cls: type) -> bool:
     return cls.__module__.startswith("asvr.")
 
 
+def test_tiles_take_as_many_tokens_as_the_pages_say():
+    largest = meta("examples/tiles_vicuna7b.py", "finetune").layout.largest()
+    assert (largest.num_tokens, largest.num_crops) == (3699, 5)
+    assert "3,699 tokens" in (ROOT / "README.md").read_text()
+
+
 def test_adapters_train_320_million_weights_in_place_of_the_whole_llm():
     model = meta("examples/lora_vicuna7b.py", "finetune")
     assert parameters(model.llm, trained=True) == 319_815_680

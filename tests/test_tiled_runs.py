@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from parallel_helpers import launch, make_config, train
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from asvr.data.check import scan
 from asvr.demo.maps import answer_attention, target_maps
 from asvr.engine.check_data import sources_of_config
+from asvr.evaluation.predictions import of_images
 from asvr.pretrained import load
 from asvr.profiling.dry_run import dry_run
 from asvr.recipe.config import load_config
@@ -118,9 +120,17 @@ def test_processes_that_share_a_step_learn_the_same(config, done, tmp_path, kind
 
 def test_questions_are_asked_and_codes_counted_by_image(done):
     results = json.loads((done / "results.json").read_text())
-    own = results["stages"]["finetune"] if "stages" in results else results["finetune"]
-    text = json.dumps(own)
-    assert '"accuracy"' in text and '"semantic"' in text
+    own = results.get("stages", results)["finetune"]
+    assert own["total"] == 5 and own["refused"] == 0
+    assert len(own["codes"]["semantic"]) == 2 and all(0 <= share <= 1 for share in own["codes"]["semantic"])
+    assert np.shape(own["codes_by_place"]["semantic"]) == (2, 2)
+
+
+def test_an_image_counts_once_however_many_crops_it_has():
+    nan = float("nan")
+    values_IND = torch.tensor([[1.0, 1.0], [0.0, nan], [1.0, 0.0]])[..., None]  # of two crops, and of one
+    assert of_images(values_IND, [2, 1]).flatten().tolist() == pytest.approx([2 / 3, 1 / 2])
+    assert of_images(values_IND, [1, 1, 1]).flatten().tolist() == [1, 0, 0.5]
 
 
 def test_a_saved_model_answers_as_the_run_does(done, tmp_path):

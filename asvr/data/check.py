@@ -18,7 +18,7 @@ from asvr.base.log import progress_bar
 from asvr.data.batch import IMAGE_TOKEN
 from asvr.data.conversation import require_learned, truncate
 from asvr.data.images import MAX_PIXELS, TURNS, image_size, opened, orientation, to_rgb
-from asvr.data.layouts import ImageLayout
+from asvr.data.layouts import ImageLayout, tokens_of_images
 from asvr.data.refusals import Refusal, Refused
 
 CHUNK = 64  # records that a process takes at a time
@@ -188,7 +188,7 @@ def _sizes(source: Source, item: dict) -> list[int]:
     """The positions that each image takes."""
     tokens = source.num_image_tokens
     if isinstance(tokens, int):
-        return [tokens] * item["input_ids"].count(IMAGE_TOKEN)
+        return tokens_of_images(tokens, item["input_ids"].count(IMAGE_TOKEN))
     sizes = item.get("image_sizes") or [image_size(one, max_pixels=source.max_pixels) for one in item["images"]]
     return [tokens(size).num_tokens for size in sizes]
 

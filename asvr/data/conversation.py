@@ -180,7 +180,7 @@ def truncate(
     `require_learned`.
     """
     used = kept = 0
-    sizes = tokens_of_images(num_image_tokens)
+    sizes = iter(tokens_of_images(num_image_tokens, input_ids.count(IMAGE_TOKEN)))
     for i, token in enumerate(input_ids):
         size = next(sizes) if token == IMAGE_TOKEN else 1
         used += size
@@ -214,8 +214,9 @@ def require_learned(
     if any(label != IGNORE for label in labels[1:]):
         return
     pictures = [place for place, token in enumerate(input_ids) if token == IMAGE_TOKEN]
-    sizes = list(zip(tokens_of_images(num_image_tokens), pictures, strict=False))
-    if any(size > (shift and place == 0) for shift in shifts for size, place in sizes):
+    sizes = tokens_of_images(num_image_tokens, len(pictures))[: len(pictures)]  # a cut row has fewer than its record
+    pairs = list(zip(sizes, pictures, strict=True))
+    if any(size > (shift and place == 0) for shift in shifts for size, place in pairs):
         return
     why = (
         "its picture has one visual token, which nothing predicts" if shifts else "the model has no target for pictures"

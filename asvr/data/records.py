@@ -8,7 +8,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 
 from torch.utils.data import get_worker_info
 
@@ -193,7 +192,7 @@ class ConversationDataset:
         input_ids, labels = encode_segments(segments, self.tokenizer)
         if not isinstance(record.get("category", ""), str):  # answers are counted by it
             raise Refused(f"'category' is not a text: {short(record['category'])}", "malformed")
-        visual = sum(islice(tokens_of_images(self._image_tokens(item)), len(item["images"])))
+        visual = sum(tokens_of_images(self._image_tokens(item), len(item["images"])))
         self._refuse_longer(len(input_ids) - len(item["images"]) + visual)
         messages = _messages(record)
         asked = [m["value"].replace(IMAGE_MARK, "").strip() for m in messages if m["from"] == "human"]

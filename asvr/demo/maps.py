@@ -145,8 +145,12 @@ def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, t
 def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
     """The picture as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
     whole tokens. Of several encoders, as the first one does."""
-    image = pretrained.model.layout.crops(image.convert("RGB"))[0]  # maps are the first crop's
-    transform = pretrained.model.encoder.transform
+    layout, transform, aspect = pretrained.model.layout, pretrained.model.encoder.transform, pretrained.image_aspect
+    first = layout.crops(image.convert("RGB"))[0]  # maps are the first crop's
+    if first.size != image.size and layout.first_is_whole:
+        aspect = "resize"  # the crop is the image squeezed: the image itself has more pixels
+    else:
+        image = first
     transform = getattr(transform, "shown", transform)
     if hasattr(transform, "grid_of"):
         rows, columns = transform.grid_of(image.size)
@@ -154,7 +158,7 @@ def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
         return image.convert("RGB").resize((factor * columns, factor * rows))
     factor = max(1, round(SHOWN_SIDE / max(transform.size)))
     larger = replace(transform, size=tuple(factor * side for side in transform.size))
-    return to_picture(larger(image, pretrained.image_aspect), larger)
+    return to_picture(larger(image, aspect), larger)
 
 
 def to_picture(pixels: torch.Tensor, transform: ImageTransform) -> Image.Image:

@@ -81,7 +81,7 @@ class StepFlops:
                 flops = part.flops * computed / self.crops
             elif part.target:
                 target, counted = self.targets[part.target]
-                flops = part.flops * target.count(window, training=True) / counted
+                flops = part.flops * target.count(window, training=True) / counted if counted else part.flops * images
             else:
                 flops = part.flops * images
             found[part.name] = flops * training_factor(part, self.train, recomputed=set(), cached=False)

@@ -87,12 +87,9 @@ def _millions(module: nn.Module, trained_only: bool = False) -> float:
 def _tokens(recipe: Recipe, models: dict[str, nn.Module]) -> Table:
     table = _table("Visual tokens of an image", "", "grid", "tokens", "codes", "codebooks")
     model = next(iter(models.values()))
-    image, grids = (
-        model.layout.largest(),
-        " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder))
-        if not hasattr(model.encoder.transform, "grid_of")
-        else "of each image",
-    )
+    image, grids = model.layout.largest(), "of each image"
+    if not hasattr(model.encoder.transform, "grid_of"):
+        grids = " + ".join(f"{rows} x {columns}" for rows, columns in grids_of(model.encoder))
     several = len({str(layout_config(stage.model)) for stage in recipe.stages.values()}) > 1
     if model.layout.fixed is None or several:
         table.add_row("encoder, one crop", grids, str(model.encoder.num_tokens), "", "")

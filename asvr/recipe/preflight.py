@@ -78,11 +78,7 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
                 f"stages.{name}.train names the encoder, and target {moving[0]!r} quantises its features, which would "
                 "move with it: give that target's tokenizer an `encoder` of its own"
             )
-        if getattr(models[name].projector, "place", None) is not None and len(grids_of(models[name].encoder)) > 1:
-            raise ValueError(
-                f"model.projector.positions=True (stage {name}): the encoder gives the tokens of several grids, which "
-                "are no square of rows and columns: leave it out"
-            )
+        check_positions(f"stages.{name}", models[name])
         if (before := recipe.stages.get(stage.init)) is not None:
             require_merge(models[before.name], stage.transforms_shared_with(before))
         layout = models[name].layout
@@ -125,16 +121,25 @@ def check_native(stage: str, model: nn.Module, image_aspect: str) -> None:
         raise ValueError(f"data.image_aspect={image_aspect!r} ({stage}): {reads}: set it 'square'")
     if not isinstance(model.layout, WholeImage):
         raise ValueError(f"model.layout.type={type(model.layout).__name__!r} ({stage}): {reads}: leave the layout out")
-    if getattr(model.projector, "place", None) is not None:
-        raise ValueError(
-            f"model.projector.positions=True ({stage}): {reads}, so that its tokens are no square: leave it out"
-        )
     for target in model.targets:
         if isinstance(target, CodeTarget) and getattr(target.tokenizer.transform, "center_crop", False):
             raise ValueError(
                 f"{target.key} ({stage}): its tokenizer crops images, and {reads}, so that their cells differ: set "
                 "transform=dict(center_crop=False) for the encoder that makes its codes"
             )
+
+
+def check_positions(stage: str, model: nn.Module) -> None:
+    """Raise ``ValueError`` where a projector adds rows and columns of one square to tokens that are none."""
+    encoder = model.encoder
+    native, several = hasattr(encoder.transform, "grid_of"), len(grids_of(encoder)) > 1
+    if getattr(model.projector, "place", None) is None or not (native or several):
+        return
+    why = "reads images in their own resolution" if native else "gives the tokens of several grids"
+    raise ValueError(
+        f"model.projector.positions=True ({stage}): {type(encoder).__name__} {why}, so that its tokens are no square: "
+        "leave it out"
+    )
 
 
 def build_meta(stage: Stage) -> nn.Module:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from bad_pictures import bomb, encoded, write
-from data_helpers import CHATML, TOKENIZERS, byte_level, chat
+from data_helpers import CHATML, TOKENIZERS, FixedTokens, byte_level, chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
-from asvr.data.layouts import FixedTokens
 from asvr.data.llava import LlavaDataset
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refusal, Refused

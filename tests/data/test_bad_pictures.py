@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from bad_pictures import COLORS, SMALL, animated, bomb, encoded, png, rgb_16, write
+from data_helpers import FixedTokens
 from PIL import Image, ImageFile
 
 from asvr.caches.codes import hash_pictures
 from asvr.caches.features import folder_of, pixel_batches
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 from asvr.data.images import MAX_PIXELS, MAX_SIDE, check_file, open_image
-from asvr.data.layouts import FixedTokens
 from asvr.data.refusals import Refused
 from asvr.data.transforms import ASPECTS, LONGEST_SIDE, ImageTransform
 from asvr.flops.peak_rate import resident_bytes

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from data_helpers import FixedTokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -7,7 +8,6 @@ from PIL import Image
 from asvr.data import collate as module
 from asvr.data.batch import IGNORE, IMAGE_TOKEN, visual_sources
 from asvr.data.collate import Collate
-from asvr.data.layouts import FixedTokens
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.transforms import ImageTransform
 

@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from data_helpers import byte_level, chat
+from data_helpers import FixedTokens, byte_level, chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from asvr.data import llava
 from asvr.data.batch import IMAGE_TOKEN
 from asvr.data.collate import Collate
-from asvr.data.layouts import FixedTokens
 from asvr.data.llava import LlavaDataset, index_records
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.transforms import ImageTransform

@@ -7,13 +7,12 @@ import tarfile
 from itertools import islice
 
 import pytest
-from data_helpers import byte_level
+from data_helpers import FixedTokens, byte_level
 from mmengine.config import Config
 from PIL import Image
 
 from asvr.data import tar
 from asvr.data.collate import Collate
-from asvr.data.layouts import FixedTokens
 from asvr.recipe.build import build_train_loader
 from asvr.registry import DATASETS
 

@@ -6,7 +6,7 @@ import json
 import tarfile
 
 import pytest
-from data_helpers import byte_level
+from data_helpers import FixedTokens, byte_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +15,6 @@ from asvr.caches.codes import hash_pictures
 from asvr.data import file_index
 from asvr.data.collate import Collate
 from asvr.data.images import open_image
-from asvr.data.layouts import FixedTokens
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.tar import TarDataset, scan_tar
 from asvr.data.transforms import ImageTransform

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_helpers import launch, losses, make_config, train
-from safetensors.torch import load_file
+from parallel_helpers import held, launch, losses, make_config, train
 from torch import nn
 
 import asvr
@@ -34,10 +33,6 @@ def done(config, tmp_path_factory) -> Path:
     work_dir = tmp_path_factory.mktemp("run") / "float8"
     train(config, work_dir, OPTIONS)
     return work_dir
-
-
-def held(work_dir: Path, stage: str) -> dict[str, torch.Tensor]:
-    return load_file(sorted((work_dir / stage / "checkpoints").glob("step_*"))[-1] / "model.safetensors")
 
 
 def test_a_run_goes_on_bit_for_bit(done, config, tmp_path):

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel_helpers import launch, losses, make_config, train
+from parallel_helpers import held, launch, losses, make_config, train
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 import asvr
@@ -42,10 +41,6 @@ def done(config, tmp_path_factory) -> Path:
     work_dir = tmp_path_factory.mktemp("run") / "qlora"
     train(config, work_dir, OPTIONS)
     return work_dir
-
-
-def held(work_dir: Path, stage: str) -> dict[str, torch.Tensor]:
-    return load_file(sorted((work_dir / stage / "checkpoints").glob("step_*"))[-1] / "model.safetensors")
 
 
 def resumed(config: Path, work_dir: Path, copy: Path, options: dict, stage: str, steps: int) -> Path:

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from data_helpers import FixedTokens
 from mmengine.config import Config
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from asvr.data.layouts import FixedTokens
 from asvr.flops.memory import (
     Machine,
     MemoryPlan,

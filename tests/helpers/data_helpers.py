@@ -1,4 +1,4 @@
-"""Small tokenizers, built in the test: a byte-level one and a sentencepiece-like one."""
+"""Small tokenizers, built in the test: a byte-level one and a sentencepiece-like one; and a layout of images."""
 
 import json
 from functools import cache
@@ -6,6 +6,7 @@ from functools import cache
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from asvr.data.layouts import WholeImage
 from asvr.data.text_tokenizer import ByteLevelBPE, TextTokenizer
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
@@ -65,3 +66,10 @@ TOKENIZERS = {
 
 def chat(*texts: str) -> list[dict]:
     return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+class FixedTokens(WholeImage):
+    """So many tokens an image, whatever encodes it."""
+
+    def __init__(self, num_tokens: int):
+        self.grid, self.num_cells, self.transform = (1, num_tokens), num_tokens, None

@@ -3,19 +3,12 @@
 from pathlib import Path
 
 import torch
+from run_helpers import SIGLIP
 from transformers import AutoConfig, AutoModel
+from vlm_helpers import PIXEL as SMALL
 
 from asvr.models.tokenizers import PixelTokenizer
 
-SIGLIP = dict(
-    model_type="siglip_vision_model",
-    hidden_size=8,
-    intermediate_size=12,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    image_size=8,
-    patch_size=4,
-)
 DINO = dict(
     model_type="dinov2",
     hidden_size=12,
@@ -25,14 +18,7 @@ DINO = dict(
     image_size=12,
     patch_size=4,
 )
-VQGAN = dict(
-    embed_dim=4,
-    num_embeddings=7,
-    latent_channels=8,
-    base_channels=32,
-    channel_multiplier=[1, 1],
-    num_res_blocks=1,
-)
+VQGAN = SMALL["tokenizer"]["arch"]
 TOWER = dict(type="HFVisionEncoder", arch=SIGLIP)  # 2 x 2 tokens of width 8
 OTHER = dict(type="HFVisionEncoder", arch=DINO, layer=-1, transform=dict(center_crop=False))  # 3 x 3 of width 12
 PIXEL = dict(type="PixelTokenizer", image_size=4, arch=VQGAN)  # 2 x 2 codes of 7, width 4

@@ -16,6 +16,7 @@ from unittest.mock import patch
 import torch
 from PIL import Image
 from run_helpers import ROOT, SIGLIP, read_metrics
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from asvr.data.samplers import ResumableSampler
@@ -164,6 +165,11 @@ def _free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
     raise OSError(f"fewer than {count} ports are free")
+
+
+def held(work_dir: Path, stage: str) -> dict[str, torch.Tensor]:
+    """The weights in the last checkpoint of a stage."""
+    return load_file(sorted((work_dir / stage / "checkpoints").glob("step_*"))[-1] / "model.safetensors")
 
 
 def losses(work_dir: Path) -> list[dict]:

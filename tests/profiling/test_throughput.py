@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from data_helpers import FixedTokens
 from mmengine.config import Config
 from run_helpers import ROOT
 
 from asvr.data.collate import Collate
-from asvr.data.layouts import FixedTokens
 from asvr.flops.step import peak_flops
 from asvr.profiling import throughput
 from asvr.profiling.machine import machine

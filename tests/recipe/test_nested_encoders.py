@@ -75,7 +75,7 @@ def test_every_missing_part_is_in_one_error(tmp_path, monkeypatch):
         (pair(TOWER, OTHER), "the model cannot be built: .*grids are 2x2 and 3x3"),
         (
             pair(TOWER, OTHER, join="sequence") | {"model.projector.positions": True},
-            r"model.projector.positions=True \(stage pretrain\): .* several grids",
+            r"model.projector.positions=True \(stages.pretrain\): .* several grids",
         ),
     ],
 )

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from data_helpers import FixedTokens
 from mmengine.config import Config
 
 from asvr.base.hub import MissingWeights
-from asvr.data.layouts import FixedTokens
 from asvr.recipe.build import check_data
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import check_sizes, preflight

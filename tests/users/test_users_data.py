@@ -7,7 +7,7 @@ import tarfile
 
 import pytest
 import torch
-from data_helpers import byte_level, chat
+from data_helpers import FixedTokens, byte_level, chat
 from edge_helpers import EDGES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -17,7 +17,6 @@ from run_helpers import call_tool
 from asvr.caches.codes import CodeStore
 from asvr.caches.features import FeatureCache, build_feature_cache
 from asvr.data.collate import Collate
-from asvr.data.layouts import FixedTokens
 from asvr.data.llava import LlavaDataset
 from asvr.data.record_keys import unread_keys
 from asvr.data.refusals import Refusal, Refused

@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from data_helpers import FixedTokens
 from engine_helpers import TARGET, collate, item, tiny_model
 from PIL import Image
 from torch import nn
 
 from asvr.data.collate import Collate
-from asvr.data.layouts import FixedTokens
 from asvr.engine import checkpoint
 from asvr.engine.optim import build_optim_wrapper
 from asvr.evaluation.predictions import predicted_codes

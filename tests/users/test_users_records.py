@@ -5,12 +5,11 @@ import json
 import tarfile
 
 import pytest
-from data_helpers import byte_level, chat
+from data_helpers import FixedTokens, byte_level, chat
 from PIL import Image
 
 from asvr.data.collate import Collate
 from asvr.data.conversation import require_learned
-from asvr.data.layouts import FixedTokens
 from asvr.data.llava import LlavaDataset
 from asvr.data.parquet import ParquetDataset
 from asvr.data.refusals import Refused

@@ -2,7 +2,6 @@
 
 from asvr.data.layouts.anyres import AnyRes
 from asvr.data.layouts.base import (
-    FixedTokens,
     Grid,
     ImageLayout,
     Layout,
@@ -16,7 +15,6 @@ from asvr.data.layouts.base import (
 
 __all__ = [
     "AnyRes",
-    "FixedTokens",
     "Grid",
     "ImageLayout",
     "Layout",

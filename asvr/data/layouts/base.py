@@ -4,10 +4,9 @@ Legend: ``I`` crops, ``N`` cells of a crop (the most visual tokens that the enco
 image.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import repeat
 
 import numpy as np
 from PIL import Image
@@ -123,21 +122,14 @@ class WholeImage(ImageLayout):
         return _one_crop(self.grid, self.num_cells, regular=True)
 
 
-class FixedTokens(WholeImage):
-    """So many tokens an image, whatever encodes it: for what has no encoder at hand."""
-
-    def __init__(self, num_tokens: int):
-        self.grid, self.num_cells, self.transform = (1, num_tokens), num_tokens, None
-
-
 @lru_cache(maxsize=4096)
 def _one_crop(grid: Grid, num_tokens: int | None = None, *, regular: bool) -> Layout:
     return Layout(np.arange(num_tokens or grid[0] * grid[1]), (grid,), regular)
 
 
-def tokens_of_images(num_image_tokens: "int | Sequence[int]") -> Iterator[int]:
-    """Of one image after another: a number for all, or one for each."""
-    return repeat(num_image_tokens) if isinstance(num_image_tokens, int) else iter(num_image_tokens)
+def tokens_of_images(num_image_tokens: int | Sequence[int], images: int) -> list[int]:
+    """Of each image: the number that all have, or its own."""
+    return [num_image_tokens] * images if isinstance(num_image_tokens, int) else list(num_image_tokens)
 
 
 def crop_keys(key: str, num_crops: int) -> list[str]:
