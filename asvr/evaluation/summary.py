@@ -21,6 +21,7 @@ def draw_summary(work_dir: Path, results: dict) -> Path:
     lines = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     examples = next((r["examples"] for r in reversed(list(results.values())) if r["examples"]), [])
+    examples = [example for example in examples if example["maps"]]  # of whole images alone there are some
     height = 3.4 if not examples else 7.2
     figure = plt.figure(figsize=(13, height), layout="constrained")
     parts = figure.subfigures(2, 1, height_ratios=[1, 1.05]) if examples else [figure]
@@ -67,7 +68,7 @@ def _marker(points: list) -> str | None:
 
 
 def _depths(axis, lines: list[dict], stage: str) -> None:
-    """Accuracy of each depth of each target."""
+    """Accuracy of each depth of each target; where none has codes, what else targets count."""
     for key in [k for k in lines[-1] if k.startswith("acc_") and isinstance(lines[-1][k], list)]:
         for depth in range(len(lines[-1][key])):
             points = [(line["step"], 100 * line[key][depth]) for line in lines if key in line]
@@ -80,11 +81,26 @@ def _depths(axis, lines: list[dict], stage: str) -> None:
                 linewidth=1.3,
                 marker=_marker(points),
             )
-    axis.set(xlabel=plain(f"step of {stage}"), ylabel="codes predicted right, %", ylim=(0, 100))
+    axis.set_xlabel(plain(f"step of {stage}"))
+    if axis.lines:
+        axis.set(ylabel="codes predicted right, %", ylim=(0, 100))
+    else:
+        _own_metrics(axis, lines)
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
     else:
-        axis.text(0.5, 0.5, "no target of codes", transform=axis.transAxes, ha="center", color=GREY)
+        axis.text(0.5, 0.5, "targets without metrics", transform=axis.transAxes, ha="center", color=GREY)
+
+
+def _own_metrics(axis, lines: list[dict]) -> None:
+    """What targets without codes count beside their losses, `Target.metrics` of one number."""
+    targets = [key.removeprefix("loss_") for key in lines[-1] if key.startswith("loss_") and key != "loss_text"]
+    keys = [key for key in lines[-1] if key.endswith(tuple(f"_{name}" for name in targets))]
+    keys = [key for key in keys if not key.startswith(("loss_", "acc_")) and isinstance(lines[-1][key], int | float)]
+    for i, key in enumerate(keys):
+        points = [(line["step"], line[key]) for line in lines if key in line]
+        color = COLORS[(i + 1) % len(COLORS)]
+        axis.plot(*zip(*points, strict=True), color=color, label=plain(key), linewidth=1.3, marker=_marker(points))
 
 
 def _answers(axis, results: dict) -> None:

@@ -1,0 +1,46 @@
+"""The picture of a run, whatever its targets have to show."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pytest
+from PIL import Image
+
+from asvr.evaluation import summary
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """The axes' labels of what is drawn of a run with these numbers in its last line."""
+
+    def draw(numbers: dict, examples: list[dict]) -> list[str]:
+        line = dict(stage="train", step=1, steps=1, loss_text=2.0, **numbers)
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        labels = []
+        monkeypatch.setattr(plt, "close", lambda figure: labels.extend(_words(figure)))
+        assert summary.draw_summary(tmp_path, dict(train=dict(examples=examples))).is_file()
+        return labels
+
+    return draw
+
+
+def _words(figure) -> list[str]:
+    legends = [axis.get_legend() for axis in figure.axes if axis.get_legend()]
+    return [text.get_text() for legend in legends for text in legend.get_texts()]
+
+
+def test_metrics_of_targets_without_codes_are_drawn(drawn):
+    own = dict(loss_features=0.5, cosine_features=0.5, spread_features=[1.0, 2.0])
+    assert drawn(own, []) == ["text", "features", "cosine_features"]
+    assert drawn(dict(loss_semantic=1.0, acc_semantic=[0.5, 0.2], other_semantic=1.0), [])[2:] == [
+        "semantic, depth 1",
+        "semantic, depth 2",
+    ]
+    assert drawn({}, []) == ["text"]
+
+
+def test_examples_without_maps_are_left_out(drawn, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    example = dict(image=str(tmp_path / "a.png"), question="what?", answer="a", expected="a", right=True)
+    assert drawn({}, [dict(example, maps={})]) == ["text"]
+    assert drawn({}, [dict(example, maps={}), dict(example, maps=dict(semantic=[[0.5]]))]) == ["text"]
