@@ -38,7 +38,8 @@ COMPONENTS = (
     VISUAL_TOKENIZERS,
 )
 ROOT = Path(__file__).parents[1] / "configs"
-RECIPES = sorted(str(p.relative_to(ROOT)) for folder in (ROOT, ROOT / "examples") for p in folder.glob("*.py"))
+FOLDERS = (ROOT, ROOT / "examples", ROOT / "targets" / "vicuna7b", ROOT / "targets" / "scenes")
+RECIPES = sorted(str(p.relative_to(ROOT)) for folder in FOLDERS for p in folder.glob("*.py"))
 
 
 def load(name: str) -> Config:

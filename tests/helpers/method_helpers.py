@@ -1,0 +1,45 @@
+"""The recipes of ``configs/targets/`` at tiny size."""
+
+import json
+from pathlib import Path
+
+from mmengine.config import Config
+from run_helpers import ROOT
+
+from asvr.recipe.config import load_config
+
+FOLDER = ROOT / "configs" / "targets" / "scenes"
+METHODS = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+PRETRAIN, FINETUNE = 12, 30
+# Sizes and steps; all else is the recipe's.
+TINY = {
+    "text_tokenizer.corpus.scenes": 24,
+    "data.train.scenes": 24,
+    "evaluation.dataset.scenes": 6,
+    "model.encoder.image_size": 64,
+    "model.llm.arch.hidden_size": 32,
+    "model.llm.arch.intermediate_size": 48,
+    "data.micro_batch": 4,
+    "data.global_batch": 8,
+    "schedule.steps": FINETUNE,
+    "stages.pretrain.schedule.steps": PRETRAIN,
+    "runtime.log_interval": 1,
+    "runtime.checkpoint_interval": 10,
+    "runtime.keep_checkpoints": 4,
+}
+
+
+def tiny_method(name: str, changes: dict | None = None) -> Config:
+    """The recipe of a method on the scenes, with two stages of a few steps. Codes need a smaller codebook."""
+    cfg = load_config(FOLDER / f"{name}.py", TINY)
+    for i, entry in enumerate(cfg.model.reconstruction):
+        if "codebook_size" in entry.get("tokenizer", {}):
+            cfg.merge_from_dict({f"model.reconstruction.{i}.tokenizer.codebook_size": 8})
+    cfg.merge_from_dict(changes or {})
+    return cfg
+
+
+def records(work_dir: Path, stage: str) -> list[dict]:
+    """The lines of metrics.jsonl of one stage."""
+    lines = map(json.loads, (work_dir / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["stage"] == stage]

@@ -1,0 +1,63 @@
+"""Every method of ``configs/targets/scenes`` trains at tiny size, its losses fall, and it resumes exactly."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from method_helpers import FINETUNE, METHODS, records, tiny_method
+from run_helpers import ROOT
+from safetensors.torch import load_file
+
+from asvr.engine.run import run
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def trained(quick, tmp_path_factory):
+    """The work dir of a method's run, made once."""
+    made: dict[str, Path] = {}
+
+    def train(name: str) -> Path:
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name) / "run"
+            run(tiny_method(name), made[name])
+        return made[name]
+
+    return train
+
+
+def mean(lines: list[dict], key: str) -> float:
+    return sum(line[key] for line in lines) / len(lines)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_losses_of_a_method_fall(name, trained):
+    targets = [entry.name for entry in tiny_method(name).model.reconstruction]
+    learned = 0
+    for stage in ("pretrain", "finetune"):
+        lines = records(trained(name), stage)
+        for key in [f"loss_{target}" for target in targets if f"loss_{target}" in lines[0]]:
+            assert mean(lines[-4:], key) < mean(lines[:4], key), f"{key} in {stage}"
+            learned += 1
+    assert learned >= len(targets)
+    text = records(trained(name), "finetune")
+    assert mean(text[-4:], "loss_text") < mean(text[:4], "loss_text")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_resumes_exactly(name, trained, quick, tmp_path):
+    whole, cut = trained(name), tmp_path / "run"
+    shutil.copytree(whole, cut)
+    (cut / "finetune" / "done.json").unlink()
+    for step in (FINETUNE, 20):
+        shutil.rmtree(cut / "finetune" / "checkpoints" / f"step_{step:08d}")
+    run(tiny_method(name), cut)
+    last = f"finetune/checkpoints/step_{FINETUNE:08d}/model.safetensors"
+    expected, found = load_file(whole / last), load_file(cut / last)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
