@@ -114,7 +114,8 @@ TARGETS = _registry(
 LOSSES = _registry(
     "loss",
     "asvr.models.losses",
-    contract="(states_PDW, classifiers, codes_PD) -> loss summed over P, and the number of right codes by depth (D,)",
+    contract="(states_PDW, classifiers, codes_PD) -> loss summed over P, and the number of right codes by depth (D,); "
+    "of features (told_PE, wanted_PE) -> loss summed over P",
 )
 TEXT_TOKENIZERS = _registry(
     "text tokenizer",

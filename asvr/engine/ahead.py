@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from asvr.models.component import fingerprint_of, source_of
-from asvr.models.targets import CodeTarget, build_tokenizer
+from asvr.models.targets import CodeTarget, build_target, build_tokenizer
 from asvr.models.targets.codes import CodeTruth
 from asvr.recipe.build import as_in_training, build_model
 from asvr.recipe.components import find
@@ -45,11 +45,11 @@ def truth_ahead(recipe: Recipe, entry: dict, encoder, device: torch.device, voca
     if is_code_target(entry):
         tokenizer = tokenizer_ahead(recipe, entry, encoder, device, vocab_size)
         return CodeTruth(name=entry["name"], tokenizer=tokenizer, encoder=encoder)
-    llm = build_meta(_stage_of(recipe, entry)).llm
+    model = build_meta(_stage_of(recipe, entry))
 
     def build():
-        own = dict(key=f"target {entry['name']!r}", encoder=encoder, llm=llm, load_weights=True)
-        return TARGETS.build(entry, default_args=own)
+        given = dict(encoder=encoder, llm=model.llm, model_projector=model.projector, load_weights=True)
+        return build_target(entry, key=f"target {entry['name']!r}", **given)
 
     target = build()
     if target.truth_spec() is None or target.keeps_teacher:  # a kept teacher moves, or stands in checkpoints alone

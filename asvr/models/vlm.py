@@ -19,10 +19,10 @@ from asvr.data.transforms import Pixels
 from asvr.models.component import portable_of
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.separators import Separators
-from asvr.models.targets import Seen, Target
+from asvr.models.targets import Seen, Target, build_target
 from asvr.models.trainable import keep_statistics, train_only
 from asvr.models.tree import check_tree, is_trained
-from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS, TARGETS
+from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
 
 
 @MODELS.register_module()
@@ -59,14 +59,9 @@ class VLM(nn.Module):
         widths = dict(in_width=self.encoder.width, out_width=self.llm.hidden_size)
         self.projector = PROJECTORS.build(projector, default_args=widths)
         self.layout = build_layout(dict(layout=layout), self.encoder)
+        given = dict(encoder=self.encoder, llm=self.llm, model_projector=self.projector, load_weights=load_weights)
         self.targets: list[Target] = [
-            TARGETS.build(
-                dict(dict(type="CodeTarget"), **entry),
-                default_args=dict(
-                    key=f"model.reconstruction[{i}]", encoder=self.encoder, llm=self.llm, load_weights=load_weights
-                ),
-            )
-            for i, entry in enumerate(reconstruction)
+            build_target(entry, key=f"model.reconstruction[{i}]", **given) for i, entry in enumerate(reconstruction)
         ]
         for target in self.targets:
             target.check_slots()

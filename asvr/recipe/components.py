@@ -41,7 +41,7 @@ INJECTED = {
     LLMS: {"vocab_size", "load_weights", "defer"},
     VISUAL_TOKENIZERS: {"encoder", "load_weights"},
     HEADS: {"hidden_size", "codebook_sizes", "code_width"},
-    TARGETS: {"encoder", "llm", "load_weights", "key"},
+    TARGETS: {"encoder", "llm", "model_projector", "load_weights", "key"},
     LOSSES: set(),
     DATASETS: {"tokenizer", "template", "max_length", "num_image_tokens", "on_error"},
     TEXT_TOKENIZERS: set(),

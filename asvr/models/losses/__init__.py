@@ -1,6 +1,16 @@
 """Losses: pure functions of predictions and targets that return sums; the model normalises them."""
 
 from asvr.models.losses.code_cross_entropy import CodeCrossEntropy
+from asvr.models.losses.features import CosineLoss, FeatureLoss, L1Loss, MSELoss, SimilarityLoss, SmoothL1Loss
 from asvr.models.losses.linear_cross_entropy import linear_cross_entropy
 
-__all__ = ["CodeCrossEntropy", "linear_cross_entropy"]
+__all__ = [
+    "CodeCrossEntropy",
+    "CosineLoss",
+    "FeatureLoss",
+    "L1Loss",
+    "MSELoss",
+    "SimilarityLoss",
+    "SmoothL1Loss",
+    "linear_cross_entropy",
+]

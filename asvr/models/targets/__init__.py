@@ -1,16 +1,25 @@
 """Reconstruction targets."""
 
 from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.targets.build import build_target
 from asvr.models.targets.codes import CodeTarget, build_tokenizer, grids_of, nearest_cells, shares_encoder
 from asvr.models.targets.ema import move_towards
+from asvr.models.targets.embeddings import EmbeddingTarget
+from asvr.models.targets.feature_truth import FeatureTruth
+from asvr.models.targets.features import ContinuousTarget, FeatureTarget
 from asvr.models.targets.positions import Positions
 
 __all__ = [
     "CodeTarget",
+    "ContinuousTarget",
+    "EmbeddingTarget",
+    "FeatureTarget",
+    "FeatureTruth",
     "Positions",
     "Seen",
     "Target",
     "TensorSpec",
+    "build_target",
     "build_tokenizer",
     "move_towards",
     "grids_of",

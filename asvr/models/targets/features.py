@@ -1,0 +1,195 @@
+"""Continuous features as a reconstruction target, told at one or several layers of the LLM.
+
+Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``P`` visual positions that carry the loss,
+``H`` LLM width, ``E`` width of the features, ``W`` width of what is told: ``E``, or ``H`` without a head.
+"""
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asvr.base.text import source_of_class
+from asvr.data.batch import Batch
+from asvr.data.transforms import ImageTransform, Pixels
+from asvr.models.heads.features import build_mlp
+from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.targets.feature_truth import FeatureTruth
+from asvr.registry import LOSSES, TARGETS
+
+
+class ContinuousTarget(Target):
+    """What targets without codes have in common: head, loss and maps. A subclass sets ``width``, which is ``E``, before
+    this constructor runs, and has `features`.
+
+    tap: which hidden state, see `Target`; a list: each of them tells the features, and the loss is their mean.
+    mlp: fields of a `FeatureMLP`, one for each tap; None: the hidden states themselves are compared. shared_mlp: one
+        for all taps.
+    loss: a `FeatureLoss`; None: `CosineLoss`. normalize: the features go through a layer norm without weights first.
+
+    ``cosine`` is logged: the mean cosine of the angle between what is told and what is wanted.
+
+    A stage in which the weight is 0 computes nothing of it. Raises ``ValueError`` where widths do not fit.
+    """
+
+    width: int
+
+    def __init__(
+        self,
+        *,
+        encoder,
+        llm,
+        tap: int | list = -1,
+        mlp: dict | None = None,
+        shared_mlp: bool = False,
+        loss: dict | None = None,
+        normalize: bool = False,
+        key: str = "target",
+        **own,
+    ):
+        taps = list(tap) if isinstance(tap, list | tuple) else [tap]
+        if not taps or len(set(taps)) < len(taps) or not all(type(one) is int for one in taps):
+            raise ValueError(f"{key}.tap={tap!r}: expected a layer, or a list of different layers")
+        if shared_mlp and (mlp is None or len(taps) == 1):
+            raise ValueError(f"{key}.shared_mlp=True: needs `mlp` and a list of several layers in `tap`")
+        super().__init__(encoder=encoder, llm=llm, taps=taps, key=key, **own)
+        self.normalize = normalize
+        self.criterion = LOSSES.build(loss or dict(type="CosineLoss"))
+        self.of_images = getattr(self.criterion, "of_images", False)
+        _check_loss(self.criterion, self.of_images, f"{key}.loss")
+        if mlp is None:
+            if llm.hidden_size != self.width and not self.of_images:
+                raise ValueError(
+                    f"{key}.mlp=None compares hidden states of width {llm.hidden_size} with features of width "
+                    f"{self.width}: set mlp=dict(layers=1)"
+                )
+        else:
+            sizes = dict(hidden_size=llm.hidden_size, out_width=self.width, key=f"{key}.mlp")
+            self.head = nn.ModuleList([build_mlp(mlp, **sizes) for _ in (taps[:1] if shared_mlp else taps)])
+        self.metrics = dict(cosine=()) if mlp is not None or llm.hidden_size == self.width else {}
+
+    # For a subclass ----------------------------------------------------------------------------------------
+
+    def features(self, truth: dict[str, Tensor], batch: Batch) -> Tensor:
+        """What is wanted, (I, N, E) float32, out of what `truth` gave or the cache kept."""
+        raise NotImplementedError(f"{type(self).__name__} must give the features of each cell")
+
+    # The contract of a target ------------------------------------------------------------------------------
+
+    def learns_from(self, batch: Batch) -> bool:
+        return self.counts and super().learns_from(batch)
+
+    def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        wanted_PE, source_P, token_P = self.wanted(seen, truth)
+        losses, cosines = [], []
+        for told_PW in self.told(seen, source_P):
+            losses.append(self._compare(told_PW, wanted_PE, token_P, seen.batch.num_images))
+            if self.metrics:
+                cosines.append(F.cosine_similarity(told_PW.detach(), wanted_PE, dim=-1).sum())
+        return torch.stack(losses).mean(), dict(cosine=torch.stack(cosines).mean()) if cosines else {}
+
+    def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """``cosine`` of each token, the mean over the taps."""
+        if not self.metrics:
+            return None
+        wanted_PE, source_P, token_P = self.wanted(seen, truth)
+        told = self.told(seen, source_P)
+        cosines_P = torch.stack([F.cosine_similarity(told_PE, wanted_PE, dim=-1) for told_PE in told]).mean(0)
+        found = cosines_P.new_full((seen.batch.num_images * self.num_tokens,), float("nan"))
+        found[slice(None) if token_P is None else token_P] = cosines_P
+        return dict(cosine=found.view(seen.batch.num_images, self.num_tokens))
+
+    # Parts -------------------------------------------------------------------------------------------------
+
+    def told(self, seen: Seen, source_P: Tensor) -> list[Tensor]:
+        """What the hidden states at these flat positions tell, (P, W) float32, by tap."""
+        states = [seen.hidden[tap][source_P].float() for tap in self.taps]
+        if self.head is None:
+            return states
+        heads = list(self.head) * (len(self.taps) // len(self.head))
+        return [head(hidden_PH).float() for head, hidden_PH in zip(heads, states, strict=True)]
+
+    def wanted(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """wanted_PE, and `Target.places`."""
+        source_P, token_P = self.places(seen)
+        wanted_PE = self.features(truth, seen.batch).flatten(0, 1)
+        wanted_PE = wanted_PE if token_P is None else wanted_PE[token_P]
+        return F.layer_norm(wanted_PE, wanted_PE.shape[-1:]) if self.normalize else wanted_PE, source_P, token_P
+
+    def _compare(self, told_PW: Tensor, wanted_PE: Tensor, token_P: Tensor | None, images: int) -> Tensor:
+        if not self.of_images:
+            return self.criterion(told_PW, wanted_PE)
+        if token_P is None:
+            return self.criterion(*(rows.unflatten(0, (images, -1)) for rows in (told_PW, wanted_PE)), None)
+
+        def by_image(rows: Tensor) -> Tensor:
+            cells = rows.new_zeros(images * self.num_tokens, *rows.shape[1:])
+            return cells.index_copy(0, token_P, rows).unflatten(0, (images, -1))
+
+        there_IN = by_image(torch.ones_like(token_P, dtype=torch.bool))
+        return self.criterion(by_image(told_PW), by_image(wanted_PE), there_IN)
+
+
+@TARGETS.register_module()
+class FeatureTarget(ContinuousTarget):
+    """The features of a vision encoder: of a frozen ``teacher`` (VIRAL, https://arxiv.org/abs/2509.07979), or of the
+    model's own (MetaMorph's visual prediction, https://arxiv.org/abs/2412.14164).
+
+    teacher: the config of an encoder, which sees the image through its own transform; None: the features that the model
+        itself sees. resample: ``bilinear``, ``bicubic`` or ``area`` where the teacher's grid is not the encoder's.
+        The rest is as in `ContinuousTarget` and `Target`.
+
+    With a teacher ``data.cache=True`` keeps its features, on the encoder's grid and in the teacher's dtype.
+    Raises ``ValueError`` where grids or widths do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder,
+        teacher: dict | None = None,
+        resample: str | None = None,
+        load_weights: bool = True,
+        key: str = "target",
+        **own,
+    ):
+        given = dict(encoder=encoder, resample=resample, key=key, load_weights=load_weights)
+        self.made_by = FeatureTruth(teacher, **given)
+        self.teacher, self.width = self.made_by.teacher, self.made_by.width
+        super().__init__(encoder=encoder, load_weights=load_weights, key=key, **own)
+
+    def views(self) -> dict[str, ImageTransform]:
+        return self.made_by.views(self.name)
+
+    def truth_spec(self) -> dict[str, TensorSpec] | None:
+        spec = self.made_by.spec()
+        return None if spec is None else dict(features=spec)
+
+    def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
+        return dict(features=self.made_by.features(pixels.get(self.name), features_INE))
+
+    def features(self, truth: dict[str, Tensor], batch: Batch) -> Tensor:
+        return self.made_by.by_cell(truth["features"], batch)
+
+    def cache_key(self) -> str:
+        return f"{super().cache_key()} {source_of_class(FeatureTruth)}"
+
+    def describe(self) -> str:
+        whose = "the encoder's" if self.teacher is None else f"{type(self.teacher).__name__}'s"
+        return f"{whose} {self.width} features"
+
+
+def _check_loss(criterion, of_images: bool, key: str) -> None:
+    """Raise ``ValueError`` for a loss that is called with something else, such as one of codes."""
+    function = criterion.forward if isinstance(criterion, nn.Module) else criterion
+    parameters = inspect.signature(function).parameters.values()
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(needed) > (3 if of_images else 2):
+        name = type(criterion).__name__ if isinstance(criterion, nn.Module) else function.__name__
+        raise ValueError(
+            f"{key}.type={name!r} takes {', '.join(needed)}: a loss of features takes told_PE and wanted_PE, such as "
+            "CosineLoss, L1Loss, MSELoss, SmoothL1Loss or SimilarityLoss"
+        )
