@@ -107,12 +107,18 @@ def test_the_papers_recipe(name):
     cfg = load(name)
     pretrain, finetune = (Recipe(cfg).stages[stage] for stage in ("pretrain", "finetune"))
     assert (pretrain.optim.lr, pretrain.data.global_batch, pretrain.data.template) == (1e-3, 256, "plain")
-    assert (finetune.optim.lr, finetune.data.global_batch, finetune.data.image_aspect) == (2e-5, 128, "pad")
+    lr = 2e-4 if finetune.model_transforms else 2e-5  # LLaVA's own with LoRA and without
+    assert (finetune.optim.lr, finetune.data.global_batch, finetune.data.image_aspect) == (lr, 128, "pad")
     model = meta(name, "pretrain")
     assert model.encoder.grid == (27, 27)
     trained = {part for part, module in model.components().items() if parameters(module, trained=True)}
-    assert trained == ({"projector", "heads"} if model.targets else {"projector"})
-    assert parameters(meta(name, "finetune").llm, trained=True) == parameters(model.llm)
+    with_heads = any(target.head is not None for target in model.targets)
+    assert trained == ({"projector", "heads"} if with_heads else {"projector"})
+    llm = meta(name, "finetune").llm
+    if finetune.model_transforms:
+        assert 0 < parameters(llm, trained=True) == parameters(llm) - parameters(model.llm)  # the adapters alone
+    else:
+        assert parameters(llm, trained=True) == parameters(model.llm)
 
 
 def test_targets_of_the_ablations():
