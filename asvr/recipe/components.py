@@ -8,6 +8,7 @@ from mmengine.registry import Registry
 
 from asvr.base.arch import causal_problem, check_arch, tower_problem
 from asvr.base.text import nearest, short
+from asvr.models.losses import FeatureLoss
 from asvr.recipe.schema import NAME, SOURCE, TARGET, check_fields
 from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
 from asvr.registry import (
@@ -174,7 +175,9 @@ def _target(key: str, target: Any) -> list[str]:
     """A `CodeTarget`'s fields have rules of their own; of another class its constructor tells."""
     if not isinstance(target, dict) or target.get("type", CODES) == CODES:
         problems = check_fields(key, target, TARGET)
-        return problems + (nested_problems(key, target) + _fit(key, target) if isinstance(target, dict) else [])
+        if not isinstance(target, dict):
+            return problems
+        return problems + nested_problems(key, target) + _fit(key, target) + _loss_of_codes(key, target)
     problems = [
         f"{key}.{name}: the library gives it; a target's own encoder is its `teacher`"
         for name in sorted(INJECTED[TARGETS] & target.keys())
@@ -182,6 +185,15 @@ def _target(key: str, target: Any) -> list[str]:
     if "name" in target and not NAME.test(target["name"]):
         problems.append(f"{key}.name={target['name']!r}: expected {NAME.expected}")
     return problems + check_component(key, target, TARGETS) + _fit(key, target)
+
+
+def _loss_of_codes(key: str, target: dict) -> list[str]:
+    """A loss of features is called with other tensors than a head of codes has."""
+    name = target["loss"].get("type") if isinstance(target.get("loss"), dict) else None
+    kind = find(LOSSES, name)
+    if not (inspect.isclass(kind) and issubclass(kind, FeatureLoss)):
+        return []
+    return [f"{key}.loss.type={name!r} is a loss of features: codes take CodeCrossEntropy, a FeatureTarget takes it"]
 
 
 def _fit(key: str, target: dict) -> list[str]:

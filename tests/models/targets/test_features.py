@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from native_helpers import MOST, SIZES, TOWER, noise
-from run_helpers import SIGLIP
+from run_helpers import ROOT, SIGLIP
 from vlm_helpers import ENCODER, LLAMA, build, collate, row, rows, step_gradients
 
 from asvr.data.batch import IMAGE_TOKEN
@@ -17,6 +17,7 @@ from asvr.models.vlm import VLM
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import wanted_weights
 from asvr.recipe.recipe import Recipe
+from asvr.recipe.validate import check_config
 
 # 3 x 3 cells beside the encoder's 2 x 2.
 DINO = dict(
@@ -320,7 +321,7 @@ def test_the_teachers_forward_pass_and_the_heads_are_counted():
 
 def test_a_missing_teacher_is_among_the_missing_models(monkeypatch):
     monkeypatch.setattr("asvr.base.hub.resolve", lambda name: None)
-    stage = Recipe(load_config("configs/targets/vicuna7b/viral.py")).stages["finetune"]
+    stage = Recipe(load_config(ROOT / "configs/targets/vicuna7b/viral.py")).stages["finetune"]
     wanted = {one.what: one.name for one in wanted_weights(stage)}
     assert wanted["model.reconstruction[0].teacher"] == "facebook/dinov2-base"
 
@@ -346,6 +347,14 @@ WRONG = [
 def test_a_mistake_is_told(entry, words):
     with pytest.raises(ValueError, match=words):
         build(reconstruction=[entry])
+
+
+def test_a_loss_of_features_is_refused_where_codes_are_told():
+    config = load_config(ROOT / "configs/asvr_mini.py", {"model.reconstruction.0.loss.type": "CosineLoss"})
+    with pytest.raises(
+        ValueError, match=r"reconstruction\[0\].loss.type='CosineLoss' is a loss of features: codes take"
+    ):
+        check_config(config)
 
 
 def test_teachers_that_do_not_fit_are_refused():
