@@ -103,12 +103,12 @@ class Pretrained:
             raise PromptTooLong(f"a prompt of {longest} tokens with its answer: the LLM has {positions} positions")
         with computing_in(self.precision, model.device):
             embeds_BTH, _ = model.embed(batch)
-            hidden_BTH = model.llm.hidden(embeds_BTH, {-1}, segments=batch.segments)[-1]
+            hidden = model.hidden(batch, embeds_BTH, {-1})[-1]
             row_S = batch.text_source_S // embeds_BTH.shape[1]
             found = []
             for row in range(len(conversations)):
                 own = row_S == row
-                hidden_SH = hidden_BTH.flatten(0, 1)[batch.text_source_S[own]]
+                hidden_SH = hidden[batch.text_source_S[own]]
                 loss, correct = linear_cross_entropy(hidden_SH, model.llm.lm_head, batch.text_target_S[own])
                 found.append((loss.item() / len(hidden_SH), int(correct) == len(hidden_SH)))
         return found

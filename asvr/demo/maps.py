@@ -123,7 +123,8 @@ def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages
     token_V, cell_V, grid = _of_last_image(batch, model.encoder.grid)
     with computing_in(pretrained.precision, model.device):
         embeds_BTH, _ = model.embed(batch)
-        layers = model.llm.attention(embeds_BTH[:, :end], first)
+        rule = model.attention_rule(batch)
+        layers = model.llm.attention(embeds_BTH[:, :end], first, **({} if rule is None else dict(rule=rule)))
     weights_LV = torch.stack([weights[0].float().mean((0, 1))[token_V] for weights in layers])
     weights_LN = torch.full((len(layers), prod(grid)), float("nan"), device=weights_LV.device)
     weights_LN[:, cell_V] = weights_LV

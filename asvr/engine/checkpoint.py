@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from asvr.base.files import sha256_of
-from asvr.base.log import logger
 from asvr.engine import sharded
+from asvr.engine.checkpoint_fit import check_fit, of_targets
 from asvr.engine.checkpoint_folder import (
     PREFIX,
     abandon,
@@ -42,7 +42,6 @@ from asvr.engine.saved import frozen_fingerprints, own_components, saved_tensors
 from asvr.models.component import apart_of, fingerprint_in, fingerprint_of, source_of
 from asvr.models.hf import DTYPES
 from asvr.models.shards import local_shard, untied_state_dict
-from asvr.recipe.model_folder import tell_new_separators
 
 __all__ = [  # of the folders and of what they hold, for users of this
     "PREFIX",
@@ -203,14 +202,16 @@ def weights_digest(folder: Path) -> str:
     return meta["sha256"][WEIGHTS] if WEIGHTS in meta["sha256"] else meta["weights"]
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
+def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> list[str]:
     """Load a checkpoint's weights; strict. What is not in the file must stand in files of its own (an LLM that the
     stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
     counts as initialised here, so that later checkpoints hold it too. So do tensors of a component that is there in
-    part."""
+    part. start: of another stage, which may have other targets; returns the names of the new ones, whose weights stay
+    as they are."""
     whole = WEIGHTS in read_meta(folder)["sha256"]
     require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS))
-    found = _check_fit(folder, model, _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS))
+    shapes = _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS)
+    found, new = check_fit(folder, model, shapes, start=start)
     parts = {name: model.components()[name] for name in found}
     own = {
         f"{n}.{k}": value
@@ -225,10 +226,12 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     else:
         sharded.read(folder / sharded.WEIGHTS, own)
     for name, module in parts.items():
-        if found[name] == untied_state_dict(module).keys():
+        keys = untied_state_dict(module).keys()
+        if found[name] == {key for key in keys if not of_targets(name, key, new)}:
             module.source, module.apart = None, frozenset()
         else:
             module.apart = apart_of(module) | found[name]
+    return new
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
@@ -266,41 +269,6 @@ def _same_in_another_dtype(part: nn.Module, fingerprint: str, saved: Collection[
     """A stage may hold the same weights in another dtype than the one before it."""
     own = {p.dtype for p in part.parameters()}
     return any(fingerprint_in(part, dtype, saved) == fingerprint for dtype in DTYPES.values() if {dtype} != own)
-
-
-def _check_fit(folder: Path, model: nn.Module, shapes: dict[str, torch.Size]) -> dict[str, set[str]]:
-    """The components that a checkpoint holds, with the keys that it has of each. Raises ``ValueError`` where they are
-    not this model's."""
-    components = model.components()
-    by_component: dict[str, dict] = {}
-    for key, shape in shapes.items():
-        name, _, rest = key.partition(".")
-        by_component.setdefault(name, {})[rest] = shape
-    parts = own_components(model).items()
-    homeless = {n for n, m in parts if apart_of(m) or (source_of(m) is None and m.state_dict())}
-    missing = homeless - by_component.keys()
-    if "losses" in missing:
-        logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", folder)
-        missing.remove("losses")
-    if "separators" in missing:  # the stage before saw images whole
-        tell_new_separators(model, folder)
-        missing.remove("separators")
-    if "separators" in by_component and "separators" not in components:  # the stage before saw tiles
-        logger.info("%s: its separators are left out, since model.layout has none", folder)
-        del by_component["separators"]
-    unknown = by_component.keys() - components.keys()
-    if missing or unknown:
-        raise ValueError(
-            f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?"
-        )
-    for name, own in by_component.items():
-        expected = untied_state_dict(components[name])
-        needed = apart_of(components[name]) if name in read_meta(folder)["frozen"] else expected.keys()
-        wrong = sorted((needed | own.keys()) - (expected.keys() & own.keys()))
-        wrong = wrong or [key for key in own if own[key] != expected[key].shape]
-        if wrong:
-            raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
-    return {name: set(own) for name, own in by_component.items()}
 
 
 def _shapes(file: Path) -> dict[str, torch.Size]:

@@ -36,7 +36,7 @@ from asvr.engine.prepare import Prepared
 from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
 from asvr.engine.starts import LAST_TAP, begin_with, load_start, require_same_taps
-from asvr.models.attention import AUTO, check_isolation, use_attention
+from asvr.models.attention import AUTO, check_isolation, check_rules, use_attention
 from asvr.models.compiling import compile_blocks, uncompiled
 from asvr.models.component import fingerprint_of
 from asvr.recipe.build import build_device, build_model, data_fingerprint
@@ -176,9 +176,13 @@ def _fresh_model(
         compile_blocks(model)  # after activation checkpointing, before FSDP
     if wrapper is not None:
         model = MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model, device=device))
-    if shared and stage.data.get("pack"):
+    packs, rules = stage.data.get("pack"), not unwrap(model).all_causal
+    if shared and (packs or rules):
         with full_params(model) as whole, uncompiled():
-            check_isolation(whole.llm, PRECISIONS[stage.optim.precision])
+            if packs:
+                check_isolation(whole.llm, PRECISIONS[stage.optim.precision])
+            if rules:
+                check_rules(whole.llm)
     return model
 
 

@@ -7,16 +7,27 @@ from torch import nn
 from asvr.engine import checkpoint
 from asvr.models.trainable import release
 from asvr.models.transforms import apply_transforms, merge_transforms
+from asvr.models.tree import is_trained
 from asvr.recipe.recipe import Stage
 
 LAST_TAP = "before the final norm"  # what ``tap=num_layers`` names; earlier versions took the state behind the norm
 
 
 def load_start(start: Path, model: nn.Module) -> None:
-    """Give a model the weights of the stage that it starts from."""
+    """Give a model the weights of the stage that it starts from. Targets that this one has not are new.
+
+    Raises ``ValueError`` for a new target whose head the stage does not train.
+    """
     require_same_taps(start, model)
     checkpoint.check_frozen(start, model)
-    checkpoint.load_weights(start, model)
+    new = checkpoint.load_weights(start, model, start=True)
+    for target in (target for target in model.targets if target.name in new):
+        if target.name in model.heads and not is_trained(model.heads[target.name]):
+            raise ValueError(
+                f"{start} has no head of target {target.name!r}, and the stage leaves it untrained: name 'heads' in "
+                "its `train`, or leave the target out"
+            )
+        target.start(model)
 
 
 def begin_with(start: Path, model: nn.Module, *, before: Stage, stage: Stage) -> None:

@@ -28,10 +28,11 @@ def generate(model, batch: Batch, tokenizer, *, template=None, max_new_tokens: i
     if template is not None and template.stop is not None:
         stops += tokenizer.encode(template.stop, control=True)
     embeds_BTH, _ = model.embed(batch)
-    embeds_BTH, mask_BT = pad_left(embeds_BTH, batch.attention_mask_BT)
+    rule, index_BT, mask_BT = model.attention_rule(batch), *to_the_left(batch.attention_mask_BT)
     new_ids = model.llm.generate(
-        embeds_BTH,
+        embeds_BTH.gather(1, index_BT.unsqueeze(-1).expand_as(embeds_BTH)),
         mask_BT,
+        **({} if rule is None else dict(rule=rule.moved(index_BT, mask_BT))),
         max_new_tokens=_room(model, batch, max_new_tokens),
         pad_token_id=tokenizer.pad_id,
         eos_token_id=stops,
@@ -57,10 +58,10 @@ def _room(model, batch: Batch, max_new_tokens: int) -> int:
     return positions - longest
 
 
-def pad_left(embeds_BTH: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Move padding from the right to the left, where generation needs it."""
+def to_the_left(mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each token of rows that are padded on the right goes, index_BT of ``gather``, for padding to stand on the
+    left, where generation needs it; and the mask then."""
     width = mask_BT.shape[1]
     shift_B1 = width - mask_BT.sum(1, keepdim=True)
     index_BT = (torch.arange(width, device=mask_BT.device) - shift_B1) % width
-    moved = embeds_BTH.gather(1, index_BT.unsqueeze(-1).expand_as(embeds_BTH))
-    return moved, mask_BT.gather(1, index_BT)
+    return index_BT, mask_BT.gather(1, index_BT)

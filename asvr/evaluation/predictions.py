@@ -36,7 +36,7 @@ class PredictedCodes:
 
 def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
     embeds_BTH, features_INE = model.embed(batch)
-    hidden = model.llm.hidden(embeds_BTH, {target.tap})[target.tap].flatten(0, 1)
+    hidden = model.hidden(batch, embeds_BTH, {target.tap})[target.tap]
     truth = model.truth(target, batch, features_INE)
     own_IMD, true_IND = truth["codes"].long(), target.codes_by_cell(truth, batch)
     source_P, token_P = target.positions.places(batch, target.shift, training=False)
@@ -52,10 +52,17 @@ def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
 def inspected(model, target, batch: Batch) -> dict[str, torch.Tensor] | None:
     """`Target.inspect` of a batch."""
     embeds_BTH, features_INE = model.embed(batch)
-    states = model.llm.hidden(embeds_BTH, set(target.taps) | {-1})
-    hidden = {tap: states_BTH.flatten(0, 1) for tap, states_BTH in states.items()}
-    seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=False)
-    return target.inspect(seen, model.truth(target, batch, features_INE))
+    masked = target.mask(batch, training=False)
+    seen = Seen(
+        batch=batch,
+        hidden=model.hidden(batch, embeds_BTH, set(target.taps) | {-1}, masked),
+        features_INE=features_INE,
+        training=False,
+        masked=masked,
+        embeds_BTH=embeds_BTH,
+        rule=model.attention_rule(batch),
+    )
+    return target.inspect(seen, model.truth(target, batch, features_INE) | target.teach(seen))
 
 
 def right_codes(model, target, batch: Batch) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from asvr.base.compat import count_macs
 from asvr.data.transforms import blank_pixels, flat_pixels
+from asvr.models.attention import set_kernel
 from asvr.models.batches import full_batch
 from asvr.models.targets import CodeTarget, Seen, Target
 from asvr.models.tokenizers.base import VisualTokenizer
@@ -38,7 +39,8 @@ class Part:
     """name: what is counted. component: whose training decides the backward pass (see ``VLM.components``).
     flops: of one forward pass on one sample. last: those of the last product of each block with activation
     checkpointing, which the backward pass does not compute again, since nothing in the block needs its result.
-    target: whose supervised positions it is computed at, if it is one of those.
+    target: whose supervised positions it is computed at, if it is one of those. rows: whether it is a further pass of
+    an LLM over rows with images.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Part:
     flops: int
     last: int = 0
     target: str = ""
+    rows: bool = False
 
 
 class _Call(nn.Module):
@@ -139,6 +142,10 @@ def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
     for target in model.targets:
         own = _code_parts(target, llm.hidden_size) if isinstance(target, CodeTarget) else _parts_of(target, model)
         parts += [replace(part, flops=image.num_crops * part.flops) for part in own]
+        if target.own_pass:
+            parts.append(Part(f"masked pass {target.name}", "llm", blocks, last, rows=True))
+        if target.copies_llm:
+            parts.append(Part(f"teacher {target.name}", "teachers", blocks, rows=True))
     return parts
 
 
@@ -165,17 +172,29 @@ def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
 
 
 def _parts_of(target: Target, model: nn.Module) -> list[Part]:
-    """Of a user's own: what makes its truth, and its loss, each run once on one image; of one of its crops."""
+    """Of another: what makes its truth, and its loss, each run once on one image; of one of its crops. A teacher that
+    is a copy of the LLM is counted as a pass of the LLM."""
     image = model.layout.largest()
     tokens, crops = image.num_tokens + 2, image.num_crops
-    batch = full_batch(model, 1, tokens).to("meta")
+    batch, dtype = full_batch(model, 1, tokens).to("meta"), next(model.llm.parameters()).dtype
     with torch.device("meta"):
         features_INE = torch.zeros(crops, model.encoder.num_tokens, model.encoder.width)
         pixels = {name: blank_pixels(view, crops) for name, view in model.views().items()}
         hidden = {tap: torch.zeros(tokens, model.llm.hidden_size) for tap in target.taps}
     with torch.no_grad(), FlopCounterMode(display=False) as of_truth:
         truth = target.truth(pixels, features_INE)
-    seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=True)
+    seen = Seen(
+        batch=batch,
+        hidden=hidden,
+        features_INE=features_INE,
+        training=True,
+        masked=target.mask(batch, training=True),
+        embeds_BTH=torch.zeros(1, tokens, model.llm.hidden_size, dtype=dtype, device="meta"),
+    )
+    if target.copies_llm:
+        set_kernel(target.teacher, "sdpa")  # transformers' own mask cannot be made on the meta device
+    with torch.no_grad():
+        truth = truth | target.teach(seen)
     with torch.no_grad(), FlopCounterMode(display=False) as of_loss:
         target.loss(seen, truth)
     component = "teachers" if target.truth_spec() is None else f"tokenizer.{target.name}"

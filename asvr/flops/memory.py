@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from asvr.base.compat import GroupedShapes
 from asvr.data.layouts import Layout
 from asvr.flops.count import is_experts
+from asvr.models.attention import set_kernel
 from asvr.models.batches import full_batch
 from asvr.models.checkpointing import is_product
 from asvr.recipe.build import pack_limits
@@ -95,7 +96,8 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     shape = largest_micro_batch(stage.data, model.layout.largest())
     rows, tokens, _ = shape
     stream = half or next(model.llm.parameters()).dtype
-    block_inputs = model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
+    passes = 1 + sum(target.own_pass for target in model.targets)
+    block_inputs = passes * model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     compiled = stage.runtime.get("compile", False)
     for head in model.heads.values() if compiled else ():
@@ -103,7 +105,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
             head.activation_checkpointing = "selective"  # what the compiler does
     model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
     inside, products, outside = saved_bytes(model, shape, half)
-    one_block = inside // model.llm.num_layers
+    one_block = inside // (passes * model.llm.num_layers)
     casts, casts_of_block = _half_copies(model, half)
     mode = stage.model.llm.get("activation_checkpointing", "none")
     return MemoryPlan(
@@ -252,6 +254,8 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype
             if module is not model.encoder or _trained(module):  # a frozen encoder's features are given
                 module.to_empty(device="cpu")
         batch = full_batch(model, *shape)
+        if not model.all_causal:
+            set_kernel(model, "sdpa")  # which takes a rule
         results = _Results(lambda: in_llm, {p.untyped_storage()._cdata for p in model.parameters()})
         with (
             GroupedShapes(),

@@ -64,13 +64,15 @@ class StepFlops:
 
     def by_part(self, window: list[Batch]) -> dict[str, float]:
         lengths = [length for batch in window for length in _lengths(batch)]
+        seeing = [length for batch in window if batch.num_images for length in _lengths(batch)]
         images = sum(batch.num_images for batch in window) / self.crops
         encoded = sum(batch.num_images for batch in window if batch.features_INE is None) / self.crops
         supervised = sum(batch.num_text_targets for batch in window)
         found = {}
         for part in self.parts:
-            if part.name == LLM_BLOCKS:  # causal: a token sees on average half of its sample
-                flops = sum(self.per_token * length + self.per_pair * length**2 / 2 for length in lengths)
+            if part.name == LLM_BLOCKS or part.rows:  # causal: a token sees on average half of its sample
+                own = seeing if part.rows else lengths
+                flops = sum(self.per_token * length + self.per_pair * length**2 / 2 for length in own)
             elif part.name == "LM head":
                 flops = part.flops * supervised / self.sample.text_tokens
             elif part.component == "encoder":
@@ -89,8 +91,8 @@ class StepFlops:
 
 
 def parts_by_stage(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> dict[str, list[Part]]:
-    """The forward pass part by part, of the first stage's model, and anew where a stage has other transforms or another
-    layout of images."""
+    """The forward pass part by part, of the first stage's model, and anew where a stage has other transforms, other
+    targets or another layout of images."""
     found: dict[str, list[Part]] = {}
     for name, model in models.items():
         own = _counted_by(recipe.stages[name])
@@ -101,7 +103,7 @@ def parts_by_stage(recipe: Recipe, models: dict[str, nn.Module], sample: Sample)
 
 def _counted_by(stage: Stage) -> tuple:
     """What FLOPs differ by between stages."""
-    return stage.model_transforms, layout_config(stage.model)
+    return stage.model_transforms, layout_config(stage.model), stage.model.get("reconstruction")
 
 
 def step_flops(stage: Stage) -> StepFlops | None:

@@ -79,6 +79,10 @@ def refuse_inexpressible(source: Pretrained) -> None:
         reasons.append(f"its LLM is {_kind(model.llm)}; this export is tested with {', '.join(LLMS)}")
     if model.layout.fixed is None or type(model.layout) is not WholeImage:
         reasons.append(f"its images are laid out by {type(model.layout).__name__}; LLaVA has as many tokens for each")
+    if model.visual_attention != "causal":
+        reasons.append(
+            "its visual tokens see each other (visual_attention='bidirectional'); LLaVA's attention is causal"
+        )
     if source.text_tokenizer is None:
         reasons.append("it has no text tokenizer")
     if reasons:

@@ -18,7 +18,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from asvr.data.batch import Segments
-from asvr.models.attention_kernels import KERNELS
+from asvr.models.attention_kernels import KERNELS, masked_sdpa
+from asvr.models.visual_attention import AttentionRule
 
 logger = logging.getLogger("asvr")
 
@@ -52,19 +53,24 @@ def _interface(kernel: Callable) -> Callable:
         scaling: float | None = None,
         is_causal: bool | None = None,
         segments: Segments | None = None,
+        rule: AttentionRule | None = None,
         sliding_window: int | None = None,
         **kwargs,
     ):
         if kwargs.get("softcap") is not None:
             raise ValueError(f"{type(module).__name__}: softcap is not supported: use an LLM without it")
         ours = attention_mask is None or attention_mask.numel() == 0
-        if dropout and (segments is not None or (ours and sliding_window is not None)):
+        if dropout and (segments is not None or rule is not None or (ours and sliding_window is not None)):
             rows = "packed rows" if segments is not None else "a sliding window"
+            rows = rows if rule is None else "visual tokens that see each other"
             raise ValueError(f"llm.arch.{_dropout_field(module, dropout)}={dropout}: not with {rows}, set it 0")
         if not ours or dropout:  # padding on the left, generation with a cache
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask if not ours else None, dropout, scaling, is_causal, **kwargs
             )
+        if rule is not None:
+            query, key, value = _same_dtype(query, key, value)
+            return masked_sdpa(query, key, value, masks=rule.masks(sliding_window), scale=scaling), None
         causal = bool((is_causal if is_causal is not None else module.is_causal) and query.shape[2] > 1)
         window = sliding_window if causal else None
         query, key, value = _same_dtype(query, key, value)
@@ -202,6 +208,45 @@ def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
             problem = f"lets a sample of a row see the one before (it moves by {max(seen):.1e} of its size)"
     if problem is not None:
         raise ValueError(f"data.pack: {type(llm).__name__} {problem}, so samples could not be kept apart: set it False")
+
+
+@torch.no_grad()
+def check_rules(llm: nn.Module) -> None:
+    """Try whether the LLM's attention follows a rule: an image's first token sees its last one, and text sees no token
+    that is behind it.
+
+    Raises ``ValueError`` where it does not: the LLM takes no kernel of ours, or its blocks do not tell the kernel.
+    """
+    problem = None if getattr(llm, "own_kernels", False) else "takes no attention kernel of ours"
+    if problem is None:
+        training = llm.training
+        llm.eval()
+        try:
+            problem = _broken_rule(llm)
+        finally:
+            llm.train(training)
+    if problem is not None:
+        raise ValueError(
+            f"model.visual_attention: {type(llm).__name__} {problem}, so visual tokens cannot see each other: leave it "
+            "'causal', and targets that mask images out"
+        )
+
+
+def _broken_rule(llm: nn.Module) -> str | None:
+    """What attention does that a rule forbids, in words."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    embeds_BTH = _random_embeds(llm, generator)[:1].to(next(llm.parameters()).device)  # a text, two of an image, a text
+    image_BT = torch.tensor([[-1, 0, 0, -1]], device=embeds_BTH.device)
+    seen_BT = torch.ones_like(image_BT)
+    rule = AttentionRule(image_BT, seen_BT, seen_BT)
+    whole_TH = llm.hidden(embeds_BTH, {-1}, rule=rule)[-1][0].float()
+    for place, others in ((2, [1, 2, 3]), (3, [3])):
+        changed_BTH = embeds_BTH.clone()
+        changed_BTH[0, place] = embeds_BTH[0, 0] + 1
+        moved_T = (llm.hidden(changed_BTH, {-1}, rule=rule)[-1][0].float() - whole_TH).abs().amax(-1) > 0
+        if moved_T.nonzero().flatten().tolist() != others:
+            return "does not tell its attention who sees whom"
+    return None
 
 
 def _leaks_with_sdpa(llm: nn.Module) -> list[float]:

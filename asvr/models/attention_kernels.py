@@ -33,6 +33,16 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: in
     )
 
 
+def masked_sdpa(query, key, value, *, masks: list[Tensor], scale: float | None):
+    """torch's scaled_dot_product_attention with a mask that says who sees whom, of a packed row one for each sample:
+    see `asvr.models.visual_attention.AttentionRule.masks`. No other library here takes such masks."""
+    key, value = _repeated(query, key, value)  # kernels for grouped heads take no mask
+    lengths = [mask.shape[-1] for mask in masks]
+    samples = zip(masks, *(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    parts = [F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale) for mask, q, k, v in samples]
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
 def xformers(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
     """xformers' memory-efficient attention; a packed row gets a block-diagonal causal bias. What is neither packed nor
     local goes to SDPA, which is faster there (`benchmarks/attention.py`)."""

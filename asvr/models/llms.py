@@ -29,6 +29,7 @@ from asvr.models.hf import (
     require_causal,
     resolve_dtype,
 )
+from asvr.models.visual_attention import AttentionRule
 from asvr.registry import LLMS
 
 # Models that change hidden states in front of the LM head or logits behind it: our loss, which applies the head
@@ -176,17 +177,21 @@ class HFCausalLM(Component):
         taps: set[int] = frozenset(),
         mask_BT: Tensor | None = None,
         segments: Segments | None = None,
+        rule: AttentionRule | None = None,
     ) -> dict[int, Tensor]:
         """Hidden states hidden_BTH by tap: -1 after the final norm, 0 what the first block gets, ``k`` what the k-th
         gives. So does the last: its own output, in front of the final norm, behind which the last of transformers'
         ``hidden_states`` is.
 
         mask_BT: True on real tokens, for rows that are padded on the left. Padding on the right needs none: causal
-        attention alone keeps real tokens from seeing it. segments: of a packed row.
+        attention alone keeps real tokens from seeing it. segments: of a packed row. rule: who sees whom; None:
+        attention is causal.
         """
         inner, last = taps - {-1, self.num_layers}, self.num_layers in taps
-        if mask_BT is not None:
-            layout = dict(attention_mask=mask_BT.long(), position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0))
+        if rule is not None:
+            layout = self._ruled(embeds_BTH, mask_BT, rule)
+        elif mask_BT is not None:
+            layout = dict(attention_mask=mask_BT.long(), position_ids=_places_of(mask_BT))
         elif self.own_kernels:
             positions_BT = torch.arange(embeds_BTH.shape[1], device=embeds_BTH.device)[None]
             layout = dict(attention_mask=no_mask(embeds_BTH), position_ids=positions_BT.expand(embeds_BTH.shape[:2]))
@@ -202,18 +207,28 @@ class HFCausalLM(Component):
         states = {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner}}
         return states | ({self.num_layers: seen[-1].view_as(embeds_BTH)} if last else {})
 
+    def _ruled(self, embeds_BTH: Tensor, mask_BT: Tensor | None, rule: AttentionRule) -> dict:
+        """Arguments of the decoder by which its kernel gets a rule."""
+        assert self.own_kernels, "a rule of attention needs `use_attention`"
+        if mask_BT is not None:
+            positions_BT = _places_of(mask_BT)
+        else:
+            positions_BT = torch.arange(embeds_BTH.shape[1], device=embeds_BTH.device).expand(embeds_BTH.shape[:2])
+        return dict(attention_mask=no_mask(embeds_BTH), position_ids=positions_BT, rule=rule)
+
     @torch.inference_mode()
-    def attention(self, embeds_BTH: Tensor, first: int) -> list[Tensor]:
+    def attention(self, embeds_BTH: Tensor, first: int, rule: AttentionRule | None = None) -> list[Tensor]:
         """Of each layer the attention weights (B, heads, T - first, T) of the positions from ``first`` on, for rows
-        without padding. No kernel but transformers' own ``eager`` tells them: it runs on those positions alone, and
-        the chosen one runs on what stands in front of them.
+        without padding. No kernel but transformers' own ``eager`` tells them: it runs on those positions alone, which
+        are text, and the chosen one runs on what stands in front of them. rule: of the rows, see `hidden`.
 
         Raises ``ValueError`` where a layer has none (a recurrent one).
         """
         decoder, chosen = self.model.get_decoder(), self.model.config._attn_implementation
         cache = {compat.cache_argument(decoder): DynamicCache(config=self.model.config)}
         if first:
-            decoder(inputs_embeds=embeds_BTH[:, :first], use_cache=True, **cache)
+            ruled = {} if rule is None else self._ruled(embeds_BTH[:, :first], None, rule.first(first))
+            decoder(inputs_embeds=embeds_BTH[:, :first], use_cache=True, **cache, **ruled)
         self.model.set_attn_implementation("eager")
         try:
             out = decoder(inputs_embeds=embeds_BTH[:, first:], use_cache=True, output_attentions=True, **cache)
@@ -231,8 +246,46 @@ class HFCausalLM(Component):
         return self.model.config._attn_implementation.startswith(PREFIX)
 
     @torch.inference_mode()
-    def generate(self, embeds_BTH: Tensor, attention_mask_BT: Tensor, **kwargs) -> Tensor:
-        """New token ids (B, T') for left-padded prompts; keywords are those of transformers' ``generate``."""
+    def generate(
+        self, embeds_BTH: Tensor, attention_mask_BT: Tensor, *, rule: AttentionRule | None = None, **kwargs
+    ) -> Tensor:
+        """New token ids (B, T') for left-padded prompts; keywords are those of transformers' ``generate``. rule: of the
+        prompts, see `hidden`."""
         given = dict(inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **kwargs)
+        if rule is not None:
+            given |= self._read(embeds_BTH, attention_mask_BT, rule, copies=_copies(kwargs))
         # Where FSDP has the weights, transformers would have all processes generate together.
         return self.model.generate(**dict(dict(synced_gpus=False), **given))
+
+    def _read(self, embeds_BTH: Tensor, mask_BT: Tensor, rule: AttentionRule, *, copies: int) -> dict:
+        """Prompts that were read by a rule, as transformers' ``generate`` goes on from them. It reads their last token
+        itself, by causal attention, which for a text and for an image's last token is the same.
+
+        Raises ``ValueError`` for a prompt that ends with an image where a layer has a sliding window.
+        """
+        decoder, config = self.model.get_decoder(), self.model.config
+        name, cache = compat.cache_argument(decoder), DynamicCache(config=config)
+        ends_with_image = bool((rule.image_BT[:, -1] >= 0).any())
+        if not ends_with_image:
+            embeds_BTH, mask_BT, rule = embeds_BTH[:, :-1], mask_BT[:, :-1], rule.first(embeds_BTH.shape[1] - 1)
+        elif getattr(config, "sliding_window", None) is not None:
+            raise ValueError(
+                "a prompt ends with an image whose tokens see each other, which this LLM's sliding window does not "
+                "reach: put text behind it"
+            )
+        decoder(inputs_embeds=embeds_BTH, use_cache=True, **{name: cache}, **self._ruled(embeds_BTH, mask_BT, rule))
+        if ends_with_image:
+            cache.crop(-1)
+        if copies > 1:
+            cache.batch_repeat_interleave(copies)
+        return {name: cache}
+
+
+def _places_of(mask_BT: Tensor) -> Tensor:
+    """Position ids of rows that are padded on the left."""
+    return (mask_BT.cumsum(1) - 1).clamp(min=0)
+
+
+def _copies(kwargs: dict) -> int:
+    """How many rows ``generate`` makes of each prompt."""
+    return max(kwargs.get("num_beams") or 1, kwargs.get("num_return_sequences") or 1)

@@ -18,11 +18,13 @@ from asvr.data.layouts import build_layout
 from asvr.data.transforms import Pixels
 from asvr.models.component import portable_of
 from asvr.models.losses import linear_cross_entropy
+from asvr.models.masking import Masked
 from asvr.models.separators import Separators
 from asvr.models.targets import Seen, Target, build_target
 from asvr.models.trainable import keep_statistics, train_only
 from asvr.models.tree import check_tree, is_trained
-from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS
+from asvr.models.visual_attention import MODES, AttentionRule, rule_of
+from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS, TARGETS
 
 
 @MODELS.register_module()
@@ -33,6 +35,7 @@ class VLM(nn.Module):
     layout: which visual tokens an image gets, see `asvr.data.layouts`; None: all that the encoder gives of it.
     reconstruction: the configs of the targets, ``dict(name, type, ...)``, see `asvr.models.targets`; without a ``type``
         a `CodeTarget`. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
+    visual_attention: ``causal``, or ``bidirectional``: the visual tokens of an image see each other in the LLM.
     vocab_size: `TextTokenizer.num_ids`; None only where the LLM's configuration tells it.
     load_weights: False builds the architecture alone (under ``torch.device("meta")``: in no memory).
     defer_llm: leave the LLM's weights in their files, where it can; see `HFCausalLM.materialise`.
@@ -46,6 +49,7 @@ class VLM(nn.Module):
         llm: dict,
         reconstruction: list[dict],
         layout: dict | None = None,
+        visual_attention: str = "causal",
         vocab_size: int | None = None,
         load_weights: bool = True,
         defer_llm: bool = False,
@@ -53,7 +57,8 @@ class VLM(nn.Module):
         super().__init__()
         self.encoder = ENCODERS.build(encoder, default_args=dict(load_weights=load_weights))
         given = dict(vocab_size=vocab_size, load_weights=load_weights)
-        if defer_llm and "defer" in inspect.signature(LLMS.get(llm["type"])).parameters:
+        copied = any(getattr(TARGETS.get(entry.get("type", "CodeTarget")), "copies_llm", 0) for entry in reconstruction)
+        if defer_llm and not copied and "defer" in inspect.signature(LLMS.get(llm["type"])).parameters:
             given["defer"] = True
         self.llm = LLMS.build(llm, default_args=given)
         widths = dict(in_width=self.encoder.width, out_width=self.llm.hidden_size)
@@ -66,9 +71,16 @@ class VLM(nn.Module):
         for target in self.targets:
             target.check_slots()
             target.check_layout(self.layout)
+        if visual_attention not in MODES:
+            raise ValueError(f"model.visual_attention={visual_attention!r}: expected one of {', '.join(MODES)}")
+        self.visual_attention = visual_attention
         names = [target.name for target in self.targets]
         if len(set(names)) != len(names):
             raise ValueError(f"model.reconstruction: names must differ, given {names}")
+        if len(both := [target.name for target in self.targets if target.shares_mask]) > 1:
+            raise ValueError(
+                f"model.reconstruction: one target alone may mask the images that the text reads, given {both}"
+            )
         self.heads = _modules({target.name: target.head for target in self.targets})
         self.tokenizers = _modules({t.name: t.teacher for t in self.targets if not t.keeps_teacher})
         self.teachers = _modules({t.name: t.teacher for t in self.targets if t.keeps_teacher})
@@ -89,20 +101,26 @@ class VLM(nn.Module):
         optimisation step by loss; with them ``loss`` is there too, what this micro-batch adds to the objective.
         """
         embeds_BTH, features_INE = self.embed(batch)
-        mask_BT = batch.attention_mask_BT if batch.left_padded else None
-        taps = {tap for target in self.targets for tap in target.taps} | {-1}
-        hidden = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments)
-        hidden = {tap: states_BTH.flatten(0, 1) for tap, states_BTH in hidden.items()}
+        views = {target.name: target.mask(batch, training=self.training) for target in self.targets}
+        shared = next((view for view in views.values() if view is not None and view.shared), None)
+        alone = {name: view for name, view in views.items() if view is not None and view is not shared}
+        taps = {tap for target in self.targets if target.name not in alone for tap in target.taps} | {-1}
+        hidden = self.hidden(batch, embeds_BTH, taps, shared)
 
         out = {}
         if batch.num_text_targets:
             hidden_SH = hidden[-1][batch.text_source_S]
             out["text"], out["correct_text"] = linear_cross_entropy(hidden_SH, self.llm.lm_head, batch.text_target_S)
-        seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=self.training)
+        common = dict(batch=batch, features_INE=features_INE, embeds_BTH=embeds_BTH, training=self.training)
+        common |= dict(rule=self.attention_rule(batch))
         for target in self.targets:
             if target.learns_from(batch):
-                out[target.name], metrics = target.loss(seen, self.truth(target, batch, features_INE))
-                out |= {f"{metric}_{target.name}": value for metric, value in metrics.items()}
+                own, name = views[target.name], target.name
+                states = self.hidden(batch, embeds_BTH, set(target.taps), own) if name in alone else hidden
+                seen = Seen(hidden=states, masked=own, **common)
+                truth = self.truth(target, batch, features_INE) | target.teach(seen)
+                out[name], metrics = target.loss(seen, truth)
+                out |= {f"{metric}_{name}": value for metric, value in metrics.items()}
         if totals is not None:
             losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
             out["loss"] = torch.stack([*losses, self.zero_grad_path(batch, hidden[-1])]).sum()
@@ -127,6 +145,29 @@ class VLM(nn.Module):
         elif self.layout.num_separators:
             flat = flat + _zero_of(self.separators)
         return flat.view_as(embeds_BTH), features_INE
+
+    def hidden(
+        self, batch: Batch, embeds_BTH: Tensor, taps: set[int], masked: Masked | None = None
+    ) -> dict[int, Tensor]:
+        """Hidden states by tap, flat (B*T, H). masked: which visual tokens the LLM gets masked; None: it gets all."""
+        if masked is not None:
+            embeds_BTH = masked.on(embeds_BTH, batch)
+        mask_BT = batch.attention_mask_BT if batch.left_padded else None
+        rule = self.attention_rule(batch, masked)
+        states = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments, **({} if rule is None else dict(rule=rule)))
+        return {tap: states_BTH.flatten(0, 1) for tap, states_BTH in states.items()}
+
+    @property
+    def all_causal(self) -> bool:
+        """Whether attention in the LLM is causal in every pass."""
+        return self.visual_attention == "causal" and not any(target.rules for target in self.targets)
+
+    def attention_rule(self, batch: Batch, masked: Masked | None = None) -> AttentionRule | None:
+        """Who sees whom in the LLM; None: all is causal."""
+        bits_V = None if masked is None else masked.bits_V
+        if not batch.num_images or (bits_V is None and self.visual_attention == "causal"):
+            return None
+        return rule_of(batch, bits_V)
 
     def encode(self, pixels: Pixels) -> Tensor:
         """features_INE. A frozen encoder runs without a graph and in its own precision, so that its features, and

@@ -100,7 +100,7 @@ def _tokens(recipe: Recipe, models: dict[str, nn.Module]) -> Table:
             table.add_row(what, crops, f"{upto}{image.num_tokens}", "", "")
     else:
         table.add_row("encoder", grids, str(image.num_tokens), "", "")
-    for target in model.targets:
+    for target in {target.name: target for own in reversed(models.values()) for target in own.targets}.values():
         if not isinstance(target, CodeTarget):
             table.add_row(f"target {target.name}", "", str(target.positions.per_image), "", target.describe())
             continue
@@ -133,9 +133,11 @@ def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module]) -> Table | str:
 def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table:
     """What the first stage's transforms and layout make is in the column ``forward``, what each stage's in its own."""
     by_stage = parts_by_stage(recipe, models, sample)
-    parts, model = next(iter(by_stage.values())), next(iter(models.values()))
-    codes = {f"tokenizer.{target.name}" for target in model.targets if type(target) is CodeTarget}
-    unit, scale = ("TFLOPs", 1e12) if sum(part.flops for part in parts) >= 1e11 else ("MFLOPs", 1e6)
+    parts = {part.name: part for own in reversed(by_stage.values()) for part in own}
+    parts = {part.name: part for own in by_stage.values() for part in own} | parts  # of the first stage that has it
+    codes = {f"tokenizer.{t.name}" for model in models.values() for t in model.targets if type(t) is CodeTarget}
+    forward = sum(part.flops for part in parts.values())
+    unit, scale = ("TFLOPs", 1e12) if forward >= 1e11 else ("MFLOPs", 1e6)
     table = _table(
         f"{unit} of one sample (1 multiply-accumulate = 2 FLOPs)",
         "part",
@@ -152,10 +154,14 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
     stages = list(recipe.stages.values())
     totals = [0] * len(stages)
     shares = [trained_shares(models[stage.name]) for stage in stages]
-    for row, part in enumerate(parts):
+    found = [{part.name: part for part in by_stage[stage.name]} for stage in stages]
+    for name, part in parts.items():
         cells = []
         for i, stage in enumerate(stages):
-            own = by_stage[stage.name][row]
+            own = found[i].get(name)
+            if own is None:
+                cells.append("")
+                continue
             factor = training_factor(
                 own,
                 shares[i],
@@ -164,11 +170,9 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
             )
             totals[i] += own.flops * factor
             cells.append(f"{_number(own.flops * factor / scale)}  (x {factor:.3g})")
-        table.add_row(part.name, _number(part.flops / scale), *cells)
+        table.add_row(name, _number(part.flops / scale), *cells)
     table.add_section()
-    table.add_row(
-        "sum", _number(sum(part.flops for part in parts) / scale), *(_number(total / scale) for total in totals)
-    )
+    table.add_row("sum", _number(forward / scale), *(_number(total / scale) for total in totals))
     return table
 
 

@@ -32,6 +32,8 @@ def check_objective(model: nn.Module) -> None:
     targets = model.targets
     if model.layout.fixed is None or model.layout.fixed.num_tokens != model.encoder.num_tokens:
         raise ValueError("--plain: the released code has as many tokens for every image, the config has not")
+    if model.visual_attention != "causal":
+        raise ValueError("--plain: attention is causal in the released code: leave out model.visual_attention")
     if len(targets) > 1:
         raise ValueError(f"--plain has one reconstruction target at most, the config {len(targets)}")
     for target in targets:

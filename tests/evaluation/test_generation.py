@@ -8,7 +8,7 @@ from engine_helpers import collate, item, tiny_model
 from PIL import Image
 
 from asvr.data.templates import build_template
-from asvr.evaluation.generation import generate, pad_left
+from asvr.evaluation.generation import generate, to_the_left
 
 
 class Words:
@@ -100,10 +100,11 @@ def test_a_folders_own_generation_settings_do_not_count(model):
     assert model.llm.model.generation_config.repetition_penalty in (None, 1.0)
 
 
-def test_pad_left_moves_padding_only():
+def test_moving_to_the_left_moves_padding_only():
     mask = torch.tensor([[True, True, False], [True, True, True], [True, False, False]])
     embeds = torch.arange(9.0).view(3, 3, 1) + 1
-    moved, moved_mask = pad_left(embeds, mask)
+    index, moved_mask = to_the_left(mask)
+    moved = embeds.gather(1, index[..., None])
     assert moved_mask.tolist() == [[False, True, True], [True, True, True], [False, False, True]]
     assert [row[keep].flatten().tolist() for row, keep in zip(moved, moved_mask, strict=True)] == [
         [1, 2],

@@ -55,6 +55,7 @@ def build(
     encoder=ENCODER,
     llm=LLAMA,
     layout=None,
+    visual_attention="causal",
     seed=0,
     fit=True,
     vocab_size=VOCAB,
@@ -67,6 +68,7 @@ def build(
         llm=dict(type="HFCausalLM", arch=llm),
         reconstruction=[dict(entry) for entry in reconstruction],
         layout=layout,
+        visual_attention=visual_attention,
         vocab_size=vocab_size,
     )
     with torch.no_grad():

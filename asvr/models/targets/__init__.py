@@ -7,6 +7,8 @@ from asvr.models.targets.ema import move_towards
 from asvr.models.targets.embeddings import EmbeddingTarget
 from asvr.models.targets.feature_truth import FeatureTruth
 from asvr.models.targets.features import ContinuousTarget, FeatureTarget
+from asvr.models.targets.masked_features import MaskedFeatureTarget
+from asvr.models.targets.masked_latents import MaskedLatentTarget
 from asvr.models.targets.positions import Positions
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "EmbeddingTarget",
     "FeatureTarget",
     "FeatureTruth",
+    "MaskedFeatureTarget",
+    "MaskedLatentTarget",
     "Positions",
     "Seen",
     "Target",

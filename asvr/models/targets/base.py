@@ -15,8 +15,10 @@ from asvr.data.batch import Batch
 from asvr.data.layouts import ImageLayout
 from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.component import fingerprint_of, portable_of
+from asvr.models.masking import Masked
 from asvr.models.targets.positions import Positions
 from asvr.models.targets.weights import ramp_of
+from asvr.models.visual_attention import AttentionRule
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,31 @@ class Seen:
     """What a target may look at, of one micro-batch.
 
     hidden: tap -> hidden states of all positions, flat (B*T, H); the taps that the target names. features_INE: of the
-    encoder, None where the batch has no image. training: whether this is a training step.
+    encoder, None where the batch has no image. training: whether this is a training step. masked: what the target had
+    masked in the pass that it reads. embeds_BTH, rule: what the LLM gets where nothing is masked, and who sees whom
+    then (None: all attention is causal).
     """
 
     batch: Batch
     hidden: Mapping[int, Tensor]
     features_INE: Tensor | None
     training: bool
+    masked: Masked | None = None
+    embeds_BTH: Tensor | None = None
+    rule: AttentionRule | None = None
 
     def images(self, tap: int = -1) -> Tensor:
         """Hidden states (I, N, H) at the positions of the images' own tokens; zeros at a cell without one, see
         `there_IN`."""
-        batch, states_VH = self.batch, self.hidden[tap][self.batch.visual_position_V]
+        return self.by_image(self.hidden[tap][self.batch.visual_position_V])
+
+    def by_image(self, values_VX: Tensor) -> Tensor:
+        """What the visual tokens have, (V, X), as (I, N, X); zeros at a cell without a token."""
+        batch = self.batch
         if batch.cells is not None:
-            all_cells = states_VH.new_zeros(batch.num_images * batch.num_cells, states_VH.shape[-1])
-            states_VH = all_cells.index_copy(0, batch.cells.index_V, states_VH)
-        return states_VH.unflatten(0, (batch.num_images, batch.num_cells))
+            all_cells = values_VX.new_zeros(batch.num_images * batch.num_cells, values_VX.shape[-1])
+            values_VX = all_cells.index_copy(0, batch.cells.index_V, values_VX)
+        return values_VX.unflatten(0, (batch.num_images, batch.num_cells))
 
     def means(self, tap: int = -1) -> Tensor:
         """The mean of each image's hidden states, (I, H) float32; zeros for one without a token."""
@@ -88,6 +99,10 @@ class Target:
         the truth and gets no gradient; None where there is none. criterion: a loss with weights or buffers, or None.
     keeps_teacher: True where the teacher changes in training (an EMA) or its weights are in no file: checkpoints hold
         it then. False: its weights are in files of their own, which checkpoints name by a fingerprint.
+    copies_llm: True where the constructor copies the LLM, whose weights must be there then.
+    own_pass: True where it masks visual tokens in a pass of its own (`mask`), which costs one more of the LLM.
+    shares_mask: True where the text reads the images that it masks, in training. rules: True where attention in the
+        pass that it reads is not causal.
     metrics: name -> shape of what `loss` counts beside the loss; ``()`` for one number.
 
     name: of the loss in logs. weight: factor of the loss, or a `Ramp` as a dict; the attribute is the present one.
@@ -101,6 +116,10 @@ class Target:
     teacher: nn.Module | None = None
     criterion: nn.Module | None = None
     keeps_teacher: bool = False
+    copies_llm: bool = False
+    own_pass: bool = False
+    shares_mask: bool = False
+    rules: bool = False
     metrics: dict[str, tuple[int, ...]] = {}  # noqa: RUF012  read alone
 
     def __init__(
@@ -160,6 +179,16 @@ class Target:
         """What is to be reconstructed: name -> (I, ...). pixels: by view, those of `views`. features_INE: of the
         encoder. It runs without gradients, in float32. What it gives comes back in `loss`, computed or cached."""
         raise NotImplementedError(f"{type(self).__name__} must say what is to be reconstructed: truth()")
+
+    def mask(self, batch: Batch, *, training: bool) -> Masked | None:
+        """Which visual tokens the LLM gets masked for this target, drawn anew in each training step; None: it reads
+        what the text reads. Masks are drawn on the CPU: nothing may wait for the device."""
+        return None
+
+    def teach(self, seen: Seen) -> dict[str, Tensor]:
+        """More of the truth, of what the LLM gets: that of a teacher which is a copy of it. It runs in the precision of
+        the step, and must make no gradients."""
+        return {}
 
     def to_cache(self, truth: dict[str, Tensor]) -> dict[str, Tensor]:
         """The truth of some images on the CPU, as the cache keeps it. Raises ``ValueError`` where it is not as

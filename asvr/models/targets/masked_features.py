@@ -1,0 +1,137 @@
+"""A target that reads masked images: the features of a frozen teacher, told of blocks that the LLM does not see.
+
+Legend: ``I`` images, ``N`` visual tokens of an image, ``V`` visual tokens in the rows, ``K`` blocks of an image, ``P``
+tokens of all blocks, ``E`` width of the features.
+"""
+
+from dataclasses import fields
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from asvr.data.batch import Batch
+from asvr.data.layouts import ImageLayout
+from asvr.data.transforms import ImageTransform, Pixels
+from asvr.models.heads.features import build_mlp
+from asvr.models.masking import Masked, MaskedHead, drawer, masked
+from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.targets.blocks import Blocks, block_bits
+from asvr.models.targets.feature_truth import FeatureTruth
+from asvr.registry import LOSSES, TARGETS
+
+
+@TARGETS.register_module()
+class MaskedFeatureTarget(Target):
+    """JARVIS (arXiv 2512.15885): the first layers of the LLM tell the features of blocks of an image from a context
+    that has none of them. The text reads the same pass: of a masked image it sees the context, and what is told.
+
+    teacher, resample: see `FeatureTruth`. tap: the layer that is read, by default a fourth of all. mlp: fields of
+        `FeatureMLP`, the head. loss: a `FeatureLoss`, by default the cosine. masks: fields of `Blocks`. share: of the
+        images that are masked in training, the others are seen whole.
+
+    Matches ``MLLMJEPA`` and ``MaskCollator`` of the released code, but for two things: an image is masked or not by a
+    draw of its own, not with its whole micro-batch; and a block may stand at the last row and column.
+    """
+
+    shares_mask = True
+    rules = True
+    metrics = {"cosine": ()}  # noqa: RUF012  read alone
+
+    def __init__(
+        self,
+        *,
+        encoder,
+        llm,
+        teacher: dict | None = None,
+        resample: str | None = None,
+        tap: int | None = None,
+        mlp: dict | None = None,
+        loss: dict | None = None,
+        masks: dict | None = None,
+        share: float = 1.0,
+        load_weights: bool = True,
+        **own,
+    ):
+        tap = max(1, llm.num_layers // 4) if tap is None else tap
+        super().__init__(encoder=encoder, llm=llm, taps=(tap,), load_weights=load_weights, **own)
+        key = self.key
+        if self.shift or self.positions.supervise is not None:
+            raise ValueError(f"{key}: MaskedFeatureTarget reads the masked tokens: leave out shift and supervise")
+        if not 0 < share <= 1:
+            raise ValueError(f"{key}.share={share!r}: expected a number above 0 and up to 1")
+        if unknown := sorted(set(masks or {}) - {field.name for field in fields(Blocks)}):
+            expected = ", ".join(field.name for field in fields(Blocks))
+            raise ValueError(f"{key}.masks.{unknown[0]}: unknown; expected some of {expected}")
+        self.blocks, self.share, self.tap = Blocks(**(masks or {})), share, tap
+        self.blocks.check(f"{key}.masks", self.num_tokens)
+        self.features = FeatureTruth(teacher, encoder=encoder, resample=resample, key=key, load_weights=load_weights)
+        self.teacher = self.features.teacher
+        own_mlp = build_mlp(mlp or {}, hidden_size=llm.hidden_size, out_width=self.features.width, key=f"{key}.mlp")
+        self.head = MaskedHead(own_mlp, llm.hidden_size)
+        self.criterion = LOSSES.build(loss or dict(type="CosineLoss"))
+        if getattr(self.criterion, "of_images", False):
+            raise ValueError(
+                f"{key}.loss: {type(self.criterion).__name__} compares all tokens of an image: not of blocks"
+            )
+
+    def views(self) -> dict[str, ImageTransform]:
+        return self.features.views(self.name)
+
+    def truth_spec(self) -> dict[str, TensorSpec] | None:
+        spec = self.features.spec()
+        return None if spec is None else dict(features=spec)
+
+    def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
+        return dict(features=self.features.features(pixels.get(self.name), features_INE))
+
+    def mask(self, batch: Batch, *, training: bool) -> Masked | None:
+        if not self.learns_from(batch):
+            return None
+        generator = drawer(training=training)
+        block_IKN, context_IN = self.blocks.draw(batch.num_images, self.grid, generator)
+        whole_I = generator.random(batch.num_images) >= (self.share if training else 1.0)
+        block_IKN[whole_I], context_IN[whole_I] = False, True
+        image_P, _, cell_P = block_IKN.nonzero()
+        drawn = block_IKN.sum((1, 2)).max()  # tokens of all blocks of an image: as many in each that has all its blocks
+        return masked(
+            batch,
+            self.head.token,
+            np.flatnonzero(block_IKN.any(1)),
+            image_P * self.num_tokens + cell_P,
+            weight=1.0 / max(drawn, 1),
+            shared=training and self.weight > 0,
+            bits_V=block_bits(block_IKN, context_IN),
+        )
+
+    def learns_from(self, batch: Batch) -> bool:
+        return self.counts and batch.num_images > 0
+
+    def count(self, window: list[Batch], *, training: bool) -> float:
+        """Images, those that are expected to be masked: the loss of one is the mean over its blocks."""
+        return sum(batch.num_images for batch in window) * (self.share if training else 1.0)
+
+    def told(self, seen: Seen) -> Tensor:
+        states_VH = seen.hidden[self.tap][seen.batch.visual_position_V]
+        return self.head.mlp(states_VH[seen.masked.place_P].float())
+
+    def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """``cosine``: of what is told and the features, whatever the loss is."""
+        told_PE, wanted_VE = self.told(seen), self.features.by_cell(truth["features"], seen.batch).flatten(0, 1)
+        wanted_PE = wanted_VE[seen.masked.place_P]
+        cosine = F.cosine_similarity(told_PE.detach(), wanted_PE, dim=-1).sum() * seen.masked.weight
+        return self.criterion(told_PE, wanted_PE) * seen.masked.weight, dict(cosine=cosine)
+
+    def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+        wanted_VE = self.features.by_cell(truth["features"], seen.batch).flatten(0, 1)
+        told_VE = self.head.mlp(seen.hidden[self.tap][seen.batch.visual_position_V].float())
+        return dict(cosine=seen.masked.map_of(F.cosine_similarity(told_VE, wanted_VE, dim=-1), seen.batch))
+
+    def describe(self) -> str:
+        return f"{self.blocks.blocks} masked blocks, {self.features.width} features a token"
+
+    def check_layout(self, layout: ImageLayout) -> None:
+        if layout.fixed is None or layout.fixed.num_crops != 1:
+            raise ValueError(
+                f"{self.key}: MaskedFeatureTarget masks whole images of one size; {type(layout).__name__} gives others"
+            )

