@@ -101,6 +101,21 @@ def test_a_saved_model_has_all_targets_and_shows_them(trained, tmp_path):
     assert all(one.values_RC["cosine"].shape == (2, 2) for one in maps)
 
 
+def test_a_method_begins_in_a_later_stage(quick, base, tmp_path):
+    """Its weight is 0 before; a moving average follows its projector all the same."""
+    file, options = base
+    off = {f"stages.pretrain.model.reconstruction.{i}.weight": 0.0 for i in (0, 3)}
+    run(load_config(file, options | off), tmp_path / "run")
+    for line in lines(tmp_path / "run"):
+        assert ("loss_viral" in line) == ("loss_metamorph" in line and line["stage"] == "finetune")
+        assert ("loss_gas" in line) == ("loss_viral" in line)
+    first, last = weights(tmp_path / "run", "pretrain", 2), weights(tmp_path / "run", "finetune", STEPS)
+    moved = {key for key in first if not torch.equal(first[key], last[key])}
+    assert any(key.startswith("heads.viral") for key in moved)
+    begun, own = "teachers.gas.mlp.0.weight", "projector.mlp.0.weight"
+    assert not torch.equal(first[begun], first[own]) and begun in moved
+
+
 def test_a_run_begins_with_a_model_without_the_targets(trained, base, tmp_path):
     """Its projector is where the average begins."""
     file, _ = base

@@ -13,6 +13,7 @@ from asvr.evaluation.predictions import inspected
 from asvr.flops.count import Sample, forward_parts
 from asvr.models.attention import use_attention
 from asvr.models.targets.feature_truth import FeatureTruth
+from asvr.models.targets.weights import has_weight
 from asvr.models.vlm import VLM
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import wanted_weights
@@ -294,6 +295,25 @@ def test_a_weight_of_zero_computes_nothing():
     assert "viral" not in logs and "text" in logs
     heads = [value for key, value in gradients.items() if key.startswith("heads.")]
     assert heads and not any(value.any() for value in heads)
+
+
+@pytest.mark.parametrize("name", ["viral", "metamorph", "gas"])
+def test_these_methods_begin_in_finetune(name):
+    stages = Recipe(load_config(ROOT / f"configs/targets/vicuna7b/{name}.py")).stages
+    pretrain, finetune = (
+        has_weight(stages[stage].model.reconstruction[0].weight) for stage in ("pretrain", "finetune")
+    )
+    assert not pretrain and finetune
+
+
+def test_a_norm_may_stand_in_front_of_the_head():
+    model = build(reconstruction=[dict(METAMORPH, mlp=dict(layers=1, norm=True))])
+    norm, linear = model.heads["metamorph"][0].mlp
+    hidden_PH = torch.randn(3, 16)
+    found = model.heads["metamorph"][0](hidden_PH)
+    torch.testing.assert_close(
+        found, F.layer_norm(hidden_PH, (16,), norm.weight, norm.bias) @ linear.weight.T + linear.bias
+    )
 
 
 def test_a_map_of_cosines():
