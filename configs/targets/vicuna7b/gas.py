@@ -6,18 +6,21 @@
 # python tools/train.py configs/targets/vicuna7b/gas.py
 _base_ = ["../../llava_vicuna7b.py"]
 
-model = dict(
-    reconstruction=[
-        dict(
-            name="gas",
-            type="EmbeddingTarget",
-            decay=0.999,
-            tap=16,
-            mlp=dict(layers=2, activation="gelu"),
-            loss=dict(type="CosineLoss"),
-            weight=dict(begin=0.015, end=1.0, until=0.77),  # 4,000 of the stage's 5,197 steps
-            shift=1,
-        )
-    ]
+stages = dict(
+    finetune=dict(
+        model=dict(
+            reconstruction=[
+                dict(
+                    name="gas",
+                    type="EmbeddingTarget",
+                    decay=0.999,
+                    tap=16,
+                    mlp=dict(layers=2, activation="gelu"),
+                    loss=dict(type="CosineLoss"),
+                    weight=dict(begin=0.015, end=1.0, until=0.77),  # 4,000 of the stage's 5,197 steps
+                    shift=1,
+                )
+            ]
+        ),
+    ),
 )
-stages = dict(pretrain=dict(model=dict(reconstruction={"0": dict(weight=0.0)})))

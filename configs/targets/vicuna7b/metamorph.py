@@ -8,16 +8,19 @@
 # python tools/train.py configs/targets/vicuna7b/metamorph.py
 _base_ = ["../../llava_vicuna7b.py"]
 
-model = dict(
-    reconstruction=[
-        dict(
-            name="metamorph",
-            type="FeatureTarget",
-            mlp=dict(layers=3, activation="gelu"),
-            loss=dict(type="CosineLoss"),
-            weight=1.0,
-            shift=1,
-        )
-    ]
+stages = dict(
+    finetune=dict(
+        model=dict(
+            reconstruction=[
+                dict(
+                    name="metamorph",
+                    type="FeatureTarget",
+                    mlp=dict(layers=3, activation="gelu"),
+                    loss=dict(type="CosineLoss"),
+                    weight=1.0,
+                    shift=1,
+                )
+            ]
+        ),
+    ),
 )
-stages = dict(pretrain=dict(model=dict(reconstruction={"0": dict(weight=0.0)})))

@@ -8,40 +8,38 @@
 # python tools/train.py configs/targets/vicuna7b/viral.py
 _base_ = ["../../llava_vicuna7b.py"]
 
-model = dict(
-    reconstruction=[
-        dict(
-            name="viral",
-            type="FeatureTarget",
-            teacher=dict(
-                type="HFVisionEncoder",
-                name="facebook/dinov2-base",
-                layer=-1,
-                dtype="bfloat16",
-                transform=dict(center_crop=False),  # as SigLIP: the same cell must show the same place
-                arch=dict(
-                    model_type="dinov2",
-                    hidden_size=768,
-                    num_hidden_layers=12,
-                    num_attention_heads=12,
-                    image_size=518,
-                    patch_size=14,
-                ),
-            ),
-            resample="bilinear",
-            normalize=True,
-            tap=16,
-            mlp=dict(layers=3, width=2048, activation="silu"),
-            loss=dict(type="CosineLoss"),
-            weight=0.5,
-            shift=0,
-        )
-    ]
-)
-
 stages = dict(
-    pretrain=dict(model=dict(reconstruction={"0": dict(weight=0.0)})),
     finetune=dict(
+        model=dict(
+            reconstruction=[
+                dict(
+                    name="viral",
+                    type="FeatureTarget",
+                    teacher=dict(
+                        type="HFVisionEncoder",
+                        name="facebook/dinov2-base",
+                        layer=-1,
+                        dtype="bfloat16",
+                        transform=dict(center_crop=False),  # as SigLIP: the same cell must show the same place
+                        arch=dict(
+                            model_type="dinov2",
+                            hidden_size=768,
+                            num_hidden_layers=12,
+                            num_attention_heads=12,
+                            image_size=518,
+                            patch_size=14,
+                        ),
+                    ),
+                    resample="bilinear",
+                    normalize=True,
+                    tap=16,
+                    mlp=dict(layers=3, width=2048, activation="silu"),
+                    loss=dict(type="CosineLoss"),
+                    weight=0.5,
+                    shift=0,
+                )
+            ]
+        ),
         model_transforms=[dict(type="Lora", layers=["llm.*.self_attn", "llm.*.mlp"], r=128, alpha=256)],
         optim=dict(lr=2e-4, groups=dict(projector=dict(lr_scale=0.1))),
     ),
