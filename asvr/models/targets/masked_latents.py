@@ -34,10 +34,12 @@ class CentredCrossEntropy(nn.Module):
         self.register_buffer("sum", torch.zeros(outputs), persistent=False)  # since the step began
         self.register_buffer("count", torch.zeros(()), persistent=False)
 
-    def forward(self, told_PW: Tensor, teacher_PW: Tensor) -> Tensor:
-        """Nats, summed over ``P``."""
+    def forward(self, told_PW: Tensor, teacher_PW: Tensor) -> tuple[Tensor, Tensor]:
+        """The cross-entropy in nats, summed over ``P``; and the sum of the labels' own entropy, below which it cannot
+        be."""
         labels_PW = ((teacher_PW.float() - self.centre) / self.teacher).softmax(-1)
-        return -(labels_PW * (told_PW.float() / self.student).log_softmax(-1)).sum()
+        loss = -(labels_PW * (told_PW.float() / self.student).log_softmax(-1)).sum()
+        return loss, torch.special.entr(labels_PW).sum()
 
     @torch.no_grad()
     def note(self, teacher_VW: Tensor) -> None:
@@ -73,7 +75,7 @@ class MaskedLatentTarget(Target):
     keeps_teacher = True
     copies_llm = True
     own_pass = True
-    metrics = {"gram": ()}  # noqa: RUF012  read alone
+    metrics = {"gram": (), "kl": ()}  # noqa: RUF012  read alone
 
     def __init__(
         self,
@@ -151,14 +153,15 @@ class MaskedLatentTarget(Target):
         return dict(outputs=self.teacher["mlp"](hidden_VH.float()))
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The cross-entropy in nats, and the Gram term; ``gram``: the latter alone."""
+        """The cross-entropy in nats, and the Gram term. ``gram``: the latter alone; ``kl``: the former less the labels'
+        entropy, which changes as the teacher and its mean move."""
         told_VW = self.head.mlp(seen.hidden[-1][seen.batch.visual_position_V].float())
         places_P = seen.masked.place_P
-        loss = self.criterion(told_VW[places_P], truth["outputs"][places_P])
+        loss, entropy = self.criterion(told_VW[places_P], truth["outputs"][places_P])
         gram = self._gram(seen, told_VW, truth["outputs"]) * (len(places_P) / len(told_VW))
         if seen.training:
             self.criterion.note(truth["outputs"])
-        return loss + self.gram_weight * gram, dict(gram=gram.detach())
+        return loss + self.gram_weight * gram, dict(gram=gram.detach(), kl=(loss - entropy).detach())
 
     def _gram(self, seen: Seen, told_VW: Tensor, teacher_VW: Tensor) -> Tensor:
         """Summed over tokens."""

@@ -1,7 +1,7 @@
 # LaVer on the scenes (arXiv 2512.06281): in the second stage 40 % of an image's tokens are masked in a pass of their
 # own, and what the moving average of the LLM gives of the whole image is told there. Visual tokens see each other.
 # What differs from the paper: positions are not two-dimensional, the mask token is learned, and the weights of the loss
-# and of its Gram term, which are not public, are chosen here. The average follows faster, since the run is short.
+# and of its Gram term, which are not public, are chosen here.
 # python tools/train.py configs/targets/scenes/laver.py
 _base_ = ["../../studies/_base_scenes.py"]
 
@@ -15,7 +15,7 @@ stages = dict(
                     type="MaskedLatentTarget",
                     mask_ratio=0.4,
                     mlp=dict(layers=3, width=256),
-                    decay=0.99,
+                    decay=0.996,
                     weight=0.3,
                 )
             ]
