@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -103,10 +103,10 @@ def fit_semantic_tokenizer(
     Writes ``metrics.jsonl`` (one line a level) and ``summary.png`` to ``work_dir`` and returns the report.
     For the last two arguments see `SemanticTokenizer.fit`.
     """
-    work_dir, device = _prepare(work_dir, device)
+    work_dir, device = prepare(work_dir, device)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    sources = _shuffled(dataset, generator)
+    sources = shuffled(dataset, generator)
     pictures = Pictures(sources, tokenizer.transform, image_aspect, dataset.on_error)
     loader = Batches(pictures, batch_size, num_workers=num_workers)
     tokenizer.to(device).eval()
@@ -160,34 +160,20 @@ def train_pixel_tokenizer(
     """
     if tokenizer.depth > 1:
         raise ValueError(f"tokenizer.arch.depth={tokenizer.depth}: residual codes of pixels are imported, not trained")
-    work_dir, device = _prepare(work_dir, device)
+    work_dir, device = prepare(work_dir, device)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    sources = _shuffled(dataset, generator)
-    if not 0 < held_out < len(sources):
-        raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} pictures")
-    test, train = (
-        Pictures(part, tokenizer.transform, image_aspect, dataset.on_error)
-        for part in (sources[:held_out], sources[held_out:])
-    )
+    test, train = split(dataset, tokenizer.transform, image_aspect, held_out, generator)
     batch_size = min(batch_size, len(train))
     loader = Batches(train, batch_size, num_workers=num_workers, generator=generator)
     tokenizer.to(device).train()
     trainer = _Trainer(tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator)
     weights = dict(l1=l1_weight, l2=l2_weight, codebook=codebook_weight, commitment=commitment_weight)
-    started, rows = time.perf_counter(), []
-    with (
-        tqdm(total=steps, desc="VQGAN", unit="step") as bar,
-        (work_dir / METRICS).open("w", buffering=1, encoding="utf-8") as file,
-    ):
-        for step, pixels in zip(range(steps), _forever(loader), strict=False):
-            losses = trainer.step(step, pixels.to(device), weights)
-            bar.update()
-            if step % log_interval == 0 or step == steps - 1:
-                rows.append(dict(step=step, **{name: value.item() for name, value in losses.items()}))
-                file.write(json.dumps(rows[-1]) + "\n")
-                bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
-    seconds = time.perf_counter() - started
+
+    def train_step(step: int, pixels: Tensor) -> dict[str, Tensor]:
+        return trainer.step(step, pixels.to(device), weights)
+
+    rows, seconds = run_steps(train_step, loader, steps=steps, name="VQGAN", work_dir=work_dir, every=log_interval)
     tokenizer.trained.fill_(True)
     tokenizer.eval()
     tokenizer.source = None
@@ -226,14 +212,7 @@ class _Trainer:
         self.tokenizer, self.generator = tokenizer, generator
         self.first_quantized, self.last_restart = round(plain_ratio * steps), 0.8 * steps
         self.optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-        warmup = max(1, round(warmup_ratio * steps))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
-
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.schedule = warmed_cosine(self.optimizer, steps, warmup_ratio)
         self.perceptual_weight = (perceptual or {}).get("weight", 1.0)
         self.perceptual = PerceptualLoss(perceptual["encoder"]).to(device) if perceptual else None
         self.adversary = Adversary(**adversarial).to(device) if adversarial else None
@@ -276,13 +255,62 @@ class _Trainer:
         self.used_V.zero_()
 
 
-def _prepare(work_dir: str | Path, device: str) -> tuple[Path, torch.device]:
+def warmed_cosine(optimizer, steps: int, warmup_ratio: float) -> torch.optim.lr_scheduler.LambdaLR:
+    """A linear warm-up, then a cosine to zero."""
+    warmup = max(1, round(warmup_ratio * steps))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def run_steps(
+    train_step: Callable[[int, Pixels], dict[str, Tensor]],
+    batches: Batches,
+    *,
+    steps: int,
+    name: str,
+    work_dir: Path,
+    every: int,
+) -> tuple[list[dict], float]:
+    """``train_step(step, pixels)``, which gives losses by name, so many times. Returns what `METRICS` holds in the end,
+    a row each ``every`` steps, and the seconds that it took."""
+    started, rows = time.perf_counter(), []
+    with (
+        tqdm(total=steps, desc=name, unit="step") as bar,
+        (work_dir / METRICS).open("w", buffering=1, encoding="utf-8") as file,
+    ):
+        for step, pixels in zip(range(steps), _forever(batches), strict=False):
+            losses = train_step(step, pixels)
+            bar.update()
+            if step % every == 0 or step == steps - 1:
+                rows.append(dict(step=step, **{name: value.item() for name, value in losses.items()}))
+                file.write(json.dumps(rows[-1]) + "\n")
+                bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
+    return rows, time.perf_counter() - started
+
+
+def split(
+    dataset, transform: ImageTransform, aspect: str, held_out: int, generator: torch.Generator
+) -> tuple[Pictures, Pictures]:
+    """Pictures that are only measured on, and those that are trained on."""
+    sources = shuffled(dataset, generator)
+    if not 0 < held_out < len(sources):
+        raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} pictures")
+    test, train = sources[:held_out], sources[held_out:]
+    return tuple(Pictures(part, transform, aspect, dataset.on_error) for part in (test, train))
+
+
+def prepare(work_dir: str | Path, device: str) -> tuple[Path, torch.device]:
     Path(work_dir).mkdir(parents=True, exist_ok=True)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return Path(work_dir), torch.device(name)
 
 
-def _shuffled(dataset, generator: torch.Generator) -> list:
+def shuffled(dataset, generator: torch.Generator) -> list:
     sources = [source for _, source in dataset.pictures()]
     return [sources[i] for i in torch.randperm(len(sources), generator=generator).tolist()]
 
