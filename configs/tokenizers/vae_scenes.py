@@ -9,4 +9,4 @@ tokenizer = dict(
 
 data = dict(type="Scenes", scenes=12000, concepts=40, with_text=0)
 
-train = dict(steps=1500, batch_size=16, lr=2e-3)
+train = dict(steps=800, batch_size=16, lr=2e-3)
