@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 DATA = ["datasets>=4"]
 LORA = ["peft>=0.21"]
-DIFFUSION = ["diffusers>=0.35"]
+DIFFUSION = ["diffusers>=0.42"]
 DEMO = ["gradio>=6.31,<7"]  # 6.31 wants pillow below 13
 
 setup(
