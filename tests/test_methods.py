@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_helpers import FINETUNE, METHODS, prepare, records, tiny_method
+from method_helpers import FINETUNE, METHODS, records, tiny_method
 from run_helpers import ROOT
 from safetensors.torch import load_file
 
@@ -18,27 +18,14 @@ def here(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """The config of a method; what it names is made once."""
-    changes: dict[str, dict] = {}
-
-    def config(name: str):
-        if name not in changes:
-            changes[name] = prepare(name, tmp_path_factory.mktemp(name) / "prepared")
-        return tiny_method(name, changes[name])
-
-    return config
-
-
-@pytest.fixture(scope="module")
-def trained(quick, tiny, tmp_path_factory):
+def trained(quick, tmp_path_factory):
     """The work dir of a method's run, made once."""
     made: dict[str, Path] = {}
 
     def train(name: str) -> Path:
         if name not in made:
             made[name] = tmp_path_factory.mktemp(name) / "run"
-            run(tiny(name), made[name])
+            run(tiny_method(name), made[name])
         return made[name]
 
     return train
@@ -49,8 +36,8 @@ def mean(lines: list[dict], key: str) -> float:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_losses_of_a_method_fall(name, tiny, trained):
-    targets = [entry.name for entry in tiny(name).model.reconstruction]
+def test_the_losses_of_a_method_fall(name, trained):
+    targets = [entry.name for entry in tiny_method(name).model.reconstruction]
     learned = 0
     for stage in ("pretrain", "finetune"):
         lines = records(trained(name), stage)
@@ -63,13 +50,13 @@ def test_the_losses_of_a_method_fall(name, tiny, trained):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_method_resumes_exactly(name, tiny, trained, tmp_path):
+def test_a_method_resumes_exactly(name, trained, quick, tmp_path):
     whole, cut = trained(name), tmp_path / "run"
     shutil.copytree(whole, cut)
     (cut / "finetune" / "done.json").unlink()
     for step in (FINETUNE, 20):
         shutil.rmtree(cut / "finetune" / "checkpoints" / f"step_{step:08d}")
-    run(tiny(name), cut)
+    run(tiny_method(name), cut)
     last = f"finetune/checkpoints/step_{FINETUNE:08d}/model.safetensors"
     expected, found = load_file(whole / last), load_file(cut / last)
     assert expected.keys() == found.keys()

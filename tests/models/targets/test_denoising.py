@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from method_helpers import FOLDER, TINY, prepare, records, tiny_method
+from method_helpers import FOLDER, TINY, records, tiny_method, tiny_vae
 from parallel_helpers import launch
 from run_helpers import ROOT
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,9 +14,13 @@ from vlm_helpers import ENCODER, LLAMA, build, collate, row, rows, step_gradient
 from asvr.engine.run import run
 from asvr.flops.count import Sample, forward_parts
 from asvr.models.attention import use_attention
+from asvr.models.parameter_groups import parameter_groups
 from asvr.models.targets import Seen
 from asvr.models.vlm import VLM
 from asvr.pretrained import load
+from asvr.recipe.config import load_config
+from asvr.recipe.preflight import build_meta, wanted_weights
+from asvr.recipe.recipe import Recipe
 
 pytest.importorskip("diffusers", reason="LatentEncoder needs it: pip install -e '.[diffusion]'")
 
@@ -255,23 +259,34 @@ def test_encoders_without_one_grid_are_refused():
         model_with(encoder=pair)
 
 
+def test_the_7b_recipe_has_the_released_sizes(monkeypatch):
+    monkeypatch.setattr("asvr.base.hub.resolve", lambda name: None)
+    stage = Recipe(load_config(ROOT / "configs/targets/vicuna7b/ross.py")).stages["pretrain"]
+    model = build_meta(stage)
+    target, head = model.targets[0], model.heads["latents"]
+    assert sum(p.numel() for p in target.teacher.parameters()) == 83_819_683  # FLUX.1-dev's
+    assert target.teacher.grid == (27, 27) and target.teacher.width == 64
+    assert model.views()["latents"].size == (432, 432) and len(head.layers) == 3 and head.signal_S.shape == (1000,)
+    rates = {group["lr"] for group in parameter_groups(model, stage.optim)}
+    assert sorted(rates) == pytest.approx([1e-4, 1e-3])
+    wanted = {(own.name, own.subfolder) for own in wanted_weights(stage)}
+    assert ("black-forest-labs/FLUX.1-dev", "vae") in wanted
+
+
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def changes(tmp_path_factory):
-    few = {"schedule.steps": 3, "stages.pretrain.schedule.steps": 2, "evaluation": None}
-    return prepare("ross", tmp_path_factory.mktemp("vae") / "vae") | few
+FEW = {"schedule.steps": 3, "stages.pretrain.schedule.steps": 2, "evaluation": None, "optim.precision": "float32"}
 
 
 def losses(work_dir) -> list[float]:
     return [line["loss_latents"] for stage in ("pretrain", "finetune") for line in records(work_dir, stage)]
 
 
-def test_cached_latents_are_the_online_ones(changes, quick, tmp_path, monkeypatch):
+def test_cached_latents_are_the_online_ones(quick, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     for cache in (True, False):
-        run(tiny_method("ross", changes | {"data.cache": cache}), tmp_path / str(cache))
+        run(tiny_method("ross", FEW | {"data.cache": cache}), tmp_path / str(cache))
     cached, online = losses(tmp_path / "True"), losses(tmp_path / "False")
     assert len(cached) == 5 and cached == pytest.approx(
         online, abs=2e-6
@@ -286,8 +301,11 @@ def test_cached_latents_are_the_online_ones(changes, quick, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_two_processes_train_alike_with_whole_and_sharded_weights(changes, tmp_path):
-    kinds, options = ("DDP", "FSDP2"), TINY | changes | {"schedule.steps": 1, "stages.pretrain.schedule.steps": 1}
+def test_two_processes_train_alike_with_whole_and_sharded_weights(tmp_path):
+    kinds = ("DDP", "FSDP2")
+    teacher = dict(type="LatentEncoder", name=tiny_vae(), arch=None)
+    options = TINY | FEW | {"schedule.steps": 1, "stages.pretrain.schedule.steps": 1}
+    options |= {"model.reconstruction.0.teacher": teacher}
     runs = [
         dict(config=str(FOLDER / "ross.py"), work_dir=str(tmp_path / kind), options=options | {"parallel.type": kind})
         for kind in kinds
