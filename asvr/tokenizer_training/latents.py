@@ -12,8 +12,8 @@ from torch import Tensor
 
 from asvr.base.plots import optional
 from asvr.models.encoders.latents import LatentEncoder
+from asvr.tokenizer_training.loop import Batches, prepare, run_steps, split, warmed_cosine
 from asvr.tokenizer_training.report import draw_reconstructions
-from asvr.tokenizer_training.training import Batches, prepare, run_steps, split, warmed_cosine
 
 
 def train_latent_encoder(
