@@ -8,6 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 DATA = ["datasets>=4"]
 LORA = ["peft>=0.21"]
+DIFFUSION = ["diffusers>=0.42"]
 DEMO = ["gradio>=6.31,<7"]  # 6.31 wants pillow below 13
 
 setup(
@@ -53,6 +54,7 @@ setup(
         "data": DATA,  # Parquet files
         "demo": DEMO,
         "logs": ["tensorboard"],  # of `visualizer`, MMEngine's TensorboardVisBackend
+        "diffusion": DIFFUSION,  # the networks of VAEs: LatentEncoder
         "lora": LORA,  # adapters: the model transform Lora
         # playwright drives the chromium of the machine, if there is one.
         "dev": [
@@ -66,6 +68,7 @@ setup(
             *DEMO,
             "tensorboard",
             *LORA,
+            *DIFFUSION,
             "playwright",
         ],
     },

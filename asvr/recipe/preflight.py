@@ -216,7 +216,7 @@ def _wanted(key: str, component: dict, registry, size_bytes: int | None = None) 
         return []
     names = [component[field] for field in WEIGHT_FIELDS if component.get(field)]
     arch = component.get("arch") if "model_type" in (component.get("arch") or {}) else None
-    return [hub.Wanted(name, key, size_bytes, arch) for name in names]
+    return [hub.Wanted(name, key, size_bytes, arch, subfolder=component.get("subfolder")) for name in names]
 
 
 def _own_bytes(tokenizer: nn.Module) -> int:

@@ -13,11 +13,13 @@ import asvr.data.image_folder  # noqa: F401  registers ImageFolder
 from asvr.base.text import nearest
 from asvr.base.weight_files import refuse_other_files
 from asvr.models.component import fingerprint_of
+from asvr.models.encoders import latents
 from asvr.models.tokenizers import pixel, semantic
 from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss
 from asvr.recipe.components import check_component
 from asvr.recipe.config import load_config
-from asvr.registry import DATASETS, VISUAL_TOKENIZERS
+from asvr.registry import DATASETS, ENCODERS, VISUAL_TOKENIZERS
+from asvr.tokenizer_training.latents import train_latent_encoder
 from asvr.tokenizer_training.training import fit_semantic_tokenizer, train_pixel_tokenizer
 
 logger = logging.getLogger("asvr")
@@ -26,10 +28,12 @@ logger = logging.getLogger("asvr")
 KINDS = dict(
     SemanticTokenizer=("fit", fit_semantic_tokenizer),
     PixelTokenizer=("train", train_pixel_tokenizer),
+    LatentEncoder=("train", train_latent_encoder),
 )
 FILES = dict(
     SemanticTokenizer=(semantic.WEIGHTS, semantic.DESCRIPTION),
     PixelTokenizer=(pixel.WEIGHTS, pixel.CONFIG),
+    LatentEncoder=(latents.WEIGHTS, latents.CONFIG),
 )
 KNOWN = ("tokenizer", "data", "name", "default_scope", "custom_imports")
 
@@ -55,7 +59,7 @@ def run_config(
         logger.warning("%s holds a tokenizer; this one will replace it", folder)
     torch.manual_seed(options.get("seed", 0))
     dataset = DATASETS.build(cfg.data)
-    tokenizer = VISUAL_TOKENIZERS.build(cfg.tokenizer)
+    tokenizer = _registry(cfg.tokenizer.type).build(cfg.tokenizer)
     report = function(tokenizer, dataset, work_dir=work_dir, **options)
     tokenizer.save_pretrained(folder)
     report = dict(report, tokenizer=str(folder), fingerprint=fingerprint_of(tokenizer))
@@ -79,7 +83,7 @@ def check(cfg) -> tuple[str, Callable]:
     section, function = KINDS[kind]
     known = (*KNOWN, section)
     problems += [f"{key}: unknown section; {nearest(key, known)}" for key in cfg if key not in known]
-    problems += check_component("tokenizer", cfg.tokenizer, VISUAL_TOKENIZERS)
+    problems += check_component("tokenizer", cfg.tokenizer, _registry(kind))
     problems += check_component("data", cfg.data, DATASETS)
     options = cfg.get(section, {})
     problems += _arguments(section, options, function, skip=("tokenizer", "dataset", "work_dir"))
@@ -92,6 +96,11 @@ def check(cfg) -> tuple[str, Callable]:
     if problems:
         raise ValueError(_listing(cfg, problems))
     return section, function
+
+
+def _registry(kind: str):
+    """A VAE gives latents, not codes: it is an encoder."""
+    return ENCODERS if kind == "LatentEncoder" else VISUAL_TOKENIZERS
 
 
 def _arguments(key: str, given: dict, function: Callable, *, skip=(), extra=()) -> list[str]:

@@ -4,85 +4,34 @@ Legend: ``I`` images, ``P`` grid cells of all images, ``V`` codes in a codebook,
 """
 
 import json
-import logging
 import math
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from asvr.base.plots import optional
-from asvr.data.images import open_image
-from asvr.data.refusals import Refused
-from asvr.data.transforms import ImageTransform, Pixels, move, stacked
-from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
+from asvr.data.transforms import Pixels, move
 from asvr.models.tokenizers.pixel import PixelTokenizer
 from asvr.models.tokenizers.quantizer import code_usage
 from asvr.models.tokenizers.semantic import SemanticTokenizer
 from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss, reconstruct
+from asvr.tokenizer_training.loop import (
+    METRICS,
+    Batches,
+    Pictures,
+    prepare,
+    run_steps,
+    shuffled,
+    split,
+    warmed_cosine,
+)
 from asvr.tokenizer_training.report import draw_levels, draw_reconstructions
 
-logger = logging.getLogger("asvr")
-
-AHEAD = 2  # batches that each worker keeps ready
-METRICS = "metrics.jsonl"
 RESTART_INTERVAL = 50  # steps without use after which a code of the VQGAN is replaced
-
-
-class Pictures(Dataset):
-    """The pixels of pictures (files or PIL images). A broken one raises ``Refused``, naming the file; under
-    ``on_error='skip'`` it is told and gives None."""
-
-    def __init__(self, sources: list, transform: ImageTransform, aspect: str, on_error: str):
-        self.sources, self.transform, self.aspect, self.on_error = sources, transform, aspect, on_error
-
-    def __len__(self) -> int:
-        return len(self.sources)
-
-    def __getitem__(self, i: int) -> Pixels | None:
-        try:
-            return self.transform(open_image(self.sources[i]), self.aspect)
-        except Refused as error:
-            if self.on_error == "raise":
-                raise
-            logger.warning("left out: %s", error)
-            return None
-
-
-class Batches:
-    """Batches of the pixels of what can be read, each epoch in another order where ``generator`` is given."""
-
-    def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
-        if num_workers:
-            pixels, what = torch.empty(3, *pictures.transform.size), f"batches of {batch_size} pictures"
-            require_room_for_workers(pixels, share=batch_size, workers=num_workers, ahead=AHEAD, what=what)
-        self.loader = DataLoader(
-            pictures,
-            batch_size,
-            shuffle=generator is not None,
-            drop_last=generator is not None,
-            num_workers=num_workers,
-            generator=generator,
-            collate_fn=_stack,
-            prefetch_factor=AHEAD if num_workers else None,
-            timeout=TIMEOUT if num_workers else 0,
-        )
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Pixels]:
-        return (pixels for pixels in items_of(self.loader) if pixels is not None)
-
-
-def _stack(pixels: list[Pixels | None]) -> Pixels | None:
-    kept = [image for image in pixels if image is not None]
-    return stacked(kept) if kept else None
 
 
 def fit_semantic_tokenizer(
@@ -103,10 +52,10 @@ def fit_semantic_tokenizer(
     Writes ``metrics.jsonl`` (one line a level) and ``summary.png`` to ``work_dir`` and returns the report.
     For the last two arguments see `SemanticTokenizer.fit`.
     """
-    work_dir, device = _prepare(work_dir, device)
+    work_dir, device = prepare(work_dir, device)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    sources = _shuffled(dataset, generator)
+    sources = shuffled(dataset, generator)
     pictures = Pictures(sources, tokenizer.transform, image_aspect, dataset.on_error)
     loader = Batches(pictures, batch_size, num_workers=num_workers)
     tokenizer.to(device).eval()
@@ -160,34 +109,20 @@ def train_pixel_tokenizer(
     """
     if tokenizer.depth > 1:
         raise ValueError(f"tokenizer.arch.depth={tokenizer.depth}: residual codes of pixels are imported, not trained")
-    work_dir, device = _prepare(work_dir, device)
+    work_dir, device = prepare(work_dir, device)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    sources = _shuffled(dataset, generator)
-    if not 0 < held_out < len(sources):
-        raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} pictures")
-    test, train = (
-        Pictures(part, tokenizer.transform, image_aspect, dataset.on_error)
-        for part in (sources[:held_out], sources[held_out:])
-    )
+    test, train = split(dataset, tokenizer.transform, image_aspect, held_out, generator)
     batch_size = min(batch_size, len(train))
     loader = Batches(train, batch_size, num_workers=num_workers, generator=generator)
     tokenizer.to(device).train()
     trainer = _Trainer(tokenizer, steps, lr, warmup_ratio, plain_ratio, perceptual, adversarial, generator)
     weights = dict(l1=l1_weight, l2=l2_weight, codebook=codebook_weight, commitment=commitment_weight)
-    started, rows = time.perf_counter(), []
-    with (
-        tqdm(total=steps, desc="VQGAN", unit="step") as bar,
-        (work_dir / METRICS).open("w", buffering=1, encoding="utf-8") as file,
-    ):
-        for step, pixels in zip(range(steps), _forever(loader), strict=False):
-            losses = trainer.step(step, pixels.to(device), weights)
-            bar.update()
-            if step % log_interval == 0 or step == steps - 1:
-                rows.append(dict(step=step, **{name: value.item() for name, value in losses.items()}))
-                file.write(json.dumps(rows[-1]) + "\n")
-                bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
-    seconds = time.perf_counter() - started
+
+    def train_step(step: int, pixels: Tensor) -> dict[str, Tensor]:
+        return trainer.step(step, pixels.to(device), weights)
+
+    rows, seconds = run_steps(train_step, loader, steps=steps, name="VQGAN", work_dir=work_dir, every=log_interval)
     tokenizer.trained.fill_(True)
     tokenizer.eval()
     tokenizer.source = None
@@ -226,14 +161,7 @@ class _Trainer:
         self.tokenizer, self.generator = tokenizer, generator
         self.first_quantized, self.last_restart = round(plain_ratio * steps), 0.8 * steps
         self.optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
-        warmup = max(1, round(warmup_ratio * steps))
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / warmup
-            return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
-
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.schedule = warmed_cosine(self.optimizer, steps, warmup_ratio)
         self.perceptual_weight = (perceptual or {}).get("weight", 1.0)
         self.perceptual = PerceptualLoss(perceptual["encoder"]).to(device) if perceptual else None
         self.adversary = Adversary(**adversarial).to(device) if adversarial else None
@@ -274,24 +202,3 @@ class _Trainer:
         chosen = torch.randint(len(rows_PC), (len(unused),), generator=self.generator)
         self.tokenizer.model.quantize.embedding.weight[unused] = rows_PC[chosen.to(rows_PC.device)]
         self.used_V.zero_()
-
-
-def _prepare(work_dir: str | Path, device: str) -> tuple[Path, torch.device]:
-    Path(work_dir).mkdir(parents=True, exist_ok=True)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return Path(work_dir), torch.device(name)
-
-
-def _shuffled(dataset, generator: torch.Generator) -> list:
-    sources = [source for _, source in dataset.pictures()]
-    return [sources[i] for i in torch.randperm(len(sources), generator=generator).tolist()]
-
-
-def _forever(batches: Batches) -> Iterator[Tensor]:
-    while True:
-        seen = 0
-        for pixels in batches:
-            seen += 1
-            yield pixels
-        if not seen:
-            raise ValueError("none of the training pictures can be read")

@@ -103,6 +103,26 @@ def test_nothing_is_downloaded_unless_the_user_asks(nowhere, monkeypatch):
         hub.require("asvr/codes", what="a tokenizer of ours, which no hub has")
 
 
+def test_of_a_part_of_a_model_the_part_alone_is_wanted(nowhere, monkeypatch):
+    folder, asked = nowhere / "zoo" / "org" / "model", {}
+    folder.mkdir(parents=True)
+    assert hub.resolve_part("org/model", None) == folder and hub.resolve_part("org/model", "vae") is None
+    with pytest.raises(hub.MissingWeights, match="org/model, its vae\n") as error:
+        hub.require_all([hub.Wanted("org/model", "model.encoder", subfolder="vae")])
+    assert "hf download org/model --include 'vae/*' --local-dir $ASVR_MODEL_ZOO/org/model" in str(error.value)
+
+    def fake_download(name, local_dir=None, allow_patterns=None):
+        asked[name] = allow_patterns
+        return str(local_dir)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fake_download)
+    monkeypatch.setenv("ASVR_DOWNLOAD", "1")
+    assert hub.require("org/model", what="VAE", subfolder="vae") == folder / "vae"
+    assert asked == {"org/model": "vae/*"}
+    (folder / "vae").mkdir()
+    assert hub.resolve_part("org/model", "vae") == folder / "vae"
+
+
 @pytest.fixture
 def package(nowhere, monkeypatch):
     root = nowhere / "here" / "some_weights"

@@ -1,8 +1,14 @@
 """The recipes of ``configs/targets/`` at tiny size."""
 
+import atexit
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 
+import pytest
+import torch
 from mmengine.config import Config
 from run_helpers import ROOT
 
@@ -35,8 +41,25 @@ def tiny_method(name: str, changes: dict | None = None) -> Config:
     for i, entry in enumerate(cfg.model.reconstruction):
         if "codebook_size" in entry.get("tokenizer", {}):
             cfg.merge_from_dict({f"model.reconstruction.{i}.tokenizer.codebook_size": 8})
+    for entry in cfg.model.reconstruction:
+        if entry.get("teacher", {}).get("type") == "LatentEncoder":
+            entry.teacher = dict(type="LatentEncoder", name=tiny_vae())
     cfg.merge_from_dict(changes or {})
     return cfg
+
+
+@cache
+def tiny_vae() -> str:
+    """The folder of a VAE that nothing has trained, until the end of the process: its latents are a fixed function of
+    the image all the same."""
+    pytest.importorskip("diffusers", reason="LatentEncoder needs it: pip install -e '.[diffusion]'")
+    from asvr.models.encoders import LatentEncoder
+
+    arch = dict(block_out_channels=[8, 8], norm_num_groups=4, latent_channels=4, scaling_factor=5.0)
+    torch.manual_seed(0)
+    folder = tempfile.mkdtemp(prefix="tiny_vae_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(LatentEncoder(image_size=16, arch=arch).save_pretrained(Path(folder) / "vae"))
 
 
 def records(work_dir: Path, stage: str) -> list[dict]:

@@ -3,6 +3,7 @@
 from asvr.models.targets.base import Seen, Target, TensorSpec
 from asvr.models.targets.build import build_target
 from asvr.models.targets.codes import CodeTarget, build_tokenizer, grids_of, nearest_cells, shares_encoder
+from asvr.models.targets.denoising import DenoisingTarget
 from asvr.models.targets.ema import move_towards
 from asvr.models.targets.embeddings import EmbeddingTarget
 from asvr.models.targets.feature_truth import FeatureTruth
@@ -19,6 +20,7 @@ __all__ = [
     "FeatureTruth",
     "MaskedFeatureTarget",
     "MaskedLatentTarget",
+    "DenoisingTarget",
     "Positions",
     "Seen",
     "Target",

@@ -1,0 +1,149 @@
+"""The latents of the whole image as a reconstruction target: a head tells the noise that was added to them.
+
+Legend: ``I`` images, ``K`` noisy versions of each, ``N`` visual tokens of an image, ``C`` latents of a token, ``H`` LLM
+width, ``P`` visual positions that carry the loss.
+"""
+
+import inspect
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from asvr.data.transforms import ImageTransform, Pixels
+from asvr.models.encoders.base import grids_of
+from asvr.models.heads.denoiser import Denoiser
+from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.registry import ENCODERS, TARGETS
+
+
+@TARGETS.register_module()
+class DenoisingTarget(Target):
+    """Latents of a VAE on the encoder's grid, reconstructed by diffusion (ROSS, https://arxiv.org/abs/2410.09575).
+
+    In training each image's latents get noise at ``times`` random steps of a cosine schedule, and the head tells it
+    from what is seen and from the hidden states of the image's tokens. The loss is the squared error, its mean over
+    ``times`` and channels summed over tokens. Evaluation takes the same noise for each image, at evenly spaced steps.
+    Of an image of which some cells have no token, the head sees the latents of all; the others carry the loss.
+
+    teacher: a `LatentEncoder`, or any encoder whose grid is the model's; its ``grid`` is given, where it takes one.
+    tap: which hidden state, see `Target`. width, layers, num_heads, steps: of the head, see `Denoiser`.
+
+    Raises ``ValueError`` where grids differ, for ``supervise``, and for an encoder that gives several grids or reads
+    images in their own resolution.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: dict,
+        encoder,
+        llm,
+        tap: int = -1,
+        times: int = 4,
+        steps: int = 1000,
+        width: int = 1024,
+        layers: int = 3,
+        num_heads: int = 16,
+        load_weights: bool = True,
+        **own,
+    ):
+        super().__init__(encoder=encoder, llm=llm, taps=(tap,), load_weights=load_weights, **own)
+        self._check(encoder, times, steps, width, num_heads)
+        self.tap, self.times, self.steps = tap, times, steps
+        self.teacher = _build_teacher(teacher, encoder, load_weights)
+        if tuple(self.teacher.grid) != self.grid:
+            raise ValueError(
+                f"{self.key}.teacher: its grid is {'x'.join(map(str, self.teacher.grid))}, the encoder's "
+                f"{'x'.join(map(str, self.grid))}: leave image_size and grid out"
+            )
+        shown = getattr(encoder.transform, "shown", encoder.transform)
+        self.center_crop = getattr(shown, "center_crop", False)  # so that a token and its latents are one place
+        self.head = Denoiser(
+            hidden_size=llm.hidden_size,
+            channels=self.teacher.width,
+            grid=self.grid,
+            width=width,
+            layers=layers,
+            num_heads=num_heads,
+            steps=steps,
+        )
+
+    def _check(self, encoder, times: int, steps: int, width: int, num_heads: int) -> None:
+        key = self.key
+        if self.positions.supervise is not None:
+            raise ValueError(f"{key}.supervise: the noise of whole images is told; leave it out")
+        if hasattr(encoder.transform, "grid_of"):
+            raise ValueError(f"{key}: the encoder reads images in their own resolution, and latents are of one grid")
+        if len(grids_of(encoder)) > 1:
+            raise ValueError(f"{key}: the encoder gives the tokens of several grids, and latents are of one")
+        if times < 1 or steps < times:
+            raise ValueError(f"{key}.times={times}, steps={steps}: expected at least 1, and as many steps as times")
+        if num_heads < 1 or width % num_heads or width % 4:
+            raise ValueError(f"{key}.width={width} is no multiple of 4 and of num_heads={num_heads}")
+
+    # The contract of a target ------------------------------------------------------------------------------
+
+    def views(self) -> dict[str, ImageTransform]:
+        return {self.name: replace(self.teacher.transform, center_crop=self.center_crop)}
+
+    def truth_spec(self) -> dict[str, TensorSpec]:
+        return dict(latents=TensorSpec((self.num_tokens, self.teacher.width), torch.float32))
+
+    def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
+        """``latents`` (I, N, C)."""
+        return dict(latents=self.teacher(pixels[self.name]).float())
+
+    def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        error_IN, there_IN = self.errors(seen, truth)
+        return (error_IN if there_IN is None else error_IN * there_IN).sum(), {}
+
+    @torch.no_grad()
+    def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``error``: of the noise that is told, squared, where 1 is that of telling none."""
+        error_IN, there_IN = self.errors(seen, truth)
+        return dict(error=error_IN if there_IN is None else error_IN.masked_fill(~there_IN, torch.nan))
+
+    def describe(self) -> str:
+        return f"{self.teacher.width} latents"
+
+    # Noise and hidden states -------------------------------------------------------------------------------
+
+    def errors(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """error_IN, the mean squared error of each token, and there_IN: which tokens have a hidden state that tells
+        them; None: all."""
+        latents_INC = truth["latents"].float()
+        hidden_INH, there_IN = self.states(seen)
+        time_KI, noise_KINC = self.noise(latents_INC, training=seen.training)
+        told_KINC = self.head(self.head.noisy(latents_INC, noise_KINC, time_KI), time_KI, hidden_INH)
+        return (told_KINC.float() - noise_KINC).square().mean((0, -1)), there_IN
+
+    def noise(self, latents_INC: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
+        """time_KI and noise_KINC: in training drawn on the device, so that nothing waits for it."""
+        images, device = len(latents_INC), latents_INC.device
+        if training:
+            time_KI = torch.randint(self.steps, (self.times, images), device=device)
+            return time_KI, torch.randn(self.times, *latents_INC.shape, device=device)
+        time_K = (torch.arange(self.times, device=device) * 2 + 1) * self.steps // (2 * self.times)
+        numbers = torch.Generator("cpu").manual_seed(0)
+        noise_K1NC = torch.randn(self.times, 1, *latents_INC.shape[1:], generator=numbers, device="cpu").to(device)
+        return time_K[:, None].expand(-1, images), noise_K1NC.expand(-1, images, -1, -1)
+
+    def states(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
+        """hidden_INH, zeros at cells that no hidden state tells, and there_IN, see `errors`."""
+        source_P, token_P = self.places(seen)
+        hidden_PH, shape = seen.hidden[self.tap][source_P].float(), (seen.batch.num_images, self.num_tokens)
+        if token_P is None:
+            return hidden_PH.unflatten(0, shape), None
+        cells = shape[0] * shape[1]
+        hidden_INH = hidden_PH.new_zeros(cells, hidden_PH.shape[-1]).index_copy(0, token_P, hidden_PH)
+        there_IN = torch.zeros(cells, dtype=torch.bool, device=token_P.device).index_fill(0, token_P, True)
+        return hidden_INH.unflatten(0, shape), there_IN.view(shape)
+
+
+def _build_teacher(config: dict, encoder, load_weights: bool):
+    fields = inspect.signature(ENCODERS.get(config["type"])).parameters
+    given = dict(load_weights=load_weights)
+    if "grid" in fields and config.get("image_size") is None:
+        given["grid"] = encoder.grid
+    return ENCODERS.build(config, default_args=given)
