@@ -38,8 +38,9 @@ COMPONENTS = (
     VISUAL_TOKENIZERS,
 )
 ROOT = Path(__file__).parents[1] / "configs"
-FOLDERS = (ROOT, ROOT / "examples", ROOT / "targets" / "vicuna7b", ROOT / "targets" / "scenes")
-RECIPES = sorted(str(p.relative_to(ROOT)) for folder in FOLDERS for p in folder.glob("*.py"))
+FOLDERS = (ROOT, ROOT / "examples", ROOT / "paper", ROOT / "targets" / "vicuna7b", ROOT / "targets" / "scenes")
+RECIPES = sorted(str(p.relative_to(ROOT)) for folder in FOLDERS for p in folder.glob("[!_]*.py"))
+BUILT: dict[str, nn.Module] = {}
 
 
 def load(name: str) -> Config:
@@ -48,7 +49,12 @@ def load(name: str) -> Config:
 
 @cache
 def meta(name: str, stage: str) -> nn.Module:
-    return build_meta(Recipe(load(name)).stages[stage])
+    """Built once for all configs that have the same model."""
+    own = Recipe(load(name)).stages[stage]
+    key = repr((own.text_tokenizer, own.model, own.train, own.model_transforms))
+    if key not in BUILT:
+        BUILT[key] = build_meta(own)
+    return BUILT[key]
 
 
 def parameters(module: nn.Module, trained: bool = False) -> int:
@@ -75,10 +81,10 @@ def test_a_config_is_right_and_survives_a_round_trip(name, tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_config_builds_without_weights(name):
-    cfg = load(name)
-    model = meta(name, list(cfg.stages)[-1])
+    last = Recipe(load(name)).last
+    model = meta(name, last.name)
     assert all(p.is_meta for p in model.parameters())
-    assert [target.shift for target in model.targets] == [entry.get("shift", 0) for entry in cfg.model.reconstruction]
+    assert [target.shift for target in model.targets] == [entry.get("shift", 0) for entry in last.model.reconstruction]
 
 
 @pytest.mark.parametrize(
@@ -99,9 +105,13 @@ def test_the_released_head_has_the_released_size():
     assert parameters(head) - parameters(head.input) == 723_970_048
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in RECIPES if not name.startswith("examples/") and "7b" in name or "13b" in name]
-)
+def is_of_the_paper(name: str) -> bool:
+    """Its hyper-parameters, and nothing of the LLM left out."""
+    at_scale = name.startswith("paper/") or "7b" in name or "13b" in name
+    return at_scale and not name.startswith("examples/") and "lora" not in name
+
+
+@pytest.mark.parametrize("name", filter(is_of_the_paper, RECIPES))
 def test_the_papers_recipe(name):
     """27 x 27 tokens of SigLIP; projector and heads first, then the LLM too, with the released hyper-parameters."""
     cfg = load(name)
@@ -111,15 +121,34 @@ def test_the_papers_recipe(name):
     model = meta(name, "pretrain")
     assert model.encoder.grid == (27, 27)
     trained = {part for part, module in model.components().items() if parameters(module, trained=True)}
-    assert trained == ({"projector", "heads"} if model.targets else {"projector"})
+    learns = any(target.counts for target in model.targets)  # with a weight above 0
+    assert trained == ({"projector", "heads"} if learns else {"projector"})
     assert parameters(meta(name, "finetune").llm, trained=True) == parameters(model.llm)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "lora" in name and "/" not in name])
+def test_a_recipe_with_adapters_has_llavas_settings(name):
+    pretrain, finetune = Recipe(load(name)).stages.values()
+    assert pretrain.optim == Recipe(load("asvr_vicuna7b.py")).first.optim and not pretrain.model_transforms
+    (lora,) = finetune.model_transforms
+    assert (lora.r, lora.alpha, lora.dropout, finetune.optim.lr, finetune.data.global_batch) == (
+        128,
+        256,
+        0.05,
+        2e-4,
+        128,
+    )
+    assert {part: scale * finetune.optim.lr for part, scale in finetune.optim.lr_scale.items()} == (
+        dict(projector=2e-5) if name.startswith("llava") else dict(projector=2e-5, heads=2e-5)
+    )
+    assert finetune.model.llm.dtype == "bfloat16"
 
 
 def test_targets_of_the_ablations():
     targets = {
         name: [(t.name, t.tokenizer.depth, t.shift, t.shares_encoder) for t in meta(name, "finetune").targets]
         for name in RECIPES
-        if "vicuna7b" in name and "/" not in name
+        if "vicuna7b" in name and "/" not in name and "lora" not in name
     }
     assert targets == {
         "llava_vicuna7b.py": [],
@@ -153,8 +182,9 @@ def test_tiles_take_as_many_tokens_as_the_pages_say():
 
 
 def test_adapters_train_320_million_weights_in_place_of_the_whole_llm():
-    model = meta("examples/lora_vicuna7b.py", "finetune")
-    assert parameters(model.llm, trained=True) == 319_815_680
-    assert {part for part, own in model.components().items() if parameters(own, trained=True)} == {
-        *("projector", "llm", "heads")
-    }
+    for name in ("asvr_vicuna7b_lora.py", "asvr_vicuna7b_qlora.py"):
+        model = meta(name, "finetune")
+        assert parameters(model.llm, trained=True) == 319_815_680
+        assert {part for part, own in model.components().items() if parameters(own, trained=True)} == {
+            *("projector", "llm", "heads")
+        }
