@@ -110,3 +110,21 @@ def test_a_config_that_names_no_row_of_its_own_is_refused(copy, old, new, messag
     file.write_text(text.replace(old, new))
     with pytest.raises(ValueError, match=message):
         page(copy)
+
+
+def test_every_visual_tokenizer_can_be_fitted_by_a_config(rows):
+    """On the encoder, at the layer, that the row quantises."""
+    names = set()
+    for file in (row.config for row in rows if row.config is not None):
+        model = load_config(CONFIGS / file).model
+        for target in model.reconstruction:
+            if "tokenizer" in target:
+                names.add(name := target.tokenizer.name)
+                stem = name.removeprefix("asvr/").replace("-", "_")
+                own = load_config(ROOT / "configs" / "tokenizers" / f"{stem}.py")
+                encoder = target.tokenizer.get("encoder", model.encoder)
+                assert own.name == name
+                assert own.tokenizer.to_dict() == dict(
+                    type="SemanticTokenizer", depth=8, codebook_size=16384, encoder=encoder.to_dict()
+                )
+    assert len(names) == 4
