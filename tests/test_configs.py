@@ -7,9 +7,9 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
+from asvr.recipe import preflight
 from asvr.recipe.config import dump_config, load_config
-from asvr.recipe.preflight import build_meta
-from asvr.recipe.recipe import Recipe
+from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.schema import SECTIONS, TARGET
 from asvr.recipe.validate import check_config
 from asvr.registry import (
@@ -38,8 +38,17 @@ COMPONENTS = (
     VISUAL_TOKENIZERS,
 )
 ROOT = Path(__file__).parents[1] / "configs"
-FOLDERS = (ROOT, ROOT / "examples", ROOT / "targets" / "vicuna7b", ROOT / "targets" / "scenes")
-RECIPES = sorted(str(p.relative_to(ROOT)) for folder in FOLDERS for p in folder.glob("*.py"))
+FOLDERS = (ROOT, ROOT / "examples", ROOT / "paper", ROOT / "targets" / "vicuna7b", ROOT / "targets" / "scenes")
+RECIPES = sorted(str(p.relative_to(ROOT)) for folder in FOLDERS for p in folder.glob("[!_]*.py"))
+BUILT: dict[str, nn.Module] = {}
+
+
+def build_meta(stage: Stage) -> nn.Module:
+    """Once for all configs that have the same model."""
+    key = repr((stage.text_tokenizer, stage.model, stage.train, stage.model_transforms))
+    if key not in BUILT:
+        BUILT[key] = preflight.build_meta(stage)
+    return BUILT[key]
 
 
 def load(name: str) -> Config:
@@ -78,11 +87,10 @@ def test_a_config_is_right_and_survives_a_round_trip(name, tmp_path):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_config_builds_without_weights(name):
-    cfg = load(name)
-    model = meta(name, list(cfg.stages)[-1])
+    last = Recipe(load(name)).last
+    model = meta(name, last.name)
     assert all(p.is_meta for p in model.parameters())
-    entries = Recipe(cfg).last.model.reconstruction
-    assert [target.shift for target in model.targets] == [entry.get("shift", 0) for entry in entries]
+    assert [target.shift for target in model.targets] == [entry.get("shift", 0) for entry in last.model.reconstruction]
 
 
 @pytest.mark.parametrize(
@@ -103,9 +111,13 @@ def test_the_released_head_has_the_released_size():
     assert parameters(head) - parameters(head.input) == 723_970_048
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in RECIPES if not name.startswith("examples/") and "7b" in name or "13b" in name]
-)
+def is_of_the_paper(name: str) -> bool:
+    """Its hyper-parameters, heads in both stages, and nothing of the LLM left out."""
+    at_scale = name.startswith("paper/") or "7b" in name or "13b" in name
+    return at_scale and not name.startswith("examples/") and "lora" not in name and name != "paper/finetune_only.py"
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if is_of_the_paper(name)])
 def test_the_papers_recipe(name):
     """27 x 27 tokens of SigLIP; projector and heads first, then the LLM too, with the released hyper-parameters."""
     cfg = load(name)
@@ -124,11 +136,24 @@ def test_the_papers_recipe(name):
         assert parameters(llm, trained=True) == parameters(model.llm)
 
 
+@pytest.mark.parametrize("name", [name for name in RECIPES if "lora" in name and "/" not in name])
+def test_a_recipe_with_adapters_has_llavas_settings(name):
+    pretrain, finetune = Recipe(load(name)).stages.values()
+    assert pretrain.optim == Recipe(load("asvr_vicuna7b.py")).first.optim and not pretrain.model_transforms
+    (lora,) = finetune.model_transforms
+    assert (lora.r, lora.alpha, lora.dropout) == (128, 256, 0.05)
+    assert (finetune.optim.lr, finetune.data.global_batch) == (2e-4, 128)
+    assert {part: scale * finetune.optim.lr for part, scale in finetune.optim.lr_scale.items()} == (
+        dict(projector=2e-5) if name.startswith("llava") else dict(projector=2e-5, heads=2e-5)
+    )
+    assert finetune.model.llm.dtype == "bfloat16"
+
+
 def test_targets_of_the_ablations():
     targets = {
         name: [(t.name, t.tokenizer.depth, t.shift, t.shares_encoder) for t in meta(name, "finetune").targets]
         for name in RECIPES
-        if "vicuna7b" in name and "/" not in name
+        if "vicuna7b" in name and "/" not in name and "lora" not in name
     }
     assert targets == {
         "llava_vicuna7b.py": [],
@@ -162,8 +187,9 @@ def test_tiles_take_as_many_tokens_as_the_pages_say():
 
 
 def test_adapters_train_320_million_weights_in_place_of_the_whole_llm():
-    model = meta("examples/lora_vicuna7b.py", "finetune")
-    assert parameters(model.llm, trained=True) == 319_815_680
-    assert {part for part, own in model.components().items() if parameters(own, trained=True)} == {
-        *("projector", "llm", "heads")
-    }
+    for name in ("asvr_vicuna7b_lora.py", "asvr_vicuna7b_qlora.py"):
+        model = meta(name, "finetune")
+        assert parameters(model.llm, trained=True) == 319_815_680
+        assert {part for part, own in model.components().items() if parameters(own, trained=True)} == {
+            *("projector", "llm", "heads")
+        }

@@ -22,6 +22,7 @@ from asvr.base import compat
 from asvr.base.distributed import gather, gather_numbers, get_world_size
 from asvr.data.batch import Batch
 from asvr.models.hf import DTYPES, resolve_dtype
+from asvr.models.trainable import kept_whole
 from asvr.registry import MODEL_WRAPPERS
 
 FROZEN = ("shard", "replicate")
@@ -204,7 +205,7 @@ class FSDP2(nn.Module):
         for parameter in module.parameters():
             if parameter.requires_grad and not parameter.is_contiguous():  # channels last, which FSDP cannot cut
                 parameter.data = parameter.data.contiguous()
-        packed = {p for m in module.modules() if getattr(m, "kept_whole", False) for p in m.parameters(recurse=False)}
+        packed = kept_whole(module)
         whole = [
             p
             for p in module.parameters()

@@ -25,6 +25,7 @@ from asvr.flops.count import is_experts
 from asvr.models.attention import set_kernel
 from asvr.models.batches import full_batch
 from asvr.models.checkpointing import is_product
+from asvr.models.trainable import kept_whole
 from asvr.recipe.build import pack_limits
 from asvr.recipe.optimizer_state import state_bytes
 from asvr.recipe.preflight import build_meta
@@ -57,13 +58,15 @@ MACHINES = (Machine(1, "80 GB", 79.1 * GIB), Machine(8, "80 GB", 79.1 * GIB), Ma
 class MemoryPlan:
     """Bytes on one card when it holds everything. activations: by mode of the LLM's activation checkpointing, with
     the half-precision copies of float32 weights that autocast makes and the backward pass needs. mode: the config's; a
-    compiled LLM without checkpointing keeps what ``selective`` does."""
+    compiled LLM without checkpointing keeps what ``selective`` does. whole: those of the weights that each of several
+    cards has in full."""
 
     weights: int
     gradients: int
     optimizer: int
     activations: dict[str, int]
     mode: str
+    whole: int = 0
 
     @property
     def states(self) -> int:
@@ -73,9 +76,13 @@ class MemoryPlan:
     def total(self) -> int:
         return self.states + self.activations[self.mode]
 
+    def states_on(self, cards: int) -> int:
+        """Bytes of the states on each of so many cards that share them evenly, but for what each one has in full."""
+        return (self.states - self.whole) // cards + self.whole
+
     def per_card(self, machine: Machine) -> int:
-        """Bytes on each card, with the states (not the activations) sharded evenly over all cards."""
-        return self.states // machine.cards + self.activations[self.mode]
+        """Bytes on each card: its share of the states, and the activations."""
+        return self.states_on(machine.cards) + self.activations[self.mode]
 
     def fits(self, machine: Machine) -> bool:
         return self.per_card(machine) <= USABLE * machine.card_bytes
@@ -99,11 +106,15 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     passes = 1 + sum(target.own_pass for target in model.targets)
     block_inputs = passes * model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    whole = sum(p.numel() * p.element_size() for p in kept_whole(model))
     compiled = stage.runtime.get("compile", False)
     for head in model.heads.values() if compiled else ():
         if getattr(head, "activation_checkpointing", None) == "none":
             head.activation_checkpointing = "selective"  # what the compiler does
     model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
+    for module in model.llm.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()  # its masks are kept
     inside, products, outside = saved_bytes(model, shape, half)
     one_block = inside // (passes * model.llm.num_layers)
     casts, casts_of_block = _half_copies(model, half)
@@ -118,6 +129,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
             full=block_inputs + one_block + casts_of_block + outside,
         ),
         mode="selective" if compiled and mode == "none" else mode,
+        whole=whole,
     )
 
 

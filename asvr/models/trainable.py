@@ -122,3 +122,9 @@ def trained_shares(model: nn.Module) -> dict[str, float]:
 def packed_weights(component: nn.Module) -> int:
     """How many frozen weights there are beyond the numbers of its tensors: of layers that keep several in one."""
     return sum(getattr(module, "uncounted", 0) for module in component.modules())
+
+
+def kept_whole(model: nn.Module) -> set[nn.Parameter]:
+    """Of layers whose weights each process has in full, also where others are in parts."""
+    layers = (module for module in model.modules() if getattr(module, "kept_whole", False))
+    return {parameter for layer in layers for parameter in layer.parameters(recurse=False)}

@@ -207,8 +207,8 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layo
         caption=(
             f"Activations: on each card a micro-batch ({rows}), "
             "estimated as what autograd keeps for the backward pass, with the bf16 copies of float32 weights that "
-            "it needs; in brackets what the config does not do. With "
-            "several cards the states (all but activations) are taken to be sharded evenly over them; "
+            "it needs; in brackets what the config does not do. With several cards the states (no activations) are "
+            "taken to be sharded evenly over them, but for 4-bit weights, which each card has; "
             "tools/estimate.py --plan tells more of those. "
             f"It fits when the sum is at most {USABLE:.0%} of the card."
         ),

@@ -19,7 +19,7 @@ from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
 from asvr.flops.memory import USABLE, MemoryPlan, held_bytes, in_one_line, plan_memory
 from asvr.flops.step import peak_flops
-from asvr.models.trainable import trained_shares
+from asvr.models.trainable import kept_whole, trained_shares
 from asvr.recipe.build import pack_limits
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe, Stage
@@ -90,8 +90,9 @@ def _require_above_zero(**options: float) -> None:
 @dataclass(frozen=True)
 class Sizes:
     """Of a stage's model, in parameters. blocks: those of all LLM blocks, each a unit that is gathered by itself; root:
-    all others, which are one unit, see `asvr.engine.parallel.FSDP2`. saved: those that a
-    checkpoint holds: of a component that is trained in part what is trained (its files are taken to hold the rest)."""
+    all others, which are one unit, see `asvr.engine.parallel.FSDP2`; neither has what each process keeps whole. saved:
+    those that a checkpoint holds: of a component that is trained in part what is trained (its files are taken to hold
+    the rest)."""
 
     blocks: int
     num_blocks: int
@@ -101,8 +102,9 @@ class Sizes:
 
     @staticmethod
     def of(model: nn.Module) -> "Sizes":
-        blocks = {id(p): p for block in model.llm.blocks for p in block.parameters()}
-        everything = {id(p): p for p in model.parameters()}
+        whole = kept_whole(model)
+        blocks = {id(p): p for block in model.llm.blocks for p in block.parameters() if p not in whole}
+        everything = {id(p): p for p in model.parameters() if p not in whole}
         shares = trained_shares(model)
         return Sizes(
             blocks=_count(blocks.values()),
@@ -209,7 +211,7 @@ def plan_layout(
 ) -> LayoutPlan:
     """Links and network work beside the products: a step takes the longest of the three."""
     link, network = received(layout, sizes, cluster, micro_batches)
-    held = memory.states / layout.shard + full_params(layout, sizes) + memory.activations[memory.mode]
+    held = memory.states_on(layout.shard) + full_params(layout, sizes) + memory.activations[memory.mode]
     times = dict(
         products=compute,
         links=link / (cluster.link_gbs * GB),

@@ -12,10 +12,11 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from asvr.base.files import replace_text
-from asvr.recipe.config_file import DELETE, misfit, read_config_file
+from asvr.recipe.config_file import DELETE, assigns, misfit, read_config_file
 from asvr.registry import SCOPE
 
 MODEL_FILE = "asvr.json"
+PUBLISHED = "published"
 SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
 
 
@@ -33,6 +34,8 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     if Path(path).suffix != ".py":
         raise ValueError(f"{path} is no config, which is a Python file (.py)")
     cfg = read_config_file(path)
+    if PUBLISHED in cfg and not assigns(path, PUBLISHED):
+        cfg.pop(PUBLISHED)  # figures of a base are not those of what derives from it
     for key, value in (cfg_options or {}).items():
         if (why := misfit(cfg._cfg_dict, _nested(key, value))) is not None:
             raise ValueError(f"--cfg-options {key}={value!r} does not fit {path}: {why}")

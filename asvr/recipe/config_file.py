@@ -68,17 +68,29 @@ def _problem(path: Path, above: tuple[Path, ...]) -> tuple[str | None, list[Path
     return None, [*found, path]
 
 
+def assigns(path: str | Path, name: str) -> bool:
+    """Whether a config file sets the variable ``name`` itself, and not only a base of it."""
+    return _assigned(ast.parse(Path(path).read_text(encoding="utf-8")), name) is not None
+
+
+def _assigned(tree: ast.Module, name: str) -> ast.expr | None:
+    """What the first assignment gives to a variable."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return node.value
+    return None
+
+
 def _bases(tree: ast.Module) -> list[str]:
     """Files only: a base of another package (``package::file``) is MMEngine's to find."""
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == BASE for t in node.targets):
-            try:
-                value = ast.literal_eval(node.value)
-            except ValueError:
-                return []
-            names = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-            return [name for name in names if isinstance(name, str) and "::" not in name]
-    return []
+    if (given := _assigned(tree, BASE)) is None:
+        return []
+    try:
+        value = ast.literal_eval(given)
+    except ValueError:
+        return []
+    names = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    return [name for name in names if isinstance(name, str) and "::" not in name]
 
 
 def misfit(base, given: dict, place: str = "") -> str | None:

@@ -113,6 +113,19 @@ METRICS = Field(
 )
 
 SECTIONS = dict(
+    published=dict(  # what a paper reports of the row that this config stands for; training does not read it
+        table=Field("the table's name, 'T1'", lambda v: isinstance(v, str) and v != ""),
+        row=Field("the row's name", lambda v: isinstance(v, str) and v != ""),
+        average=number(0),
+        scores=Field(
+            "a dict of a number for each column",
+            lambda v: isinstance(v, dict) and len(v) > 0 and all(number(0).test(score) for score in v.values()),
+        ),
+        differs=Field(
+            "a list of texts: what this config does in another way",
+            lambda v: isinstance(v, list | tuple) and all(isinstance(text, str) for text in v),
+        ),
+    ),
     data=dict(
         train=COMPONENT,
         template=Field("the name of a template, or dict(type=...)", lambda value: isinstance(value, str | dict)),

@@ -19,7 +19,7 @@ from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
 from asvr.registry import METRICS, MODEL_TRANSFORMS, MODEL_WRAPPERS, MODELS, TEXT_TOKENIZERS
 
-ONCE = ("text_tokenizer", "runtime")
+ONCE = ("text_tokenizer", "runtime", "published")
 BY_STAGE = (
     *("model", "data", "optim", "schedule", "evaluation", "validation", "parallel"),
     *("custom_hooks", "visualizer", "model_transforms"),

@@ -5,36 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_helpers import byte_level, sentencepiece_like
-from PIL import Image
+from recipe_helpers import SIGLIP, TOKENIZER, TOKENIZERS, final, make_data, make_zoo, options
 from run_helpers import ROOT, call_tool, read_metrics
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, SiglipConfig, SiglipModel
 
 from asvr.benchmarks.questions import evaluate_run
 from asvr.engine.run import run
 from asvr.recipe.config import load_config
-from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
-SIGLIP = "google/siglip-so400m-patch14-384"
-TOKENIZER = "asvr/siglip-so400m-rvq8"
-LAYER = 1  # of the tiny tower, for the appearance codes, which are of SigLIP's 6th layer in the recipes
-TOKENIZERS = {"semantic": TOKENIZER, "appearance": "asvr/siglip-so400m-layer6-rvq8"}
-SIZES = dict(
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=256,
-)
-LLMS = {
-    "lmsys/vicuna-7b-v1.5": (LlamaConfig, sentencepiece_like),
-    "lmsys/vicuna-13b-v1.5": (LlamaConfig, sentencepiece_like),
-    "mistralai/Mistral-7B-Instruct-v0.2": (MistralConfig, sentencepiece_like),
-    "Qwen/Qwen2.5-7B-Instruct": (Qwen2Config, byte_level),
-}
 RECIPES = {
     "llava_vicuna7b.py": [],
     "asvr_vicuna7b.py": ["semantic"],
@@ -45,91 +24,16 @@ RECIPES = {
     "asvr_mistral7b.py": ["semantic"],
     "asvr_qwen2_5_7b.py": ["semantic"],
 }
-# Nothing of a model but the size of its head is in here: widths, layers and grids come from the folders.
-TARGET = {
-    "tokenizer.depth": 2,
-    "tokenizer.codebook_size": 8,
-    "head.width": 16,
-    "head.layers": 1,
-    "head.num_heads": 2,
-}
-
-
-def target_options(targets: list[str]) -> dict:
-    own = {f"model.reconstruction.{i}.{key}": value for i in range(len(targets)) for key, value in TARGET.items()}
-    layers = [i for i, name in enumerate(targets) if name == "appearance"]
-    return own | {f"model.reconstruction.{i}.tokenizer.encoder.layer": LAYER for i in layers}
 
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("zoo")
-    torch.manual_seed(0)
-    tower = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
-    text = dict(tower, vocab_size=16, max_position_embeddings=8)
-    SiglipModel(
-        SiglipConfig(text_config=text, vision_config=dict(tower, image_size=28, patch_size=14))
-    ).save_pretrained(root / SIGLIP)
-    processor = dict(
-        do_resize=True, size=dict(height=28, width=28), resample=3, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    (root / SIGLIP / "preprocessor_config.json").write_text(json.dumps(processor))
-    for name, (config, tokenizer) in LLMS.items():
-        text_tokenizer = tokenizer()
-        ids = dict(bos_token_id=1, eos_token_id=2)
-        llm = AutoModelForCausalLM.from_config(config(vocab_size=len(text_tokenizer) + 3, **SIZES, **ids))
-        llm.to(torch.bfloat16).save_pretrained(root / name)
-        text_tokenizer.save_pretrained(root / name)
-    for name, layer in ((TOKENIZERS["semantic"], -2), (TOKENIZERS["appearance"], LAYER)):
-        encoder = ENCODERS.build(dict(type="HFVisionEncoder", name=str(root / SIGLIP), layer=layer, dtype="bfloat16"))
-        rvq = VISUAL_TOKENIZERS.build(dict(type="SemanticTokenizer", depth=2, codebook_size=8, encoder=encoder))
-        rvq.fit([encoder(torch.rand(12, 3, 28, 28)).detach()], progress=False)
-        rvq.save_pretrained(root / name)
-    return root
+    return make_zoo(tmp_path_factory.mktemp("zoo"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """LLaVA rows: one picture, two pictures, text only; pictures of several shapes."""
-    folder = tmp_path_factory.mktemp("data")
-    for i in range(6):
-        Image.new("RGB", (20 + 10 * i, 30), (40 * i, 200 - 30 * i, 90)).save(folder / f"{i}.png")
-
-    def turns(question: str, answer: str) -> list[dict]:
-        return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-
-    captions = [
-        dict(image=f"{i}.png", conversations=turns("<image>\nwhat is it?", "a small red house")) for i in range(6)
-    ]
-    chats = [
-        dict(image="0.png", conversations=turns("<image>\nwhat color is the car?", "it is blue")),
-        dict(image=["1.png", "2.png"], conversations=turns("<image> and <image>: the picture?", "two dogs")),
-        dict(conversations=turns("how many dogs are there?", "there are two") + turns("what color?", "red")),
-        dict(image="3.png", conversations=turns("what is in the picture?\n<image>", "a house on the hill")),
-    ]
-    (folder / "captions.json").write_text(json.dumps(captions))
-    (folder / "chats.json").write_text(json.dumps(chats))
-    return folder
-
-
-def options(data: Path, targets: list[str]) -> dict:
-    return {
-        "data.train.ann_file": str(data / "captions.json"),
-        "data.train.image_folder": str(data),
-        "stages.finetune.data.train.ann_file": str(data / "chats.json"),
-        "stages.finetune.data.train.image_folder": str(data),
-        "data.max_length": 200,
-        "data.num_workers": 0,
-        "data.micro_batch": 2,
-        "data.global_batch": 4,
-        "stages.finetune.data.micro_batch": 2,
-        "stages.finetune.data.global_batch": 4,
-        "stages.pretrain.schedule": dict(epochs=2),  # of 6 rows in steps of 4: 3 steps
-        "stages.finetune.schedule": dict(epochs=3),  # of 4 rows: 3 steps
-        "runtime.log_interval": 1,
-        "runtime.device": "cpu",
-        **target_options(targets),
-    }
+    return make_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)
@@ -141,10 +45,6 @@ def use_zoo(zoo, monkeypatch, quick):
 def train(recipe: str, data: Path, work_dir: Path, changes: dict | None = None, **kwargs) -> dict:
     cfg = load_config(ROOT / "configs" / recipe, options(data, RECIPES[recipe]) | (changes or {}))
     return run(cfg, work_dir, **kwargs)
-
-
-def final(work_dir: Path, stage: str) -> dict[str, torch.Tensor]:
-    return load_file(sorted((work_dir / stage / "checkpoints").iterdir())[-1] / "model.safetensors")
 
 
 def sources(work_dir: Path, stage: str) -> dict:

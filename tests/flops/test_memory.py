@@ -1,5 +1,6 @@
 """The memory plan against what autograd really keeps."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -208,6 +209,9 @@ def test_states_are_shared_by_the_cards_and_activations_are_not():
     )
     assert plan.per_card(card(8, 80)) == 20 * 10**9
     assert [plan.fits(card(*m)) for m in ((1, 80), (2, 80), (8, 20), (1, 141))] == [False, True, False, True]
+    packed = replace(plan, whole=8 * 10**9)  # of the weights
+    assert packed.per_card(card(8, 80)) == (8 + 72 / 8 + 10) * 10**9
+    assert packed.per_card(card(1, 80)) == plan.per_card(card(1, 80))
 
 
 def test_a_trained_encoder_keeps_its_activations():
@@ -223,10 +227,10 @@ def test_a_meta_model_takes_no_memory_and_trains_what_the_stage_names():
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"projector", "heads"}
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_adapters_take_what_they_are(precision):
+@pytest.mark.parametrize(("precision", "dropout"), [("float32", 0.0), ("bf16", 0.0), ("bf16", 0.3)])
+def test_adapters_take_what_they_are(precision, dropout):
     """Their base has neither gradients nor moments; a gradient's way through it keeps what it kept."""
-    cfg, lora = config(), dict(type="Lora", layers=["llm.*.layers"], r=4)
+    cfg, lora = config(), dict(type="Lora", layers=["llm.*.layers"], r=4, dropout=dropout)
     cfg.optim.precision, cfg.model_transforms = precision, [lora]
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)

@@ -1,0 +1,34 @@
+# The image is its semantic codes, input and target alike: the LLM sees the code vectors of all 8 depths side by side
+# (27 x 27 tokens of 8 x 1152 numbers), through the projector.
+_base_ = ["../asvr_vicuna7b.py"]
+
+model = dict(
+    encoder=dict(
+        _delete_=True,
+        type="CodeEncoder",
+        tokenizer=dict(
+            type="SemanticTokenizer",
+            name="asvr/siglip-so400m-rvq8",
+            depth=8,
+            codebook_size=16384,
+            encoder={{_base_.model.encoder}},
+        ),
+    ),
+    # The same tokenizer; it has an encoder of its own, since the model's gives codes.
+    reconstruction=[
+        dict(
+            name="semantic",
+            tokenizer=dict(
+                type="SemanticTokenizer",
+                name="asvr/siglip-so400m-rvq8",
+                depth=8,
+                codebook_size=16384,
+                encoder={{_base_.model.encoder}},
+            ),
+            head=dict(type="DepthTransformerHead", width=2048, layers=3, num_heads=16, activation_checkpointing="full"),
+            loss=dict(type="CodeCrossEntropy"),
+            weight=1.0,
+            shift=1,
+        )
+    ],
+)

@@ -1,0 +1,15 @@
+# ASVR with its visual loss in instruction tuning alone. In the first stage the loss is logged with weight 0.
+# python tools/train.py configs/paper/finetune_only.py
+_base_ = ["../asvr_vicuna7b.py"]
+
+stages = dict(pretrain=dict(train=["projector"], model=dict(reconstruction={"0": dict(weight=0.0)})))
+
+# fmt: off
+published = dict(
+    table="T8", row="Visual loss in instruction tuning only", average=45.7,
+    scores=dict(
+        TVQA=55.3, DVQA=18.9, OCRB=29.5, CQA=14.0, MMB=61.2, MME=67.8, SEED=60.5, GQA=58.3,
+        MMMU=33.4, AI2D=52.6, RQA=52.3, MMVP=20.8, HBench=30.0, POPE=84.9,
+    ),
+    differs=[],
+)

@@ -1,0 +1,8 @@
+# The semantic tokenizer of paper/siglip2_asvr.py: as siglip_so400m_rvq8.py, on SigLIP2's features.
+# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip2_so400m_rvq8.py \
+#     --cfg-options data.root=data/LLaVA-Pretrain/images
+_base_ = ["./siglip_so400m_rvq8.py"]
+
+name = "asvr/siglip2-so400m-rvq8"
+
+tokenizer = dict(encoder=dict(name="google/siglip2-so400m-patch14-384"))

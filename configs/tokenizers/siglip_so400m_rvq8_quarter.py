@@ -1,0 +1,8 @@
+# The weaker tokenizer of paper/weak_tokenizer.py: as siglip_so400m_rvq8.py, fitted on a quarter of its images.
+# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_rvq8_quarter.py \
+#     --cfg-options data.root=data/LLaVA-Pretrain/images
+_base_ = ["./siglip_so400m_rvq8.py"]
+
+name = "asvr/siglip-so400m-rvq8-quarter"
+
+data = dict(limit=139_500)
