@@ -41,15 +41,6 @@ ROWS = (
     ("T8", "Tokenizer trained on 3M"),
     ("T8", "Visual loss in instruction tuning only"),
 )
-# What the paper reports of rows that may have no config here; where one has, it says so itself.
-WITHOUT_CONFIG = {
-    ("T4", "Next 779K, ROSS on VAE latents"): (
-        *(56.3, 39.6, 35.9, 41.0, 65.6, 71.7, 65.9, 61.6, 34.4, 65.5, 55.0, 33.3, 28.9, 85.9, 52.9),
-    ),
-    ("T4", "Next 779K, ROSS on SigLIP features"): (
-        *(57.5, 40.2, 37.4, 42.5, 67.0, 70.5, 66.2, 62.1, 34.9, 64.6, 55.7, 30.1, 31.2, 85.8, 53.3),
-    ),
-}
 
 HEAD = f"""# The paper's tables, row by row
 
@@ -72,21 +63,21 @@ COMMON = """All rows differ from the paper in these points:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """scores: by column. config: a file of the folder; None: there is none yet."""
+    """scores: by column. config: a file of the folder."""
 
     table: str
     row: str
     average: float
     scores: dict[str, float]
+    config: str
     differs: tuple[str, ...] = ()
-    config: str | None = None
 
 
 def paper_rows(configs: Path) -> list[Row]:
     """Every row of `ROWS`. configs: the folder ``configs/paper``, in which files that begin with "_" are no rows.
 
     Raises ``ValueError`` for a config that names no row, one that another config has, or other columns than the
-    paper's, and for a row without a config and figures.
+    paper's, and for a row without a config.
     """
     found: dict[tuple[str, str], Row] = {}
     for file in _files(configs):
@@ -104,9 +95,6 @@ def paper_rows(configs: Path) -> list[Row]:
         if tuple(own.scores) != COLUMNS:
             raise ValueError(f"{file}: published.scores: expected the columns {', '.join(COLUMNS)}, in this order")
         found[key] = own
-    for key, (*scores, average) in WITHOUT_CONFIG.items():
-        row = Row(table=key[0], row=key[1], average=average, scores=dict(zip(COLUMNS, scores, strict=True)))
-        found.setdefault(key, row)
     if missing := [f"{row} ({of})" for of, row in ROWS if (of, row) not in found]:
         raise ValueError(f"no config in {configs} is the row {'; '.join(missing)}")
     return [found[key] for key in ROWS]
@@ -145,10 +133,8 @@ def _files(configs: Path) -> list[Path]:
     return sorted(configs.glob("[!_]*.py"))
 
 
-def _config(name: str | None) -> tuple[str, str]:
+def _config(name: str) -> tuple[str, str]:
     """A link and the command."""
-    if name is None:
-        return "not available", ""
     return f"[{name}](../configs/paper/{name})", f"`python tools/train.py configs/paper/{name}`"
 
 

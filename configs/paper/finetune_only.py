@@ -1,8 +1,8 @@
-# ASVR with its visual loss in instruction tuning alone. In the first stage the loss is logged with weight 0.
+# ASVR with its visual loss in instruction tuning alone. The first stage has no target.
 # python tools/train.py configs/paper/finetune_only.py
 _base_ = ["../asvr_vicuna7b.py"]
 
-stages = dict(pretrain=dict(train=["projector"], model=dict(reconstruction={"0": dict(weight=0.0)})))
+stages = dict(pretrain=dict(model=dict(reconstruction=[])))
 
 # fmt: off
 published = dict(

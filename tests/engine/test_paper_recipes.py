@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from recipe_helpers import SIGLIP, final, make_data, make_zoo, options
 from run_helpers import ROOT, read_metrics
 
@@ -13,7 +12,6 @@ from asvr.recipe.config import load_config
 CODES = {"model.encoder.tokenizer.depth": 2, "model.encoder.tokenizer.codebook_size": 8}
 OWN_TOWER = {"model.reconstruction.0.tokenizer.encoder.name": SIGLIP}
 SEMANTIC, NONE = {"semantic"}, set()
-WEIGHT_0 = dict(pretrain=SEMANTIC, finetune=SEMANTIC)  # logged where its weight is 0, too
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,8 @@ def use_zoo(zoo, monkeypatch, quick):
         ("discrete_llava", CODES, dict(pretrain=NONE, finetune=NONE)),
         ("highres1152_asvr", OWN_TOWER, dict(pretrain=SEMANTIC, finetune=SEMANTIC)),
         ("onevision_asvr", {}, dict(pretrain=SEMANTIC, midtrain=SEMANTIC, finetune=SEMANTIC)),
-        ("finetune_only", {}, WEIGHT_0),
-        ("pretrain_only", {}, WEIGHT_0),
+        ("finetune_only", {}, dict(pretrain=NONE, finetune=SEMANTIC)),
+        ("pretrain_only", {}, dict(pretrain=SEMANTIC, finetune=NONE)),
     ],
 )
 def test_a_row_trains(name, changes, stages, data, tmp_path):
@@ -54,10 +52,6 @@ def test_a_row_trains(name, changes, stages, data, tmp_path):
         assert losses.keys() == {"text", *stages[line["stage"]]} and all(0 < loss < 20 for loss in losses.values())
     llm = {key for key in final(tmp_path, "finetune") if key.startswith("llm.")}
     assert len(llm) == 21  # of two blocks, embeddings, norm and LM head: the whole of it
-    if name.endswith("_only"):
-        without = dict(finetune_only="pretrain", pretrain_only="finetune")[name]
-        for line in lines:
-            assert (line["loss"] == pytest.approx(line["loss_text"])) == (line["stage"] == without)
-        heads = [{k: v for k, v in final(tmp_path, stage).items() if k.startswith("heads.")} for stage in stages]
-        moved = [key for key in heads[0] if not torch.equal(heads[0][key], heads[1][key])]
-        assert bool(moved) == (name == "finetune_only") and heads[0].keys() == heads[1].keys() != set()
+    for stage, targets in stages.items():
+        heads = {key.split(".")[1] for key in final(tmp_path, stage) if key.startswith("heads.")}
+        assert heads == targets

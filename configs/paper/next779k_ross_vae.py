@@ -1,0 +1,26 @@
+# ROSS (a denoiser of VAE latents, targets/vicuna7b/ross.py) on LLaVA-NeXT's data.
+# python tools/train.py configs/paper/next779k_ross_vae.py
+_base_ = ["../targets/vicuna7b/ross.py"]
+
+stages = dict(
+    finetune=dict(
+        data=dict(
+            train=dict(  # see _base_next779k.py
+                ann_file="data/LLaVA-NeXT-Data/llava_next_raw_format/llava_next_raw_format_processed.json",
+                image_folder="data/LLaVA-NeXT-Data/llava_next_raw_format",
+            )
+        )
+    )
+)
+
+# fmt: off
+published = dict(
+    table="T4", row="Next 779K, ROSS on VAE latents", average=52.9,
+    scores=dict(
+        TVQA=56.3, DVQA=39.6, OCRB=35.9, CQA=41.0, MMB=65.6, MME=71.7, SEED=65.9, GQA=61.6,
+        MMMU=34.4, AI2D=65.5, RQA=55.0, MMVP=33.3, HBench=28.9, POPE=85.9,
+    ),
+    differs=[
+        "The head, its rate and its schedule are those of ROSS's own code; the paper does not say.",
+    ],
+)
