@@ -37,7 +37,8 @@ def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
         products = sum(layer.in_features * layer.out_features for layer in layers)
         found["projector"] = 2 * crops * model.encoder.num_tokens * products
     if isinstance(model.llm.lm_head, nn.Linear):
-        found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * model.llm.lm_head.out_features
+        classes = model.text_classifier().out_features
+        found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * classes
     for target in (target for target in model.targets if isinstance(target, CodeTarget)):
         positions, cells = target.positions.per_image, crops * target.tokenizer.num_tokens
         sizes, width = target.tokenizer.codebook_sizes, target.tokenizer.code_width

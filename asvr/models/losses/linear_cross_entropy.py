@@ -29,7 +29,7 @@ class JoinedClassifier(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         if all(hasattr(layer, "out_features") for layer in layers):
-            self.out_features = sum(layer.out_features for layer in layers)
+            self.in_features, self.out_features = layers[0].in_features, sum(layer.out_features for layer in layers)
 
     def forward(self, hidden_SH: Tensor) -> Tensor:
         first, *others = self.layers  # the others may have another precision

@@ -89,6 +89,7 @@ class Target:
     keeps_teacher: True where the teacher changes in training (an EMA) or its weights are in no file: checkpoints hold
         it then. False: its weights are in files of their own, which checkpoints name by a fingerprint.
     metrics: name -> shape of what `loss` counts beside the loss; ``()`` for one number.
+    text_rows: a layer whose classes stand behind the LM head's in the softmax of the text loss, or None.
 
     name: of the loss in logs. weight: factor of the loss, or a `Ramp` as a dict; the attribute is the present one.
     taps: the hidden states that it reads: -1 after the LLM's final norm, 0 what its first block gets, ``k`` the output
@@ -100,6 +101,7 @@ class Target:
     head: nn.Module | None = None
     teacher: nn.Module | None = None
     criterion: nn.Module | None = None
+    text_rows: nn.Module | None = None
     keeps_teacher: bool = False
     metrics: dict[str, tuple[int, ...]] = {}  # noqa: RUF012  read alone
 

@@ -6,10 +6,11 @@ Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M
 
 import inspect
 import logging
+from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asvr.base.log_once import log_once
 from asvr.data.batch import Batch
@@ -131,8 +132,13 @@ class CodeTarget(CodeTruth, Target):
         codes_PD = self.codes_by_cell(truth, seen.batch).flatten(0, 1)
         codes_PD = codes_PD if token_P is None else codes_PD[token_P]
         states_PDW = self.states(seen.hidden[self.tap][source_P], codes_PD, token_P)
-        loss, correct_D = self.criterion(states_PDW, self.head.classifiers, codes_PD)
+        loss, correct_D = self.criterion(states_PDW, self.classifiers, codes_PD)
         return loss, dict(correct=correct_D)
+
+    @property
+    def classifiers(self) -> Sequence[nn.Module]:
+        """What turns the head's states into logits, one a code depth."""
+        return self.head.classifiers
 
     @property
     def decodes(self) -> bool:
@@ -164,15 +170,18 @@ class CodeTarget(CodeTruth, Target):
 
     def codes_by_cell(self, truth: dict[str, Tensor], batch: Batch) -> Tensor:
         """codes_IND, of each cell of the encoder."""
-        codes = self.codes(truth)
+        return self.to_cells(self.codes(truth), batch)
+
+    def to_cells(self, values_INX: Tensor, batch: Batch) -> Tensor:
+        """What `to_encoder_grid` gives, of each cell of the encoder, also where each image has a grid of its own."""
         if not self.native or self.shares_encoder:
-            return codes
+            return values_INX
         found = (_nearest(tuple(self.tokenizer.grid), tuple(grid)) for grid in batch.cells.grids)
         index_IN = torch.tensor([own + [0] * (self.num_tokens - len(own)) for own in found], device="cpu")
-        if codes.is_cuda:  # the host would wait for a copy of other memory
+        if values_INX.is_cuda:  # the host would wait for a copy of other memory
             index_IN = index_IN.pin_memory()
-        index_IN = index_IN.to(codes.device, non_blocking=True)
-        return codes.gather(1, index_IN[..., None].expand(-1, -1, codes.shape[-1]))
+        index_IN = index_IN.to(values_INX.device, non_blocking=True)
+        return values_INX.gather(1, index_IN[..., None].expand(-1, -1, values_INX.shape[-1]))
 
     def states(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> Tensor:
         """token_P: the rows' flat indices into (I*N), None where they are all."""
@@ -201,19 +210,19 @@ class CodeTarget(CodeTruth, Target):
         probability."""
         states_PDW = self.states(hidden_PH, codes_PD, token_P)
         codes, probabilities = [], []
-        for d, classifier in enumerate(self.head.classifiers):
+        for d, classifier in enumerate(self.classifiers):
             logits_PV = classifier(states_PDW[:, d]).float()
             largest = logits_PV.max(-1)
             codes.append(largest.indices)
             probabilities.append((largest.values - logits_PV.logsumexp(-1)).exp())
         return torch.stack(codes, dim=1), torch.stack(probabilities, dim=1)
 
-    def to_encoder_grid(self, codes_IMD: Tensor) -> Tensor:
-        """codes_IND: each encoder position takes the code of the cell its centre lies in."""
+    def to_encoder_grid(self, values_IMX: Tensor) -> Tensor:
+        """(I, N, ...): each encoder position takes the value of the cell its centre lies in."""
         if self.index_N is None:
-            return codes_IMD
-        self.index_N = self.index_N.to(codes_IMD.device)  # copied at the first step only
-        return codes_IMD[:, self.index_N]
+            return values_IMX
+        self.index_N = self.index_N.to(values_IMX.device)  # copied at the first step only
+        return values_IMX[:, self.index_N]
 
 
 def build_tokenizer(config: dict, encoder, load_weights: bool = True) -> VisualTokenizer:
