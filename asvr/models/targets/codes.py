@@ -24,15 +24,16 @@ from asvr.models.tokenizers.base import VisualTokenizer, code_dtype, require_cod
 from asvr.registry import HEADS, LOSSES, TARGETS, VISUAL_TOKENIZERS
 
 
-class CodeTruth:
-    """Which codes are to be predicted: the side of a `CodeTarget` that needs neither LLM nor head.
+class _Codes:
+    """Which codes are to be predicted, by a tokenizer (``teacher``).
 
-    name: of the target. tokenizer: what makes the codes. shares_encoder: it quantises the model's own encoder features.
+    shares_encoder: it quantises the model's own encoder features. There is no constructor here: the fields of a target
+    in a config are found by following the constructors of its classes.
     """
 
-    def __init__(self, *, name: str, tokenizer: VisualTokenizer, encoder):
-        self.name, self.teacher = name, tokenizer
-        self.shares_encoder = shares_encoder(tokenizer, encoder)
+    name: str
+    teacher: VisualTokenizer
+    shares_encoder: bool
 
     @property
     def tokenizer(self) -> VisualTokenizer:
@@ -60,8 +61,17 @@ class CodeTruth:
         return own if type(self) in (CodeTruth, CodeTarget) else f"{own} {Target.cache_key(self)}"
 
 
+class CodeTruth(_Codes):
+    """The side of a `CodeTarget` that needs neither LLM nor head. name: of the target. tokenizer: what makes the
+    codes."""
+
+    def __init__(self, *, name: str, tokenizer: VisualTokenizer, encoder):
+        self.name, self.teacher = name, tokenizer
+        self.shares_encoder = shares_encoder(tokenizer, encoder)
+
+
 @TARGETS.register_module()
-class CodeTarget(CodeTruth, Target):
+class CodeTarget(_Codes, Target):
     """The discrete codes of a visual tokenizer, predicted by a head, depth after depth.
 
     tokenizer, head, loss: component configs; the loss is `CodeCrossEntropy` by default. tap: which hidden state, see
@@ -90,13 +100,12 @@ class CodeTarget(CodeTruth, Target):
         load_weights: bool = True,
         **own,
     ):
-        Target.__init__(self, encoder=encoder, llm=llm, taps=(tap,), shift=shift, load_weights=load_weights, **own)
+        super().__init__(encoder=encoder, llm=llm, taps=(tap,), shift=shift, load_weights=load_weights, **own)
         key, self.tap, self.hidden_size = self.key, tap, llm.hidden_size
         if tap == llm.num_layers:
             _tell_last_tap(key, tap)
-        CodeTruth.__init__(
-            self, name=self.name, tokenizer=build_tokenizer(tokenizer, encoder, load_weights), encoder=encoder
-        )
+        self.teacher = build_tokenizer(tokenizer, encoder, load_weights)
+        self.shares_encoder = shares_encoder(self.teacher, encoder)
         self.criterion = LOSSES.build(loss or dict(type="CodeCrossEntropy"))
         weights = getattr(self.criterion, "depth_weights", None)
         depth = self.tokenizer.depth

@@ -28,22 +28,47 @@ class SharedVocabularyTarget(CodeTarget):
     and an export leaves the rows behind. ``correct`` counts a code whose logit is the largest of the union; `predict`
     takes the best one of the codes, with its probability in the union.
 
-    The other arguments are those of `CodeTarget`, without ``head`` and ``tap``. Raises ``ValueError`` for codes of
+    The other arguments are those of `CodeTarget`; ``head`` and ``tap`` are not free. Raises ``ValueError`` for codes of
     another depth, ``shift=0`` (a position would predict the next word and its own code with one softmax) and an LLM
     that does not tell its ``vocab_size``.
     """
 
-    def __init__(self, *, tokenizer: dict, encoder, llm, shift: int | None = None, joint_text: bool = True, **own):
-        given = sorted({"head", "tap"} & own.keys())
-        key = own.get("key", "target")
-        if given:
-            raise ValueError(f"{key}.{given[0]}: the LM head predicts the codes, from its own state: leave it out")
+    def __init__(
+        self,
+        *,
+        name: str,
+        tokenizer: dict,
+        encoder,
+        llm,
+        shift: int | None = None,
+        joint_text: bool = True,
+        loss: dict | None = None,
+        weight: float | dict = 1.0,
+        supervise: int | dict | None = None,
+        resample: str | None = None,
+        fit: dict | None = None,
+        load_weights: bool = True,
+        key: str = "target",
+    ):
         if shift != 1:
             raise ValueError(f"{key}.shift={shift!r}: the LM head predicts what comes next: set shift=1")
         if not isinstance(getattr(llm, "vocab_size", None), int):
             raise ValueError(f"{key}: {type(llm).__name__} has no vocab_size, the number of its LM head's words")
-        head = dict(type="LinearHead", bias=False)
-        super().__init__(tokenizer=tokenizer, encoder=encoder, llm=llm, shift=shift, head=head, **own)
+        super().__init__(
+            name=name,
+            tokenizer=tokenizer,
+            head=dict(type="LinearHead", bias=False),
+            encoder=encoder,
+            llm=llm,
+            shift=shift,
+            loss=loss,
+            weight=weight,
+            supervise=supervise,
+            resample=resample,
+            fit=fit,
+            load_weights=load_weights,
+            key=key,
+        )
         if self.tokenizer.depth != 1:
             raise ValueError(
                 f"{key}.tokenizer: codes of depth {self.tokenizer.depth}, expected depth=1: a visual token is one word "

@@ -150,8 +150,6 @@ def test_no_code_is_ever_written():
     ("change", "message"),
     [
         (dict(shift=0), r"reconstruction\[0\]\.shift=0: .*set shift=1"),
-        (dict(head=dict(type="LinearHead")), r"reconstruction\[0\]\.head: .*leave it out"),
-        (dict(tap=1), r"reconstruction\[0\]\.tap: .*leave it out"),
         (
             dict(tokenizer=dict(TOKENIZER, depth=2)),
             r"reconstruction\[0\]\.tokenizer: codes of depth 2, expected depth=1",
