@@ -28,8 +28,9 @@ class JoinedClassifier(nn.Module):
     def __init__(self, *layers: nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self.in_features = getattr(layers[0], "in_features", None)
         if all(hasattr(layer, "out_features") for layer in layers):
-            self.in_features, self.out_features = layers[0].in_features, sum(layer.out_features for layer in layers)
+            self.out_features = sum(layer.out_features for layer in layers)
 
     def forward(self, hidden_SH: Tensor) -> Tensor:
         first, *others = self.layers  # the others may have another precision
@@ -62,7 +63,8 @@ def linear_cross_entropy(
     """
     target_SK = target[:, None] if shares_SK is None else target
     layers = linear.layers if type(linear) is JoinedClassifier else [linear]
-    if not all(map(is_plain, layers)):
+    if others := [layer for layer in layers if not is_plain(layer)]:
+        _tell(type(others[0]).__name__)
         return _called_cross_entropy(hidden_SH, linear, target_SK, shares_SK, label_smoothing)
     tensors = [hidden_SH, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))]
     if not torch.is_grad_enabled():  # autograd asks its functions for gradients even then
@@ -84,7 +86,6 @@ def _called_cross_entropy(
     hidden_SH: Tensor, module: nn.Module, target_SK: Tensor, shares_SK: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """As `linear_cross_entropy`: a chunk of rows at a time, whose logits are computed again for the backward pass."""
-    _tell(type(module).__name__)
     kind = "cpu" if hidden_SH.device.type == "cpu" else "cuda"
     rows = max(1, MAX_LOGITS[kind] // getattr(module, "out_features", MANY_CLASSES))
 
