@@ -8,6 +8,7 @@ from vlm_helpers import LLAMA, PIXEL, SEMANTIC, VOCAB, build, collate, gradients
 
 from asvr.data.batch import visual_sources
 from asvr.models.attention import use_attention
+from asvr.models.transforms import merge_transforms, transform_and_train
 
 CODES = 6
 TOKENIZER = dict(SEMANTIC["tokenizer"], depth=1)
@@ -86,6 +87,27 @@ def test_an_lm_head_that_is_no_plain_layer_is_called():
         same = model(batch)
     for name in ("text", "word", "correct_text", "correct_word"):
         torch.testing.assert_close(out[name].detach(), same[name], rtol=1e-5, atol=0)
+
+
+def test_low_rank_adapters_of_the_lm_head_learn_from_visual_positions():
+    model = shared()
+    before = model(collate(model, rows()))
+    lora = dict(type="Lora", layers=["llm.*.lm_head"], r=2)
+    transform_and_train(model, [lora], ["heads", "llm"])
+    batch = collate(model, rows())
+    out = model(batch)
+    torch.testing.assert_close(out["word"], before["word"], rtol=1e-5, atol=0)
+    found = gradients_of(out["word"], model)
+    (adapter,) = [key for key in found if "lm_head" in key and ".lora_B." in key]
+    assert found[adapter].abs().max() > 0 and found["heads.word.classifiers.0.weight"].abs().max() > 0
+    with torch.no_grad():
+        model.get_parameter(adapter).normal_()
+        trained = model(batch)
+        merge_transforms(model)
+        merged = model(batch)
+    for name in ("text", "word"):
+        assert not torch.allclose(trained[name], before[name], rtol=1e-3)
+        torch.testing.assert_close(merged[name], trained[name], rtol=1e-5, atol=0)
 
 
 def test_a_tied_lm_head_and_a_half_precision_llm():
