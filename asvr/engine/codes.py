@@ -89,12 +89,14 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
             raise ValueError(
                 f"data.cache='codes': stages.{name} has another image_aspect or encoder: set data.cache=False"
             )
-        for target in filter(is_code_target, stage.model.reconstruction):  # others are computed in the step
+        for target in stage.model.reconstruction:
             if "fit" in target:
                 raise ValueError(
                     f"reconstruction target {target['name']!r} has `fit`: fit it first with tools/train_tokenizer.py "
                     "and name its folder, or set data.cache=True"
                 )
+            if not is_code_target(target):  # computed in the step
+                continue
             if found.setdefault(target["name"], target)["tokenizer"] != target["tokenizer"]:
                 raise ValueError(
                     f"data.cache='codes': stages.{name} has another tokenizer for target {target['name']!r}: give the "

@@ -258,9 +258,13 @@ def report(result: dict) -> str:
     if "by_kind" in result:
         kinds = ", ".join(f"{kind} {100 * r['accuracy']:.1f} %" for kind, r in result["by_kind"].items())
         told.append(f"{100 * result['accuracy']:.2f} % of {result['total']} questions ({kinds})")
-    told += [f"{name} {value:.4g}" for name, value in own_numbers(result).items()]
+    told += [f"{name} {_in_words(value)}" for name, value in own_numbers(result).items()]
     told += [f"{name} loss {value:.4f}" for name, value in result["losses"].items()]
     text = ", ".join(told)
     for name, values in result["codes"].items():
         text += f"; {name} codes {' / '.join(f'{100 * v:.1f}' for v in values)} % by depth"
     return text + (f"; {result['refused']} questions refused" if result["refused"] else "")
+
+
+def _in_words(value: float | list[float]) -> str:
+    return " / ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value]))

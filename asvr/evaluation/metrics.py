@@ -107,14 +107,14 @@ def is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def own_numbers(result: dict) -> dict[str, float]:
-    """Those of a result that metrics of one's own gave."""
+def own_numbers(result: dict) -> dict[str, float | list[float]]:
+    """Those of a result that metrics of one's own gave, and targets (a list by depth, or the like)."""
     return {key: value for key, value in result.items() if key not in (*TAKEN, *OF_EXACT_MATCH)}
 
 
 def require_best(best: str, result: dict) -> None:
     """Raise ``ValueError`` where no metric gives the number that decides which weights are best."""
-    names = [key for key in (ACCURACY, *own_numbers(result)) if key in result]
+    names = [key for key in (ACCURACY, *own_numbers(result)) if key in result and not isinstance(result[key], list)]
     if best not in names:
         raise ValueError(
             f"validation.best={best!r}: no metric of validation.metrics gives that number; expected one of {names}"

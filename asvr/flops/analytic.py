@@ -10,7 +10,7 @@ A product of (m, k) and (k, n) is ``2 m k n`` FLOPs. For one sample with ``T`` t
 - projector: ``2 N (E H + H^2)``
 - depth transformer (width ``W``, ``D`` depths, ``P`` positions), a layer: ``P D (8 W^2 + 8 W^2) + 4 P D^2 W``; its
   inputs ``2 P (H W + W^2) + 2 P (D - 1) C W``; classifiers ``2 P W sum V_d``
-- code search: ``2 N C sum V_d``
+- code search: ``2 N C sum V_d``; of product codes ``2 N (C / D) sum V_d``
 """
 
 from torch import nn
@@ -37,11 +37,13 @@ def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
         products = sum(layer.in_features * layer.out_features for layer in layers)
         found["projector"] = 2 * crops * model.encoder.num_tokens * products
     if isinstance(model.llm.lm_head, nn.Linear):
-        found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * model.llm.lm_head.out_features
+        classes = model.text_classifier().out_features
+        found["LM head"] = 2 * sample.text_tokens * model.llm.lm_head.in_features * classes
     for target in (target for target in model.targets if isinstance(target, CodeTarget)):
         positions, cells = target.positions.per_image, crops * target.tokenizer.num_tokens
         sizes, width = target.tokenizer.codebook_sizes, target.tokenizer.code_width
-        found[f"tokenizer {target.name}: code search"] = 2 * cells * width * sum(sizes)
+        searched = getattr(getattr(target.tokenizer, "quantizer", None), "book_width", width)
+        found[f"tokenizer {target.name}: code search"] = 2 * cells * searched * sum(sizes)
         if isinstance(target.head, DepthTransformerHead):
             body, classifiers = depth_transformer(target.head, positions, model.llm.hidden_size, width, sizes)
             found[f"head {target.name}"] = crops * body

@@ -137,7 +137,7 @@ def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
         Part("encoder", "encoder", image.num_crops * tower, image.num_crops * tower_last),
         Part("projector", "projector", image.num_crops * projector),
         Part(LLM_BLOCKS, "llm", blocks, last),
-        _classifiers("LM head", "llm", [llm.lm_head], (sample.text_tokens, llm.hidden_size)),
+        _classifiers("LM head", "llm", [model.text_classifier()], (sample.text_tokens, llm.hidden_size)),
     ]
     for target in model.targets:
         own = _code_parts(target, llm.hidden_size) if isinstance(target, CodeTarget) else _parts_of(target, model)
@@ -167,7 +167,7 @@ def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
         Part(f"tokenizer {target.name}: network", f"tokenizer.{target.name}", network),
         Part(f"tokenizer {target.name}: code search", f"tokenizer.{target.name}", lookup),
         Part(f"head {target.name}", "heads", body, target=target.name),
-        replace(_classifiers(classifiers, "heads", list(head.classifiers), rows), target=target.name),
+        replace(_classifiers(classifiers, "heads", list(target.classifiers), rows), target=target.name),
     ]
 
 

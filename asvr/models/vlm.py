@@ -17,7 +17,7 @@ from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.data.layouts import build_layout
 from asvr.data.transforms import Pixels
 from asvr.models.component import portable_of
-from asvr.models.losses import linear_cross_entropy
+from asvr.models.losses import JoinedClassifier, linear_cross_entropy
 from asvr.models.masking import Masked
 from asvr.models.separators import Separators
 from asvr.models.targets import Seen, Target, build_target
@@ -110,7 +110,9 @@ class VLM(nn.Module):
         out = {}
         if batch.num_text_targets:
             hidden_SH = hidden[-1][batch.text_source_S]
-            out["text"], out["correct_text"] = linear_cross_entropy(hidden_SH, self.llm.lm_head, batch.text_target_S)
+            out["text"], out["correct_text"] = linear_cross_entropy(
+                hidden_SH, self.text_classifier(), batch.text_target_S
+            )
         common = dict(batch=batch, features_INE=features_INE, embeds_BTH=embeds_BTH, training=self.training)
         common |= dict(rule=self.attention_rule(batch))
         for target in self.targets:
@@ -168,6 +170,11 @@ class VLM(nn.Module):
         if not batch.num_images or (bits_V is None and self.visual_attention == "causal"):
             return None
         return rule_of(batch, bits_V)
+
+    def text_classifier(self) -> nn.Module:
+        """What the softmax of the text loss runs over: the LM head, and rows that targets add to it."""
+        rows = [target.text_rows for target in self.targets if target.text_rows is not None]
+        return JoinedClassifier(self.llm.lm_head, *rows) if rows else self.llm.lm_head
 
     def encode(self, pixels: Pixels) -> Tensor:
         """features_INE. A frozen encoder runs without a graph and in its own precision, so that its features, and

@@ -32,7 +32,9 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
         "encoder": lambda: encoder(move(blank_pixels(encoder.transform, crops), torch.device("meta"))),
         "projector": lambda: model.projector(torch.zeros(crops, encoder.num_tokens, encoder.width, device="meta")),
         "LLM blocks": lambda: llm.hidden(torch.zeros(1, tokens, llm.hidden_size, dtype=dtype, device="meta")),
-        "LM head": lambda: llm.lm_head(torch.zeros(sample.text_tokens, llm.hidden_size, dtype=dtype, device="meta")),
+        "LM head": lambda: model.text_classifier()(
+            torch.zeros(sample.text_tokens, llm.hidden_size, dtype=dtype, device="meta")
+        ),
     }
     for target in (target for target in model.targets if isinstance(target, CodeTarget)):
         positions = crops * target.positions.per_image
@@ -40,7 +42,7 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
         calls[f"head {target.name}"] = lambda target=target, shapes=shapes: target.run_head(
             *(torch.zeros(shape, device="meta") for shape in shapes)
         )
-        linears = target.head.classifiers
+        linears = target.classifiers
         calls[f"classifiers {target.name} (depth {len(linears)})"] = lambda linears=linears, rows=positions: [
             linear(torch.zeros(rows, linear.in_features, device="meta")) for linear in linears
         ]

@@ -78,6 +78,8 @@ def test_several_missing_models_are_one_error_and_each_is_named_once(nowhere):
     assert "text_tokenizer, model.llm: org/llm (0.00 GB" in message
     assert "python tools/train_tokenizer.py configs/tokenizers/codes_of_mine.py" in message
     assert "org/here" not in message
+    trained = hub.Wanted("work_dirs/pixel_scenes/tokenizer", "model.reconstruction[0].tokenizer").describe()
+    assert "python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py" in trained
 
 
 def test_nothing_is_downloaded_unless_the_user_asks(nowhere, monkeypatch):

@@ -98,8 +98,10 @@ def test_what_cannot_be_cached_is_one_clear_line(arguments, options, message, co
     assert not list(tmp_path.glob("semantic-*"))
 
 
-def test_a_target_that_is_fitted_in_the_run_is_refused(tmp_path):
-    done = run("cache_codes.py", ROOT / "configs" / "asvr_mini.py", "--out", tmp_path)
+@pytest.mark.parametrize("change", [{}, dict(type="SoftCodeTarget", temperature=1.0, top=2)])
+def test_a_target_that_is_fitted_in_the_run_is_refused(change, tmp_path):
+    options = {f"model.reconstruction.0.{key}": value for key, value in change.items()}
+    done = run("cache_codes.py", ROOT / "configs" / "asvr_mini.py", "--out", tmp_path, **options)
     assert done.returncode != 0 and "has `fit`: fit it first with tools/train_tokenizer.py" in done.stderr
 
 

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from run_helpers import ROOT
 
+from asvr.models.tokenizers import PixelTokenizer
 from asvr.recipe.config import load_config
 
 FOLDER = ROOT / "configs" / "targets" / "scenes"
@@ -36,14 +37,14 @@ TINY = {
 
 
 def tiny_method(name: str, changes: dict | None = None) -> Config:
-    """The recipe of a method on the scenes, with two stages of a few steps. Codes need a smaller codebook."""
+    """The recipe of a method on the scenes, with two stages of a few steps. Codes need a smaller codebook, and pixels'
+    a VQGAN, here one with random weights."""
     cfg = load_config(FOLDER / f"{name}.py", TINY)
-    for i, entry in enumerate(cfg.model.reconstruction):
-        if "codebook_size" in entry.get("tokenizer", {}):
-            cfg.merge_from_dict({f"model.reconstruction.{i}.tokenizer.codebook_size": 8})
-    for entry in cfg.model.reconstruction:
-        if entry.get("teacher", {}).get("type") == "LatentEncoder":
-            entry.teacher = dict(type="LatentEncoder", name=tiny_vae())
+    for place in (cfg, *cfg.stages.values()):
+        for entry in place.get("model", {}).get("reconstruction") or []:
+            _shrink(entry.get("tokenizer", {}))
+            if entry.get("teacher", {}).get("type") == "LatentEncoder":
+                entry.teacher = dict(type="LatentEncoder", name=tiny_vae())
     cfg.merge_from_dict(changes or {})
     return cfg
 
@@ -60,6 +61,29 @@ def tiny_vae() -> str:
     folder = tempfile.mkdtemp(prefix="tiny_vae_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return str(LatentEncoder(image_size=16, arch=arch).save_pretrained(Path(folder) / "vae"))
+
+
+def _shrink(tokenizer: dict) -> None:
+    """In place, to the tiny encoder's 4 x 4 tokens in place of 8 x 8."""
+    if "codebook_size" in tokenizer:
+        tokenizer["codebook_size"] = 8
+    for part in (tokenizer, tokenizer.get("encoder", {})):
+        if "image_size" in part:
+            part["image_size"] //= 2
+    if tokenizer.get("type") == "PixelTokenizer":
+        tokenizer["name"] = tiny_vqgan()
+
+
+@cache
+def tiny_vqgan() -> str:
+    """The folder of a VQGAN with 8 codes and a cell of 4 x 4 pixels, until the end of the process."""
+    torch.manual_seed(0)
+    sizes = dict(embed_dim=4, num_embeddings=8, latent_channels=8, base_channels=32, channel_multiplier=[1, 1, 1])
+    tokenizer = PixelTokenizer(image_size=16, arch=dict(sizes, num_res_blocks=0))
+    tokenizer.trained.fill_(True)
+    folder = tempfile.mkdtemp(prefix="tiny_vqgan_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(tokenizer.save_pretrained(Path(folder) / "tokenizer"))
 
 
 def records(work_dir: Path, stage: str) -> list[dict]:

@@ -164,3 +164,14 @@ def test_several_turns_read_as_in_training(tmp_path):
         prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
         theirs = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         assert theirs == [image_id if token < 0 else token for token in ids["input_ids"]], case
+
+
+def test_codes_in_the_vocabulary_stay_behind(tmp_path):
+    tokenizer = dict(type="SemanticTokenizer", depth=1, codebook_size=8)
+    entry = dict(name="word", type="SharedVocabularyTarget", tokenizer=tokenizer, shift=1)
+    source = tiny("siglip_vision_model", "llama", "vicuna_v1", legacy, dict(reconstruction=[entry]))
+    words = source.model.llm.lm_head.weight
+    theirs = LlavaForConditionalGeneration.from_pretrained(export_llava(source, tmp_path / "out"))
+    exported = theirs.lm_head.weight
+    assert torch.equal(exported[: len(words)], words) and not exported[len(words) :].any()
+    assert len(exported) == theirs.config.text_config.vocab_size

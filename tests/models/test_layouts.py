@@ -85,6 +85,10 @@ TARGETS = {
     "shift 0": [dict(SEMANTIC, shift=0)],
     "shift 1": [SEMANTIC, PIXELS],
     "some": [dict(SEMANTIC, supervise=dict(every=3, first=0)), dict(PIXELS, supervise=dict(cells=[0, 2]))],
+    "soft and shared": [
+        dict(SEMANTIC, name="soft", type="SoftCodeTarget", temperature=0.5, top=3),
+        dict(name="word", type="SharedVocabularyTarget", tokenizer=dict(SEMANTIC["tokenizer"], depth=1), shift=1),
+    ],
 }
 
 

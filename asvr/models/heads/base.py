@@ -50,8 +50,8 @@ class Head(Component):
         return codes_PD
 
 
-def classifiers_of(width: int, codebook_sizes: list[int]) -> nn.ModuleList:
-    return nn.ModuleList([nn.Linear(width, size) for size in codebook_sizes])
+def classifiers_of(width: int, codebook_sizes: list[int], *, bias: bool = True) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(width, size, bias=bias) for size in codebook_sizes])
 
 
 def places_of(head: nn.Module) -> frozenset[str]:

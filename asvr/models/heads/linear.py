@@ -13,9 +13,9 @@ from asvr.registry import HEADS
 class LinearHead(Head):
     """One classifier a depth on the hidden state; depths are predicted independently of one another."""
 
-    def __init__(self, *, hidden_size: int, codebook_sizes: list[int], code_width: int):
+    def __init__(self, *, hidden_size: int, codebook_sizes: list[int], code_width: int, bias: bool = True):
         super().__init__()
-        self.classifiers = classifiers_of(hidden_size, codebook_sizes)
+        self.classifiers = classifiers_of(hidden_size, codebook_sizes, bias=bias)
 
     def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
         return hidden_PH.unsqueeze(1).expand(-1, len(self.classifiers), -1)

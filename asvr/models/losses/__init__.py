@@ -2,12 +2,13 @@
 
 from asvr.models.losses.code_cross_entropy import CodeCrossEntropy
 from asvr.models.losses.features import CosineLoss, FeatureLoss, L1Loss, MSELoss, SimilarityLoss, SmoothL1Loss
-from asvr.models.losses.linear_cross_entropy import linear_cross_entropy
+from asvr.models.losses.linear_cross_entropy import JoinedClassifier, linear_cross_entropy
 
 __all__ = [
     "CodeCrossEntropy",
     "CosineLoss",
     "FeatureLoss",
+    "JoinedClassifier",
     "L1Loss",
     "MSELoss",
     "SimilarityLoss",

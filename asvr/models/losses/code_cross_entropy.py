@@ -1,7 +1,9 @@
 """Cross-entropy of visual codes, depth by depth.
 
-Legend: ``P`` supervised visual positions, ``D`` code depth, ``W`` head width.
+Legend: ``P`` supervised visual positions, ``D`` code depth, ``W`` head width, ``K`` codes that share a target.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +30,26 @@ class CodeCrossEntropy(nn.Module):
         self.depth_weights = depth_weights
         self.label_smoothing = label_smoothing
 
-    def forward(self, states_PDW: Tensor, classifiers: nn.ModuleList, codes_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss summed over positions (nats) and the number of right codes at each depth (D,)."""
+    def forward(
+        self,
+        states_PDW: Tensor,
+        classifiers: Sequence[nn.Module],
+        codes_PD: Tensor,
+        soft: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss summed over positions (nats) and the number of right codes at each depth (D,).
+
+        soft: ids_PDK and shares_PDK, the codes that share the target of each depth and what share each has; of each
+        row and depth the first is the one of ``codes_PD``. None: that one is all of the target.
+        """
         weights = self.depth_weights or [1.0] * len(classifiers)
         if len(weights) != len(classifiers):
             raise ValueError(f"loss.depth_weights has {len(weights)} entries, the codes have depth {len(classifiers)}")
         losses, corrects = [], []
         for d, classifier in enumerate(classifiers):
+            target, shares = (codes_PD[:, d], None) if soft is None else (soft[0][:, d], soft[1][:, d])
             loss, correct = linear_cross_entropy(
-                states_PDW[:, d], classifier, codes_PD[:, d], label_smoothing=self.label_smoothing
+                states_PDW[:, d], classifier, target, shares_SK=shares, label_smoothing=self.label_smoothing
             )
             losses.append(weights[d] * loss)
             corrects.append(correct)

@@ -1,6 +1,6 @@
 """Cross-entropy of a classifier that never holds the logits of all rows.
 
-Legend: ``S`` rows, ``H`` width, ``V`` classes.
+Legend: ``S`` rows, ``H`` width, ``V`` classes, ``K`` classes of a row that have a share of its target.
 """
 
 import logging
@@ -22,24 +22,54 @@ MANY_CLASSES = 2**18  # of a layer that does not tell how many it has
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
+class JoinedClassifier(nn.Module):
+    """Several classifiers of the same hidden states as one: their classes stand one after another, in one softmax."""
+
+    def __init__(self, *layers: nn.Module):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.in_features = getattr(layers[0], "in_features", None)
+        if all(hasattr(layer, "out_features") for layer in layers):
+            self.out_features = sum(layer.out_features for layer in layers)
+
+    def forward(self, hidden_SH: Tensor) -> Tensor:
+        first, *others = self.layers  # the others may have another precision
+        return torch.cat([first(hidden_SH), *(layer(hidden_SH.to(_dtype(layer))) for layer in others)], dim=-1)
+
+
+def _dtype(layer: nn.Module) -> torch.dtype:
+    return next(layer.parameters()).dtype
+
+
 def linear_cross_entropy(
-    hidden_SH: Tensor, linear: nn.Module, target_S: Tensor, *, label_smoothing: float = 0.0
+    hidden_SH: Tensor,
+    linear: nn.Module,
+    target: Tensor,
+    *,
+    shares_SK: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy in nats and the number of rows whose largest logit is the target's,
     both 0-dimensional float32. The softmax is float32 whatever the precision of the matrix product.
 
-    linear: a plain linear layer, whose weights are used, or any other module from hidden states to logits (an adapter
-    around a layer, a layer with hooks or of another class), which is called.
+    linear: a plain linear layer, or a `JoinedClassifier` of such, whose weights are used; or any other module from
+    hidden states to logits (an adapter around a layer, a layer with hooks or of another class), which is called.
+    target: the class of each row (S,); or with shares_SK, ``K`` classes of each row (S, K), different ones, and what
+    share of the row's target each of them has: float32, the sum of a row is 1. The first of them counts as the right
+    one. label_smoothing: the share of the target that all classes have alike.
 
     Torch's own ``linear_cross_entropy`` (2.15) works in the same way but gives no predictions: the count of right
     ones would cost a fourth matrix product, and torch 2.11 has none.
     """
-    if not is_plain(linear):
-        return _called_cross_entropy(hidden_SH, linear, target_S, label_smoothing)
-    tensors = (hidden_SH, linear.weight, linear.bias)
+    target_SK = target[:, None] if shares_SK is None else target
+    layers = linear.layers if type(linear) is JoinedClassifier else [linear]
+    if others := [layer for layer in layers if not is_plain(layer)]:
+        _tell(type(others[0]).__name__)
+        return _called_cross_entropy(hidden_SH, linear, target_SK, shares_SK, label_smoothing)
+    tensors = [hidden_SH, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))]
     if not torch.is_grad_enabled():  # autograd asks its functions for gradients even then
         tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
-    return _LinearCrossEntropy.apply(*tensors, target_S, label_smoothing)
+    return _LinearCrossEntropy.apply(target_SK, shares_SK, label_smoothing, *tensors)
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -53,22 +83,26 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def _called_cross_entropy(
-    hidden_SH: Tensor, module: nn.Module, target_S: Tensor, label_smoothing: float
+    hidden_SH: Tensor, module: nn.Module, target_SK: Tensor, shares_SK: Tensor | None, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """As `linear_cross_entropy`: a chunk of rows at a time, whose logits are computed again for the backward pass."""
-    _tell(type(module).__name__)
     kind = "cpu" if hidden_SH.device.type == "cpu" else "cuda"
     rows = max(1, MAX_LOGITS[kind] // getattr(module, "out_features", MANY_CLASSES))
 
-    def of_chunk(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def of_chunk(hidden: Tensor, target: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
         logits = module(hidden).float()
-        loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
-        return loss, (logits.detach().argmax(-1) == target).sum().float()
+        if shares is None:
+            loss = F.cross_entropy(logits, target[:, 0], reduction="sum", label_smoothing=label_smoothing)
+        else:
+            loss, _ = _loss_and_error(logits, target, shares, label_smoothing, wanted=False)
+        return loss, (logits.detach().argmax(-1) == target[:, 0]).sum().float()
 
     results = []
-    for hidden, target in zip(hidden_SH.split(rows), target_S.split(rows), strict=True):
+    for begin in range(0, hidden_SH.shape[0], rows):
+        chunk = slice(begin, begin + rows)
+        given = hidden_SH[chunk], target_SK[chunk], None if shares_SK is None else shares_SK[chunk]
         again = torch.is_grad_enabled()
-        results.append(checkpoint(of_chunk, hidden, target, use_reentrant=False) if again else of_chunk(hidden, target))
+        results.append(checkpoint(of_chunk, *given, use_reentrant=False) if again else of_chunk(*given))
     losses, corrects = zip(*results, strict=True)
     return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
@@ -85,31 +119,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_SH, weight_VH, bias_V, target_S, label_smoothing):
-        device = hidden_SH.device.type
+    def forward(ctx, target_SK, shares_SK, label_smoothing, hidden_SH, *parameters):
+        """parameters: weight and bias of each layer, whose classes stand one after another."""
+        device, tensors = hidden_SH.device.type, (hidden_SH, *parameters)
         half = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if half else weight_VH.dtype
-        rows = max(1, (MAX_LOGITS["cpu"] if device == "cpu" else MAX_LOGITS["cuda"]) // weight_VH.shape[0])
-        wanted = ctx.needs_input_grad[:3]
+        dtype = torch.get_autocast_dtype(device) if half else parameters[0].dtype
+        classes = sum(weight_VH.shape[0] for weight_VH in parameters[::2])
+        rows = max(1, (MAX_LOGITS["cpu"] if device == "cpu" else MAX_LOGITS["cuda"]) // classes)
+        wanted = ctx.needs_input_grad[3:]
         grads = [
-            torch.zeros_like(tensor, dtype=dtype_of_sum) if needed else None
-            for tensor, needed, dtype_of_sum in zip(
-                (hidden_SH, weight_VH, bias_V), wanted, (None, torch.float32, torch.float32), strict=True
-            )
+            torch.zeros_like(tensor, dtype=None if tensor is hidden_SH else torch.float32) if needed else None
+            for tensor, needed in zip(tensors, wanted, strict=True)
         ]  # what is added up over chunks is float32
         loss = torch.zeros((), device=hidden_SH.device)
         correct = torch.zeros((), device=hidden_SH.device)
         with torch.autocast(device, enabled=False):
-            weight, bias = weight_VH.to(dtype), None if bias_V is None else bias_V.to(dtype)
+            cast = [None if tensor is None else tensor.to(dtype) for tensor in parameters]
+            layers = list(zip(cast[::2], cast[1::2], strict=True))
             for begin in range(0, hidden_SH.shape[0], rows):
                 chunk = slice(begin, begin + rows)
-                hidden, target = hidden_SH[chunk].to(dtype), target_S[chunk]
-                logits = F.linear(hidden, weight, bias).float()
-                correct += (logits.argmax(-1) == target).sum()
-                chunk_loss, error = _loss_and_error(logits, target, label_smoothing, any(wanted))
+                hidden, target = hidden_SH[chunk].to(dtype), target_SK[chunk]
+                logits = _joined([F.linear(hidden, weight, bias).float() for weight, bias in layers])
+                correct += (logits.argmax(-1) == target[:, 0]).sum()
+                shares = None if shares_SK is None else shares_SK[chunk]
+                chunk_loss, error = _loss_and_error(logits, target, shares, label_smoothing, any(wanted))
                 loss += chunk_loss
-                _add_gradients(grads, chunk, error, hidden, weight)
-        tensors = (hidden_SH, weight_VH, bias_V)
+                _add_gradients(grads, chunk, error, hidden, [weight for weight, _ in layers])
         ctx.dtypes = [None if grad is None else t.dtype for grad, t in zip(grads, tensors, strict=True)]
         ctx.save_for_backward(*(grad for grad in grads if grad is not None))
         ctx.mark_non_differentiable(correct)
@@ -120,14 +155,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss, _):
         saved = iter(ctx.saved_tensors)
         grads = ((next(saved) * grad_loss).to(dtype) if dtype else None for dtype in ctx.dtypes)
-        return *grads, None, None
+        return None, None, None, *grads
 
 
-def _loss_and_error(logits_SV: Tensor, target_S: Tensor, smoothing: float, wanted: bool):
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _loss_and_error(logits_SV: Tensor, target_SK: Tensor, shares_SK: Tensor | None, smoothing: float, wanted: bool):
     """The summed loss, and its derivative by the logits (softmax minus target)."""
     classes = logits_SV.shape[-1]
     logs_SV = torch.log_softmax(logits_SV, -1)
-    picked_S = logs_SV.gather(1, target_S[:, None]).squeeze(1)
+    picked_SK = logs_SV.gather(1, target_SK)
+    picked_S = (picked_SK if shares_SK is None else picked_SK * shares_SK).sum(1)
     mean_S = logs_SV.mean(-1) if smoothing else 0.0
     loss = -((1 - smoothing) * picked_S + smoothing * mean_S).sum()
     if not wanted:
@@ -135,20 +175,27 @@ def _loss_and_error(logits_SV: Tensor, target_S: Tensor, smoothing: float, wante
     probabilities_SV = logs_SV.exp_()
     if smoothing:
         probabilities_SV -= smoothing / classes
-    probabilities_SV.scatter_add_(1, target_S[:, None], probabilities_SV.new_full((len(target_S), 1), smoothing - 1))
+    shares_SK = torch.ones_like(picked_SK) if shares_SK is None else shares_SK
+    probabilities_SV.scatter_add_(1, target_SK, (smoothing - 1) * shares_SK)
     return loss, probabilities_SV
 
 
-def _add_gradients(grads: list, chunk: slice, error_SV: Tensor | None, hidden_SH: Tensor, weight_VH: Tensor) -> None:
-    """Write or add the gradients of one chunk by hidden states, weight and bias, where they are wanted."""
-    of_hidden, of_weight, of_bias = grads
-    if of_bias is not None:
-        of_bias += error_SV.sum(0)
-    if error_SV is not None:
-        error_SV = error_SV.to(hidden_SH.dtype)
-    if of_hidden is not None:
-        of_hidden[chunk] = error_SV @ weight_VH
-    if of_weight is not None and of_weight.dtype == hidden_SH.dtype:
-        of_weight.addmm_(error_SV.T, hidden_SH)  # without a copy of the weight's size
-    elif of_weight is not None:
-        of_weight += error_SV.T @ hidden_SH
+def _add_gradients(grads: list, chunk: slice, error_SV: Tensor | None, hidden_SH: Tensor, weights: list) -> None:
+    """Write or add the gradients of one chunk by hidden states, and by weight and bias of each layer, where they are
+    wanted."""
+    if error_SV is None:
+        return
+    errors = error_SV.split([len(weight_VH) for weight_VH in weights], dim=1)
+    of_hidden, *of_layers = grads
+    for i, (error, of_weight, of_bias) in enumerate(zip(errors, of_layers[::2], of_layers[1::2], strict=True)):
+        if of_bias is not None:
+            of_bias += error.sum(0)
+        error = error.to(hidden_SH.dtype)
+        if of_hidden is not None and i == 0:
+            of_hidden[chunk] = error @ weights[i]
+        elif of_hidden is not None:
+            of_hidden[chunk] += error @ weights[i]
+        if of_weight is not None and of_weight.dtype == hidden_SH.dtype:
+            of_weight.addmm_(error.T, hidden_SH)  # without a copy of the weight's size
+        elif of_weight is not None:
+            of_weight += error.T @ hidden_SH

@@ -11,6 +11,8 @@ from asvr.models.targets.features import ContinuousTarget, FeatureTarget
 from asvr.models.targets.masked_features import MaskedFeatureTarget
 from asvr.models.targets.masked_latents import MaskedLatentTarget
 from asvr.models.targets.positions import Positions
+from asvr.models.targets.shared_vocabulary import SharedVocabularyTarget
+from asvr.models.targets.soft_codes import SoftCodeTarget
 
 __all__ = [
     "CodeTarget",
@@ -23,6 +25,8 @@ __all__ = [
     "DenoisingTarget",
     "Positions",
     "Seen",
+    "SharedVocabularyTarget",
+    "SoftCodeTarget",
     "Target",
     "TensorSpec",
     "build_target",

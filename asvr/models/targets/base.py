@@ -104,6 +104,7 @@ class Target:
     shares_mask: True where the text reads the images that it masks, in training. rules: True where attention in the
         pass that it reads is not causal.
     metrics: name -> shape of what `loss` counts beside the loss; ``()`` for one number.
+    text_rows: a layer whose classes stand behind the LM head's in the softmax of the text loss, or None.
 
     name: of the loss in logs. weight: factor of the loss, or a `Ramp` as a dict; the attribute is the present one.
     taps: the hidden states that it reads: -1 after the LLM's final norm, 0 what its first block gets, ``k`` the output
@@ -115,6 +116,7 @@ class Target:
     head: nn.Module | None = None
     teacher: nn.Module | None = None
     criterion: nn.Module | None = None
+    text_rows: nn.Module | None = None
     keeps_teacher: bool = False
     copies_llm: bool = False
     own_pass: bool = False

@@ -6,10 +6,11 @@ Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M
 
 import inspect
 import logging
+from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asvr.base.log_once import log_once
 from asvr.data.batch import Batch
@@ -23,15 +24,16 @@ from asvr.models.tokenizers.base import VisualTokenizer, code_dtype, require_cod
 from asvr.registry import HEADS, LOSSES, TARGETS, VISUAL_TOKENIZERS
 
 
-class CodeTruth:
-    """Which codes are to be predicted: the side of a `CodeTarget` that needs neither LLM nor head.
+class _Codes:
+    """Which codes are to be predicted, by a tokenizer (``teacher``).
 
-    name: of the target. tokenizer: what makes the codes. shares_encoder: it quantises the model's own encoder features.
+    shares_encoder: it quantises the model's own encoder features. There is no constructor here: the fields of a target
+    in a config are found by following the constructors of its classes.
     """
 
-    def __init__(self, *, name: str, tokenizer: VisualTokenizer, encoder):
-        self.name, self.teacher = name, tokenizer
-        self.shares_encoder = shares_encoder(tokenizer, encoder)
+    name: str
+    teacher: VisualTokenizer
+    shares_encoder: bool
 
     @property
     def tokenizer(self) -> VisualTokenizer:
@@ -59,8 +61,17 @@ class CodeTruth:
         return own if type(self) in (CodeTruth, CodeTarget) else f"{own} {Target.cache_key(self)}"
 
 
+class CodeTruth(_Codes):
+    """The side of a `CodeTarget` that needs neither LLM nor head. name: of the target. tokenizer: what makes the
+    codes."""
+
+    def __init__(self, *, name: str, tokenizer: VisualTokenizer, encoder):
+        self.name, self.teacher = name, tokenizer
+        self.shares_encoder = shares_encoder(tokenizer, encoder)
+
+
 @TARGETS.register_module()
-class CodeTarget(CodeTruth, Target):
+class CodeTarget(_Codes, Target):
     """The discrete codes of a visual tokenizer, predicted by a head, depth after depth.
 
     tokenizer, head, loss: component configs; the loss is `CodeCrossEntropy` by default. tap: which hidden state, see
@@ -89,13 +100,12 @@ class CodeTarget(CodeTruth, Target):
         load_weights: bool = True,
         **own,
     ):
-        Target.__init__(self, encoder=encoder, llm=llm, taps=(tap,), shift=shift, load_weights=load_weights, **own)
+        super().__init__(encoder=encoder, llm=llm, taps=(tap,), shift=shift, load_weights=load_weights, **own)
         key, self.tap, self.hidden_size = self.key, tap, llm.hidden_size
         if tap == llm.num_layers:
             _tell_last_tap(key, tap)
-        CodeTruth.__init__(
-            self, name=self.name, tokenizer=build_tokenizer(tokenizer, encoder, load_weights), encoder=encoder
-        )
+        self.teacher = build_tokenizer(tokenizer, encoder, load_weights)
+        self.shares_encoder = shares_encoder(self.teacher, encoder)
         self.criterion = LOSSES.build(loss or dict(type="CodeCrossEntropy"))
         weights = getattr(self.criterion, "depth_weights", None)
         depth = self.tokenizer.depth
@@ -131,8 +141,13 @@ class CodeTarget(CodeTruth, Target):
         codes_PD = self.codes_by_cell(truth, seen.batch).flatten(0, 1)
         codes_PD = codes_PD if token_P is None else codes_PD[token_P]
         states_PDW = self.states(seen.hidden[self.tap][source_P], codes_PD, token_P)
-        loss, correct_D = self.criterion(states_PDW, self.head.classifiers, codes_PD)
+        loss, correct_D = self.criterion(states_PDW, self.classifiers, codes_PD)
         return loss, dict(correct=correct_D)
+
+    @property
+    def classifiers(self) -> Sequence[nn.Module]:
+        """What turns the head's states into logits, one a code depth."""
+        return self.head.classifiers
 
     @property
     def decodes(self) -> bool:
@@ -164,15 +179,18 @@ class CodeTarget(CodeTruth, Target):
 
     def codes_by_cell(self, truth: dict[str, Tensor], batch: Batch) -> Tensor:
         """codes_IND, of each cell of the encoder."""
-        codes = self.codes(truth)
+        return self.to_cells(self.codes(truth), batch)
+
+    def to_cells(self, values_INX: Tensor, batch: Batch) -> Tensor:
+        """What `to_encoder_grid` gives, of each cell of the encoder, also where each image has a grid of its own."""
         if not self.native or self.shares_encoder:
-            return codes
+            return values_INX
         found = (_nearest(tuple(self.tokenizer.grid), tuple(grid)) for grid in batch.cells.grids)
         index_IN = torch.tensor([own + [0] * (self.num_tokens - len(own)) for own in found], device="cpu")
-        if codes.is_cuda:  # the host would wait for a copy of other memory
+        if values_INX.is_cuda:  # the host would wait for a copy of other memory
             index_IN = index_IN.pin_memory()
-        index_IN = index_IN.to(codes.device, non_blocking=True)
-        return codes.gather(1, index_IN[..., None].expand(-1, -1, codes.shape[-1]))
+        index_IN = index_IN.to(values_INX.device, non_blocking=True)
+        return values_INX.gather(1, index_IN[..., None].expand(-1, -1, values_INX.shape[-1]))
 
     def states(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> Tensor:
         """token_P: the rows' flat indices into (I*N), None where they are all."""
@@ -201,19 +219,19 @@ class CodeTarget(CodeTruth, Target):
         probability."""
         states_PDW = self.states(hidden_PH, codes_PD, token_P)
         codes, probabilities = [], []
-        for d, classifier in enumerate(self.head.classifiers):
+        for d, classifier in enumerate(self.classifiers):
             logits_PV = classifier(states_PDW[:, d]).float()
             largest = logits_PV.max(-1)
             codes.append(largest.indices)
             probabilities.append((largest.values - logits_PV.logsumexp(-1)).exp())
         return torch.stack(codes, dim=1), torch.stack(probabilities, dim=1)
 
-    def to_encoder_grid(self, codes_IMD: Tensor) -> Tensor:
-        """codes_IND: each encoder position takes the code of the cell its centre lies in."""
+    def to_encoder_grid(self, values_IMX: Tensor) -> Tensor:
+        """(I, N, ...): each encoder position takes the value of the cell its centre lies in."""
         if self.index_N is None:
-            return codes_IMD
-        self.index_N = self.index_N.to(codes_IMD.device)  # copied at the first step only
-        return codes_IMD[:, self.index_N]
+            return values_IMX
+        self.index_N = self.index_N.to(values_IMX.device)  # copied at the first step only
+        return values_IMX[:, self.index_N]
 
 
 def build_tokenizer(config: dict, encoder, load_weights: bool = True) -> VisualTokenizer:

@@ -1,7 +1,7 @@
 """The contract of a visual tokenizer: what turns a picture into discrete targets.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in a codebook,
-``C`` code width.
+``C`` code width, ``K`` codes that share a target.
 """
 
 from collections.abc import Sequence
@@ -78,6 +78,19 @@ class VisualTokenizer(Component):
     def encode(self, pixels: Tensor) -> Tensor:
         """Return codes_IND for pixels (I, 3, h, w)."""
         raise NotImplementedError(f"{type(self).__name__} must turn pixels into codes_IND")
+
+    @property
+    def softens(self) -> bool:
+        """Whether `encode_soft` gives codes with shares."""
+        return type(self).encode_soft is not VisualTokenizer.encode_soft
+
+    def encode_soft(self, pixels: Tensor, *, temperature: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes_IND as `encode` does, ids (I, N, D, K) of the ``top`` nearest codes of each level, given the
+        codes before, and their shares, see `asvr.models.tokenizers.quantizer.soft_codes`. A tokenizer that can
+        quantise what an encoder gave has ``quantize_soft(features_INE, ...)`` too."""
+        raise ValueError(
+            f"{type(self).__name__} has no encode_soft(): its codes have no distances, which soft codes need"
+        )
 
     def embed(self, codes: Tensor) -> Tensor:
         """Return the code vectors (..., D, C) of codes (..., D), one a level, not summed."""

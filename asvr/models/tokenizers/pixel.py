@@ -5,7 +5,7 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` c
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from asvr.base.weight_files import load_weights as load_file
 from asvr.base.weight_files import read_json, write_folder
 from asvr.data.transforms import ImageTransform
 from asvr.models.tokenizers.base import VisualTokenizer, has_numbers
-from asvr.models.tokenizers.quantizer import nearest
+from asvr.models.tokenizers.quantizer import nearest, soft_codes
 from asvr.registry import VISUAL_TOKENIZERS
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -115,6 +115,25 @@ class PixelTokenizer(VisualTokenizer):
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Return codes (I, N, D) of pixels in [-1, 1]. Raises ValueError before any training."""
+        self._check(pixels)
+        with full_float32(pixels.device):
+            codes = [codes_P for _, codes_P in self._levels(pixels)]
+        return torch.stack(codes, dim=-1).unflatten(0, (len(pixels), self.num_tokens))
+
+    @torch.no_grad()
+    def encode_soft(self, pixels: Tensor, *, temperature: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
+        self._check(pixels)
+        codebook_VC, options = self.codebook(), dict(temperature=temperature, top=top)
+        with full_float32(pixels.device):
+            found = [
+                (codes_P, *soft_codes(before, codes_P, codebook_VC, **options))
+                for before, codes_P in self._levels(pixels)
+            ]
+        return tuple(
+            torch.stack(part, dim=1).unflatten(0, (len(pixels), self.num_tokens)) for part in zip(*found, strict=True)
+        )
+
+    def _check(self, pixels: Tensor) -> None:
         if has_numbers(pixels) and not self.fitted:
             raise ValueError(
                 "PixelTokenizer: its weights are random. Train them and name the folder: "
@@ -122,13 +141,14 @@ class PixelTokenizer(VisualTokenizer):
             )
         if pixels.shape[-2:] != self.transform.size:
             raise ValueError(f"PixelTokenizer: pixels of {tuple(pixels.shape[-2:])}, expected {self.transform.size}")
-        with full_float32(pixels.device):
-            latents, codebook_VC = self.latents(pixels.float()), self.codebook()
-            residual, codes = latents.flatten(0, 1), []
-            for _ in self.codebook_sizes:
-                codes.append(nearest(residual, codebook_VC))
-                residual = residual - codebook_VC[codes[-1]]
-            return torch.stack(codes, dim=-1).unflatten(0, latents.shape[:2])
+
+    def _levels(self, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what is left over before each level, and its codes_P, of the cells of all images."""
+        residual, codebook_VC = self.latents(pixels.float()).flatten(0, 1), self.codebook()
+        for _ in self.codebook_sizes:
+            codes_P = nearest(residual, codebook_VC)
+            yield residual, codes_P
+            residual = residual - codebook_VC[codes_P]
 
     def embed(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.codebook())

@@ -1,6 +1,6 @@
 """Residual vector quantisation: a vector becomes D codes, each of what the codes before it left over.
 
-Legend: ``P`` vectors, ``D`` code depth, ``V`` codes in a codebook, ``C`` code width.
+Legend: ``P`` vectors, ``D`` code depth, ``V`` codes in a codebook, ``C`` code width, ``K`` codes that share a target.
 
 Residual quantisation as in RQ-VAE (https://arxiv.org/abs/2203.01941); k-means initialisation and EMA
 updates as in SoundStream (https://arxiv.org/abs/2107.03312).
@@ -29,6 +29,32 @@ def nearest(x_PC: Tensor, codebook_VC: Tensor, *, memory: int = DISTANCE_BYTES) 
     rows = max(1, memory // (4 * len(codebook_VC)))
     # |x - e|^2 without |x|^2, which is the same for every code
     return torch.cat([torch.addmm(squares_V, x, codebook_VC.T, alpha=-2).argmin(-1) for x in x_PC.split(rows)])
+
+
+def soft_codes(
+    x_PC: Tensor,
+    codes_P: Tensor,
+    codebook_VC: Tensor,
+    *,
+    temperature: float,
+    top: int,
+    memory: int = DISTANCE_BYTES,
+) -> tuple[Tensor, Tensor]:
+    """ids_PK and shares_PK: the ``top`` most probable codes of each row under softmax(-|x - e|^2 / temperature), which
+    is the nearest first, and their probabilities, divided by the sum of these (soft labels of RQ-VAE).
+
+    codes_P: the `nearest` code of each row, the first of ids_PK also where another one is as near.
+    """
+    squares_V, found = codebook_VC.square().sum(-1), []
+    rows = max(1, memory // (4 * len(codebook_VC)))
+    for x, codes in zip(x_PC.split(rows), codes_P.split(rows), strict=True):
+        distances_PV = torch.addmm(squares_V, x, codebook_VC.T, alpha=-2)  # without |x|^2, as above
+        own_P1 = distances_PV.gather(1, codes[:, None])
+        others = distances_PV.scatter(1, codes[:, None], -torch.inf).topk(top, largest=False)
+        distances_PK = torch.cat([own_P1, others.values[:, 1:]], dim=1)
+        found.append((others.indices, ((own_P1 - distances_PK) / temperature).softmax(-1)))
+    ids, shares = zip(*found, strict=True)
+    return torch.cat(ids), torch.cat(shares)
 
 
 class Codebook(nn.Module):
@@ -90,8 +116,14 @@ class ResidualQuantizer(nn.Module):
             raise ValueError(f"shared=True needs codebook_size >= depth, not {sizes[0]} < {depth}")
         self.sizes, self.width, self.shared = sizes, width, shared
         self.decay, self.dead_below, self.memory = decay, dead_below, memory
-        self.codebooks = nn.ModuleList(Codebook(size=size, width=width) for size in (sizes[:1] if shared else sizes))
+        books = sizes[:1] if shared else sizes
+        self.codebooks = nn.ModuleList(Codebook(size=size, width=self.book_width) for size in books)
         self._fitted = False
+
+    @property
+    def book_width(self) -> int:
+        """Numbers in a codebook's vector, all of which a search compares."""
+        return self.width
 
     @property
     def depth(self) -> int:
@@ -125,6 +157,18 @@ class ResidualQuantizer(nn.Module):
             codes = [codes_P for _, _, codes_P, _ in self.levels(self._rows(x))]
         return torch.stack(codes, dim=-1).unflatten(0, x.shape[:-1])
 
+    @torch.no_grad()
+    def encode_soft(self, x: Tensor, *, temperature: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (..., D) as `encode` gives, and the `soft_codes` of each level, given the codes before: ids (..., D, K)
+        and shares (..., D, K)."""
+        options = dict(temperature=temperature, top=top, memory=self.memory)
+        with full_float32(x.device):
+            found = [
+                (codes_P, *soft_codes(before, codes_P, self.book(level).weight, **options))
+                for level, before, codes_P, _ in self.levels(self._rows(x))
+            ]
+        return tuple(torch.stack(part, dim=1).unflatten(0, x.shape[:-1]) for part in zip(*found, strict=True))
+
     def embed(self, codes: Tensor) -> Tensor:
         """Code vectors (..., d, C) of codes (..., d); d may stop before D."""
         return torch.stack([F.embedding(c, self.book(i).weight) for i, c in enumerate(codes.unbind(-1))], dim=-2)
@@ -148,7 +192,7 @@ class ResidualQuantizer(nn.Module):
                 if self.shared:
                     first, last = level * size // self.depth, (level + 1) * size // self.depth
                 book = self.book(level)
-                centres = _kmeans(residual, last - first, iterations, generator, self.memory, on_iteration)
+                centres = lloyd(residual, last - first, iterations, generator, self.memory, on_iteration)
                 book.weight[first:last] = centres
                 filled = book.weight[:last]
                 codes_P = nearest(residual, filled, memory=self.memory)
@@ -216,7 +260,7 @@ def _assign(x_PC: Tensor, codes_P: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return torch.bincount(codes_P, minlength=size).float(), sums_VC
 
 
-def _kmeans(x_PC: Tensor, size: int, iterations: int, generator: torch.Generator, memory: int, on_iteration) -> Tensor:
+def lloyd(x_PC: Tensor, size: int, iterations: int, generator: torch.Generator, memory: int, on_iteration) -> Tensor:
     """Lloyd's algorithm from random rows; return centres (size, C).
 
     A centre without vectors restarts at a vector drawn in proportion to its squared error (as k-means++

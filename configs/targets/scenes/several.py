@@ -1,0 +1,22 @@
+# Several targets at once, with each kind of weight, on the scenes. The semantic codes of asvr.py have a constant weight
+# in both stages. The appearance codes of appearance.py have none in the first stage; in the second one it grows from 0
+# to 0.3 in the first half. It follows no paper: it shows how weights are given.
+# python tools/train.py configs/targets/scenes/several.py
+_base_ = ["./dual.py"]
+
+model = dict(
+    reconstruction=[
+        _base_.model.reconstruction[0],
+        dict(_base_.model.reconstruction[1], weight=dict(begin=0.0, end=0.3, until=0.5)),
+    ]
+)
+stages = dict(
+    pretrain=dict(
+        model=dict(
+            reconstruction=[
+                _base_.model.reconstruction[0],
+                dict(_base_.model.reconstruction[1], weight=0.0),
+            ]
+        )
+    )
+)

@@ -1,0 +1,8 @@
+# The tokenizer of targets/vicuna7b/shared_vocabulary.py: as siglip_so400m_rvq8.py, with one code a token.
+# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_vq1.py \
+#     --cfg-options data.root=data/LLaVA-Pretrain/images
+_base_ = ["./siglip_so400m_rvq8.py"]
+
+name = "asvr/siglip-so400m-vq1"
+
+tokenizer = dict(depth=1)
