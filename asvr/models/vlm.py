@@ -102,7 +102,9 @@ class VLM(nn.Module):
         out = {}
         if batch.num_text_targets:
             hidden_SH = hidden[-1][batch.text_source_S]
-            out["text"], out["correct_text"] = linear_cross_entropy(hidden_SH, self.llm.lm_head, batch.text_target_S)
+            out["text"], out["correct_text"] = linear_cross_entropy(
+                hidden_SH, self.llm.lm_head, batch.text_target_S, **getattr(self.llm, "logit_changes", {})
+            )
         seen = Seen(batch=batch, hidden=hidden, features_INE=features_INE, training=self.training)
         for target in self.targets:
             if target.learns_from(batch):

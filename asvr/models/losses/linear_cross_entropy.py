@@ -23,23 +23,44 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def linear_cross_entropy(
-    hidden_SH: Tensor, linear: nn.Module, target_S: Tensor, *, label_smoothing: float = 0.0
+    hidden_SH: Tensor,
+    linear: nn.Module,
+    target_S: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy in nats and the number of rows whose largest logit is the target's,
     both 0-dimensional float32. The softmax is float32 whatever the precision of the matrix product.
 
     linear: a plain linear layer, whose weights are used, or any other module from hidden states to logits (an adapter
-    around a layer, a layer with hooks or of another class), which is called.
+    around a layer, a layer with hooks or of another class), which is called. scale, softcap: what is done to its
+    logits before the softmax, see `changed_logits`.
 
     Torch's own ``linear_cross_entropy`` (2.15) works in the same way but gives no predictions: the count of right
     ones would cost a fourth matrix product, and torch 2.11 has none.
     """
     if not is_plain(linear):
-        return _called_cross_entropy(hidden_SH, linear, target_S, label_smoothing)
+        return _called_cross_entropy(hidden_SH, linear, target_S, label_smoothing, scale, softcap)
     tensors = (hidden_SH, linear.weight, linear.bias)
     if not torch.is_grad_enabled():  # autograd asks its functions for gradients even then
         tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
-    return _LinearCrossEntropy.apply(*tensors, target_S, label_smoothing)
+    return _LinearCrossEntropy.apply(*tensors, target_S, label_smoothing, scale, softcap)
+
+
+def changed_logits(logits: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
+    """Logits as an LLM gives them behind its LM head: times ``scale`` (Cohere, Granite), then squeezed between
+    ``-softcap`` and ``softcap`` (Gemma 2)."""
+    logits = logits if scale == 1.0 else logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _error_before(error_SV: Tensor, changed_SV: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """The derivative by the logits, from that by the changed logits, in place."""
+    if softcap is not None:
+        error_SV *= 1 - (changed_SV / softcap).square()
+    return error_SV if scale == 1.0 else error_SV.mul_(scale)
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -53,7 +74,12 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def _called_cross_entropy(
-    hidden_SH: Tensor, module: nn.Module, target_S: Tensor, label_smoothing: float
+    hidden_SH: Tensor,
+    module: nn.Module,
+    target_S: Tensor,
+    label_smoothing: float,
+    scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """As `linear_cross_entropy`: a chunk of rows at a time, whose logits are computed again for the backward pass."""
     _tell(type(module).__name__)
@@ -61,7 +87,7 @@ def _called_cross_entropy(
     rows = max(1, MAX_LOGITS[kind] // getattr(module, "out_features", MANY_CLASSES))
 
     def of_chunk(hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = module(hidden).float()
+        logits = changed_logits(module(hidden).float(), scale, softcap)
         loss = F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
         return loss, (logits.detach().argmax(-1) == target).sum().float()
 
@@ -85,7 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden_SH, weight_VH, bias_V, target_S, label_smoothing):
+    def forward(ctx, hidden_SH, weight_VH, bias_V, target_S, label_smoothing, scale, softcap):
         device = hidden_SH.device.type
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else weight_VH.dtype
@@ -104,10 +130,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for begin in range(0, hidden_SH.shape[0], rows):
                 chunk = slice(begin, begin + rows)
                 hidden, target = hidden_SH[chunk].to(dtype), target_S[chunk]
-                logits = F.linear(hidden, weight, bias).float()
+                logits = changed_logits(F.linear(hidden, weight, bias).float(), scale, softcap)
                 correct += (logits.argmax(-1) == target).sum()
                 chunk_loss, error = _loss_and_error(logits, target, label_smoothing, any(wanted))
                 loss += chunk_loss
+                if error is not None:
+                    error = _error_before(error, logits, scale, softcap)
                 _add_gradients(grads, chunk, error, hidden, weight)
         tensors = (hidden_SH, weight_VH, bias_V)
         ctx.dtypes = [None if grad is None else t.dtype for grad, t in zip(grads, tensors, strict=True)]
@@ -120,7 +148,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss, _):
         saved = iter(ctx.saved_tensors)
         grads = ((next(saved) * grad_loss).to(dtype) if dtype else None for dtype in ctx.dtypes)
-        return *grads, None, None
+        return *grads, None, None, None, None
 
 
 def _loss_and_error(logits_SV: Tensor, target_S: Tensor, smoothing: float, wanted: bool):
