@@ -172,14 +172,20 @@ def _same_kind(config: PretrainedConfig, model_type: str) -> PretrainedConfig:
 
 
 def load_strict(
-    auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, may_ignore: tuple[str, ...] = ()
+    auto_class,
+    folder: Path,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    may_ignore: tuple[str, ...] = (),
+    key_mapping: dict[str, str] | None = None,
 ):
     """``auto_class.from_pretrained`` on the CPU that refuses missing and mis-shaped weights.
 
-    may_ignore: prefixes of keys that the file may have and the model does not need.
+    may_ignore: prefixes of keys that the file may have and the model does not need. key_mapping: patterns of keys in
+    the file -> what stands in the model's in their place.
     """
     try:
-        model, info = _load(auto_class, folder, config, dtype)
+        model, info = _load(auto_class, folder, config, dtype, key_mapping)
     except pickle.UnpicklingError as error:
         raise unsafe_pickle(folder, error) from error
     except OSError as error:
@@ -197,7 +203,7 @@ def load_strict(
     return model
 
 
-def _load(auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype):
+def _load(auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, key_mapping: dict | None):
     if is_gguf(folder):
         return gguf_model(auto_class, folder, config, dtype)
     with without_warnings():
@@ -209,6 +215,7 @@ def _load(auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype
             ignore_mismatched_sizes=True,  # refused by `load_strict`, with the file's name
             local_files_only=True,
             trust_remote_code=False,
+            **({} if key_mapping is None else dict(key_mapping=key_mapping)),
         )
 
 

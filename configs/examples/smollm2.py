@@ -32,13 +32,14 @@ data = dict(
         type="chatml",
         system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     ),
+    train=dict(max_pictures=500),
     micro_batch=4,
     global_batch=8,
 )
 stages = dict(
     _delete_=True,
     align=dict(train=["projector", "heads"], schedule=dict(steps=20), evaluation=None),
-    finetune=dict(train=["projector", "heads", "llm"], optim=dict(lr=1e-4), schedule=dict(steps=20)),
+    finetune=dict(train=["projector", "heads", "llm"], optim=dict(lr=1e-4), schedule=dict(steps=5)),
 )
 evaluation = dict(batch_size=10, limit=20)
 runtime = dict(log_interval=5, checkpoint_interval=1000)
