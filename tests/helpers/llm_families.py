@@ -145,4 +145,17 @@ PADDED = {
 }
 FAMILIES = PACKED | {name: arch for name, (arch, _) in PADDED.items()}
 # As LlavaForConditionalGeneration.
-EXPORTED = ("llama3", "mistral", "qwen2.5", "qwen3", "gemma3", "phi3", "phi3-128k", "smollm2", "smollm3", "olmo2")
+EXPORTED = (
+    "llama2",
+    "llama3",
+    "llama3.2",
+    "mistral",
+    "qwen2.5",
+    "qwen3",
+    "gemma3",
+    "phi3",
+    "phi3-128k",
+    "smollm2",
+    "smollm3",
+    "olmo2",
+)
