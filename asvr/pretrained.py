@@ -109,7 +109,8 @@ class Pretrained:
             for row in range(len(conversations)):
                 own = row_S == row
                 hidden_SH = hidden[batch.text_source_S[own]]
-                loss, correct = linear_cross_entropy(hidden_SH, model.llm.lm_head, batch.text_target_S[own])
+                changes = getattr(model.llm, "logit_changes", {})
+                loss, correct = linear_cross_entropy(hidden_SH, model.llm.lm_head, batch.text_target_S[own], **changes)
                 found.append((loss.item() / len(hidden_SH), int(correct) == len(hidden_SH)))
         return found
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from asvr.base import hub
+from asvr.base.gguf import gguf_tokenizer, is_gguf
 from asvr.base.quiet import without_warnings
 from asvr.data.refusals import Refused
 from asvr.registry import DATASETS, TEXT_TOKENIZERS
@@ -160,7 +161,7 @@ VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.
 
 @TEXT_TOKENIZERS.register_module()
 class HFTokenizer(TextTokenizer):
-    """The tokenizer of a Hugging Face model, from a local folder. Code in the folder is never run.
+    """The tokenizer of a Hugging Face model, from a local folder or a GGUF file. Code in the folder is never run.
 
     Raises: `asvr.base.hub.MissingWeights` where there is no such folder; ValueError where it holds no
     tokenizer that can be read without running code of its own.
@@ -168,16 +169,20 @@ class HFTokenizer(TextTokenizer):
 
     def __init__(self, *, name: str):
         folder = hub.require(name, what="text tokenizer")
-        try:
-            with without_warnings():
-                hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-        except Exception as error:  # transformers' classes raise anything for a file that they do not expect
-            raise ValueError(_unreadable(name, folder, error)) from error
-        if not has_vocabulary(folder):  # the model's type alone gives a tokenizer, of three tokens
-            raise ValueError(_unreadable(name, folder, None))
-        if not hf.is_fast:
-            raise ValueError(f"the tokenizer of {name!r} ({folder}) has no fast form: expected a tokenizer.json")
-        super().__init__(hf)
+        super().__init__(gguf_tokenizer(folder) if is_gguf(folder) else _read(name, folder))
+
+
+def _read(name: str, folder: Path) -> PreTrainedTokenizerFast:
+    try:
+        with without_warnings():
+            hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # transformers' classes raise anything for a file that they do not expect
+        raise ValueError(_unreadable(name, folder, error)) from error
+    if not has_vocabulary(folder):  # the model's type alone gives a tokenizer, of three tokens
+        raise ValueError(_unreadable(name, folder, None))
+    if not hf.is_fast:
+        raise ValueError(f"the tokenizer of {name!r} ({folder}) has no fast form: expected a tokenizer.json")
+    return hf
 
 
 # Texts that must be encoded alike: words, spaces, line breaks, what few vocabularies have, letters of control tokens.

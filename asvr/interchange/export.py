@@ -32,7 +32,7 @@ from asvr.models.transforms import merge_transforms
 from asvr.pretrained import Pretrained
 
 TOWERS = {"siglip_vision_model": "full", "clip_vision_model": "default"}  # which features LLaVA keeps: all, or no CLS
-LLMS = ("llama", "mistral", "qwen2")
+LLMS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "smollm3", "olmo2")
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 # Conversations whose token ids must be the same through the exported processor: questions and answers in turn.
 PROBES = (
@@ -77,6 +77,8 @@ def refuse_inexpressible(source: Pretrained) -> None:
         reasons.append("its projector adds positions (positions=True)")
     if not isinstance(model.llm, HFCausalLM) or model.llm.model.config.model_type not in LLMS:
         reasons.append(f"its LLM is {_kind(model.llm)}; this export is tested with {', '.join(LLMS)}")
+    elif model.llm.logit_changes:
+        reasons.append(f"its LLM changes its logits ({model.llm.logit_changes}), which LLaVA leaves out")
     if model.layout.fixed is None or type(model.layout) is not WholeImage:
         reasons.append(f"its images are laid out by {type(model.layout).__name__}; LLaVA has as many tokens for each")
     if model.visual_attention != "causal":

@@ -88,9 +88,16 @@ def _with_old_fields(config: dict) -> dict:
     """With the rotary settings where transformers 4 looks for them, beside those of transformers 5."""
     text = config["text_config"]
     rope = dict(text.get("rope_parameters") or {})
-    if "rope_theta" in rope:
-        text["rope_theta"] = rope.pop("rope_theta")
-    if rope.get("rope_type", "default") != "default":
+    if "full_attention" in rope:  # Gemma 3 has two
+        text["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = dict(rope["full_attention"])
+    for field in ("rope_theta", "partial_rotary_factor"):
+        if field in rope:
+            text[field] = rope.pop(field)
+    kind = rope.get("rope_type", "default")
+    if kind == "longrope":  # of which Phi-3 takes three fields and no other
+        text["rope_scaling"] = dict(type=kind, short_factor=rope["short_factor"], long_factor=rope["long_factor"])
+    elif kind != "default":
         text["rope_scaling"] = rope
     return config
 

@@ -57,8 +57,11 @@ def _interface(kernel: Callable) -> Callable:
         sliding_window: int | None = None,
         **kwargs,
     ):
-        if kwargs.get("softcap") is not None:
-            raise ValueError(f"{type(module).__name__}: softcap is not supported: use an LLM without it")
+        for name in ("softcap", "s_aux"):  # s_aux: a learned sink
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"{type(module).__name__}: {name} of its attention is not supported by any kernel here"
+                )
         ours = attention_mask is None or attention_mask.numel() == 0
         if dropout and (segments is not None or rule is not None or (ours and sliding_window is not None)):
             rows = "packed rows" if segments is not None else "a sliding window"
@@ -155,12 +158,21 @@ def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, w
     )
 
 
+def eager_only(config) -> str | None:
+    """Why no kernel here computes the attention of a configuration, in words, or None. transformers' own ``eager``
+    does. (Its ``sdpa`` leaves the soft caps of Gemma 2 out, and 5.17 would choose it.)"""
+    cap = getattr(config, "attn_logit_softcapping", None)
+    return None if cap is None else f"attn_logit_softcapping={cap} caps the logits of its attention, as no kernel does"
+
+
 def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None, device: torch.device | None = None) -> str:
     """Let every part of a `VLM` use the chosen kernel; say which and why. dtype: of autocast, or None. device: where
     the model will run; None: where it is."""
     name, why = choose(wanted, device or model.device, dtype or next(model.llm.parameters()).dtype)
     logger.info("attention: %s (%s)", name, why)
     set_kernel(model, name)
+    if not getattr(model.llm, "own_kernels", True):
+        logger.info("attention of the LLM: transformers' own (%s)", model.llm.model.config._attn_implementation)
     return name
 
 
@@ -168,7 +180,7 @@ def set_kernel(model: nn.Module, name: str) -> None:
     """Let every part of a model, or a part alone, use a kernel by its name."""
     for module in model.modules():
         if hasattr(module, "set_attn_implementation") and hasattr(module, "config"):
-            if getattr(module, "_supports_sdpa", False):
+            if getattr(module, "_supports_sdpa", False) and eager_only(module.config) is None:
                 module.set_attn_implementation(PREFIX + name)
         elif hasattr(module, "attention_kernel"):
             module.attention_kernel = KERNELS[name]
@@ -196,7 +208,7 @@ def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
     Raises ``ValueError`` where they are not, or where the LLM takes no kernel of ours: a convolution or a recurrence
     over the row knows nothing of samples, and the blocks of some LLMs do not tell the kernel of them.
     """
-    problem = None if getattr(llm, "own_kernels", False) else "takes no attention kernel of ours"
+    problem = None if getattr(llm, "own_kernels", False) else f"takes no attention kernel of ours{_why(llm)}"
     if problem is None:
         training = llm.training
         llm.eval()  # dropout would make every two passes differ
@@ -247,6 +259,12 @@ def _broken_rule(llm: nn.Module) -> str | None:
         if moved_T.nonzero().flatten().tolist() != others:
             return "does not tell its attention who sees whom"
     return None
+
+
+def _why(llm: nn.Module) -> str:
+    config = getattr(getattr(llm, "model", None), "config", None)
+    reason = None if config is None else eager_only(config)
+    return "" if reason is None else f" ({reason})"
 
 
 def _leaks_with_sdpa(llm: nn.Module) -> list[float]:

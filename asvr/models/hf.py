@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from asvr.base import hub
 from asvr.base.arch import causal_problem, tower_problem
 from asvr.base.files import unsafe_pickle
+from asvr.base.gguf import gguf_config, gguf_model, is_gguf
 from asvr.base.log_once import log_once
 from asvr.base.quiet import without_warnings
 from asvr.models.shards import local_shard, untied_state_dict
@@ -64,6 +65,8 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
 
 
 def _read_folder(folder: Path) -> PretrainedConfig:
+    if is_gguf(folder):
+        return gguf_config(folder)
     fields = _fields_of(folder)
     try:
         with without_warnings():
@@ -169,23 +172,20 @@ def _same_kind(config: PretrainedConfig, model_type: str) -> PretrainedConfig:
 
 
 def load_strict(
-    auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, may_ignore: tuple[str, ...] = ()
+    auto_class,
+    folder: Path,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    may_ignore: tuple[str, ...] = (),
+    key_mapping: dict[str, str] | None = None,
 ):
     """``auto_class.from_pretrained`` on the CPU that refuses missing and mis-shaped weights.
 
-    may_ignore: prefixes of keys that the file may have and the model does not need.
+    may_ignore: prefixes of keys that the file may have and the model does not need. key_mapping: patterns of keys in
+    the file -> what stands in the model's in their place.
     """
     try:
-        with without_warnings():
-            model, info = auto_class.from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, with the file's name
-                local_files_only=True,
-                trust_remote_code=False,
-            )
+        model, info = _load(auto_class, folder, config, dtype, key_mapping)
     except pickle.UnpicklingError as error:
         raise unsafe_pickle(folder, error) from error
     except OSError as error:
@@ -201,6 +201,22 @@ def load_strict(
         listing = "; ".join(f"{kind} {keys[:5]} ({len(keys)} in all)" for kind, keys in problems.items())
         raise ValueError(f"{folder}: the weights do not fit {type(model).__name__}: {listing}")
     return model
+
+
+def _load(auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, key_mapping: dict | None):
+    if is_gguf(folder):
+        return gguf_model(auto_class, folder, config, dtype)
+    with without_warnings():
+        return auto_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused by `load_strict`, with the file's name
+            local_files_only=True,
+            trust_remote_code=False,
+            **({} if key_mapping is None else dict(key_mapping=key_mapping)),
+        )
 
 
 def build_deferred(

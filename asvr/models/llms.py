@@ -5,7 +5,7 @@ Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width, ``V`` vocabulary.
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 from asvr.base import compat
 from asvr.base.log_once import log_once
 from asvr.data.batch import Segments
-from asvr.models.attention import PREFIX, no_mask
+from asvr.models.attention import PREFIX, eager_only, no_mask
 from asvr.models.checkpointing import check_mode, settings
 from asvr.models.component import Component
 from asvr.models.hf import (
@@ -29,21 +29,10 @@ from asvr.models.hf import (
     require_causal,
     resolve_dtype,
 )
+from asvr.models.logits import logit_changes
+from asvr.models.recurrence import check_recurrence
 from asvr.models.visual_attention import AttentionRule
 from asvr.registry import LLMS
-
-# Models that change hidden states in front of the LM head or logits behind it: our loss, which applies the head
-# itself, would be wrong.
-_LOGIT_CHANGES = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "logits_soft_cap",
-    "output_logit_soft_cap",
-    "output_multiplier",
-    "logits_mup_width_multiplier",
-)
 
 
 def _in_autocast_precision(module, inputs: tuple, embeds: Tensor) -> Tensor:
@@ -66,15 +55,14 @@ def _max_positions(config) -> int | None:
 
 
 @contextmanager
-def _input_of(module: torch.nn.Module | None) -> Iterator[list[Tensor]]:
+def _input_of(module: torch.nn.Module) -> Iterator[list[Tensor]]:
     """What a module gets while this lasts."""
     seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) if module is not None else None
+    handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         yield seen
     finally:
-        if handle is not None:
-            handle.remove()
+        handle.remove()
 
 
 @LLMS.register_module()
@@ -112,9 +100,7 @@ class HFCausalLM(Component):
                 arch["vocab_size"],
             )
         require_causal(config, name or "of `arch`")
-        for field in _LOGIT_CHANGES:
-            if getattr(config, field, None) not in (None, 1.0):
-                raise ValueError(f"LLM {name or config.model_type}: `{field}` is not supported by the text loss")
+        self.logit_changes = logit_changes(config, name or config.model_type)
         if vocab_size is not None and vocab_size > config.vocab_size:
             raise ValueError(
                 f"LLM {name or config.model_type} has {config.vocab_size} embeddings, the text tokenizer needs "
@@ -132,6 +118,8 @@ class HFCausalLM(Component):
                 f"LLM {name or config.model_type}: {type(self.model).__name__} has its LM head inside another part, "
                 "which the text loss would leave out: take a decoder, such as a llama"
             )
+        if eager_only(config) is not None:
+            self.model.set_attn_implementation("eager")
         self.activation_checkpointing = activation_checkpointing
         if check_mode(activation_checkpointing, "llm.activation_checkpointing") != "none":
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
@@ -163,7 +151,9 @@ class HFCausalLM(Component):
         """Its transformer blocks, in order: what transformers never splits between devices. FSDP makes each of them an
         instance of a subclass."""
         kinds = set(self.model._no_split_modules or ())
-        return [m for m in self.model.modules() if any(base.__name__ in kinds for base in type(m).__mro__)]
+        found = [m for m in self.model.modules() if any(base.__name__ in kinds for base in type(m).__mro__)]
+        inner = {id(part) for module in found for part in module.modules() if part is not module}
+        return [module for module in found if id(module) not in inner]  # Mamba names the mixer in a block too
 
     def portable(self, config: dict) -> dict:
         return dict(super().portable(config), arch=arch_of(self.model.config))
@@ -200,12 +190,16 @@ class HFCausalLM(Component):
         if segments is not None:
             assert self.own_kernels, "packed rows need `use_attention`"
             layout |= dict(position_ids=segments.position_ids_BT, segments=segments)
-        with _input_of(self.final_norm if last else None) as seen:
+        read = {self.num_layers: self.final_norm} if last else {}
+        if self.model._is_stateful:  # in some recurrent families transformers' states begin behind the first block
+            read |= {tap: self.blocks[tap] for tap in inner}
+        with ExitStack() as stack:
+            seen = {tap: stack.enter_context(_input_of(module)) for tap, module in read.items()}
             out = self.model.get_decoder()(
-                inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner), **layout
+                inputs_embeds=embeds_BTH, use_cache=False, output_hidden_states=bool(inner - read.keys()), **layout
             )
-        states = {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner}}
-        return states | ({self.num_layers: seen[-1].view_as(embeds_BTH)} if last else {})
+        states = {-1: out.last_hidden_state, **{tap: out.hidden_states[tap] for tap in inner - read.keys()}}
+        return states | {tap: inputs[-1].view_as(embeds_BTH) for tap, inputs in seen.items()}
 
     def _ruled(self, embeds_BTH: Tensor, mask_BT: Tensor | None, rule: AttentionRule) -> dict:
         """Arguments of the decoder by which its kernel gets a rule."""
@@ -250,7 +244,13 @@ class HFCausalLM(Component):
         self, embeds_BTH: Tensor, attention_mask_BT: Tensor, *, rule: AttentionRule | None = None, **kwargs
     ) -> Tensor:
         """New token ids (B, T') for left-padded prompts; keywords are those of transformers' ``generate``. rule: of the
-        prompts, see `hidden`."""
+        prompts, see `hidden`.
+
+        Raises ``ValueError`` for a recurrent LLM whose state transformers does not keep apart from padding, or does
+        not carry from token to token.
+        """
+        if self.model._is_stateful:
+            check_recurrence(self, padded=not attention_mask_BT.all())
         given = dict(inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **kwargs)
         if rule is not None:
             given |= self._read(embeds_BTH, attention_mask_BT, rule, copies=_copies(kwargs))

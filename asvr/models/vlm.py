@@ -111,7 +111,7 @@ class VLM(nn.Module):
         if batch.num_text_targets:
             hidden_SH = hidden[-1][batch.text_source_S]
             out["text"], out["correct_text"] = linear_cross_entropy(
-                hidden_SH, self.text_classifier(), batch.text_target_S
+                hidden_SH, self.text_classifier(), batch.text_target_S, **getattr(self.llm, "logit_changes", {})
             )
         common = dict(batch=batch, features_INE=features_INE, embeds_BTH=embeds_BTH, training=self.training)
         common |= dict(rule=self.attention_rule(batch))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from asvr.base.precision import full_float32
 from asvr.data.batch import IGNORE, Batch
 from asvr.models.heads import DepthTransformerHead
-from asvr.models.losses import CodeCrossEntropy
+from asvr.models.losses import CodeCrossEntropy, changed_logits
 from asvr.models.targets import CodeTarget
 from asvr.models.tokenizers import SemanticTokenizer
 
@@ -84,6 +84,7 @@ class PlainStep(nn.Module):
             use_cache=False,
         )
         logits_BTV = model.llm.lm_head(out.last_hidden_state).float()
+        logits_BTV = changed_logits(logits_BTV, **getattr(model.llm, "logit_changes", {}))
         labels = torch.full_like(batch.input_ids_BT, IGNORE).flatten()
         labels[batch.text_source_S] = batch.text_target_S
         losses = dict(text=F.cross_entropy(logits_BTV.flatten(0, 1), labels, ignore_index=IGNORE, reduction="sum"))

@@ -128,16 +128,16 @@ def test_the_folders_configuration_wins_with_a_warning(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("arch", "field"),
     [
-        (dict(model_type="gemma2", head_dim=4, num_key_value_heads=4, **SIZES), "final_logit_softcapping"),
-        (dict(model_type="cohere", num_key_value_heads=4, logit_scale=0.25, **SIZES), "logit_scale"),
-        (dict(model_type="granite", num_key_value_heads=4, logits_scaling=8.0, **SIZES), "logits_scaling"),
+        (dict(model_type="gemma", head_dim=4, num_key_value_heads=4, **SIZES), "final_logit_softcapping"),
+        (dict(model_type="llama", num_key_value_heads=4, **SIZES), "logits_scaling"),
+        (dict(model_type="falcon_h1", num_key_value_heads=4, **SIZES), "lm_head_multiplier"),
     ],
 )
-def test_models_that_change_their_logits_are_refused(arch, field):
-    with pytest.raises(ValueError, match=rf"`{field}` is not supported"):
-        HFCausalLM(arch=arch)
-    neutral = {"final_logit_softcapping": None}.get(field, 1.0)
-    assert HFCausalLM(arch=dict(arch, **{field: neutral})).num_layers == 3
+def test_a_change_of_logits_that_is_not_known_is_refused(arch, field):
+    with pytest.raises(ValueError, match=rf"LLM {arch['model_type']}: `{field}` is not supported by the text loss"):
+        HFCausalLM(arch=dict(arch, **{field: 0.25}))
+    with torch.device("meta"):
+        assert HFCausalLM(arch=dict(arch, **{field: 1.0})).logit_changes == {}
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

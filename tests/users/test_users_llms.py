@@ -174,7 +174,6 @@ def test_the_lm_head_on_the_hidden_states_gives_the_models_own_logits(kind):
         ),
         (dict(SIZES, model_type="roberta"), "is an encoder \\(model_type 'roberta'\\)"),
         (dict(GROUPED, model_type="falcon_h1", lm_head_multiplier=0.5), "LLM falcon_h1: `lm_head_multiplier`"),
-        (dict(GROUPED, model_type="recurrent_gemma", logits_soft_cap=30.0), "LLM recurrent_gemma: `logits_soft_cap`"),
         (dict(GROUPED, model_type="xlstm", output_logit_soft_cap=30.0), "LLM xlstm: `output_logit_soft_cap`"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Vision towers of Hugging Face transformers: SigLIP, SigLIP2, CLIP, DINOv2 and their like.
+"""Vision towers of Hugging Face transformers: SigLIP, SigLIP2, CLIP, DINOv2 and their like. Which are tested,
+configs/README.md says.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
@@ -18,11 +19,39 @@ from asvr.models.encoders.base import Encoder
 from asvr.models.hf import arch_of, build_random, find_folder, load_strict, read_config, require_tower, resolve_dtype
 from asvr.registry import ENCODERS
 
-# (mean, std, centre crop) of each family's own image processor, used where a folder has no preprocessor file.
-_HALF = (0.5, 0.5, 0.5)
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), True)
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), True)
-_FAMILIES = {"siglip": (_HALF, _HALF, False), "clip": _CLIP, "dinov2": _IMAGENET, "dinov3": _IMAGENET}
+# (mean, std, centre crop, interpolation) of each family's own image processor, where a folder has no preprocessor file.
+_HALF, _IDENTITY = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_FAMILIES = {
+    "siglip": (*_HALF, False, None),
+    "clip": (*_CLIP, True, None),
+    "aimv2": (*_CLIP, True, None),
+    "dinov2": (*_IMAGENET, True, None),
+    "dinov3": (*_IMAGENET, False, "bilinear"),
+    "internvl": (*_IMAGENET, False, None),
+    "radio": (*_IDENTITY, False, None),  # it normalises pixels of 0 to 1 itself
+}
+# Keys of whole models that are not their towers'.
+_NOT_OF_TOWERS = (
+    "text_model.",
+    "logit_scale",
+    "logit_bias",
+    "visual_projection",
+    "text_projection",
+    "head.",
+    "vision_model.head.",
+    "language_model.",
+    "model.language_model.",
+    "multi_modal_projector.",
+    "model.multi_modal_projector.",
+    "lm_head.",
+)
+# Where the keys of a tower stand in a whole model, in which transformers does not find them. InternViT is published so.
+_OF_WHOLE_MODELS = {
+    "internvl_vision": {r"^(model\.)?vision_tower\.": ""},
+    "aimv2_vision_model": {r"^vision_model\.": ""},
+}
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -62,28 +91,29 @@ class HFVisionEncoder(Encoder):
         if config.model_type.startswith("siglip"):
             config.vision_use_head = False  # SigLIP's pooling head gives nothing to a patch feature
         if folder is not None and load_weights:
-            ignore = (
-                "text_model.",
-                "logit_scale",
-                "logit_bias",
-                "visual_projection",
-                "text_projection",
-                "head.",
-                "vision_model.head.",
-            )
-            self.model = load_strict(AutoModel, folder, config, resolve_dtype(dtype), ignore)
+            mapping = _OF_WHOLE_MODELS.get(config.model_type)
+            self.model = load_strict(AutoModel, folder, config, resolve_dtype(dtype), _NOT_OF_TOWERS, mapping)
             self.source = name
         else:
             self.model = build_random(AutoModel, config, resolve_dtype(dtype), name or "encoder.arch")
         if check_mode(activation_checkpointing, "encoder.activation_checkpointing") != "none":
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
+        if not hasattr(config, "hidden_size"):
+            raise ValueError(
+                f"vision encoder {name or 'of `arch`'}: a {config.model_type} gives maps of several sizes, not one "
+                "grid of tokens: use type='TimmEncoder', which has such models too"
+            )
         self.layer = _keep_layers(self.model, layer)
         self.width = config.hidden_size * (len(self.layer) if isinstance(self.layer, list) else 1)
         self.naflex = config.model_type == "siglip2_vision_model"
-        side = round(config.num_patches**0.5) * config.patch_size if self.naflex else config.image_size
-        self.patch = config.patch_size
+        where = name or "encoder.arch"
+        self.patch = _side(config.patch_size, f"{where}: patch_size")
+        if self.naflex:
+            side = round(config.num_patches**0.5) * self.patch
+        else:
+            side = _side(config.image_size, f"{where}: image_size")
         if side < self.patch:
-            raise ValueError(f"{name or 'encoder.arch'}: patch_size={self.patch} exceeds the image's {side} pixels")
+            raise ValueError(f"{where}: patch_size={self.patch} exceeds the image's {side} pixels")
         self.grid = (side // self.patch, side // self.patch)
         self.transform = _transform(folder, config.model_type, side, transform or {}, self.interpolation)
 
@@ -95,6 +125,11 @@ class HFVisionEncoder(Encoder):
         inputs = self._naflex_inputs(pixels) if self.naflex else dict(pixel_values=pixels.to(self.model.dtype))
         states = self.model(**inputs, output_hidden_states=True).hidden_states
         hidden = torch.cat([states[i] for i in self.layer], -1) if isinstance(self.layer, list) else states[self.layer]
+        if hidden.ndim != 3 or hidden.shape[1] < self.num_tokens:
+            raise ValueError(
+                f"vision encoder {self.model.config.model_type}: layer {self.layer} gives {tuple(hidden.shape[1:])}, "
+                f"not the {self.num_tokens} tokens of a grid of {self.grid[0]} x {self.grid[1]}: use type='TimmEncoder'"
+            )
         return hidden[:, -self.num_tokens :]  # class and register tokens stand in front of the patches
 
     def portable(self, config: dict) -> dict:
@@ -134,6 +169,15 @@ def _keep_layers(model: nn.Module, layer: int | list[int]) -> int | list[int]:
     return indices if several else indices[0]
 
 
+def _side(size, what: str) -> int:
+    """Of a square; some families (InternVL) write both sides."""
+    if isinstance(size, int):
+        return size
+    if len(set(size)) != 1:
+        raise ValueError(f"{what}={list(size)}: only squares are read")
+    return size[0]
+
+
 def _blocks(module: nn.Module):
     return getattr(module, "layers", None) or getattr(module, "layer", None)
 
@@ -145,10 +189,13 @@ def _transform(folder: Path | None, model_type: str, side: int, overrides: dict,
     if "size" in overrides:
         raise ValueError(f"transform.size={overrides['size']!r}: this tower reads {side} x {side} pixels; leave it out")
     if family is not None:
-        fields.update(mean=family[0], std=family[1], center_crop=family[2])
+        mean, std, crop, own = family
+        fields.update(mean=mean, std=std, center_crop=crop, interpolation=own or interpolation)
     if file is not None and file.is_file():
         own = json.loads(file.read_text(encoding="utf-8"))
-        if "image_mean" in own:
+        if own.get("do_normalize") is False:  # a tower that normalises itself
+            fields.update(mean=_IDENTITY[0], std=_IDENTITY[1])
+        elif "image_mean" in own:
             fields.update(mean=tuple(own["image_mean"]), std=tuple(own["image_std"]))
         if "do_center_crop" in own:
             fields.update(center_crop=bool(own["do_center_crop"]))

@@ -2,7 +2,7 @@
 
 from asvr.models.losses.code_cross_entropy import CodeCrossEntropy
 from asvr.models.losses.features import CosineLoss, FeatureLoss, L1Loss, MSELoss, SimilarityLoss, SmoothL1Loss
-from asvr.models.losses.linear_cross_entropy import JoinedClassifier, linear_cross_entropy
+from asvr.models.losses.linear_cross_entropy import JoinedClassifier, changed_logits, linear_cross_entropy
 
 __all__ = [
     "CodeCrossEntropy",
@@ -13,5 +13,6 @@ __all__ = [
     "MSELoss",
     "SimilarityLoss",
     "SmoothL1Loss",
+    "changed_logits",
     "linear_cross_entropy",
 ]

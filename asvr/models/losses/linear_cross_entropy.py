@@ -48,6 +48,8 @@ def linear_cross_entropy(
     *,
     shares_SK: Tensor | None = None,
     label_smoothing: float = 0.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed cross-entropy in nats and the number of rows whose largest logit is the target's,
     both 0-dimensional float32. The softmax is float32 whatever the precision of the matrix product.
@@ -57,6 +59,7 @@ def linear_cross_entropy(
     target: the class of each row (S,); or with shares_SK, ``K`` classes of each row (S, K), different ones, and what
     share of the row's target each of them has: float32, the sum of a row is 1. The first of them counts as the right
     one. label_smoothing: the share of the target that all classes have alike.
+    scale, softcap: what is done to the logits before the softmax, see `changed_logits`.
 
     Torch's own ``linear_cross_entropy`` (2.15) works in the same way but gives no predictions: the count of right
     ones would cost a fourth matrix product, and torch 2.11 has none.
@@ -65,11 +68,25 @@ def linear_cross_entropy(
     layers = linear.layers if type(linear) is JoinedClassifier else [linear]
     if others := [layer for layer in layers if not is_plain(layer)]:
         _tell(type(others[0]).__name__)
-        return _called_cross_entropy(hidden_SH, linear, target_SK, shares_SK, label_smoothing)
+        return _called_cross_entropy(hidden_SH, linear, target_SK, shares_SK, label_smoothing, scale, softcap)
     tensors = [hidden_SH, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))]
     if not torch.is_grad_enabled():  # autograd asks its functions for gradients even then
         tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
-    return _LinearCrossEntropy.apply(target_SK, shares_SK, label_smoothing, *tensors)
+    return _LinearCrossEntropy.apply(target_SK, shares_SK, label_smoothing, scale, softcap, *tensors)
+
+
+def changed_logits(logits: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
+    """Logits as an LLM gives them behind its LM head: times ``scale`` (Cohere, Granite), then squeezed between
+    ``-softcap`` and ``softcap`` (Gemma 2)."""
+    logits = logits if scale == 1.0 else logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _error_before(error_SV: Tensor, changed_SV: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """The derivative by the logits, from that by the changed logits, in place."""
+    if softcap is not None:
+        error_SV *= 1 - (changed_SV / softcap).square()
+    return error_SV if scale == 1.0 else error_SV.mul_(scale)
 
 
 def is_plain(layer: nn.Module) -> bool:
@@ -83,14 +100,20 @@ def is_plain(layer: nn.Module) -> bool:
 
 
 def _called_cross_entropy(
-    hidden_SH: Tensor, module: nn.Module, target_SK: Tensor, shares_SK: Tensor | None, label_smoothing: float
+    hidden_SH: Tensor,
+    module: nn.Module,
+    target_SK: Tensor,
+    shares_SK: Tensor | None,
+    label_smoothing: float,
+    scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """As `linear_cross_entropy`: a chunk of rows at a time, whose logits are computed again for the backward pass."""
     kind = "cpu" if hidden_SH.device.type == "cpu" else "cuda"
     rows = max(1, MAX_LOGITS[kind] // getattr(module, "out_features", MANY_CLASSES))
 
     def of_chunk(hidden: Tensor, target: Tensor, shares: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = module(hidden).float()
+        logits = changed_logits(module(hidden).float(), scale, softcap)
         if shares is None:
             loss = F.cross_entropy(logits, target[:, 0], reduction="sum", label_smoothing=label_smoothing)
         else:
@@ -119,14 +142,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, target_SK, shares_SK, label_smoothing, hidden_SH, *parameters):
+    def forward(ctx, target_SK, shares_SK, label_smoothing, scale, softcap, hidden_SH, *parameters):
         """parameters: weight and bias of each layer, whose classes stand one after another."""
         device, tensors = hidden_SH.device.type, (hidden_SH, *parameters)
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else parameters[0].dtype
         classes = sum(weight_VH.shape[0] for weight_VH in parameters[::2])
         rows = max(1, (MAX_LOGITS["cpu"] if device == "cpu" else MAX_LOGITS["cuda"]) // classes)
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[5:]
         grads = [
             torch.zeros_like(tensor, dtype=None if tensor is hidden_SH else torch.float32) if needed else None
             for tensor, needed in zip(tensors, wanted, strict=True)
@@ -140,10 +163,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(begin, begin + rows)
                 hidden, target = hidden_SH[chunk].to(dtype), target_SK[chunk]
                 logits = _joined([F.linear(hidden, weight, bias).float() for weight, bias in layers])
+                logits = changed_logits(logits, scale, softcap)
                 correct += (logits.argmax(-1) == target[:, 0]).sum()
                 shares = None if shares_SK is None else shares_SK[chunk]
                 chunk_loss, error = _loss_and_error(logits, target, shares, label_smoothing, any(wanted))
                 loss += chunk_loss
+                if error is not None:
+                    error = _error_before(error, logits, scale, softcap)
                 _add_gradients(grads, chunk, error, hidden, [weight for weight, _ in layers])
         ctx.dtypes = [None if grad is None else t.dtype for grad, t in zip(grads, tensors, strict=True)]
         ctx.save_for_backward(*(grad for grad in grads if grad is not None))
@@ -155,7 +181,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad_loss, _):
         saved = iter(ctx.saved_tensors)
         grads = ((next(saved) * grad_loss).to(dtype) if dtype else None for dtype in ctx.dtypes)
-        return None, None, None, *grads
+        return None, None, None, None, None, *grads
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

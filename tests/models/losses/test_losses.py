@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asvr.models.losses import CodeCrossEntropy, linear_cross_entropy
+from asvr.models.losses import CodeCrossEntropy, changed_logits, linear_cross_entropy
 
 module = importlib.import_module("asvr.models.losses.linear_cross_entropy")
 S, H, V = 11, 6, 13
@@ -38,8 +38,49 @@ def test_chunks_do_not_change_values_or_gradients(monkeypatch, bias, smoothing, 
         assert torch.allclose(own, other, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("called", [False, True], ids=["plain", "called"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, 2.0), (0.25, None), (-0.5, 1.5)])
+def test_caps_and_scales_of_logits_have_the_right_gradient(monkeypatch, called, smoothing, scale, softcap):
+    hidden_SH, linear, target_S = problem()
+    logits_SV = 4 * scale * linear(hidden_SH) if called else scale * linear(hidden_SH)
+    if softcap is not None:
+        logits_SV = softcap * (logits_SV / softcap).tanh()
+    plain = F.cross_entropy(logits_SV, target_S, label_smoothing=smoothing) * S
+    wanted = gradients(plain, hidden_SH, linear)
+
+    monkeypatch.setattr(module, "MAX_LOGITS", dict(cpu=3 * V))
+    layer = nn.Sequential(linear, Times(4)) if called else linear
+    options = dict(label_smoothing=smoothing, scale=scale, softcap=softcap)
+    loss, correct = linear_cross_entropy(hidden_SH, layer, target_S, **options)
+    torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
+    assert correct == (logits_SV.argmax(-1) == target_S).sum()
+    for own, other in zip(gradients(loss, hidden_SH, linear), wanted, strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=2e-6)
+    with torch.no_grad():
+        again, _ = linear_cross_entropy(hidden_SH, layer, target_S, **options)
+    torch.testing.assert_close(again, loss, rtol=1e-6, atol=0)
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+def test_logits_without_a_change_are_what_they_were():
+    logits = torch.randn(3, 4)
+    assert changed_logits(logits) is logits
+    capped = changed_logits(1e4 * logits, softcap=30.0)
+    assert capped.abs().max() <= 30 and torch.equal(capped.sign(), logits.sign())
+
+
+@pytest.mark.parametrize("options", [{}, dict(softcap=2.0, scale=0.5)], ids=["plain", "capped"])
 @pytest.mark.parametrize("limit", [4 * V, 2**20])
-def test_never_more_logits_than_the_limit(monkeypatch, limit):
+def test_never_more_logits_than_the_limit(monkeypatch, limit, options):
     hidden_SH, linear, target_S = problem()
     seen, original = [], F.linear
 
@@ -50,7 +91,7 @@ def test_never_more_logits_than_the_limit(monkeypatch, limit):
 
     monkeypatch.setattr(module, "MAX_LOGITS", dict(cpu=limit))
     monkeypatch.setattr(F, "linear", spy)
-    linear_cross_entropy(hidden_SH, linear, target_S)[0].backward()
+    linear_cross_entropy(hidden_SH, linear, target_S, **options)[0].backward()
     assert max(seen) <= limit and len(seen) == (1 if limit > S * V else -(-S // 4))  # none is computed again
 
 
