@@ -29,8 +29,8 @@ class SharedVocabularyTarget(CodeTarget):
     takes the best one of the codes, with its probability in the union.
 
     The other arguments are those of `CodeTarget`; ``head`` and ``tap`` are not free. Raises ``ValueError`` for codes of
-    another depth, ``shift=0`` (a position would predict the next word and its own code with one softmax) and an LLM
-    that does not tell its ``vocab_size``.
+    another depth, ``shift=0`` (a position would predict the next word and its own code with one softmax), an LLM that
+    does not tell its ``vocab_size``, and one that caps or scales its logits.
     """
 
     def __init__(
@@ -54,6 +54,10 @@ class SharedVocabularyTarget(CodeTarget):
             raise ValueError(f"{key}.shift={shift!r}: the LM head predicts what comes next: set shift=1")
         if not isinstance(getattr(llm, "vocab_size", None), int):
             raise ValueError(f"{key}: {type(llm).__name__} has no vocab_size, the number of its LM head's words")
+        if getattr(llm, "logit_changes", None):
+            raise ValueError(
+                f"{key}: {type(llm).__name__} caps or scales its logits, which codes are not: take another"
+            )
         super().__init__(
             name=name,
             tokenizer=tokenizer,
