@@ -9,6 +9,8 @@ A study is a Python file::
   compare = [('both', 'pixel')]  optional: further pairs of arms, the first less the second
   tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, one for all arms
   arms = dict(none=dict(model=dict(reconstruction=[])), ...)   each: what it changes, merged over the config
+      viral='../targets/scenes/viral.py'                  or a config of its own, which differs in its model alone
+      ross=dict(config='../targets/scenes/ross.py', ...)  or such a one, and what the arm changes in it
 
 In an arm, ``study:NAME`` stands for the folder of a tokenizer of the study. Names that begin with ``_`` are the file's
 own.
@@ -40,6 +42,7 @@ from asvr.recipe.validate import check_config
 FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
 REQUIRED = ("config", "seeds", "baseline", "arms")
 MARK = "study:"
+OWN_CONFIG = "config"  # of an arm
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def load_study(file: Path) -> Config:
         raise ValueError(_listing(file, problems))
     study.config = str((file.parent / study.config).resolve())
     study.tokenizers = {n: str((file.parent / path).resolve()) for n, path in study.get("tokenizers", {}).items()}
+    study.arms = {arm: _arm(own, file.parent) for arm, own in study.arms.items()}
     for arm in study.arms:
         try:
             check_config(arm_config(study, arm, study.seeds[0], file.parent))
@@ -101,15 +105,39 @@ def _wrong_kinds(study: Config, out: Path) -> list[str]:
 
 
 def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
-    """What ``tools/train.py`` would run."""
-    cfg = load_config(study.config)
+    """What ``tools/train.py`` would run. Raises ``ValueError`` for a config of the arm's own that differs from the
+    study's in more than its model."""
+    changes = study.arms[arm].to_dict()
+    file = changes.pop(OWN_CONFIG, study.config)
+    cfg = load_config(file)
+    if file != study.config and (other := _other_sections(cfg, load_config(study.config))):
+        raise ValueError(f"{file} differs from {study.config} in {', '.join(other)}: an arm differs in its model alone")
     folders = {name: out / "tokenizers" / name / "tokenizer" for name in study.tokenizers}
     try:
-        cfg.merge_from_dict(_named(study.arms[arm].to_dict(), folders))
+        cfg.merge_from_dict(_named(changes, folders))
     except (KeyError, TypeError) as error:
-        raise ValueError(f"does not fit {study.config}: {error}") from error
+        raise ValueError(f"does not fit {file}: {error}") from error
     cfg.merge_from_dict(dict(runtime=dict(seed=seed), data=dict(cache_dir=str(out / "cache"))))
     return cfg
+
+
+def _arm(own: Config | str, folder: Path) -> dict:
+    """What an arm changes, with the whole path of a config of its own."""
+    changes = {OWN_CONFIG: own} if isinstance(own, str) else own.to_dict()
+    return {key: str((folder / value).resolve()) if key == OWN_CONFIG else value for key, value in changes.items()}
+
+
+def _other_sections(cfg: Config, other: Config) -> list[str]:
+    """In what two configs differ besides their models."""
+
+    def sections(config: Config) -> dict:
+        whole = config.to_dict()
+        stages = whole.pop("stages")
+        found = {f"stages.{name}": {k: v for k, v in stage.items() if k != "model"} for name, stage in stages.items()}
+        return found | {key: value for key, value in whole.items() if key != "model"}
+
+    first, second = sections(cfg), sections(other)
+    return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
 
 
 def _named(value, folders: dict[str, Path]):

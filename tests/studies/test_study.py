@@ -189,13 +189,38 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
             "compare = []; arms = dict(none=dict(text_tokenizer=dict(corpus=dict(split='study:pixl'))))",
             "'study:pixl': the study has no tokenizer",
         ),
+        (
+            "compare = []; arms = dict(none=dict(model=dict(reconstruction=[])), own='own.py')",
+            "arm 'own': .*own.py differs from .*base.py in data, stages.finetune: an arm differs in its model alone",
+        ),
     ],
 )
 def test_mistakes_are_told_before_the_first_run(change, message, tmp_path):
     (tmp_path / "base.py").write_text(BASE.format(root=ROOT))
+    own = "_base_ = ['./base.py']\ndata = dict(micro_batch=2)\nstages = dict(finetune=dict(schedule=dict(steps=3)))\n"
+    (tmp_path / "own.py").write_text(own)
     (tmp_path / "study.py").write_text(STUDY + change + "\n")
     with pytest.raises(ValueError, match=f"(?s){message}"):
         load_study(tmp_path / "study.py")
+
+
+def test_an_arm_may_have_a_config_of_its_own_and_change_it(tmp_path):
+    (tmp_path / "base.py").write_text(BASE.format(root=ROOT))
+    (tmp_path / "own.py").write_text("_base_ = ['./base.py']\nmodel = dict(visual_attention='bidirectional')\n")
+    arms = (
+        "arms |= dict(own='own.py', changed=dict(config='own.py', model=dict(reconstruction=[]), optim=dict(lr=1e-3)))"
+    )
+    (tmp_path / "study.py").write_text(STUDY + arms + "\n")
+    study = load_study(tmp_path / "study.py")
+    own, changed = (arm_config(study, arm, 1, tmp_path) for arm in ("own", "changed"))
+    assert own.model.visual_attention == changed.model.visual_attention == "bidirectional"
+    assert changed.model.reconstruction == [] and (changed.optim.lr, changed.runtime.seed) == (1e-3, 1)
+
+
+def test_the_study_of_methods_has_an_arm_for_each_of_them():
+    study = load_study(ROOT / "configs/studies/methods.py")
+    recipes = {file.stem for file in (ROOT / "configs/targets/scenes").glob("[!_]*.py")}
+    assert recipes <= set(study.arms)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/studies").glob("[!_]*.py")), ids=lambda file: file.stem)
