@@ -30,6 +30,8 @@ _FAMILIES = {
     "dinov2": (*_IMAGENET, True, None),
     "dinov3": (*_IMAGENET, False, "bilinear"),
     "internvl": (*_IMAGENET, False, None),
+    "depth_anything": (*_IMAGENET, False, None),
+    "sam": (*_IMAGENET, False, "bilinear"),
     "radio": (*_IDENTITY, False, None),  # it normalises pixels of 0 to 1 itself
 }
 # Keys of whole models that are not their towers'.
@@ -46,11 +48,16 @@ _NOT_OF_TOWERS = (
     "multi_modal_projector.",
     "model.multi_modal_projector.",
     "lm_head.",
+    "neck.",  # of Depth Anything
+    "prompt_encoder.",  # of SAM, as the next two
+    "mask_decoder.",
+    "shared_image_embedding.",
 )
 # Where the keys of a tower stand in a whole model, in which transformers does not find them. InternViT is published so.
 _OF_WHOLE_MODELS = {
     "internvl_vision": {r"^(model\.)?vision_tower\.": ""},
     "aimv2_vision_model": {r"^vision_model\.": ""},
+    "depth_anything": {r"^backbone\.": ""},
 }
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
@@ -86,12 +93,14 @@ class HFVisionEncoder(Encoder):
         super().__init__()
         folder = find_folder(name, load_weights, "vision encoder", arch)
         config = read_config(folder, arch, name)
-        config = getattr(config, "vision_config", config)
+        family = config.model_type if hasattr(config, "backbone_config") else None  # of a model around a known tower
+        config = getattr(config, "backbone_config", None) or getattr(config, "vision_config", config)
+        family = family or config.model_type
         require_tower(config, name or "of `arch`")
         if config.model_type.startswith("siglip"):
             config.vision_use_head = False  # SigLIP's pooling head gives nothing to a patch feature
         if folder is not None and load_weights:
-            mapping = _OF_WHOLE_MODELS.get(config.model_type)
+            mapping = _OF_WHOLE_MODELS.get(family)
             self.model = load_strict(AutoModel, folder, config, resolve_dtype(dtype), _NOT_OF_TOWERS, mapping)
             self.source = name
         else:
@@ -115,7 +124,7 @@ class HFVisionEncoder(Encoder):
         if side < self.patch:
             raise ValueError(f"{where}: patch_size={self.patch} exceeds the image's {side} pixels")
         self.grid = (side // self.patch, side // self.patch)
-        self.transform = _transform(folder, config.model_type, side, transform or {}, self.interpolation)
+        self.transform = _transform(folder, family, side, transform or {}, self.interpolation)
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -124,6 +133,8 @@ class HFVisionEncoder(Encoder):
     def forward(self, pixels: Tensor) -> Tensor:
         inputs = self._naflex_inputs(pixels) if self.naflex else dict(pixel_values=pixels.to(self.model.dtype))
         states = self.model(**inputs, output_hidden_states=True).hidden_states
+        if states[0].ndim == 4:  # SAM's are maps
+            states = [state.flatten(1, 2) for state in states]
         hidden = torch.cat([states[i] for i in self.layer], -1) if isinstance(self.layer, list) else states[self.layer]
         if hidden.ndim != 3 or hidden.shape[1] < self.num_tokens:
             raise ValueError(

@@ -11,8 +11,16 @@ from transformers import (
     Aimv2Model,
     AutoConfig,
     AutoModel,
+    DepthAnythingConfig,
+    DepthAnythingForDepthEstimation,
+    Dinov2Config,
     InternVLConfig,
     InternVLForConditionalGeneration,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -260,3 +268,40 @@ def test_a_pair_and_scales_of_new_families():
 def test_naflex_reads_images_in_their_own_shape():
     own = NaFlexEncoder(arch=FAMILIES["siglip2-naflex"][0], max_num_patches=8)
     assert own.num_tokens == 8 and isinstance(_blocks(own.model.encoder), nn.ModuleList)
+
+
+def test_the_tower_of_a_depth_model_is_its_backbone(tmp_path):
+    """Depth Anything: a DINOv2 with other weights, out of the whole model's folder."""
+    sizes = dict(SIZES, out_features=["stage2", "stage3"], reshape_hidden_states=False)
+    reassembled = dict(reassemble_hidden_size=16, neck_hidden_sizes=[8, 8], reassemble_factors=[2, 1])
+    config = DepthAnythingConfig(
+        backbone_config=Dinov2Config(**sizes), **reassembled, fusion_hidden_size=8, head_hidden_size=4, patch_size=4
+    )
+    whole = noisy(DepthAnythingForDepthEstimation(config))
+    whole.save_pretrained(tmp_path)
+    own = HFVisionEncoder(name=str(tmp_path), layer=-1, arch=dict(SIZES, model_type="dinov2")).eval()
+    states = whole.backbone(PIXELS, output_hidden_states=True).hidden_states
+    assert torch.allclose(own(PIXELS), states[-1][:, 1:], atol=1e-6)
+    assert own.grid == (3, 3) and own.transform.center_crop is False
+    assert (own.transform.mean[0], own.transform.std[0], own.transform.interpolation) == (*IMAGENET, "bicubic")
+
+
+def test_the_maps_of_sam_are_tokens(tmp_path):
+    vision = dict(SIZES, output_channels=8, mlp_dim=24, global_attn_indexes=[1], window_size=2)
+    sizes = dict(hidden_size=8, image_size=12, patch_size=4)
+    decoder = dict(hidden_size=8, mlp_dim=8, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=8)
+    prompt = SamPromptEncoderConfig(**sizes, mask_input_channels=4).to_dict()
+    whole = noisy(
+        SamModel(
+            SamConfig(
+                vision_config=SamVisionConfig(**vision).to_dict(),
+                prompt_encoder_config=prompt,
+                mask_decoder_config=SamMaskDecoderConfig(**decoder).to_dict(),
+            )
+        )
+    )
+    whole.save_pretrained(tmp_path)
+    own = HFVisionEncoder(name=str(tmp_path), layer=2).eval()
+    states = whole.vision_encoder(PIXELS, output_hidden_states=True).hidden_states
+    assert own(PIXELS).shape == (2, 9, 16) and torch.allclose(own(PIXELS), states[2].flatten(1, 2), atol=1e-6)
+    assert (own.transform.mean[0], own.transform.std[0]) == IMAGENET
