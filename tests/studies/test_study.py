@@ -197,7 +197,10 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
             "compare = []; arms = dict(none=dict(model=dict(reconstruction=[])), own='tokenizer.py')",
             "arm 'own': .*tokenizer.py differs from .*base.py in .*: an arm differs in its model alone",
         ),
-        ("compare = []; arms = dict(none=dict(), own=3)", "arms.own=3: expected a dict of what it changes, the path of"),
+        (
+            "compare = []; arms = dict(none=dict(), own=3)",
+            "arms.own=3: expected a dict of what it changes, the path of",
+        ),
         ("compare = []; arms = dict(none=dict(), own=dict(config=3))", "arms.own=.*: expected a dict of what it"),
     ],
 )
