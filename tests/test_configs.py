@@ -149,6 +149,12 @@ def test_a_recipe_with_adapters_has_llavas_settings(name):
     assert finetune.model.llm.dtype == "bfloat16"
 
 
+def test_viral_has_the_adapters_of_its_released_script():
+    """Rank and alpha of scripts/v1_5/finetune_lora.sh, the dropout that its train.py has by default."""
+    (lora,) = Recipe(load("targets/vicuna7b/viral.py")).last.model_transforms
+    assert (lora.r, lora.alpha, lora.dropout) == (128, 256, 0.05)
+
+
 def test_targets_of_the_ablations():
     targets = {
         name: [(t.name, t.tokenizer.depth, t.shift, t.shares_encoder) for t in meta(name, "finetune").targets]

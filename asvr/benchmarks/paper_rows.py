@@ -4,6 +4,7 @@ A config says itself which row it is, in its section ``published``.
 """
 
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from asvr.base.text import nearest, table
@@ -143,5 +144,7 @@ def _marks(row: Row, notes: list[str]) -> str:
 
 
 def _title(file: Path) -> str:
-    """The first line of a config, which says what it is."""
-    return file.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+    """What the head of a config says, up to the command."""
+    lines = takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
+    said = takewhile(lambda line: not line.startswith("# python "), lines)
+    return " ".join(line.removeprefix("# ") for line in said)

@@ -9,6 +9,7 @@ from mmengine.registry import Registry
 from asvr.base.arch import causal_problem, check_arch, tower_problem
 from asvr.base.text import nearest, short
 from asvr.models.losses import FeatureLoss
+from asvr.models.targets import CodeTarget
 from asvr.recipe.schema import NAME, SOURCE, TARGET, check_fields
 from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
 from asvr.registry import (
@@ -185,14 +186,19 @@ def _target(key: str, target: Any) -> list[str]:
     ]
     if "name" in target and not NAME.test(target["name"]):
         problems.append(f"{key}.name={target['name']!r}: expected {NAME.expected}")
-    return problems + check_component(key, target, TARGETS) + _fit(key, target)
+    of_codes = _is_a(find(TARGETS, target["type"]), CodeTarget)
+    problems += check_component(key, target, TARGETS) + _fit(key, target)
+    return problems + (_loss_of_codes(key, target) if of_codes else [])
+
+
+def _is_a(kind: Any, base: type) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, base)
 
 
 def _loss_of_codes(key: str, target: dict) -> list[str]:
     """A loss of features is called with other tensors than a head of codes has."""
     name = target["loss"].get("type") if isinstance(target.get("loss"), dict) else None
-    kind = find(LOSSES, name)
-    if not (inspect.isclass(kind) and issubclass(kind, FeatureLoss)):
+    if not _is_a(find(LOSSES, name), FeatureLoss):
         return []
     return [f"{key}.loss.type={name!r} is a loss of features: codes take CodeCrossEntropy, a FeatureTarget takes it"]
 

@@ -75,6 +75,9 @@ def load_study(file: Path) -> Config:
         problems.append(f"seeds={list(study.seeds)}: expected different numbers")
     if problems:
         raise ValueError(_listing(file, problems))
+    if wrong := [arm for arm, own in study.arms.items() if not _is_arm(own)]:
+        expected = "expected a dict of what it changes, the path of a config, or dict(config='PATH', ...)"
+        raise ValueError(_listing(file, [f"arms.{arm}={study.arms[arm]!r}: {expected}" for arm in wrong]))
     study.config = str((file.parent / study.config).resolve())
     study.tokenizers = {n: str((file.parent / path).resolve()) for n, path in study.get("tokenizers", {}).items()}
     study.arms = {arm: _arm(own, file.parent) for arm, own in study.arms.items()}
@@ -121,6 +124,10 @@ def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
     return cfg
 
 
+def _is_arm(own) -> bool:
+    return isinstance(own, str) or (isinstance(own, dict) and isinstance(own.get(OWN_CONFIG, ""), str))
+
+
 def _arm(own: Config | str, folder: Path) -> dict:
     """What an arm changes, with the whole path of a config of its own."""
     changes = {OWN_CONFIG: own} if isinstance(own, str) else own.to_dict()
@@ -132,7 +139,7 @@ def _other_sections(cfg: Config, other: Config) -> list[str]:
 
     def sections(config: Config) -> dict:
         whole = config.to_dict()
-        stages = whole.pop("stages")
+        stages = whole.pop("stages", {})
         found = {f"stages.{name}": {k: v for k, v in stage.items() if k != "model"} for name, stage in stages.items()}
         return found | {key: value for key, value in whole.items() if key != "model"}
 

@@ -82,7 +82,8 @@ def _finish(tokenizer: LatentEncoder, batches: list[Tensor]) -> tuple[dict, tupl
 
     psnr: in dB, of all pixels together. relative_error: squared error over the pixels' variance.
     """
-    tokenizer.model.register_to_config(shift_factor=None, scaling_factor=1.0)
+    none = dict(shift_factor=None, latents_mean=None, latents_std=None)  # one shift and scale for all channels
+    tokenizer.model.register_to_config(scaling_factor=1.0, **none)
     plain = torch.cat([tokenizer(pixels) for pixels in batches])
     shift, scale = plain.mean().item(), 1 / max(plain.std(correction=0).item(), 1e-12)
     tokenizer.model.register_to_config(shift_factor=shift, scaling_factor=scale)

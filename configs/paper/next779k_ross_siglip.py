@@ -37,5 +37,6 @@ published = dict(
     ),
     differs=[
         "The head, its rate and its schedule are those of ROSS's own code; the paper does not say.",
+        "SigLIP's features get noise of variance 1 as they are, without a scale; the paper does not say.",
     ],
 )

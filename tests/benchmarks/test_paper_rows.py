@@ -79,6 +79,12 @@ def test_the_page_is_what_the_configs_say(tmp_path):
     assert [file.name for file in others(CONFIGS)] == ["pretrain_only.py"] and "pretrain_only.py" in committed
 
 
+def test_what_is_no_row_is_described_to_the_end_of_a_sentence():
+    """The head of its config may have several lines."""
+    line = page(CONFIGS).rstrip().splitlines()[-1]
+    assert line.startswith("- [pretrain_only.py]") and line.endswith("The second stage has no target.")
+
+
 @pytest.fixture
 def copy(tmp_path) -> Path:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")

@@ -193,12 +193,22 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
             "compare = []; arms = dict(none=dict(model=dict(reconstruction=[])), own='own.py')",
             "arm 'own': .*own.py differs from .*base.py in data, stages.finetune: an arm differs in its model alone",
         ),
+        (
+            "compare = []; arms = dict(none=dict(model=dict(reconstruction=[])), own='tokenizer.py')",
+            "arm 'own': .*tokenizer.py differs from .*base.py in .*: an arm differs in its model alone",
+        ),
+        (
+            "compare = []; arms = dict(none=dict(), own=3)",
+            "arms.own=3: expected a dict of what it changes, the path of",
+        ),
+        ("compare = []; arms = dict(none=dict(), own=dict(config=3))", "arms.own=.*: expected a dict of what it"),
     ],
 )
 def test_mistakes_are_told_before_the_first_run(change, message, tmp_path):
     (tmp_path / "base.py").write_text(BASE.format(root=ROOT))
     own = "_base_ = ['./base.py']\ndata = dict(micro_batch=2)\nstages = dict(finetune=dict(schedule=dict(steps=3)))\n"
     (tmp_path / "own.py").write_text(own)
+    (tmp_path / "tokenizer.py").write_text("tokenizer = dict(type='LatentEncoder')\n")
     (tmp_path / "study.py").write_text(STUDY + change + "\n")
     with pytest.raises(ValueError, match=f"(?s){message}"):
         load_study(tmp_path / "study.py")

@@ -44,6 +44,15 @@ def test_a_short_training_lowers_the_loss_and_measures_the_scale(picture_folder,
     assert (tmp_path / "summary.png").is_file()
 
 
+def test_the_measured_scale_takes_the_place_of_one_by_channel(picture_folder, tmp_path):
+    encoder = LatentEncoder(image_size=16, arch=dict(ARCH, latents_mean=[9.0] * 4, latents_std=[3.0] * 4))
+    data = ImageFolder(root=str(picture_folder))
+    train_latent_encoder(encoder, data, work_dir=tmp_path, steps=2, batch_size=8, held_out=8)
+    with torch.no_grad():
+        latents = encoder(torch.stack([encoder.transform(image) for image in images(picture_folder)]))
+    assert latents.mean().abs() < 0.5 and 0.5 < latents.std() < 2
+
+
 def images(folder):
     from asvr.data.images import open_image
 

@@ -99,6 +99,17 @@ def test_joined_classifiers_share_a_softmax(chunks, cls):
         torch.testing.assert_close(own, other, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("cls", [nn.Linear, Adapted])
+@pytest.mark.parametrize("soft", [False, True])
+def test_without_rows_the_loss_and_its_gradients_are_zero(cls, soft):
+    """Of a plain layer and of one that is called alike."""
+    hidden, linear = torch.zeros(0, H, requires_grad=True), cls(H, V)
+    target = torch.zeros((0, K) if soft else 0, dtype=torch.long)
+    loss, correct = linear_cross_entropy(hidden, linear, target, shares_SK=torch.zeros(0, K) if soft else None)
+    loss.backward()
+    assert loss == 0 and correct == 0 and all(not p.grad.any() for p in linear.parameters())
+
+
 def test_joined_plain_layers_hold_no_more_logits_than_the_limit(monkeypatch):
     hidden, first, _, _ = problem()
     seen, original = [], F.linear

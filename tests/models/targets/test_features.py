@@ -369,8 +369,9 @@ def test_a_mistake_is_told(entry, words):
         build(reconstruction=[entry])
 
 
-def test_a_loss_of_features_is_refused_where_codes_are_told():
-    config = load_config(ROOT / "configs/asvr_mini.py", {"model.reconstruction.0.loss.type": "CosineLoss"})
+@pytest.mark.parametrize("name", ["asvr_mini", "targets/scenes/shared_vocabulary", "targets/scenes/soft_codes"])
+def test_a_loss_of_features_is_refused_where_codes_are_told(name):
+    config = load_config(ROOT / f"configs/{name}.py", {"model.reconstruction.0.loss": dict(type="CosineLoss")})
     with pytest.raises(
         ValueError, match=r"reconstruction\[0\].loss.type='CosineLoss' is a loss of features: codes take"
     ):
