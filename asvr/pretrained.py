@@ -28,6 +28,7 @@ from asvr.data.text_tokenizer import save_text_tokenizer
 from asvr.engine.finished import EMA, trained_with
 from asvr.engine.stages import finished_model
 from asvr.evaluation.generation import PromptTooLong, generate
+from asvr.models.attention import set_kernel
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.transforms import merge_transforms
 from asvr.recipe.build import build_device
@@ -225,6 +226,8 @@ def _load_folder(folder: Path, trust_custom_imports: bool) -> Pretrained:
     check_description(folder / MODEL_FILE, description)
     model = build_described(description["model"], folder / MODEL_FILE)
     load_into(model, read_weights(folder, description), folder)
+    if not model.all_causal:
+        set_kernel(model.llm, "sdpa")  # who sees whom is told to a kernel of ours, and this one runs everywhere
     tokenizer = None
     if (folder / TEXT_TOKENIZER).is_dir():
         tokenizer = TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=str((folder / TEXT_TOKENIZER).absolute())))

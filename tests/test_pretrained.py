@@ -5,14 +5,17 @@ import shutil
 
 import pytest
 import torch
+from data_helpers import byte_level
 from PIL import Image
 from run_helpers import ROOT, TINY
+from test_export import tiny
 
 import asvr
 from asvr.base.checkpoint_files import open_checkpoint
 from asvr.data.easy_vqa import EasyVQA
 from asvr.engine.run import run
 from asvr.interchange.detect import sizes
+from asvr.models.attention import use_attention
 from asvr.pretrained import PromptTooLong
 from asvr.recipe.config import load_config
 
@@ -56,6 +59,15 @@ def test_a_folder_is_the_model_that_was_saved(trained, saved, pictures):
             assert loaded.chat(images, question, max_new_tokens=6) == trained.chat(images, question, max_new_tokens=6)
     again = loaded.save_pretrained(saved.with_name("again"))
     assert (again / "asvr.json").read_text() == (saved / "asvr.json").read_text()
+
+
+def test_a_folder_whose_visual_tokens_see_each_other_answers(pictures, tmp_path):
+    source = tiny("siglip_vision_model", "llama", "vicuna_v1", byte_level, dict(visual_attention="bidirectional"))
+    use_attention(source.model, "sdpa", None)
+    again = asvr.load(source.save_pretrained(tmp_path / "model"), device="cpu")
+    assert again.chat(pictures[0], QUESTIONS[0], max_new_tokens=5) == source.chat(
+        pictures[0], QUESTIONS[0], max_new_tokens=5
+    )
 
 
 def test_it_needs_none_of_the_files_that_it_came_from(saved):

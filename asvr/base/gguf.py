@@ -49,7 +49,9 @@ def _read(auto_class, file: Path):
     _require_package(file)
     try:
         with without_warnings():
-            return auto_class.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+            return auto_class.from_pretrained(
+                str(file.parent), gguf_file=file.name, trust_remote_code=False, local_files_only=True
+            )
     except Exception as error:  # of transformers and gguf, which raise anything for a file that they do not expect
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{file}: transformers cannot read this GGUF file ({said})") from error
@@ -68,6 +70,7 @@ def gguf_model(auto_class, file: Path, config: PretrainedConfig, dtype: torch.dt
             dtype=dtype,
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
+            trust_remote_code=False,
             local_files_only=True,
         )
     vars(model.config).pop("quantization_config", None)  # what the model no longer is

@@ -24,10 +24,14 @@ from asvr.registry import MODEL_TRANSFORMS
 
 def transform_and_train(model: nn.Module, configs: Sequence[dict], train: list[str]) -> None:
     """Apply the transforms that the model does not have yet, and give gradients to what ``train`` names of what
-    components and transforms did not freeze."""
+    components and transforms did not freeze. Raises ``ValueError`` where a transform gives the LLM other weights than
+    those that a target has copied."""
     if new := configs[len(model.transforms) :]:
+        of_llm = model.llm.state_dict().keys()
         release(model, model.held)
         apply_transforms(model, new)
+        if model.llm.state_dict().keys() != of_llm:
+            _require_no_copy(model, [config["type"] for config in new])
     model.train_only(train)
 
 
@@ -55,6 +59,15 @@ def apply_transforms(model: nn.Module, configs: Sequence[dict]) -> None:
             new = {key for key, value in part.state_dict(keep_vars=True).items() if id(value) not in known}
             made_again = getattr(transform, "derived", {}).get(name, set())
             part.apart = frozenset((new - made_again) & untied_state_dict(part).keys())
+
+
+def _require_no_copy(model: nn.Module, transforms: list[str]) -> None:
+    for target in model.targets:
+        if target.copies_llm:
+            raise ValueError(
+                f"model_transforms: {', '.join(transforms)} gives the LLM other weights, and {target.key} "
+                f"({type(target).__name__}) has a copy that follows those it had: leave one of the two out"
+            )
 
 
 def _in_files(part: nn.Module) -> dict[int, torch.Tensor]:

@@ -12,6 +12,7 @@ from vlm_helpers import LLAMA, build, collate, row
 from asvr.models.attention import set_kernel
 from asvr.models.masking import drawer
 from asvr.models.targets.blocks import Blocks, block_bits
+from asvr.models.transforms.apply import transform_and_train
 from asvr.models.vlm import VLM
 
 ENCODER = dict(type="HFVisionEncoder", arch=dict(SIGLIP, image_size=24))  # 6 x 6 visual tokens
@@ -38,6 +39,13 @@ def model_with(*targets: dict, visual_attention: str = "bidirectional", **change
 
 def rows_of(model: VLM, sketches=ROWS, **kwargs):
     return collate(model, [row(text, seed) for seed, text in enumerate(sketches)], **kwargs)
+
+
+def test_a_copy_of_the_llm_follows_no_adapters():
+    pytest.importorskip("peft", reason="Lora needs it: pip install -e '.[lora]'")
+    model = model_with(LATENTS)
+    with pytest.raises(ValueError, match=r"Lora gives the LLM other weights, and model\.reconstruction\[0\] \(Masked"):
+        transform_and_train(model, [dict(type="Lora", layers=["llm.*.self_attn"])], ["heads", "llm"])
 
 
 # Masks -------------------------------------------------------------------------------------------------------
