@@ -8,6 +8,7 @@ model = dict(
             name="features",
             type="DenoisingTarget",
             teacher={{_base_.model.encoder}},
+            normalize=True,
             width=1024,
             layers=3,
             num_heads=16,
@@ -37,6 +38,6 @@ published = dict(
     ),
     differs=[
         "The head, its rate and its schedule are those of ROSS's own code; the paper does not say.",
-        "SigLIP's features get noise of variance 1 as they are, without a scale; the paper does not say.",
+        "SigLIP's features go through a layer norm before noise of variance 1 is added; the paper does not say.",
     ],
 )

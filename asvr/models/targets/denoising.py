@@ -8,6 +8,7 @@ import inspect
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from asvr.data.transforms import ImageTransform, Pixels
@@ -27,7 +28,8 @@ class DenoisingTarget(Target):
     Of an image of which some cells have no token, the head sees the latents of all; the others carry the loss.
 
     teacher: a `LatentEncoder`, or any encoder whose grid is the model's; its ``grid`` is given, where it takes one.
-    tap: which hidden state, see `Target`. width, layers, num_heads, steps: of the head, see `Denoiser`.
+    normalize: a token's latents go through a layer norm without weights first, for features, which are not scaled as
+        a VAE's latents are. tap: which hidden state, see `Target`. width, layers, num_heads, steps: of the head, see `Denoiser`.
 
     Raises ``ValueError`` where grids differ, for ``supervise``, and for an encoder that gives several grids or reads
     images in their own resolution.
@@ -39,6 +41,7 @@ class DenoisingTarget(Target):
         teacher: dict,
         encoder,
         llm,
+        normalize: bool = False,
         tap: int = -1,
         times: int = 4,
         steps: int = 1000,
@@ -49,7 +52,8 @@ class DenoisingTarget(Target):
         **own,
     ):
         super().__init__(encoder=encoder, llm=llm, taps=(tap,), load_weights=load_weights, **own)
-        self._check(encoder, times, steps, width, num_heads)
+        self._check(encoder, times, steps, width, num_heads, layers)
+        self.normalize = normalize
         self.tap, self.times, self.steps = tap, times, steps
         self.teacher = _build_teacher(teacher, encoder, load_weights)
         if tuple(self.teacher.grid) != self.grid:
@@ -69,8 +73,10 @@ class DenoisingTarget(Target):
             steps=steps,
         )
 
-    def _check(self, encoder, times: int, steps: int, width: int, num_heads: int) -> None:
+    def _check(self, encoder, times: int, steps: int, width: int, num_heads: int, layers: int) -> None:
         key = self.key
+        if layers < 1:
+            raise ValueError(f"{key}.layers={layers}: expected at least 1")
         if self.positions.supervise is not None:
             raise ValueError(f"{key}.supervise: the noise of whole images is told; leave it out")
         if hasattr(encoder.transform, "grid_of"):
@@ -92,7 +98,8 @@ class DenoisingTarget(Target):
 
     def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
         """``latents`` (I, N, C)."""
-        return dict(latents=self.teacher(pixels[self.name]).float())
+        latents = self.teacher(pixels[self.name]).float()
+        return dict(latents=F.layer_norm(latents, latents.shape[-1:]) if self.normalize else latents)
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         error_IN, there_IN = self.errors(seen, truth)

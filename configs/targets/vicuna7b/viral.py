@@ -14,6 +14,7 @@ _base_ = ["../../llava_vicuna7b.py"]
 stages = dict(
     finetune=dict(
         model=dict(
+            llm=dict(dtype="bfloat16"),  # frozen beneath the adapters
             reconstruction=[
                 dict(
                     name="viral",
@@ -41,7 +42,7 @@ stages = dict(
                     weight=0.5,
                     shift=0,
                 )
-            ]
+            ],
         ),
         model_transforms=[dict(type="Lora", layers=["llm.*.self_attn", "llm.*.mlp"], r=128, alpha=256, dropout=0.05)],
         optim=dict(lr=2e-4, groups=dict(projector=dict(lr_scale=0.1))),

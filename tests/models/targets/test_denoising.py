@@ -313,3 +313,16 @@ def test_two_processes_train_alike_with_whole_and_sharded_weights(tmp_path):
     launch(tmp_path, runs, 2)
     whole, sharded = (losses(tmp_path / kind) for kind in kinds)
     assert len(whole) == 2 and whole == pytest.approx(sharded, abs=1e-5) and 0.8 < whole[0] < 1.2
+
+
+def test_features_of_another_teacher_go_through_a_layer_norm():
+    model = model_with(teacher=dict(ENCODER), normalize=True)
+    batch = collate(model, rows())
+    truth = model.truth(model.targets[0], batch, None)["latents"]
+    plain = model.targets[0].teacher(batch.pixels["latents"]).float()
+    assert torch.allclose(truth, plain_norm(plain, 1e-5), atol=1e-5) and not torch.allclose(truth, plain)
+
+
+def test_a_head_without_layers_is_refused():
+    with pytest.raises(ValueError, match=r"layers=0: expected at least 1"):
+        model_with(layers=0)
