@@ -183,12 +183,15 @@ def _parts_of(target: Target, model: nn.Module) -> list[Part]:
         hidden = {tap: torch.zeros(tokens, model.llm.hidden_size) for tap in target.taps}
     with torch.no_grad(), FlopCounterMode(display=False) as of_truth:
         truth = target.truth(pixels, features_INE)
+    masked, expected = target.mask(batch, training=False), 1.0
+    if masked is not None:  # in training a draw may leave an image whole: what is expected
+        expected = target.count([batch], training=True) / target.count([batch], training=False)
     seen = Seen(
         batch=batch,
         hidden=hidden,
         features_INE=features_INE,
         training=True,
-        masked=target.mask(batch, training=True),
+        masked=masked,
         embeds_BTH=torch.zeros(1, tokens, model.llm.hidden_size, dtype=dtype, device="meta"),
     )
     if target.copies_llm:
@@ -200,7 +203,7 @@ def _parts_of(target: Target, model: nn.Module) -> list[Part]:
     component = "teachers" if target.truth_spec() is None else f"tokenizer.{target.name}"
     return [
         Part(f"truth {target.name}", component, of_truth.get_total_flops() // crops),
-        Part(f"head {target.name}", "heads", of_loss.get_total_flops() // crops, target=target.name),
+        Part(f"head {target.name}", "heads", round(expected * of_loss.get_total_flops() / crops), target=target.name),
     ]
 
 
@@ -264,4 +267,5 @@ def training_factor(
         factor = 2
     else:
         return 1
-    return factor + (1 - part.last / part.flops if part.name in recomputed else 0)
+    again = (LLM_BLOCKS if part.rows else part.name) in recomputed
+    return factor + (1 - part.last / part.flops if again else 0)

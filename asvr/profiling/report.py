@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from asvr.data.transforms import blank_pixels, move
 from asvr.flops.analytic import formulas
-from asvr.flops.count import Sample, recomputed_parts, training_factor
+from asvr.flops.count import Part, Sample, recomputed_parts, training_factor
 from asvr.flops.memory import plan_memory
 from asvr.flops.step import parts_by_stage
 from asvr.models.attention import use_attention
 from asvr.models.targets import CodeTarget
 from asvr.models.trainable import trained_shares
 from asvr.recipe.preflight import build_meta
-from asvr.recipe.recipe import Recipe
+from asvr.recipe.recipe import Recipe, Stage
 
 # Training FLOPs that the paper's tables give for ASVR on LLaVA-1.5's 665K samples (tables 6 and 7).
 PAPER_FLOPS, PAPER_SAMPLES = 1.53e19, 665_298
@@ -73,13 +73,7 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
         dict(part=part.name, fvcore=part.flops, formula=by_formula.get(part.name), torch=by_torch.get(part.name))
         for part in parts
     ]
-    training = {}
-    for name, stage in recipe.stages.items():
-        recomputed, train, own = recomputed_parts(stage.model), trained_shares(models[name]), by_stage[name]
-        online, cached = (
-            sum(_step(part, train, recomputed, cached=cached) for part in own) for cached in (False, True)
-        )
-        training[name] = dict(online=online, cached=cached, without_recomputation=_needed(own, train))
+    training = {name: training_flops(stage, models[name], by_stage[name]) for name, stage in recipe.stages.items()}
     return dict(
         text_tokens=sample.text_tokens,
         image_tokens=model.layout.largest().num_tokens,
@@ -87,6 +81,13 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
         forward=rows,
         training=training,
     )
+
+
+def training_flops(stage: Stage, model: torch.nn.Module, parts: list[Part]) -> dict[str, float]:
+    """Of a training step on one sample."""
+    recomputed, train = recomputed_parts(stage.model), trained_shares(model)
+    online, cached = (sum(_step(part, train, recomputed, cached=cached) for part in parts) for cached in (False, True))
+    return dict(online=online, cached=cached, without_recomputation=_needed(parts, train))
 
 
 def _step(part, train: dict[str, float], recomputed: set[str], *, cached: bool) -> float:

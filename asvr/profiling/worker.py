@@ -42,11 +42,13 @@ class PadId:
 
 
 class StoredCodes:
-    """Codes of the benchmark's pictures, computed before its clock runs, in place of a cache on disk."""
+    """Codes of the benchmark's pictures, computed before its clock runs, in place of a cache on disk; and the encoder's
+    features, where ``keep_features``."""
 
-    def __init__(self, model, samples: SyntheticSamples, needed: range, aspect: str):
+    def __init__(self, model, samples: SyntheticSamples, needed: range, aspect: str, *, keep_features: bool):
         targets = [target for target in model.targets if target.truth_spec() is not None]
         self.stored: dict[str, dict] = {target.name: {} for target in targets}
+        self.kept: dict[str, torch.Tensor] | None = {} if keep_features else None
 
         def pixels(i: int) -> list[tuple]:
             """Key and pixels of each crop of each picture of a sample."""
@@ -61,14 +63,16 @@ class StoredCodes:
             for key, views in itertools.chain.from_iterable(pool.map(pixels, needed)):
                 own = {name: move(pixels, model.device) for name, pixels in views.items()}
                 features_INE = model.encode(own["encoder"])
+                if keep_features:
+                    self.kept[key] = features_INE.cpu()
                 for target in targets:
                     self.stored[target.name][key] = target.to_cache(target.truth(own, features_INE))
 
     def check(self, keys: list[str]) -> None:
         pass
 
-    def features(self, keys: list[str]) -> None:
-        return None
+    def features(self, keys: list[str]) -> torch.Tensor | None:
+        return None if self.kept is None else torch.cat([self.kept[key] for key in keys])
 
     def truth(self, target: str, keys: list[str]) -> dict[str, torch.Tensor] | None:
         if target not in self.stored:
@@ -79,7 +83,9 @@ class StoredCodes:
 
 class Worker:
     """spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (a step), steps (at the most),
-    first (number of the first one); steps_of_turn: at the most on an accelerator, if fewer."""
+    first (number of the first one); steps_of_turn: at the most on an accelerator, if fewer; cached_features: with
+    cached codes, whether the features of a frozen encoder are cached too, as ``data.cache=True`` has it (default: no).
+    """
 
     def __init__(self, spec: dict):
         recipe = Recipe(load_config(spec["config"], spec["cfg_options"]))
@@ -100,9 +106,10 @@ class Worker:
         on_gpu = self.device.type == "cuda"
         steps = spec.get("steps_of_turn", spec["steps"]) if on_gpu else spec["steps"]
         numbers, stored = range(spec["first"], spec["first"] + steps), None
-        if spec["codes"] == "cached" and model.targets:
+        features = spec["codes"] == "cached" and spec.get("cached_features", False)
+        if features or (spec["codes"] == "cached" and model.targets):
             needed = range(self.size * numbers.start, self.size * numbers.stop)
-            stored = StoredCodes(model, self.samples, needed, stage.data.image_aspect)
+            stored = StoredCodes(model, self.samples, needed, stage.data.image_aspect, keep_features=features)
         if not on_gpu:
             stage.data.num_workers = 0  # the step has all cores: workers would share them with it
         micro = f"micro-batches of {stage.data.micro_batch}"
@@ -111,6 +118,7 @@ class Worker:
             kernel = use_attention(model, stage.runtime.get("attention", AUTO), self.dtype)
             rows = "packed" if stage.data.get("pack") else "padded"
             codes = f"{spec['codes']} codes, " if model.targets else ""
+            codes += "cached features, " if features else ""
             self.how = f"{micro}, {rows} rows, {kernel}, {codes}fused AdamW, {stage.optim.precision}"
             if stage.runtime.get("compile"):
                 compile_blocks(model)
@@ -139,12 +147,15 @@ class Worker:
 
     def one(self) -> Callable[[], dict]:
         """Take a step; what is returned waits for it and tells about it."""
-        clock, model = Clock(self.device), self.model
+        clock, model, processor = Clock(self.device), self.model, time.process_time()
         window = next(self.windows)
         clock.stop("data")
         logs = self.step.train_step(window, _Timed(self.wrapper, clock))
+        clock.stop("optimizer")  # behind it, targets move their averages
+        processor = time.process_time() - processor
         return lambda: dict(
             seconds=clock.seconds(),
+            processor_seconds=processor,
             losses={name: float(logs[name]) for name in model.weights() if name in logs},
             tokens=sum(batch.num_tokens for batch in window),
             positions=sum(batch.input_ids_BT.numel() for batch in window),

@@ -113,6 +113,15 @@ def test_parts_with_full_checkpointing_are_recomputed():
     assert recomputed_parts(model) == {"head a", "LLM blocks"}
 
 
+def test_a_further_pass_of_the_llm_is_recomputed_as_the_llm_is():
+    def factor(component, recomputed):
+        part = Part("masked pass a", component, 100, last=20, rows=True)
+        return training_factor(part, ["llm", "heads"], recomputed=recomputed, cached=False)
+
+    assert factor("llm", {"LLM blocks"}) == 3.8 and factor("llm", {"head a"}) == 3
+    assert factor("teachers", {"LLM blocks"}) == 1
+
+
 def test_what_is_cached_costs_nothing():
     def factor(component, train):
         return training_factor(Part("part", component, 1), train, recomputed=set(), cached=True)

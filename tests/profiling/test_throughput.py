@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from functools import cache
 from types import SimpleNamespace
 
@@ -55,7 +56,7 @@ def steps(**changes) -> list[dict]:
     return Worker(spec(**changes) | dict(samples=8, steps=3, first=0)).run(3)["steps"]
 
 
-@pytest.mark.parametrize("changes", [dict(plain=True), dict(codes="online")], ids=str)
+@pytest.mark.parametrize("changes", [dict(plain=True), dict(codes="online"), dict(cached_features=True)], ids=str)
 def test_every_way_of_a_step_has_the_same_losses(changes):
     """Also after two optimisation steps: the released code's way computes the same gradients."""
     for own, other in zip(steps(**changes), steps(), strict=True):
@@ -67,8 +68,20 @@ def test_what_is_computed_is_counted():
     packed, plain, llava = steps(), steps(plain=True), steps(config=LLAVA)
     assert packed[0]["positions"] == packed[0]["tokens"] < plain[0]["positions"]
     assert llava[0]["flops"] < packed[0]["flops"] < steps(codes="online")[0]["flops"]
+    without_encoder = steps(cached_features=True)[0]["flops"]
+    assert (
+        without_encoder < packed[0]["flops"] and steps(config=LLAVA, cached_features=True)[0]["flops"] < without_encoder
+    )
     assert set(packed[0]["seconds"]) == {"data", "forward", "backward", "optimizer"}
     assert set(llava[0]["losses"]) == {"text"}
+
+
+def test_the_time_of_moving_averages_is_part_of_a_step(monkeypatch):
+    worker = Worker(spec() | dict(samples=2, steps=1, first=0))
+    (target,) = worker.model.targets
+    monkeypatch.setattr(target, "after_step", lambda *_: time.sleep(0.3))
+    (step,) = worker.run(1)["steps"]
+    assert step["seconds"]["optimizer"] > 0.3 and 0 < step["processor_seconds"] < sum(step["seconds"].values()) * 2
 
 
 def test_samples_are_like_llavas():
