@@ -29,7 +29,8 @@ class DenoisingTarget(Target):
 
     teacher: a `LatentEncoder`, or any encoder whose grid is the model's; its ``grid`` is given, where it takes one.
     normalize: a token's latents go through a layer norm without weights first, for features, which are not scaled as
-        a VAE's latents are. tap: which hidden state, see `Target`. width, layers, num_heads, steps: of the head, see `Denoiser`.
+        a VAE's latents are. tap: which hidden state, see `Target`. width, layers, num_heads, steps: of the head, see
+        `Denoiser`.
 
     Raises ``ValueError`` where grids differ, for ``supervise``, and for an encoder that gives several grids or reads
     images in their own resolution.
