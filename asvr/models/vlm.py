@@ -16,6 +16,7 @@ from asvr.base.precision import full_float32
 from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.data.layouts import build_layout
 from asvr.data.transforms import Pixels
+from asvr.models.attention import set_kernel
 from asvr.models.component import portable_of
 from asvr.models.losses import JoinedClassifier, linear_cross_entropy
 from asvr.models.masking import Masked
@@ -89,6 +90,9 @@ class VLM(nn.Module):
         self.metrics = {f"{metric}_{target.name}": target.name for target in self.targets for metric in target.metrics}
         check_tree(self, [*self.targets, *(target.criterion for target in self.targets)])
         self.held: set[str] = set()  # names of parameters that `train_only` froze
+        if not self.all_causal:  # until `use_attention` chooses: transformers' own kernels take no rule
+            for part in (self.llm, self.teachers):
+                set_kernel(part, "sdpa")
         self.transforms: list[Callable] = []  # of `asvr.models.transforms`, in the order that they were applied
 
     # The forward pass ------------------------------------------------------------------------------------

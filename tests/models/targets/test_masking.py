@@ -302,6 +302,13 @@ def test_shift_and_supervise_are_refused(entry):
             model_with(entry, **wrong)
 
 
+@pytest.mark.parametrize("targets", [[], [BLOCKS]], ids=["bidirectional", "masked blocks"])
+def test_a_model_follows_rules_as_it_is_built(targets):
+    """As one out of a folder, for which nothing chooses kernels."""
+    model = build(reconstruction=targets, encoder=ENCODER, llm=LLM, visual_attention="bidirectional").eval()
+    assert model(rows_of(model))["text"].isfinite()
+
+
 def test_the_text_reads_whole_images_while_a_ramp_is_at_zero():
     model = model_with(BLOCKS, weight=dict(begin=0.0, end=1.0))
     batch, (target,) = rows_of(model), model.targets
