@@ -16,6 +16,7 @@ from asvr.base.precision import full_float32
 from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.data.layouts import build_layout
 from asvr.data.transforms import Pixels
+from asvr.models.attention import set_kernel
 from asvr.models.component import portable_of
 from asvr.models.losses import JoinedClassifier, linear_cross_entropy
 from asvr.models.masking import Masked
@@ -89,6 +90,9 @@ class VLM(nn.Module):
         self.metrics = {f"{metric}_{target.name}": target.name for target in self.targets for metric in target.metrics}
         check_tree(self, [*self.targets, *(target.criterion for target in self.targets)])
         self.held: set[str] = set()  # names of parameters that `train_only` froze
+        if not self.all_causal:  # until `use_attention` chooses: transformers' own kernels take no rule
+            for part in (self.llm, self.teachers):
+                set_kernel(part, "sdpa")
         self.transforms: list[Callable] = []  # of `asvr.models.transforms`, in the order that they were applied
 
     # The forward pass ------------------------------------------------------------------------------------
@@ -107,7 +111,7 @@ class VLM(nn.Module):
         taps = {tap for target in self.targets if target.name not in alone for tap in target.taps} | {-1}
         hidden = self.hidden(batch, embeds_BTH, taps, shared)
 
-        out = {}
+        out, zeros = {}, []
         if batch.num_text_targets:
             hidden_SH = hidden[-1][batch.text_source_S]
             out["text"], out["correct_text"] = linear_cross_entropy(
@@ -123,9 +127,11 @@ class VLM(nn.Module):
                 truth = self.truth(target, batch, features_INE) | target.teach(seen)
                 out[name], metrics = target.loss(seen, truth)
                 out |= {f"{metric}_{name}": value for metric, value in metrics.items()}
+            if target.name not in alone and target.counts and target.reads_alone(training=self.training):
+                zeros += [self.idle_pass(embeds_BTH, target)] if totals is not None else []
         if totals is not None:
             losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
-            out["loss"] = torch.stack([*losses, self.zero_grad_path(batch, hidden[-1])]).sum()
+            out["loss"] = torch.stack([*losses, *zeros, self.zero_grad_path(batch, hidden[-1])]).sum()
         return out
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +139,8 @@ class VLM(nn.Module):
         embeds_BTH = self.llm.embed(batch.input_ids_BT.masked_fill(batch.input_ids_BT == IMAGE_TOKEN, 0))
         if not batch.num_images:
             if torch.is_grad_enabled():  # in front of the LLM, so that its backward pass runs here as it does elsewhere
-                embeds_BTH = embeds_BTH + _zero_of(self.projector, self.separators, self.encoder)
+                masking = self._heads_of(*(target for target in self.targets if target.shares_mask))
+                embeds_BTH = embeds_BTH + _zero_of(self.projector, self.separators, self.encoder, *masking)
             return embeds_BTH, None
         features_INE = batch.features_INE if batch.features_INE is not None else self.encode(batch.pixels["encoder"])
         visual_INH = self.projector(features_INE.float()).to(embeds_BTH.dtype)  # frozen parts may be half precision
@@ -158,6 +165,17 @@ class VLM(nn.Module):
         rule = self.attention_rule(batch, masked)
         states = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments, **({} if rule is None else dict(rule=rule)))
         return {tap: states_BTH.flatten(0, 1) for tap, states_BTH in states.items()}
+
+    def idle_pass(self, embeds_BTH: Tensor, target: Target) -> Tensor:
+        """A zero, and one token's way through the LLM, to the target's taps and back: in place of the pass that the
+        target has besides for other micro-batches. Where blocks are in parts, all processes gather each of them,
+        equally often."""
+        own_BTH = embeds_BTH[:1, :1] + _zero_of(*self._heads_of(target))
+        states = self.llm.hidden(own_BTH, set(target.taps))
+        return 0 * sum(states[tap].sum() for tap in target.taps)
+
+    def _heads_of(self, *targets: Target) -> list[nn.Module]:
+        return [self.heads[target.name] for target in targets if target.name in self.heads]
 
     @property
     def all_causal(self) -> bool:

@@ -70,6 +70,7 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     parts = model.components()
     before = {name: fingerprint_of(part) for name, part in parts.items() if _makes_targets(name)}
     weights = read_weights(folder, read_description(folder))
+    weights = _without_other_targets(model, weights, folder)
     new = _new_targets(model, weights, folder)
     own = {key: value for key, value in model.state_dict().items() if key.startswith((*_prefixes(new), SEPARATORS))}
     if any(key.startswith(SEPARATORS) and key not in weights for key in own):
@@ -88,7 +89,7 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
             "set data.cache=False, or name the same weights in the config"
         )
     for name, part in parts.items():
-        if name in KEPT:  # checkpoints hold them always: they move without a trained weight
+        if name in KEPT or not part.state_dict():  # checkpoints hold the former always: they move without training
             continue
         if name in other or name not in before or source_of(part) is None:
             part.source = str(folder)
@@ -124,6 +125,19 @@ def _new_targets(model: nn.Module, weights: dict, folder: Path) -> list[str]:
     if new:
         logger.info("%s: the heads of %s are new", folder, ", ".join(new))
     return new
+
+
+def _without_other_targets(model: nn.Module, weights: dict, folder: Path) -> dict:
+    """The weights without those of targets that the model does not have."""
+    own, names = {target.name for target in model.targets}, {}
+    for key in weights:
+        part, _, rest = key.partition(".")
+        if part in OF_TARGETS and (name := rest.partition(".")[0]) not in own:
+            names.setdefault(name, []).append(key)
+    if names:
+        logger.info("%s: its targets %s are left out, since the stage does not have them", folder, ", ".join(names))
+    gone = {key for keys in names.values() for key in keys}
+    return {key: value for key, value in weights.items() if key not in gone}
 
 
 def _prefixes(names: list[str]) -> tuple[str, ...]:

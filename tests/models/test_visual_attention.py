@@ -182,6 +182,22 @@ def test_an_llm_that_follows_no_rule_is_refused():
         check_rules(llm)
 
 
+@pytest.mark.parametrize(
+    "experts",
+    [
+        dict(model_type="mixtral", num_local_experts=4),
+        dict(model_type="qwen3_moe", num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8),
+    ],
+)
+def test_rounding_of_experts_is_no_broken_rule(experts):
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        llm = HFCausalLM(arch=dict(sizes, num_key_value_heads=2, **experts))
+        set_kernel(llm, "sdpa")
+        check_rules(llm)
+
+
 def test_tiles_of_an_image_and_its_separators_are_one_image():
     batch = batch_of([[-1] + [0] * 6 + [-1]])
     cells = Cells(torch.tensor([0, 1, 3, 4]), np.array([0, 1, 3, 4]), [(1, 2), (1, 2)], *(torch.tensor([3, 6]),) * 2)

@@ -187,6 +187,10 @@ class Target:
         what the text reads. Masks are drawn on the CPU: nothing may wait for the device."""
         return None
 
+    def reads_alone(self, *, training: bool) -> bool:
+        """Whether it has a pass of its own for what it masks. The same for all micro-batches of a step."""
+        return self.own_pass
+
     def teach(self, seen: Seen) -> dict[str, Tensor]:
         """More of the truth, of what the LLM gets: that of a teacher which is a copy of it. It runs in the precision of
         the step, and must make no gradients."""

@@ -100,9 +100,13 @@ class MaskedFeatureTarget(Target):
             np.flatnonzero(block_IKN.any(1)),
             image_P * self.num_tokens + cell_P,
             weight=1.0 / max(drawn, 1),
-            shared=training and self.weight > 0,
+            shared=not self.reads_alone(training=training),
             bits_V=block_bits(block_IKN, context_IN),
         )
+
+    def reads_alone(self, *, training: bool) -> bool:
+        """Text reads whole images where nothing is learned of masked ones."""
+        return not training or self.weight == 0
 
     def learns_from(self, batch: Batch) -> bool:
         return self.counts and batch.num_images > 0

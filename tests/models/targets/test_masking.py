@@ -310,6 +310,21 @@ def test_shift_and_supervise_are_refused(entry):
             model_with(entry, **wrong)
 
 
+@pytest.mark.parametrize("targets", [[], [BLOCKS]], ids=["bidirectional", "masked blocks"])
+def test_a_model_follows_rules_as_it_is_built(targets):
+    """As one out of a folder, for which nothing chooses kernels."""
+    model = build(reconstruction=targets, encoder=ENCODER, llm=LLM, visual_attention="bidirectional").eval()
+    assert model(rows_of(model))["text"].isfinite()
+
+
+def test_the_text_reads_whole_images_while_a_ramp_is_at_zero():
+    model = model_with(BLOCKS, weight=dict(begin=0.0, end=1.0))
+    batch, (target,) = rows_of(model), model.targets
+    assert target.reads_alone(training=True) and not target.mask(batch, training=True).shared
+    target.set_progress(0.5)
+    assert not target.reads_alone(training=True) and target.mask(batch, training=True).shared
+
+
 def test_two_targets_cannot_both_mask_what_the_text_reads():
     with pytest.raises(ValueError, match="one target alone may mask the images that the text reads"):
         model_with(BLOCKS, dict(BLOCKS, name="others"))
