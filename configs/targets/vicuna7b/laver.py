@@ -3,7 +3,7 @@
 # Visual tokens see each other in both stages. It follows the released code (src/llamafactory/model/laver/).
 # What differs: positions are not two-dimensional, the mask token is learned, the Gram term compares the tokens of one
 # image. The weights of the loss and of the Gram term are set by options whose values are not public.
-# The teacher is a float32 copy of the LLM: 25 GB more on every card that does not share it.
+# The teacher is a float32 copy of the LLM: 27 GB more on every card that does not share it.
 # python tools/train.py configs/targets/vicuna7b/laver.py
 _base_ = ["../../llava_vicuna7b.py"]
 
