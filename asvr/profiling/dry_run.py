@@ -211,8 +211,8 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layo
             "it needs; in brackets what the config does not do. With several cards the states (no activations) are "
             "taken to be sharded evenly over them, but for 4-bit weights, which each card has; "
             "tools/estimate.py --plan tells more of those. "
-            f"It fits when the sum is at most {USABLE:.0%} of what torch sees of the card: "
-            f"{', '.join(f'{size / 1e9:.0f} GB of {name}' for name, size in sizes.items())}."
+            f"It fits when the sum is at most {USABLE:.0%} of what torch sees of the card "
+            f"({', '.join(f'{name}: {size / 1e9:.0f}e9 bytes' for name, size in sizes.items())})."
         ),
     )
     lines = {
