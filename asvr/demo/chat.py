@@ -60,7 +60,7 @@ class Conversation:
         if not self.images:
             raise ValueError("no picture yet: show one first")
         if not self.pretrained.model.targets:
-            raise ValueError("this model has no reconstruction target: there is no token map")
+            raise ValueError("this model has no reconstruction target: there is no token map; another stage's may have")
         return target_maps(self.pretrained, self.images[-1])
 
     def attention(self) -> np.ndarray:

@@ -262,7 +262,10 @@ def check_frozen(folder: Path, model: nn.Module) -> None:
             told = f"{there['source']} ({there['fingerprint']}), here {source_of(parts[name])} ({here})"
             different.append(f"{name}: {told}")
     if different:
-        raise ValueError(f"{folder} was made with other frozen weights of {'; '.join(different)}")
+        raise ValueError(
+            f"{folder} was made with other frozen weights of {'; '.join(different)}. Give those it was made with, take "
+            "another --work-dir, or train anew with --resume never"
+        )
 
 
 def _same_in_another_dtype(part: nn.Module, fingerprint: str, saved: Collection[str]) -> bool:

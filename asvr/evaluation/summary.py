@@ -57,7 +57,7 @@ def _curves(axis, lines: list[dict], stages: list[str]) -> None:
         offset += own[-1]["steps"]
     for key in keys:
         axis.plot([], [], color=colors[key], label=plain(key.removeprefix("loss_")))
-    axis.set(xlabel="step", ylabel="loss, nats a token")
+    axis.set(xlabel="step", ylabel="loss (words, codes: nats a token)")
     scale_by_logarithm(axis)
     axis.legend(frameon=False, fontsize=8)
 

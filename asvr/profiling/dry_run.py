@@ -61,7 +61,7 @@ def _parameters(models: dict[str, nn.Module]) -> Table:
     by_stage = {name: model.components() for name, model in models.items()}
     rows, every = [], {}
     for components in by_stage.values():
-        every = components | every  # of the first stage that has it
+        every = components | {name: part for name, part in every.items() if _millions(part)}  # of its first stage
     for component, module in every.items():
         trained = [
             _millions(stage[component], trained_only=True) if component in stage else 0.0 for stage in by_stage.values()
@@ -200,6 +200,7 @@ def _micro_batch(stage: Stage, image: Layout) -> str:
 def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layout]) -> Table:
     """images: the largest, by stage."""
     rows = ", ".join(f"{name} {_micro_batch(recipe.stages[name], images[name])}" for name in plans)
+    sizes = {machine.name: machine.card_bytes for machine in MACHINES}
     table = _table(
         "Memory plan, GB (1e9 bytes)",
         "",
@@ -210,7 +211,8 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layo
             "it needs; in brackets what the config does not do. With several cards the states (no activations) are "
             "taken to be sharded evenly over them, but for 4-bit weights, which each card has; "
             "tools/estimate.py --plan tells more of those. "
-            f"It fits when the sum is at most {USABLE:.0%} of the card."
+            f"It fits when the sum is at most {USABLE:.0%} of what torch sees of the card "
+            f"({', '.join(f'{name}: {size / 1e9:.0f}e9 bytes' for name, size in sizes.items())})."
         ),
     )
     lines = {

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from asvr.base.text import nearest, short
 from asvr.data.images import LARGEST_LIMIT
 from asvr.data.transforms import ASPECTS
@@ -59,7 +61,10 @@ def optional(field: Field) -> Field:
 
 
 COMPONENT = Field("a component, dict(type=...)", lambda value: isinstance(value, dict))
-NAME = Field("a name of letters, digits and _", lambda value: isinstance(value, str) and value.isidentifier())
+NAME = Field(
+    "a name of letters, digits and _, and none that torch's modules have themselves ('half', 'train', 'keys')",
+    lambda value: isinstance(value, str) and value.isidentifier() and not hasattr(nn.ModuleDict, value),
+)
 
 TARGET = dict(  # of a CodeTarget
     type=Field("the name of a target", lambda value: isinstance(value, str), required=False),

@@ -77,3 +77,9 @@ def test_a_wrong_config_is_refused_as_in_a_real_run():
     cfg = load_config(ROOT / "configs" / "asvr_vicuna7b.py", {"data.on_error": "ignore"})
     with pytest.raises(ValueError, match="data.on_error='ignore'"):
         dry_run(cfg)
+
+
+def test_heads_of_a_later_stage_are_in_the_total():
+    text = dry_run(load_config(ROOT / "configs/targets/vicuna7b/metamorph.py"))
+    total, pretrain, finetune = row(text, "│ heads ")[2:]
+    assert pretrain == "0" and total == finetune != "0"

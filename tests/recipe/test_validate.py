@@ -137,6 +137,7 @@ def test_a_right_config_passes():
         ({"model.encoder.layer": True}, "model.encoder.layer=True: expected int"),
         ({"model.llm.arch.num_attention_heads": 0}, "model.llm.arch.num_attention_heads=0: expected at least 1"),
         ({"model.llm.name": 7}, "model.llm.name=7: expected str | None"),
+        ({"model.reconstruction.0.name": "half"}, "model.reconstruction[0].name='half': expected a name of letters"),
         ({"model.reconstruction": None}, "model.reconstruction=None: expected list[dict]"),
         ({"model.reconstruction.0.weight": -1}, "model.reconstruction[0].weight=-1: expected a number from 0"),
         ({"model.reconstruction.0.resample": "near"}, "model.reconstruction[0].resample='near': expected one of None"),

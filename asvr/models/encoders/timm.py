@@ -4,6 +4,7 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
 
 import pickle
+from difflib import get_close_matches
 from functools import cache
 
 import torch
@@ -48,7 +49,7 @@ class TimmEncoder(Encoder):
         if match not in ("name", "order"):
             raise ValueError(f"TimmEncoder match={match!r}: expected 'name' or 'order'")
         if not timm.is_model(model):
-            raise ValueError(f"timm has no model {model!r}; near: {timm.list_models(f'*{model[:6]}*')[:5]}")
+            raise ValueError(f"timm has no model {model!r}; near: {get_close_matches(model, timm.list_models(), 5)}")
         own = timm.get_pretrained_cfg(model)
         side = image_size or own.input_size[-1]
         self.model = _create(model, side)
@@ -56,6 +57,10 @@ class TimmEncoder(Encoder):
             _load(self.model, str(hub.require(weights, what="timm encoder weights")), match)
             self.source = weights
         count = len(self.model.feature_info) if hasattr(self.model, "feature_info") else len(self.model.blocks)
+        if not -count <= layer < count:
+            raise ValueError(
+                f"TimmEncoder layer={layer}: {model} has {count} feature maps, 0..{count - 1} or -{count}..-1"
+            )
         self.layer = layer if layer >= 0 else count + layer  # counted from the front: pruning moves the back
         self.model.prune_intermediate_layers([self.layer], prune_norm=False, prune_head=True)
         self.model.to(resolve_dtype(dtype), memory_format=torch.channels_last)  # 3x faster on the CPU

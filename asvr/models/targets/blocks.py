@@ -26,7 +26,7 @@ class Blocks:
     context: tuple[float, float] = (0.85, 1.0)
     min_context: int = 10
 
-    def check(self, key: str, num_tokens: int) -> None:
+    def check(self, key: str, grid: tuple[int, int]) -> None:
         """Raise ``ValueError``, which names ``key``, for numbers that no image can have."""
         if not isinstance(self.blocks, int) or not 1 <= self.blocks <= 32:
             raise ValueError(f"{key}.blocks={self.blocks!r}: expected 1 to 32")
@@ -34,10 +34,11 @@ class Blocks:
             low, top = getattr(self, name)
             if not 0 < low <= top <= high:
                 raise ValueError(f"{key}.{name}={(low, top)}: expected two numbers above 0 and up to {high}, in order")
-        if not 1 <= self.min_context <= (1 - self.scale[1]) * num_tokens:
+        left = math.prod(grid) - max(math.prod(_sides(grid, self.scale[1], ratio)) for ratio in (*self.aspect, 1.0))
+        if not 1 <= self.min_context <= left:
             raise ValueError(
-                f"{key}.min_context={self.min_context!r}: expected 1 to {int((1 - self.scale[1]) * num_tokens)}, what "
-                f"one block leaves of {num_tokens} tokens"
+                f"{key}.min_context={self.min_context!r}: expected 1 to {left}, what one block leaves of "
+                f"{math.prod(grid)} tokens"
             )
 
     def draw(self, images: int, grid: tuple[int, int], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -63,8 +64,13 @@ class Blocks:
 
 
 def _size(generator: np.random.Generator, grid: tuple[int, int], scale: tuple, aspect: tuple) -> tuple[int, int]:
-    """Rows and columns of a block: at least one, and not the whole image."""
-    area, ratio = math.prod(grid) * generator.uniform(*scale), generator.uniform(*aspect)
+    """Rows and columns of a block."""
+    return _sides(grid, generator.uniform(*scale), generator.uniform(*aspect))
+
+
+def _sides(grid: tuple[int, int], share: float, ratio: float) -> tuple[int, int]:
+    """Of a block that takes this share of an image, as nearly as whole rows and columns can."""
+    area = math.prod(grid) * share
     wanted = math.sqrt(area * ratio), math.sqrt(area / ratio)
     return tuple(max(1, min(round(side), most)) for side, most in zip(wanted, grid, strict=True))
 

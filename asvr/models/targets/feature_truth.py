@@ -12,6 +12,7 @@ from torch import Tensor
 from asvr.base.log_once import log_once
 from asvr.data.batch import Batch
 from asvr.data.transforms import ImageTransform, Pixels
+from asvr.models.component import source_of
 from asvr.models.encoders.base import Encoder, grids_of
 from asvr.models.targets.base import TensorSpec
 from asvr.registry import ENCODERS
@@ -44,6 +45,13 @@ class FeatureTruth:
         built = ENCODERS.build(teacher, default_args=dict(load_weights=load_weights))
         self.teacher = built.requires_grad_(False).eval()
         self.width = built.width
+        if load_weights and source_of(built) is None and any(True for _ in built.parameters()):
+            log_once(
+                logging.WARNING,
+                "%s.teacher: %s names no weights, so its features are those of random weights",
+                key,
+                type(built).__name__,
+            )
         dtypes = {parameter.dtype for parameter in built.parameters()}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         self._check(encoder, key)

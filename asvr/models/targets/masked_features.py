@@ -30,8 +30,9 @@ class MaskedFeatureTarget(Target):
         `FeatureMLP`, the head. loss: a `FeatureLoss`, by default the cosine. masks: fields of `Blocks`. share: of the
         images that are masked in training, the others are seen whole.
 
-    Matches ``MLLMJEPA`` and ``MaskCollator`` of the released code, but for two things: an image is masked or not by a
-    draw of its own, not with its whole micro-batch; and a block may stand at the last row and column.
+    It follows ``MLLMJEPA`` and ``MaskCollator`` of the released code. What differs: an image is masked or not by a draw
+    of its own, not with its whole micro-batch; a block may stand at the last row and column; contexts are not cut to
+    the shortest of a micro-batch; and a context that would be too small costs a block, it never overlaps one.
     """
 
     shares_mask = True
@@ -64,7 +65,7 @@ class MaskedFeatureTarget(Target):
             expected = ", ".join(field.name for field in fields(Blocks))
             raise ValueError(f"{key}.masks.{unknown[0]}: unknown; expected some of {expected}")
         self.blocks, self.share, self.tap = Blocks(**(masks or {})), share, tap
-        self.blocks.check(f"{key}.masks", self.num_tokens)
+        self.blocks.check(f"{key}.masks", self.grid)
         self.features = FeatureTruth(teacher, encoder=encoder, resample=resample, key=key, load_weights=load_weights)
         self.teacher = self.features.teacher
         own_mlp = build_mlp(mlp or {}, hidden_size=llm.hidden_size, out_width=self.features.width, key=f"{key}.mlp")
@@ -93,7 +94,7 @@ class MaskedFeatureTarget(Target):
         whole_I = generator.random(batch.num_images) >= (self.share if training else 1.0)
         block_IKN[whole_I], context_IN[whole_I] = False, True
         image_P, _, cell_P = block_IKN.nonzero()
-        drawn = block_IKN.sum((1, 2)).max()  # tokens of all blocks of an image: as many in each that has all its blocks
+        drawn = self.blocks.blocks * block_IKN.sum(2).max()  # tokens of an image's blocks, which have one size
         return masked(
             batch,
             self.head.token,
@@ -112,7 +113,8 @@ class MaskedFeatureTarget(Target):
         return self.counts and batch.num_images > 0
 
     def count(self, window: list[Batch], *, training: bool) -> float:
-        """Images, those that are expected to be masked: the loss of one is the mean over its blocks."""
+        """Images, those that are expected to be masked: the loss of one is the mean over its blocks, of which those
+        that were not drawn, since they left too little, count as 0."""
         return sum(batch.num_images for batch in window) * (self.share if training else 1.0)
 
     def told(self, seen: Seen) -> Tensor:

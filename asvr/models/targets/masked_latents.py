@@ -136,7 +136,7 @@ class MaskedLatentTarget(Target):
         return int(self.mask_ratio * tokens)
 
     def learns_from(self, batch: Batch) -> bool:
-        return self.counts and batch.num_images > 0
+        return self.counts and self.count([batch], training=True) > 0
 
     def count(self, window: list[Batch], *, training: bool) -> float:
         """Masked tokens."""

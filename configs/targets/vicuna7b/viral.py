@@ -1,20 +1,18 @@
 # VIRAL on the 7B base: layer 16 of the LLM tells DINOv2-B's features of each visual token, by cosine. It follows arXiv
 # 2509.07979 and the released code (llava/model/language_model/llava_llama.py, config.json,
 # scripts/v1_5/finetune_lora.sh): the token's own position, an MLP of three layers with SiLU (2048), weight 0.5, in
-# finetune alone; there LoRA of rank 128 (alpha 256, dropout 0.05) on the LLM's linear layers at 2e-4, the projector at
-# 2e-5.
+# finetune alone; there LoRA as in llava_vicuna7b_lora.py (rank 128, alpha 256, dropout 0.05, 2e-4, projector 2e-5).
 # What differs: the encoder is SigLIP-SO400M with 27 x 27 tokens, not CLIP-L with 24 x 24. DINOv2 sees 518 pixels
 # through its own normalisation, and its 37 x 37 features are brought to 27 x 27; the released code gives it CLIP's
 # pixels, scaled to CLIP's grid. The features are the last block's, through a layer norm without DINOv2's own weights.
 # The MLP is trained here, at 2e-4. In the released train.py peft freezes it with the LLM, and only the projector is
 # made trainable again.
 # python tools/train.py configs/targets/vicuna7b/viral.py
-_base_ = ["../../llava_vicuna7b.py"]
+_base_ = ["../../llava_vicuna7b_lora.py"]
 
 stages = dict(
     finetune=dict(
         model=dict(
-            llm=dict(dtype="bfloat16"),  # frozen beneath the adapters
             reconstruction=[
                 dict(
                     name="viral",
@@ -43,8 +41,6 @@ stages = dict(
                     shift=0,
                 )
             ],
-        ),
-        model_transforms=[dict(type="Lora", layers=["llm.*.self_attn", "llm.*.mlp"], r=128, alpha=256, dropout=0.05)],
-        optim=dict(lr=2e-4, groups=dict(projector=dict(lr_scale=0.1))),
-    ),
+        )
+    )
 )

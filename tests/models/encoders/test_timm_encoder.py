@@ -104,3 +104,11 @@ def test_statistics_and_precision_of_the_config():
     encoder = TimmEncoder(model="resnet18", image_size=64, mean=[0.1, 0.2, 0.3], std=[1, 1, 1], dtype="bfloat16")
     assert encoder.transform.mean == (0.1, 0.2, 0.3) and encoder.transform.std == (1, 1, 1)
     assert encoder(pixels()).dtype == torch.bfloat16
+
+
+def test_a_misspelled_model_and_a_layer_that_is_not_there_are_told():
+    with pytest.raises(ValueError, match=r"no model 'mobilenet_v3_small_050'; near: \[.*'mobilenetv3_small_050'"):
+        TimmEncoder(model="mobilenet_v3_small_050")
+    for layer in (5, -6):
+        with pytest.raises(ValueError, match=rf"layer={layer}: resnet18 has 5 feature maps, 0\.\.4 or -5\.\.-1"):
+            TimmEncoder(model="resnet18", layer=layer, image_size=64)

@@ -80,7 +80,7 @@ def test_where_blocks_leave_too_little_fewer_are_drawn():
     [
         (dict(blocks=0), r"masks.blocks=0: expected 1 to 32"),
         (dict(scale=(0.3, 0.2)), r"masks.scale=\(0.3, 0.2\): expected two numbers"),
-        (dict(min_context=99), r"masks.min_context=99: expected 1 to 28"),
+        (dict(min_context=99), r"masks.min_context=99: expected 1 to 27"),
         (dict(size=3), r"masks.size: unknown; expected some of blocks"),
     ],
 )
