@@ -36,7 +36,8 @@ from asvr.engine.prepare import Prepared
 from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
 from asvr.engine.starts import LAST_TAP, begin_with, load_start, require_same_taps
-from asvr.models.attention import AUTO, check_isolation, check_rules, use_attention
+from asvr.models.attention import AUTO, use_attention
+from asvr.models.attention_checks import check_isolation, check_rules
 from asvr.models.compiling import compile_blocks, uncompiled
 from asvr.models.component import fingerprint_of
 from asvr.recipe.build import build_device, build_model, data_fingerprint

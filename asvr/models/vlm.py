@@ -21,10 +21,11 @@ from asvr.models.component import portable_of
 from asvr.models.losses import JoinedClassifier, linear_cross_entropy
 from asvr.models.masking import Masked
 from asvr.models.separators import Separators
-from asvr.models.targets import Seen, Target, build_target
+from asvr.models.targets import Seen, Target, build_target, check_together
 from asvr.models.trainable import keep_statistics, train_only
 from asvr.models.tree import check_tree, is_trained
 from asvr.models.visual_attention import MODES, AttentionRule, rule_of
+from asvr.models.zero_grads import heads_of, idle_pass, zero_grad_path, zero_of
 from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS, TARGETS
 
 
@@ -75,13 +76,7 @@ class VLM(nn.Module):
         if visual_attention not in MODES:
             raise ValueError(f"model.visual_attention={visual_attention!r}: expected one of {', '.join(MODES)}")
         self.visual_attention = visual_attention
-        names = [target.name for target in self.targets]
-        if len(set(names)) != len(names):
-            raise ValueError(f"model.reconstruction: names must differ, given {names}")
-        if len(both := [target.name for target in self.targets if target.shares_mask]) > 1:
-            raise ValueError(
-                f"model.reconstruction: one target alone may mask the images that the text reads, given {both}"
-            )
+        check_together(self.targets)
         self.heads = _modules({target.name: target.head for target in self.targets})
         self.tokenizers = _modules({t.name: t.teacher for t in self.targets if not t.keeps_teacher})
         self.teachers = _modules({t.name: t.teacher for t in self.targets if t.keeps_teacher})
@@ -128,10 +123,10 @@ class VLM(nn.Module):
                 out[name], metrics = target.loss(seen, truth)
                 out |= {f"{metric}_{name}": value for metric, value in metrics.items()}
             if target.name not in alone and target.counts and target.reads_alone(training=self.training):
-                zeros += [self.idle_pass(embeds_BTH, target)] if totals is not None else []
+                zeros += [idle_pass(self, embeds_BTH, target)] if totals is not None else []
         if totals is not None:
             losses = [out[name] * (weight / totals[name]) for name, weight in self.weights().items() if name in out]
-            out["loss"] = torch.stack([*losses, *zeros, self.zero_grad_path(batch, hidden[-1])]).sum()
+            out["loss"] = torch.stack([*losses, *zeros, zero_grad_path(self, batch, hidden[-1])]).sum()
         return out
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -139,8 +134,8 @@ class VLM(nn.Module):
         embeds_BTH = self.llm.embed(batch.input_ids_BT.masked_fill(batch.input_ids_BT == IMAGE_TOKEN, 0))
         if not batch.num_images:
             if torch.is_grad_enabled():  # in front of the LLM, so that its backward pass runs here as it does elsewhere
-                masking = self._heads_of(*(target for target in self.targets if target.shares_mask))
-                embeds_BTH = embeds_BTH + _zero_of(self.projector, self.separators, self.encoder, *masking)
+                masking = heads_of(self, *(target for target in self.targets if target.shares_mask))
+                embeds_BTH = embeds_BTH + zero_of(self.projector, self.separators, self.encoder, *masking)
             return embeds_BTH, None
         features_INE = batch.features_INE if batch.features_INE is not None else self.encode(batch.pixels["encoder"])
         visual_INH = self.projector(features_INE.float()).to(embeds_BTH.dtype)  # frozen parts may be half precision
@@ -152,7 +147,7 @@ class VLM(nn.Module):
             rows_KH = self.separators(cells.separator_K).to(flat.dtype)
             flat = flat.index_copy(0, cells.separator_position_K, rows_KH)
         elif self.layout.num_separators:
-            flat = flat + _zero_of(self.separators)
+            flat = flat + zero_of(self.separators)
         return flat.view_as(embeds_BTH), features_INE
 
     def hidden(
@@ -165,17 +160,6 @@ class VLM(nn.Module):
         rule = self.attention_rule(batch, masked)
         states = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments, **({} if rule is None else dict(rule=rule)))
         return {tap: states_BTH.flatten(0, 1) for tap, states_BTH in states.items()}
-
-    def idle_pass(self, embeds_BTH: Tensor, target: Target) -> Tensor:
-        """A zero, and one token's way through the LLM, to the target's taps and back: in place of the pass that the
-        target has besides for other micro-batches. Where blocks are in parts, all processes gather each of them,
-        equally often."""
-        own_BTH = embeds_BTH[:1, :1] + _zero_of(*self._heads_of(target))
-        states = self.llm.hidden(own_BTH, set(target.taps))
-        return 0 * sum(states[tap].sum() for tap in target.taps)
-
-    def _heads_of(self, *targets: Target) -> list[nn.Module]:
-        return [self.heads[target.name] for target in targets if target.name in self.heads]
 
     @property
     def all_causal(self) -> bool:
@@ -260,25 +244,6 @@ class VLM(nn.Module):
         counts = {"text": sum(batch.num_text_targets for batch in window)}
         return counts | {target.name: target.count(window, training=self.training) for target in self.targets}
 
-    def zero_grad_path(self, batch: Batch, hidden: Tensor) -> Tensor:
-        """A zero that depends on every trained parameter that this batch's losses leave out, as `embed` makes one where
-        there are no images.
-
-        Without it a batch without images, text or losses would leave gradients of some parts undefined, and
-        processes that add up gradients would wait for one another. The LLM's blocks, whose weights may be elsewhere by
-        now, are reached through what they gave: ``hidden``, after the final norm.
-        """
-        text = batch.num_text_targets
-        visual = [target.name for target in self.targets if target.learns_from(batch)]
-        idle = [part for parts in (self.heads, self.losses) for name, part in parts.items() if name not in visual]
-        zero = torch.zeros((), device=self.device)
-        if not text:
-            idle.append(self.llm.lm_head)
-            zero = zero + 0 * hidden.sum()
-        if batch.num_images:
-            idle.append(self.encoder)  # its losses may leave out a last norm
-        return zero + _zero_of(*idle)
-
     # Parts -----------------------------------------------------------------------------------------------
 
     @property
@@ -342,9 +307,3 @@ class VLM(nn.Module):
 def _modules(found: dict[str, object]) -> nn.ModuleDict:
     """Those that are modules."""
     return nn.ModuleDict({name: module for name, module in found.items() if isinstance(module, nn.Module)})
-
-
-def _zero_of(*modules: nn.Module) -> Tensor | float:
-    """A zero that depends on every trained parameter of these modules."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    return 0 * sum(p.sum() for p in parameters) if parameters else 0.0

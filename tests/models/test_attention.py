@@ -13,12 +13,12 @@ from asvr.data.batch import Segments
 from asvr.models.attention import (
     PREFIX,
     _interface,
-    check_isolation,
     choose,
     no_mask,
     problem_of,
     use_attention,
 )
+from asvr.models.attention_checks import check_isolation
 from asvr.models.attention_kernels import KERNELS
 from asvr.models.llms import HFCausalLM
 

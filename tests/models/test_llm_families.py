@@ -16,7 +16,8 @@ from vlm_helpers import SEMANTIC, VOCAB, build, collate, gradients_of, rows
 
 from asvr.engine.optim import AutocastOptimWrapper
 from asvr.interchange.export import export_llava
-from asvr.models.attention import check_isolation, set_kernel, use_attention
+from asvr.models.attention import set_kernel, use_attention
+from asvr.models.attention_checks import check_isolation
 from asvr.models.llms import HFCausalLM
 from asvr.models.recurrence import check_recurrence
 

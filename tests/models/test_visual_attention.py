@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from asvr.data.batch import Batch, Cells, Segments
-from asvr.models.attention import check_rules, set_kernel
+from asvr.models.attention import set_kernel
+from asvr.models.attention_checks import check_rules
 from asvr.models.llms import HFCausalLM
 from asvr.models.visual_attention import AttentionRule, rule_of
 

@@ -22,7 +22,8 @@ from asvr.evaluation.accuracy import _with_room
 from asvr.evaluation.generation import PromptTooLong, generate
 from asvr.flops.count import Sample, forward_parts
 from asvr.flops.step import StepFlops
-from asvr.models.attention import PREFIX, check_isolation, set_kernel
+from asvr.models.attention import PREFIX, set_kernel
+from asvr.models.attention_checks import check_isolation
 from asvr.models.encoders import HFVisionEncoder
 from asvr.models.encoders.huggingface import _blocks
 from asvr.models.llms import HFCausalLM

@@ -1,7 +1,7 @@
 """Reconstruction targets."""
 
 from asvr.models.targets.base import Seen, Target, TensorSpec
-from asvr.models.targets.build import build_target
+from asvr.models.targets.build import build_target, check_together
 from asvr.models.targets.codes import CodeTarget, build_tokenizer, grids_of, nearest_cells, shares_encoder
 from asvr.models.targets.denoising import DenoisingTarget
 from asvr.models.targets.ema import move_towards
@@ -30,6 +30,7 @@ __all__ = [
     "Target",
     "TensorSpec",
     "build_target",
+    "check_together",
     "build_tokenizer",
     "move_towards",
     "grids_of",

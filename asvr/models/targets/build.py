@@ -17,3 +17,14 @@ def build_target(entry: dict, *, model_projector: nn.Module, **given) -> Target:
     if any("model_projector" in inspect.signature(maker).parameters for maker in makers):
         given["model_projector"] = model_projector
     return TARGETS.build(entry, default_args=given)
+
+
+def check_together(targets: list[Target]) -> None:
+    """Raise ``ValueError`` for targets that one model cannot have."""
+    names = [target.name for target in targets]
+    if len(set(names)) != len(names):
+        raise ValueError(f"model.reconstruction: names must differ, given {names}")
+    if len(both := [target.name for target in targets if target.shares_mask]) > 1:
+        raise ValueError(
+            f"model.reconstruction: one target alone may mask the images that the text reads, given {both}"
+        )

@@ -1,0 +1,136 @@
+"""Whether an LLM's attention does what it is asked: samples of a packed row stay apart, rules are followed."""
+
+import torch
+from torch import Tensor, nn
+
+from asvr.data.batch import Segments
+from asvr.models.attention import PREFIX, eager_only, set_kernel
+from asvr.models.visual_attention import AttentionRule
+
+SAMPLES = 8  # packed to see whether they stay apart
+# Rounding is far less in float32, a neighbour's words more. In half precision a row of another shape rounds otherwise,
+# one of the same shape hardly.
+LEAK, LEAK_IN_HALF, ROUNDING_IN_HALF = 3e-5, 1e-2, 5e-2
+
+
+@torch.no_grad()
+def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
+    """Try whether samples of one packed row are what they are alone: as in training, and where rounding is least.
+    dtype: of autocast, or None.
+
+    Raises ``ValueError`` where they are not, or where the LLM takes no kernel of ours: a convolution or a recurrence
+    over the row knows nothing of samples, and the blocks of some LLMs do not tell the kernel of them.
+    """
+    problem = None if getattr(llm, "own_kernels", False) else f"takes no attention kernel of ours{_why(llm)}"
+    if problem is None:
+        training = llm.training
+        llm.eval()  # dropout would make every two passes differ
+        try:
+            seen = _leaks(llm, dtype) + _leaks_with_sdpa(llm)
+        finally:
+            llm.train(training)
+        if seen:
+            problem = f"lets a sample of a row see the one before (it moves by {max(seen):.1e} of its size)"
+    if problem is not None:
+        raise ValueError(f"data.pack: {type(llm).__name__} {problem}, so samples could not be kept apart: set it False")
+
+
+@torch.no_grad()
+def check_rules(llm: nn.Module) -> None:
+    """Try whether the LLM's attention follows a rule: an image's first token sees its last one, and text sees no token
+    that is behind it.
+
+    Raises ``ValueError`` where it does not: the LLM takes no kernel of ours, or its blocks do not tell the kernel.
+    """
+    problem = None if getattr(llm, "own_kernels", False) else "takes no attention kernel of ours"
+    if problem is None:
+        training = llm.training
+        llm.eval()
+        try:
+            problem = _broken_rule(llm)
+        finally:
+            llm.train(training)
+    if problem is not None:
+        raise ValueError(
+            f"model.visual_attention: {type(llm).__name__} {problem}, so visual tokens cannot see each other: leave it "
+            "'causal', and targets that mask images out"
+        )
+
+
+def _broken_rule(llm: nn.Module) -> str | None:
+    """What attention does that a rule forbids, in words."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    embeds_BTH = _random_embeds(llm, generator)[:1].to(next(llm.parameters()).device)  # a text, two of an image, a text
+    image_BT = torch.tensor([[-1, 0, 0, -1]], device=embeds_BTH.device)
+    seen_BT = torch.ones_like(image_BT)
+    rule = AttentionRule(image_BT, seen_BT, seen_BT)
+    whole_TH = llm.hidden(embeds_BTH, {-1}, rule=rule)[-1][0].float()
+    exact = {parameter.dtype for parameter in llm.parameters()} == {torch.float32}
+    limit = (LEAK if exact else LEAK_IN_HALF) * whole_TH.square().mean().sqrt()  # experts round by their tokens
+    for place, others in ((2, [1, 2, 3]), (3, [3])):
+        changed_BTH = embeds_BTH.clone()
+        changed_BTH[0, place] = embeds_BTH[0, 0] + 1
+        moved_TH = llm.hidden(changed_BTH, {-1}, rule=rule)[-1][0].float() - whole_TH
+        moved_T = moved_TH.square().mean(-1).sqrt() > limit
+        if moved_T.nonzero().flatten().tolist() != others:
+            return "does not tell its attention who sees whom"
+    return None
+
+
+def _why(llm: nn.Module) -> str:
+    config = getattr(getattr(llm, "model", None), "config", None)
+    reason = None if config is None else eager_only(config)
+    return "" if reason is None else f" ({reason})"
+
+
+def _leaks_with_sdpa(llm: nn.Module) -> list[float]:
+    """`_leaks` without autocast and by the kernel that rounds least; none for an LLM with kernels of its own."""
+    config = getattr(getattr(llm, "model", None), "config", None)
+    if config is None:
+        return []
+    chosen = config._attn_implementation.removeprefix(PREFIX)
+    set_kernel(llm, "sdpa")
+    try:
+        return _leaks(llm, None)
+    finally:
+        set_kernel(llm, chosen)
+
+
+def _leaks(llm: nn.Module, dtype: torch.dtype | None) -> list[float]:
+    """How far the states of packed samples move, against their size, where that is more than rounding: from those in
+    rows of their own, and from those behind neighbours with other words. dtype: of autocast."""
+    device, weights = next(llm.parameters()).device, {parameter.dtype for parameter in llm.parameters()}
+    generator = torch.Generator("cpu").manual_seed(0)
+    embeds_BTH, others_BTH = (_random_embeds(llm, generator).to(device) for _ in range(2))
+    others_BTH[1::2] = embeds_BTH[1::2]  # every second sample keeps its words
+    segments = Segments.of([embeds_BTH.shape[1]] * SAMPLES).to(device)
+
+    def packed(rows_BTH: Tensor) -> Tensor:
+        out = llm.hidden(rows_BTH.flatten(0, 1)[None], {-1}, segments=segments)[-1]
+        return out.float().view_as(alone_BTH)
+
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        alone_BTH = llm.hidden(embeds_BTH, {-1})[-1].float()
+        packed_BTH, changed_BTH = packed(embeds_BTH), packed(others_BTH)
+    exact = {dtype or torch.float32} | weights == {torch.float32}
+    found = [
+        (_moved(packed_BTH[1:], alone_BTH[1:]), LEAK if exact else ROUNDING_IN_HALF),
+        (_moved(changed_BTH[1::2], packed_BTH[1::2]), LEAK if exact else LEAK_IN_HALF),
+    ]
+    return [moved for moved, limit in found if not moved < limit]
+
+
+def _random_embeds(llm: nn.Module, generator: torch.Generator) -> Tensor:
+    """embeds_BTH of random words, or random numbers for an LLM that does not say how many words it has."""
+    if (words := getattr(llm, "vocab_size", None)) is None:
+        weight = next(llm.parameters())
+        return torch.randn(SAMPLES, 4, llm.hidden_size, generator=generator, device="cpu").to(weight)
+    ids_BT = torch.randint(words, (SAMPLES, 4), generator=generator, device="cpu")
+    return llm.embed(ids_BT.to(next(llm.parameters()).device)).clone()
+
+
+def _moved(states_BTH: Tensor, others_BTH: Tensor) -> float:
+    """By place in a sample: a median over samples, since experts whose choice hangs on rounding move a few of them far,
+    and the largest over places, since a short convolution reaches the first ones alone."""
+    moved_BT = (states_BTH - others_BTH).square().mean(-1).sqrt() / others_BTH.square().mean().sqrt()
+    return moved_BT.median(0).values.max().item()
