@@ -104,7 +104,8 @@ class VLM(nn.Module):
         shared = next((view for view in views.values() if view is not None and view.shared), None)
         alone = {name: view for name, view in views.items() if view is not None and view is not shared}
         taps = {tap for target in self.targets if target.name not in alone for tap in target.taps} | {-1}
-        hidden = self.hidden(batch, embeds_BTH, taps, shared)
+        rule = self.attention_rule(batch)  # made once: its masks are as large as attention
+        hidden = self.hidden(batch, embeds_BTH, taps, shared, rule)
 
         out, zeros = {}, []
         if batch.num_text_targets:
@@ -113,11 +114,11 @@ class VLM(nn.Module):
                 hidden_SH, self.text_classifier(), batch.text_target_S, **getattr(self.llm, "logit_changes", {})
             )
         common = dict(batch=batch, features_INE=features_INE, embeds_BTH=embeds_BTH, training=self.training)
-        common |= dict(rule=self.attention_rule(batch))
+        common |= dict(rule=rule)
         for target in self.targets:
             if target.learns_from(batch):
                 own, name = views[target.name], target.name
-                states = self.hidden(batch, embeds_BTH, set(target.taps), own) if name in alone else hidden
+                states = self.hidden(batch, embeds_BTH, set(target.taps), own, rule) if name in alone else hidden
                 seen = Seen(hidden=states, masked=own, **common)
                 truth = self.truth(target, batch, features_INE) | target.teach(seen)
                 out[name], metrics = target.loss(seen, truth)
@@ -151,13 +152,20 @@ class VLM(nn.Module):
         return flat.view_as(embeds_BTH), features_INE
 
     def hidden(
-        self, batch: Batch, embeds_BTH: Tensor, taps: set[int], masked: Masked | None = None
+        self,
+        batch: Batch,
+        embeds_BTH: Tensor,
+        taps: set[int],
+        masked: Masked | None = None,
+        rule: AttentionRule | None = None,
     ) -> dict[int, Tensor]:
-        """Hidden states by tap, flat (B*T, H). masked: which visual tokens the LLM gets masked; None: it gets all."""
+        """Hidden states by tap, flat (B*T, H). masked: which visual tokens the LLM gets masked; None: it gets all.
+        rule: `attention_rule` of the batch, where it is made already."""
         if masked is not None:
             embeds_BTH = masked.on(embeds_BTH, batch)
         mask_BT = batch.attention_mask_BT if batch.left_padded else None
-        rule = self.attention_rule(batch, masked)
+        if rule is None or (masked is not None and masked.bits_V is not None):
+            rule = self.attention_rule(batch, masked)
         states = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments, **({} if rule is None else dict(rule=rule)))
         return {tap: states_BTH.flatten(0, 1) for tap, states_BTH in states.items()}
 

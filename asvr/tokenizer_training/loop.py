@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -102,7 +103,7 @@ def run_steps(
         tqdm(total=steps, desc=name, unit="step") as bar,
         (work_dir / METRICS).open("w", buffering=1, encoding="utf-8") as file,
     ):
-        for step, pixels in zip(range(steps), _forever(batches), strict=False):
+        for step, pixels in enumerate(islice(_forever(batches), steps)):
             losses = train_step(step, pixels)
             bar.update()
             if step % every == 0 or step == steps - 1:

@@ -11,24 +11,14 @@ model = dict(
             name="asvr/siglip-so400m-rvq8",
             depth=8,
             codebook_size=16384,
-            encoder={{_base_.model.encoder}},
+            encoder=_base_.model.encoder,
         ),
     ),
     # The same tokenizer; it has an encoder of its own, since the model's gives codes.
     reconstruction=[
         dict(
-            name="semantic",
-            tokenizer=dict(
-                type="SemanticTokenizer",
-                name="asvr/siglip-so400m-rvq8",
-                depth=8,
-                codebook_size=16384,
-                encoder={{_base_.model.encoder}},
-            ),
-            head=dict(type="DepthTransformerHead", width=2048, layers=3, num_heads=16, activation_checkpointing="full"),
-            loss=dict(type="CodeCrossEntropy"),
-            weight=1.0,
-            shift=1,
+            _base_.model.reconstruction[0],
+            tokenizer=dict(_base_.model.reconstruction[0].tokenizer, encoder=_base_.model.encoder),
         )
     ],
 )

@@ -3,21 +3,11 @@
 _base_ = ["./_base_next779k.py"]
 
 model = dict(
-    encoder=dict(_delete_=True, type="S2", encoder={{_base_.model.encoder}}, scales=[1, 2, 3]),
+    encoder=dict(_delete_=True, type="S2", encoder=_base_.model.encoder, scales=[1, 2, 3]),
     reconstruction=[
         dict(
-            name="semantic",
-            tokenizer=dict(
-                type="SemanticTokenizer",
-                name="asvr/siglip-so400m-rvq8",
-                depth=8,
-                codebook_size=16384,
-                encoder={{_base_.model.encoder}},
-            ),
-            head=dict(type="DepthTransformerHead", width=2048, layers=3, num_heads=16, activation_checkpointing="full"),
-            loss=dict(type="CodeCrossEntropy"),
-            weight=1.0,
-            shift=1,
+            _base_.model.reconstruction[0],
+            tokenizer=dict(_base_.model.reconstruction[0].tokenizer, encoder=_base_.model.encoder),
         )
     ],
 )

@@ -1,6 +1,6 @@
 # ROSS whose denoiser works on SigLIP's features in place of VAE latents, on LLaVA-NeXT's data.
 # python tools/train.py configs/paper/next779k_ross_siglip.py
-_base_ = ["../targets/vicuna7b/ross.py"]
+_base_ = ["./_base_next779k_ross.py"]
 
 model = dict(
     reconstruction=[
@@ -17,16 +17,6 @@ model = dict(
             shift=0,
         )
     ]
-)
-stages = dict(
-    finetune=dict(
-        data=dict(
-            train=dict(  # see _base_next779k.py
-                ann_file="data/LLaVA-NeXT-Data/llava_next_raw_format/llava_next_raw_format_processed.json",
-                image_folder="data/LLaVA-NeXT-Data/llava_next_raw_format",
-            )
-        )
-    )
 )
 
 # fmt: off

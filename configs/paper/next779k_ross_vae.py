@@ -1,17 +1,6 @@
 # ROSS (a denoiser of VAE latents, targets/vicuna7b/ross.py) on LLaVA-NeXT's data.
 # python tools/train.py configs/paper/next779k_ross_vae.py
-_base_ = ["../targets/vicuna7b/ross.py"]
-
-stages = dict(
-    finetune=dict(
-        data=dict(
-            train=dict(  # see _base_next779k.py
-                ann_file="data/LLaVA-NeXT-Data/llava_next_raw_format/llava_next_raw_format_processed.json",
-                image_folder="data/LLaVA-NeXT-Data/llava_next_raw_format",
-            )
-        )
-    )
-)
+_base_ = ["./_base_next779k_ross.py"]
 
 # fmt: off
 published = dict(

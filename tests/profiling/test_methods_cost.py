@@ -1,6 +1,7 @@
 """The cost table of the methods: what is counted is what one counts by hand, and every recipe has a row."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ BYTES = 4 + 4 + 8  # of a trained float32 parameter: itself, its gradient, AdamW
 
 def mlp(*widths: int) -> tuple[int, int]:
     """FLOPs of a row, and parameters, of linear layers."""
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(pairwise(widths))
     return sum(2 * a * b for a, b in pairs), sum(a * b + b for a, b in pairs)
 
 
