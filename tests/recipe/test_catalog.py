@@ -24,7 +24,7 @@ def test_every_registered_component_is_listed_with_a_line_of_its_own():
         assert {c.name for c in listed if c.kind == kind} == set(registry.module_dict)
     own = [c for c in listed if c.module.startswith("asvr.")]
     assert len(own) > 50
-    assert [c.name for c in own if not 20 < len(c.summary) < 180 or "\n" in c.summary] == []
+    assert [c.name for c in own if not 20 < len(c.summary) < 125 or "\n" in c.summary] == []
 
 
 def test_a_components_fields_are_those_of_its_constructor():
