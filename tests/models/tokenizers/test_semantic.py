@@ -58,7 +58,7 @@ def test_fit_refuses_nothing_and_nan():
 def test_unfitted_names_the_command():
     tokenizer = SemanticTokenizer(encoder=tiny_encoder(), **SIZES)
     assert not tokenizer.fitted
-    with pytest.raises(ValueError, match="tools/train_tokenizer.py"):
+    with pytest.raises(ValueError, match="asvr train-tokenizer"):
         tokenizer.encode(pixels(1))
     with pytest.raises(ValueError, match="empty"):
         tokenizer.save_pretrained("unused")
@@ -140,7 +140,7 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 
 def test_missing_folder_names_the_command(monkeypatch):
     monkeypatch.delenv("ASVR_DOWNLOAD", raising=False)
-    with pytest.raises(ValueError, match="train_tokenizer.py"):
+    with pytest.raises(ValueError, match="asvr train-tokenizer"):
         SemanticTokenizer(encoder=tiny_encoder(), name="asvr/not-there", **SIZES)
 
 
