@@ -113,6 +113,7 @@ def ask_here(source: Pretrained, questions: list[Question], settings: Settings, 
             max_new_tokens=settings.max_new_tokens,
             pad_token_id=tokenizer.pad_id,
             eos_token_id=stops,
+            suppress_tokens=[image_id],  # as the export's generation_config.json says
             do_sample=False,
             return_dict_in_generate=True,
             output_logits=True,

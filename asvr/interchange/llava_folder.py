@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from asvr.data.text_tokenizer import TextTokenizer
 from asvr.data.transforms import LONGEST_SIDE
 
-OLDEST_TRANSFORMERS = "4.53"  # tests/interchange/test_oldest_reader.py reads every kind of export with it
+OLDEST_TRANSFORMERS = "4.53"  # tests/interchange/test_export_readers.py reads every kind of export with it
 # Tensors of the model -> of the published folders.
 _PREFIXES = {
     "model.vision_tower.vision_model.": "vision_tower.vision_model.",
@@ -37,7 +37,7 @@ CARD = """\
 `{kind}` and `AutoProcessor` of transformers {oldest} or newer read this folder.
 
 ```python
-processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # up to transformers 5.0: use_fast=False
+processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # before transformers 5.4: use_fast=False
 model = {kind}.from_pretrained(FOLDER)
 ```
 

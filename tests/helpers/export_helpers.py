@@ -17,7 +17,7 @@ COUNT = 8  # new tokens of an answer
 QUESTIONS = ["what color is the house?", "how many dogs are there?", "what is in the picture and on the hill?"]
 # Width and height in pixels of each question's images.
 SIZES = ([(40, 30)], [(28, 28), (100, 20)], [])
-TILES = dict(layout=dict(type="AnyRes"))
+TILED = ("qwen3", "gemma3", "phi3")  # LLM families that are tried with tiles too
 # More cells than TOWER has, so that unpadding leaves out rows and columns of them.
 FINE = dict(TOWER, image_size=56)
 
@@ -40,14 +40,18 @@ def tiled(tower: str, family: str = "llama2", **layout) -> Pretrained:
     return of_family(family, changes=dict(encoder=encoder, layout=dict(type="AnyRes", **layout)))
 
 
-def all_sources() -> dict[str, Pretrained]:
-    """By name: a model of each kind that is exported."""
-    return (
-        {f"llava-{family}": of_family(family) for family in EXPORTED}
-        | {"llava-clip": tiny(*CASES[3])}
-        | {f"next-{tower.split('_')[0]}": tiled(tower) for tower in ("siglip_vision_model", "clip_vision_model")}
-        | {f"next-{family}": tiled("siglip_vision_model", family) for family in ("qwen3", "gemma3", "phi3")}
-    )
+# By name, a model of each kind that is exported.
+KINDS = {
+    **{f"llava-{family}": lambda family=family: of_family(family) for family in EXPORTED},
+    "llava-clip": lambda: tiny(*CASES[3]),
+    "next-siglip": lambda: tiled("siglip_vision_model"),
+    "next-clip": lambda: tiled("clip_vision_model"),
+    **{f"next-{family}": lambda family=family: tiled("siglip_vision_model", family) for family in TILED},
+}
+
+
+def source_of(kind: str) -> Pretrained:
+    return KINDS[kind]()
 
 
 def images_of(sizes) -> list[Image.Image]:
