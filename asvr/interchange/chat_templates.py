@@ -1,6 +1,6 @@
 """Our templates as transformers' chat templates (Jinja), for exported models."""
 
-from asvr.data.templates import ChatML, Llama2, Mistral, VicunaV1, build_template
+from asvr.data.templates import IMAGE_MARK, ChatML, Llama2, Mistral, Template, VicunaV1
 
 # The text of a message. Images in front of all text stand each on a line of its own, others where they are written. The
 # only image of a question moves to its front, as in `asvr.data.conversation.parse_rounds`.
@@ -68,14 +68,30 @@ SPACED = """\
 {%- endfor -%}
 """
 
+# The text tokenizer's own template: it gets a system message where the conversation has none, and texts in place of
+# parts, with a mark at each image. A template that writes images itself gets the messages as they are.
+OWN_SYSTEM = """\
+{%- if DEFAULT_SYSTEM and (not messages or messages[0]['role'] != 'system') -%}
+{%- set messages = [dict(role='system', content=DEFAULT_SYSTEM)] + messages -%}
+{%- endif -%}
+"""
+OWN_TEXTS = """\
+{%- set written = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set written.messages = written.messages + [dict(role=message['role'], content=content(message))] -%}
+{%- endfor -%}
+{%- set messages = written.messages -%}
+"""
 
-def chat_template(template: str | dict, bos: str, eos: str, *, spaced: bool = False) -> str:
+
+def chat_template(own: Template, bos: str, eos: str, *, spaced: bool = False) -> str:
     """The Jinja form of one of our chat templates; ``ValueError`` for one that has none (``plain``, a user's own).
 
     bos: the text of BOS, or "" where the tokenizer puts none. spaced: whether the template writes the space that the
     tokenizer puts in front of a text that is encoded alone.
     """
-    own = build_template(template)
+    if hasattr(own, "jinja"):
+        return _of_tokenizer(own)
     values = dict(BOS=bos, EOS=eos, DEFAULT_SYSTEM=getattr(own, "system", ""))
     if type(own) is VicunaV1:
         body, values = VICUNA, values | dict(USER=own.user, ASSISTANT=own.assistant)
@@ -88,9 +104,24 @@ def chat_template(template: str | dict, bos: str, eos: str, *, spaced: bool = Fa
     if spaced:
         values["CONTROL"] = [text for text in (bos, eos, getattr(own, "start", ""), getattr(own, "end", "")) if text]
         body = SPACED.replace("BODY", body)
-    settings = "".join(f"{{%- set {name} = {_literal(value)} -%}}\n" for name, value in values.items())
-    return settings + CONTENT + SYSTEM + body
+    return _settings(values) + CONTENT + SYSTEM + body
 
 
-def _literal(value: str | bool | list[str]) -> str:
+def _of_tokenizer(own) -> str:
+    """The text tokenizer's own chat template. own: it has ``jinja``, its source; ``variables`` and ``system``, what it
+    is given; ``image_parts``, whether it takes image parts, and ``image``, what visual tokens replace in its text."""
+    if own.image_parts and own.image != IMAGE_MARK:
+        raise ValueError(
+            f"the chat template of the text tokenizer writes {own.image!r} at the place of an image, and LLaVA's "
+            f"processor reads {IMAGE_MARK!r}: this model cannot be a LLaVA folder; export it with --format asvr"
+        )
+    settings = _settings(dict(own.variables) | dict(DEFAULT_SYSTEM=own.system or ""))
+    return settings + OWN_SYSTEM + ("" if own.image_parts else CONTENT + OWN_TEXTS) + own.jinja
+
+
+def _settings(values: dict) -> str:
+    return "".join(f"{{%- set {name} = {_literal(value)} -%}}\n" for name, value in values.items())
+
+
+def _literal(value) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -8,8 +8,9 @@ from asvr.data.text_tokenizer import has_vocabulary
 from asvr.interchange.detect import Kind, describe, detect
 from asvr.interchange.dualtoken import import_dualtoken
 from asvr.interchange.export import export_llava
+from asvr.interchange.expressible import is_tiled
 from asvr.interchange.llava import import_llava
-from asvr.interchange.llava_folder import DIFFERENT_INPUTS, OLDEST_TRANSFORMERS
+from asvr.interchange.llava_folder import OLDEST_TRANSFORMERS, different_inputs
 from asvr.interchange.released import import_released
 from asvr.interchange.vqgan import import_vqgan
 from asvr.models.hf import arch_of
@@ -160,8 +161,9 @@ def export(
     _check_prompt(found.template, found.image_aspect)
     if format == "asvr":
         return f"{found.save_pretrained(out)}: asvr.load reads it"
+    written, tiled = export_llava(found, out), is_tiled(found.model)
+    kind = "LlavaNextForConditionalGeneration" if tiled else "LlavaForConditionalGeneration"
     return (
-        f"{export_llava(found, out)}: LlavaForConditionalGeneration and AutoProcessor of transformers "
-        f"{OLDEST_TRANSFORMERS} or newer read it\n"
-        f"Inputs that give other pixels there than in training (also in its README.md):\n{DIFFERENT_INPUTS}"
+        f"{written}: {kind} and AutoProcessor of transformers {OLDEST_TRANSFORMERS} or newer read it\n"
+        f"Inputs that give other pixels there than in training (also in its README.md):\n{different_inputs(tiled)}"
     )

@@ -5,12 +5,12 @@ import json
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from asvr.data.text_tokenizer import TextTokenizer
 from asvr.data.transforms import LONGEST_SIDE
 
-OLDEST_TRANSFORMERS = "4.57"  # tried by hand: logits, pixels and answers of 4.57.6 are those of 5.24
+OLDEST_TRANSFORMERS = "4.53"  # tests/interchange/test_export_readers.py reads every kind of export with it
 # Tensors of the model -> of the published folders.
 _PREFIXES = {
     "model.vision_tower.vision_model.": "vision_tower.vision_model.",
@@ -18,35 +18,38 @@ _PREFIXES = {
     "model.multi_modal_projector.": "multi_modal_projector.",
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
+    "model.image_newline": "image_newline",
 }
-# Held by tests/users/test_users_pixels.py, input by input.
-DIFFERENT_INPUTS = f"""\
-- transparency (RGBA, grey with alpha, a transparent colour): the model was trained on the stored colours, and so do
-  transformers 4.57 and 5.17 read them, but 5.24 puts the image on white; `image = image.convert("RGB")` and then
+# Checked by tests/users/test_users_pixels.py, input by input.
+_ANY = """\
+- transparency (RGBA, grey with alpha, a transparent colour): the model was trained on the stored colours. Transformers
+  4.53 to 5.17 read them too, but 5.24 puts the image on white. `image = image.convert("RGB")` and then
   `image.info.pop("transparency", None)` give the pixels of training
-- 16-bit grey: the model was trained on the upper eight bits, transformers cuts off at 255, which is white nearly
-  everywhere; save such an image with 8 bits first
-- EXIF orientation: the model was trained on images as they are stored, transformers turns a file that is given by its
-  path or URL; open it with PIL to leave it as it is
-- a side above {LONGEST_SIDE} pixels, before or after resizing: training reduces such an image otherwise"""
+- 16-bit grey: the model was trained on the upper eight bits. Transformers cuts off at 255, which is white nearly
+  everywhere. Save such an image with 8 bits first
+- EXIF orientation: the model was trained on images as they are stored. Transformers turns a file that is given by its
+  path or URL. Open the file with PIL to leave it as it is"""
+_LONG = f"""
+- a side above {LONGEST_SIDE} pixels, before or after resizing: training reduces such an image in another way"""
 CARD = """\
-# LLaVA model, exported by asvr
+# {title} model, exported by asvr
 
-`LlavaForConditionalGeneration` and `AutoProcessor` of transformers {oldest} or newer read this folder; no older version
-was tried.
+`{kind}` and `AutoProcessor` of transformers {oldest} or newer read this folder.
 
 ```python
-processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # transformers 4: use_fast=False
-model = LlavaForConditionalGeneration.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # before transformers 5.4: use_fast=False
+model = {kind}.from_pretrained(FOLDER)
 ```
 
-`backend="pil"` gives the pixels of training; the torchvision backend rounds them otherwise, by one level of 255. The
-chat template writes BOS and every space that the model was trained with. Shorter prompts of a batch are padded on the
-left (`padding=True`).
+The PIL image processor gives the pixels of training. The torchvision backend rounds {rounding}. The chat template
+writes BOS and every space that the model was trained with. Shorter prompts of a batch are padded on the left
+(`padding=True`).
 {precision}
 Inputs that give other pixels than in training:
 
 {inputs}
+
+`asvr check-export FOLDER` asks the model in transformers, vLLM or SGLang and compares the answers.
 """
 BF16 = """
 The model was trained under autocast to bfloat16. Transformers computes in the dtype of the loaded weights, so an answer
@@ -55,9 +58,12 @@ weights.
 """
 
 
-def write_folder(
-    folder: Path, model: LlavaForConditionalGeneration, processor: LlavaProcessor, precision: str | None
-) -> None:
+def different_inputs(tiled: bool) -> str:
+    """Which images have other pixels in transformers than in training, and what helps, as a list in Markdown."""
+    return _ANY if tiled else _ANY + _LONG
+
+
+def write_folder(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, precision: str | None) -> None:
     """Write all files into ``folder``, which exists. precision: see `asvr.base.precision`."""
     save_torch_state_dict(_published(model), folder)
     model.config.architectures = [type(model).__name__]
@@ -69,12 +75,22 @@ def write_folder(
     processor.image_processor.save_pretrained(folder)
     _rewrite(folder / "processor_config.json", _without_image_processor)
     TextTokenizer(processor.tokenizer).save_pretrained(folder)
-    told = BF16 if precision == "bf16" else ""
-    card = CARD.format(oldest=OLDEST_TRANSFORMERS, inputs=DIFFERENT_INPUTS, precision=told)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(_card(model, precision), encoding="utf-8")
 
 
-def _published(model: LlavaForConditionalGeneration) -> dict:
+def _card(model: PreTrainedModel, precision: str | None) -> str:
+    tiled = hasattr(model.config, "image_grid_pinpoints")
+    return CARD.format(
+        title="LLaVA-NeXT" if tiled else "LLaVA",
+        kind=type(model).__name__,
+        oldest=OLDEST_TRANSFORMERS,
+        rounding="otherwise, by up to two levels of 255" if tiled else "otherwise, by one level of 255",
+        precision=BF16 if precision == "bf16" else "",
+        inputs=different_inputs(tiled),
+    )
+
+
+def _published(model: PreTrainedModel) -> dict:
     tensors = {}
     for key, value in model.state_dict().items():
         if key == "lm_head.weight" and model.config.tie_word_embeddings:

@@ -4,10 +4,11 @@ import pytest
 import torch
 from data_helpers import byte_level, chat, sentencepiece_like
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 import asvr
-from asvr.data.templates import build_template
+from asvr.data.templates import IMAGE_MARK, build_template
+from asvr.interchange.chat_templates import chat_template
 from asvr.interchange.convert import show
 from asvr.interchange.export import build_processor, export_llava
 from asvr.pretrained import Pretrained
@@ -110,6 +111,8 @@ def inexpressible(part: str) -> dict:
             encoder=dict(type="HFVisionEncoder", layer=[2, 1], arch=dict(TOWER, model_type="clip_vision_model"))
         ),
         projector=dict(projector=dict(type="LinearProjector")),
+        overview=dict(layout=dict(type="AnyRes", overview=False)),
+        separators=dict(layout=dict(type="AnyRes", newline=False, unpad=False)),
         first=dict(encoder=dict(type="HFVisionEncoder", layer=0, arch=dict(TOWER, model_type="clip_vision_model"))),
         norm=dict(projector=dict(type="MLPProjector", norm=True)),
         positions=dict(projector=dict(type="MLPProjector", positions=True)),
@@ -125,6 +128,8 @@ def inexpressible(part: str) -> dict:
         ("projector", "its projector is LinearProjector"),
         ("positions", "its projector adds positions"),
         ("norm", "its projector is MLPProjector of LayerNorm, Linear, GELU, Linear; LLaVA has"),
+        ("overview", "its layout has overview=False; LLaVA-NeXT always has an overview, unpadding and newlines"),
+        ("separators", "its layout has unpad=False, newline=False; LLaVA-NeXT always has"),
         ("first", "patch embeddings .layer 0."),
         ("llm", r"its LLM is HFCausalLM \(gemma\)"),
     ],
@@ -151,6 +156,71 @@ def test_settings_without_a_counterpart_are_refused(change, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+SIZES = [(28, 28), (100, 20), (13, 90), (5, 7), (300, 2), (31, 30), (57, 57), (3000, 1)]
+
+
+@pytest.mark.parametrize(
+    ("case", "grids"), [(CASES[1], [(1, 2), (2, 1), (2, 2)]), (CASES[6], [(1, 1), (3, 1), (1, 4)])]
+)
+def test_tiles_are_those_of_llava_next(case, grids, tmp_path):
+    """Of images of any shape: ids, pixels, logits and answers. Cells of padding are left out alike."""
+    tower = dict(TOWER, image_size=56, model_type=case[0])
+    changes = dict(encoder=dict(type="HFVisionEncoder", arch=tower), layout=dict(type="AnyRes", grids=grids))
+    source = tiny(*case, changes)
+    folder = export_llava(source, tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    model, info = LlavaNextForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()) and model.config.image_grid_pinpoints == [[56 * r, 56 * c] for r, c in grids]
+    assert torch.equal(model.model.image_newline, source.model.separators.weight[0])
+    noise = torch.randint(0, 256, (90, 3000, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    for width, height in SIZES:
+        image, question = Image.fromarray(noise[:height, :width]), "what color is the house?"
+        chat = [dict(role="user", content=[dict(type="image"), dict(type="text", text=question)])]
+        prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+        inputs = processor(text=prompt, images=[image], return_tensors="pt")
+        batch = source.batch([dict(images=[image], messages=[{"from": "human", "value": question}])])
+        assert torch.equal(inputs["pixel_values"][0], batch.pixels["encoder"]), (width, height)
+        with torch.no_grad():
+            embeds, _ = source.model.embed(batch)
+            ours = source.model.llm.lm_head(source.model.llm.hidden(embeds)[-1])
+            theirs = model(**inputs).logits[..., : ours.shape[-1]]
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-5 * ours.abs().max().item())
+    assert "`LlavaNextForConditionalGeneration` and `AutoProcessor`" in (folder / "README.md").read_text()
+
+
+class Bound:
+    """A text tokenizer's own chat template, as `chat_template` is given it."""
+
+    stop, variables, system, image, image_parts = "<|im_end|>", dict(shout=True), "be brief", IMAGE_MARK, False
+    jinja = (
+        "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] + ('!' if shout else '') + '\\n' }}"
+        "{{ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
+
+
+def test_a_text_tokenizers_own_chat_template_is_kept():
+    """It is given texts with image marks where it takes no image parts, and the system message of training."""
+    processor, _ = build_processor(tiny(*CASES[2]))
+    processor.chat_template = chat_template(Bound(), "<s>", "</s>")
+    content = [dict(type="image"), dict(type="text", text="what is it? ")]
+    told = processor.apply_chat_template([dict(role="user", content=content)], add_generation_prompt=True)
+    bos = processor.tokenizer.bos_token
+    start = f"{bos}<|im_start|>system!\nbe brief<|im_end|>\n<|im_start|>user!\n"
+    assert told == f"{start}<image>\nwhat is it? <|im_end|>\n<|im_start|>assistant\n"
+    own = [dict(role="system", content="sing"), dict(role="user", content="what is it?")]
+    told = processor.apply_chat_template(own)
+    assert told == f"{bos}<|im_start|>system!\nsing<|im_end|>\n<|im_start|>user!\nwhat is it?<|im_end|>\n"
+
+
+def test_a_chat_template_that_writes_images_in_another_way_is_refused():
+    own = Bound()
+    own.image_parts, own.image = True, "<|image_pad|>"
+    with pytest.raises(ValueError, match="writes '<|image_pad|>' at the place of an image") as error:
+        chat_template(own, "<s>", "</s>")
+    assert "\n" not in str(error.value)
+
+
 def test_several_turns_read_as_in_training(tmp_path):
     for case in CASES:
         source = tiny(*case)
@@ -173,5 +243,9 @@ def test_codes_in_the_vocabulary_stay_behind(tmp_path):
     words = source.model.llm.lm_head.weight
     theirs = LlavaForConditionalGeneration.from_pretrained(export_llava(source, tmp_path / "out"))
     exported = theirs.lm_head.weight
-    assert torch.equal(exported[: len(words)], words) and not exported[len(words) :].any()
+    assert torch.equal(exported[: len(words)], words)
+    # Engines that do not read suppress_tokens never choose it: its logit is the mean of the others.
+    torch.testing.assert_close(
+        exported[len(words) :], words.mean(0, keepdim=True).expand(len(exported) - len(words), -1)
+    )
     assert len(exported) == theirs.config.text_config.vocab_size

@@ -81,6 +81,27 @@ def test_which_inputs_give_other_pixels(name, tower, aspect, tmp_path):
     assert torch.equal(ours, mended) == (name != "16 bit grey")
 
 
+@pytest.mark.parametrize("name", INPUTS)
+def test_which_inputs_give_other_tiles(name, tmp_path):
+    image, options, expected = INPUTS[name]
+    options = dict(dict(format="PNG"), **options)
+    if options.pop("exif", False):
+        exif = Image.Exif()
+        exif[274] = 6
+        options["exif"] = exif
+    file = tmp_path / "image"
+    image.save(file, **options)
+    source = tiny(*CASES[0], dict(layout=dict(type="AnyRes")))
+    processor, _ = build_processor(source)
+    ours = torch.stack([source.model.encoder.transform(crop) for crop in source.model.layout.crops(open_image(file))])
+    with Image.open(file) as opened:
+        given = (opened, opened.convert("RGB"), processor.image_processor.fetch_images(str(file)))
+        theirs = [processor.image_processor(one, return_tensors="pt")["pixel_values"][0] for one in given]
+    if not ON_WHITE and name.endswith(("alpha", "transparent")):
+        expected = (True, True, True)
+    assert tuple(torch.equal(ours, pixels) for pixels in theirs) == expected
+
+
 @pytest.mark.parametrize(("aspect", "size"), [("pad", (100, 60)), ("square", (774, 13))])
 def test_very_long_images_give_other_pixels(aspect, size, monkeypatch):
     """Of a side that is too long to be made whole, before (padded) or after (cropped) resizing."""

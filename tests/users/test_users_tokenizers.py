@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from asvr.data.templates import IMAGE_MARK, build_template
 from asvr.data.text_tokenizer import HFTokenizer, TextTokenizer, check_saving, has_vocabulary
-from asvr.interchange.export import as_chat, build_processor, check_ids
+from asvr.interchange.processors import as_chat, build_processor, check_ids
 
 # A tokenizer folder of a model has the model's config.json too, which decides what transformers makes of it.
 WITH_MODEL = [
