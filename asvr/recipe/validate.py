@@ -14,7 +14,9 @@ from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.components import check_component, find, nested_problems
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
-from asvr.recipe.schema import EMA, SECTIONS, check_fields, count
+from asvr.recipe.entries import EMA
+from asvr.recipe.fields import check_fields, count
+from asvr.recipe.schema import SECTIONS
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
 from asvr.registry import METRICS, MODEL_TRANSFORMS, MODEL_WRAPPERS, MODELS, TEXT_TOKENIZERS
