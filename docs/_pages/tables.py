@@ -1,5 +1,6 @@
 """Markdown that GitHub and the site both show."""
 
+import re
 from collections.abc import Iterable
 
 GENERATED = "<!-- Written by `python docs/generate.py` from the code: change the code, then run it again. -->"
@@ -13,6 +14,11 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 def _cell(item: object) -> str:
     return " ".join(str(item).replace("|", r"\|").split())
+
+
+def slug(title: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-")
 
 
 def literal(value: object) -> str:
