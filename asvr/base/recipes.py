@@ -60,32 +60,54 @@ def list_recipes(pattern: str | None = None) -> list[RecipeFile]:
     return found
 
 
-def config_file(given: str | Path) -> Path:
-    """The file of a config: a path, or else the name of a recipe or the end of a name that only one recipe has
-    (``targets_mini`` for ``studies/targets_mini``). ``configs/NAME.py`` is found outside a clone too.
+def find_recipe(name: str | Path) -> Path | None:
+    """The file of a recipe: by its name, by the end of a name that only one recipe has (``targets_mini`` for
+    ``studies/targets_mini``), or by its place in a clone, ``configs/NAME.py``. None where there is none.
+
+    Raises ``ValueError`` for an end that several names have.
+    """
+    text = Path(name).as_posix()
+    if text.startswith(f"{CONFIGS}/"):
+        text = text.removeprefix(f"{CONFIGS}/").removesuffix(".py")
+    if text.endswith(".py") or Path(name).is_absolute():
+        return None
+    file = home() / CONFIGS / f"{text}.py"
+    if file.is_file():
+        return file
+    same = [recipe for recipe in list_recipes() if recipe.name.endswith(f"/{text}")]
+    if len(same) > 1:
+        raise ValueError(f"{text!r} may be {', '.join(recipe.name for recipe in same)}: give the whole name")
+    return same[0].file if same else None
+
+
+def recipe_file(name: str) -> Path:
+    """As `find_recipe`; ``.py`` may stand behind the name. Raises ``ValueError`` with the nearest names where there is
+    none."""
+    file = find_recipe(name.removesuffix(".py"))
+    if file is None:
+        raise ValueError(f"there is no recipe {name!r}; {_nearest(name)}")
+    return file
+
+
+def config_file(given: str | Path, what: str = "config") -> Path:
+    """The file of a config: a path, or else the name of a recipe, see `find_recipe`. what: in messages.
 
     Raises ``ValueError`` with the nearest names where there is neither.
     """
     path = Path(given)
     if path.is_file():
         return path
-    text = path.as_posix()
-    name = text.removeprefix(f"{CONFIGS}/").removesuffix(".py") if text.startswith(f"{CONFIGS}/") else text
-    if not path.is_absolute() and not name.endswith(".py"):
-        file = home() / CONFIGS / f"{name}.py"
-        if file.is_file():
-            return file
-        same = [recipe for recipe in list_recipes() if recipe.name.endswith(f"/{name}")]
-        if len(same) == 1:
-            return same[0].file
-        if same:
-            raise ValueError(f"{name!r} may be {', '.join(recipe.name for recipe in same)}: give the whole name")
+    if (file := find_recipe(given)) is not None:
+        return file
     if path.is_dir():
         raise ValueError(f"{path} is a folder: give the config file (a run's is in its work dir, config.py)")
     if path.suffix:
-        raise ValueError(f"there is no config file {path}")
-    names = [recipe.name for recipe in list_recipes()]
-    raise ValueError(f"there is no config file and no recipe {text!r}; {nearest(text, names)} `asvr list recipes`")
+        raise ValueError(f"there is no {what} file {path}")
+    raise ValueError(f"there is no {what} file and no recipe {str(given)!r}; {_nearest(str(given))}")
+
+
+def _nearest(name: str) -> str:
+    return nearest(name, [recipe.name for recipe in list_recipes()])
 
 
 def _header(file: Path) -> str:

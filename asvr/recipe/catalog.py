@@ -33,7 +33,7 @@ class ComponentField:
 
     @property
     def required(self) -> bool:
-        """Whether a config must have it."""
+        """Whether a config must give it."""
         return self.default is REQUIRED and not self.injected
 
 
