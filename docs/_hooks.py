@@ -1,10 +1,12 @@
-"""Hooks of mkdocs for two things that GitHub shows and mkdocs does not.
+"""Hooks of mkdocs for three things that GitHub shows and mkdocs does not.
 
 Links that leave docs/ (`../configs/asvr_mini.py`): each target becomes a page of the site below `files/`. A Markdown
 file is shown as it is, source code as a block, a folder as the list of its files. Anything else is copied. So the same
 relative link works on GitHub and on the site, and `mkdocs build --strict` reports a link that leads nowhere.
 
 Formulas: `$...$` and `$$...$$` become MathML, which browsers draw without a script.
+
+Code in tables: `a\\|b` is a|b there.
 """
 
 import html
@@ -61,6 +63,7 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_page_content(content, page, config, files):
     """`pymdownx.arithmatex` has marked the formulas, inline and of a line of their own."""
+    content = re.sub(r"<td[^>]*>.*?</td>", lambda cell: cell[0].replace(r"\|", "|"), content, flags=re.S)
     if "arithmatex" not in content:
         return content
     from latex2mathml.converter import convert

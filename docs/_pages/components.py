@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 from _pages.tables import literal, page, slug, table
+from asvr import registry as registries
 from asvr.recipe.catalog import ComponentField, ComponentInfo, component_kinds, list_components
-from asvr.registry import FullRegistry
+from asvr.registry import HOOKS, LOOPS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS, FullRegistry
 
 CONTRACTS = Path(__file__).parents[1] / "components.md"
 
@@ -15,7 +16,9 @@ terminal, with your own components too.
 
 The contract of each registry, for a component of your own, is in [components.md](../components.md)."""
 
-INHERITS = "MMEngine's own entries of this registry are found too: `asvr list {kind} -v` shows them."
+INHERITING = (OPTIMIZERS, PARAM_SCHEDULERS, HOOKS, VISBACKENDS)
+INHERITS = "What MMEngine has registered is found too: `asvr list {kind}` counts it."
+OWN = "These are the library's own: it adds them itself, and a config does not name them."
 
 
 def components_page() -> str:
@@ -23,16 +26,17 @@ def components_page() -> str:
     for kind, registry in component_kinds().items():
         # Only the library's own: a process may have registered others.
         found = [info for info in list_components(kind) if info.module.startswith("asvr.")]
-        if found:
-            blocks += _registry(kind, registry, found)
+        blocks += _registry(kind, registry, found)
     return page("# Components reference", INTRO, *blocks)
 
 
 def _registry(kind: str, registry: FullRegistry, found: list[ComponentInfo]) -> list[str]:
-    name = next(name for name, value in vars(__import__("asvr.registry").registry).items() if value is registry)
+    name = next(name for name, value in vars(registries).items() if value is registry)
     anchor = next(slug(title) for title in _titles() if f"`{name}`" in title)
-    words = f"Contract: {registry.contract}. [More](../components.md#{anchor})."
-    return [f"## `{name}`", words, *(block for info in found for block in _component(info))]
+    words = [f"Contract: {registry.contract}. [More](../components.md#{anchor})."]
+    words += [INHERITS.format(kind=kind)] if registry in INHERITING else []
+    words += [OWN] if registry in (HOOKS, LOOPS) and found else []
+    return [f"## `{name}`", " ".join(words), *(block for info in found for block in _component(info))]
 
 
 def _titles() -> list[str]:

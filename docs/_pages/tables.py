@@ -12,8 +12,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join(f"| {' | '.join(_cell(item) for item in line)} |" for line in lines)
 
 
+def plain(text: str) -> str:
+    """Without HTML: "<" is shown, in code as it is."""
+    return re.sub(r"(`[^`]*`)|<", lambda found: found[1] or "&lt;", text)
+
+
 def _cell(item: object) -> str:
-    return " ".join(str(item).replace("|", r"\|").split())
+    return " ".join(plain(str(item)).replace("|", r"\|").split())
 
 
 def slug(title: str) -> str:

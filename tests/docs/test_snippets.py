@@ -38,7 +38,7 @@ def test_commands_are_read_by_what_they_start(name, monkeypatch, capsys):
             with monkeypatch.context() as patch:
                 read = parse(command, patch)
             config = getattr(read, "config", None)
-            if config is not None and str(config) not in written:
+            if config is not None and not str(config).endswith(".py"):  # a recipe by its name
                 config_file(config)
         except (SystemExit, ValueError, OSError) as error:
             wrong.append(f"{command}: {capsys.readouterr().err.strip().rpartition('error: ')[2] or error}")
