@@ -13,13 +13,15 @@ from pathlib import Path
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS), str(DOCS.parent)]
 
-from _pages.components import components_page  # noqa: E402  the two folders above must be known first
+from _pages.cli import cli_page  # noqa: E402  the two folders above must be known first
+from _pages.components import components_page  # noqa: E402
 from _pages.config import config_page  # noqa: E402
 from _pages.zoo import zoo_numbers, zoo_page  # noqa: E402
 
 from asvr.base.files import replace_text  # noqa: E402
 
 PAGES: dict[str, Callable[[], str]] = {
+    "reference/cli.md": cli_page,
     "reference/components.md": components_page,
     "reference/config.md": config_page,
     "zoo.md": zoo_page,
