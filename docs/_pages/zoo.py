@@ -1,11 +1,13 @@
 """docs/zoo.md: every recipe with its sizes. docs/zoo.json has the sizes, which take minutes to count."""
 
+import hashlib
 import json
 from pathlib import Path
 
 from mmengine.config import ConfigDict
 
 from _pages.tables import page, table
+from asvr.base.files import replace_text
 from asvr.base.recipes import RecipeFile, list_recipes
 from asvr.flops.count import Sample
 from asvr.profiling.sizes import recipe_sizes
@@ -16,6 +18,11 @@ DOCS = Path(__file__).parents[1]
 NUMBERS = DOCS / "zoo.json"
 SAMPLE = Sample()
 RESULTS = DOCS.parent / "benchmarks" / "results"
+NO_SIZE = {  # settings that no size follows from
+    *("schedule", "template", "num_workers", "worker_timeout", "global_batch", "on_error", "max_pixels"),
+    *("cache_dir", "cache_budget_gb", "lr", "lr_scale", "weight_decay", "clip_grad", "betas", "seed", "device"),
+    *("log_interval", "checkpoint_interval", "keep_checkpoints", "max_skipped", "async_checkpoint"),
+}
 ON_CPU, ON_GPU = "cpu_llava_cached", "h200_7b"
 
 INTRO = f"""Every recipe that comes with the library. `asvr train NAME` trains it, `asvr train NAME --dry-run` prints
@@ -59,7 +66,7 @@ TOKENIZERS = "A visual tokenizer is fitted or trained by `asvr train-tokenizer N
 
 
 def zoo_page() -> str:
-    numbers = json.loads(NUMBERS.read_text(encoding="utf-8"))
+    numbers = _known(NUMBERS)
     recipes = list_recipes()
     blocks = []
     for folder, (title, words) in GROUPS.items():
@@ -71,32 +78,42 @@ def zoo_page() -> str:
     return page("# Model and recipe zoo", INTRO, *blocks)
 
 
-def zoo_numbers() -> str:
-    """JSON: a recipe's name -> `recipe_sizes`. A recipe that cannot be built here has a text that says why."""
-    found, known = {}, {}
-    for info in list_recipes():
-        if info.command == "train":
-            recipe = load_recipe(info.file)
-            key = _key(recipe)  # recipes that differ in their data alone have the same sizes
-            known[key] = known[key] if key in known else _sizes(recipe)
-            found[info.name] = known[key]
-            print(info.name, found[info.name], flush=True)
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(sizes)}" for name, sizes in found.items()) + "\n}\n"
+def count_zoo(file: Path = NUMBERS) -> None:
+    """Count the sizes of the recipes that are new or have changed, and write the file after each of them."""
+    known = _known(file)
+    recipes = {info.name: load_recipe(info.file) for info in list_recipes() if info.command == "train"}
+    keys = {name: size_key(recipe) for name, recipe in recipes.items()}
+    by_key = {entry["key"]: entry for entry in known.values()}  # recipes that differ in their data have the same sizes
+    for name, recipe in recipes.items():
+        if keys[name] not in by_key:
+            print(f"counting {name}", flush=True)
+            by_key[keys[name]] = dict(key=keys[name], **recipe_sizes(recipe, SAMPLE))
+            done = {name: by_key[key] for name, key in keys.items() if key in by_key}
+            replace_text(file, _json(done))
+    replace_text(file, _json({name: by_key[key] for name, key in keys.items()}))
 
 
-def _sizes(recipe: Recipe) -> dict | str:
-    try:
-        return recipe_sizes(recipe, SAMPLE)
-    except ValueError as error:
-        return str(error)
+def _known(file: Path) -> dict[str, dict]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _key(recipe: Recipe) -> str:
-    stages = [stage.to_dict() for stage in recipe.stages.values()]
-    for stage in stages:
-        for name in ("train", "template"):
-            stage["data"].pop(name)
-    return json.dumps([recipe.text_tokenizer, list(recipe.stages), stages], default=str)
+def _json(entries: dict[str, dict]) -> str:
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries.items()) + "\n}\n"
+
+
+def size_key(recipe: Recipe) -> str:
+    """Of all settings that sizes may follow from."""
+    stages = []
+    for stage in recipe.stages.values():
+        own = stage.to_dict()
+        del own["data"]["train"]
+        sections = {name: _without(value) if isinstance(value, dict) else value for name, value in own.items()}
+        stages.append([stage.name, stage.init, _without(sections)])
+    return hashlib.sha256(json.dumps(stages, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _without(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name not in NO_SIZE}
 
 
 def _folder(recipe: RecipeFile) -> str:
@@ -115,7 +132,7 @@ def _table(recipes: list[RecipeFile], numbers: dict) -> str:
     rows = []
     for info in recipes:
         recipe = loaded[info.name]
-        row = [_link(info), info.summary, *_parts(recipe), *_numbers(numbers[info.name])]
+        row = [_link(info), info.summary, *_parts(recipe), *_numbers(numbers.get(info.name))]
         if published:
             said = recipe.config.get(PUBLISHED)
             row.append(f"{said['average']} ({said['table']})" if said else "")
@@ -165,9 +182,10 @@ def _named(part: ConfigDict) -> str:
     return name or (f"small {arch}" if arch else part.type)
 
 
-def _numbers(sizes: dict | str) -> list[str]:
-    if isinstance(sizes, str):
-        return [sizes, "", "", ""]
+def _numbers(sizes: dict | None) -> list[str]:
+    """None: `count_zoo` has not come to it."""
+    if sizes is None:
+        return ["not counted"] * 4
     stages = sizes["stages"].values()
     return [
         _count(sizes["parameters"]),
