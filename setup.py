@@ -27,6 +27,8 @@ class BuildWithRecipes(build_py):
 DATA = ["datasets>=4"]
 LORA = ["peft>=0.21"]
 DIFFUSION = ["diffusers>=0.42"]
+# The documentation site. mkdocs 2 has neither hooks nor themes. latex2mathml draws formulas without a script.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2", "latex2mathml>=3.78"]
 DEMO = ["gradio>=6.31,<7"]  # 6.31 wants pillow below 13
 
 setup(
@@ -80,6 +82,7 @@ setup(
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
         "data": DATA,  # Parquet files
         "demo": DEMO,
+        "docs": DOCS,
         "logs": ["tensorboard"],  # of `visualizer`, MMEngine's TensorboardVisBackend
         "diffusion": DIFFUSION,  # the networks of VAEs: LatentEncoder
         "lora": LORA,  # adapters: the model transform Lora

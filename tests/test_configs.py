@@ -9,8 +9,9 @@ from torch import nn
 
 from asvr.recipe import preflight
 from asvr.recipe.config import dump_config, load_config
+from asvr.recipe.entries import TARGET
 from asvr.recipe.recipe import Recipe, Stage
-from asvr.recipe.schema import SECTIONS, TARGET
+from asvr.recipe.schema import SECTIONS
 from asvr.recipe.validate import check_config
 from asvr.registry import (
     DATASETS,

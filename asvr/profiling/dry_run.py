@@ -1,6 +1,8 @@
 """What a config would train and need, without weights or data: ``asvr train CONFIG --dry-run``."""
 
 import io
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
@@ -135,7 +137,7 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
     by_stage = parts_by_stage(recipe, models, sample)
     parts = {part.name: part for own in reversed(by_stage.values()) for part in own}
     parts = {part.name: part for own in by_stage.values() for part in own} | parts  # of the first stage that has it
-    codes = {f"tokenizer.{t.name}" for model in models.values() for t in model.targets if type(t) is CodeTarget}
+    factors = step_factors(recipe, models)
     forward = sum(part.flops for part in parts.values())
     unit, scale = ("TFLOPs", 1e12) if forward >= 1e11 else ("MFLOPs", 1e6)
     table = _table(
@@ -153,7 +155,6 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
     )
     stages = list(recipe.stages.values())
     totals = [0] * len(stages)
-    shares = [trained_shares(models[stage.name]) for stage in stages]
     found = [{part.name: part for part in by_stage[stage.name]} for stage in stages]
     for name, part in parts.items():
         cells = []
@@ -162,18 +163,30 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
             if own is None:
                 cells.append("")
                 continue
-            factor = training_factor(
-                own,
-                shares[i],
-                recomputed=recomputed_parts(stage.model),
-                cached=_is_cached(own, stage.data.get("cache", False), codes),
-            )
+            factor = factors[stage.name](own)
             totals[i] += own.flops * factor
             cells.append(f"{_number(own.flops * factor / scale)}  (x {factor:.3g})")
         table.add_row(name, _number(part.flops / scale), *cells)
     table.add_section()
     table.add_row("sum", _number(forward / scale), *(_number(total / scale) for total in totals))
     return table
+
+
+def step_factors(recipe: Recipe, models: dict[str, nn.Module]) -> dict[str, Callable[[Part], float]]:
+    """By stage: how often a training step costs the FLOPs of a part's forward pass, with the cache and the
+    checkpointing of the config."""
+    codes = {f"tokenizer.{t.name}" for model in models.values() for t in model.targets if type(t) is CodeTarget}
+
+    def factor(part: Part, stage: Stage, shares: dict[str, float], recomputed: set[str]) -> float:
+        cached = _is_cached(part, stage.data.get("cache", False), codes)
+        return training_factor(part, shares, recomputed=recomputed, cached=cached)
+
+    return {
+        name: partial(
+            factor, stage=stage, shares=trained_shares(models[name]), recomputed=recomputed_parts(stage.model)
+        )
+        for name, stage in recipe.stages.items()
+    }
 
 
 def _image_tokens(models: dict[str, nn.Module]) -> str:

@@ -10,7 +10,8 @@ from asvr.base.arch import causal_problem, check_arch, tower_problem
 from asvr.base.text import nearest, short
 from asvr.models.losses import FeatureLoss
 from asvr.models.targets import CodeTarget
-from asvr.recipe.schema import NAME, SOURCE, TARGET, check_fields
+from asvr.recipe.entries import NAME, SOURCE, TARGET
+from asvr.recipe.fields import check_fields
 from asvr.recipe.signatures import annotations, constructor_fields, fits, in_words, method_fields
 from asvr.registry import (
     DATASETS,

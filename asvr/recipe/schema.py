@@ -1,107 +1,19 @@
-"""The plain fields of a config, section by section: what each may hold.
+"""The plain fields of a config, section by section: what each may hold and what it does.
 
-Components (dicts with ``type``) are not listed here: their fields are the arguments of their constructors.
+Components (dicts with ``type``) are not listed here: their fields are the arguments of their constructors. Fields of
+entries inside a section (a target, a group of the optimiser) are in `asvr.recipe.entries`. docs/reference/config.md is
+written from both.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-from torch import nn
-
-from asvr.base.text import nearest, short
 from asvr.data.images import LARGEST_LIMIT
 from asvr.data.transforms import ASPECTS
 from asvr.models.tree import TRAINABLE
-
-SHIFTS = (0, 1)
-
-
-@dataclass(frozen=True)
-class Field:
-    """expected: what `test` accepts, in words."""
-
-    expected: str
-    test: Callable[[Any], bool]
-    required: bool = True
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value) -> bool:
-    return _is_int(value) or isinstance(value, float)
-
-
-def one_of(*choices, required: bool = True) -> Field:
-    def test(value) -> bool:
-        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices)
-
-    return Field("one of " + ", ".join(map(repr, choices)), test, required)
-
-
-def count(low: int = 1, required: bool = True) -> Field:
-    return Field(f"a whole number, at least {low}", lambda value: _is_int(value) and value >= low, required)
-
-
-def number(low: float, high: float = float("inf"), *, above: bool = False, required: bool = True) -> Field:
-    """A number from ``low`` (or above it) to below ``high``."""
-    words = f"a number {'above' if above else 'from'} {low}" + (f" to below {high}" if high < float("inf") else "")
-
-    def test(value) -> bool:
-        return _is_number(value) and (low < value if above else low <= value) and value < high
-
-    return Field(words, test, required)
-
-
-def optional(field: Field) -> Field:
-    """The field, or None; it may be left out."""
-    return Field(f"{field.expected}, or None", lambda value: value is None or field.test(value), required=False)
-
-
-COMPONENT = Field("a component, dict(type=...)", lambda value: isinstance(value, dict))
-NAME = Field(
-    "a name of letters, digits and _, and none that torch's modules have themselves ('half', 'train', 'keys')",
-    lambda value: isinstance(value, str) and value.isidentifier() and not hasattr(nn.ModuleDict, value),
-)
-
-TARGET = dict(  # of a CodeTarget
-    type=Field("the name of a target", lambda value: isinstance(value, str), required=False),
-    name=NAME,
-    tokenizer=COMPONENT,
-    head=COMPONENT,
-    loss=Field(COMPONENT.expected, COMPONENT.test, required=False),
-    weight=Field(
-        f"{number(0).expected}, or dict(begin=..., end=..., until=...)",
-        lambda v: number(0).test(v) or isinstance(v, dict),  # whose values the target tells
-        required=False,
-    ),
-    shift=one_of(*SHIFTS),
-    tap=Field("-1 (after the final norm) or the number of a layer", lambda v: _is_int(v) and v >= -1, required=False),
-    resample=one_of(None, "nearest", required=False),
-    supervise=Field(
-        f"{count().expected}, dict(every=...), dict(cells=[...]) or None",
-        lambda v: v is None or count().test(v) or isinstance(v, dict),
-        required=False,
-    ),
-    fit=Field("a dict of arguments of the tokenizer's fit()", lambda v: isinstance(v, dict), required=False),
-)
+from asvr.recipe.fields import Field, count, is_int, number, one_of, optional
 
 PRESETS = ("cosine", "linear", "constant", "wsd")  # of `schedule`
-EMA = dict(decay=number(0, 1), evaluate=one_of(True, False, required=False))  # `runtime.ema`
-GROUP = dict(  # of `optim.groups`
-    lr_scale=number(0, required=False),
-    weight_decay=number(0, required=False),
-    layer_decay=Field("a number above 0, at most 1", lambda v: _is_number(v) and 0 < v <= 1, required=False),
-    muon=Field("True or False", lambda value: isinstance(value, bool), required=False),
-)
-
-SOURCE = dict(  # of a mixture
-    dataset=COMPONENT,
-    weight=optional(number(0, above=True)),
-    name=Field("a name, or None", lambda value: value is None or isinstance(value, str), required=False),
-)
+COMPONENT = Field("a component, dict(type=...)", lambda value: isinstance(value, dict))
+FLAG = one_of(True, False, default=False)
+NAMES = ", ".join(f"`{name}`" for name in TRAINABLE)
 
 
 def is_pack(value) -> bool:
@@ -111,125 +23,259 @@ def is_pack(value) -> bool:
     )
 
 
-METRICS = Field(
-    "a list of metrics, [dict(type=...), ...]",
-    lambda value: isinstance(value, list | tuple) and len(value) > 0,
-    required=False,
-)
-
-SECTIONS = dict(
-    published=dict(  # what a paper reports of the row that this config stands for; training does not read it
-        table=Field("the table's name, 'T1'", lambda v: isinstance(v, str) and v != ""),
-        row=Field("the row's name", lambda v: isinstance(v, str) and v != ""),
-        average=number(0),
-        scores=Field(
-            "a dict of a number for each column",
-            lambda v: isinstance(v, dict) and len(v) > 0 and all(number(0).test(score) for score in v.values()),
-        ),
-        differs=Field(
-            "a list of texts: what this config does in another way",
-            lambda v: isinstance(v, list | tuple) and all(isinstance(text, str) for text in v),
-        ),
-    ),
-    data=dict(
-        train=COMPONENT,
-        template=Field("the name of a template, or dict(type=...)", lambda value: isinstance(value, str | dict)),
-        max_length=count(),
-        image_aspect=one_of(*ASPECTS),
-        on_error=one_of("raise", "skip"),
-        max_pixels=optional(
-            Field(f"a whole number from 1 to {LARGEST_LIMIT}", lambda v: _is_int(v) and 1 <= v <= LARGEST_LIMIT)
-        ),
-        micro_batch=count(),
-        global_batch=count(),
-        num_workers=count(0),
-        worker_timeout=optional(number(0, above=True)),
-        cache=one_of(True, False, "codes", required=False),
-        pack=Field("True, False or dict(max_tokens=..., max_images=...)", is_pack, required=False),
-        group=one_of(None, "length", "modality", required=False),
-        cache_budget_gb=optional(number(0, above=True)),
-        cache_dir=Field("a folder's name, or None", lambda v: v is None or isinstance(v, str), required=False),
-    ),
-    optim=dict(
-        type=Field("the name of an optimiser", lambda value: isinstance(value, str)),
-        lr=number(0, above=True),
-        betas=Field(
-            "two numbers from 0 to below 1",
-            lambda value: (
-                isinstance(value, list | tuple) and len(value) == 2 and all(number(0, 1).test(v) for v in value)
-            ),
-            required=False,
-        ),
-        weight_decay=number(0, required=False),
-        clip_grad=Field("a number above 0, or None", lambda v: v is None or number(0, above=True).test(v)),
-        precision=one_of("float32", "bf16"),
-        lr_scale=Field(
-            f"dict of a factor for any of {', '.join(TRAINABLE)}",
-            lambda v: isinstance(v, dict) and all(k in TRAINABLE and number(0).test(f) for k, f in v.items()),
-            required=False,
-        ),
-        groups=Field(
-            f"dict of a dict for any of {', '.join(TRAINABLE)}",
-            lambda v: isinstance(v, dict) and all(k in TRAINABLE for k in v),
-            required=False,
-        ),
-    ),
-    schedule=dict(
-        epochs=number(0, above=True, required=False),
-        steps=count(required=False),
-        preset=one_of(*PRESETS, required=False),
-        warmup_ratio=number(0, 1, required=False),
-        min_lr_ratio=number(0, 1, required=False),
-        decay_ratio=number(0, 1, above=True, required=False),
-        param_schedulers=Field("a list of dict(type=...)", lambda v: isinstance(v, list | tuple) and v, required=False),
-    ),
-    evaluation=dict(
-        dataset=COMPONENT,
-        batch_size=count(required=False),
-        max_new_tokens=count(required=False),
-        limit=optional(count()),
-        num_examples=count(0, required=False),
-        metrics=METRICS,
-    ),
-    validation=dict(
-        dataset=COMPONENT,
-        interval=count(),
-        batch_size=count(required=False),
-        max_new_tokens=count(required=False),
-        limit=optional(count()),
-        metrics=METRICS,
-        best=Field(
-            "the name of a number that a metric gives", lambda v: isinstance(v, str) and v != "", required=False
-        ),
-    ),
-    runtime=dict(
-        seed=count(0),
-        device=Field("'auto', 'cpu', 'cuda' or 'cuda:0'", lambda v: isinstance(v, str) and is_device(v)),
-        log_interval=count(),
-        checkpoint_interval=count(),
-        keep_checkpoints=count(),
-        max_skipped=count(0, required=False),
-        async_checkpoint=one_of(True, False, required=False),
-        attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
-        compile=one_of(True, False, required=False),
-        ema=optional(Field("dict(decay=...)", lambda v: isinstance(v, dict))),
-    ),
-)
-
-
 def is_device(value: str) -> bool:
     kind, _, index = value.partition(":")
     return value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdigit())
 
 
-def check_fields(key: str, value: Any, fields: dict[str, Field]) -> list[str]:
-    """The problems of one section (``key`` is its place in the config): unknown, missing and wrong fields."""
-    if not isinstance(value, dict):
-        return [f"{key}={short(value)}: expected a dict with {', '.join(fields)}"]
-    problems = [f"{key}.{name}: unknown field; {nearest(name, fields)}" for name in value if name not in fields]
-    for name, field in fields.items():
-        if name in value and not field.test(value[name]):
-            problems.append(f"{key}.{name}={short(value[name])}: expected {field.expected}")
-        elif name not in value and field.required:
-            problems.append(f"{key}.{name} is missing: expected {field.expected}")
-    return problems
+METRICS = Field(
+    "a list of metrics, [dict(type=...), ...]",
+    lambda value: isinstance(value, list | tuple) and len(value) > 0,
+    default=[dict(type="ExactMatch")],
+    doc="What is computed from the answers. `ExactMatch` gives the accuracy, in all and by kind of question; upper "
+    "case, outer blanks and a closing full stop do not count. A list replaces the default: name `ExactMatch` in it "
+    "too if you want it. Each metric is tried on one question before a run trains.",
+)
+QUESTIONS = dict(  # of `evaluation` and `validation`
+    dataset=COMPONENT.but(doc="The questions. The last answer of each record is the expected one."),
+    batch_size=count(default=64, doc="Questions that are answered at once."),
+    max_new_tokens=count(default=32, doc="The most tokens of an answer."),
+    limit=optional(count(), doc="Ask the first questions only, this many. None: all."),
+    metrics=METRICS,
+)
+
+PUBLISHED = dict(
+    table=Field("the table's name, 'T1'", lambda v: isinstance(v, str) and v != "", doc="The paper's table."),
+    row=Field("the row's name", lambda v: isinstance(v, str) and v != "", doc="The row of the table."),
+    average=number(0, doc="The published average of the row."),
+    scores=Field(
+        "a dict of a number for each column",
+        lambda v: isinstance(v, dict) and len(v) > 0 and all(number(0).test(score) for score in v.values()),
+        doc="The published score of each benchmark.",
+    ),
+    differs=Field(
+        "a list of texts: what this config does in another way",
+        lambda v: isinstance(v, list | tuple) and all(isinstance(text, str) for text in v),
+        doc="What this config does in another way than the paper.",
+    ),
+)
+
+DATA = dict(
+    train=COMPONENT.but(doc="The data set to train on."),
+    template=Field(
+        "the name of a template, or dict(type=...)",
+        lambda value: isinstance(value, str | dict),
+        doc="The text around questions and answers, and which of it is learned: a name such as `'vicuna_v1'`, or a "
+        "component with fields, `dict(type='vicuna_v1', system='')`.",
+    ),
+    max_length=count(
+        doc="The most positions of a row, visual tokens included. Text beyond it is cut, an image never. It may not be "
+        "above the LLM's own maximum."
+    ),
+    image_aspect=one_of(
+        *ASPECTS,
+        doc="How an image becomes the encoder's size. `'square'`: as the encoder's own processor does it. `'pad'`: the "
+        "image is padded to a square first. `'resize'`: it is squeezed. `NaFlexEncoder` takes `'square'` only.",
+    ),
+    on_error=one_of(
+        "raise",
+        "skip",
+        doc="What to do with a record or an image that cannot be used: end the run with an error, or leave the record "
+        "out and count it.",
+    ),
+    max_pixels=optional(
+        Field(f"a whole number from 1 to {LARGEST_LIMIT}", lambda v: is_int(v) and 1 <= v <= LARGEST_LIMIT),
+        doc="An image with more pixels is refused before it is decoded. None: 100,000,000.",
+    ),
+    micro_batch=count(doc="Rows of one forward pass, in each process. Without `pack` a row is a sample."),
+    global_batch=count(
+        doc="Samples of one optimisation step, of all processes together. It is a multiple of `micro_batch`; the "
+        "number of accumulated passes follows from the two."
+    ),
+    num_workers=count(
+        0,
+        doc="Processes that read and decode images, for each training process. Each one keeps one optimisation step "
+        "ready in shared memory (`/dev/shm`). If that is too small, the run ends before it trains and says what it "
+        "needs.",
+    ),
+    worker_timeout=optional(
+        number(0, above=True),
+        doc="Seconds without any sample from the workers after which the run ends. A run in one process writes a "
+        "checkpoint first. None: 600.",
+    ),
+    cache=one_of(
+        True,
+        False,
+        "codes",
+        default=False,
+        doc="True: features of a frozen encoder and codes of the targets are computed once, before training. "
+        "`'codes'`: codes only, found by the content of the images (see `tools/cache_codes.py`).",
+    ),
+    pack=Field(
+        "True, False or dict(max_tokens=..., max_images=...)",
+        is_pack,
+        default=False,
+        doc="True: several samples share one row without padding, and none of them sees another. A dict sets the "
+        "limits of a row; the default is `micro_batch * max_length` tokens. It is refused for an LLM that would "
+        "compute something else for packed samples; this is tried before training.",
+    ),
+    group=one_of(
+        None,
+        "length",
+        "modality",
+        default=None,
+        doc="Which rows share a micro-batch, without `pack`. `'length'`: rows of similar length. `'modality'`: also, "
+        "rows without images are kept apart from those with images. Samples and objective of a step stay the same.",
+    ),
+    cache_budget_gb=optional(
+        number(0, above=True),
+        doc="The most disk space in GB (1e9 bytes) that the features, or the codes of one target, may take. The log "
+        "says what they need before they are computed.",
+    ),
+    cache_dir=Field(
+        "a folder's name, or None",
+        lambda v: v is None or isinstance(v, str),
+        default=None,
+        doc="Where features and codes are kept. None: `cache/` in the work dir. Several runs may share a folder.",
+    ),
+)
+
+OPTIM = dict(
+    type=Field(
+        "the name of an optimiser",
+        lambda value: isinstance(value, str),
+        doc="`'AdamW'`, `'Muon'`, any other optimiser of `torch.optim` by its name, one of your own, or an import path "
+        "such as `'torchao.optim.AdamW8bit'`. Arguments of its constructor are further fields of this section.",
+    ),
+    lr=number(0, above=True, doc="The peak learning rate."),
+    betas=Field(
+        "two numbers from 0 to below 1",
+        lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(number(0, 1).test(v) for v in value),
+        default=None,
+        doc="Decay rates of the moments. If it is left out, the optimiser's own default.",
+    ),
+    weight_decay=number(0, default=0.0, doc="Applies to matrices only, not to biases and norms."),
+    clip_grad=Field(
+        "a number above 0, or None",
+        lambda v: v is None or number(0, above=True).test(v),
+        doc="The largest norm of the gradient; a larger gradient is scaled down to it. None: no limit.",
+    ),
+    precision=one_of(
+        "float32",
+        "bf16",
+        doc="`'bf16'`: matrix products and the LLM's residual stream in bfloat16; weights, gradients, optimiser states "
+        "and losses stay float32. The trained model answers in the same precision, in every command.",
+    ),
+    lr_scale=Field(
+        f"dict of a factor for any of {', '.join(TRAINABLE)}",
+        lambda v: isinstance(v, dict) and all(k in TRAINABLE and number(0).test(f) for k, f in v.items()),
+        default=None,
+        doc="`dict(heads=2.0)` multiplies the learning rate of a component. Components: " + NAMES + ".",
+    ),
+    groups=Field(
+        f"dict of a dict for any of {', '.join(TRAINABLE)}",
+        lambda v: isinstance(v, dict) and all(k in TRAINABLE for k in v),
+        default=None,
+        doc="Settings of a component: `dict(llm=dict(lr_scale=0.5, layer_decay=0.9))`, see [groups](#optimgroups).",
+    ),
+)
+
+SCHEDULE = dict(
+    epochs=number(0, above=True, default=None, doc="How often the data set is seen. Give either this or `steps`."),
+    steps=count(default=None, doc="The number of optimisation steps. Give either this or `epochs`."),
+    preset=one_of(
+        *PRESETS,
+        default="cosine",
+        doc="How the learning rate falls after the warm-up. `'wsd'` stays constant and then falls in a straight line.",
+    ),
+    warmup_ratio=number(
+        0,
+        1,
+        default=None,
+        doc="The part of the steps in which the rate rises in a straight line. Required with a preset.",
+    ),
+    min_lr_ratio=number(0, 1, default=0.0, doc="The rate at the end of the preset, as a part of the peak."),
+    decay_ratio=number(
+        0,
+        1,
+        above=True,
+        default=None,
+        doc="The part of the steps at the end in which the rate falls. Required with `'wsd'`, and only there.",
+    ),
+    param_schedulers=Field(
+        "a list of dict(type=...)",
+        lambda v: isinstance(v, list | tuple) and v,
+        default=None,
+        doc="In place of a preset: a list of MMEngine's parameter schedulers. A length in them is a number of steps, "
+        "or with a decimal point a part of all steps.",
+    ),
+)
+
+EVALUATION = dict(
+    QUESTIONS,
+    num_examples=count(0, default=6, doc="Images that `summary.png` shows with a map of the right visual tokens."),
+)
+
+VALIDATION = dict(
+    QUESTIONS,
+    interval=count(doc="Optimisation steps between two validations."),
+    best=Field(
+        "the name of a number that a metric gives",
+        lambda v: isinstance(v, str) and v != "",
+        default="accuracy",
+        doc="The number that decides which weights are the best; higher is better. They are kept in `<stage>/best`.",
+    ),
+)
+
+RUNTIME = dict(
+    seed=count(0, doc="The seed of everything that is random."),
+    device=Field(
+        "'auto', 'cpu', 'cuda' or 'cuda:0'",
+        lambda v: isinstance(v, str) and is_device(v),
+        doc="Where the model runs. `'auto'`: CUDA if there is a device, else the CPU.",
+    ),
+    log_interval=count(doc="Optimisation steps between two lines of `metrics.jsonl`."),
+    checkpoint_interval=count(doc="Optimisation steps between two checkpoints."),
+    keep_checkpoints=count(doc="How many checkpoints of a stage are kept. While one is written, there is one more."),
+    max_skipped=count(
+        0,
+        default=10,
+        doc="A step is skipped if a loss or a gradient is not finite. A stage ends with an error and a checkpoint if "
+        "it has skipped more steps than this. It is looked at every `log_interval` steps.",
+    ),
+    async_checkpoint=one_of(
+        True,
+        False,
+        default=True,
+        doc="True: a checkpoint is copied to the CPU's memory, and training goes on while the copy is written. False: "
+        "training waits. That saves the memory of the copy: 12 bytes for each trained parameter in float32 with AdamW.",
+    ),
+    attention=one_of(
+        "auto",
+        "sdpa",
+        "xformers",
+        "varlen",
+        default="auto",
+        doc="The attention kernel of packed rows. `'auto'` takes the fastest one that works here, and the log says "
+        "which and why. Any other value is an error if that kernel does not work. `'varlen'` is torch's "
+        "variable-length flash attention. Rows of one length always go to SDPA.",
+    ),
+    compile=FLAG.but(
+        doc="True, on CUDA only: `torch.compile` the blocks of the LLM and of the depth transformers around their "
+        "attention kernel."
+    ),
+    ema=optional(
+        Field("dict(decay=...)", lambda v: isinstance(v, dict)),
+        doc="Keep an exponential moving average of the trained weights in `<stage>/ema`, see [ema](#runtimeema).",
+    ),
+)
+
+SECTIONS = dict(
+    published=PUBLISHED,
+    data=DATA,
+    optim=OPTIM,
+    schedule=SCHEDULE,
+    evaluation=EVALUATION,
+    validation=VALIDATION,
+    runtime=RUNTIME,
+)

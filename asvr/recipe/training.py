@@ -11,7 +11,9 @@ from mmengine.registry import Registry
 
 from asvr.base.text import nearest
 from asvr.recipe.components import check_component, find
-from asvr.recipe.schema import GROUP, PRESETS, SECTIONS, check_fields
+from asvr.recipe.entries import GROUP
+from asvr.recipe.fields import check_fields
+from asvr.recipe.schema import PRESETS, SECTIONS
 from asvr.recipe.signatures import constructor_fields
 from asvr.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS
 

@@ -14,7 +14,9 @@ from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.components import check_component, find, nested_problems
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
-from asvr.recipe.schema import EMA, SECTIONS, check_fields, count
+from asvr.recipe.entries import EMA
+from asvr.recipe.fields import check_fields, count
+from asvr.recipe.schema import SECTIONS
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
 from asvr.registry import METRICS, MODEL_TRANSFORMS, MODEL_WRAPPERS, MODELS, TEXT_TOKENIZERS
@@ -42,7 +44,7 @@ def check_config(cfg: Config) -> None:
         if key not in (*ONCE, *BY_STAGE, *OTHER)
     ]
     problems += [f"{key} is missing" for key in REQUIRED if key not in cfg]
-    problems += [problem for key in ONCE if key in cfg for problem in _section(key, cfg[key])]
+    problems += [problem for key in ONCE if key in cfg for problem in check_section(key, cfg[key])]
     problems += _stages(cfg)
     if problems:
         listing = "\n".join(f"- {problem}" for problem in problems)
@@ -91,11 +93,12 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
         merged = stage_config(cfg, name)
     except ValueError as error:
         return [*problems, str(error).removeprefix(f"stages.{name}: ")]
-    problems += [problem for key in BY_STAGE if key in merged for problem in _section(key, merged[key])]
+    problems += [problem for key in BY_STAGE if key in merged for problem in check_section(key, merged[key])]
     return problems
 
 
-def _section(key: str, value: Any) -> list[str]:
+def check_section(key: str, value: Any) -> list[str]:
+    """The problems of one section, as a stage runs with it. key: its name."""
     if key == "text_tokenizer":
         return check_component(key, value, TEXT_TOKENIZERS)
     if key == "model":

@@ -19,7 +19,8 @@ from asvr.data.refusals import Refused
 from asvr.data.transforms import ASPECTS, LONGEST_SIDE, ImageTransform
 from asvr.flops.peak_rate import resident_bytes
 from asvr.recipe.build import build_collate
-from asvr.recipe.schema import SECTIONS, check_fields
+from asvr.recipe.fields import check_fields
+from asvr.recipe.schema import SECTIONS
 
 RED, BLUE = (Image.new("RGB", (16, 12), color) for color in ("red", "blue"))
 
