@@ -49,8 +49,8 @@ def cost(method: dict, result: dict) -> str:
     if method["time"]:
         low, high = method["time"]["processor"]["quartiles"]
         text.append(
-            f"A step of the small scenes recipe takes {method['time']['processor']['ratio']:.2f} times the processor time "
-            f"of LLaVA (quartiles {low:.2f} to {high:.2f}; cached; {method['time']['machine']['device']}, "
+            f"A step of the small scenes recipe takes {method['time']['processor']['ratio']:.2f} times the processor "
+            f"time of LLaVA (quartiles {low:.2f} to {high:.2f}; cached; {method['time']['machine']['device']}, "
             f"{method['time']['machine']['threads']} threads)."
         )
     text.append(f"Command: `{result['command']}` ([all methods](../../benchmarks/results/methods.md)).")
