@@ -6,10 +6,12 @@ given, what was expected and the nearest known names.
 
 import inspect
 import itertools
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from asvr.base.hub_model import hub_name
 from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.components import check_component, find, nested_problems
@@ -82,10 +84,10 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
             f"train={list(train)}: no component {n!r}; {nearest(n, TRAINABLE)}" for n in names if n not in TRAINABLE
         ]
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
-    if "init" in stage and stage["init"] not in starts and not is_model_folder(str(stage["init"])):
+    if "init" in stage and stage["init"] not in starts and not _names_model(str(stage["init"])):
         problems.append(
             f"init={short(stage['init'])}: expected 'scratch' or a stage before this one, or a model's folder (with "
-            f"{MODEL_FILE}); {nearest(stage['init'], starts)}"
+            f"{MODEL_FILE}) or its name on the Hub; {nearest(stage['init'], starts)}"
         )
     try:
         merged = stage_config(cfg, name)
@@ -93,6 +95,11 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
         return [*problems, str(error).removeprefix(f"stages.{name}: ")]
     problems += [problem for key in BY_STAGE if key in merged for problem in _section(key, merged[key])]
     return problems
+
+
+def _names_model(init: str) -> bool:
+    """Whether an ``init`` is a saved model's folder, or a name that the Hub may have: `preflight` looks that up."""
+    return is_model_folder(init) or (hub_name(init) is not None and not Path(init).exists())
 
 
 def _section(key: str, value: Any) -> list[str]:
