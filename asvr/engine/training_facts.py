@@ -6,6 +6,7 @@ The file travels with the model, so it holds no path of this machine: of a path 
 import json
 import os
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ _OF_RESULT = ("examples", "made_with", "codes_by_place", "seconds")  # what is l
 
 
 def training_facts(recipe: Recipe, name: str, work_dir: Path, *, averaged: bool = False) -> dict:
-    """Of stage ``name`` and the stages that it started from, the first one first: ``stages``, ``parts`` (pretrained
-    weights of each component) and ``results`` of the evaluation of these weights. What is not known is left out.
+    """What is known of a finished stage's model; what is not known is left out.
 
     averaged: of the averages that the stage kept, see ``runtime.ema``.
+    Returns ``stages``: ``name`` and the stages that it started from, the first one first; ``parts``: the pretrained
+    weights of each component; ``datasets``: those of the Hub; ``results``: of the evaluation of these weights.
     """
     names = [name]
     while (before := recipe.stages[names[0]].init) in recipe.stages:
@@ -36,6 +38,7 @@ def training_facts(recipe: Recipe, name: str, work_dir: Path, *, averaged: bool 
         averaged=averaged,
         stages=[_stage(recipe.stages[own], work_dir) for own in names],
         parts=_parts(recipe.stages[name]),
+        datasets=sorted({path for own in names for path in _on_hub_data(recipe.stages[own].data.train.to_dict())}),
     )
     results = _results(name, work_dir, averaged)
     return facts | (dict(results=results) if results else {})
@@ -101,6 +104,17 @@ def _part(key: str, config: dict, *, fitted: bool) -> dict:
 
 def _is_on_hub(name: str) -> bool:
     return hub_name(name) is not None and not Path(name).exists()
+
+
+def _on_hub_data(config: Any) -> Iterator[str]:
+    """The names of data sets of the Hub in a config of a data set, and in those that it mixes."""
+    if isinstance(config, dict):
+        if config.get("type") == "HFDataset" and isinstance(config.get("path"), str) and _is_on_hub(config["path"]):
+            yield config["path"]
+        config = list(config.values())
+    if isinstance(config, list | tuple):
+        for item in config:
+            yield from _on_hub_data(item)
 
 
 def _speed(name: str, work_dir: Path) -> dict:

@@ -56,6 +56,7 @@ def card_of(folder: Path, *, terms: License | None = None, name: str | None = No
         library_name="asvr",
         pipeline_tag="image-text-to-text",
         base_model=base_models(facts) or None,
+        datasets=[str(name) for name in facts.get("datasets") or []] or None,
         tags=TAGS,
         metrics=["accuracy"] if _results(facts, name) else None,
         model_name=name,

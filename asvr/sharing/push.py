@@ -65,7 +65,6 @@ def push_folder(
                 ignore_patterns=ignored,
                 delete_patterns=REPLACED,
             )
-    logger.info("%s: uploaded to %s", folder, info.pr_url or info.commit_url)
     return info
 
 

@@ -18,7 +18,10 @@ from run_helpers import ROOT, TINY, call_tool, tiny_env
 from test_export import tiny
 
 import asvr
+from asvr.base.files import sha256_of
 from asvr.base.hub_model import find_model, hub_name, local_model
+from asvr.benchmarks.questions import evaluate_folder
+from asvr.engine.finished import require_start, start_digest
 from asvr.recipe.config import load_config
 from asvr.recipe.model_file import read_description
 from asvr.recipe.preflight import wanted_starts
@@ -239,6 +242,28 @@ def test_a_stage_starts_from_a_model_of_the_hub(hub, saved, monkeypatch):
     cfg.stages.finetune.init = "pretrian"
     with pytest.raises(ValueError, match="or its name on the Hub; did you mean 'pretrain'"):
         check_config(cfg)
+
+
+def test_a_run_knows_the_start_on_the_hub_by_its_files(hub, saved, tmp_path):
+    push_folder(saved, "org/start")
+    with chdir(ROOT):
+        cfg = load_config("configs/asvr_mini.py", TINY | {"stages.finetune.init": "org/start"})
+    recipe = Recipe(cfg)
+    find_model("org/start")
+    assert start_digest(recipe, "finetune", tmp_path) == sha256_of(saved / "asvr.json")
+    require_start(recipe, "finetune", tmp_path)
+
+
+def test_results_of_a_model_of_the_hub_go_to_a_work_dir(hub, model, saved, tmp_path):
+    push_folder(saved, "org/asked")
+    Image.new("RGB", (30, 20), "teal").save(tmp_path / "image.png")
+    turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": "red"}]
+    (tmp_path / "q.json").write_text(json.dumps([dict(id="1", image="image.png", conversations=turns)]))
+    asked = dict(questions=tmp_path / "q.json", image_folder=tmp_path, stage=None, limit=None, out=None)
+    by_name, by_folder = (evaluate_folder(Path(name), **asked) for name in ("org/asked", saved))
+    assert by_name["losses"] == by_folder["losses"] and by_name["total"] == 1
+    assert (tmp_path / "work_dirs/org/asked/evaluation/q/result.json").is_file()
+    shutil.rmtree(saved / "evaluation")
 
 
 def test_a_card_that_a_person_wrote_is_kept(hub, model, saved, tmp_path, caplog):
