@@ -37,6 +37,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
+    if not args.folder.is_dir():
+        raise ValueError(f"{args.folder}: there is no such folder")
     terms = dict(license=args.license, license_name=args.license_name, license_link=args.license_link)
     where = dict(
         private=True if args.private else None,

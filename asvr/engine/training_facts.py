@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asvr.base.hub_model import hub_name
+from asvr.base.hub_model import hub_name, local_model
 from asvr.engine import checkpoint
 from asvr.engine.finished import DONE, EMA, last_checkpoint, weights_digest
 from asvr.models.component import WEIGHT_FIELDS
@@ -53,6 +53,7 @@ def _stage(stage: Stage, work_dir: Path) -> dict:
     found = dict(
         name=stage.name,
         init=public(stage.init),
+        init_on_hub=True if _is_on_hub(stage.init) and local_model(stage.init) is not None else None,
         steps=done.get("steps"),
         global_batch=stage.data.get("global_batch"),
         samples=meta.get("samples"),

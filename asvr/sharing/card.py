@@ -112,7 +112,7 @@ def read_training(folder: Path) -> dict | None:
 def base_models(facts: dict) -> list[str]:
     """The models of the Hub that this one was made from, each once."""
     found = [part["weights"] for part in facts.get("parts", []) if part.get("on_hub")]
-    found += [stage["init"] for stage in facts.get("stages", [])[:1] if "/" in str(stage.get("init"))]
+    found += [stage["init"] for stage in facts.get("stages", [])[:1] if stage.get("init_on_hub")]
     return list(dict.fromkeys(str(name).partition("@")[0] for name in found))
 
 

@@ -69,11 +69,9 @@ def _value(value: Any) -> str:
 
 def _what(description: dict, facts: dict) -> str:
     targets = [entry for entry in description["model"].get("reconstruction") or [] if isinstance(entry, dict)]
-    told = (
-        "This is a vision-language model: it reads images and text, and answers in text. It was trained with asvr "
-        f"{_version(facts)}."
-    )
-    if targets:
+    told = "This is a vision-language model: it reads images and text, and answers in text. "
+    told += f"It was trained with asvr {_version(facts)}." if facts else "It is saved in the format of asvr."
+    if targets and facts:
         names = ", ".join(str(entry.get("name")) for entry in targets)
         told += f" In training it also reconstructed its input images, by these targets: {names}."
     if facts.get("averaged"):

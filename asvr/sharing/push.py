@@ -48,6 +48,7 @@ def push_folder(
         raise ValueError(f"create_pr=True opens a pull request to the main branch: leave revision={revision!r} out")
     if "@" in repo_id or (hub_name(repo_id) is None and "/" in repo_id):
         raise ValueError(f"{repo_id!r} is no name of a model on the Hub: expected org/name; a branch is revision=...")
+    _card(folder, repo_id, terms)  # what is wrong with it is told before anything is made on the Hub
     api = HfApi(token=token, library_name="asvr", library_version=asvr_version())
     with telling(repo_id), _logged_in(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

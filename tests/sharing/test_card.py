@@ -115,13 +115,16 @@ def test_results_of_other_weights_are_not_told(tiny_run, tmp_path):
     assert "results" not in facts and "speed" not in facts["stages"][0]
 
 
-def test_models_and_data_sets_of_the_hub_are_named(tiny_run):
+def test_models_and_data_sets_of_the_hub_are_named(tiny_run, saved, tmp_path, monkeypatch):
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "start").symlink_to(saved)
+    monkeypatch.setenv("ASVR_MODEL_ZOO", str(tmp_path))
     cfg = load_config(tiny_run / "config.py")
     cfg.model.llm = Config(dict(type="HFCausalLM", name="org/llm"))._cfg_dict
     cfg.data.train = Config(
         dict(type="Mixture", sources=[dict(dataset=dict(type="HFDataset", path="org/data", split="train"))])
     )._cfg_dict
-    cfg.stages.finetune.init = "org/start@v1"
+    cfg.stages.finetune.init = "org/start"
     facts = training_facts(Recipe(cfg), "finetune", tiny_run)
     assert [stage["name"] for stage in facts["stages"]] == ["finetune"]
     assert base_models(facts) == ["org/llm", "org/start"] and facts["datasets"] == ["org/data"]

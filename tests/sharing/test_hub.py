@@ -27,6 +27,7 @@ from asvr.recipe.model_file import read_description
 from asvr.recipe.preflight import wanted_starts
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
+from asvr.sharing.card import License
 from asvr.sharing.push import push_folder
 
 QUESTION = "what color is the house?"
@@ -297,10 +298,11 @@ def test_results_and_hidden_files_stay_here(hub, saved, tmp_path):
     files = repo.commits[repo.refs["main"]]
     assert set(files) - {str(f.relative_to(saved)) for f in saved.rglob("*")} == {".gitattributes", "LICENSE"}
     assert files["README.md"].decode().endswith("# Mine\n") and (folder / "README.md").read_text().endswith("# Mine\n")
-    for folder, message in ((tmp_path / "copy" / "text_tokenizer", "neither a saved model"), (saved, None)):
-        if message:
-            with pytest.raises(ValueError, match=message):
-                push_folder(folder, "org/clean")
+    with pytest.raises(ValueError, match="neither a saved model"):
+        push_folder(folder / "text_tokenizer", "org/clean")
+    with pytest.raises(ValueError, match="states license 'mit', and license='apache-2.0' was given"):
+        push_folder(folder, "org/terms", terms=License(license="apache-2.0"))
+    assert "org/terms" not in hub.repos
     for name in ("org/a/b", "org/name@main", "/name"):
         with pytest.raises(ValueError, match="is no name of a model on the Hub: expected org/name"):
             push_folder(saved, name)
@@ -315,6 +317,8 @@ def test_the_commands_take_a_name_of_the_hub(hub, model, saved, tmp_path):
     assert ModelCard(repo.commits[repo.refs["main"]]["README.md"].decode()).data.license_name == "mine"
     refused = call_tool(ROOT / "asvr/commands/push.py", saved, "org/command", "--stage", "finetune")
     assert "--stage goes with a run's work dir" in refused.stderr
+    refused = call_tool(ROOT / "asvr/commands/push.py", "org/command", "org/copy")
+    assert "org/command: there is no such folder" in refused.stderr and "org/copy" not in hub.repos
     out = tmp_path / "exported"
     done = call_tool(ROOT / "tools/convert.py", "export", "org/command", out, "--format", "llava")
     assert done.returncode == 0 and (out / "config.json").is_file(), done.stderr
