@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 
 def load(folder, **kwargs):
-    """A ready model from its folder, a finished run's work dir, or the Hugging Face Hub; see `asvr.pretrained.load`."""
+    """A ready model from its folder or a finished run's work dir; see `asvr.pretrained.load`."""
     from asvr.pretrained import load as load_pretrained  # here: importing the package must stay light
 
     return load_pretrained(folder, **kwargs)

@@ -6,16 +6,15 @@ given, what was expected and the nearest known names.
 
 import inspect
 import itertools
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
-from asvr.base.hub_model import hub_name
+from asvr.base.hub_model import names_model
 from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.components import check_component, find, nested_problems
-from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
+from asvr.recipe.config import MODEL_FILE, SCRATCH, stage_config
 from asvr.recipe.schema import EMA, SECTIONS, check_fields, count
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
@@ -84,7 +83,7 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
             f"train={list(train)}: no component {n!r}; {nearest(n, TRAINABLE)}" for n in names if n not in TRAINABLE
         ]
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
-    if "init" in stage and stage["init"] not in starts and not _names_model(str(stage["init"])):
+    if "init" in stage and stage["init"] not in starts and not names_model(str(stage["init"])):
         problems.append(
             f"init={short(stage['init'])}: expected 'scratch' or a stage before this one, or a model's folder (with "
             f"{MODEL_FILE}) or its name on the Hub; {nearest(stage['init'], starts)}"
@@ -95,11 +94,6 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
         return [*problems, str(error).removeprefix(f"stages.{name}: ")]
     problems += [problem for key in BY_STAGE if key in merged for problem in _section(key, merged[key])]
     return problems
-
-
-def _names_model(init: str) -> bool:
-    """Whether an ``init`` is a saved model's folder, or a name that the Hub may have: `preflight` looks that up."""
-    return is_model_folder(init) or (hub_name(init) is not None and not Path(init).exists())
 
 
 def _section(key: str, value: Any) -> list[str]:
