@@ -33,9 +33,9 @@ def hub_name(name: str | Path) -> tuple[str, str | None] | None:
     return None if found is None or str(name).startswith(OWN) else (found[1], found[2])
 
 
-def names_model(name: str) -> bool:
-    """Whether a name is a saved model's folder, or one that the Hub may have. Asks no network."""
-    return (Path(name) / MODEL_FILE).is_file() or (hub_name(name) is not None and not Path(name).exists())
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name is one that a model of the Hub may have, and no path here. Asks no network."""
+    return hub_name(name) is not None and not Path(name).exists()
 
 
 def local_model(name: str | Path) -> Path | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asvr.base.hub_model import hub_name, local_model
+from asvr.base.hub_model import local_model, may_be_on_hub
 from asvr.engine import checkpoint
 from asvr.engine.finished import DONE, EMA, last_checkpoint, weights_digest
 from asvr.models.component import WEIGHT_FIELDS
@@ -53,7 +53,7 @@ def _stage(stage: Stage, work_dir: Path) -> dict:
     found = dict(
         name=stage.name,
         init=public(stage.init),
-        init_on_hub=True if _is_on_hub(stage.init) and local_model(stage.init) is not None else None,
+        init_on_hub=True if may_be_on_hub(stage.init) and local_model(stage.init) is not None else None,
         steps=done.get("steps"),
         global_batch=stage.data.get("global_batch"),
         samples=meta.get("samples"),
@@ -99,18 +99,14 @@ def _part(key: str, config: dict, *, fitted: bool) -> dict:
     weights = next((config[field] for field in WEIGHT_FIELDS if config.get(field)), None)
     found = dict(part=key, type=config["type"], model=config.get("model"), weights=weights, fitted=fitted or None)
     found["arch"] = (config.get("arch") or {}).get("model_type")
-    found["on_hub"] = True if isinstance(weights, str) and _is_on_hub(weights) else None
+    found["on_hub"] = True if isinstance(weights, str) and may_be_on_hub(weights) else None
     return {name: public(value) for name, value in found.items() if value is not None}
-
-
-def _is_on_hub(name: str) -> bool:
-    return hub_name(name) is not None and not Path(name).exists()
 
 
 def _on_hub_data(config: Any) -> Iterator[str]:
     """The names of data sets of the Hub in a config of a data set, and in those that it mixes."""
     if isinstance(config, dict):
-        if config.get("type") == "HFDataset" and isinstance(config.get("path"), str) and _is_on_hub(config["path"]):
+        if config.get("type") == "HFDataset" and isinstance(config.get("path"), str) and may_be_on_hub(config["path"]):
             yield config["path"]
         config = list(config.values())
     if isinstance(config, list | tuple):
@@ -153,6 +149,6 @@ def public(value: Any) -> Any:
         return {key: public(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
-    if isinstance(value, str) and os.sep in value and not _is_on_hub(value.removeprefix("package:")):
+    if isinstance(value, str) and os.sep in value and not may_be_on_hub(value.removeprefix("package:")):
         return value if value.startswith("package:") else Path(value).name
     return value

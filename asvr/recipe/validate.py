@@ -10,11 +10,11 @@ from typing import Any
 
 from mmengine.config import Config
 
-from asvr.base.hub_model import names_model
+from asvr.base.hub_model import may_be_on_hub
 from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.components import check_component, find, nested_problems
-from asvr.recipe.config import MODEL_FILE, SCRATCH, stage_config
+from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
 from asvr.recipe.schema import EMA, SECTIONS, check_fields, count
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
@@ -83,7 +83,8 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
             f"train={list(train)}: no component {n!r}; {nearest(n, TRAINABLE)}" for n in names if n not in TRAINABLE
         ]
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
-    if "init" in stage and stage["init"] not in starts and not names_model(str(stage["init"])):
+    init = str(stage.get("init", SCRATCH))
+    if init not in starts and not is_model_folder(init) and not may_be_on_hub(init):  # `preflight` looks it up there
         problems.append(
             f"init={short(stage['init'])}: expected 'scratch' or a stage before this one, or a model's folder (with "
             f"{MODEL_FILE}) or its name on the Hub; {nearest(stage['init'], starts)}"
