@@ -4,19 +4,23 @@ folder/
   asvr.json          the model's configuration, template and image settings, SHA-256 of the weights
   model.safetensors  all weights: encoder, projector, LLM, heads, visual tokenizers (split above 5 GB, with an index)
   text_tokenizer/    Hugging Face's tokenizer files
+  training.json      how it was trained: data, recipe, results, machine (not of an imported model)
+  README.md          the model card, made from these files
 """
 
 import json
 import logging
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import CommitInfo, save_torch_state_dict
 from PIL import Image
 from torch import nn
 
 from asvr.base.files import new_folder, sha256_of
+from asvr.base.hub_model import TRAINING_FILE, find_model
 from asvr.base.precision import check_precision, computing_in
 from asvr.base.text import nearest, short
 from asvr.data.batch import Batch
@@ -27,6 +31,7 @@ from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import save_text_tokenizer
 from asvr.engine.finished import EMA, trained_with
 from asvr.engine.stages import finished_model
+from asvr.engine.training_facts import training_facts
 from asvr.evaluation.generation import PromptTooLong, generate
 from asvr.models.attention import set_kernel
 from asvr.models.losses import linear_cross_entropy
@@ -37,6 +42,8 @@ from asvr.recipe.model_file import FORMAT, build_described, check_description, i
 from asvr.recipe.model_folder import load_into, read_weights, why_no_model
 from asvr.recipe.recipe import Recipe
 from asvr.registry import TEXT_TOKENIZERS
+from asvr.sharing.card import License, read_training, write_card
+from asvr.sharing.push import push_folder
 
 TEXT_TOKENIZER = "text_tokenizer"
 PROMPT = ("images", "messages")
@@ -52,7 +59,8 @@ class Pretrained:
     config: of the `VLM`, as in ``model`` of a config file. template, image_aspect: as in ``data``.
     precision: what it was trained in and answers in, see `computing_in`; None where that is not known.
     custom_imports: modules that register its own components. text_tokenizer: None where the checkpoint that it was
-    imported from had none; such a model cannot be asked.
+    imported from had none; such a model cannot be asked. training: what `training_facts` tells of how it was trained;
+    None where that is not known.
     """
 
     model: nn.Module
@@ -62,6 +70,7 @@ class Pretrained:
     image_aspect: str
     precision: str | None = None
     custom_imports: dict | None = None
+    training: dict | None = None
 
     def to(self, device: str | torch.device) -> "Pretrained":
         self.model.to(device)
@@ -137,16 +146,69 @@ class Pretrained:
         keys = [f"{i}-{j}" for j in range(len(images))]
         return dict(input_ids=input_ids, labels=labels, images=images, image_keys=keys, sample_id=f"prompt {i}")
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the folder, whole or not at all; adapters are merged into the weights. Raises ``ValueError`` where it
-        exists or cannot be written."""
-        merge_transforms(self.model)
-        with new_folder(folder) as partial:
-            self._write(partial)
-        return Path(folder).absolute()
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        max_shard_size: int | str = "5GB",
+        license: str | None = None,
+        license_name: str | None = None,
+        license_link: str | None = None,
+    ) -> Path:
+        """Write the folder, whole or not at all; adapters are merged into the weights. Returns its absolute path.
 
-    def _write(self, folder: Path) -> None:
-        save_torch_state_dict(self.model.state_dict(), folder)
+        max_shard_size: weights above it are split into several files. license: what the model card states, a licence
+        by its name on the Hub (``apache-2.0``); for any other ``"other"`` with license_name and license_link. None: the
+        card says "not stated". Raises ``ValueError`` where the folder exists or cannot be written.
+        """
+        terms = License(license=license, license_name=license_name, license_link=license_link)
+        merge_transforms(self.model)
+        folder = Path(folder).absolute()
+        with new_folder(folder) as partial:
+            self._write(partial, max_shard_size)
+            write_card(partial, terms=terms, name=folder.name)
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "5GB",
+        license: str | None = None,
+        license_name: str | None = None,
+        license_link: str | None = None,
+        overwrite_card: bool = False,
+    ) -> CommitInfo:
+        """Upload the model, as `save_pretrained` writes it, to the Hugging Face Hub, and return the commit (its
+        ``commit_url``, its ``pr_url`` with create_pr).
+
+        repo_id: ``org/name``, or ``name`` for your own account; it is made where it does not exist. private: of a new
+        one, None: as the organisation has it. token: None: that of ``hf auth login`` or ``HF_TOKEN``. revision: a
+        branch, which is made where it does not exist. create_pr: open a pull request in place of a commit.
+        overwrite_card: replace a model card on the Hub that a person wrote, which is kept otherwise. The rest is as in
+        `save_pretrained`. The files are written to a temporary folder first (``TMPDIR`` moves that). Raises
+        ``ValueError`` in one line where the Hub refuses or cannot be reached.
+        """
+        own = dict(license=license, license_name=license_name, license_link=license_link)
+        with tempfile.TemporaryDirectory() as place:
+            return push_folder(
+                self.save_pretrained(Path(place) / "model", max_shard_size=max_shard_size, **own),
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+                overwrite_card=overwrite_card,
+            )
+
+    def _write(self, folder: Path, max_shard_size: int | str) -> None:
+        save_torch_state_dict(self.model.state_dict(), folder, max_shard_size=max_shard_size)
         hashes = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
         if self.text_tokenizer is not None:
             save_text_tokenizer(self.text_tokenizer, folder / TEXT_TOKENIZER)
@@ -160,6 +222,8 @@ class Pretrained:
             sha256=hashes,
         )
         (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        if self.training is not None:
+            (folder / TRAINING_FILE).write_text(json.dumps(self.training, indent=1) + "\n", encoding="utf-8")
 
 
 def _check_prompt(i: int, prompt: dict) -> list:
@@ -190,19 +254,38 @@ def load(
     stage: str | None = None,
     precision: str | None = None,
     trust_custom_imports: bool = False,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Pretrained:
-    """The model of a folder that `Pretrained.save_pretrained` wrote, of a finished run's work dir, or of the averages
-    that a stage of it kept (``<work dir>/<stage>/ema``, see ``runtime.ema``).
+    """The model of a folder that `Pretrained.save_pretrained` wrote, of a finished run's work dir, of the averages that
+    a stage of it kept (``<work dir>/<stage>/ema``, see ``runtime.ema``), or of the Hugging Face Hub (``org/name``, or
+    ``org/name@revision``).
 
-    stage: of a work dir, None the last; what its ``model_transforms`` added, such as adapters, is merged into the
-    weights where they can be. precision: to answer in, see `computing_in`; None: the one that it was trained
-    in. trust_custom_imports: import, and so run, the modules that a folder of `save_pretrained` names for its own
-    components. A work dir's ``config.py`` is Python and runs: load your own runs
-    only. Raises ``ValueError`` where the folder is neither, or is damaged.
+    A folder of that name comes first, then ``$ASVR_MODEL_ZOO``, then the Hub. Whoever writes ``asvr.load("org/name")``
+    names one model and wants it, so its newest version is downloaded, as transformers and timm do; names in a config
+    wait for ``ASVR_DOWNLOAD=1``. With ``HF_HUB_OFFLINE=1``, or without a network, the Hub's cache is read. Where the
+    part before the slash is a folder here, the Hub is not asked: ``work_dirs/typo`` is a wrong path. Only data are
+    downloaded (safetensors, JSON, the tokenizer's files), and no code of the model runs.
+
+    revision: a branch, tag or commit of the Hub's model. token: None: that of ``hf auth login`` or ``HF_TOKEN``.
+    cache_dir: None: the Hub's cache (``HF_HOME``). stage: of a work dir, None the last; what its ``model_transforms``
+    added, such as adapters, is merged into the weights where they can be. precision: to answer in, see `computing_in`;
+    None: the one that it was trained in. trust_custom_imports: import, and so run, the modules that a saved model names
+    for its own components. A work dir's ``config.py`` is Python and runs: load your own runs only.
+
+    Raises ``ValueError`` in one line where the model is not found, or is damaged.
     """
     if not isinstance(folder, str | Path):
         raise ValueError(f"asvr.load({short(folder)}): expected a folder's name")
-    folder, place = Path(folder), build_device(device)
+    place = build_device(device)
+    folder = find_model(
+        folder,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        check=lambda found: _import_modules(found, read_description(found), trust_custom_imports),
+    )
     if (folder / MODEL_FILE).is_file():
         if stage is not None:
             raise ValueError(f"{folder}: a saved model has no stages; leave stage={stage!r} out")
@@ -222,7 +305,7 @@ def load(
 
 def _load_folder(folder: Path, trust_custom_imports: bool) -> Pretrained:
     description = read_description(folder)
-    import_modules(folder / MODEL_FILE, description.get("custom_imports"), trust=trust_custom_imports)
+    _import_modules(folder, description, trust_custom_imports)
     check_description(folder / MODEL_FILE, description)
     model = build_described(description["model"], folder / MODEL_FILE)
     load_into(model, read_weights(folder, description), folder)
@@ -239,7 +322,12 @@ def _load_folder(folder: Path, trust_custom_imports: bool) -> Pretrained:
         image_aspect=description["image_aspect"],
         precision=check_precision(description.get("precision"), f"{folder / MODEL_FILE}: precision"),
         custom_imports=description.get("custom_imports"),
+        training=read_training(folder),
     )
+
+
+def _import_modules(folder: Path, description: dict, trust: bool) -> None:
+    import_modules(folder / MODEL_FILE, description.get("custom_imports"), trust=trust)
 
 
 def _load_work_dir(work_dir: Path, stage: str | None, *, averaged: bool = False) -> Pretrained:
@@ -259,6 +347,7 @@ def _load_work_dir(work_dir: Path, stage: str | None, *, averaged: bool = False)
         image_aspect=config.data.image_aspect,
         precision=config.optim.precision,
         custom_imports=recipe.config.get("custom_imports"),
+        training=training_facts(recipe, name, work_dir, averaged=averaged),
     )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.base.files import sha256_of
+from asvr.base.hub_model import find_model, results_home
 from asvr.base.log import logger, set_up_logging
 from asvr.engine.finished import require_finished
 from asvr.engine.prepare import prepare
@@ -74,7 +75,9 @@ def evaluate_folder(
     out: Path | None,
     trust_custom_imports: bool = False,
 ) -> dict:
-    """`evaluate_run` on a run's work dir with its own config, or on a saved model, which needs ``questions``."""
+    """`evaluate_run` on a run's work dir with its own config, or on a saved model, which needs ``questions``. folder:
+    also the name of a model on the Hub, see `asvr.load`; its results go to ``work_dirs/<name>``."""
+    name, folder = folder, find_model(folder)
     if not is_model_folder(folder):
         if not (folder / "config.py").is_file():
             raise ValueError(why_no_model(folder))
@@ -89,7 +92,7 @@ def evaluate_folder(
     data = Config(dict(template=own.template, image_aspect=own.image_aspect, max_length=positions, on_error="raise"))
     ask = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
     dataset = build_dataset(ask, data, own.text_tokenizer, own.model.layout.per_image)
-    out = out or folder / "evaluation" / questions.stem
+    out = out or results_home(name, folder) / "evaluation" / questions.stem
     _refuse_others(out, questions)
     set_up_logging(out / "evaluate.log")
     result = evaluate(
@@ -101,7 +104,7 @@ def evaluate_folder(
         precision=own.precision,
         limit=limit,
     )
-    return _keep(result | dict(asked=dict(limit=limit) | _of_file(questions)), out, str(folder))
+    return _keep(result | dict(asked=dict(limit=limit) | _of_file(questions)), out, str(name))
 
 
 def _refuse_others(out: Path, questions: Path | None) -> None:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from asvr import __version__
+from asvr.base.hub_model import find_model, results_home
 from asvr.base.log import logger, set_up_logging
 from asvr.benchmarks.data_files import MissingData, found_folder
 from asvr.benchmarks.report import write_report
@@ -49,7 +50,8 @@ def run_benchmarks(
     skip_missing: bool = False,
     out: Path | None = None,
 ) -> dict:
-    """Run tasks on the model that `asvr.load` reads from ``folder``, and return what ``results.json`` holds.
+    """Run tasks on the model that `asvr.load` reads from ``folder``, and return what ``results.json`` holds. A model of
+    the Hub is downloaded with ``ASVR_DOWNLOAD=1`` alone, as the data are, and its results go to ``work_dirs/<name>``.
 
     names: tasks or groups of lmms-eval, or ``paper`` for the paper's fourteen. include_paths: folders with tasks of the
     user's own. limit: only the first questions of each. skip_missing: leave out tasks whose data are not here.
@@ -60,9 +62,15 @@ def run_benchmarks(
         raise ValueError(INSTALL)
     if not names:
         raise ValueError("--tasks: name tasks of lmms-eval, with commas between them, or `paper`")
+    model, folder = folder, find_model(folder, download=os.environ.get("ASVR_DOWNLOAD") == "1")
     source, names = find_source(folder, stage), expand(names)
     if out is None:  # a trial of some questions must not take the place of a whole run
-        out = folder / "benchmarks" / (source.stage or "") / ("" if limit is None else f"first_{limit}")
+        out = (
+            results_home(model, folder)
+            / "benchmarks"
+            / (source.stage or "")
+            / ("" if limit is None else f"first_{limit}")
+        )
     earlier = _earlier(out, source, limit, names)
     tasks = find_tasks(names, include_paths, others=list(earlier))
     refuse_judged(tasks, names)

@@ -57,7 +57,10 @@ def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
 
 def add_talker(parser: argparse.ArgumentParser) -> None:
     """The model that is talked with, and how."""
-    parser.add_argument("folder", help="a saved model, or the work dir of a finished run")
+    parser.add_argument(
+        "folder",
+        help="a saved model, the work dir of a finished run, or org/name[@revision] of a model on the Hugging Face Hub",
+    )
     parser.add_argument("--stage", help="of a work dir; default: the last")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-new-tokens", type=int, default=256)

@@ -30,7 +30,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     load.add_argument("--template", help="the template that a model was trained with (default vicuna_v1)")
     load.add_argument("--image-aspect", help="square (default), pad or resize")
     save = commands.add_parser("export", help="write a trained model for other software")
-    save.add_argument("source", type=Path, help="a finished run's work dir, or a folder that save_pretrained wrote")
+    save.add_argument("source", type=Path, help="a finished run's work dir, a saved model, or org/name of the Hub")
     save.add_argument("out", type=Path, help="a new folder")
     save.add_argument("--format", default="llava", choices=("llava", "asvr"))
     save.add_argument("--stage", help="of a work dir; default: the last")

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from asvr.base.hub_model import local_model
 from asvr.engine import checkpoint
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder
 from asvr.recipe.recipe import Recipe
@@ -64,8 +65,8 @@ def start_digest(recipe: Recipe, name: str, work_dir: Path) -> str | None:
     """What a stage starts from: `weights_digest` of a stage, or SHA-256 of a model folder's description, which holds
     those of its weights; None where it starts from scratch, or those weights are gone."""
     init = recipe.stages[name].init
-    if is_model_folder(init):
-        return hashlib.sha256((Path(init) / MODEL_FILE).read_bytes()).hexdigest()
+    if (folder := local_model(init)) is not None:
+        return hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
     return weights_digest(work_dir, init) if init != SCRATCH and last_checkpoint(work_dir, init) else None
 
 

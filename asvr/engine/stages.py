@@ -15,9 +15,11 @@ from pathlib import Path
 from mmengine.runner import Runner
 from torch import nn
 
-from asvr.base.distributed import is_main_process, wait
+from asvr.base.distributed import get_world_size, is_main_process, wait
 from asvr.base.files import replace_text
+from asvr.base.hub_model import local_model
 from asvr.base.log import logger
+from asvr.base.machine import machine
 from asvr.base.precision import PRECISIONS
 from asvr.data.image_digest import first_refused, image_digest
 from asvr.engine import checkpoint
@@ -96,7 +98,8 @@ def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, res
     begin = time.perf_counter()
     runner.train()
     if is_main_process():
-        done = dict(steps=runner.max_iters, seconds=round(time.perf_counter() - begin, 1))
+        where = dict(machine(next(model.parameters()).device), processes=get_world_size())
+        done = dict(steps=runner.max_iters, seconds=round(time.perf_counter() - begin, 1), machine=where)
         replace_text(folder / DONE, json.dumps(done, indent=1) + "\n")
     wait()
     return shared
@@ -162,10 +165,10 @@ def _fresh_model(
     """
     stage = prepared.recipe.stages[name]
     device, wrapper = build_device(stage.runtime.device), stage.parallel if shared else None
-    in_folder = is_model_folder(init := recipe.stages[name].init)
+    folder = local_model(init := recipe.stages[name].init)
     defers = wrapper is not None and getattr(MODEL_WRAPPERS.get(wrapper.type), "defers", False)
-    if in_folder:
-        begin = partial(start_from, folder=Path(init), cached=prepared.cache is not None)
+    if folder is not None:
+        begin = partial(start_from, folder=folder, cached=prepared.cache is not None)
         logger.info("stage %s starts from %s", name, init)
     defers = defers and begin is None and not stage.model_transforms  # which look at weights
     model = build_model(stage, prepared.text_tokenizer.num_ids, defer_llm=defers, begin=begin)

@@ -12,11 +12,12 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from asvr.base.files import replace_text
+from asvr.base.hub_model import MODEL_FILE as MODEL_FILE  # for all who know a config
+from asvr.base.hub_model import local_model
 from asvr.base.recipes import EXAMPLES, config_file, home
 from asvr.recipe.config_file import DELETE, assigns, misfit, read_config_file
 from asvr.registry import SCOPE
 
-MODEL_FILE = "asvr.json"
 PUBLISHED = "published"
 SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the config names
 
@@ -114,8 +115,9 @@ def stage_config(cfg: Config, name: str) -> Config:
 
 
 def is_model_folder(init: str) -> bool:
-    """Whether an ``init`` is a folder that `asvr.pretrained.Pretrained.save_pretrained` wrote."""
-    return (Path(init) / MODEL_FILE).is_file()
+    """Whether an ``init`` is a folder that `asvr.pretrained.Pretrained.save_pretrained` wrote, or a model of the Hub
+    that is on this machine."""
+    return local_model(init) is not None
 
 
 def distinct(configs: list) -> list:

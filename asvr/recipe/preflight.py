@@ -1,5 +1,6 @@
 """What is checked before a run: names and fields, sizes, and that every pretrained model is here."""
 
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from mmengine.registry import Registry
 from torch import device, nn
 
 from asvr.base import hub
+from asvr.base.hub_model import find_model, hub_name, local_model
 from asvr.data.layouts import ImageLayout, WholeImage
 from asvr.data.text_tokenizer import HFTokenizer
 from asvr.models.component import WEIGHT_FIELDS
@@ -37,7 +39,8 @@ def preflight(recipe: Recipe) -> dict[str, ImageLayout]:
         if any(_needs_folder(stage) for stage in stages.values()):
             hub.require_all(distinct([w for stage in stages.values() for w in wanted_weights(stage)]))
         models = check_sizes(recipe)
-        hub.require_all(distinct([w for name, model in models.items() for w in wanted_weights(stages[name], model)]))
+        wanted = [w for name, model in models.items() for w in wanted_weights(stages[name], model)]
+        hub.require_all(distinct(wanted + wanted_starts(stages)))
     except hub.MissingWeights as error:  # what is fetched by hand is told at once, data too
         raise hub.MissingWeights(error.models, missing_annotations(stages)) from None
     return {name: model.layout for name, model in models.items()}
@@ -207,6 +210,26 @@ def wanted_weights(stage: Stage, model: nn.Module | None = None) -> list[hub.Wan
     }
     for key, part, registry in _parts(stage):
         wanted += _wanted(key, part, registry, size_bytes=sizes.get(key))
+    return wanted
+
+
+def wanted_starts(stages: dict[str, Stage]) -> list[hub.Wanted]:
+    """The models of the Hub that stages start from (``init='org/name'``) and that are not here; ``ASVR_DOWNLOAD=1``
+    downloads them. Raises ``ValueError`` where that fails, or where what is here is no model of this library."""
+    wanted = []
+    for stage in stages.values():
+        if hub_name(stage.init) is None or local_model(stage.init) is not None:
+            continue
+        if os.environ.get("ASVR_DOWNLOAD") == "1":
+            find_model(stage.init)
+        else:
+            name, revision = hub_name(stage.init)
+            if (folder := hub.resolve(name)) is not None and revision is None:
+                raise ValueError(
+                    f"stages.{stage.name}.init={name!r}: {folder} is no model of this library: it has no asvr.json"
+                )
+            fetch = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+            wanted.append(hub.Wanted(stage.init, f"stages.{stage.name}.init", fetch=fetch))
     return wanted
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from asvr.base.hub_model import may_be_on_hub
 from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.components import check_component, find, nested_problems
@@ -84,10 +85,11 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
             f"train={list(train)}: no component {n!r}; {nearest(n, TRAINABLE)}" for n in names if n not in TRAINABLE
         ]
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
-    if "init" in stage and stage["init"] not in starts and not is_model_folder(str(stage["init"])):
+    init = str(stage.get("init", SCRATCH))
+    if init not in starts and not is_model_folder(init) and not may_be_on_hub(init):  # `preflight` looks it up there
         problems.append(
             f"init={short(stage['init'])}: expected 'scratch' or a stage before this one, or a model's folder (with "
-            f"{MODEL_FILE}); {nearest(stage['init'], starts)}"
+            f"{MODEL_FILE}) or its name on the Hub; {nearest(stage['init'], starts)}"
         )
     try:
         merged = stage_config(cfg, name)
