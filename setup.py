@@ -53,7 +53,9 @@ setup(
         "cuda": ["xformers>=0.0.34,<0.0.36", "nvidia-cuda-runtime-cu12"],
         "data": DATA,  # Parquet files
         "demo": DEMO,
-        "logs": ["tensorboard"],  # of `visualizer`, MMEngine's TensorboardVisBackend
+        "logs": ["tensorboard"],
+        # What `visualizer` may name. Aim needs an older filelock and is installed by itself: pip install aim.
+        "trackers": ["tensorboard", "wandb", "mlflow>=3.17"],
         "diffusion": DIFFUSION,  # the networks of VAEs: LatentEncoder
         "lora": LORA,  # adapters: the model transform Lora
         # playwright drives the chromium of the machine, if there is one.
@@ -67,6 +69,7 @@ setup(
             *DATA,
             *DEMO,
             "tensorboard",
+            "wandb",
             *LORA,
             *DIFFUSION,
             "playwright",

@@ -13,11 +13,12 @@ from asvr.data.image_digest import image_digest
 from asvr.data.mixture import Mixture
 from asvr.engine.hooks import AverageHook, CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
 from asvr.engine.hooks.checkpoint import stateful
-from asvr.engine.hooks.visualizer import VisualizerHook, build_visualizer
+from asvr.engine.hooks.visualizer import VisualizerHook
 from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.parallel import unwrap
 from asvr.engine.prepare import Prepared
 from asvr.engine.schedules import build_schedulers
+from asvr.engine.trackers import Trackers, draw_samples
 from asvr.evaluation.accuracy import evaluate
 from asvr.evaluation.metrics import ACCURACY
 from asvr.flops.step import step_flops
@@ -43,6 +44,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
     optim_wrapper = build_optim_wrapper(model, stage.optim)
     images = image_digest(dataset) if is_main_process() else None  # which writes checkpoint.json
     meta = meta | dict(samples=len(dataset), data=data_fingerprint(dataset), images=images)
+    trackers = Trackers(stage.visualizer, folder)
     experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
     logger.info(
         "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
@@ -81,9 +83,9 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
             *_validation(stage, name, model, prepared, work_dir, meta),
             *([AverageHook(decay=runtime.ema.decay, folder=str(folder), meta=meta)] if runtime.get("ema") else []),
             SignalHook(),
-            *([VisualizerHook(stage=stage.to_dict())] if stage.visualizer else []),
+            *([VisualizerHook(trackers=trackers, stage=stage)] if stage.visualizer else []),
         ],
-        visualizer=build_visualizer(experiment, stage.visualizer or dict(vis_backends=[]), folder),
+        visualizer=trackers.visualizer,
         randomness=dict(seed=runtime.seed, diff_rank_seed=several),
         default_scope="asvr",
         log_level="WARNING",
@@ -105,7 +107,7 @@ def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Pa
     dataset = build_dataset(config, stage.data, prepared.text_tokenizer, model.layout.per_image)
 
     def validate(model) -> dict:
-        return evaluate(
+        result = evaluate(
             model,
             dataset,
             prepared.text_tokenizer,
@@ -116,6 +118,7 @@ def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Pa
             num_examples=0,
             **settings,
         )
+        return dict(result, images=draw_samples(stage, model, prepared.text_tokenizer, dataset))
 
     file, folder = str(work_dir / "validation.jsonl"), str(work_dir / name)
     own = dict(file=file, folder=folder, stage=name, interval=interval, meta=meta, by=best)

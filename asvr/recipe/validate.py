@@ -16,7 +16,8 @@ from asvr.recipe.components import check_component, find, nested_problems
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
 from asvr.recipe.schema import EMA, SECTIONS, check_fields, count
 from asvr.recipe.signatures import constructor_fields
-from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
+from asvr.recipe.trackers import check_visualizer
+from asvr.recipe.training import check_hooks, check_optim, check_schedule
 from asvr.registry import METRICS, MODEL_TRANSFORMS, MODEL_WRAPPERS, MODELS, TEXT_TOKENIZERS
 
 ONCE = ("text_tokenizer", "runtime", "published")

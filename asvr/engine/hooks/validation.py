@@ -27,12 +27,13 @@ BEST = "best"
 class ValidationHook(Hook):
     """Every ``interval`` optimisation steps and at the end of a stage.
 
-    validate: the model -> the result of `asvr.evaluation.accuracy.evaluate`. The model is the one that trains, in eval
-    mode meanwhile; random states are put back, so that training is the same with and without. Of several processes all
-    validate, each its share. file: gets one JSON object a validation: stage, step, steps and the result. by: the number
-    of a metric. folder: ``<folder>/best`` holds the weights of its highest value so far, of equal ones the first. meta:
-    see `asvr.engine.hooks.CheckpointHook`. A signal ends a validation, in several processes behind the batch of
-    questions that each is at; the resumed run begins with it.
+    validate: the model -> the result of `asvr.evaluation.accuracy.evaluate`, and in ``images`` sample images for
+    trackers, by name. The model is the one that trains, in eval mode meanwhile; random states are put back, so that
+    training is the same with and without. Of several processes all validate, each its share. file: gets one JSON object
+    a validation: stage, step, steps and the result. by: the number of a metric. folder: ``<folder>/best`` holds the
+    weights of its highest value so far, of equal ones the first. meta: see `asvr.engine.hooks.CheckpointHook`. A signal
+    ends a validation, in several processes behind the batch of questions that each is at; the resumed run begins with
+    it.
     """
 
     priority = "LOW"  # behind the log line of the step, in front of the checkpoint, which holds what is best so far
@@ -74,11 +75,13 @@ class ValidationHook(Hook):
             runner.model.train()
             set_random_state(before)
         result.pop("examples")
+        images = result.pop("images")
         record = dict(stage=self.stage, step=runner.iter, steps=runner.max_iters, **result)
         if is_main_process():
             with naming(self.file), open(self.file, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
             runner.call_hook("after_log", kind="validation", record=record)
+            runner.call_hook("after_images", kind="validation", images=images)
         logger.info("%s %d/%d, validation: %s", self.stage, runner.iter, runner.max_iters, report(result))
         require_best(self.by, result)
         if self.best is None or result[self.by] > self.best:
