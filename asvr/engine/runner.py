@@ -11,7 +11,15 @@ from asvr.base.distributed import get_world_size, is_main_process
 from asvr.base.log import logger
 from asvr.data.image_digest import image_digest
 from asvr.data.mixture import Mixture
-from asvr.engine.hooks import AverageHook, CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
+from asvr.engine.hooks import (
+    AverageHook,
+    CheckpointHook,
+    ProfileHook,
+    ProgressHook,
+    SignalHook,
+    SkipHook,
+    ValidationHook,
+)
 from asvr.engine.hooks.checkpoint import stateful
 from asvr.engine.hooks.visualizer import VisualizerHook
 from asvr.engine.optim import build_optim_wrapper
@@ -83,6 +91,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
             *_validation(stage, name, model, prepared, work_dir, meta),
             *([AverageHook(decay=runtime.ema.decay, folder=str(folder), meta=meta)] if runtime.get("ema") else []),
             SignalHook(),
+            *_profile(stage, folder),
             *([VisualizerHook(trackers=trackers, stage=stage)] if stage.visualizer else []),
         ],
         visualizer=trackers.visualizer,
@@ -97,6 +106,14 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
 def _drawn(dataset, batch: int, seed: int) -> Callable[[int], dict[str, int]] | None:
     """Of a mixture, the samples of each source up to a step."""
     return (lambda step: dataset.drawn(step * batch, seed)) if isinstance(dataset, Mixture) else None
+
+
+def _profile(stage: Stage, folder: Path) -> list:
+    if not (settings := stage.runtime.get("profile")):
+        return []
+    first, last = settings.steps
+    own = dict(folder=str(folder / "profile"), stage=stage.name, first=first, last=last)
+    return [ProfileHook(memory=settings.get("memory", False), **own)]
 
 
 def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> list:

@@ -90,6 +90,15 @@ TARGET = dict(  # of a CodeTarget
 
 PRESETS = ("cosine", "linear", "constant", "wsd")  # of `schedule`
 EMA = dict(decay=number(0, 1), evaluate=one_of(True, False, required=False))  # `runtime.ema`
+PROFILE = dict(  # `runtime.profile`
+    steps=Field(
+        "the first and the last step to profile, two whole numbers from 1",
+        lambda v: (
+            isinstance(v, list | tuple) and len(v) == 2 and all(count().test(step) for step in v) and v[0] <= v[1]
+        ),
+    ),
+    memory=one_of(True, False, required=False),
+)
 GROUP = dict(  # of `optim.groups`
     lr_scale=number(0, required=False),
     weight_decay=number(0, required=False),
@@ -213,6 +222,7 @@ SECTIONS = dict(
         attention=one_of("auto", "sdpa", "xformers", "varlen", required=False),
         compile=one_of(True, False, required=False),
         ema=optional(Field("dict(decay=...)", lambda v: isinstance(v, dict))),
+        profile=optional(Field("dict(steps=(FIRST, LAST))", lambda v: isinstance(v, dict))),
     ),
 )
 

@@ -14,7 +14,7 @@ from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.components import check_component, find, nested_problems
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
-from asvr.recipe.schema import EMA, SECTIONS, check_fields, count
+from asvr.recipe.schema import EMA, PROFILE, SECTIONS, check_fields, count
 from asvr.recipe.signatures import constructor_fields
 from asvr.recipe.trackers import check_visualizer
 from asvr.recipe.training import check_hooks, check_optim, check_schedule
@@ -121,6 +121,8 @@ def _section(key: str, value: Any) -> list[str]:
         problems += _metrics(f"{key}.metrics", value["metrics"])
     if key == "runtime" and isinstance(value.get("ema"), dict):
         problems += check_fields("runtime.ema", value["ema"], EMA)
+    if key == "runtime" and isinstance(value.get("profile"), dict):
+        problems += check_fields("runtime.profile", value["profile"], PROFILE)
     if key == "schedule":
         problems += check_schedule(value)
     if key == "data":
