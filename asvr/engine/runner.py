@@ -28,7 +28,7 @@ from asvr.engine.prepare import Prepared
 from asvr.engine.schedules import build_schedulers
 from asvr.engine.trackers import Trackers, draw_samples
 from asvr.evaluation.accuracy import evaluate
-from asvr.evaluation.metrics import ACCURACY
+from asvr.evaluation.metrics import ACCURACY, DEFAULT, ExactMatch
 from asvr.flops.step import step_flops
 from asvr.recipe.build import (
     build_collate,
@@ -39,6 +39,7 @@ from asvr.recipe.build import (
     pack_limits,
 )
 from asvr.recipe.recipe import Stage
+from asvr.registry import METRICS
 
 DEFAULT_MAX_SKIPPED = 10
 
@@ -108,6 +109,19 @@ def _drawn(dataset, batch: int, seed: int) -> Callable[[int], dict[str, int]] | 
     return (lambda step: dataset.drawn(step * batch, seed)) if isinstance(dataset, Mixture) else None
 
 
+def _best(stage: Stage) -> str | None:
+    """The number that chooses the best weights; accuracy by default, where a metric gives it."""
+    metrics = stage.validation.get("metrics", DEFAULT)
+    if best := stage.validation.get("best"):
+        return best
+    if any(issubclass(METRICS.get(entry["type"]), ExactMatch) for entry in metrics):
+        return ACCURACY
+    logger.warning(
+        "validation.best is not set and no metric of stage %s gives an accuracy: no best weights are kept", stage.name
+    )
+    return None
+
+
 def _profile(stage: Stage, folder: Path) -> list:
     if not (settings := stage.runtime.get("profile")):
         return []
@@ -120,7 +134,8 @@ def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Pa
     if not stage.validation:
         return []
     settings = dict(stage.validation)
-    interval, config, best = settings.pop("interval"), settings.pop("dataset"), settings.pop("best", ACCURACY)
+    interval, config, best = settings.pop("interval"), settings.pop("dataset"), _best(stage)
+    settings.pop("best", None)
     dataset = build_dataset(config, stage.data, prepared.text_tokenizer, model.layout.per_image)
 
     def validate(model) -> dict:

@@ -29,7 +29,7 @@ from asvr.base import compat
 from asvr.base.distributed import is_main_process
 from asvr.base.files import replace_text
 from asvr.base.log import logger
-from asvr.evaluation.maps import LiveModel
+from asvr.evaluation.live import LiveModel
 from asvr.evaluation.samples import sample_images
 from asvr.recipe.recipe import Stage
 from asvr.recipe.trackers import IMAGES
@@ -273,7 +273,6 @@ def draw_samples(stage: Stage, model, text_tokenizer, dataset) -> dict[str, np.n
         return {}
     live = LiveModel(
         model=model,
-        config=stage.model,
         text_tokenizer=text_tokenizer,
         template=stage.data.template,
         image_aspect=stage.data.image_aspect,

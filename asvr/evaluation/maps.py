@@ -1,7 +1,8 @@
 """Token maps: what each target predicts at each visual token of an image, how sure it is, and the pixels that
 predicted codes stand for.
 
-The ``pretrained`` that is asked here is an `asvr.pretrained.Pretrained`, or a `LiveModel` while it trains.
+The ``pretrained`` that is asked here is an `asvr.pretrained.Pretrained`, or a model that trains, as an
+`asvr.evaluation.live.LiveModel`.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's grid, ``D`` code depth, ``R`` rows
 and ``C`` columns of the encoder's grid.
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from asvr.base.precision import computing_in
 from asvr.data.batch import Batch
@@ -26,22 +26,6 @@ from asvr.evaluation.predictions import PredictedCodes, inspected, maps_of, pred
 from asvr.models.targets import CodeTarget, nearest_cells
 
 SHOWN_SIDE = 448  # of a picture that maps are laid over, about
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveModel:
-    """A model in memory, with what it takes to ask it: the fields of `asvr.pretrained.Pretrained` of the same names.
-
-    config: of the `VLM`, as in ``model`` of a config file. template, image_aspect: as in ``data``. precision: see
-    `asvr.base.precision.computing_in`.
-    """
-
-    model: nn.Module
-    config: dict
-    text_tokenizer: Any
-    template: str | dict
-    image_aspect: str
-    precision: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import torch
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal, Refused
 from asvr.evaluation.drawing import as_picture, draw_targets
-from asvr.evaluation.maps import LiveModel, as_seen, target_maps
+from asvr.evaluation.live import LiveModel
+from asvr.evaluation.maps import as_seen, target_maps
 from asvr.models.compiling import uncompiled
 
 
