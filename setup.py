@@ -83,7 +83,9 @@ setup(
         "data": DATA,  # Parquet files
         "demo": DEMO,
         "docs": DOCS,
-        "logs": ["tensorboard"],  # of `visualizer`, MMEngine's TensorboardVisBackend
+        "logs": ["tensorboard"],
+        # What `visualizer` may name. Aim needs an older filelock and is installed by itself: pip install aim.
+        "trackers": ["tensorboard", "wandb", "mlflow>=3.17"],
         "diffusion": DIFFUSION,  # the networks of VAEs: LatentEncoder
         "lora": LORA,  # adapters: the model transform Lora
         # playwright drives the chromium of the machine, if there is one.
@@ -97,6 +99,7 @@ setup(
             *DATA,
             *DEMO,
             "tensorboard",
+            "wandb",
             *LORA,
             *DIFFUSION,
             "playwright",

@@ -62,7 +62,8 @@ class FullRegistry(Registry):
 def _registry(
     name: str, location: str, parent: Registry | None = None, *, contract: str = "", needs: tuple[str, ...] = ()
 ) -> Registry:
-    return FullRegistry(name, parent=parent, scope=SCOPE, locations=[location], contract=contract, needs=needs)
+    """location: the module that registers the library's own components; of several, with blanks between them."""
+    return FullRegistry(name, parent=parent, scope=SCOPE, locations=location.split(), contract=contract, needs=needs)
 
 
 MODELS = _registry("model", "asvr.models.vlm", _MODELS, contract="what `asvr.models.vlm.VLM` has")
@@ -142,7 +143,7 @@ DATASETS = _registry(
 )
 METRICS = _registry(
     "metric",
-    "asvr.evaluation.metrics",
+    "asvr.evaluation.metrics asvr.benchmarks.metric",
     _METRICS,
     contract="update(row) of each answer, then compute() -> numbers by name",
     needs=("update", "compute"),

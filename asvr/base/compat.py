@@ -3,6 +3,7 @@ needed."""
 
 import copy
 import inspect
+import os
 import warnings
 from contextlib import contextmanager
 from math import prod
@@ -103,6 +104,21 @@ def lmms_eval_result(value):
     from lmms_eval.api.instance import GenerationResult
 
     return GenerationResult(text=value)
+
+
+@contextmanager
+def one_process_for_lmms_eval():
+    """While it lasts, this process looks to lmms-eval as if it had been started alone.
+
+    lmms-eval 0.7.3 reads from the environment how many processes there are, gives each a share of the questions by
+    itself and gathers with ``accelerate``, which makes its own process groups. Our model shares its batches instead.
+    """
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    before = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
 
 
 @contextmanager

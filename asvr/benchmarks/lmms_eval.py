@@ -6,12 +6,14 @@ lmms-eval (0.7) finds it by the entry point ``lmms_eval.models`` of this package
 """
 
 import math
+from collections.abc import Callable
 
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from asvr.base.compat import lmms_eval_result
 from asvr.base.log import logger, progress_bar
+from asvr.base.shares import shared_out
 from asvr.pretrained import Pretrained, PromptTooLong, load
 from asvr.recipe.build import build_device
 
@@ -25,41 +27,70 @@ def manifest():
 
 
 class Asvr(lmms):
-    """pretrained: what ``asvr.load`` reads, or its result. batch_size: questions at once. device: see `build_device`.
+    """pretrained: what ``asvr.load`` reads, or its result, or a model that trains in the same form. batch_size:
+    questions at once. device: see `build_device`. shared: of several processes, in which lmms-eval asks the same
+    questions, each answers its share of the batches, and all get all answers.
 
     Pictures stand in front of the question unless it says ``<image>``. A question that is longer than the LLM has
     positions gets an empty answer and a warning; a choice that is, an infinite loss, with which it loses against any
     other (among choices that all are too long lmms-eval takes the first). Raises ``ValueError`` for videos and sounds.
     """
 
-    def __init__(self, *, pretrained: str | Pretrained, batch_size: int | str = 1, device: str | None = None):
+    def __init__(
+        self,
+        *,
+        pretrained: str | Pretrained,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        shared: bool = False,
+    ):
         super().__init__()
         own = pretrained if isinstance(pretrained, Pretrained) else load(pretrained)
         self.pretrained = own.to(build_device(device)) if device is not None else own
-        self.batch_size = int(batch_size)
+        self.batch_size, self.shared = int(batch_size), shared
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        answers: dict[int, str] = {}
-        with progress_bar(total=len(requests), desc="answers", unit="question") as bar:
-            for settings, indices in self._alike(requests):
-                for begin in range(0, len(indices), self.batch_size):
-                    chunk = indices[begin : begin + self.batch_size]
-                    prompts = [self._prompt(requests[i].args) for i in chunk]
-                    found = self._answers(prompts, _generation(settings))
-                    answers |= zip(chunk, (_until(text, settings.get("until")) for text in found), strict=True)
-                    bar.update(len(chunk))
+        parts = [(settings, chunk) for settings, own in self._alike(requests) for chunk in self._chunks(own)]
+
+        def answer(part: tuple[dict, list[int]]) -> list[str]:
+            settings, chunk = part
+            found = self._answers([self._prompt(requests[i].args) for i in chunk], _generation(settings))
+            return [_until(text, settings.get("until")) for text in found]
+
+        found = self._work_on(parts, answer, [len(chunk) for _, chunk in parts], "answers", "question")
+        order = [i for _, chunk in parts for i in chunk]
+        answers = dict(zip(order, [text for texts in found for text in texts], strict=True))
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """lmms-eval's convention: the loss of the continuation in nats a token, whose smallest wins, and whether it is
         the greedy answer."""
-        results = []
-        with progress_bar(total=len(requests), desc="continuations", unit="continuation") as bar:
-            for begin in range(0, len(requests), self.batch_size):
-                chunk = [self._scored(request.args) for request in requests[begin : begin + self.batch_size]]
-                results += [lmms_eval_result(result) for result in self._scores(chunk)]
-                bar.update(len(chunk))
-        return results
+        parts = self._chunks(list(range(len(requests))))
+
+        def score(chunk: list[int]) -> list[tuple[float, bool]]:
+            return self._scores([self._scored(requests[i].args) for i in chunk])
+
+        found = self._work_on(parts, score, [len(chunk) for chunk in parts], "continuations", "continuation")
+        return [lmms_eval_result(result) for results in found for result in results]
+
+    def _chunks(self, indices: list[int]) -> list[list[int]]:
+        return [indices[begin : begin + self.batch_size] for begin in range(0, len(indices), self.batch_size)]
+
+    def _work_on(self, parts: list, work: Callable, sizes: list[int], desc: str, unit: str) -> list:
+        """``work(part)`` of each batch, in their order."""
+        with progress_bar(total=sum(sizes), desc=desc, unit=unit) as bar:
+            if self.shared:
+                numbered = list(enumerate(parts))
+                return shared_out(
+                    numbered,
+                    lambda part: work(part[1]),
+                    done=lambda together: bar.update(sum(sizes[number] for number, _ in together)),
+                )
+            found = []
+            for part, size in zip(parts, sizes, strict=True):
+                found.append(work(part))
+                bar.update(size)
+            return found
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise ValueError("asvr: tasks of several rounds are not supported: choose others, or use lmms-eval's llava_hf")

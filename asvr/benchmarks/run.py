@@ -23,6 +23,7 @@ from asvr.base.hub_model import find_model, results_home
 from asvr.base.log import logger, set_up_logging
 from asvr.benchmarks.data_files import MissingData, found_folder
 from asvr.benchmarks.report import write_report
+from asvr.benchmarks.samples import write_samples
 from asvr.benchmarks.task_files import Tasks, expand, find_tasks, refuse_judged
 from asvr.recipe.config import MODEL_FILE, load_config
 
@@ -186,11 +187,7 @@ def _one(model, manager, name: str, limit: int | None, out: Path) -> dict:
         # What tasks read of lmms-eval's command line: where to write, and that scoring needs no pictures.
         cli_args=Namespace(output_path=str(out), process_with_media=False),
     )
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    for task, samples in found.pop("samples").items():
-        rows = sorted(samples, key=lambda sample: sample["doc_id"])
-        lines = [json.dumps(row, default=handle_non_serializable, ensure_ascii=False) + "\n" for row in rows]
-        (out / "samples" / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    write_samples(found.pop("samples"), out / "samples")
     return json.loads(json.dumps(found, default=handle_non_serializable))
 
 

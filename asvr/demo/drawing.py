@@ -1,99 +1,29 @@
-"""Figures of what `asvr.demo.maps` finds.
-
-Legend: ``R`` rows and ``C`` columns of the encoder's grid, ``D`` code depth.
-"""
-
-import io
+"""Figures of the demo: attention and decoded images; token maps are drawn by `asvr.evaluation.drawing`."""
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from asvr.base.plots import plain
-from asvr.demo.maps import TargetMap, ValueMap
+from asvr.evaluation.drawing import FONT, as_picture, draw_overlay, draw_picture, draw_targets, new_panels
 
-COLUMNS = 4
-WIDTH, BAR = 10.0, 1.0  # inches: of a figure, and of its colour bar in that
-DPI = 110
-FONT = 11
-
-
-def draw_targets(seen: Image.Image, maps: list[TargetMap | ValueMap]) -> Figure:
-    """For each target and depth: where the predicted code is right, and its probability; of targets without codes what
-    they show of themselves. seen: see `as_seen`."""
-    panels = []  # title, values, the largest value of the scale if it is the codes'
-    for own in maps:
-        if isinstance(own, ValueMap):
-            panels += [(f"{plain(own.name)}\n{plain(name)}", values, None) for name, values in own.values_RC.items()]
-            continue
-        for depth in range(own.right_RCD.shape[-1]):
-            right_RC, probability_RC = own.right_RCD[..., depth], own.probability_RCD[..., depth]
-            name = f"{plain(own.name)}, depth {depth + 1}"
-            panels.append((f"{name}\n{_percent(right_RC)} right", right_RC, 1))
-            panels.append((f"{name}\n{_percent(probability_RC)} sure", probability_RC, 1))
-    figure, axes = _panels(len(panels))
-    of_codes = []
-    for axis, (title, values_RC, largest) in zip(axes, panels, strict=True):
-        shown = _overlay(axis, seen, values_RC, title, largest=largest or max(1, np.nanmax(values_RC)))
-        if largest:
-            of_codes.append((shown, axis))
-        else:  # of a scale of its own
-            figure.colorbar(shown, ax=axis, fraction=0.046)
-    if of_codes:
-        bar = figure.colorbar(of_codes[0][0], ax=[axis for _, axis in of_codes], ticks=[0, 0.5, 1], fraction=0.02)
-        bar.ax.set_yticklabels(["wrong,\nunsure", "", "right,\nsure"], fontsize=FONT)
-    return figure
+__all__ = ["as_picture", "draw_attention", "draw_pictures", "draw_targets"]
 
 
 def draw_attention(seen: Image.Image, weights_RC: np.ndarray) -> Figure:
     """The picture, and beside it how much the answer looks at each token of it."""
-    figure, (plain, axis) = _panels(2)
-    _picture(plain, seen, "as the encoder sees it")
+    figure, (plain, axis) = new_panels(2)
+    draw_picture(plain, seen, "as the encoder sees it")
     title = f"attention: {100 * weights_RC.sum():.0f} % is on the picture"
-    shown = _overlay(axis, seen, 100 * weights_RC, title, largest=100 * weights_RC.max())
+    shown = draw_overlay(axis, seen, 100 * weights_RC, title, largest=100 * weights_RC.max())
     figure.colorbar(shown, ax=axis, fraction=0.046).set_label("% on a token", fontsize=FONT)
     return figure
 
 
 def draw_pictures(pictures: tuple[Image.Image, Image.Image, Image.Image]) -> Figure:
     """`TargetMap.pictures` side by side."""
-    figure, axes = _panels(3)
+    figure, axes = new_panels(3)
     original = f"what the tokenizer sees: {pictures[0].width} x {pictures[0].height}"
     titles = (original, "from its true codes", "from the predicted codes")
     for axis, image, title in zip(axes, pictures, titles, strict=True):
-        _picture(axis, image, title)
+        draw_picture(axis, image, title)
     return figure
-
-
-def as_picture(figure: Figure) -> Image.Image:
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=DPI)
-    return Image.open(stream)
-
-
-def _panels(count: int) -> tuple[Figure, list]:
-    columns = min(COLUMNS, count)
-    rows = -(-count // columns)
-    panel = (WIDTH - BAR) / max(columns, 3)
-    figure = Figure(figsize=(panel * columns + BAR, (panel + 0.4) * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for spare in axes[count:]:
-        spare.set_axis_off()
-    return figure, axes[:count]
-
-
-def _picture(axis, image: Image.Image, title: str) -> None:
-    axis.imshow(image)
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=FONT)
-
-
-def _overlay(axis, seen: Image.Image, values_RC: np.ndarray, title: str, *, largest: float):
-    """Values over the picture in grey; the picture shows where there is none (NaN)."""
-    _picture(axis, seen.convert("L").convert("RGB"), title)
-    area = (-0.5, seen.width - 0.5, seen.height - 0.5, -0.5)
-    return axis.imshow(values_RC, extent=area, vmin=0, vmax=largest, cmap="viridis", alpha=0.65)
-
-
-def _percent(values: np.ndarray) -> str:
-    return f"{100 * np.nanmean(values):.0f} %"

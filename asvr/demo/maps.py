@@ -1,11 +1,9 @@
-"""What a model sees of a picture, token by token: the codes that it predicts, how sure it is of them, the pixels that
-they stand for, and how much an answer looks at each token.
+"""How much an answer looks at each visual token; token maps are made by `asvr.evaluation.maps`.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's
-grid, ``D`` code depth, ``L`` layers, ``R`` rows and ``C`` columns of the encoder's grid.
+Legend: ``B`` rows, ``T`` tokens in a row, ``N`` visual tokens of an image, ``V`` visual tokens of the last image, ``L``
+layers, ``R`` rows and ``C`` columns of the encoder's grid.
 """
 
-from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -14,93 +12,10 @@ from PIL import Image
 
 from asvr.base.precision import computing_in
 from asvr.data.batch import Batch
-from asvr.data.collate import Collate
-from asvr.data.conversation import encode_segments, segments_of
-from asvr.data.templates import IMAGE_MARK, build_template
-from asvr.data.transforms import ImageTransform
-from asvr.evaluation.predictions import PredictedCodes, inspected, maps_of, predicted_codes
-from asvr.models.targets import CodeTarget, nearest_cells
+from asvr.evaluation.maps import TargetMap, ValueMap, as_seen, target_maps
 from asvr.pretrained import Pretrained
 
-SHOWN_SIDE = 448  # of a picture that maps are laid over, about
-
-
-@dataclass(frozen=True, kw_only=True)
-class TargetMap:
-    """One target on one picture.
-
-    right_RCD: 1 where the code was predicted right, else 0. probability_RCD: of the predicted code. Both NaN at a token
-    that no hidden state predicts. pictures: what the tokenizer sees, what it decodes from the true codes and from the
-    predicted ones; None where it has no decoder.
-    """
-
-    name: str
-    right_RCD: np.ndarray
-    probability_RCD: np.ndarray
-    pictures: tuple[Image.Image, Image.Image, Image.Image] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueMap:
-    """What a target of a user's own shows of one picture: its `Target.inspect`, by name, NaN at a token without one."""
-
-    name: str
-    values_RC: dict[str, np.ndarray]
-
-
-@torch.inference_mode()
-def target_maps(pretrained: Pretrained, image: Image.Image) -> list[TargetMap | ValueMap]:
-    """A map for each target of the model that has something to show. The picture stands alone, behind the template's
-    opening, and each code is predicted given the picture in front of it and the true codes of the depths before, as in
-    training."""
-    model, batch = pretrained.model, _alone(pretrained, image)
-    grid, maps = model.encoder.grid, []
-    for target in model.targets:
-        if not isinstance(target, CodeTarget):
-            with computing_in(pretrained.precision, model.device):
-                found = inspected(model, target, batch)
-            if found is not None:
-                values = {n: maps_of(v_IN.float().cpu(), batch, grid)[0].numpy() for n, v_IN in found.items()}
-                maps.append(ValueMap(name=target.name, values_RC=values))
-            continue
-        with computing_in(pretrained.precision, model.device):
-            codes = predicted_codes(model, target, batch)
-        own = batch.grid_of(0, grid)
-        right_RCD, probability_RCD = (
-            values_IND[0, : prod(own)].unflatten(0, own).cpu().numpy()
-            for values_IND in (codes.right_IND, codes.probability_IND)
-        )
-        pictures = _decoded(model, target, batch, codes) if target.decodes else None
-        maps.append(
-            TargetMap(name=target.name, right_RCD=right_RCD, probability_RCD=probability_RCD, pictures=pictures)
-        )
-    return maps
-
-
-def _alone(pretrained: Pretrained, image: Image.Image) -> Batch:
-    model, tokenizer = pretrained.model, pretrained.text_tokenizer
-    messages = [{"from": "human", "value": IMAGE_MARK}]
-    segments = segments_of(messages, 1, build_template(pretrained.template), prompt=True)
-    input_ids, labels = encode_segments(segments, tokenizer)
-    collate = Collate(
-        layout=model.layout,
-        views=model.views(),
-        pad_id=tokenizer.pad_id,
-        image_aspect=pretrained.image_aspect,
-    )
-    item = dict(input_ids=input_ids, labels=labels, images=[image], image_keys=["0"], sample_id="picture")
-    return collate([item]).to(model.device)
-
-
-def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> tuple:
-    """Where the grids differ, a cell of the tokenizer's takes the prediction of the token that its centre lies in."""
-    tokenizer = target.tokenizer
-    own = batch.grid_of(0, model.encoder.grid)
-    predicted_IMD = codes.predicted_IND[:, nearest_cells(own, tokenizer.grid)]
-    seen = batch.pixels["encoder" if target.shares_encoder else target.name]
-    decoded = [tokenizer.decode(codes_IMD)[0] for codes_IMD in (codes.own_IMD, predicted_IMD)]
-    plain = ImageTransform(size=tokenizer.transform.size)  # decoders give -1 to 1
-    return to_picture(seen[0], tokenizer.transform), *(to_picture(pixels, plain) for pixels in decoded)
+__all__ = ["TargetMap", "ValueMap", "answer_attention", "as_seen", "target_maps"]
 
 
 @torch.inference_mode()
@@ -141,29 +56,3 @@ def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, t
     (own,) = ((cells_V >= 0) & (cells_V < prod(grid))).nonzero()
     device = batch.visual_position_V.device
     return batch.visual_position_V[torch.tensor(own)], torch.tensor(cells_V[own], device=device), grid
-
-
-def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
-    """The picture as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
-    whole tokens. Of several encoders, as the first one does."""
-    layout, transform, aspect = pretrained.model.layout, pretrained.model.encoder.transform, pretrained.image_aspect
-    first = layout.crops(image.convert("RGB"))[0]  # maps are the first crop's
-    if first.size != image.size and layout.first_is_whole:
-        aspect = "resize"  # the crop is the image squeezed: the image itself has more pixels
-    else:
-        image = first
-    transform = getattr(transform, "shown", transform)
-    if hasattr(transform, "grid_of"):
-        rows, columns = transform.grid_of(image.size)
-        factor = max(1, round(SHOWN_SIDE / max(rows, columns)))
-        return image.convert("RGB").resize((factor * columns, factor * rows))
-    factor = max(1, round(SHOWN_SIDE / max(transform.size)))
-    larger = replace(transform, size=tuple(factor * side for side in transform.size))
-    return to_picture(larger(image, aspect), larger)
-
-
-def to_picture(pixels: torch.Tensor, transform: ImageTransform) -> Image.Image:
-    """What ``transform`` made of a picture (3, h, w), as a picture again."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
-    values = (pixels.float().cpu() * std + mean).clamp(0, 1)
-    return Image.fromarray((255 * values).round().byte().permute(1, 2, 0).numpy())

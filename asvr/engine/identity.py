@@ -20,6 +20,7 @@ _LEFT_OUT = (
     "runtime.keep_checkpoints",
     "runtime.max_skipped",
     "runtime.async_checkpoint",
+    "runtime.profile",
     "data.num_workers",
     "data.worker_timeout",
     "data.cache_dir",

@@ -8,6 +8,7 @@ from torch import Tensor
 from asvr.base.compat import end_workers
 from asvr.base.distributed import get_world_size
 from asvr.base.interruption import Interrupted, postponed, waiting
+from asvr.base.ranges import named_range
 from asvr.data.batch import Batch
 from asvr.data.workers import WorkerFailed, naming_workers
 from asvr.engine.parallel import unwrap
@@ -89,7 +90,7 @@ class StepLoop(BaseLoop):
     def run_iter(self, batches) -> None:
         start = time.perf_counter()
         try:
-            with naming_workers(self.dataloader), waiting():
+            with naming_workers(self.dataloader), waiting(), named_range("data"):
                 self.window = next(batches)
         except (WorkerFailed, Interrupted) as error:
             if get_world_size() > 1:  # the others are in a step, which this one would have to take part in

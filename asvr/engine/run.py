@@ -19,6 +19,7 @@ from asvr.engine.hooks.visualizer import log_evaluation
 from asvr.engine.parallel import full_params, unwrap
 from asvr.engine.prepare import Prepared, prepare
 from asvr.engine.stages import check_run, recover, run_stage
+from asvr.engine.trackers import Trackers, draw_samples
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.metrics import check_metrics
 from asvr.evaluation.summary import draw_summary
@@ -28,7 +29,7 @@ from asvr.recipe.build import build_dataset, build_device, check_data, check_wor
 from asvr.recipe.config import dump_config
 from asvr.recipe.preflight import preflight
 from asvr.recipe.recipe import Recipe, Stage
-from asvr.recipe.training import require_packages
+from asvr.recipe.trackers import require_packages
 from asvr.recipe.validate import check_config
 from asvr.registry import TEXT_TOKENIZERS
 
@@ -127,15 +128,17 @@ def _evaluate(stage: Stage, model, prepared: Prepared, work_dir: Path, *, traine
         with full_params(model) as whole:
             made = _keep_evaluation(stage, name, weights, whole, prepared, work_dir)
             if is_main_process() and stage.visualizer and (made or trained):
-                _log_evaluation(stage, name, read_meta(weights)["step"], work_dir)
+                _log_evaluation(stage, name, read_meta(weights)["step"], whole, prepared, work_dir)
             wait()
 
 
-def _log_evaluation(stage: Stage, name: str, step: int, work_dir: Path) -> None:
+def _log_evaluation(stage: Stage, name: str, step: int, model, prepared: Prepared, work_dir: Path) -> None:
     result = read_json_file(work_dir / RESULTS)[name]
     result = {key: value for key, value in result.items() if key not in ("examples", "made_with")}
+    dataset = build_questions(stage.evaluation.dataset, stage, model, prepared)
+    images = draw_samples(stage, model, prepared.text_tokenizer, dataset)
     kind = name.replace(stage.name, "evaluation", 1)
-    log_evaluation(stage.visualizer, stage.to_dict(), work_dir / stage.name, kind, result, step)
+    log_evaluation(Trackers(stage.visualizer, work_dir / stage.name), stage, kind, result, images, step)
 
 
 def _keep_evaluation(stage: Stage, name: str, weights: Path, model, prepared: Prepared, work_dir: Path) -> bool:

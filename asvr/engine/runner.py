@@ -11,15 +11,24 @@ from asvr.base.distributed import get_world_size, is_main_process
 from asvr.base.log import logger
 from asvr.data.image_digest import image_digest
 from asvr.data.mixture import Mixture
-from asvr.engine.hooks import AverageHook, CheckpointHook, ProgressHook, SignalHook, SkipHook, ValidationHook
+from asvr.engine.hooks import (
+    AverageHook,
+    CheckpointHook,
+    ProfileHook,
+    ProgressHook,
+    SignalHook,
+    SkipHook,
+    ValidationHook,
+)
 from asvr.engine.hooks.checkpoint import stateful
-from asvr.engine.hooks.visualizer import VisualizerHook, build_visualizer
+from asvr.engine.hooks.visualizer import VisualizerHook
 from asvr.engine.optim import build_optim_wrapper
 from asvr.engine.parallel import unwrap
 from asvr.engine.prepare import Prepared
 from asvr.engine.schedules import build_schedulers
+from asvr.engine.trackers import Trackers, draw_samples
 from asvr.evaluation.accuracy import evaluate
-from asvr.evaluation.metrics import ACCURACY
+from asvr.evaluation.metrics import ACCURACY, DEFAULT, ExactMatch
 from asvr.flops.step import step_flops
 from asvr.recipe.build import (
     build_collate,
@@ -30,6 +39,7 @@ from asvr.recipe.build import (
     pack_limits,
 )
 from asvr.recipe.recipe import Stage
+from asvr.registry import METRICS
 
 DEFAULT_MAX_SKIPPED = 10
 
@@ -43,6 +53,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
     optim_wrapper = build_optim_wrapper(model, stage.optim)
     images = image_digest(dataset) if is_main_process() else None  # which writes checkpoint.json
     meta = meta | dict(samples=len(dataset), data=data_fingerprint(dataset), images=images)
+    trackers = Trackers(stage.visualizer, folder)
     experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
     logger.info(
         "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
@@ -81,9 +92,10 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
             *_validation(stage, name, model, prepared, work_dir, meta),
             *([AverageHook(decay=runtime.ema.decay, folder=str(folder), meta=meta)] if runtime.get("ema") else []),
             SignalHook(),
-            *([VisualizerHook(stage=stage.to_dict())] if stage.visualizer else []),
+            *_profile(stage, folder),
+            *([VisualizerHook(trackers=trackers, stage=stage)] if stage.visualizer else []),
         ],
-        visualizer=build_visualizer(experiment, stage.visualizer or dict(vis_backends=[]), folder),
+        visualizer=trackers.visualizer,
         randomness=dict(seed=runtime.seed, diff_rank_seed=several),
         default_scope="asvr",
         log_level="WARNING",
@@ -97,15 +109,37 @@ def _drawn(dataset, batch: int, seed: int) -> Callable[[int], dict[str, int]] | 
     return (lambda step: dataset.drawn(step * batch, seed)) if isinstance(dataset, Mixture) else None
 
 
+def _best(stage: Stage) -> str | None:
+    """The number that chooses the best weights; accuracy by default, where a metric gives it."""
+    metrics = stage.validation.get("metrics", DEFAULT)
+    if best := stage.validation.get("best"):
+        return best
+    if any(issubclass(METRICS.get(entry["type"]), ExactMatch) for entry in metrics):
+        return ACCURACY
+    logger.warning(
+        "validation.best is not set and no metric of stage %s gives an accuracy: no best weights are kept", stage.name
+    )
+    return None
+
+
+def _profile(stage: Stage, folder: Path) -> list:
+    if not (settings := stage.runtime.get("profile")):
+        return []
+    first, last = settings.steps
+    own = dict(folder=str(folder / "profile"), stage=stage.name, first=first, last=last)
+    return [ProfileHook(memory=settings.get("memory", False), **own)]
+
+
 def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> list:
     if not stage.validation:
         return []
     settings = dict(stage.validation)
-    interval, config, best = settings.pop("interval"), settings.pop("dataset"), settings.pop("best", ACCURACY)
+    interval, config, best = settings.pop("interval"), settings.pop("dataset"), _best(stage)
+    settings.pop("best", None)
     dataset = build_dataset(config, stage.data, prepared.text_tokenizer, model.layout.per_image)
 
     def validate(model) -> dict:
-        return evaluate(
+        result = evaluate(
             model,
             dataset,
             prepared.text_tokenizer,
@@ -116,6 +150,7 @@ def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Pa
             num_examples=0,
             **settings,
         )
+        return dict(result, images=draw_samples(stage, model, prepared.text_tokenizer, dataset))
 
     file, folder = str(work_dir / "validation.jsonl"), str(work_dir / name)
     own = dict(file=file, folder=folder, stage=name, interval=interval, meta=meta, by=best)

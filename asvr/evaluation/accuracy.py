@@ -20,7 +20,8 @@ from asvr.data.image_sources import has_file
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal
 from asvr.evaluation.generation import generate
-from asvr.evaluation.metrics import DEFAULT, count, own_numbers, row_of
+from asvr.evaluation.live import LiveModel
+from asvr.evaluation.metrics import DEFAULT, build_metrics, count_with, own_numbers, row_of
 from asvr.evaluation.predictions import maps_of, of_images, right_codes
 from asvr.models.compiling import uncompiled
 from asvr.models.targets import CodeTarget
@@ -73,9 +74,21 @@ def evaluate(
         model, samples_file.parent, asked, rows, collate, batch_size, num_examples, precision
     )
 
+    live = LiveModel(
+        model=model,
+        text_tokenizer=tokenizer,
+        template=data.template,
+        image_aspect=data.image_aspect,
+        precision=precision,
+    )
+    built = build_metrics(metrics)
+    for _, metric in built:
+        if hasattr(metric, "ask"):
+            metric.ask(live, samples_file.parent)
+
     def result() -> dict:
         return dict(
-            count(metrics, lines),
+            count_with(built, lines),
             losses={name: value for name, value in measured.items() if name in model.weights()},
             **{name: value for name, value in measured.items() if name not in model.weights()},
             codes=codes,

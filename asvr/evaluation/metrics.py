@@ -47,6 +47,11 @@ class Metric:
     class in `METRICS` that has these two methods; its constructor takes what its entry in the config gives.
 
     Of several processes the first one counts all answers.
+
+    A metric may have two more methods. ``ask(live, folder)`` asks the model itself: all processes call it before the
+    answers are counted, with an `asvr.evaluation.live.LiveModel` and a folder for files of its own. ``check()`` is
+    called in the first process before a run begins: it raises ``ValueError`` where something is missing, and returns
+    the names of the numbers that ``ask`` finds.
     """
 
     def update(self, row: dict) -> None:
@@ -83,12 +88,22 @@ class ExactMatch(Metric):
         )
 
 
+def build_metrics(configs: Iterable[dict]) -> list[tuple[str, Metric]]:
+    """The metrics that a config names, each with its type."""
+    return [(config["type"], METRICS.build(config)) for config in configs]
+
+
 def count(metrics: Iterable[dict], rows: Iterable[dict]) -> dict:
-    """The numbers of all ``metrics``, entries of a config, by name.
+    """`count_with` of the metrics that a config names."""
+    return count_with(build_metrics(metrics), rows)
+
+
+def count_with(built: list[tuple[str, Metric]], rows: Iterable[dict]) -> dict:
+    """The numbers of all metrics by name.
 
     Raises ``ValueError`` where a metric gives something else than numbers, or a name that is taken.
     """
-    built, found = [(config["type"], METRICS.build(config)) for config in metrics], {}
+    found = {}
     for row in rows:
         for _, metric in built:
             metric.update(dict(row))
@@ -124,13 +139,16 @@ def require_best(best: str, result: dict) -> None:
 
 
 def check_metrics(section: Config, dataset) -> None:
-    """Let the metrics of an ``evaluation`` or a ``validation`` count one question of its data, as if it had been
-    answered right, so that a mistake in one is told before anything is trained. Raises as `count` and `require_best`.
+    """Check the metrics of an ``evaluation`` or a ``validation`` before anything is trained: those that ask the model
+    say what they miss, and all count one question of the data, as if it had been answered right. Raises as
+    `count_with` and `require_best`.
     """
+    built = build_metrics(section.get("metrics", DEFAULT))
+    later = [name for _, metric in built if hasattr(metric, "check") for name in metric.check()]
     for i in range(min(len(dataset), LOOKED_AT)):
         item = dataset.question(i)
         if not isinstance(item, Refusal) and item["answer"] is not None:
-            result = count(section.get("metrics", DEFAULT), [row_of(dataset, i, item, item["answer"])])
+            result = count_with(built, [row_of(dataset, i, item, item["answer"])])
             if "best" in section:
-                require_best(section.best, result)
+                require_best(section.best, result | dict.fromkeys(later, 0.0))
             return

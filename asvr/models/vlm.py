@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from asvr.base.precision import full_float32
+from asvr.base.ranges import named_range
 from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.data.layouts import build_layout
 from asvr.data.transforms import Pixels
@@ -110,9 +111,10 @@ class VLM(nn.Module):
         out, zeros = {}, []
         if batch.num_text_targets:
             hidden_SH = hidden[-1][batch.text_source_S]
-            out["text"], out["correct_text"] = linear_cross_entropy(
-                hidden_SH, self.text_classifier(), batch.text_target_S, **getattr(self.llm, "logit_changes", {})
-            )
+            with named_range("text_loss"):
+                out["text"], out["correct_text"] = linear_cross_entropy(
+                    hidden_SH, self.text_classifier(), batch.text_target_S, **getattr(self.llm, "logit_changes", {})
+                )
         common = dict(batch=batch, features_INE=features_INE, embeds_BTH=embeds_BTH, training=self.training)
         common |= dict(rule=rule)
         for target in self.targets:
@@ -120,8 +122,9 @@ class VLM(nn.Module):
                 own, name = views[target.name], target.name
                 states = self.hidden(batch, embeds_BTH, set(target.taps), own, rule) if name in alone else hidden
                 seen = Seen(hidden=states, masked=own, **common)
-                truth = self.truth(target, batch, features_INE) | target.teach(seen)
-                out[name], metrics = target.loss(seen, truth)
+                with named_range(f"target_{name}"):
+                    truth = self.truth(target, batch, features_INE) | target.teach(seen)
+                    out[name], metrics = target.loss(seen, truth)
                 out |= {f"{metric}_{name}": value for metric, value in metrics.items()}
             if target.name not in alone and target.counts and target.reads_alone(training=self.training):
                 zeros += [idle_pass(self, embeds_BTH, target)] if totals is not None else []
@@ -138,8 +141,12 @@ class VLM(nn.Module):
                 masking = heads_of(self, *(target for target in self.targets if target.shares_mask))
                 embeds_BTH = embeds_BTH + zero_of(self.projector, self.separators, self.encoder, *masking)
             return embeds_BTH, None
-        features_INE = batch.features_INE if batch.features_INE is not None else self.encode(batch.pixels["encoder"])
-        visual_INH = self.projector(features_INE.float()).to(embeds_BTH.dtype)  # frozen parts may be half precision
+        with named_range("encoder"):
+            features_INE = (
+                batch.features_INE if batch.features_INE is not None else self.encode(batch.pixels["encoder"])
+            )
+        with named_range("projector"):
+            visual_INH = self.projector(features_INE.float()).to(embeds_BTH.dtype)  # frozen parts may be half precision
         visual_VH, cells = visual_INH.flatten(0, 1), batch.cells
         if cells is not None:
             visual_VH = visual_VH[cells.index_V]
@@ -166,7 +173,9 @@ class VLM(nn.Module):
         mask_BT = batch.attention_mask_BT if batch.left_padded else None
         if rule is None or (masked is not None and masked.bits_V is not None):
             rule = self.attention_rule(batch, masked)
-        states = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments, **({} if rule is None else dict(rule=rule)))
+        with named_range("llm"):
+            own = {} if rule is None else dict(rule=rule)
+            states = self.llm.hidden(embeds_BTH, taps, mask_BT, batch.segments, **own)
         return {tap: states_BTH.flatten(0, 1) for tap, states_BTH in states.items()}
 
     @property
@@ -225,14 +234,16 @@ class VLM(nn.Module):
         totals = totals or self.count_targets(window)
         logs: dict[str, Tensor] = {}
         for batch, call in zip(window, calls or [self] * len(window), strict=True):
-            with optim_wrapper.optim_context(self):
+            with named_range("forward"), optim_wrapper.optim_context(self):
                 out = call(batch.to(self.device), totals)
-            optim_wrapper.backward(out.pop("loss"))
+            with named_range("backward"):
+                optim_wrapper.backward(out.pop("loss"))
             for key, value in out.items():
                 value = value.detach() / totals[self.metrics.get(key, key.removeprefix("correct_"))]
                 logs[key] = logs[key] + value if key in logs else value
-        optim_wrapper.step()
-        optim_wrapper.zero_grad()
+        with named_range("optimizer"):
+            optim_wrapper.step()
+            optim_wrapper.zero_grad()
         with torch.no_grad():
             for target in self.targets:
                 target.after_step(self, getattr(optim_wrapper, "skipped", None))

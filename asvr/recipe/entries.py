@@ -1,5 +1,5 @@
 """The plain fields of entries inside a section of a config: a target of codes, a source of a mixture, a group of the
-optimiser, the averages of the weights."""
+optimiser, the averages of the weights, the profiler."""
 
 from torch import nn
 
@@ -109,4 +109,15 @@ GROUP = dict(  # of `optim.groups`
 EMA = dict(  # `runtime.ema`
     decay=number(0, 1, doc="The part of the average that stays in each step, such as 0.999."),
     evaluate=FLAG.but(doc="True: `evaluation` also asks the averaged weights; `results.json` has `<stage>_ema`."),
+)
+
+PROFILE = dict(  # `runtime.profile`
+    steps=Field(
+        "the first and the last step to profile, two whole numbers from 1",
+        lambda v: (
+            isinstance(v, list | tuple) and len(v) == 2 and all(count().test(step) for step in v) and v[0] <= v[1]
+        ),
+        doc="The first and the last step of the stage to profile, such as `(10, 13)`. The first step of a stage is 1.",
+    ),
+    memory=FLAG.but(doc="True, on CUDA only: also write a snapshot of the GPU's memory."),
 )

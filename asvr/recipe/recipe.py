@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from asvr.models.trainable import components_of
 from asvr.recipe.config import SCRATCH, load_config, stage_config
+from asvr.recipe.trackers import as_backends
 from asvr.recipe.validate import OPTIONAL, check_config
 
 CACHE = "the cache serves all stages"  # why they share a setting
@@ -142,6 +143,7 @@ def _fitted(entry: ConfigDict, folders: dict[str, str]) -> ConfigDict:
 def _stage(config: Config, name: str, before: str) -> Stage:
     own = stage_config(config, name)
     sections = {key: own.get(key) or None for key in OPTIONAL}
+    sections["visualizer"] = as_backends(sections["visualizer"])
     return Stage(
         name=name,
         init=own.get("init", before),

@@ -268,6 +268,10 @@ RUNTIME = dict(
         Field("dict(decay=...)", lambda v: isinstance(v, dict)),
         doc="Keep an exponential moving average of the trained weights in `<stage>/ema`, see [ema](#runtimeema).",
     ),
+    profile=optional(
+        Field("dict(steps=(FIRST, LAST))", lambda v: isinstance(v, dict)),
+        doc="Profile some steps, see [profile](#runtimeprofile) and the [guide](../guides/profiling.md).",
+    ),
 )
 
 SECTIONS = dict(

@@ -1,4 +1,4 @@
-"""Checking what trains a model: ``optim``, ``schedule``, ``custom_hooks`` and ``visualizer`` of a config.
+"""Checking what trains a model: ``optim``, ``schedule`` and ``custom_hooks`` of a config.
 
 Each function returns its problems, a line each.
 """
@@ -15,7 +15,7 @@ from asvr.recipe.entries import GROUP
 from asvr.recipe.fields import check_fields
 from asvr.recipe.schema import PRESETS, SECTIONS
 from asvr.recipe.signatures import constructor_fields
-from asvr.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKENDS
+from asvr.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS
 
 PRESET = "cosine"  # where the config names none
 LENGTHS = ("begin", "end", "T_max", "total_steps", "step_size", "milestones", "periods")  # of a parameter scheduler
@@ -26,15 +26,6 @@ _REFUSED = dict(
     ZeroRedundancyOptimizer="parallel=dict(type='FSDP2') is what shards an optimiser's state",
 )
 _USABLE = ("EmptyCacheHook", "ProfilerHook")  # hooks of MMEngine that ask nothing of its own training loop
-_PACKAGES = dict(
-    TensorboardVisBackend="tensorboard",
-    WandbVisBackend="wandb",
-    MLflowVisBackend="mlflow",
-    ClearMLVisBackend="clearml",
-    NeptuneVisBackend="neptune",
-    DVCLiveVisBackend="dvclive",
-    AimVisBackend="aim",
-)
 
 
 def check_optim(value: dict) -> list[str]:
@@ -116,7 +107,7 @@ def _preset(value: dict) -> list[str]:
 
 
 def _scheduler(key: str, entry: Any) -> list[str]:
-    problems = _component(key, _without_parts(entry), PARAM_SCHEDULERS)
+    problems = registered_component(key, _without_parts(entry), PARAM_SCHEDULERS)
     if problems:
         return problems
     if entry["type"].startswith("ReduceOnPlateau"):
@@ -151,7 +142,7 @@ def check_hooks(value: Any) -> list[str]:
     for i, entry in enumerate(value):
         key = f"custom_hooks[{i}]"
         own = {name: item for name, item in entry.items() if name != "priority"} if isinstance(entry, dict) else entry
-        found = _component(key, own, HOOKS)
+        found = registered_component(key, own, HOOKS)
         problems += found
         if not found and (why := _not_for_users(entry["type"])):
             problems.append(f"{key}.type={entry['type']!r}: {why}")
@@ -170,29 +161,7 @@ def _not_for_users(name: str) -> str | None:
     return None
 
 
-def check_visualizer(value: Any) -> list[str]:
-    if not isinstance(value, dict) or not isinstance(value.get("vis_backends"), list | tuple):
-        return [f"visualizer={value!r}: expected dict(vis_backends=[dict(type='TensorboardVisBackend'), ...])"]
-    problems = [f"visualizer.{name}: unknown field; known: vis_backends" for name in value if name != "vis_backends"]
-    for i, entry in enumerate(value["vis_backends"]):
-        problems += _component(f"visualizer.vis_backends[{i}]", entry, VISBACKENDS)
-    types = [entry.get("type") for entry in value["vis_backends"] if isinstance(entry, dict)]
-    if len(set(types)) < len(types):
-        problems.append(f"visualizer.vis_backends: expected each type once, given {types}")
-    return problems
-
-
-def require_packages(visualizer: dict | None) -> None:
-    """Raise ``ValueError`` where a backend's package is not installed. For who is about to train: others need none."""
-    for i, entry in enumerate((visualizer or {}).get("vis_backends", ())):
-        package = _PACKAGES.get(entry["type"])
-        if package is not None and find_spec(package) is None:
-            raise ValueError(
-                f"visualizer.vis_backends[{i}].type={entry['type']!r} needs {package}: pip install {package}"
-            )
-
-
-def _component(key: str, entry: Any, registry: Registry) -> list[str]:
+def registered_component(key: str, entry: Any, registry: Registry) -> list[str]:
     """`check_component`, whose suggestions for an unknown type are MMEngine's own components too."""
     if isinstance(entry, dict) and isinstance(entry.get("type"), str) and not _is_known(entry["type"], registry):
         return [_unknown(f"{key}.type", entry["type"], registry)]

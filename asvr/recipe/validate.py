@@ -15,11 +15,12 @@ from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
 from asvr.recipe.components import check_component, find, nested_problems
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
-from asvr.recipe.entries import EMA
+from asvr.recipe.entries import EMA, PROFILE
 from asvr.recipe.fields import check_fields, count
 from asvr.recipe.schema import SECTIONS
 from asvr.recipe.signatures import constructor_fields
-from asvr.recipe.training import check_hooks, check_optim, check_schedule, check_visualizer
+from asvr.recipe.trackers import check_visualizer
+from asvr.recipe.training import check_hooks, check_optim, check_schedule
 from asvr.registry import METRICS, MODEL_TRANSFORMS, MODEL_WRAPPERS, MODELS, TEXT_TOKENIZERS
 
 ONCE = ("text_tokenizer", "runtime", "published")
@@ -125,6 +126,8 @@ def check_section(key: str, value: Any) -> list[str]:
         problems += _metrics(f"{key}.metrics", value["metrics"])
     if key == "runtime" and isinstance(value.get("ema"), dict):
         problems += check_fields("runtime.ema", value["ema"], EMA)
+    if key == "runtime" and isinstance(value.get("profile"), dict):
+        problems += check_fields("runtime.profile", value["profile"], PROFILE)
     if key == "schedule":
         problems += check_schedule(value)
     if key == "data":

@@ -9,7 +9,8 @@ from vlm_helpers import PIXEL
 
 from asvr.data.batch import visual_sources
 from asvr.demo.drawing import as_picture, draw_attention, draw_pictures, draw_targets
-from asvr.demo.maps import ValueMap, _alone, answer_attention, as_seen, target_maps
+from asvr.demo.maps import ValueMap, answer_attention, as_seen, target_maps
+from asvr.evaluation.maps import alone
 from asvr.evaluation.predictions import predicted_codes, right_codes
 from asvr.models.attention import set_kernel
 from asvr.models.targets import nearest_cells
@@ -24,7 +25,7 @@ def both():
 
 
 def test_probabilities_are_those_of_the_predicted_codes(both):
-    model, batch = both.model, _alone(both, gradient())
+    model, batch = both.model, alone(both, gradient())
     for target in model.targets:
         codes = predicted_codes(model, target, batch)
         with torch.no_grad():
@@ -42,7 +43,7 @@ def test_every_target_and_depth_has_a_map_of_the_grid(both):
     assert semantic.right_RCD.shape == semantic.probability_RCD.shape == (2, 2, 3)
     assert set(np.unique(semantic.right_RCD)) <= {0.0, 1.0}
     assert (semantic.probability_RCD > 1 / 6).all() and (semantic.probability_RCD <= 1).all()  # the largest of 6
-    right = right_codes(both.model, both.model.targets[0], _alone(both, gradient()))
+    right = right_codes(both.model, both.model.targets[0], alone(both, gradient()))
     assert np.array_equal(semantic.right_RCD, right[0].view(2, 2, 3).numpy())
     assert semantic.pictures is None and pixel.pictures is not None
 

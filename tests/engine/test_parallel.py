@@ -35,7 +35,8 @@ SAME = {
     "validated": {
         "stages.finetune.validation": dict(
             dataset=dict(type="LlavaDataset"), interval=3, batch_size=2, max_new_tokens=2
-        )
+        ),
+        "stages.finetune.visualizer": "local",
     },
     "half": {"optim.precision": "bf16"},
     "packed": PACKED,
@@ -209,6 +210,18 @@ def test_validation_is_one_process_own(by_two, alone):
     for line, wanted in zip(lines, expected, strict=True):
         assert line["losses"] == pytest.approx(wanted["losses"], rel=1e-4)
     assert read(by_two["validated-fsdp"] / "finetune" / "best").keys() == weights(alone["validated"]).keys()
+
+
+def test_one_process_of_several_tracks(by_two, alone):
+    found = []
+    for work_dir in (by_two["validated-fsdp"], alone["validated"]):
+        folder = work_dir / "finetune" / "vis_data"
+        lines = [json.loads(line) for line in (folder / "scalars.json").read_text().splitlines()]
+        images = {file.name for file in (folder / "vis_image").rglob("*.png")}
+        found.append(([(line["step"], sorted(line)) for line in lines], images))
+    assert found[0] == found[1]
+    assert [step for step, names in found[0][0] if "train/loss" in names] == [1, 2, 3, 4]
+    assert len(found[0][1]) == 6  # two images, of two validations and an evaluation
 
 
 def test_half_precision_is_near(by_two, alone):

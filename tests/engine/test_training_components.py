@@ -286,61 +286,6 @@ def test_tensorboard_shows_every_step_once(config, cache, tmp_path):
         assert [point.value for point in points] == pytest.approx([line["loss"] for line in read_metrics(folder)])
 
 
-def test_wandb_gets_every_number_offline(config, cache, tmp_path, monkeypatch):
-    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
-    log, found = wandb.Run.log, []
-
-    def listened(run, data, **settings):
-        found.append(data)
-        return log(run, data, **settings)
-
-    monkeypatch.setattr(wandb.Run, "log", listened)
-    backend = dict(type="WandbVisBackend", init_kwargs=dict(mode="offline", project="asvr"))
-    options = with_questions(config) | {"visualizer": dict(vis_backends=[backend])}
-    whole = trained(config, cache, tmp_path / "run", options)
-    files = list((whole / "finetune" / "vis_data").glob("wandb/offline-run-*/*.wandb"))
-    assert len(files) == 2 and all(file.stat().st_size for file in files)  # of training, and of the evaluation
-    losses = [line["train/loss"] for line in found if "train/loss" in line]
-    assert losses == [line["loss"] for line in read_metrics(whole)]
-    assert len([line for line in found if "validation/accuracy" in line]) == 2
-    assert found[-1]["evaluation/total"] == 3
-    found.clear()
-    again = resumed(config, whole, options)  # a run of its own
-    assert [line["train/loss"] for line in found if "train/loss" in line] == losses[2:]
-    assert len(list((again / "finetune" / "vis_data").glob("wandb/offline-run-*/*.wandb"))) == 4
-
-
-def test_mlflow_gets_every_number_in_a_database_of_the_stage(config, cache, tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
-    monkeypatch.chdir(tmp_path)
-    options = with_questions(config) | {"visualizer": dict(vis_backends=[dict(type="MLflowVisBackend")])}
-    whole = trained(config, cache, tmp_path / "run", options)
-    client = mlflow.MlflowClient(f"sqlite:///{whole / 'finetune' / 'vis_data' / 'mlflow.db'}")
-    (experiment,) = (one for one in client.search_experiments() if one.name == "asvr")
-    last, first = client.search_runs([experiment.experiment_id])  # the newest first
-    points = client.get_metric_history(first.info.run_id, "train/loss")
-    assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]
-    assert [point.value for point in points] == pytest.approx([line["loss"] for line in read_metrics(whole)])
-    assert [point.step for point in client.get_metric_history(first.info.run_id, "validation/accuracy")] == [3, 6]
-    assert last.data.metrics["evaluation/total"] == 3
-    assert not (tmp_path / "mlruns").exists()
-    again = resumed(config, whole, options)
-    client = mlflow.MlflowClient(f"sqlite:///{again / 'finetune' / 'vis_data' / 'mlflow.db'}")
-    runs = client.search_runs([experiment.experiment_id])
-    steps = [[p.step for p in client.get_metric_history(run.info.run_id, "train/loss")] for run in runs]
-    assert sorted(steps) == [[], [], [1, 2, 3, 4, 5, 6], [3, 4, 5, 6]]
-
-
-def test_a_backend_whose_package_is_missing_is_told_before_anything_is_done(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("asvr.recipe.training.find_spec", lambda name: None)
-    options = SHORT | {"visualizer": dict(vis_backends=[dict(type="MLflowVisBackend")])}
-    with pytest.raises(
-        ValueError, match="vis_backends\\[0\\].type='MLflowVisBackend' needs mlflow: pip install mlflow"
-    ):
-        train(config, tmp_path / "run", options, only="finetune")
-    assert not (tmp_path / "run").exists()
-
-
 # Averages -------------------------------------------------------------------------------------------------
 
 

@@ -27,17 +27,20 @@ BEST = "best"
 class ValidationHook(Hook):
     """Validates every ``interval`` optimisation steps and at the end of a stage, and keeps the best weights.
 
-    validate: the model -> the result of `asvr.evaluation.accuracy.evaluate`. The model is the one that trains, in eval
-    mode meanwhile; random states are put back, so that training is the same with and without. Of several processes all
-    validate, each its share. file: gets one JSON object a validation: stage, step, steps and the result. by: the number
-    of a metric. folder: ``<folder>/best`` holds the weights of its highest value so far, of equal ones the first. meta:
-    see `asvr.engine.hooks.CheckpointHook`. A signal ends a validation, in several processes behind the batch of
-    questions that each is at; the resumed run begins with it.
+    validate: the model -> the result of `asvr.evaluation.accuracy.evaluate`, and in ``images`` sample images for
+    trackers, by name. The model is the one that trains, in eval mode meanwhile; random states are put back, so that
+    training is the same with and without. Of several processes all validate, each its share. file: gets one JSON object
+    a validation: stage, step, steps and the result. by: the number of a metric; None: no best weights are kept. folder:
+    ``<folder>/best`` holds the weights of its highest value so far, of equal ones the first. meta: see
+    `asvr.engine.hooks.CheckpointHook`. A signal ends a validation, in several processes behind the batch of questions
+    that each is at; the resumed run begins with it.
     """
 
     priority = "LOW"  # behind the log line of the step, in front of the checkpoint, which holds what is best so far
 
-    def __init__(self, *, validate: Callable, file: str, folder: str, stage: str, interval: int, meta: dict, by: str):
+    def __init__(
+        self, *, validate: Callable, file: str, folder: str, stage: str, interval: int, meta: dict, by: str | None
+    ):
         self.validate, self.file, self.folder = validate, Path(file), Path(folder)
         self.stage, self.interval, self.meta, self.by = stage, interval, meta, by
         self.best: float | None = None
@@ -74,15 +77,25 @@ class ValidationHook(Hook):
             runner.model.train()
             set_random_state(before)
         result.pop("examples")
+        images = result.pop("images")
         record = dict(stage=self.stage, step=runner.iter, steps=runner.max_iters, **result)
         if is_main_process():
             with naming(self.file), open(self.file, "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
             runner.call_hook("after_log", kind="validation", record=record)
+            runner.call_hook("after_images", kind="validation", images=images)
         logger.info("%s %d/%d, validation: %s", self.stage, runner.iter, runner.max_iters, report(result))
-        require_best(self.by, result)
+        if self.by is not None:
+            self._keep_best(runner, result)
+        self.pending = False
+
+    def _keep_best(self, runner, result: dict) -> None:
+        try:
+            require_best(self.by, result)
+        except ValueError as error:  # such as of a benchmark that failed: the training is worth more
+            logger.warning("step %d is not compared with the best: %s", runner.iter, error)
+            return
         if self.best is None or result[self.by] > self.best:
             self.best = result[self.by]
             meta = {self.by: self.best} | dict(self.meta, step=runner.iter)
             checkpoint.save(self.folder / BEST, model=unwrap(runner.model), state={}, meta=meta)
-        self.pending = False

@@ -1,35 +1,14 @@
-"""Sends what a run logs to MMEngine's visualizer backends: TensorBoard, a local file, W&B, MLflow."""
+"""Sends what a run logs to the trackers that ``visualizer`` of a config names."""
 
-import copy
-import json
-import time
-from pathlib import Path
-
-from mmengine.config import Config
+import numpy as np
 from mmengine.hooks import Hook
-from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
-from mmengine.visualization.vis_backend import BaseVisBackend
 
-from asvr.base import compat
 from asvr.base.distributed import is_main_process
-from asvr.base.files import replace_text
+from asvr.engine.trackers import Trackers
+from asvr.recipe.recipe import Stage
 from asvr.registry import HOOKS
 
 NOT_SCALARS = ("step", "steps")
-
-
-def build_visualizer(name: str, config: dict, folder: Path) -> Visualizer:
-    """config: ``visualizer`` of the config, whose backends write to ``<folder>/vis_data``. name: of no other visualizer
-    of this process."""
-    backends = copy.deepcopy(list(config["vis_backends"]))  # which MMEngine changes
-    for i, backend in enumerate(backends):
-        if backend["type"] == "MLflowVisBackend" and backend.get("tracking_uri") is None:
-            backends[i] = backend | compat.mlflow_place(folder / "vis_data") | _given(backend)
-    return Visualizer.get_instance(name, vis_backends=backends, save_dir=str(folder))
-
-
-def _given(backend: dict) -> dict:
-    return {key: value for key, value in backend.items() if value is not None}
 
 
 def scalars(record: dict, prefix: str) -> dict[str, float]:
@@ -46,56 +25,47 @@ def scalars(record: dict, prefix: str) -> dict[str, float]:
     return found
 
 
-def log_evaluation(config: dict, stage: dict, folder: Path, kind: str, result: dict, step: int) -> None:
-    """The result of an evaluation, at the last step of its stage: a W&B or an MLflow run of its own. kind: what its
-    numbers begin with."""
-    visualizer = build_visualizer(f"evaluation_{time.time_ns()}", config, folder)
-    visualizer.add_config(Config(dict(stage, work_dir=str(folder))))
-    visualizer.add_scalars(scalars(result, kind), step=step)
-    visualizer.close()
+def log_evaluation(
+    trackers: Trackers, stage: Stage, kind: str, result: dict, images: dict[str, np.ndarray], step: int
+) -> None:
+    """The result of an evaluation, at the last step of its stage, in the run of the stage. kind: what its names begin
+    with."""
+    trackers.open(stage, step)
+    trackers.scalars(scalars(result, kind), step)
+    for name, image in images.items():
+        trackers.image(f"{kind}/{name}", image, step)
+    trackers.close()
 
 
 @HOOKS.register_module()
 class VisualizerHook(Hook):
-    """Sends what is logged to the backends of ``visualizer``: ``train/loss``, ``validation/accuracy`` and so on.
+    """Sends what is logged to the trackers of ``visualizer``: ``train/loss``, ``validation/accuracy`` and so on.
+
+    The images of a validation are sent too.
 
     A stage that goes on logs the steps behind its checkpoint again: of the earlier ones, a local file drops the lines
-    and TensorBoard shows none; other backends get them twice. stage: its settings, for backends that keep them.
+    and TensorBoard shows none; the other trackers get them twice.
     """
 
     priority = "BELOW_NORMAL"
 
-    def __init__(self, *, stage: dict):
-        self.stage = stage
-        self.visualizer: Visualizer | None = None
+    def __init__(self, *, trackers: Trackers, stage: Stage):
+        self.trackers, self.stage = trackers, stage
 
     def before_train(self, runner) -> None:
         if is_main_process():
-            self.visualizer = runner.visualizer
-            for backend in self.visualizer._vis_backends.values():
-                _forget_after(backend, runner.iter)
-            self.visualizer.add_config(Config(dict(self.stage, work_dir=runner.work_dir)))
+            self.trackers.open(self.stage, runner.iter)
 
     def after_log(self, runner, kind: str, record: dict) -> None:
-        self.visualizer.add_scalars(scalars(record, kind), step=record["step"])
+        self.trackers.scalars(scalars(record, kind), record["step"])
+
+    def after_images(self, runner, kind: str, images: dict[str, np.ndarray]) -> None:
+        for name, image in images.items():
+            self.trackers.image(f"{kind}/{name}", image, runner.iter)
 
     def after_train(self, runner) -> None:
         self.abandon()
 
     def abandon(self) -> None:
-        if self.visualizer is not None:
-            self.visualizer.close()
-
-
-def _forget_after(backend: BaseVisBackend, step: int) -> None:
-    """Drop what a run that was interrupted logged behind ``step``."""
-    if isinstance(backend, LocalVisBackend):
-        file = Path(backend.experiment._scalar_save_file)
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        if len(kept) < len(lines):
-            replace_text(file, "".join(f"{line}\n" for line in kept))
-    elif isinstance(backend, TensorboardVisBackend) and any(Path(backend._save_dir).glob("events.*")):
-        writer = backend.experiment
-        writer.close()  # begins another file at the next scalar, whose first event hides later steps of the others
-        writer.purge_step = step + 1
+        if is_main_process():
+            self.trackers.close()
