@@ -1,9 +1,7 @@
-"""Figures of what `asvr.demo.maps` finds.
+"""The figure of what `asvr.demo.maps` finds, for a file.
 
 Legend: ``R`` rows and ``C`` columns of the encoder's grid, ``D`` code depth.
 """
-
-import io
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +12,6 @@ from asvr.demo.maps import TargetMap, ValueMap
 
 COLUMNS = 4
 WIDTH, BAR = 10.0, 1.0  # inches: of a figure, and of its colour bar in that
-DPI = 110
 FONT = 11
 
 
@@ -45,32 +42,6 @@ def draw_targets(seen: Image.Image, maps: list[TargetMap | ValueMap]) -> Figure:
     return figure
 
 
-def draw_attention(seen: Image.Image, weights_RC: np.ndarray) -> Figure:
-    """The picture, and beside it how much the answer looks at each token of it."""
-    figure, (plain, axis) = _panels(2)
-    _picture(plain, seen, "as the encoder sees it")
-    title = f"attention: {100 * weights_RC.sum():.0f} % is on the picture"
-    shown = _overlay(axis, seen, 100 * weights_RC, title, largest=100 * weights_RC.max())
-    figure.colorbar(shown, ax=axis, fraction=0.046).set_label("% on a token", fontsize=FONT)
-    return figure
-
-
-def draw_pictures(pictures: tuple[Image.Image, Image.Image, Image.Image]) -> Figure:
-    """`TargetMap.pictures` side by side."""
-    figure, axes = _panels(3)
-    original = f"what the tokenizer sees: {pictures[0].width} x {pictures[0].height}"
-    titles = (original, "from its true codes", "from the predicted codes")
-    for axis, image, title in zip(axes, pictures, titles, strict=True):
-        _picture(axis, image, title)
-    return figure
-
-
-def as_picture(figure: Figure) -> Image.Image:
-    stream = io.BytesIO()
-    figure.savefig(stream, dpi=DPI)
-    return Image.open(stream)
-
-
 def _panels(count: int) -> tuple[Figure, list]:
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
@@ -82,15 +53,11 @@ def _panels(count: int) -> tuple[Figure, list]:
     return figure, axes[:count]
 
 
-def _picture(axis, image: Image.Image, title: str) -> None:
-    axis.imshow(image)
+def _overlay(axis, seen: Image.Image, values_RC: np.ndarray, title: str, *, largest: float):
+    """Values over the image in grey; the image shows where there is none (NaN)."""
+    axis.imshow(seen.convert("L").convert("RGB"))
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=FONT)
-
-
-def _overlay(axis, seen: Image.Image, values_RC: np.ndarray, title: str, *, largest: float):
-    """Values over the picture in grey; the picture shows where there is none (NaN)."""
-    _picture(axis, seen.convert("L").convert("RGB"), title)
     area = (-0.5, seen.width - 0.5, seen.height - 0.5, -0.5)
     return axis.imshow(values_RC, extent=area, vmin=0, vmax=largest, cmap="viridis", alpha=0.65)
 
