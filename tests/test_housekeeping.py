@@ -12,7 +12,7 @@ import asvr
 
 SETUP = (ROOT / "setup.py").read_text(encoding="utf-8")
 EMOJI = ROOT / "asvr" / "data" / "scenes" / "emoji"
-PAGES = ["CHANGELOG.md", "CONTRIBUTING.md", "docs/versions.md"]
+PAGES = ["CHANGELOG.md", "CONTRIBUTING.md", "docs/versions.md", "docs/guides/demo.md"]
 
 
 def test_hooks_use_the_versions_of_the_extra_dev():

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from asvr.demo.maps import TargetMap, ValueMap
 
 COLOURS = "viridis"  # from purple to yellow; its lightness grows with the value, so it reads in grey too
 STRENGTH = 0.65  # of the colours over the image
+DARKEST = 96  # of the grey image below them, of 255: its shapes are seen and the colours stay readable
 MOST_LINES = 40  # a finer grid gets no lines between its cells
 
 
@@ -67,8 +68,10 @@ def _value_panels(seen: Image.Image, own: ValueMap) -> list[Panel]:
 def attention_panels(seen: Image.Image, weights_RC: np.ndarray) -> list[Panel]:
     """The image, and beside it how much the answer looks at each token of it."""
     share, largest = 100 * np.nansum(weights_RC), 100 * np.nanmax(weights_RC)
-    caption = f"{share:.0f} % of the attention is on the image, the other {100 - share:.0f} % is on the text."
-    ends = ("0 %", f"{largest:.2g} % on one cell")
+    caption = (
+        f"{share:.0f} % of the attention is on the image, the rest on the text. Most on one cell: {largest:.2g} %."
+    )
+    ends = ("0 %", f"{largest:.2g} %")
     return [
         Panel(image=seen, title="The image as the encoder sees it"),
         _map(seen, 100 * weights_RC, largest, title="Attention of the answer", caption=caption, ends=ends),
@@ -93,7 +96,7 @@ def _map(seen: Image.Image, values_RC: np.ndarray, largest: float, **words) -> P
     share_RC = np.where(there_RC, values_RC, 0) / (largest or 1)
     colours = Image.fromarray((255 * colormaps[COLOURS](share_RC)[..., :3]).astype(np.uint8))
     strength = Image.fromarray(np.where(there_RC, round(255 * STRENGTH), 0).astype(np.uint8))
-    grey = seen.convert("L").convert("RGB")
+    grey = ImageOps.autocontrast(seen.convert("L")).point(lambda v: DARKEST + v * (255 - DARKEST) // 255).convert("RGB")
     size, nearest = grey.size, Image.Resampling.NEAREST
     drawn = Image.composite(colours.resize(size, nearest), grey, strength.resize(size, nearest))
     if max(rows, columns) <= MOST_LINES:

@@ -7,11 +7,12 @@ from matplotlib import colormaps
 from PIL import Image
 
 from asvr.demo.maps import TargetMap, ValueMap
-from asvr.demo.panels import MOST_LINES, STRENGTH, attention_panels, decoded_panels, target_panels
+from asvr.demo.panels import DARKEST, MOST_LINES, STRENGTH, attention_panels, decoded_panels, target_panels
 
 NONE = np.nan
 SEEN = Image.new("RGB", (40, 20), "black")
-YELLOW, PURPLE = ([round(255 * STRENGTH * part) for part in colormaps["viridis"](end)[:3]] for end in (1.0, 0.0))
+BELOW = DARKEST * (1 - STRENGTH)  # of the black image
+YELLOW, PURPLE = ([255 * STRENGTH * part + BELOW for part in colormaps["viridis"](end)[:3]] for end in (1.0, 0.0))
 
 
 def at(image: Image.Image, cell: tuple[int, int]) -> list[int]:
@@ -29,7 +30,7 @@ def test_codes_have_two_maps_a_depth():
     assert second.caption == "The predicted code is right in 2 of 7 cells."
     assert certain.caption == "The model gives its code a probability of 25 % on average."
     assert first.alt == f"{first.title}: {first.caption}"
-    assert at(first.image, (0, 0)) == [0, 0, 0]  # nothing is predicted there: the image alone
+    assert at(first.image, (0, 0)) == [DARKEST] * 3  # nothing is predicted there: the image alone
     for cell, colour in (((0, 1), YELLOW), ((0, 2), PURPLE), ((1, 3), YELLOW)):
         assert at(first.image, cell) == pytest.approx(colour, abs=2)
     assert first.image.getpixel((10, 5)) == (255, 255, 255)  # a line between cells
@@ -54,8 +55,10 @@ def test_attention_says_how_much_is_on_the_image():
     weights_RC = np.array([[NONE, 0.1, 0, 0], [0, 0, 0, 0.3]])
     seen, attention = attention_panels(SEEN, weights_RC)
     assert seen.image is SEEN and seen.ends is None
-    assert attention.caption == "40 % of the attention is on the image, the other 60 % is on the text."
-    assert attention.ends == ("0 %", "30 % on one cell") and at(attention.image, (1, 3)) == pytest.approx(YELLOW, abs=2)
+    assert (
+        attention.caption == "40 % of the attention is on the image, the rest on the text. Most on one cell: 30 %."
+    )
+    assert attention.ends == ("0 %", "30 %") and at(attention.image, (1, 3)) == pytest.approx(YELLOW, abs=2)
 
 
 def test_decoded_images_are_the_tokenizers():
