@@ -81,13 +81,11 @@ CSS = """
 .asvr-text dt { font-weight: 700; margin-top: .5em }
 .asvr-text dd { margin-left: 1em }
 .asvr-text a { color: var(--link-text-color); text-decoration: underline; margin: 0; padding: 0 }
-.asvr-panels { container-type: inline-size; max-width: 900px }
-.asvr-maps { display: grid; grid-template-columns: repeat(2, 1fr); gap: 12px }
-@container (min-width: 520px) { .asvr-maps { grid-template-columns: repeat(4, 1fr) } }
-.asvr-maps figure { margin: 0 }
-.asvr-maps img { width: 100%; max-width: 300px; border: 1px solid var(--border-color-primary); border-radius: 4px }
+.asvr-maps { display: flex; flex-wrap: wrap; gap: 12px }
+.asvr-maps figure { margin: 0; flex: none; width: calc(50% - 6px); max-width: 250px }
+.asvr-maps img { width: 100%; border: 1px solid var(--border-color-primary); border-radius: 4px }
 .asvr-maps figcaption { font-size: .9em; line-height: 1.35; margin-top: 4px }
-.asvr-scale { display: flex; gap: 6px; align-items: center; font-size: .85em; margin: 4px 0; max-width: 300px }
+.asvr-scale { display: flex; gap: 6px; align-items: center; font-size: .85em; margin: 4px 0 }
 .asvr-scale span { white-space: nowrap }
 .asvr-scale span:nth-child(2) { flex: 1; height: 10px; border-radius: 3px;
   background: linear-gradient(to right, #440154, #3b528b, #21918c, #5ec962, #fde725) }
@@ -134,7 +132,7 @@ def text(content: str) -> str:
 
 
 def figures(panels: list[Panel]) -> str:
-    return f'<div class="asvr-panels"><div class="asvr-maps">{"".join(map(_figure, panels))}</div></div>'
+    return f'<div class="asvr-maps">{"".join(map(_figure, panels))}</div>'
 
 
 def _figure(panel: Panel) -> str:

@@ -55,9 +55,7 @@ def test_attention_says_how_much_is_on_the_image():
     weights_RC = np.array([[NONE, 0.1, 0, 0], [0, 0, 0, 0.3]])
     seen, attention = attention_panels(SEEN, weights_RC)
     assert seen.image is SEEN and seen.ends is None
-    assert (
-        attention.caption == "40 % of the attention is on the image, the rest on the text. Most on one cell: 30 %."
-    )
+    assert attention.caption == "40 % of the attention is on the image, the rest on the text. Most on one cell: 30 %."
     assert attention.ends == ("0 %", "30 %") and at(attention.image, (1, 3)) == pytest.approx(YELLOW, abs=2)
 
 
