@@ -37,8 +37,23 @@ setup(
     description="Train vision-language models that also reconstruct the semantic visual tokens of what they see",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The asvr authors",
+    license_expression="Apache-2.0 AND MIT AND CC-BY-4.0",  # the last two: drawings of asvr.data.scenes
+    license_files=["LICENSE", "NOTICE", "asvr/data/scenes/emoji/LICENSE-*.txt"],
+    keywords=["vision-language models", "multimodal", "visual instruction tuning", "image reconstruction", "PyTorch"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["asvr", "asvr.*"]),
     package_data={
+        "asvr": ["py.typed"],
         "asvr.data.scenes": ["emoji/*"],
         "asvr.benchmarks": ["tasks/*"],
         "asvr.commands": ["skeletons/*.py", "skeletons/*/*.py"],  # of `asvr new`
@@ -95,6 +110,7 @@ setup(
             "hypothesis",
             "import-linter>=2.17,<3",
             "ruff>=0.17,<0.18",  # another version may format differently, and CI checks the format
+            "mypy>=2.4,<2.5",  # another version may find other errors
             "efficientnet-lite-pytorch",
             *DATA,
             *DEMO,

@@ -3,10 +3,17 @@
 Importing the package loads neither torch nor transformers; components register on first use.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from asvr.pretrained import Pretrained
+
 __version__ = "0.1.0"
 
 
-def load(folder, **kwargs):
+def load(folder: "str | Path", **kwargs) -> "Pretrained":
     """A ready model from its folder or a finished run's work dir; see `asvr.pretrained.load`."""
     from asvr.pretrained import load as load_pretrained  # here: importing the package must stay light
 

@@ -28,7 +28,7 @@ from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.record_keys import meant_in, unread_in_message
 from asvr.data.templates import build_template
-from asvr.data.text_tokenizer import save_text_tokenizer
+from asvr.data.text_tokenizer import TextTokenizer, save_text_tokenizer
 from asvr.engine.finished import EMA, trained_with
 from asvr.engine.stages import finished_model
 from asvr.engine.training_facts import training_facts
@@ -65,7 +65,7 @@ class Pretrained:
 
     model: nn.Module
     config: dict
-    text_tokenizer: object | None
+    text_tokenizer: TextTokenizer | None
     template: str | dict
     image_aspect: str
     precision: str | None = None
@@ -140,6 +140,7 @@ class Pretrained:
         return collate(items).to(self.model.device)
 
     def _item(self, i: int, prompt: dict, template, answered: bool) -> dict:
+        assert self.text_tokenizer is not None  # batch() refuses it
         images = _check_prompt(i, prompt)
         segments = segments_of(prompt["messages"], len(images), template, prompt=not answered)
         input_ids, labels = encode_segments(segments, self.text_tokenizer)

@@ -26,8 +26,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 def answer(conversation, line: str) -> None:
     """Do what a line says; what is wrong with it is told, and the conversation goes on."""
-    from asvr.demo.drawing import draw_targets
     from asvr.demo.maps import as_seen
+    from asvr.evaluation.drawing import draw_targets
 
     command, _, rest = line.partition(" ")
     rest = rest.strip()

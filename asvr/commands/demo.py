@@ -1,8 +1,9 @@
 """Open a web page to look at a model.
 
-FOLDER is a saved model, or the work dir of a finished run. Show an image and ask about it. Beside the answer the page
-shows where the visual heads are right and how sure they are, what the answer looks at, and, for a target that decodes,
-the pixels of the predicted codes. Needs: pip install 'asvr[demo]'
+FOLDER is a saved model, or the work dir of a finished run. Choose an image and ask about it. Beside the answer the page
+shows where the visual heads are right and how certain they are, what the answer looks at, and, if a target decodes, the
+pixels of the predicted codes. With --against, a second model gets the same images and questions, and the page shows
+both side by side. docs/guides/demo.md explains the maps. Needs: pip install 'asvr[demo]'
 
 example:
   asvr demo work_dirs/asvr_mini
@@ -10,6 +11,7 @@ example:
 
 import argparse
 import os
+from pathlib import Path
 
 from asvr.commands.cli import add_talker, new_parser
 
@@ -21,22 +23,48 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     add_talker(parser)
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--host", default=LOOPBACK, help="default: this machine alone; any other lets others in")
+    parser.add_argument("--against", metavar="FOLDER", help="a second model, shown beside the first")
+    parser.add_argument("--against-stage", metavar="STAGE", help="of the second model's work dir; default: the last")
+    parser.add_argument(
+        "--examples",
+        type=Path,
+        metavar="FOLDER_OR_JSON",
+        help="images and questions to click: a folder of images, or a JSON list of records with image, question and "
+        "perhaps answer (default: from the evaluation data of the run)",
+    )
     return parser
+
+
+def model_names(folders: list[str], stages: list[str | None]) -> list[str]:
+    """Short names that differ: of the folder, with the stage where it was chosen, or with the folder above."""
+    paths = [Path(folder).absolute() for folder in folders]
+    for names in ([path.name for path in paths], [f"{path.parent.name}/{path.name}" for path in paths]):
+        named = [f"{name} ({stage})" if stage else name for name, stage in zip(names, stages, strict=True)]
+        if len(set(named)) == len(named):
+            return named
+    return [f"{name} [{letter}]" for name, letter in zip(named, "AB", strict=False)]
 
 
 def main() -> None:
     args = parser().parse_args()
+    if args.against_stage and not args.against:
+        raise ValueError("--against-stage chooses a stage of the second model: give --against FOLDER, too")
     # Before gradio is imported, which imports huggingface_hub: nothing is told to anybody.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     import asvr  # here: --help need not wait for torch
+    from asvr.demo.examples import examples_of_run, read_examples
     from asvr.demo.page import serve
     from asvr.demo.session import Demo
 
-    own = dict(device=args.device, stage=args.stage, trust_custom_imports=args.trust_custom_imports)
-    pretrained = asvr.load(args.folder, **own)
-    demo = Demo(pretrained, max_new_tokens=args.max_new_tokens)
+    chosen = [(args.folder, args.stage), *([(args.against, args.against_stage)] if args.against else [])]
+    folders, stages = map(list, zip(*chosen, strict=True))
+    own = dict(device=args.device, trust_custom_imports=args.trust_custom_imports)
+    models = [asvr.load(folder, stage=stage, **own) for folder, stage in chosen]
+    named = zip(models, model_names(folders, stages), strict=True)
+    demos = [Demo(model, name=name, max_new_tokens=args.max_new_tokens) for model, name in named]
+    examples = read_examples(args.examples) if args.examples else examples_of_run(Path(args.folder), args.stage)
     if args.host != LOOPBACK:
         print(f"warning: whoever reaches {args.host}:{args.port} can use this page; it asks for no password")
-    page = serve(demo, host=args.host, port=args.port)
+    page = serve(demos, host=args.host, port=args.port, examples=examples)
     print(f"the page is at {page.local_url} (Ctrl-C ends it)", flush=True)
     page.block_thread()

@@ -212,6 +212,7 @@ def count_of_cells(batch: Batch, shift: int, cells_K: np.ndarray) -> int:
 
 
 def _sources_that_are_there(batch: Batch, shift: int, token_P: np.ndarray) -> tuple[Tensor, Tensor]:
+    assert batch.cells is not None  # all have a place otherwise
     places = np.full(batch.num_images * batch.num_cells, -1)
     places[batch.cells.on_cpu_V] = np.arange(len(batch.cells.on_cpu_V))
     place_P = places[token_P]

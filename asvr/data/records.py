@@ -126,7 +126,7 @@ class ConversationDataset:
             names = _names(record) if isinstance(record, dict) else []
         except Refused:  # the record's fault, and the same at another place
             return []
-        found = []
+        found: Sample = []
         for name in names:
             try:
                 found.append((name, self.picture(name)[1]))

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ..
     return (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
 
 
-def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+def pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     """Centre a picture on a square of ``color`` (LLaVA's ``expand2square``), reduced first to ``LONGEST_SIDE`` where
     it is longer."""
     if max(image.size) > LONGEST_SIDE:
@@ -115,7 +116,8 @@ class JoinedTransform:
         return getattr(self.parts[0], "shown", self.parts[0])
 
 
-Pixels = torch.Tensor | dict  # what transforms give of images, stacked: a tensor, or a dict of tensors and lists
+# What transforms give of images, stacked: a tensor, or a dict of tensors and lists.
+Pixels: TypeAlias = torch.Tensor | dict
 
 
 def stacked(made: list) -> Pixels:

@@ -1,126 +1,236 @@
-"""The web page around a `Demo`: its parts, its events, and a server that asks nobody."""
+"""The web page around one `Demo` or several: its parts and its events."""
 
-import html
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 try:
     import gradio as gr
 except ModuleNotFoundError as error:
     raise ValueError("the page needs gradio: pip install -e '.[demo]'") from error
-from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
 
 from asvr.data.templates import IMAGE_MARK
-from asvr.demo.session import Demo, Session
+from asvr.demo import markup
+from asvr.demo.examples import Example
+from asvr.demo.server import OwnServerAlone, UploadsAlone
+from asvr.demo.session import Demo, Session, read_upload
 
 MAX_FILE = "100mb"
-PREVIEW = (640, 640)
+PREVIEW, ICON = (480, 480), (112, 112)
 MEAN = -1  # the layer that stands for all
 NO_ANSWER = "(no answer)"
-HINT = "A picture is not needed: a question can stand alone. A new picture begins a new conversation."
-HEADS = (
-    "#### What the visual head predicts\nEach code is predicted given the true picture in front of it and the "
-    "true codes of the depths before, as in training. How sure: the probability of the predicted code."
+HINT = "A question can also be asked without an image. A new image begins a new conversation."
+# Darker than gradio's own where its contrast is below 4.5 : 1.
+COLOURS = dict(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_300",
+    input_placeholder_color="*neutral_600",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
 )
-NO_HEADS = "#### What the visual head predicts\nThis model has no reconstruction target: there are no codes to show."
-LOOKS = (
-    "#### What the answer looks at\nThe LLM's attention from the positions that write the answer, averaged over its "
-    "tokens and over heads. What is not on the picture is on the text."
-)
-PIXELS = (
-    "#### What the codes of the target {name} stand for\nThe predicted codes are those of above, each given the true "
-    "picture in front of it (teacher forcing): the model does not draw freely."
-)
-CSS = ".asvr-message { background: #fde8e8; color: #8a1c1c; padding: 8px 12px; border-radius: 6px }"
-# The page takes scripts, styles, fonts and pictures from its own server alone, whatever gradio's front end asks for,
-# and whatever a link in an answer points to.
-POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
 
-class UploadsAlone(gr.Blocks):
-    """A page whose server fetches nothing for whoever asks it: gradio downloads a file that is given by its URL, to
-    whatever input."""
+@dataclass
+class _Side:
+    """The components that show one model."""
 
-    def validate_inputs(self, block_fn, inputs: list) -> None:  # gradio calls it before it touches them
-        traverse(inputs, _refuse_url, is_file_obj_with_meta)
-        super().validate_inputs(block_fn, inputs)
-
-
-def _refuse_url(file: dict) -> None:
-    if is_http_url_like(file["path"]):
-        raise gr.Error("upload the picture: this page fetches nothing from elsewhere")
+    demo: Demo
+    chat: gr.Chatbot = None
+    heads: gr.HTML = None
+    looks: gr.HTML = None
+    layer: gr.Dropdown = None
+    pixels: list[gr.HTML] = field(default_factory=list)
 
 
-def build_page(demo: Demo) -> gr.Blocks:
-    with UploadsAlone(title="asvr", analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"## Look at a model\n{describe(demo.pretrained.model)}")
-        session = gr.State()
+class Page:
+    """The components and what events make of them. Events give a dict of component and value; what it lacks stays.
+
+    demos: the models, which all get the same image and the same question, one after the other."""
+
+    def __init__(self, demos: list[Demo], examples: list[Example]):
+        self.examples, self.sides = examples, [_Side(demo) for demo in demos]
+        with UploadsAlone(title="asvr demo", analytics_enabled=False, delete_cache=(3600, 3600)) as self.blocks:
+            gr.HTML(markup.intro(demos))
+            self._ask_parts()
+            self._model_parts()
+            gr.HTML(markup.text(markup.EXPLAINED))
+            self._events()
+
+    def _ask_parts(self) -> None:
+        self.sessions = gr.State()
+        gr.HTML(markup.text(markup.CHOOSE))
         with gr.Row():
-            with gr.Column(scale=2, min_width=360):
-                file = gr.File(label="picture", height=135, type="filepath", elem_id="file")
-                picture = _figure("picture", height=230, buttons=[])
-                message = gr.HTML(visible=False, elem_id="message")
-                chat = gr.Chatbot(label="conversation", height=260, render_markdown=False, buttons=[], elem_id="chat")
-                question = gr.Textbox(label="question", info=HINT, lines=1, max_lines=4, elem_id="question")
+            with gr.Column(min_width=300):
+                self.buttons = self._example_buttons()
+                self.file = gr.File(label="Or your own image", height=150, type="filepath", elem_id="file")
+            with gr.Column(min_width=300):
+                self.preview = gr.HTML(markup.text(markup.NO_IMAGE), elem_id="picture")
+                self.question = gr.Textbox(label="Question", info=HINT, lines=1, max_lines=4, elem_id="question")
                 with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", elem_id="ask")
-                    clear = gr.Button("New conversation", elem_id="clear")
-            with gr.Column(scale=3, min_width=480):
-                gr.Markdown(HEADS if demo.pretrained.model.targets else NO_HEADS)
-                heads = _figure("heads", visible=bool(demo.pretrained.model.targets))
-                gr.Markdown(LOOKS)
-                with gr.Row():
-                    looks = _figure("looks", scale=4)
-                    names = [("all", MEAN)]
-                    names += [(str(i + 1), i) for i in range(demo.pretrained.model.llm.num_layers)]
-                    layer = gr.Dropdown(names, value=MEAN, label="LLM layer", elem_id="layer", min_width=120)
-                pixels = []
-                for target in demo.pretrained.model.targets:
+                    self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120)
+                    self.clear = gr.Button("Start again", elem_id="clear", min_width=120)
+                self.message = gr.HTML(visible=False, elem_id="message")
+
+    def _example_buttons(self) -> list[gr.Button]:
+        buttons = []
+        if self.examples:
+            gr.HTML(markup.text("<p>Examples, each an image and a question:</p>"))
+        with TemporaryDirectory() as folder, gr.Row():
+            for i, example in enumerate(self.examples):
+                icon = Path(folder, f"{i}.png")  # gradio copies it
+                ImageOps.fit(example.image, ICON).save(icon)
+                name = f"example-{i + 1}"
+                buttons.append(gr.Button(example.question, icon=icon, elem_id=name, elem_classes="asvr-example"))
+        return buttons
+
+    def _model_parts(self) -> None:
+        title = "The answers" if len(self.sides) > 1 else "The answer"
+        gr.HTML(markup.text(markup.ANSWERS.format(title=title)))
+        for side, number in self._columns():
+            gr.HTML(markup.describe(side.demo))
+            label, name = f"Conversation with {side.demo.name}", f"chat{number}"
+            side.chat = gr.Chatbot(label=label, height=200, render_markdown=False, buttons=[], elem_id=name)
+        if any(side.demo.pretrained.model.targets for side in self.sides):
+            gr.HTML(markup.text(markup.HEADS))
+        for side, number in self._columns(named=True):
+            targets, name = side.demo.pretrained.model.targets, side.demo.name
+            none = markup.text(markup.NO_HEADS.format(name=markup.html.escape(name)))
+            side.heads = gr.HTML(markup.text(markup.NO_IMAGE) if targets else none, elem_id=f"heads{number}")
+        gr.HTML(markup.text(markup.LOOKS))
+        for side, number in self._columns(named=True):
+            side.looks = gr.HTML(markup.text(markup.NO_QUESTION), elem_id=f"looks{number}")
+            names = [("the average of all layers", MEAN)]
+            names += [(f"layer {i + 1}", i) for i in range(side.demo.pretrained.model.llm.num_layers)]
+            side.layer = gr.Dropdown(names, value=MEAN, label="Attention of", elem_id=f"layer{number}")
+        if any(target.decodes for side in self.sides for target in side.demo.pretrained.model.targets):
+            gr.HTML(markup.text(markup.PIXELS))
+            for side, number in self._columns(named=True):
+                for target in side.demo.pretrained.model.targets:
                     if target.decodes:
-                        gr.Markdown(PIXELS.format(name=target.name))
-                        pixels.append(_figure(f"pixels-{target.name}"))
-        shown = [session, file, picture, message, chat, heads, looks, *pixels]
+                        gr.HTML(markup.text(f"<p>Target {markup.html.escape(target.name)}:</p>"))
+                        waiting = markup.text(markup.NO_IMAGE)
+                        side.pixels.append(gr.HTML(waiting, elem_id=f"pixels{number}-{target.name}"))
 
-        def show(path: str | None) -> list:
-            return _show(demo, path, len(pixels))
+    def _columns(self, named: bool = False) -> Iterator[tuple[_Side, str]]:
+        """A column for each model, and what its components' names end in. named: with its name on top, of several."""
+        with gr.Row(equal_height=False):
+            for i, side in enumerate(self.sides):
+                with gr.Column(min_width=320):
+                    if named and len(self.sides) > 1:
+                        gr.HTML(markup.text(f"<h3>{markup.html.escape(side.demo.name)}</h3>"))
+                    yield side, f"-{i + 1}" if i else ""
 
-        def answer(text: str, own: Session | None, chosen: int) -> Iterator[list]:
-            yield from _answer(demo, text, own, chosen)
-
-        def redraw(own: Session | None, chosen: int):
-            return demo.attention_picture(own, chosen) if own is not None and own.attention is not None else None
-
+    def _events(self) -> None:
         # One event at a time, whatever its kind and its tab: they share the model.
-        model = dict(concurrency_limit=1, concurrency_id="model")
-        file.upload(show, [file], shown, api_name="show", **model)
-        clear.click(lambda: show(None), None, shown, api_name="clear", **model)
-        asked = [session, question, message, chat, looks]
-        gr.on([ask.click, question.submit], answer, [question, session, layer], asked, api_name="ask", **model)
-        layer.input(redraw, [session, layer], [looks], api_name="layer", **model)
-    return page
+        one = dict(concurrency_limit=1, concurrency_id="model")
+        layers = [side.layer for side in self.sides]
+        shown = [self.sessions, self.file, self.preview, self.message, self.question]
+        shown += [part for side in self.sides for part in (side.chat, side.heads, side.looks, *side.pixels)]
+        self.file.upload(self.show_file, [self.file], shown, api_name="show", **one)
+        self.clear.click(lambda: self.show(None), None, shown, api_name="clear", **one)
+        asked = [self.sessions, self.question, self.message]
+        asked += [part for side in self.sides for part in (side.chat, side.looks)]
+        triggers, inputs = [self.ask.click, self.question.submit], [self.question, self.sessions, *layers]
+        gr.on(triggers, self.answer, inputs, asked, api_name="ask", **one)
+        for i, button in enumerate(self.buttons):
+
+            def choose(*layers: int, i: int = i) -> Iterator[dict]:
+                yield from self.choose(i, *layers)
+
+            button.click(choose, layers, shown, api_name=f"example_{i + 1}", **one)
+        for side in self.sides:  # the bin that gradio shows in a conversation
+            side.chat.clear(lambda: self.show(None), None, shown, api_name=False, **one)
+        for i, side in enumerate(self.sides):
+
+            def redraw(sessions: list[Session] | None, layer: int, i: int = i):
+                own = sessions and sessions[i]
+                return self._looks(self.sides[i], own, layer) if own and own.attention is not None else gr.skip()
+
+            name = f"layer_{i + 1}" if i else "layer"
+            side.layer.input(redraw, [self.sessions, side.layer], [side.looks], api_name=name, **one)
+
+    def show_file(self, path: str | None) -> dict:
+        """What becomes of the page with an uploaded file; where it cannot be read, as without an image."""
+        try:
+            return self.show(None if path is None else read_upload(path))
+        except ValueError as error:
+            return self.show(None) | {self.message: _message(str(error))}
+
+    def show(self, image: Image.Image | None, caption: str = "") -> dict:
+        """A new conversation with each model, about an image or without one. The place to drop a file is empty again
+        and takes another. caption: stands below the image."""
+        sessions, problems, values = [side.demo.session() for side in self.sides], [], {}
+        for side, session in zip(self.sides, sessions, strict=True):
+            targets = side.demo.pretrained.model.targets
+            values |= {side.chat: [], side.looks: markup.text(markup.NO_QUESTION)}
+            heads, pixels = [], []
+            try:
+                if image is not None:
+                    side.demo.show(session, image)
+                    heads, pixels = side.demo.target_panels(session)
+            except ValueError as error:
+                problems.append(self._of(side, str(error)))
+            nothing = markup.text(markup.NO_IMAGE if image is None or problems else markup.NOTHING_SHOWN)
+            if targets:
+                values[side.heads] = markup.figures(heads) if heads else nothing
+            for place, part in enumerate(side.pixels):
+                values[part] = markup.figures(pixels[place]) if pixels else nothing
+        values[self.preview] = markup.text(markup.NO_IMAGE)
+        if image is not None:
+            values[self.preview] = markup.preview(ImageOps.contain(image, PREVIEW), caption)
+        problem = "; ".join(problems)
+        return values | {self.sessions: sessions, self.file: None, self.message: _message(problem)}
+
+    def answer(self, question: str, sessions: list[Session] | None, *layers: int) -> Iterator[dict]:
+        """The answers of all models, one model after the other, word by word."""
+        sessions = sessions or [side.demo.session() for side in self.sides]
+        problems, kept = [], question
+        yield {self.sessions: sessions, self.message: _message("")}
+        for side, session, layer in zip(self.sides, sessions, layers, strict=True):
+            before, text = _history(session), ""
+            asked = [*before, dict(role="user", content=question.strip())]
+            try:
+                for piece in side.demo.ask(session, question):
+                    text, kept = text + piece, ""
+                    chat = [*asked, dict(role="assistant", content=text)]
+                    yield {self.question: "", side.chat: chat, side.looks: markup.text(markup.NO_QUESTION)}
+                history = _history(session)
+                empty = history == before  # an empty answer is not remembered
+                chat, kept = [*asked, dict(role="assistant", content=NO_ANSWER)] if empty else history, ""
+                yield {self.question: "", side.chat: chat, side.looks: markup.text(markup.NO_QUESTION)}
+                if not empty:
+                    yield {side.looks: self._looks(side, session, layer)}
+            except ValueError as error:
+                problems.append(self._of(side, str(error)))
+                yield {side.chat: _history(session), self.question: kept}
+        yield {self.question: kept, self.message: _message("; ".join(dict.fromkeys(problems)))}
+
+    def choose(self, i: int, *layers: int) -> Iterator[dict]:
+        """Show an example's image and ask its question."""
+        example = self.examples[i]
+        answer = f"The right answer is: {example.answer}" if example.answer else ""
+        shown = self.show(example.image, f"Question: {example.question} {answer}")
+        yield shown
+        yield from self.answer(example.question, shown[self.sessions], *layers)
+
+    def _looks(self, side: _Side, session: Session, layer: int) -> str:
+        panels = side.demo.attention_panels(session, None if layer == MEAN else layer)
+        return markup.figures(panels) if panels else markup.text(markup.NO_QUESTION)
+
+    def _of(self, side: _Side, problem: str) -> str:
+        return problem if len(self.sides) == 1 else f"{side.demo.name}: {problem}"
 
 
-def describe(model) -> str:
-    """One line: encoder, LLM, targets."""
-    image, (rows, columns) = model.layout.largest(), model.encoder.grid
-    tokens = f"{rows} x {columns}" if model.layout.fixed else f"up to {image.num_tokens}"
-    targets = [f"{target.name} ({target.describe()})" for target in model.targets]
-    parts = [
-        f"{tokens} visual tokens of {type(model.encoder).__name__}",
-        f"{model.llm.num_layers} LLM layers of width {model.llm.hidden_size}",
-        f"targets: {', '.join(targets) or 'none'}",
-        f"on {model.device}",
-    ]
-    return " · ".join(parts)
-
-
-def serve(demo: Demo, *, host: str, port: int) -> gr.Blocks:
+def serve(demos: list[Demo], *, host: str, port: int, examples: list[Example] = ()) -> gr.Blocks:
     """Serve the page from a thread, at ``local_url`` of what is returned, until its ``close()``. Raises ``ValueError``
     where the port cannot be had."""
-    page = build_page(demo).queue(api_open=False)  # what does not queue up would not wait for the model
-    theme = gr.themes.Default(font="system-ui", font_mono="monospace")
+    page = Page(demos, list(examples)).blocks.queue(api_open=False)  # what does not queue would not wait for the model
+    theme = gr.themes.Default(font="system-ui", font_mono="monospace", primary_hue="blue").set(**COLOURS)
     try:
         page.launch(
             server_name=host,
@@ -134,7 +244,7 @@ def serve(demo: Demo, *, host: str, port: int) -> gr.Blocks:
             footer_links=[],
             max_file_size=MAX_FILE,
             theme=theme,
-            css=CSS,
+            css=markup.CSS,
             app_kwargs=dict(middleware=[Middleware(OwnServerAlone)]),
             prevent_thread_lock=True,
             quiet=True,
@@ -144,70 +254,9 @@ def serve(demo: Demo, *, host: str, port: int) -> gr.Blocks:
     return page
 
 
-class OwnServerAlone:
-    """Tells the browser to ask nobody else for anything, and does not fetch URLs for it, as gradio's route for files
-    would."""
-
-    def __init__(self, app):
-        self.app = app
-
-    async def __call__(self, scope, receive, send) -> None:
-        async def send_with_policy(message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        refused = any(f"file={scheme}://" in scope.get("path", "") for scheme in ("http", "https"))
-        app = PlainTextResponse("this server fetches nothing", 403) if refused else self.app
-        await app(scope, receive, send_with_policy)
-
-
-def _figure(name: str, **kwargs) -> gr.Image:
-    own = dict(show_label=False, interactive=False, format="png", buttons=["fullscreen"], elem_id=name)
-    return gr.Image(**(own | kwargs))
-
-
-def _message(text: str | None):
+def _message(problem: str):
     """A line that stays until the next event."""
-    return gr.HTML(f'<div role="alert" class="asvr-message">{html.escape(text or "")}</div>', visible=bool(text))
-
-
-def _show(demo: Demo, path: str | None, num_pixels: int) -> list:
-    """What becomes of the page with a picture's file: a new conversation in any case, without a picture where there is
-    none or where it cannot be read. The place to drop a file is empty again, so that it takes another."""
-    session, preview, problem = demo.session(), None, None
-    heads, pixels = None, [None] * num_pixels
-    try:
-        if path is not None:
-            preview = ImageOps.contain(demo.show(session, path), PREVIEW)
-            heads, pixels = demo.target_pictures(session)
-    except ValueError as error:
-        problem = str(error)
-    return [session, None, preview, _message(problem), [], heads, None, *pixels]
-
-
-def _answer(demo: Demo, question: str, session: Session | None, layer: int) -> Iterator[list]:
-    """The page's session, question, message, conversation and attention, with every piece of the answer."""
-    session = session or demo.session()
-    before, text = _history(session), ""
-    asked = [*before, dict(role="user", content=question.strip())]
-    try:
-        for piece in demo.ask(session, question):
-            text += piece
-            yield [session, "", _message(None), [*asked, dict(role="assistant", content=text)], None]
-    except ValueError as error:
-        yield [session, question, _message(str(error)), before, None]
-        return
-    history = _history(session)
-    if history == before:  # an empty answer is not remembered
-        yield [session, "", _message(None), [*asked, dict(role="assistant", content=NO_ANSWER)], None]
-        return
-    looks, problem = None, None
-    try:
-        looks = demo.attention_picture(session, layer)
-    except ValueError as error:
-        problem = str(error)
-    yield [session, "", _message(problem), history, looks]
+    return gr.HTML(markup.message(problem), visible=bool(problem))
 
 
 def _history(session: Session) -> list[dict]:

@@ -13,8 +13,8 @@ from PIL import Image
 from asvr.data.images import open_image
 from asvr.data.refusals import Refused
 from asvr.demo.chat import Conversation
-from asvr.demo.drawing import as_picture, draw_attention, draw_pictures, draw_targets
 from asvr.demo.maps import TargetMap, as_seen
+from asvr.demo.panels import Panel, attention_panels, decoded_panels, target_panels
 from asvr.pretrained import Pretrained
 
 MAX_PIXELS = 50_000_000  # of an uploaded picture: 200 MB at PIL's four bytes a pixel
@@ -31,10 +31,12 @@ class Session:
 
 
 class Demo:
-    """A model to look at. Sessions share it: whoever comes second waits. Raises what `Conversation` raises."""
+    """A model to look at. Sessions share it: whoever comes second waits. name: what the page calls it. Raises what
+    `Conversation` raises."""
 
-    def __init__(self, pretrained: Pretrained, *, max_new_tokens: int = 256):
-        self.pretrained, self.max_new_tokens, self.lock = pretrained, max_new_tokens, threading.Lock()
+    def __init__(self, pretrained: Pretrained, *, name: str = "model", max_new_tokens: int = 256):
+        self.pretrained, self.name, self.max_new_tokens = pretrained, name, max_new_tokens
+        self.lock = threading.Lock()
         # Four times what the model takes: a picture four times as long as high still has that in its short side.
         views = pretrained.model.views().values()
         self.kept_side = max(KEPT_SIDE, 4 * max(side for view in views for side in view.size))
@@ -43,24 +45,22 @@ class Demo:
     def session(self) -> Session:
         return Session(Conversation(self.pretrained, max_new_tokens=self.max_new_tokens))
 
-    def show(self, session: Session, file: str | Path) -> Image.Image:
-        """Begin a conversation about a picture, reduced to ``kept_side`` where it is larger. Raises `Refused`, in words
-        for the page."""
-        image = read_upload(file)
+    def show(self, session: Session, image: Image.Image) -> Image.Image:
+        """Begin a conversation about an image (see `read_upload`), reduced to ``kept_side`` where it is larger."""
+        image = image.copy()
         image.thumbnail((self.kept_side, self.kept_side))
         image = session.talk.show(image)
         session.seen = as_seen(self.pretrained, image)
         return image
 
-    def target_pictures(self, session: Session) -> tuple[Image.Image | None, list[Image.Image]]:
-        """The figure of what targets show, None where none shows anything; and one for each target that decodes."""
+    def target_panels(self, session: Session) -> tuple[list[Panel], list[list[Panel]]]:
+        """The maps of all targets, and the decoded images of each target that decodes."""
         if not self.pretrained.model.targets:
-            return None, []
+            return [], []
         with self.lock:
             maps = session.talk.token_maps()
         codes = [own for own in maps if isinstance(own, TargetMap)]
-        decoded = [as_picture(draw_pictures(own.pictures)) for own in codes if own.pictures is not None]
-        return as_picture(draw_targets(session.seen, maps)) if maps else None, decoded
+        return target_panels(session.seen, maps), [decoded_panels(o.pictures) for o in codes if o.pictures is not None]
 
     def ask(self, session: Session, question: str) -> Iterator[str]:
         """The answer piece by piece. Raises ``ValueError``, in words for the page; the conversation stays as it was."""
@@ -74,20 +74,20 @@ class Demo:
         session.attention = None
         return pieces(work)
 
-    def attention_picture(self, session: Session, layer: int | None) -> Image.Image | None:
-        """Of the last answer; None without one or without a picture. layer: from 0; None: the mean of all. Raises
+    def attention_panels(self, session: Session, layer: int | None) -> list[Panel]:
+        """Of the last answer; none without one or without an image. layer: from 0; None: the mean of all. Raises
         ``ValueError`` where the LLM has no attention weights."""
         if session.seen is None or not session.talk.messages:
-            return None
+            return []
         with self.lock:
             if session.attention is None:
                 session.attention = session.talk.attention()
         weights_RC = session.attention.mean(0) if layer is None else session.attention[layer]
-        return as_picture(draw_attention(session.seen, weights_RC))
+        return attention_panels(session.seen, weights_RC)
 
 
 def read_upload(file: str | Path) -> Image.Image:
-    """The picture, upright. Raises `Refused`, which names the file as the user knows it."""
+    """The image, upright. Raises `Refused`, which names the file as the user knows it, in words for the page."""
     try:
         return open_image(file, max_pixels=MAX_PIXELS, upright=True)
     except Refused as error:

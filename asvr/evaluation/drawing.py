@@ -31,10 +31,10 @@ def draw_targets(seen: Image.Image, maps: list[TargetMap | ValueMap]) -> Figure:
             name = f"{plain(own.name)}, depth {depth + 1}"
             panels.append((f"{name}\n{_percent(right_RC)} right", right_RC, 1))
             panels.append((f"{name}\n{_percent(probability_RC)} sure", probability_RC, 1))
-    figure, axes = new_panels(len(panels))
+    figure, axes = _panels(len(panels))
     of_codes = []
     for axis, (title, values_RC, largest) in zip(axes, panels, strict=True):
-        shown = draw_overlay(axis, seen, values_RC, title, largest=largest or max(1, np.nanmax(values_RC)))
+        shown = _overlay(axis, seen, values_RC, title, largest=largest or max(1, np.nanmax(values_RC)))
         if largest:
             of_codes.append((shown, axis))
         else:  # of a scale of its own
@@ -45,13 +45,13 @@ def draw_targets(seen: Image.Image, maps: list[TargetMap | ValueMap]) -> Figure:
     return figure
 
 
-def as_picture(figure: Figure) -> Image.Image:
+def as_image(figure: Figure) -> Image.Image:
     stream = io.BytesIO()
     figure.savefig(stream, dpi=DPI)
     return Image.open(stream)
 
 
-def new_panels(count: int) -> tuple[Figure, list]:
+def _panels(count: int) -> tuple[Figure, list]:
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
     panel = (WIDTH - BAR) / max(columns, 3)
@@ -62,15 +62,11 @@ def new_panels(count: int) -> tuple[Figure, list]:
     return figure, axes[:count]
 
 
-def draw_picture(axis, image: Image.Image, title: str) -> None:
-    axis.imshow(image)
+def _overlay(axis, seen: Image.Image, values_RC: np.ndarray, title: str, *, largest: float):
+    """Values over the image in grey; the image shows where there is none (NaN)."""
+    axis.imshow(seen.convert("L").convert("RGB"))
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=FONT)
-
-
-def draw_overlay(axis, seen: Image.Image, values_RC: np.ndarray, title: str, *, largest: float):
-    """Values over the picture in grey; the picture shows where there is none (NaN)."""
-    draw_picture(axis, seen.convert("L").convert("RGB"), title)
     area = (-0.5, seen.width - 0.5, seen.height - 0.5, -0.5)
     return axis.imshow(values_RC, extent=area, vmin=0, vmax=largest, cmap="viridis", alpha=0.65)
 

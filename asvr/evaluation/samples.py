@@ -5,7 +5,7 @@ import torch
 
 from asvr.data.images import open_image
 from asvr.data.refusals import Refusal, Refused
-from asvr.evaluation.drawing import as_picture, draw_targets
+from asvr.evaluation.drawing import as_image, draw_targets
 from asvr.evaluation.live import LiveModel
 from asvr.evaluation.maps import as_seen, target_maps
 from asvr.models.compiling import uncompiled
@@ -25,7 +25,7 @@ def sample_images(live: LiveModel, dataset, number: int) -> dict[str, np.ndarray
         except Refused:  # the evaluation counts it
             continue
         seen, maps = as_seen(live, image), target_maps(live, image)
-        drawn = as_picture(draw_targets(seen, maps)) if maps else seen
+        drawn = as_image(draw_targets(seen, maps)) if maps else seen
         found[f"sample_{len(found)}"] = np.asarray(drawn.convert("RGB"))
     return found
 

@@ -188,6 +188,7 @@ def _check_tokenizer(target: CodeTarget, encoder: nn.Module) -> None:
 
 
 def _check_head(target: CodeTarget, hidden_size: int) -> None:
+    assert target.head is not None  # a CodeTarget always builds one, as it builds its criterion
     sizes, classifiers = target.tokenizer.codebook_sizes, target.head.classifiers
     if len(classifiers) != len(sizes):
         raise _Broken(f"it has {len(classifiers)} classifiers, expected {len(sizes)}, one a code depth")
@@ -197,6 +198,7 @@ def _check_head(target: CodeTarget, hidden_size: int) -> None:
 
 
 def _check_loss(target: CodeTarget, hidden_size: int) -> None:
+    assert target.head is not None and target.criterion is not None
     depth = len(target.tokenizer.codebook_sizes)
     codes_PD = torch.zeros(ROWS, depth, dtype=torch.long)
     made = target.criterion(_states(target, hidden_size), target.head.classifiers, codes_PD)
@@ -206,7 +208,7 @@ def _check_loss(target: CodeTarget, hidden_size: int) -> None:
     _expect("the count of right codes, the second of two,", made[1], depth)
 
 
-def _states(target: Target, hidden_size: int) -> Tensor:
+def _states(target: CodeTarget, hidden_size: int) -> Tensor:
     tokenizer = target.tokenizer
     vectors_PDC = torch.zeros(ROWS, len(tokenizer.codebook_sizes), tokenizer.code_width)
     return target.run_head(torch.zeros(ROWS, hidden_size), vectors_PDC)

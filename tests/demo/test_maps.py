@@ -1,5 +1,7 @@
 """Maps over the tokens of a picture: what the heads predict, how sure they are, and what an answer looks at."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from PIL import Image
 from vlm_helpers import PIXEL
 
 from asvr.data.batch import visual_sources
-from asvr.demo.drawing import as_picture, draw_attention, draw_pictures, draw_targets
 from asvr.demo.maps import ValueMap, answer_attention, as_seen, target_maps
+from asvr.evaluation.drawing import draw_targets
 from asvr.evaluation.maps import alone
 from asvr.evaluation.predictions import predicted_codes, right_codes
 from asvr.models.attention import set_kernel
@@ -148,11 +150,13 @@ def test_figures_have_a_panel_for_each_map(both):
     titles = [axis.get_title() for axis in heads.axes]
     assert sum(title.startswith("semantic, depth") for title in titles) == 6
     assert sum(title.startswith("pixel, depth") for title in titles) == 2
-    weights_RC = answer_attention(both, [image], MESSAGES).mean(0)
-    attention = draw_attention(seen, weights_RC)
-    assert f"{100 * weights_RC.sum():.0f} %" in attention.axes[1].get_title()
-    for figure in (heads, attention, draw_pictures(maps[1].pictures)):
-        assert as_picture(figure).width > 500
+    assert saved(heads).width > 500
+
+
+def saved(figure) -> Image.Image:
+    stream = io.BytesIO()
+    figure.savefig(stream)
+    return Image.open(stream)
 
 
 def test_a_position_that_nothing_predicts_is_shown_as_none(monkeypatch):
@@ -161,7 +165,7 @@ def test_a_position_that_nothing_predicts_is_shown_as_none(monkeypatch):
     own.template = dict(type="plain")
     (only,) = target_maps(own, gradient())
     assert np.isnan(only.right_RCD[0, 0]).all() and not np.isnan(only.right_RCD[0, 1]).any()
-    assert as_picture(draw_targets(as_seen(own, gradient()), [only])).width > 500
+    assert saved(draw_targets(as_seen(own, gradient()), [only])).width > 500
 
 
 def test_each_quantity_of_ones_own_has_its_own_scale():

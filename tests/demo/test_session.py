@@ -10,9 +10,13 @@ from demo_helpers import BOTH, broken_files, gradient, pretrained
 import asvr.demo.session as demo_module
 from asvr.data.images import open_image
 from asvr.data.refusals import Refused
-from asvr.demo.session import Demo, pieces, read_upload
+from asvr.demo.session import Demo, Session, pieces, read_upload
 
 QUESTION = "what is it?"
+
+
+def show(demo: Demo, session: Session, file):
+    return demo.show(session, read_upload(file))
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +32,14 @@ def file(tmp_path):
 
 def test_an_answer_and_what_it_looks_at(demo, file):
     session = demo.session()
-    demo.show(session, file)
+    show(demo, session, file)
     told = list(demo.ask(session, QUESTION))
     assert len(told) > 1
     assert "".join(told).strip() == demo.pretrained.chat(file, QUESTION, max_new_tokens=6)
-    mean, first = (demo.attention_picture(session, layer) for layer in (None, 0))
-    assert mean.size == first.size and mean != first
-    heads, (pixels,) = demo.target_pictures(session)
-    assert heads.width > 500 and pixels.width > 500
+    (seen, mean), (_, first) = (demo.attention_panels(session, layer) for layer in (None, 0))
+    assert seen.image == session.seen and mean.image.size == first.image.size and mean.image != first.image
+    heads, (pixels,) = demo.target_panels(session)
+    assert len(heads) == 2 * (3 + 1) and len(pixels) == 3
 
 
 def test_a_tab_keeps_no_more_of_a_picture_than_it_needs(demo, tmp_path, monkeypatch):
@@ -47,8 +51,8 @@ def test_a_tab_keeps_no_more_of_a_picture_than_it_needs(demo, tmp_path, monkeypa
     gradient(2 * side, side).save(large)
     gradient(side, side // 2).save(small)
     session = demo.session()
-    assert demo.show(session, large).size == session.talk.images[0].size == (side, side // 2)
-    assert demo.show(session, small) == session.talk.images[1] == open_image(small)
+    assert show(demo, session, large).size == session.talk.images[0].size == (side, side // 2)
+    assert show(demo, session, small) == session.talk.images[1] == open_image(small)
 
 
 def test_uploads_are_pictures_that_people_have(tmp_path):
@@ -63,26 +67,26 @@ def test_uploads_are_pictures_that_people_have(tmp_path):
 
 def test_a_question_can_stand_alone(demo):
     session = demo.session()
-    assert demo.attention_picture(session, None) is None
+    assert demo.attention_panels(session, None) == []
     assert "".join(demo.ask(session, QUESTION)).strip() == demo.pretrained.chat(None, QUESTION, max_new_tokens=6)
-    assert demo.attention_picture(session, None) is None
+    assert demo.attention_panels(session, None) == []
 
 
 def test_each_question_has_its_own_attention(demo, file):
     session = demo.session()
-    demo.show(session, file)
+    show(demo, session, file)
     list(demo.ask(session, QUESTION))
-    demo.attention_picture(session, None)
+    demo.attention_panels(session, None)
     before = session.attention
     list(demo.ask(session, "a"))
-    demo.attention_picture(session, None)
+    demo.attention_panels(session, None)
     assert (session.attention != before).any()
 
 
 @pytest.mark.parametrize("question", ["", "  \n", "<image>", "word " * 200])
 def test_a_question_that_cannot_be_asked_leaves_the_conversation_as_it_was(demo, file, question):
     session = demo.session()
-    demo.show(session, file)
+    show(demo, session, file)
     list(demo.ask(session, QUESTION))
     before = list(session.talk.messages)
     with pytest.raises(ValueError, match="write a question first|question is empty|positions; shorten it"):
@@ -102,11 +106,11 @@ def test_a_model_without_targets_or_with_one_that_does_not_decode(file):
     for entries, has_heads in (((), False), (BOTH[:1], True)):
         demo = Demo(pretrained(reconstruction=entries), max_new_tokens=6)
         session = demo.session()
-        demo.show(session, file)
-        heads, pixels = demo.target_pictures(session)
-        assert (heads is not None) == has_heads and pixels == []
+        show(demo, session, file)
+        heads, pixels = demo.target_panels(session)
+        assert bool(heads) == has_heads and pixels == []
         list(demo.ask(session, "a"))
-        assert session.talk.messages and demo.attention_picture(session, 1) is not None
+        assert session.talk.messages and demo.attention_panels(session, 1)
 
 
 def test_a_model_without_a_text_tokenizer_is_refused():
@@ -130,7 +134,7 @@ def test_sessions_share_the_model_one_at_a_time(file, monkeypatch):
 
     monkeypatch.setattr(type(demo.pretrained), "generate", watched)
     sessions = [demo.session() for _ in range(3)]
-    demo.show(sessions[0], file)
+    show(demo, sessions[0], file)
     threads = [
         threading.Thread(target=lambda own=own, i=i: list(demo.ask(own, f"q{i}"))) for i, own in enumerate(sessions)
     ]

@@ -274,11 +274,13 @@ def test_a_summary_draws_what_a_user_asked(tmp_path):
 
 
 def test_maps_of_a_target_with_an_odd_name_are_drawn():
-    from asvr.demo.drawing import as_picture, draw_targets
+    from asvr.evaluation.drawing import draw_targets
 
     shape = (2, 2, 1)
     own = TargetMap(name=ODD[1], right_RCD=np.ones(shape), probability_RCD=np.full(shape, np.nan), pictures=None)
-    assert as_picture(draw_targets(Image.new("RGB", (8, 8)), [own])).size[0] > 0
+    stream = io.BytesIO()
+    draw_targets(Image.new("RGB", (8, 8)), [own]).savefig(stream)
+    assert Image.open(stream).width > 0
 
 
 def test_a_figure_that_fails_is_a_warning(monkeypatch, tmp_path):

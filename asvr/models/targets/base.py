@@ -200,6 +200,7 @@ class Target:
         """The truth of some images on the CPU, as the cache keeps it. Raises ``ValueError`` where it is not as
         `truth_spec` says."""
         specs, found = self.truth_spec(), {}
+        assert specs is not None  # a truth without a spec is never cached
         if truth.keys() != specs.keys():
             raise ValueError(f"the truth of target {self.name!r} holds {sorted(truth)}, truth_spec() {sorted(specs)}")
         for name, spec in specs.items():

@@ -1,0 +1,107 @@
+"""Images and questions that the page offers to click."""
+
+import itertools
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from asvr.data.refusals import Refused
+from asvr.data.templates import IMAGE_MARK
+from asvr.demo.session import read_upload
+from asvr.recipe.config import load_config
+from asvr.recipe.recipe import Recipe
+from asvr.registry import DATASETS
+
+MOST = 6
+LOOKED_AT = 500  # records of an evaluation set among which examples are looked for
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+QUESTION = "What is in this image?"  # about an image that comes without one
+
+logger = logging.getLogger("asvr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """answer: the right one, None where it is not known."""
+
+    image: Image.Image
+    question: str
+    answer: str | None = None
+
+
+def read_examples(place: Path) -> list[Example]:
+    """The first `MOST` examples of a folder of images, or of a JSON file: a list of records with ``image``, relative to
+    the file, ``question`` and, if it is known, ``answer``. Raises ``ValueError``, naming the file and the record."""
+    if place.is_dir():
+        files = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise ValueError(f"--examples {place}: the folder has no image ({', '.join(SUFFIXES)})")
+        return [Example(image=read_upload(file), question=QUESTION) for file in files[:MOST]]
+    try:
+        records = json.loads(place.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--examples {place}: expected a folder of images or a JSON file ({error})") from error
+    if not isinstance(records, list) or not records:
+        raise ValueError(f"--examples {place}: expected a list of records with 'image' and 'question'")
+    return [_example(place, i, record) for i, record in enumerate(records[:MOST])]
+
+
+def _example(file: Path, i: int, record: object) -> Example:
+    known = isinstance(record, dict) and {"image", "question"} <= record.keys() <= {"image", "question", "answer"}
+    if not known or not all(isinstance(value, str) for value in record.values()):
+        raise ValueError(f"--examples {file}, record {i}: expected texts 'image', 'question' and, if known, 'answer'")
+    try:
+        image = read_upload(file.parent / record["image"])
+    except Refused as error:
+        raise ValueError(f"--examples {file}, record {i}: {error}") from error
+    return Example(image=image, question=record["question"], answer=record.get("answer"))
+
+
+def examples_of_run(work_dir: Path, stage: str | None) -> list[Example]:
+    """Questions of the evaluation data that the run's config names, of as many kinds as there are; none for a saved
+    model, which knows no data, and where the data cannot be read here (which is logged)."""
+    if not (work_dir / "config.py").is_file():
+        return []
+    evaluation = Recipe(load_config(work_dir / "config.py")).stage(stage).evaluation
+    if not evaluation:
+        return []
+    try:
+        dataset = DATASETS.build(dict(evaluation.dataset))
+        return _of_kinds(dataset)
+    except (ValueError, OSError) as error:
+        logger.info("no examples from the run's evaluation data: %s", error)
+        return []
+
+
+def _of_kinds(dataset) -> list[Example]:
+    """One record of a kind (its ``category``) after another, each with an image of its own."""
+    if not hasattr(dataset, "record") or not hasattr(dataset, "picture"):
+        return []
+    by_kind: dict[str, list[tuple[str, dict]]] = {}
+    step = max(1, len(dataset) // LOOKED_AT)
+    for i in range(0, len(dataset), step):
+        record = dataset.record(i)
+        if isinstance(record.get("image"), str) and len(record.get("conversations") or []) > 1:
+            by_kind.setdefault(record.get("category", ""), []).append((record["image"], record))
+    chosen: dict[str, dict] = {}
+    answers: Counter[str] = Counter()
+    for kind in itertools.islice(itertools.cycle(sorted(by_kind)), MOST * max(1, len(by_kind))):
+        fresh = [(image, record) for image, record in by_kind[kind] if image not in chosen]
+        if fresh and len(chosen) < MOST:
+            image, record = min(fresh, key=lambda one: answers[_answer(one[1])])  # not "yes" six times
+            chosen[image] = record
+            answers[_answer(record)] += 1
+    return [_of_record(dataset, record) for record in chosen.values()]
+
+
+def _of_record(dataset, record: dict) -> Example:
+    question = record["conversations"][0]["value"].replace(IMAGE_MARK, "").strip()
+    return Example(image=read_upload(dataset.picture(record["image"])[1]), question=question, answer=_answer(record))
+
+
+def _answer(record: dict) -> str:
+    return record["conversations"][1]["value"].strip()
