@@ -80,7 +80,7 @@ def target_maps(pretrained: Pretrained, image: Image.Image) -> list[TargetMap | 
 def _alone(pretrained: Pretrained, image: Image.Image) -> Batch:
     model, tokenizer = pretrained.model, pretrained.text_tokenizer
     messages = [{"from": "human", "value": IMAGE_MARK}]
-    segments = segments_of(messages, 1, build_template(pretrained.template), prompt=True)
+    segments = segments_of(messages, 1, build_template(pretrained.template, tokenizer), prompt=True)
     input_ids, labels = encode_segments(segments, tokenizer)
     collate = Collate(
         layout=model.layout,

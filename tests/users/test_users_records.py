@@ -99,10 +99,6 @@ SHAPE = "message is {'from': 'human' or 'gpt', 'value': text}"
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        (
-            [dict(role="user", content="q"), dict(role="assistant", content="a")],
-            f"'role' in message 0; did you mean 'from'? A {SHAPE}",
-        ),
         ([{"from": "human", "vlaue": "q"}, SAID[1]], f"'vlaue' in message 0; did you mean 'value'? A {SHAPE}"),
         ([SAID[0], {"form": "gpt", "value": "a"}], f"'form' in message 1; did you mean 'from'? A {SHAPE}"),
         ([SAID[0], {"From": "gpt", "value": "a"}], f"'From' in message 1; did you mean 'from'? A {SHAPE}"),
@@ -121,8 +117,8 @@ def test_a_key_of_a_message_is_told_with_what_is_expected(folder, messages, word
 def test_a_key_of_a_prompts_message_is_told_with_what_is_expected():
     from asvr.pretrained import _check_prompt
 
-    with pytest.raises(ValueError, match="prompt 0: unknown key 'role' in message 0; did you mean 'from'"):
-        _check_prompt(0, dict(images=[], messages=[dict(role="user", content="q")]))
+    with pytest.raises(ValueError, match="prompt 0: unknown key 'text' in message 0; did you mean 'value'"):
+        _check_prompt(0, dict(images=[], messages=[dict(role="user", text="q")]))
     with pytest.raises(ValueError, match="unknown key 'name' in message 0; expected 'from' and 'value' alone"):
         _check_prompt(0, dict(images=[], messages=[dict(SAID[0], name="A")]))
 
