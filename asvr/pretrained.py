@@ -20,12 +20,13 @@ from asvr.base.files import new_folder, sha256_of
 from asvr.base.precision import check_precision, computing_in
 from asvr.base.text import nearest, short
 from asvr.data.batch import Batch
+from asvr.data.chat_template import portable_template
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
 from asvr.data.messages import in_llava_form
 from asvr.data.record_keys import meant_in, unread_in_message
 from asvr.data.refusals import Refused
-from asvr.data.templates import build_template, portable_template
+from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import save_text_tokenizer
 from asvr.engine.finished import EMA, trained_with
 from asvr.engine.stages import finished_model

@@ -10,6 +10,7 @@ that is written for it. Where the template knows texts only, the text has ``<ima
 LLaVA's records do.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from asvr.base.log_once import log_once
 from asvr.base.text import short
 from asvr.data.refusals import Refused
-from asvr.data.templates import IMAGE, IMAGE_MARK, Chat, Round, Segment, Template
+from asvr.data.templates import IMAGE, IMAGE_MARK, Round, Segment, Template, build_template
+from asvr.registry import TEMPLATES
 
 if TYPE_CHECKING:
     from asvr.data.text_tokenizer import TextTokenizer
@@ -33,6 +34,33 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 THINKING = "</think>"  # behind it is the answer of a model that reasons; templates rewrite what is in front of it
 WARNING = 30  # logging's
 REASON = "chat template"
+
+
+@TEMPLATES.register_module(name="chat")
+@dataclass(frozen=True, kw_only=True)
+class Chat(Template):
+    """The text tokenizer's own chat template, as ``apply_chat_template`` of transformers writes it.
+
+    chat_template: a Jinja template in its place, or the name of a file with one. system: the system message of records
+    that have none. image_token: the text that visual tokens replace in what the template writes for an image; by
+    default the tokenizer's ``image_token``, or all that the template writes, see `asvr.data.chat_template`. variables:
+    of the template, such as ``dict(enable_thinking=False)``.
+    """
+
+    chat_template: str | None = None
+    system: str | None = None
+    image_token: str | None = None
+    variables: dict | None = None
+
+    def bind(self, tokenizer: "TextTokenizer") -> Template:
+        """The template of this tokenizer. Raises ``ValueError`` where it has none, or one that cannot be used."""
+        return TokenizerChat.of(self, tokenizer)
+
+    def segments(self, rounds: list[Round]) -> Iterator[Segment]:
+        raise ValueError(
+            "the template 'chat' writes with a text tokenizer, and there is none yet: learn a ByteLevelBPE without "
+            "template=dict(type='chat')"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +152,8 @@ class TokenizerChat(Template):
     def _answers(self, messages: list[dict], text: str) -> list[tuple[int, int]]:
         """Where the answers stand in the written text: first character, and the one behind the last."""
         if GENERATION.search(self.jinja):
+            from transformers.utils.chat_template_utils import render_jinja_template  # here: it loads transformers
+
             _, spans = render_jinja_template(
                 conversations=[messages],
                 chat_template=self.jinja,
@@ -239,6 +269,19 @@ def read_jinja(given: str) -> str:
         raise ValueError(
             f"template.chat_template={given!r} is neither a Jinja template nor its file: {error}"
         ) from error
+
+
+def portable_template(template: str | dict) -> str | dict:
+    """A template's config that needs no file besides."""
+    if not isinstance(template, dict) or template.get("type") != "chat" or template.get("chat_template") is None:
+        return template
+    return dict(template, chat_template=read_jinja(template["chat_template"]))
+
+
+def chat_template_digest(template: "str | dict | Template", tokenizer: "TextTokenizer") -> str | None:
+    """SHA-256 (16 hex digits) of the Jinja template that writes the rows; None where another template does."""
+    own = build_template(template)
+    return hashlib.sha256(jinja_source(own, tokenizer).encode()).hexdigest()[:16] if isinstance(own, Chat) else None
 
 
 def text_of(message: dict) -> str:

@@ -65,6 +65,7 @@ class ConversationDataset:
     """
 
     source: str
+    in_order: bool = False  # whether records are cheap in rising order alone, as those of a stream
 
     def __init__(
         self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise", ignore=()

@@ -193,48 +193,10 @@ class ChatML(Template):
         yield Segment("text", "\n")
 
 
-@TEMPLATES.register_module(name="chat")
-@dataclass(frozen=True, kw_only=True)
-class Chat(Template):
-    """The text tokenizer's own chat template, as ``apply_chat_template`` of transformers writes it.
-
-    chat_template: a Jinja template in its place, or the name of a file with one. system: the system message of records
-    that have none. image_token: the text that visual tokens replace in what the template writes for an image; by
-    default the tokenizer's ``image_token``, or all that the template writes, see `asvr.data.chat_template`. variables:
-    of the template, such as ``dict(enable_thinking=False)``.
-    """
-
-    chat_template: str | None = None
-    system: str | None = None
-    image_token: str | None = None
-    variables: dict | None = None
-
-    def bind(self, tokenizer: "TextTokenizer") -> Template:
-        """The template of this tokenizer. Raises ``ValueError`` where it has none, or one that cannot be used."""
-        from asvr.data.chat_template import TokenizerChat  # here: it loads transformers
-
-        return TokenizerChat.of(self, tokenizer)
-
-    def segments(self, rounds: list[Round]) -> Iterator[Segment]:
-        raise ValueError(
-            "the template 'chat' writes with a text tokenizer, and there is none yet: learn a ByteLevelBPE without "
-            "template=dict(type='chat')"
-        )
-
-
 def build_template(template: "str | dict | Template", tokenizer: "TextTokenizer | None" = None) -> Template:
     """A template from its name, its config, or itself. tokenizer: what a template that is a tokenizer's own needs."""
     template = _built(template)
     return template.bind(tokenizer) if tokenizer is not None and hasattr(template, "bind") else template
-
-
-def portable_template(template: str | dict) -> str | dict:
-    """A template's config that needs no file besides."""
-    if not isinstance(template, dict) or template.get("type") != "chat" or template.get("chat_template") is None:
-        return template
-    from asvr.data.chat_template import read_jinja  # here: it loads transformers
-
-    return dict(template, chat_template=read_jinja(template["chat_template"]))
 
 
 def _built(template: "str | dict | Template") -> Template:

@@ -255,8 +255,8 @@ def test_a_table_without_one_answer_says_how_to_name_it(tmp_path, columns):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (dict(images=[[png()]]), "unknown column 'images'; did you mean 'image'?"),
-        (dict(messages=[[dict(role="user", content="q")]]), "unknown column 'messages'; did you mean 'conversations'?"),
+        (dict(pictures=[[png()]]), "unknown column 'pictures'; did you mean 'image'?"),
+        (dict(dialog=[[dict(role="user", content="q")]]), "unknown column 'dialog'; did you mean 'conversations'?"),
         (dict(caption=["a wall"]), "unknown column 'caption'; did you mean 'conversations'?"),
         (dict(system=["Answer in French."]), r"unknown column 'system'; give the dataset ignore=\['system'\]"),
         (dict(video=[b"mp4"]), r"unknown column 'video'; give the dataset ignore=\['video'\]"),
@@ -267,7 +267,7 @@ def test_a_column_that_would_be_lost_is_refused_and_can_be_ignored(tmp_path, mor
     pytest.importorskip("pyarrow")
     (key,) = more
     text = dict(question=["what?"], answer=["red"])
-    columns = (dict(image=["a.png"]) if key in ("messages", "caption") else text) | more
+    columns = (dict(image=["a.png"]) if key in ("dialog", "caption") else text) | more
     if key in ("video", "weight", "system"):
         columns |= dict(image=["a.png"])
     with pytest.raises(ValueError, match=f"x.parquet: {words}.*, or name it in `columns`") as refused:
