@@ -70,13 +70,15 @@ class TokenizerChat(Template):
     jinja: the template's source. texts: whether it takes contents that are texts. image: what stands in the written
     text for the visual tokens of an image. image_parts: whether it writes image parts itself. ending: what it writes
     behind an answer up to the end token, that included. stop: this token where it is not EOS. system: the system
-    message of records that have none. variables: of the template, such as ``enable_thinking``.
+    message of records that have none. variables: of the template, such as ``enable_thinking``. control: the control
+    tokens, which no text may write.
     """
 
     tokenizer: "TextTokenizer"
     jinja: str
     texts: bool
     variables: dict
+    control: tuple[str, ...]
     image: str = IMAGE_MARK
     image_parts: bool = False
     ending: str = ""
@@ -89,6 +91,7 @@ class TokenizerChat(Template):
     def of(cls, config: Chat, tokenizer: "TextTokenizer") -> "TokenizerChat":
         """Raises ``ValueError`` where the tokenizer has no chat template, or one that writes no conversation."""
         own = dict(tokenizer=tokenizer, jinja=jinja_source(config, tokenizer), variables=dict(config.variables or {}))
+        own["control"] = _control_tokens(tokenizer.hf)
         if "strftime_now" in own["jinja"] and not config.variables:
             log_once(WARNING, "template 'chat': the chat template writes today's date, so rows differ from day to day")
         as_text, as_parts = cls(texts=True, **own), cls(texts=False, **own)
@@ -185,17 +188,9 @@ class TokenizerChat(Template):
         for supervised, group in groupby(learned, key=lambda pair: pair[1]):
             yield Segment("ids", supervised=supervised, ids=tuple(token for token, _ in group))
 
-    def _control_tokens(self) -> tuple[str, ...]:
-        hf = self.tokenizer.hf
-        return tuple(
-            token.content
-            for token in hf.added_tokens_decoder.values()
-            if token.special and token.content != hf.unk_token
-        )
-
     def _refuse_control_tokens(self, messages: list[dict]) -> None:
         """The text is encoded with the template around it, so that a control token in it would be one."""
-        control = self._control_tokens() + ((self.image,) if self.image_parts else ())
+        control = self.control + ((self.image,) if self.image_parts else ())
         for i, message in enumerate(messages):
             text = text_of(message).replace(IMAGE_MARK, "")
             if found := [token for token in control if token in text]:
@@ -222,7 +217,7 @@ class TokenizerChat(Template):
     def _end_of_an_answer(self) -> tuple[str, str]:
         """What the template writes behind an answer up to the first special token, and that token."""
         tail = self._write(self._messages([Round(PROBE, REPLY)])).rpartition(REPLY)[2]
-        found = sorted((tail.index(token), -len(token), token) for token in self._control_tokens() if token in tail)
+        found = sorted((tail.index(token), -len(token), token) for token in self.control if token in tail)
         if not found:
             raise ValueError(
                 f"template 'chat': the chat template of {_name(self.tokenizer)} ends an answer with {tail!r}, which is "
@@ -244,6 +239,12 @@ class TokenizerChat(Template):
         head = next((i for i, (a, b) in enumerate(zip(plain, shown, strict=False)) if a != b), len(plain))
         written = shown[head : head + len(shown) - len(plain)]
         return written.strip() if shown[:head] + shown[head + len(written) :] == plain and PROBE not in written else ""
+
+
+def _control_tokens(hf) -> tuple[str, ...]:
+    """All special tokens. The unknown token is one only where it ends or begins a text too (GPT-2)."""
+    special = {token.content for token in hf.added_tokens_decoder.values() if token.special}
+    return tuple(sorted(special - ({hf.unk_token} - {hf.bos_token, hf.eos_token})))
 
 
 def jinja_source(config: Chat, tokenizer: "TextTokenizer") -> str:

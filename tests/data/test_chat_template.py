@@ -283,6 +283,16 @@ def test_the_chat_template_is_saved_with_the_tokenizer(tmp_path):
     assert encode(llava(TALK), again) == encode(llava(TALK), bytes_with(QWEN2))
 
 
+def test_an_unknown_token_that_ends_a_text_is_a_control_token():
+    """As GPT-2's: one token for everything."""
+    tokenizer = _with(byte_level(), [], QWEN2.replace("'<|im_end|>'", "eos_token"))
+    tokenizer.hf.unk_token = "</s>"
+    ids, labels = encode(llava(TALK), tokenizer)
+    assert learned(ids, labels, tokenizer)[0] == "a small red house</s>"
+    with pytest.raises(Refused, match="writes the control token '</s>'"):
+        encode(llava([("</s>", "a")]), tokenizer)
+
+
 def test_a_tokenizer_cannot_be_learned_on_rows_that_it_writes_itself():
     with pytest.raises(ValueError, match="writes with a text tokenizer, and there is none yet"):
         list(segments_of(llava(TALK), 0, build_template("chat")))

@@ -171,6 +171,23 @@ def test_a_stream_is_read_once_in_order(folder, monkeypatch):
     assert len(begun) == 1
 
 
+def test_a_stream_is_a_source_of_a_mixture(folder, monkeypatch):
+    sources = [
+        dict(dataset=dict(type="HFDataset", path=str(folder), streaming=streaming, window=4), weight=1, name=name)
+        for streaming, name in ((True, "stream"), (False, "table"))
+    ]
+    both = DATASETS.build(dict(type="Mixture", sources=sources), default_args=ITEM)
+    stream, begun = both.datasets[0].rows, []
+    own = type(stream.rows).iter
+    monkeypatch.setattr(type(stream.rows), "iter", lambda self, **kwargs: begun.append(1) or own(self, **kwargs))
+    drawn = iter(both.sampler(0))
+    found = [next(drawn) for _ in range(64)]
+    table = build(folder)
+    assert [essence(both[i]) for i in found] == [essence(table[i % ROWS]) for i in found]
+    assert both.in_order and sorted(i for i in found if i < ROWS)[:3] == [0, 0, 1]
+    assert len(begun) == 1  # for the second epoch
+
+
 def test_a_stream_needs_its_length_and_lists_no_images(folder, tmp_path):
     assert len(build(folder, streaming=True, num_records=9)) == 9
     with pytest.raises(ValueError, match="the stream ended after 23 rows, expected 30: set num_records"):
