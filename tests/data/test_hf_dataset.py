@@ -100,6 +100,19 @@ def test_what_save_to_disk_wrote(folder, tmp_path):
         build(tmp_path / "one", split="test")
 
 
+def test_a_name_is_read_from_the_cache_of_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("socket.socket.connect", None)
+    (tmp_path / "pets").mkdir()
+    table = datasets.Dataset.from_dict(dict(question=["what?", "who?"], answer=["a cat", "a dog"]))
+    table.to_parquet(tmp_path / "pets/train-0.parquet")
+    first = build(tmp_path / "pets")
+    (tmp_path / "cache/pets").rename(tmp_path / "cache/someone___pets")
+    found = build("someone/pets")
+    assert list(found.texts()) == ["what?", "a cat", "who?", "a dog"] and found.fingerprint() == first.fingerprint()
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
 def test_images_with_metadata_and_captions(tmp_path):
     for i in range(3):
         (tmp_path / f"{i}.png").write_bytes(image(i))
