@@ -24,9 +24,12 @@ from asvr.base.hub_model import TRAINING_FILE, find_model
 from asvr.base.precision import check_precision, computing_in
 from asvr.base.text import nearest, short
 from asvr.data.batch import Batch
+from asvr.data.chat_template import portable_template
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
+from asvr.data.messages import in_llava_form
 from asvr.data.record_keys import meant_in, unread_in_message
+from asvr.data.refusals import Refused
 from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import TextTokenizer, save_text_tokenizer
 from asvr.engine.finished import EMA, trained_with
@@ -89,15 +92,16 @@ class Pretrained:
         return self.generate([dict(images=images, messages=messages)], max_new_tokens=max_new_tokens, **kwargs)[0]
 
     def generate(self, prompts: list[dict], *, max_new_tokens: int = 128, **kwargs) -> list[str]:
-        """Answers to several conversations at once: ``dict(images=[...], messages=[...])`` with LLaVA's messages,
-        the last of which is a question. Raises `PromptTooLong` where one is longer than the LLM has positions."""
+        """Answers to several conversations at once: ``dict(images=[...], messages=[...])``. The last message is a
+        question. Messages are LLaVA's, or those of OpenAI and Hugging Face, whose parts can have the images (see
+        `asvr.data.messages`). Raises `PromptTooLong` where one is longer than the LLM has positions."""
         batch = self.batch(prompts)
         with computing_in(self.precision, self.model.device):
             return generate(
                 self.model,
                 batch,
                 self.text_tokenizer,
-                template=build_template(self.template),
+                template=build_template(self.template, self.text_tokenizer),
                 max_new_tokens=max_new_tokens,
                 **kwargs,
             )
@@ -129,7 +133,7 @@ class Pretrained:
         whole."""
         if self.text_tokenizer is None:
             raise ValueError(NO_TEXT_TOKENIZER)
-        template = build_template(self.template)
+        template = build_template(self.template, self.text_tokenizer)
         collate = Collate(
             layout=self.model.layout,
             views=dict(encoder=self.model.encoder.transform),
@@ -141,8 +145,8 @@ class Pretrained:
 
     def _item(self, i: int, prompt: dict, template, answered: bool) -> dict:
         assert self.text_tokenizer is not None  # batch() refuses it
-        images = _check_prompt(i, prompt)
-        segments = segments_of(prompt["messages"], len(images), template, prompt=not answered)
+        images, messages = _check_prompt(i, prompt)
+        segments = segments_of(messages, len(images), template, prompt=not answered)
         input_ids, labels = encode_segments(segments, self.text_tokenizer)
         keys = [f"{i}-{j}" for j in range(len(images))]
         return dict(input_ids=input_ids, labels=labels, images=images, image_keys=keys, sample_id=f"prompt {i}")
@@ -216,7 +220,7 @@ class Pretrained:
         description = dict(
             format=FORMAT,
             model=self.model.portable(self.config),
-            template=self.template,
+            template=portable_template(self.template),
             image_aspect=self.image_aspect,
             precision=self.precision,
             custom_imports=self.custom_imports,
@@ -227,8 +231,8 @@ class Pretrained:
             (folder / TRAINING_FILE).write_text(json.dumps(self.training, indent=1) + "\n", encoding="utf-8")
 
 
-def _check_prompt(i: int, prompt: dict) -> list:
-    """The pictures of a prompt. Raises ``ValueError`` for what nobody would look at."""
+def _check_prompt(i: int, prompt: dict) -> tuple[list, list]:
+    """The images of a prompt and its messages in LLaVA's form. Raises ``ValueError`` for what nobody would look at."""
     if not isinstance(prompt, dict) or "messages" not in prompt:
         raise ValueError(f"prompt {i} is {short(prompt)}: expected dict(images=[...], messages=[...])")
     if unknown := [key for key in prompt if key not in PROMPT]:
@@ -241,11 +245,16 @@ def _check_prompt(i: int, prompt: dict) -> list:
             raise ValueError(f"prompt {i}: image {short(image)}: expected a file's name or a PIL picture")
     if not isinstance(prompt["messages"], list | tuple):
         raise ValueError(f"prompt {i}: messages is {short(prompt['messages'])}: expected a list of messages")
-    for number, message in enumerate(prompt["messages"]):
+    try:
+        found = in_llava_form(dict(image=list(images), conversations=list(prompt["messages"])))
+    except Refused as error:
+        raise Refused(f"prompt {i}: {error}", error.reason) from error
+    messages = found.get("conversations", [])
+    for number, message in enumerate(messages):
         if (key := unread_in_message(message)) is not None:
             told = meant_in(message, key) or "expected 'from' and 'value' alone"
             raise ValueError(f"prompt {i}: unknown key {short(key)} in message {number}; {told}")
-    return list(images)
+    return found.get("image", []), messages
 
 
 def load(

@@ -129,7 +129,7 @@ TEXT_TOKENIZERS = _registry(
 )
 TEMPLATES = _registry(
     "template",
-    "asvr.data.templates",
+    "asvr.data.chat_template",  # and with it those of asvr.data.templates
     contract="segments(rounds) -> `Segment` objects; stop and stop_text, None where EOS ends an answer",
     needs=("segments", "stop", "stop_text"),
 )

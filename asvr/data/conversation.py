@@ -1,11 +1,12 @@
 """From a conversation to token ids and labels, segment by segment.
 
 A conversation is LLaVA's: ``[{'from': 'human', 'value': ...}, {'from': 'gpt', 'value': ...}, ...]``, with
-``<image>`` in a question at the place of a picture. Here one picture is ONE ``IMAGE_TOKEN``.
+``<image>`` in a question at the place of an image. A system message may stand in front of it. Here one image is ONE
+``IMAGE_TOKEN``.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING
 
 from asvr.base.text import short
@@ -19,22 +20,26 @@ if TYPE_CHECKING:  # the text tokenizer loads transformers
     from asvr.data.text_tokenizer import TextTokenizer
 
 ROLES = ("human", "gpt")
+SYSTEM = "system"
 NOTHING = "nothing to learn"
 
 
-def parse_rounds(messages: list, num_images: int, *, prompt: bool = False) -> list[Round]:
+def parse_rounds(messages: list, num_images: int, *, prompt: bool = False, moves_marks: bool = True) -> list[Round]:
     """Check a conversation and pair its questions with their answers.
 
     As LLaVA does: an answer in front of the first question is dropped, and the mark of a question's
     only image moves to its front (``<image>\\n``). Several marks in one question stay where they are
-    written. Where no question has a mark, the pictures go in front of the first one.
+    written. Where no question has a mark, the images go in front of the first one. A system message in front is no
+    part of the rounds, see `system_of`.
 
-    num_images: pictures of the record; the marks must be as many. prompt: the conversation ends with a
-    question, or its last answer is left out.
+    num_images: images of the record; the marks must be as many. prompt: the conversation ends with a
+    question, or its last answer is left out. moves_marks: False leaves the mark of an only image where it is written.
 
     Raises: `Refused` for anything else than questions and answers in turn.
     """
     turns = [_turn(message, i) for i, message in enumerate(messages)]
+    if turns and turns[0][0] == SYSTEM:
+        turns = turns[1:]
     if turns and turns[0][0] == "gpt":
         turns = turns[1:]
     for i, (role, _) in enumerate(turns):
@@ -49,7 +54,7 @@ def parse_rounds(messages: list, num_images: int, *, prompt: bool = False) -> li
     questions = [value for role, value in turns if role == "human"]
     if not all(question.strip() for question in questions):
         raise Refused("a question is empty", "empty question")
-    questions = _with_marks(questions, num_images)
+    questions = _with_marks(questions, num_images, moves_marks)
     answers = [value for role, value in turns if role == "gpt"]
     answers += [None] * (len(questions) - len(answers))
     return [_round(question, answer) for question, answer in zip(questions, answers, strict=True)]
@@ -59,11 +64,35 @@ def _turn(message, i: int) -> tuple[str, str]:
     if not isinstance(message, dict) or not isinstance(message.get("value"), str):
         raise Refused(f"message {i} is not {{'from': role, 'value': text}}: {short(message)}", "malformed")
     role = message.get("from")
-    if role not in ROLES:
-        raise Refused(f"message {i} is from {short(role)}: expected one of {ROLES}", "roles")
+    if role == SYSTEM and i:
+        raise Refused(f"message {i} is from 'system': a system message stands in front of all others", "roles")
+    if role not in (*ROLES, SYSTEM):
+        expected = "expected 'user' (or 'human') or 'assistant' (or 'gpt'), and 'system' in front"
+        raise Refused(f"message {i} is from {short(role)}: {expected}", "roles")
     if not is_whole(message["value"]):
         raise Refused(f"message {i} has half a character (a lone surrogate): {short(message['value'])}", "malformed")
     return role, message["value"]
+
+
+def system_of(messages: list) -> str | None:
+    """The text of the system message that stands in front; None where there is none, or a blank one. Raises `Refused`
+    where it has an image."""
+    if not messages or not isinstance(messages[0], dict) or messages[0].get("from") != SYSTEM:
+        return None
+    _, text = _turn(messages[0], 0)
+    if IMAGE_MARK in text:
+        raise Refused("the system message has an image: images belong to questions", "image marks")
+    return text if text.strip() else None
+
+
+def _with_system(template: Template, text: str | None) -> Template:
+    """The template with a record's own system message in place of its own text."""
+    if text is None:
+        return template
+    if not is_dataclass(template) or "system" not in {field.name for field in fields(template)}:
+        told = f"the template {type(template).__name__} has no place for it (no field `system`)"
+        raise Refused(f"the record has a system message, and {told}", "system message")
+    return replace(template, system=text)
 
 
 def is_whole(text: str) -> bool:
@@ -71,15 +100,17 @@ def is_whole(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _with_marks(questions: list[str], num_images: int) -> list[str]:
+def _with_marks(questions: list[str], num_images: int, moves_marks: bool) -> list[str]:
     marks = sum(question.count(IMAGE_MARK) for question in questions)
     if marks == 0 and num_images:
         marks, questions = num_images, [f"{IMAGE_MARK}\n" * num_images + questions[0], *questions[1:]]
     if marks != num_images:
         raise Refused(
-            f"{marks} {IMAGE_MARK} marks in the questions, {num_images} pictures in the record", "image marks"
+            f"{marks} {IMAGE_MARK} marks in the questions, {num_images} pictures in the record: each mark, or image "
+            "part of a message, needs one image",
+            "image marks",
         )
-    return [_mark_first(question) for question in questions]
+    return [_mark_first(question) if moves_marks else question for question in questions]
 
 
 def _mark_first(question: str) -> str:
@@ -102,7 +133,9 @@ def segments_of(messages: list, num_images: int, template: Template, *, prompt: 
         if not num_images:
             raise Refused("the record has neither a conversation nor a picture", "no conversation")
         return [BOS, *[IMAGE] * num_images]
-    segments = list(template.segments(parse_rounds(messages, num_images, prompt=prompt)))
+    template = _with_system(template, system_of(messages))
+    moves_marks = getattr(template, "moves_marks", True)
+    segments = list(template.segments(parse_rounds(messages, num_images, prompt=prompt, moves_marks=moves_marks)))
     _check_segments(segments, num_images, template)
     return list(merged(segments))
 
@@ -147,6 +180,8 @@ def encode_segments(segments: list[Segment], tokenizer: "TextTokenizer") -> tupl
             continues = True
         elif segment.kind == "image":
             ids, continues = [IMAGE_TOKEN], False
+        elif segment.kind == "ids":
+            ids = list(segment.ids)
         else:
             ids = _control_ids(segment, tokenizer)
             continues = bool(input_ids) and not tokenizer.prefix_after_control

@@ -1,9 +1,11 @@
 """Where a picture of a record is: a file, a place in a larger file, what paints it, or the picture itself."""
 
+import base64
 import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -26,6 +28,27 @@ class StoredPicture:
     def sha256(self) -> str:
         """SHA-256 in hex of what decides its bytes, found without reading them: the shard's own hash, and the place."""
         raise NotImplementedError(f"{type(self).__name__} must tell its content")
+
+
+@dataclass(frozen=True)
+class InlineImage(StoredPicture):
+    """An image whose bytes the record itself holds. data: as a file of its own would hold them."""
+
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"in the record ({len(self.data):,} bytes)"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of its bytes, in hex."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def read(self) -> bytes:
+        return self.data
+
+    def sha256(self) -> str:
+        return self.digest
 
 
 @dataclass(frozen=True)
@@ -60,3 +83,19 @@ def refuse_elsewhere(name: str) -> None:
             f"the picture {short(name)} is a URL, and URLs are not read: download it, and write the file's name here",
             "URL",
         )
+
+
+def is_base64(text: str) -> bool:
+    """Whether a text is an image itself, not the name of one."""
+    return text.startswith("data:") or BASE64.match(text) is not None
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of a ``data:`` URL, or of base64 alone. Raises `Refused` where it is no base64."""
+    head, _, body = text.partition(",") if text.startswith("data:") else ("", "", text)
+    try:
+        if head and not head.endswith(";base64"):
+            raise ValueError("expected data:image/png;base64,...")
+        return base64.b64decode("".join(body.split()), validate=True)
+    except ValueError as error:
+        raise Refused(f"the image {short(text)} in the record is not base64: {error}", "inline picture") from error

@@ -11,7 +11,7 @@ from asvr.data.file_index import FileReader, file_index
 from asvr.data.image_sources import refuse_elsewhere
 from asvr.data.records import ConversationDataset
 from asvr.data.refusals import Refused
-from asvr.data.strict_json import MAX_RECORD_BYTES, parse_record, require_size
+from asvr.data.strict_json import MAX_BYTES_WITH_IMAGES, MAX_RECORD_BYTES, parse_record, require_size
 from asvr.registry import DATASETS
 
 BLOCK = 1 << 22  # bytes read at a time
@@ -154,7 +154,7 @@ def _index_list(file, offset: int, path: str) -> np.ndarray:
             try:
                 _, end = parse(text, begin)
             except (ValueError, RecursionError) as error:
-                if not block or len(text) - begin > MAX_RECORD_BYTES:
+                if not block or len(text) - begin > MAX_BYTES_WITH_IMAGES:
                     raise ValueError(
                         f"{path}, record {len(spans)}: the JSON list breaks near byte {offset}: {error}; as JSON lines "
                         "a bad record can be left out"

@@ -127,6 +127,7 @@ class Mixture(ConversationDataset):
         if twice := [name for name in self.names if self.names.count(name) > 1]:
             raise ValueError(f"Mixture: two sources are called {twice[0]!r}: give each a `name` of its own")
         self.source = " + ".join(self.names)
+        self.in_order = any(getattr(dataset, "in_order", False) for dataset in self.datasets)
         self.shares = Shares(_weights(sources, self.datasets))
         self.ends = list(accumulate(len(dataset) for dataset in self.datasets))
 

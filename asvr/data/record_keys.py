@@ -116,6 +116,7 @@ def unread_in_message(message, ignore: Collection[str] = ()) -> str | None:
     if not isinstance(message, dict) or message.keys() <= {*MESSAGE}:
         return None
     known = {*MESSAGE, *MESSAGE_DESCRIBES, *ignore}
+    known |= {spelling for spelling, own in (("role", "from"), ("content", "value")) if message.get(own) is None}
     others = [key for key, value in message.items() if key not in known and not _is_empty(value)]
     return next((key for key in others if key not in WEIGHTS or message[key] != 1), None)
 

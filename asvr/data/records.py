@@ -1,29 +1,53 @@
 """What every dataset of conversations has in common: records in, items for the collate function out.
 
-A record is LLaVA's: ``{'image': name or list of names, 'conversations': [...]}``; both are optional, one
-must be there.
+A record is LLaVA's, ``{'image': name or list of names, 'conversations': [...]}``, or in a form that
+`asvr.data.messages` reads, such as ``{'messages': [...], 'images': [...]}``. Images and conversation are both optional,
+but one of them must be there.
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from PIL import Image
 from torch.utils.data import get_worker_info
 
 from asvr.base.log import logger
 from asvr.base.text import short
 from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
 from asvr.data.image_digest import Sample, sample_images
-from asvr.data.image_sources import Source, has_file, refuse_elsewhere
-from asvr.data.images import LARGEST_LIMIT, check_file, image_size
+from asvr.data.image_sources import InlineImage, Source, StoredPicture, has_file, refuse_elsewhere
+from asvr.data.images import LARGEST_LIMIT, check_file, image_size, picture_bytes
 from asvr.data.layouts import ImageLayout, tokens_of_images
+from asvr.data.messages import in_llava_form
 from asvr.data.record_keys import MESSAGE, READ, unread_keys
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.templates import IMAGE_MARK, Template, build_template
 
 LONGEST_NAME = 4095  # of a path, as Linux takes it
 _told: set[tuple[str, str]] = set()  # (source, key) that this process, or the one that it is a fork of, has told of
+
+
+@dataclass(frozen=True)
+class RecordImage(StoredPicture):
+    """An image that a record holds itself, read again with the record where a list of images must not hold their bytes.
+    number: among the images of the record. digest: SHA-256 of its bytes."""
+
+    dataset: "ConversationDataset"
+    record: int
+    number: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.number} of {self.dataset.place(self.record)}"
+
+    def read(self) -> bytes:
+        return _names(self.dataset.checked(self.record)[0])[self.number].read()
+
+    def sha256(self) -> str:
+        return self.digest
 
 
 class ConversationDataset:
@@ -41,6 +65,7 @@ class ConversationDataset:
     """
 
     source: str
+    in_order: bool = False  # whether records are cheap in rising order alone, as those of a stream
 
     def __init__(
         self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise", ignore=()
@@ -48,7 +73,7 @@ class ConversationDataset:
         if max_length is not None and num_image_tokens is None:
             raise ValueError("max_length needs num_image_tokens: the positions that a picture takes")
         self.tokenizer = tokenizer
-        self.template = None if template is None else build_template(template)
+        self.template = None if template is None else build_template(template, tokenizer)
         self.max_length = max_length
         self.num_image_tokens = num_image_tokens
         self.on_error = check_policy(on_error)
@@ -63,7 +88,7 @@ class ConversationDataset:
         raise NotImplementedError(f"{type(self).__name__} must say how many records it has")
 
     def record(self, i: int) -> dict:
-        """Record ``i`` in LLaVA's format."""
+        """Record ``i``, in LLaVA's form or one that `asvr.data.messages` reads."""
         raise NotImplementedError(f"{type(self).__name__} must return a record")
 
     def picture(self, name: str) -> tuple[str, Source]:
@@ -96,7 +121,7 @@ class ConversationDataset:
         digest = hashlib.sha256()
         for i in range(len(self)):
             try:
-                digest.update(json.dumps(self.record(i), sort_keys=True).encode())
+                digest.update(json.dumps(self.record(i), sort_keys=True, default=_digest).encode())
             except Refused as error:
                 digest.update(str(error).encode())
         return digest.hexdigest()[:16]
@@ -110,11 +135,27 @@ class ConversationDataset:
     def pictures(self) -> Iterator[tuple[str, Source]]:
         """Every picture once, with its key, in the order of the records. None is opened."""
         seen = set()
-        for found in self._each(lambda i: [self.picture(name) for name in _names(self.checked(i)[0])]):
+        for found in self._each(self._stored):
             for key, source in found:
                 if key not in seen:
                     seen.add(key)
                     yield key, source
+
+    def _stored(self, i: int) -> list[tuple[str, Source]]:
+        """The images of a record, none of whose bytes are held."""
+        found = [self._located(name) for name in _names(self.checked(i)[0])]
+        return [
+            (key, RecordImage(self, i, number, source.digest) if isinstance(source, InlineImage) else source)
+            for number, (key, source) in enumerate(found)
+        ]
+
+    def _located(self, name: "str | InlineImage | Image.Image") -> tuple[str, Source]:
+        """The cache key of an image of a record, and where it is or itself."""
+        if isinstance(name, InlineImage):
+            return f"inline {name.digest}", name
+        if isinstance(name, Image.Image):
+            return f"in memory {hashlib.sha256(picture_bytes(name)).hexdigest()}", name
+        return self.picture(name)
 
     def some_images(self, limit: int) -> Sample:
         """At most ``limit`` images by their names in records that chance chooses, the same wherever they lie."""
@@ -123,22 +164,25 @@ class ConversationDataset:
     def _images_of(self, i: int) -> Sample:
         try:
             record = self.record(i)
-            names = _names(record) if isinstance(record, dict) else []
+            names = _names(in_llava_form(record, self.ignore)) if isinstance(record, dict) else []
         except Refused:  # the record's fault, and the same at another place
             return []
         found: Sample = []
         for name in names:
+            told = name if isinstance(name, str) else "in the record"
             try:
-                found.append((name, self.picture(name)[1]))
+                found.append((told, self._located(name)[1]))
             except Refused as error:
-                found.append((name, error))
+                found.append((told, error))
         return found
 
     def checked(self, i: int) -> tuple[dict, list[str]]:
-        """Record ``i``, and its keys that are not read. Raises `Refused` where content would be lost with them."""
+        """Record ``i`` in LLaVA's form, and its keys that are not read. Raises `Refused` where content would be lost
+        with them."""
         record = self.record(i)
         if not isinstance(record, dict):
             raise Refused(f"the record is not an object: {short(record)}", "malformed")
+        record = in_llava_form(record, self.ignore)
         unread = unread_keys(record, self.ignore)
         for key in unread:
             worker = get_worker_info()
@@ -173,7 +217,7 @@ class ConversationDataset:
         segments = segments_of(_messages(record), len(names), self.template, prompt=prompt)
         keys, sources = [], []
         for name in names:
-            key, source = self.picture(name)
+            key, source = self._located(name)
             if has_file(source):
                 check_file(source)
             keys.append(key)
@@ -213,13 +257,21 @@ class ConversationDataset:
             raise Refused(f"the question takes {used} positions, more than max_length={self.max_length}", "too long")
 
 
-def _names(record: dict) -> list[str]:
-    """The pictures of a record."""
+def _digest(value) -> str:
+    """What stands for an image that a record holds, in the record's fingerprint."""
+    data = picture_bytes(value) if isinstance(value, Image.Image) else value
+    return hashlib.sha256(data if isinstance(data, bytes) else str(data).encode()).hexdigest()
+
+
+def _names(record: dict) -> list[str | InlineImage | Image.Image]:
+    """The images of a record in LLaVA's form."""
     names = record.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]
-    if not all(isinstance(name, str) and name for name in names):
+    if not all(isinstance(name, str | InlineImage | Image.Image) and name != "" for name in names):
         raise Refused(f"'image' is neither a file name nor a list of them: {short(names)}", "malformed")
     for name in names:
+        if not isinstance(name, str):
+            continue
         if "\0" in name or len(name) > LONGEST_NAME or not is_whole(name):
             refuse_elsewhere(name)
             expected = f"expected UTF-8 without NUL, at most {LONGEST_NAME} characters"

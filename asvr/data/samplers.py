@@ -34,6 +34,19 @@ class ResumableSampler:
             epoch, offset = epoch + 1, 0
 
 
+class WindowSampler(ResumableSampler):
+    """The same for data that are read in order: each ``window`` indices are drawn in an order of their own, one window
+    behind the other."""
+
+    def __init__(self, *, length: int, window: int, seed: int = 0):
+        super().__init__(length=length, seed=seed)
+        self.window = window
+
+    def order(self, epoch: int) -> np.ndarray:
+        by_chance = super().order(epoch)
+        return by_chance[np.argsort(by_chance // self.window, kind="stable")]
+
+
 class BatchSampler:
     """``size`` indices of a sampler at a time; they run on over the end of an epoch.
 

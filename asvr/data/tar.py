@@ -3,6 +3,7 @@
 import re
 import tarfile
 from array import array
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import sha256
 from os.path import basename
@@ -12,6 +13,7 @@ import numpy as np
 from asvr.base.text import short
 from asvr.data.file_index import FileIndex
 from asvr.data.image_sources import StoredPicture
+from asvr.data.messages import in_llava_form
 from asvr.data.record_keys import DESCRIBES, unknown_key
 from asvr.data.refusals import Refused
 from asvr.data.shards import ShardedDataset
@@ -51,11 +53,11 @@ class TarDataset(ShardedDataset):
 
     A sample is the members in a row whose names agree up to the first dot (``0001.jpg``, ``0001.json``).
 
-    Of a sample, ``json`` is the record in LLaVA's form; where that has no ``conversations``, ``txt`` is the answer to
-    a question that is the pictures alone. Pictures are the members with the suffix of one (``jpg``, ``1.png``), in
-    the order that the record names them in, or else their own. A sample with another member (but ``cls`` and the like)
-    is refused, unless its field (``mp4``) stands in ``ignore``: what is in it would be lost. See `ShardedDataset` for
-    ``files`` and errors.
+    Of a sample, ``json`` is the record, in LLaVA's form or with messages; where that has no conversation, ``txt`` is
+    the caption: the answer to a question that is the images alone. Images are the members with the suffix of one
+    (``jpg``, ``1.png``), in the order that the record names them in, or else their own. A sample with another member
+    (but ``cls`` and the like) is refused, unless its field (``mp4``) stands in ``ignore``: what is in it would be
+    lost. See `ShardedDataset` for ``files`` and errors.
 
     Raises: ValueError for a shard that is compressed, cut off or no tar file.
     """
@@ -85,7 +87,7 @@ class TarDataset(ShardedDataset):
                 fields[field] = _read(self.paths[shard], *self._span(shard, member))
             else:
                 raise _unread(field, name, twice=field in fields)
-        record = _record(fields, pictures)
+        record = _record(fields, pictures, self.ignore)
         return record | dict(image=list(pictures)) if pictures else record
 
     def picture(self, name: str) -> tuple[str, TarPicture]:
@@ -116,7 +118,7 @@ def _unread(field: str, name: str, twice: bool) -> Refused:
     return unknown_key(field, None, "member")
 
 
-def _record(fields: dict[str, bytes], pictures: dict[str, str]) -> dict:
+def _record(fields: dict[str, bytes], pictures: dict[str, str], ignore: Collection[str]) -> dict:
     """pictures: what stands for each -> the member's name; gets the order in which the record names them."""
     record = parse_record(fields.get("json", b"{}"))
     try:
@@ -125,8 +127,12 @@ def _record(fields: dict[str, bytes], pictures: dict[str, str]) -> dict:
         raise Refused(f"its txt is not UTF-8: {error}", "malformed") from error
     if not isinstance(record, dict):
         raise Refused(f"its json is not an object: {short(record)}", "malformed")
+    record = in_llava_form(record, ignore)
     named = record.pop("image", None)
     named = named if isinstance(named, list) else [] if named is None else [named]
+    if not pictures and any(not isinstance(name, str) for name in named):  # the json itself holds them
+        record["image"] = named
+        named = []
     if named and len(named) != len(pictures):
         raise Refused(f"its json names {len(named)} pictures, the shard has {len(pictures)}", "missing picture")
     _put_in_order(pictures, named)

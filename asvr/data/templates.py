@@ -6,12 +6,16 @@ learned; `asvr.data.conversation` encodes piece by piece, so the labels need no 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from asvr.data.refusals import Refused
 from asvr.registry import TEMPLATES
 
+if TYPE_CHECKING:  # it loads transformers
+    from asvr.data.text_tokenizer import TextTokenizer
+
 IMAGE_MARK = "<image>"  # in a question, the place of one picture
-KINDS = ("text", "bos", "eos", "image", "token")  # of a `Segment`
+KINDS = ("text", "bos", "eos", "image", "token", "ids")  # of a `Segment`
 
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -26,12 +30,13 @@ LLAVA_LLAMA_2_SYSTEM = (
 
 @dataclass(frozen=True)
 class Segment:
-    """kind: ``text``, ``bos``, ``eos``, ``image``, or ``token`` (``text`` names a special token).
-    supervised: whether the model learns to write it."""
+    """kind: ``text``, ``bos``, ``eos``, ``image``, ``token`` (``text`` names a special token) or ``ids`` (token ids as
+    they are). supervised: whether the model learns to write it."""
 
     kind: str
     text: str = ""
     supervised: bool = False
+    ids: tuple[int, ...] = ()
 
 
 BOS, IMAGE, EOS = Segment("bos"), Segment("image"), Segment("eos", supervised=True)
@@ -58,10 +63,13 @@ class Template:
     """What a template provides: ``segments(rounds)``. It stops in front of an answer that is None, where
     generation begins, so a prompt is a prefix of the training row.
 
-    stop: the special token that ends an answer where it is not EOS. stop_text: the text that does."""
+    stop: the special token that ends an answer where it is not EOS. stop_text: the text that does. moves_marks: whether
+    the mark of a question's only image moves to its front, as LLaVA's does. A dataclass with a field ``system`` gets a
+    record's system message in it."""
 
     stop: str | None = None
     stop_text: str | None = None
+    moves_marks: bool = True
 
     def segments(self, rounds: list[Round]) -> Iterator[Segment]:
         raise NotImplementedError(f"{type(self).__name__} must turn rounds into segments")
@@ -187,8 +195,13 @@ class ChatML(Template):
         yield Segment("text", "\n")
 
 
-def build_template(template: "str | dict | Template") -> Template:
-    """A template from its name, its config, or itself."""
+def build_template(template: "str | dict | Template", tokenizer: "TextTokenizer | None" = None) -> Template:
+    """A template from its name, its config, or itself. tokenizer: what a template that is a tokenizer's own needs."""
+    template = _built(template)
+    return template.bind(tokenizer) if tokenizer is not None and hasattr(template, "bind") else template
+
+
+def _built(template: "str | dict | Template") -> Template:
     if isinstance(template, str):
         template = dict(type=template)
     if not isinstance(template, dict):

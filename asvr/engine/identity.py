@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from asvr.base.log import logger
+from asvr.data.chat_template import chat_template_digest
 from asvr.engine import checkpoint
 from asvr.models.component import WEIGHT_FIELDS
 from asvr.recipe.components import OWN, find
@@ -50,12 +51,15 @@ _PLACES = ("ann_file", "files")
 # Fields that say where its images are: the digest of images in a checkpoint stands for them. An older one has none.
 _IMAGE_PLACES = ("image_folder", "root")
 _TEXT_TOKENIZER, _FINGERPRINT = "text_tokenizer", "text_tokenizer.fingerprint"
+_CHAT_TEMPLATE, _CHAT_FILE = "data.chat_template", "data.template.chat_template"  # its digest, and where it may be read
 _WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
 
 
 def identity(stage: Stage, text_tokenizer) -> dict:
     """Dotted key -> value of every setting that the result depends on, and what it was resolved to."""
     flat: dict = {"init": stage.init, _FINGERPRINT: text_tokenizer.fingerprint()}
+    if (digest := chat_template_digest(stage.data.template, text_tokenizer)) is not None:
+        flat[_CHAT_TEMPLATE] = digest
 
     def visit(prefix: str, value) -> None:
         if isinstance(value, dict):
@@ -127,7 +131,7 @@ def _essence(flat: dict, places: tuple[str, ...]) -> dict:
     found = {}
     for key, value in flat.items():
         parent, _, last = key.rpartition(".")
-        if _is_under(key, _FREE) or (_is_under(key, (_TEXT_TOKENIZER,)) and key != _FINGERPRINT):
+        if key == _CHAT_FILE or _is_under(key, _FREE) or (_is_under(key, (_TEXT_TOKENIZER,)) and key != _FINGERPRINT):
             continue
         if _is_under(key, ("data.train",)):
             if last in places:

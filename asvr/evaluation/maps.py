@@ -83,7 +83,7 @@ def target_maps(pretrained: Any, image: Image.Image) -> list[TargetMap | ValueMa
 def alone(pretrained: Any, image: Image.Image) -> Batch:
     model, tokenizer = pretrained.model, pretrained.text_tokenizer
     messages = [{"from": "human", "value": IMAGE_MARK}]
-    segments = segments_of(messages, 1, build_template(pretrained.template), prompt=True)
+    segments = segments_of(messages, 1, build_template(pretrained.template, tokenizer), prompt=True)
     input_ids, labels = encode_segments(segments, tokenizer)
     collate = Collate(
         layout=model.layout,

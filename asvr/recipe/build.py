@@ -114,7 +114,9 @@ def _require_usable(dataset, stage: Stage, layout: ImageLayout, *, trained: bool
     shifts = [entry.get("shift", 0) for entry in entries if has_weight(entry.get("weight", 1.0))]
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
     places = range(len(dataset))
-    if len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad
+    if len(dataset) > LOOKED_AT and getattr(dataset, "in_order", False):
+        places = places[:LOOKED_AT]
+    elif len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad
         places = [0, *random.Random(0).sample(places, LOOKED_AT - 1)]
     reasons, first = Counter(), None
     for i in places:
@@ -239,9 +241,10 @@ def _require_room(data: Config, dataset, collate: Collate) -> None:
     own = -(-data.global_batch // get_world_size())
     count = min(MEASURED, own, data.micro_batch, len(dataset))
     items = []
+    in_order = getattr(dataset, "in_order", False)
     for i in range(count):
         try:
-            items.append(dataset[i * len(dataset) // count])
+            items.append(dataset[i if in_order else i * len(dataset) // count])
         except Refused:  # told when it comes
             continue
     batch = copy.copy(collate)

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
-from asvr.base.text import nearest
+from asvr.base.text import nearest, short
 from asvr.data.transforms import ASPECTS
 from asvr.recipe.components import check_component, find
 from asvr.recipe.config import MODEL_FILE, import_custom
@@ -82,8 +82,17 @@ def check_description(file: Path, description: dict) -> None:
     if not problems:
         problems = check_component("model", _without_archs(description["model"]), MODELS)
         problems += check_prompt(description["template"], description["image_aspect"])
+        problems += _chat_template_in_a_file(description["template"])
     if problems:
         raise ValueError(f"{file}: {'; '.join(problems)}")
+
+
+def _chat_template_in_a_file(template: Any) -> list[str]:
+    """A model's folder holds its chat template itself: another file's text is none of its business."""
+    given = template.get("chat_template") if isinstance(template, dict) else None
+    if given is None or "{" in str(given):
+        return []
+    return [f"template.chat_template={short(given)}: expected the Jinja template itself, not the name of its file"]
 
 
 def _forbidden(value: Any, where: str, known: set[str], settings: bool = False) -> Iterator[tuple[str, Any, str]]:

@@ -147,7 +147,10 @@ def test_an_answer_in_front_of_the_first_question_is_dropped():
     [
         ([], 0, "no conversation", "neither a conversation nor a picture"),
         ([{"from": "gpt", "value": "a"}], 0, "no conversation", "no question"),
-        ([{"from": "system", "value": "a"}], 0, "roles", "message 0 is from 'system'"),
+        ([{"from": "system", "value": "a"}], 0, "no conversation", "no question"),
+        ([*chat("a", "b"), {"from": "system", "value": "c"}], 0, "roles", "message 2 is from 'system': .* in front of"),
+        ([{"from": "system", "value": "a <image>"}, *chat("b", "c")], 1, "image marks", "system message has an image"),
+        ([{"from": "tool", "value": "a"}], 0, "roles", "message 0 is from 'tool': expected 'user'"),
         ([{"from": "human", "value": "a"}] * 2, 0, "roles", "two 'human' messages in a row"),
         ([{"from": "human"}], 0, "malformed", "message 0"),
         (["a"], 0, "malformed", "message 0"),

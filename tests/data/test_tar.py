@@ -1,5 +1,6 @@
 """Webdataset's shards: the same items as from a JSON file and a folder, read in any order."""
 
+import base64
 import gzip
 import io
 import json
@@ -186,3 +187,50 @@ def test_a_shard_that_is_cut_off_or_empty_is_refused(tmp_path):
     shard(path, [("README", b"no sample"), ("__meta.json", b"1"), (".hidden.json", b"1")])
     with pytest.raises(ValueError, match="hold no record"):
         build(path)
+
+
+TEXT = st.text("abc é?", min_size=1).filter(str.strip)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    samples=st.lists(st.tuples(st.integers(0, 2), TEXT, TEXT, st.booleans()), min_size=1, max_size=6),
+    per_shard=st.integers(1, 3),
+)
+def test_shards_give_the_samples_of_a_json_file(tmp_path_factory, samples, per_shard):
+    """Whatever form a record has, and however many samples a shard has."""
+    folder = tmp_path_factory.mktemp("shards")
+    records, members = [], []
+    for i, (count, question, answer, chat_form) in enumerate(samples):
+        names = [f"{i}.{n}.png" for n in range(count)]
+        for n, name in enumerate(names):
+            (folder / name).write_bytes(png((i, n, 0)))
+        parts = [dict(type="image")] * count + [dict(type="text", text=question)]
+        if chat_form:
+            said = dict(messages=[dict(role="user", content=parts), dict(role="assistant", content=answer)])
+        else:
+            said = json.loads(chat("<image>\n" * count + question, answer))
+        records.append(said | (dict(images=names) if chat_form else dict(image=names)))
+        members.append(
+            [(f"{i}.json", json.dumps(said).encode()), *((name, (folder / name).read_bytes()) for name in names)]
+        )
+    (folder / "rows.json").write_text(json.dumps(records))
+    groups = [members[i : i + per_shard] for i in range(0, len(members), per_shard)]
+    for number, group in enumerate(groups):
+        shard(folder / f"{number:03}.tar", [member for sample in group for member in sample])
+    files = f"{folder}/{{000..{len(groups) - 1:03}}}.tar"
+    plain = DATASETS.build(dict(type="LlavaDataset", ann_file=str(folder / "rows.json")), default_args=ITEM)
+    for one, other in zip(build(files), plain, strict=True):
+        assert (one["input_ids"], one["labels"]) == (other["input_ids"], other["labels"])
+        assert [open_image(s).tobytes() for s in one["images"]] == [open_image(s).tobytes() for s in other["images"]]
+
+
+def test_a_record_in_a_shard_may_name_or_hold_its_images(tmp_path):
+    url = f"data:image/png;base64,{base64.b64encode(png('blue')).decode()}"
+    held = [dict(type="image_url", image_url=dict(url=url)), dict(type="text", text="what?")]
+    named = [dict(type="image", image=f"d/k.{n}.png") for n in ("b", "a")] + [dict(type="text", text="what?")]
+    talks = [[dict(role="user", content=content), dict(role="assistant", content="x")] for content in (held, named)]
+    members = [(f"{key}.json", json.dumps(dict(messages=talk)).encode()) for key, talk in zip("jk", talks, strict=True)]
+    path = shard(tmp_path / "x.tar", [*members, ("k.a.png", png("red")), ("k.b.png", png("lime"))])
+    colors = [[open_image(source).getpixel((0, 0)) for source in item["images"]] for item in build(path)]
+    assert colors == [[(0, 0, 255)], [(0, 255, 0), (255, 0, 0)]]

@@ -99,10 +99,6 @@ SHAPE = "message is {'from': 'human' or 'gpt', 'value': text}"
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        (
-            [dict(role="user", content="q"), dict(role="assistant", content="a")],
-            f"'role' in message 0; did you mean 'from'? A {SHAPE}",
-        ),
         ([{"from": "human", "vlaue": "q"}, SAID[1]], f"'vlaue' in message 0; did you mean 'value'? A {SHAPE}"),
         ([SAID[0], {"form": "gpt", "value": "a"}], f"'form' in message 1; did you mean 'from'? A {SHAPE}"),
         ([SAID[0], {"From": "gpt", "value": "a"}], f"'From' in message 1; did you mean 'from'? A {SHAPE}"),
@@ -121,8 +117,8 @@ def test_a_key_of_a_message_is_told_with_what_is_expected(folder, messages, word
 def test_a_key_of_a_prompts_message_is_told_with_what_is_expected():
     from asvr.pretrained import _check_prompt
 
-    with pytest.raises(ValueError, match="prompt 0: unknown key 'role' in message 0; did you mean 'from'"):
-        _check_prompt(0, dict(images=[], messages=[dict(role="user", content="q")]))
+    with pytest.raises(ValueError, match="prompt 0: unknown key 'text' in message 0; did you mean 'value'"):
+        _check_prompt(0, dict(images=[], messages=[dict(role="user", text="q")]))
     with pytest.raises(ValueError, match="unknown key 'name' in message 0; expected 'from' and 'value' alone"):
         _check_prompt(0, dict(images=[], messages=[dict(SAID[0], name="A")]))
 
@@ -259,8 +255,8 @@ def test_a_table_without_one_answer_says_how_to_name_it(tmp_path, columns):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (dict(images=[[png()]]), "unknown column 'images'; did you mean 'image'?"),
-        (dict(messages=[[dict(role="user", content="q")]]), "unknown column 'messages'; did you mean 'conversations'?"),
+        (dict(pictures=[[png()]]), "unknown column 'pictures'; did you mean 'image'?"),
+        (dict(dialog=[[dict(role="user", content="q")]]), "unknown column 'dialog'; did you mean 'conversations'?"),
         (dict(caption=["a wall"]), "unknown column 'caption'; did you mean 'conversations'?"),
         (dict(system=["Answer in French."]), r"unknown column 'system'; give the dataset ignore=\['system'\]"),
         (dict(video=[b"mp4"]), r"unknown column 'video'; give the dataset ignore=\['video'\]"),
@@ -271,7 +267,7 @@ def test_a_column_that_would_be_lost_is_refused_and_can_be_ignored(tmp_path, mor
     pytest.importorskip("pyarrow")
     (key,) = more
     text = dict(question=["what?"], answer=["red"])
-    columns = (dict(image=["a.png"]) if key in ("messages", "caption") else text) | more
+    columns = (dict(image=["a.png"]) if key in ("dialog", "caption") else text) | more
     if key in ("video", "weight", "system"):
         columns |= dict(image=["a.png"])
     with pytest.raises(ValueError, match=f"x.parquet: {words}.*, or name it in `columns`") as refused:

@@ -1,0 +1,196 @@
+"""Data sets of Hugging Face `datasets`: by name, or out of a folder."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from asvr.base.log import logger
+from asvr.data.file_index import file_index
+from asvr.data.image_digest import Sample, sample_images
+from asvr.data.image_sources import InlineImage, Source
+from asvr.data.records import ConversationDataset
+from asvr.data.samplers import ResumableSampler, WindowSampler
+from asvr.data.stream import Stream, count_rows
+from asvr.data.tables import TablePicture, TableRecords, require_datasets
+from asvr.registry import DATASETS
+
+SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk writes
+COMPARED = 64  # first records of a stream, of which its fingerprint is made
+
+
+@DATASETS.register_module()
+class HFDataset(TableRecords, ConversationDataset):
+    """A data set of `datasets`: its name on the Hugging Face Hub, a folder that ``save_to_disk`` wrote, or a folder of
+    files that ``load_dataset`` reads (Parquet, Arrow, JSON, images with metadata, webdataset shards).
+
+    A name is taken from the cache of `datasets`; only with ``ASVR_DOWNLOAD=1`` is it fetched. name: one of several
+    configurations of a data set. split, revision: as in ``load_dataset``. columns, image_folder: as in
+    `ParquetDataset`; paths lead to ``path`` by default.
+
+    streaming: rows are read in order while training goes on, and nothing is copied. The order of training is then by
+    windows: each ``window`` rows are held in memory and drawn in an order that the seed decides. Any sample follows
+    from seed and position as without streaming, so that a run goes on exactly; to get there, the rows in front are
+    read again without being decoded. Each process that reads data reads the whole stream: one worker is mostly best.
+    num_records: how many rows of the stream are used. By default the data set's own count, or, of a folder, what one
+    pass through it counts.
+
+    Raises: ValueError where `datasets` is not installed, the data set or split is not here or cannot be read, a column
+    is not there, or the length of a stream is not known.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        columns: dict | None = None,
+        image_folder: str = "",
+        streaming: bool = False,
+        window: int = 1000,
+        num_records: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        for key, value in dict(window=window, num_records=num_records).items():
+            if value is not None and value < 1:
+                raise ValueError(f"HFDataset: {key}={value}: expected at least 1")
+        if num_records is not None and not streaming:
+            raise ValueError("HFDataset: num_records is of a stream: give split='train[:100]' for the first rows")
+        self.source = ":".join(part for part in (path, name, split) if part)
+        folder = Path(path).expanduser()
+        self.image_folder = os.path.abspath(image_folder or (folder if folder.is_dir() else "."))
+        found = _load(path, folder, name, split, revision, streaming)
+        self.in_order, self.window = streaming, window
+        schema = found.data.schema if not streaming else _schema(found, self.source)
+        self.choose_columns(schema, columns, self.source)
+        used = found.select_columns(sorted(set(self.columns.values()))).with_format("arrow")
+        if streaming:
+            num_records = num_records or _length(found, used, folder, split, self.source)
+            self.rows = Stream(used, length=num_records, window=window, source=self.source)
+        else:
+            self.rows = used
+        if not len(self):
+            raise ValueError(f"HFDataset: {self.source} holds no record")
+        self._fingerprint = _stream_fingerprint(self) if streaming else _table_fingerprint(found, split)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fingerprint(self) -> str:
+        """See `ConversationDataset.fingerprint`. Of a stream only its first rows and its length are compared."""
+        return self._fingerprint
+
+    def sampler(self, seed: int) -> ResumableSampler:
+        """The order in which training draws."""
+        if self.in_order:
+            return WindowSampler(length=len(self), window=self.window, seed=seed)
+        return ResumableSampler(length=len(self), seed=seed)
+
+    def picture(self, name: str) -> tuple[str, Source]:
+        key, source = super().picture(name)
+        if self.in_order and isinstance(source, TablePicture):  # it is opened when the window may be another one
+            source = InlineImage(source.read())
+        return key, source
+
+    def pictures(self) -> Iterator[tuple[str, Source]]:
+        if self.in_order:
+            raise ValueError(
+                f"{self.source}: a stream cannot list its images, which a cache and a tokenizer's `fit` need: set "
+                "streaming=False, or data.cache=False"
+            )
+        return super().pictures()
+
+    def some_images(self, limit: int) -> Sample:
+        length = min(len(self), self.window) if self.in_order else len(self)
+        return sample_images(length, limit, self._images_of)
+
+    def key_of(self, i: int, number: int) -> str:
+        return f"{self.source}:{self._fingerprint}:{i}:{number}"
+
+    def content_of(self, i: int, number: int) -> str:
+        return hashlib.sha256(f"{self._fingerprint} {self.columns['image']} {i} {number}".encode()).hexdigest()
+
+
+def _load(path: str, folder: Path, name: str | None, split: str, revision: str | None, streaming: bool):
+    datasets = require_datasets("HFDataset")
+    told = f"HFDataset: path={path!r}"
+    if folder.is_file():
+        raise ValueError(f"{told} is a file: give its folder, or read it with ParquetDataset, TarDataset, LlavaDataset")
+    if any((folder / file).is_file() for file in SAVED):
+        return _load_saved(datasets, folder, split, streaming, told)
+    if not folder.is_dir() and str(path).count("/") > 1:
+        raise ValueError(f"{told} is not a folder")
+    try:
+        with _offline(datasets, folder.is_dir() or os.environ.get("ASVR_DOWNLOAD") == "1"):
+            place = str(folder) if folder.is_dir() else path
+            return datasets.load_dataset(place, name, split=split, revision=revision, streaming=streaming)
+    except Exception as error:  # `datasets` and its readers raise anything for a file that they do not expect
+        why = " ".join(str(error.__cause__ or error).split())
+        hint = ""
+        if not folder.is_dir() and os.environ.get("ASVR_DOWNLOAD") != "1":
+            hint = ". It is no folder here; set ASVR_DOWNLOAD=1 to fetch it from the Hugging Face Hub"
+        raise ValueError(f"{told}, split={split!r} cannot be read: {why}{hint}") from error
+
+
+def _load_saved(datasets, folder: Path, split: str, streaming: bool, told: str):
+    found = datasets.load_from_disk(str(folder))
+    if isinstance(found, dict):
+        if split not in found:
+            raise ValueError(f"{told} has no split {split!r}: it has {', '.join(map(repr, found))}")
+        found = found[split]
+    elif str(found.split or split) != split:
+        raise ValueError(f"{told} has the split {str(found.split)!r} alone: set split={str(found.split)!r}")
+    return found.to_iterable_dataset() if streaming else found
+
+
+@contextmanager
+def _offline(datasets, may_fetch: bool) -> Iterator[None]:
+    """`datasets` reads this setting from the environment when it is imported, which may have been before."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not may_fetch
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _schema(stream, source: str):
+    """Arrow's schema of a stream, by its first row."""
+    first = next(iter(stream.with_format("arrow").iter(batch_size=1)), None)
+    if first is None:
+        raise ValueError(f"HFDataset: {source} holds no record")
+    return first.schema
+
+
+def _length(stream, used, folder: Path, split: str, source: str) -> int:
+    splits = stream.info.splits or {}
+    if split in splits and splits[split].num_examples:
+        return splits[split].num_examples
+    if not folder.is_dir():
+        raise ValueError(f"HFDataset: how many rows {source} has is not known: give num_records")
+    logger.info("%s: counting the rows of the stream, once (num_records=... saves that)", source)
+    return count_rows(used)
+
+
+def _table_fingerprint(found, split: str) -> str:
+    """By the Arrow files that `datasets` keeps. Rows of a table in memory are hashed themselves."""
+    digest = hashlib.sha256(json.dumps([len(found), found.column_names, split]).encode())
+    files = [entry["filename"] for entry in found.cache_files]
+    for file in files:
+        digest.update(file_index(file, "an Arrow file, 1", lambda path: {}).sha256.encode())
+    if not files:
+        digest.update(found._fingerprint.encode())
+    return digest.hexdigest()[:16]
+
+
+def _stream_fingerprint(dataset: HFDataset) -> str:
+    digest = hashlib.sha256(f"{dataset.source} {len(dataset)}".encode())
+    for i in range(min(len(dataset), COMPARED, dataset.window)):
+        row = dataset.rows[i].to_pylist()[0]
+        digest.update(json.dumps(row, sort_keys=True, default=repr).encode())
+    return digest.hexdigest()[:16]
