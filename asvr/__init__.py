@@ -11,3 +11,17 @@ def load(folder, **kwargs):
     from asvr.pretrained import load as load_pretrained  # here: importing the package must stay light
 
     return load_pretrained(folder, **kwargs)
+
+
+def list_components(kind=None, pattern=None, *, inherited=False):
+    """Every registered component as a record; see `asvr.recipe.catalog.list_components`."""
+    from asvr.recipe.catalog import list_components as listed
+
+    return listed(kind, pattern, inherited=inherited)
+
+
+def list_recipes(pattern=None):
+    """The configs that come with the library; see `asvr.base.recipes.list_recipes`."""
+    from asvr.base.recipes import list_recipes as listed
+
+    return listed(pattern)

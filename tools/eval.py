@@ -1,7 +1,7 @@
 """Ask a trained model: questions with known answers, or public benchmarks."""
 
 from asvr.commands.cli import run_tool
-from asvr.commands.eval import main
+from asvr.commands.evaluate import main
 
 if __name__ == "__main__":
     run_tool(main)

@@ -127,6 +127,29 @@ def read_downloaded_datasets(folder_of):
         datasets.load_dataset = original
 
 
+@contextmanager
+def bases_of_package(package: str, file_of):
+    """While it lasts, a config's ``_base_`` may name ``package::NAME``: MMEngine reads the file that ``file_of`` gives
+    for NAME.
+
+    MMEngine 0.10.7 has that spelling for OpenMMLab's own packages alone, and finds them by pkg_resources, which
+    setuptools 82 no longer has.
+    """
+    from mmengine.config import Config
+
+    original = Config._get_cfg_path
+
+    def get_cfg_path(cfg_path: str, filename: str):
+        scope, mark, name = cfg_path.partition("::")
+        return (str(file_of(name)), None) if mark and scope == package else original(cfg_path, filename)
+
+    Config._get_cfg_path = staticmethod(get_cfg_path)
+    try:
+        yield
+    finally:
+        Config._get_cfg_path = staticmethod(original)
+
+
 def end_workers(batches) -> None:
     """End the processes of a DataLoader's iterator; in one process it has none.
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import inspect
+import re
 import reprlib
 from collections.abc import Iterable
 
@@ -48,3 +49,9 @@ def source_of_class(kind: type) -> str:
     except (OSError, TypeError):  # of a notebook's cell that is gone
         source = ""
     return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of a docstring or a comment, on one line."""
+    paragraph = " ".join(text.strip().partition("\n\n")[0].split()).replace("``", "`")
+    return re.split(r"(?<=[.!?])(?<!e\.g\.)(?<!i\.e\.) (?=[A-Z`#(])", paragraph, maxsplit=1)[0]

@@ -1,26 +1,27 @@
-"""Talk with a model about pictures: python tools/chat.py FOLDER
+"""Chat with a model about images, in the terminal.
 
 FOLDER is a saved model, or the work dir of a finished run. A line is a question, or a command:
 
-/image PATH   show a picture; several before one question are shown together
-/map [FILE]   save where the visual head is right on the last picture, and how sure (default: token_map.png)
+/image PATH   show an image; several before one question are shown together
+/map [FILE]   save where the visual head is right on the last image, and how sure (default: token_map.png)
 /clear        forget everything so far
 /quit         end (or Ctrl-D)
+
+example:
+  asvr chat work_dirs/asvr_mini
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from asvr.commands.cli import add_talker
+from asvr.commands.cli import add_talker, new_parser
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
     add_talker(parser)
-    return parser.parse_args()
+    return parser
 
 
 def answer(conversation, line: str) -> None:
@@ -54,7 +55,7 @@ def answer(conversation, line: str) -> None:
 
 
 def main() -> None:
-    args = parse_args()
+    args = parser().parse_args()
     import asvr  # here: --help need not wait for torch
     from asvr.demo.chat import Conversation
 

@@ -1,49 +1,57 @@
-"""Look at all data of a config before a GPU-hour is spent: ``python tools/check_data.py CONFIG``.
+"""Check all data of a config before training: every record is read and every image opened.
 
-Every record is made into what training or evaluation takes, every picture is opened, in several processes. What is
-refused is told by reason, with examples; what is used but odd (cut rows, wrong extensions, rotated photos) too. The
-folder --out gets every such record (records.jsonl), the counts (report.json), and histograms of the lengths of rows
-and the sizes of pictures (sizes.png). No weights are needed, but the text tokenizer is.
+Several processes do the work. Refused records are reported by reason, with examples. So is what is used but odd (cut
+rows, wrong extensions, rotated photos). The folder --out gets every such record (records.jsonl), the counts
+(report.json), and histograms of row lengths and image sizes (sizes.png). It needs the text tokenizer and no weights.
 
 Exit code: 0 every record can be used, 3 some are refused, 1 or 2 the config, a whole file or the command is wrong.
 
-A LLaVA file without a config: ``--ann-file F --image-folder D --template T --tokenizer NAME``.
+examples:
+  asvr check-data my_config.py
+  asvr check-data --ann-file data.json --image-folder images --template vicuna_v1 --tokenizer lmsys/vicuna-7b-v1.5
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from asvr.commands.cli import add_cfg_options, parse_cfg_options, refuse_options, require_positive
+from asvr.commands.cli import (
+    add_cfg_options,
+    add_config,
+    new_parser,
+    parse_cfg_options,
+    refuse_options,
+    require_positive,
+)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", nargs="?")
-    parser.add_argument("--stage", help="default: all")
-    parser.add_argument("--workers", type=int, help="processes; default: one a core; 0: none but this one")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
+    add_config(parser, nargs="?")
+    parser.add_argument("--stage", help="only this stage (default: all)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core; 0: this one alone)")
     parser.add_argument("--limit", type=int, help="only the first records of each dataset")
-    parser.add_argument("--headers-only", action="store_true", help="do not decode the pictures: cut ones pass")
+    parser.add_argument(
+        "--headers-only", action="store_true", help="do not decode the images: files that are cut off pass"
+    )
     parser.add_argument("--out", type=Path, help="default: work_dirs/<config name>/check_data")
     parser.add_argument("--ann-file", help="LLaVA's JSON or JSON lines, in place of a config")
     parser.add_argument("--image-folder", default="")
     parser.add_argument("--template")
     parser.add_argument("--tokenizer", help="a Hugging Face model's name or folder")
     parser.add_argument("--max-length", type=int)
-    parser.add_argument("--image-tokens", type=int, help="positions that a picture takes (default 576)")
+    parser.add_argument("--image-tokens", type=int, help="positions that an image takes (default 576)")
     add_cfg_options(parser)
-    args = parser.parse_args()
-    if (args.config is None) == (args.ann_file is None):
-        parser.error("give a CONFIG or an --ann-file")
-    if args.ann_file and not (args.template and args.tokenizer):
-        parser.error("--ann-file needs --template and --tokenizer")
-    return args
+    return parser
 
 
 def main() -> None:
-    args = parse_args()
+    command = parser()
+    args = command.parse_args()
+    if (args.config is None) == (args.ann_file is None):
+        command.error("give a CONFIG or an --ann-file")
+    if args.ann_file and not (args.template and args.tokenizer):
+        command.error("--ann-file needs --template and --tokenizer")
     of_file = {key: getattr(args, key) for key in ("image_folder", "template", "tokenizer", "max_length")}
     of_file["image_folder"] = of_file["image_folder"] or None
     if args.config:

@@ -13,6 +13,21 @@ from asvr.base.launched import started_as
 PACKAGE = str(Path(__file__).parents[1])
 
 
+CONFIGS = {"bash": "_asvr_configs", "zsh": "_asvr_configs"}  # what completes a config, see asvr/commands/completion.py
+
+
+def new_parser(prog: str | None, doc: str, **kwargs) -> argparse.ArgumentParser:
+    """The parser of a command. prog: how it is called; None: as it was. doc: the docstring of its module."""
+    kwargs = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False) | kwargs
+    return argparse.ArgumentParser(prog=prog, description=doc, **kwargs)
+
+
+def add_config(parser: argparse.ArgumentParser, **kwargs) -> None:
+    """The argument that `asvr.base.recipes.config_file` finds."""
+    kwargs = dict(metavar="CONFIG", help="a config file, or the name of a recipe (asvr list recipes)") | kwargs
+    parser.add_argument("config", **kwargs).complete = CONFIGS
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides: optim.lr=1e-4 ..."

@@ -1,11 +1,19 @@
-"""Weights in and out: python tools/convert.py show|import|export ..."""
+"""Import weights of other software, export a model, or show what a checkpoint is.
+
+examples:
+  asvr convert show checkpoint.pt
+  asvr convert import ASVR-7B models/asvr --text-tokenizer lmsys/vicuna-7b-v1.5
+  asvr convert export work_dirs/asvr_vicuna7b models/my_llava
+"""
 
 import argparse
 from pathlib import Path
 
+from asvr.commands.cli import new_parser
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="tell what a checkpoint is, without loading it")
     show.add_argument("source", type=Path, help="a file, or a folder of files")
@@ -29,11 +37,11 @@ def parse_args() -> argparse.Namespace:
     save.add_argument("--trust-custom-imports", action="store_true", help="run the modules that a saved model names")
     save.add_argument("--image-aspect", help="replaces the one of training")
     save.add_argument("--template", help="replaces the one of training")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = parse_args()
+    args = parser().parse_args()
     from asvr.interchange import convert  # here: --help need not wait for torch
 
     options = {key: value for key, value in vars(args).items() if key != "command"}

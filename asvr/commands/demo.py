@@ -1,30 +1,31 @@
-"""A web page to look at a model: python tools/demo.py FOLDER
+"""Open a web page to look at a model.
 
-FOLDER is a saved model, or the work dir of a finished run. Show a picture and ask about it; beside the answer the page
+FOLDER is a saved model, or the work dir of a finished run. Show an image and ask about it. Beside the answer the page
 shows where the visual heads are right and how sure they are, what the answer looks at, and, for a target that decodes,
-the pixels of the predicted codes. Needs: pip install -e '.[demo]'
+the pixels of the predicted codes. Needs: pip install 'asvr[demo]'
+
+example:
+  asvr demo work_dirs/asvr_mini
 """
 
 import argparse
 import os
 
-from asvr.commands.cli import add_talker
+from asvr.commands.cli import add_talker, new_parser
 
 LOOPBACK = "127.0.0.1"
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
     add_talker(parser)
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--host", default=LOOPBACK, help="default: this machine alone; any other lets others in")
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = parse_args()
+    args = parser().parse_args()
     # Before gradio is imported, which imports huggingface_hub: nothing is told to anybody.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     import asvr  # here: --help need not wait for torch

@@ -1,32 +1,37 @@
-"""Write scenes as LLaVA's JSON and PNG files: python -m asvr scenes OUT [--split photos --scenes 300 …]"""
+"""Write generated scenes as LLaVA-format JSON and PNG files.
+
+example:
+  asvr scenes my_scenes --split photos --scenes 300 --kinds word count
+"""
 
 import argparse
 import json
 from pathlib import Path
 
-from asvr.data.images import open_image
-from asvr.data.scenes import Scenes
-from asvr.data.scenes.questions import MAKERS, PHOTO_KINDS
+from asvr.commands.cli import new_parser
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument("out", type=Path, help="OUT.json and the folder OUT with the pictures")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
+    parser.add_argument("out", type=Path, help="OUT.json is written, and the folder OUT with the images")
     parser.add_argument("--split", default="test", help="train, test or photos")
-    parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--scenes", type=int, default=300, help="how many (default 300)")
     parser.add_argument(
         "--kinds",
         nargs="*",
-        help=f"of question: {', '.join(MAKERS)} (of photos: {', '.join(PHOTO_KINDS)}); default: all",
+        help="kinds of question (default: all); a wrong one lists them",
     )
-    parser.add_argument("--concepts", type=int, help="how many of the objects")
-    parser.add_argument("--size", type=int, default=128, help="pixels of a side")
+    parser.add_argument("--concepts", type=int, help="how many kinds of object (default: all)")
+    parser.add_argument("--size", type=int, default=128, help="pixels of a side (default 128)")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = vars(parse_args())
+    args = vars(parser().parse_args())
+    from asvr.data.images import open_image  # here: --help need not wait for torch
+    from asvr.data.scenes import Scenes
+
     out: Path = args.pop("out")
     if out.exists() or out.with_suffix(".json").exists():
         raise ValueError(f"{out} or {out.with_suffix('.json')} is there already: name another, or remove it")
@@ -39,4 +44,4 @@ def main() -> None:
         for record in dataset.records
     ]
     out.with_suffix(".json").write_text(json.dumps(records, indent=1) + "\n", encoding="utf-8")
-    print(f"written: {len(records)} questions to {out.with_suffix('.json')}, {len(dataset.scenes)} pictures to {out}")
+    print(f"written: {len(records)} questions to {out.with_suffix('.json')}, {len(dataset.scenes)} images to {out}")

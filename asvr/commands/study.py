@@ -1,22 +1,30 @@
-"""Train every arm of a study with every seed and compare them: python tools/study.py configs/studies/targets_mini.py"""
+"""Run a study: train every arm with every seed and compare them.
+
+examples:
+  asvr study targets_mini
+  asvr study my_study.py --jobs 2
+  asvr study my_study.py --report
+"""
 
 import argparse
 import sys
 from pathlib import Path
 
 from asvr.base.allocator import keep_freed_memory
-from asvr.commands.cli import refuse_options, require_file, require_folder, require_positive
+from asvr.commands.cli import CONFIGS, new_parser, refuse_options, require_file, require_folder, require_positive
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument("study", type=Path, help="a file, such as configs/studies/targets_mini.py")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
+    parser.add_argument(
+        "study", help="a study's file, or the name of one (asvr list recipes studies)"
+    ).complete = CONFIGS
     parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the study>")
     parser.add_argument("--jobs", type=int, help="runs at the same time, each with its part of the cores (default: 1)")
     parser.add_argument("--report", action="store_true", help="train nothing: write the report of finished runs")
     parser.add_argument("--questions", type=Path, help="LLaVA-format JSON or JSONL: ask every finished run these too")
-    parser.add_argument("--image-folder", type=Path, help="where the pictures of --questions are (default: here)")
-    return parser.parse_args()
+    parser.add_argument("--image-folder", type=Path, help="where the images of --questions are (default: here)")
+    return parser
 
 
 def written(folder: Path) -> str:
@@ -25,7 +33,7 @@ def written(folder: Path) -> str:
 
 
 def main() -> None:
-    args = parse_args()
+    args = parser().parse_args()
     require_positive(dict(jobs=args.jobs))
     require_file(dict(questions=args.questions))
     require_folder(dict(image_folder=args.image_folder))
@@ -39,7 +47,7 @@ def main() -> None:
     from asvr.studies.run import ask_all, collect, load_study, run_study
 
     study = load_study(args.study)
-    out = args.out or Path("work_dirs") / args.study.stem
+    out = args.out or Path("work_dirs") / Path(args.study).stem
     set_up_logging(out / "study.log")
     failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1)
     if failed:

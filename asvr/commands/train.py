@@ -1,20 +1,29 @@
-"""Train a config: python tools/train.py configs/asvr_mini.py"""
+"""Train a config: run its stages in order.
+
+Started again, the same command skips finished stages and goes on from the newest checkpoint.
+
+examples:
+  asvr train asvr_mini
+  asvr train my_config.py --cfg-options optim.lr=1e-4 schedule.steps=500
+  asvr train asvr_vicuna7b --dry-run
+  torchrun --nproc-per-node 8 -m asvr train asvr_vicuna7b
+"""
 
 import argparse
 from pathlib import Path
 
 from asvr.base.allocator import keep_freed_memory
 from asvr.base.interruption import interruptible
-from asvr.commands.cli import add_cfg_options, parse_cfg_options
+from asvr.commands.cli import add_cfg_options, add_config, new_parser, parse_cfg_options
 
 EXIT_CODES = """exit codes: 0 finished; 75 ended by SIGTERM, SIGUSR1 or SIGINT, behind a checkpoint where a stage was
 training: the same command goes on (a second signal, a second later, ends it at once); 1 something to mend, told in the
 last line, such as more skipped steps than runtime.max_skipped, whose checkpoint is kept; 2 wrong arguments"""
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__, epilog=EXIT_CODES)
-    parser.add_argument("config", help="a config file, such as configs/asvr_mini.py")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__, epilog=EXIT_CODES)
+    add_config(parser)
     parser.add_argument("--work-dir", type=Path, help="where everything is written (default: work_dirs/<config name>)")
     parser.add_argument("--stage", help="run only this stage")
     parser.add_argument(
@@ -31,12 +40,12 @@ def parse_args() -> argparse.Namespace:
         help="build on the meta device, print sizes, FLOPs and the memory plan, and stop; needs no weights",
     )
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser
 
 
 @interruptible()  # from the first import on
 def main() -> None:
-    args = parse_args()
+    args = parser().parse_args()
     keep_freed_memory()
     from asvr.recipe.config import load_config  # here: --help need not wait for torch
 

@@ -27,8 +27,9 @@ def question_kind(question: str) -> str:
 
 @DATASETS.register_module()
 class EasyVQA(ConversationDataset):
-    """Questions about the pictures of easy-vqa, in its official split: 4,000 and 1,000 pictures with
-    38,575 and 9,673 questions.
+    """The package easy-vqa: questions about coloured shapes, in its official split.
+
+    4,000 training images with 38,575 questions, and 1,000 test images with 9,673.
 
     turns: questions of one conversation; those of a picture are put in an order that ``seed`` decides and
     dealt out in turn, so that its last conversation may be shorter. With ``turns=1`` and ``seed=None``

@@ -11,10 +11,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @DATASETS.register_module()
 class ImageFolder(ConversationDataset):
-    """Every picture below ``root`` (png, jpg, jpeg, webp, bmp), sorted by path; each is a record of its own,
-    without a conversation.
+    """All images below a folder, without text.
 
-    limit: only the first ones. For the other arguments see `asvr.data.records.ConversationDataset`.
+    Each file (png, jpg, jpeg, webp, bmp) is a record of its own, sorted by path, without a conversation.
+
+    root: the folder. limit: only the first ones. For the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError where the folder is missing or holds no picture.
     """

@@ -21,7 +21,9 @@ WHITESPACE = np.isin(np.arange(256), list(b" \t\r\n"))  # by byte
 
 @DATASETS.register_module()
 class LlavaDataset(ConversationDataset):
-    """Records of a LLaVA annotation file, read one at a time; where they are is kept, see `asvr.data.file_index`.
+    """The records of a LLaVA annotation file: JSON, or JSON lines.
+
+    Records are read one at a time. Where each one begins is kept, see `asvr.data.file_index`.
 
     ann_file: a JSON list, or JSON lines (its first character decides). image_folder: where its pictures
     are; by default the folder of the file. A name that leads out of it is refused. For the other

@@ -102,7 +102,7 @@ def sampler_of(dataset, seed: int):
 
 @DATASETS.register_module()
 class Mixture(ConversationDataset):
-    """Sources with weights, as one dataset.
+    """Several data sets as one, each with a weight.
 
     sources: dicts of ``dataset`` (a dataset's config), ``weight`` (any positive number; shares are relative; default:
     its number of records) and ``name`` (in logs; default: its own). After every ``WINDOW`` samples each source has been

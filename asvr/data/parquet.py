@@ -44,8 +44,10 @@ class ParquetPicture(StoredPicture):
 
 @DATASETS.register_module()
 class ParquetDataset(ShardedDataset):
-    """Rows of Parquet files. `datasets` copies the columns that are used to its cache of Arrow files once
-    (``$HF_DATASETS_CACHE``), and maps that into memory.
+    """Rows of Parquet files, read with Hugging Face `datasets`.
+
+    `datasets` copies the columns that are used to its cache of Arrow files once (``$HF_DATASETS_CACHE``), and maps that
+    into memory.
 
     columns: which column has what: ``image`` (a picture's bytes, the struct of bytes and path that `datasets` writes, a
     path, or a list of one of them), ``conversations`` (LLaVA's messages, or them as JSON) or, in their place,

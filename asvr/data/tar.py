@@ -47,8 +47,9 @@ class TarPicture(StoredPicture):
 
 @DATASETS.register_module()
 class TarDataset(ShardedDataset):
-    """Samples of webdataset's shards: members in a row whose names agree up to the first dot (``0001.jpg``,
-    ``0001.json``).
+    """The samples of webdataset shards (tar files).
+
+    A sample is the members in a row whose names agree up to the first dot (``0001.jpg``, ``0001.json``).
 
     Of a sample, ``json`` is the record in LLaVA's form; where that has no ``conversations``, ``txt`` is the answer to
     a question that is the pictures alone. Pictures are the members with the suffix of one (``jpg``, ``1.png``), in

@@ -70,8 +70,10 @@ class Template:
 @TEMPLATES.register_module(name="plain")
 @dataclass(frozen=True, kw_only=True)
 class Plain(Template):
-    """A picture and its caption, for the alignment stage (LLaVA's ``plain``): the question's words are
-    dropped, its image marks stay, and everything after them is learned, up to ``end``."""
+    """An image and its caption, for the alignment stage (LLaVA's ``plain``).
+
+    The words of the question are dropped and its image marks stay. Everything after them is learned, up to ``end``.
+    """
 
     end: str = "\n"
 
@@ -95,7 +97,7 @@ class Plain(Template):
 @TEMPLATES.register_module(name="vicuna_v1")
 @dataclass(frozen=True, kw_only=True)
 class VicunaV1(Template):
-    """``SYSTEM USER: question ASSISTANT: answer</s>USER: ...`` (LLaVA-1.5's ``v1``)."""
+    """Vicuna's and LLaVA-1.5's form (``v1``): ``SYSTEM USER: question ASSISTANT: answer</s>USER: ...``"""
 
     system: str = VICUNA_SYSTEM
     user: str = "USER"
@@ -152,7 +154,7 @@ class Mistral(_Inst):
 @TEMPLATES.register_module(name="chatml")
 @dataclass(frozen=True, kw_only=True)
 class ChatML(Template):
-    """``<|im_start|>role\\n...<|im_end|>\\n`` (Qwen); the answer and its ``<|im_end|>`` are learned."""
+    """Qwen's form: ``<|im_start|>role\\n...<|im_end|>\\n``. The answer and its ``<|im_end|>`` are learned."""
 
     system: str = "You are a helpful assistant."
     start: str = "<|im_start|>"

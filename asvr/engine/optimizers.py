@@ -20,8 +20,10 @@ _FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 @OPTIMIZERS.register_module()
 class Muon(torch.optim.Optimizer):
-    """torch's Muon for the matrices of transformer blocks (of LLM, encoder and heads), AdamW for all other parameters:
-    embeddings, LM head, classifiers, projector, norms and biases.
+    """torch's Muon for the matrices of transformer blocks, AdamW for all other parameters.
+
+    Blocks are those of LLM, encoder and heads. The others are embeddings, LM head, classifiers, projector, norms and
+    biases.
 
     params: groups, those with matrices of blocks marked ``in_block=True``, see `asvr.models.parameter_groups`.
     lr, weight_decay: of both. With the default ``adjust_lr_fn='match_rms_adamw'`` updates of both are of one size, so

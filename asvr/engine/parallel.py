@@ -129,7 +129,7 @@ def _bytes_of(value: Tensor):
 
 @MODEL_WRAPPERS.register_module()
 class DDP(DistributedDataParallel):
-    """Every process holds the whole model; gradients are added up while the last backward pass of a step runs.
+    """Data parallel: each process holds the whole model, and gradients are summed during the last backward pass.
 
     bucket_mb: gradients that travel together.
     """
@@ -164,7 +164,7 @@ def _add_up(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor
 
 @MODEL_WRAPPERS.register_module()
 class FSDP2(nn.Module):
-    """Weights, gradients and optimiser states in parts, one a process, by ``torch.distributed.fsdp.fully_shard``.
+    """Fully sharded: each process holds a part of weights, gradients and optimiser states (torch's ``fully_shard``).
 
     Each block of the LLM is gathered when it runs; all the rest (embeddings, LM head, projector, heads, encoder,
     tokenizers) once a micro-batch, so that a process whose samples need a part of it not need not tell the others.

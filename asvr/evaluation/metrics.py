@@ -62,8 +62,10 @@ class Metric:
 
 @METRICS.register_module()
 class ExactMatch(Metric):
-    """The share of answers that are the expected ones but for case, outer blanks and a closing full stop (``accuracy``,
-    in [0, 1]), with counts, and by kind."""
+    """The share of right answers (``accuracy``, in [0, 1]), with counts, and by kind of question.
+
+    An answer is right where it is the expected one but for case, outer blanks and a closing full stop.
+    """
 
     def __init__(self):
         self.by_kind: dict[str, list[bool]] = defaultdict(list)

@@ -67,7 +67,7 @@ def _input_of(module: torch.nn.Module) -> Iterator[list[Tensor]]:
 
 @LLMS.register_module()
 class HFCausalLM(Component):
-    """Any model that ``AutoModelForCausalLM`` builds.
+    """Any causal LLM of transformers: what ``AutoModelForCausalLM`` builds.
 
     name: a folder or model name (see ``asvr.base.hub``); None builds ``arch`` with random weights.
     arch: fields of its configuration with ``model_type``; a folder's own configuration wins over it.

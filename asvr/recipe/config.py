@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from asvr.base.files import replace_text
+from asvr.base.recipes import EXAMPLES, config_file, home
 from asvr.recipe.config_file import DELETE, assigns, misfit, read_config_file
 from asvr.registry import SCOPE
 
@@ -25,13 +26,12 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
     ``custom_imports``, looked up from the current directory too. The library's own components register when
     the first of a kind is asked for.
 
+    path: a file, or the name of a recipe, see `asvr.base.recipes.config_file`.
+
     Raises ``ValueError`` naming the file that is missing, or the option or module that does not fit.
     """
-    if Path(path).is_dir():
-        raise ValueError(f"{path} is a folder: give the config file (a run's is in its work dir, config.py)")
-    if not Path(path).is_file():
-        raise ValueError(f"there is no config file {path}")
-    if Path(path).suffix != ".py":
+    path = config_file(path)
+    if path.suffix != ".py":
         raise ValueError(f"{path} is no config, which is a Python file (.py)")
     cfg = read_config_file(path)
     if PUBLISHED in cfg and not assigns(path, PUBLISHED):
@@ -139,6 +139,8 @@ def import_custom(custom_imports: dict) -> None:
     here = os.getcwd()
     if here not in sys.path:  # `python tools/train.py` puts tools/ there, not the current directory
         sys.path.insert(0, here)
+    if f"{EXAMPLES}." in str(custom_imports) and str(home()) not in sys.path:  # the modules of recipes
+        sys.path.append(str(home()))
     try:
         import_modules_from_strings(**custom_imports)
     except (ImportError, TypeError) as error:

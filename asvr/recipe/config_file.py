@@ -7,6 +7,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from asvr.base.compat import bases_of_package
+from asvr.base.recipes import recipe_file
+from asvr.registry import SCOPE
+
 BASE = "_base_"
 DELETE = "_delete_"
 
@@ -15,9 +19,10 @@ def read_config_file(path: str | Path) -> Config:
     """MMEngine's config of a Python file. Raises ``ValueError`` that names the file and the line or the key, whatever
     goes wrong in it or in one of its bases."""
     try:
-        cfg = Config.fromfile(path, import_custom_modules=False)
-        list(cfg.items())  # what the file imports is imported now
-        return cfg
+        with bases_of_package(SCOPE, recipe_file):
+            cfg = Config.fromfile(path, import_custom_modules=False)
+            list(cfg.items())  # what the file imports is imported now
+            return cfg
     except Exception as error:  # a config is code: anything may come out of it
         raise ValueError(_told(Path(path).absolute(), error)) from error
 
@@ -28,7 +33,8 @@ def _told(path: Path, error: Exception) -> str:
         return problem
     for file in files[:-1]:  # a base before what stands on it
         try:
-            Config.fromfile(file, import_custom_modules=False)
+            with bases_of_package(SCOPE, recipe_file):
+                Config.fromfile(file, import_custom_modules=False)
         except Exception as own:
             path, error = file, own
             break
@@ -60,7 +66,11 @@ def _problem(path: Path, above: tuple[Path, ...]) -> tuple[str | None, list[Path
     except ValueError as error:
         return f"{path} is no Python file: {error}", []
     found = []
-    for base in _bases(tree):
+    try:
+        bases = _bases(tree)
+    except ValueError as error:
+        return f"{path}: its {BASE}: {error}", []
+    for base in bases:
         problem, files = _problem((path.parent / base).resolve(), (*above, path))
         if problem is not None:
             return problem, []
@@ -82,7 +92,8 @@ def _assigned(tree: ast.Module, name: str) -> ast.expr | None:
 
 
 def _bases(tree: ast.Module) -> list[str]:
-    """Files only: a base of another package (``package::file``) is MMEngine's to find."""
+    """Files only: ``asvr::NAME`` is the file of a recipe, and ``package::file`` of another package is MMEngine's to
+    find. Raises ``ValueError`` for a recipe that is none."""
     if (given := _assigned(tree, BASE)) is None:
         return []
     try:
@@ -90,7 +101,8 @@ def _bases(tree: ast.Module) -> list[str]:
     except ValueError:
         return []
     names = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
-    return [name for name in names if isinstance(name, str) and "::" not in name]
+    parts = [name.partition("::") for name in names if isinstance(name, str)]
+    return [str(recipe_file(name)) if mark else scope for scope, mark, name in parts if not mark or scope == SCOPE]
 
 
 def misfit(base, given: dict, place: str = "") -> str | None:

@@ -21,6 +21,22 @@ def method_fields(cls: type, name: str) -> tuple[set[str], set[str], bool]:
     return _fields(_versions(cls, name))
 
 
+def constructor_parameters(cls) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The named parameters of a constructor in order, those behind its ``**kwargs`` too, and whether it takes any name.
+
+    A class's own parameter stands for those of its base classes with the same name.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for function in _constructors(cls):
+        parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
+        for p in parameters:
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                found.setdefault(p.name, p)
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return found, False
+    return found, True
+
+
 def _fields(functions: list) -> tuple[set[str], set[str], bool]:
     """functions: a class's own, then those of its base classes, which a ``**kwargs`` may go to."""
     required, known = set(), set()

@@ -33,6 +33,7 @@ from mmengine.config import Config
 
 from asvr.base.files import sha256_of
 from asvr.base.log import logger, progress_bar
+from asvr.base.recipes import config_file
 from asvr.base.text import nearest
 from asvr.recipe.config import load_config
 from asvr.recipe.config_file import read_config_file
@@ -54,13 +55,12 @@ class Run:
     work_dir: Path
 
 
-def load_study(file: Path) -> Config:
-    """Read a study and check what does not need a run.
+def load_study(file: str | Path) -> Config:
+    """Read a study and check what does not need a run. file: a path, or the name of one that comes with the library.
 
     Raises ``ValueError`` with every problem of its fields, or with those of an arm's config.
     """
-    if not file.is_file():
-        raise ValueError(f"there is no study {file}")
+    file = config_file(file, "study")
     read = read_config_file(file)
     study = Config({key: value for key, value in read.to_dict().items() if not key.startswith("_")})
     problems = [f"{key}: unknown; {nearest(key, FIELDS)}" for key in study if key not in FIELDS]

@@ -101,8 +101,11 @@ class ImageLayout:
 
 @LAYOUTS.register_module()
 class WholeImage(ImageLayout):
-    """An image is one crop, and its tokens are the encoder's in raster order. They are as many for every image, unless
-    the encoder reads images in their own resolution: its transform has ``grid_of(size)`` then."""
+    """The default: an image is one crop, and its tokens are the encoder's in raster order.
+
+    Every image has the same number of tokens, unless the encoder reads images in their own resolution: then its
+    transform has ``grid_of(size)``.
+    """
 
     first_is_whole = True
 

@@ -21,7 +21,7 @@ DESCRIBE = "what is in the picture?"
 
 @DATASETS.register_module()
 class Scenes(ConversationDataset):
-    """Pictures of two to four objects and two letters, with one question a record; the same for the same arguments.
+    """Generated images of two to four objects and two letters, with questions; the same arguments give the same data.
 
     split: ``train`` draws with two of three sets of drawings, ``test`` with the third: known things in unseen
     pictures; ``photos`` shows photographs of other things, see `asvr.data.scenes.photos`, and asks no name. scenes:

@@ -18,8 +18,10 @@ from asvr.registry import HOOKS
 
 @HOOKS.register_module()
 class AverageHook(Hook):
-    """After each step ``average = decay * average + (1 - decay) * weight``, in float32; the first average is what the
-    stage starts from. A step that was skipped counts as one that changed nothing.
+    """Keeps exponential moving averages of the trained weights (``runtime.ema``).
+
+    After each step ``average = decay * average + (1 - decay) * weight``, in float32. The first average is what the
+    stage starts from. A skipped step counts as one that changed nothing.
 
     At the end of the stage ``<folder>/ema`` holds the averages as the weights of a checkpoint. meta: see
     `asvr.engine.hooks.CheckpointHook`. Each process averages the parts of weights that it holds. A checkpoint has whole

@@ -38,10 +38,13 @@ def _values(state: dict) -> dict:
 
 @HOOKS.register_module()
 class CheckpointHook(Hook):
-    """folder: where checkpoints go. interval: optimisation steps between them. keep: how many to keep.
-    meta: what each ``checkpoint.json`` says besides the step (stage, configuration, frozen weights).
-    asynchronous: see `asvr.engine.saver.Saver`. What goes wrong in a save ends the run at a step after it; the end of
-    a stage waits for the last one."""
+    """Writes checkpoints at an interval and at the end of a stage, and removes old ones.
+
+    folder: where checkpoints go. interval: optimisation steps between them. keep: how many to keep. meta: what each
+    ``checkpoint.json`` says besides the step (stage, configuration, frozen weights). asynchronous: see
+    `asvr.engine.saver.Saver`. An error in a save ends the run at a later step; the end of a stage waits for the last
+    save.
+    """
 
     priority = "VERY_LOW"  # after the schedule has moved, so that the saved state is the next step's
 

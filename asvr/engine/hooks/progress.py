@@ -24,8 +24,10 @@ NORM = "grad_norm"
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Logs means over ``interval`` steps, or over those of them that have the loss at all; skipped ones do not count.
-    Of several processes that share a step: sums over all of them, and the first one's times and memory.
+    """Logs losses, accuracies, throughput and memory every ``interval`` steps.
+
+    Means are over these steps, or over those of them that have the loss at all; skipped ones do not count. Of several
+    processes that share a step: sums over all of them, and the first one's times and memory.
 
     Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
     acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,

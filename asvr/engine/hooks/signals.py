@@ -14,8 +14,11 @@ from asvr.registry import HOOKS
 
 @HOOKS.register_module()
 class SignalHook(Hook):
-    """See `asvr.base.interruption`. All ranks stop behind the same step: they exchange one number a step, on the CPU,
-    so that no rank waits for its device."""
+    """Ends a run in order when a signal comes (SIGTERM, SIGUSR1, Ctrl-C), see `asvr.base.interruption`.
+
+    All ranks stop behind the same step: they exchange one number a step, on the CPU, so that no rank waits for its
+    device.
+    """
 
     priority = "LOW"  # in front of the checkpoint, which is written where a run stops
 

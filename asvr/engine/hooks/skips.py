@@ -10,8 +10,9 @@ from asvr.registry import HOOKS
 
 @HOOKS.register_module()
 class SkipHook(Hook):
-    """At each log interval: which steps of it were skipped (see `asvr.engine.optim.AutocastOptimWrapper`), with their
-    samples.
+    """Logs the steps that were skipped because a loss or a gradient was not finite, and ends a run with too many.
+
+    It logs the steps of each log interval with their samples, see `asvr.engine.optim.AutocastOptimWrapper`.
 
     interval: steps between two looks, since each waits for the device. limit: more skipped steps in a stage end the run
     with a ``ValueError``, behind a checkpoint; the stage then goes on with a higher limit alone.

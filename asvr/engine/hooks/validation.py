@@ -25,7 +25,7 @@ BEST = "best"
 
 @HOOKS.register_module()
 class ValidationHook(Hook):
-    """Every ``interval`` optimisation steps and at the end of a stage.
+    """Validates every ``interval`` optimisation steps and at the end of a stage, and keeps the best weights.
 
     validate: the model -> the result of `asvr.evaluation.accuracy.evaluate`. The model is the one that trains, in eval
     mode meanwhile; random states are put back, so that training is the same with and without. Of several processes all

@@ -57,7 +57,7 @@ def log_evaluation(config: dict, stage: dict, folder: Path, kind: str, result: d
 
 @HOOKS.register_module()
 class VisualizerHook(Hook):
-    """Writes each record that is logged, at its step: ``train/loss``, ``validation/accuracy`` and so on.
+    """Sends what is logged to the backends of ``visualizer``: ``train/loss``, ``validation/accuracy`` and so on.
 
     A stage that goes on logs the steps behind its checkpoint again: of the earlier ones, a local file drops the lines
     and TensorBoard shows none; other backends get them twice. stage: its settings, for backends that keep them.

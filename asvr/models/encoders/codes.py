@@ -14,7 +14,7 @@ from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 
 @ENCODERS.register_module()
 class CodeEncoder(CompositeEncoder):
-    """What a visual tokenizer, which is never trained, makes of an image.
+    """The codes of a frozen visual tokenizer as features: the LLM reads codes instead of continuous features.
 
     tokenizer: its config. A `SemanticTokenizer` needs an ``encoder`` of its own.
     width: None: the features are the code vectors, those of all depths side by side (``D * C``). A number: a learned

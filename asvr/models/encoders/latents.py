@@ -27,8 +27,10 @@ SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  # o
 
 @ENCODERS.register_module()
 class LatentEncoder(Encoder):
-    """The mean of a VAE's posterior, shifted and scaled as the VAE's configuration says, with the latents of
-    ``group`` x ``group`` neighbours side by side: (channel, row, column) of the group. In float32.
+    """The latents of a VAE (diffusers' ``AutoencoderKL``), for `DenoisingTarget`.
+
+    A latent is the mean of the VAE's posterior, shifted and scaled as the VAE's configuration says, in float32. The
+    latents of ``group`` x ``group`` neighbours stand side by side: (channel, row, column) of the group.
 
     name: a folder with ``config.json`` and ``diffusion_pytorch_model.safetensors`` of an ``AutoencoderKL``, such as
         `save_pretrained` writes, or a model name (see ``asvr.base.hub``); None builds ``arch`` with random weights.

@@ -19,8 +19,10 @@ from asvr.registry import ENCODERS
 
 @ENCODERS.register_module()
 class S2(CompositeEncoder):
-    """The image at each scale is cut into crops of the encoder's own size; what it gives of them is put together again,
-    averaged down to its own grid, and the scales stand side by side as channels. So the tokens are as many as without.
+    """One encoder on the image at several scales, whose features stand side by side as channels (S2).
+
+    The image at each scale is cut into crops of the encoder's own size. The features of the crops are put together
+    again and averaged down to the encoder's own grid, so the number of tokens does not change.
 
     encoder: the config of an encoder of a fixed image size. scales: whole numbers; an image at scale ``s`` has ``s``
     times the encoder's height and width, and ``s * s`` crops. The transform makes the largest scale; the others are

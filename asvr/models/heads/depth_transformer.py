@@ -59,7 +59,7 @@ class DepthLayer(nn.Module):
 
 @HEADS.register_module()
 class DepthTransformerHead(Head):
-    """A small causal transformer over depth.
+    """A small causal transformer over depth: it predicts the codes of a token one after another.
 
     Its inputs are the projected hidden state, then the running sums of the code vectors of the depths
     before: ``[z, in(e1), in(e1 + e2), ...]``. Depth is told apart by the feed-forward weights and
@@ -119,7 +119,9 @@ class DepthTransformerHead(Head):
 
 @HEADS.register_module()
 class ReleasedHead(DepthTransformerHead):
-    """The released code's head (``rqtransformer/modeling_rqtransformer.py``, class RQTransformer), quirks kept:
+    """The head of the paper's released code, with its quirks.
+
+    It is the class RQTransformer of ``rqtransformer/modeling_rqtransformer.py``. The quirks:
 
     - the second residual adds the feed-forward to the *normed* tensor, not to its input;
     - each layer has two feed-forward biases that are never used. They are kept as frozen parameters, so that

@@ -11,7 +11,7 @@ from asvr.registry import HEADS
 
 @HEADS.register_module()
 class LinearHead(Head):
-    """One classifier a depth on the hidden state; depths are predicted independently of one another."""
+    """One linear classifier for each depth on the hidden state. It predicts the depths independently."""
 
     def __init__(self, *, hidden_size: int, codebook_sizes: list[int], code_width: int, bias: bool = True):
         super().__init__()

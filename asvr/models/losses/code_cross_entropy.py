@@ -14,7 +14,7 @@ from asvr.registry import LOSSES
 
 @LOSSES.register_module()
 class CodeCrossEntropy(nn.Module):
-    """``sum_d w_d CE_d / sum_d w_d``, summed over positions.
+    """Cross-entropy of codes, the weighted mean over depths: ``sum_d w_d CE_d / sum_d w_d``, summed over positions.
 
     depth_weights: one weight a depth; None weighs all depths alike, which is the released code's
     ``(1/8) sum_d CE`` (``asvr/model/language_model/asvr_llama.py``).

@@ -29,7 +29,7 @@ class FeatureLoss(nn.Module):
 
 @LOSSES.register_module()
 class CosineLoss(FeatureLoss):
-    """``1 - cos``: the papers' ``-cos``, and 1, so that the least loss is 0."""
+    """One minus the cosine of predicted and wanted features, so that the least loss is 0 (the papers have ``-cos``)."""
 
     def forward(self, told_PE: Tensor, wanted_PE: Tensor) -> Tensor:
         return (1 - F.cosine_similarity(told_PE, wanted_PE, dim=-1)).sum()
@@ -37,7 +37,7 @@ class CosineLoss(FeatureLoss):
 
 @LOSSES.register_module()
 class L1Loss(FeatureLoss):
-    """The mean absolute difference over the features."""
+    """The mean absolute difference of predicted and wanted features."""
 
     def forward(self, told_PE: Tensor, wanted_PE: Tensor) -> Tensor:
         return (told_PE - wanted_PE).abs().mean(-1).sum()
@@ -45,7 +45,7 @@ class L1Loss(FeatureLoss):
 
 @LOSSES.register_module()
 class MSELoss(FeatureLoss):
-    """The mean squared difference over the features."""
+    """The mean squared difference of predicted and wanted features."""
 
     def forward(self, told_PE: Tensor, wanted_PE: Tensor) -> Tensor:
         return (told_PE - wanted_PE).square().mean(-1).sum()
@@ -53,7 +53,7 @@ class MSELoss(FeatureLoss):
 
 @LOSSES.register_module()
 class SmoothL1Loss(FeatureLoss):
-    """Squared below ``beta``, absolute above it; the mean over the features."""
+    """The Huber loss of features: squared below ``beta``, absolute above it, the mean over the features."""
 
     def __init__(self, *, beta: float = 1.0):
         super().__init__()
@@ -67,9 +67,11 @@ class SmoothL1Loss(FeatureLoss):
 
 @LOSSES.register_module()
 class SimilarityLoss(FeatureLoss):
-    """The mean squared difference between the cosine similarities of all pairs of tokens of an image, in what is told
-    and in what is wanted; times the image's tokens, so that the mean over all tokens is the mean over the images.
-    ``W`` and ``E`` may differ."""
+    """Compares how similar the tokens of an image are to each other, in predicted and in wanted features.
+
+    It is the mean squared difference between the cosine similarities of all pairs of tokens of an image, times the
+    image's tokens, so that the mean over all tokens is the mean over the images. ``W`` and ``E`` may differ.
+    """
 
     of_images = True
 

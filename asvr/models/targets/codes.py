@@ -72,7 +72,7 @@ class CodeTruth(_Codes):
 
 @TARGETS.register_module()
 class CodeTarget(_Codes, Target):
-    """The discrete codes of a visual tokenizer, predicted by a head, depth after depth.
+    """The discrete codes of a visual tokenizer, which a head predicts depth by depth. This is ASVR's target.
 
     tokenizer, head, loss: component configs; the loss is `CodeCrossEntropy` by default. tap: which hidden state, see
         `Target`. resample: ``nearest`` where the tokenizer's grid is not the encoder's; None: they must agree. fit:

@@ -20,7 +20,7 @@ from asvr.registry import ENCODERS, TARGETS
 
 @TARGETS.register_module()
 class DenoisingTarget(Target):
-    """Latents of a VAE on the encoder's grid, reconstructed by diffusion (ROSS, https://arxiv.org/abs/2410.09575).
+    """The latents of a VAE, reconstructed by a small denoiser (ROSS, https://arxiv.org/abs/2410.09575).
 
     In training each image's latents get noise at ``times`` random steps of a cosine schedule, and the head tells it
     from what is seen and from the hidden states of the image's tokens. The loss is the squared error, its mean over

@@ -16,9 +16,10 @@ from asvr.registry import TARGETS
 
 @TARGETS.register_module()
 class EmbeddingTarget(ContinuousTarget):
-    """What the projector makes of the features: of the model's own projector as it is (VDEP,
-    https://arxiv.org/abs/2502.09093), or of an exponential moving average of it (GAS, https://arxiv.org/abs/2608.12209).
-    No gradient goes into it, so that the embeddings are not drawn towards what the LLM tells.
+    """The visual embeddings that the projector gives to the LLM (VDEP, arXiv 2502.09093; GAS, arXiv 2608.12209).
+
+    VDEP takes the model's own projector as it is, GAS an exponential moving average of it. No gradient goes into that
+    projector, so that the embeddings do not move towards what the LLM predicts.
 
     decay: of the average, in a step; None: there is none. The rest is as in `ContinuousTarget` and `Target`.
     model_projector is injected.

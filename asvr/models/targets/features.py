@@ -133,8 +133,9 @@ class ContinuousTarget(Target):
 
 @TARGETS.register_module()
 class FeatureTarget(ContinuousTarget):
-    """The features of a vision encoder: of a frozen ``teacher`` (VIRAL, https://arxiv.org/abs/2509.07979), or of the
-    model's own (MetaMorph's visual prediction, https://arxiv.org/abs/2412.14164).
+    """The features of a frozen vision encoder, the teacher (VIRAL), or of the model's own encoder (MetaMorph).
+
+    VIRAL: https://arxiv.org/abs/2509.07979. MetaMorph's visual prediction: https://arxiv.org/abs/2412.14164.
 
     teacher: the config of an encoder, which sees the image through its own transform; None: the features that the model
         itself sees. resample: ``bilinear``, ``bicubic`` or ``area`` where the teacher's grid is not the encoder's.

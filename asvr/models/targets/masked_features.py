@@ -23,8 +23,10 @@ from asvr.registry import LOSSES, TARGETS
 
 @TARGETS.register_module()
 class MaskedFeatureTarget(Target):
-    """JARVIS (arXiv 2512.15885): the first layers of the LLM tell the features of blocks of an image from a context
-    that has none of them. The text reads the same pass: of a masked image it sees the context, and what is told.
+    """A teacher's features of masked blocks, which an early layer of the LLM predicts (JARVIS, arXiv 2512.15885).
+
+    The context that the layer sees has none of the blocks. The text reads the same pass: of a masked image it sees the
+    context and what was predicted.
 
     teacher, resample: see `FeatureTruth`. tap: the layer that is read, by default a fourth of all. mlp: fields of
         `FeatureMLP`, the head. loss: a `FeatureLoss`, by default the cosine. masks: fields of `Blocks`. share: of the

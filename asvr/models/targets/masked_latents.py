@@ -60,8 +60,10 @@ class CentredCrossEntropy(nn.Module):
 
 @TARGETS.register_module()
 class MaskedLatentTarget(Target):
-    """LaVer (arXiv 2512.06281): a part of an image's tokens is masked in a pass of its own, and what a teacher, the
-    moving average of the LLM and of the head, gives of the whole image is told there.
+    """A moving-average LLM's states of the whole image, predicted from masked tokens (LaVer, arXiv 2512.06281).
+
+    A part of an image's tokens is masked in a pass of its own. There the model predicts what the teacher, the moving
+    average of the LLM and of the head, gives for the whole image.
 
     mask_ratio: the part of the tokens that is masked, rounded down. mlp: fields of `FeatureMLP`, the head;
         outputs: ``W``, by default as wide as the LLM. decay: of the teacher's average, in a step. student_temperature,

@@ -15,9 +15,10 @@ from asvr.registry import TARGETS
 
 @TARGETS.register_module()
 class SharedVocabularyTarget(CodeTarget):
-    """As `CodeTarget` with codes of depth 1, which are further words: the softmax of a visual position runs over
-    [``T`` rows of the LM head; ``V`` rows of codes], with no head between (the unified vocabulary of Youtu-VL,
-    https://arxiv.org/abs/2601.19798).
+    """Codes as further words of the LLM: one softmax over words and codes (Youtu-VL, arXiv 2601.19798).
+
+    As `CodeTarget` with codes of depth 1. The softmax of a visual position runs over [``T`` rows of the LM head; ``V``
+    rows of codes], with no head between.
 
     joint_text: True: so does the softmax of the text's positions, whose loss the visual rows are a part of, as long as
         this target has a weight (one softmax over the union everywhere, as the paper's). False: text positions know

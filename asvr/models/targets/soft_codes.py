@@ -19,8 +19,10 @@ from asvr.registry import TARGETS
 
 @TARGETS.register_module()
 class SoftCodeTarget(CodeTarget):
-    """As `CodeTarget`, with soft labels (RQ-VAE, https://arxiv.org/abs/2203.01941): at each depth, given the codes
-    before, a code ``e`` has the probability softmax(-|r - e|^2 / temperature), where ``r`` is what these left over.
+    """`CodeTarget` with soft labels: near codes are partly right too (RQ-VAE, https://arxiv.org/abs/2203.01941).
+
+    At each depth, given the codes before, a code ``e`` has the probability softmax(-|r - e|^2 / temperature), where
+    ``r`` is what those codes left over.
 
     temperature: in squared units of the features that are quantised. The metric ``entropy`` (nats, by depth) tells how
     soft it makes the codes: 0 is hard. top: of each depth the most probable codes alone are kept, and their

@@ -34,9 +34,11 @@ OWN_FIELDS = dict(depth=1, unit_vectors=True, attention_levels=None)
 
 @VISUAL_TOKENIZERS.register_module()
 class PixelTokenizer(VisualTokenizer):
-    """A VQGAN on the parts of transformers' ``JanusVQVAE``: LlamaGen's (https://arxiv.org/abs/2406.06525, also
-    Janus's), or an imported one of taming-transformers (https://arxiv.org/abs/2012.09841) or RQ-VAE
-    (https://arxiv.org/abs/2203.01941), whose networks are the same.
+    """The codes of a VQGAN, which describe pixels: LlamaGen's and Janus' VQ-16, taming-transformers' or RQ-VAE's.
+
+    It is built from the parts of transformers' ``JanusVQVAE``. LlamaGen (https://arxiv.org/abs/2406.06525) and Janus
+    have that network; taming-transformers (https://arxiv.org/abs/2012.09841) and RQ-VAE
+    (https://arxiv.org/abs/2203.01941) have the same one, and their weights can be imported.
 
     The lookup is done here, not by transformers: LlamaGen compares unit vectors (the encoder's output and
     the code, both L2-normalised) and decodes from the unit code, while ``JanusVQVAE.encode`` compares the

@@ -36,8 +36,10 @@ FIT_COMMAND = "python tools/train_tokenizer.py CONFIG"
 
 @VISUAL_TOKENIZERS.register_module()
 class SemanticTokenizer(VisualTokenizer):
-    """Vector quantisation of the features of an encoder's layer. With residual codes it is DualToken's semantic branch
-    without its training of the encoder (https://arxiv.org/abs/2503.14324).
+    """Vector quantisation of the features of one layer of an encoder: residual or product codes.
+
+    With residual codes it is DualToken's semantic branch (https://arxiv.org/abs/2503.14324) without its training of the
+    encoder.
 
     encoder: a config, which builds a frozen encoder of the tokenizer's own, or an `Encoder` to share: it is
         then no submodule here, so that its parameters are counted and saved once.

@@ -14,7 +14,7 @@ MULTIPLE = 16  # of both sizes of a weight, for CUDA's kernels
 
 @MODEL_TRANSFORMS.register_module()
 class Float8:
-    """Products of linear layers in 8-bit floating point, forward and backward, by ``torchao.float8``. Weights,
+    """Matrix products of linear layers in 8-bit floating point, forward and backward (``torchao.float8``). Weights,
     gradients, the optimiser's state and checkpoints are what they are without it.
 
     layers: patterns of names, as `Lora` has them. recipe: how numbers become 8 bits wide. ``rowwise``: by a factor for

@@ -8,8 +8,10 @@ from asvr.registry import MODEL_TRANSFORMS
 
 @MODEL_TRANSFORMS.register_module()
 class Lora:
-    """Low-rank adapters on linear layers, by the ``peft`` package. All other weights of a component that gets some are
-    frozen; a stage trains its adapters where ``train`` names the component.
+    """Low-rank adapters (LoRA) on linear layers, by the ``peft`` package.
+
+    All other weights of a component that gets adapters are frozen. A stage trains the adapters where ``train`` names
+    the component.
 
     layers: patterns of names, see `asvr.models.trainable`: ``llm.*.self_attn`` adapts the linear layers of the LLM's
         attention. r: rank. alpha: an adapter's product is multiplied by ``alpha / r``. dropout: of its input, from 0 to

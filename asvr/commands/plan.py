@@ -1,37 +1,44 @@
-"""What a config needs, on paper: python tools/estimate.py configs/asvr_vicuna7b.py [--plan 8x8]"""
+"""Plan a training run: parameters, FLOPs, memory, and with --plan the communication and time on many GPUs.
+
+No weights and no data are needed.
+
+examples:
+  asvr plan asvr_vicuna7b
+  asvr plan asvr_vicuna7b --plan 1x8 --card H200
+"""
 
 import argparse
 from pathlib import Path
 
-from asvr.commands.cli import add_cfg_options, parse_cfg_options, refuse_options
+from asvr.commands.cli import add_cfg_options, add_config, new_parser, parse_cfg_options, refuse_options
 
 CLUSTER = ("card", "link_gbs", "network_gbs", "disk_gbs")
 ASSUMED = ("samples", "mfu", "picture_kb")
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
-    parser.add_argument("config")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
+    add_config(parser)
     parser.add_argument(
         "--plan",
         metavar="NODESxGPUS",
         help="memory, communication, checkpoints and the input side on so many nodes of so many GPUs; without it the "
-        "sizes, FLOPs and memory that `tools/train.py --dry-run` prints",
+        "sizes, FLOPs and memory that `asvr train --dry-run` prints",
     )
-    parser.add_argument("--samples", type=int, help="of a stage (default: 10,000,000)")
+    parser.add_argument("--samples", type=int, help="samples of a stage (default: 10,000,000)")
     parser.add_argument("--card", help="A100, H100 (default) or H200")
     parser.add_argument("--mfu", type=float, help="share of the cards' peak that a step reaches (default: 0.4)")
     parser.add_argument("--link-gbs", type=float, help="GB/s into a card from its node's others (default: 300)")
     parser.add_argument("--network-gbs", type=float, help="GB/s into a node from other nodes (default: 200)")
     parser.add_argument("--disk-gbs", type=float, help="GB/s from a node to the disk (default: 2)")
-    parser.add_argument("--picture-kb", type=float, help="of a picture's file (default: 150)")
+    parser.add_argument("--picture-kb", type=float, help="size of an image file (default: 150)")
     parser.add_argument("--out", type=Path, help="a file for the plan as JSON")
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser
 
 
 def main() -> None:
-    args = parse_args()
+    args = parser().parse_args()
     given = {name: getattr(args, name) for name in (*CLUSTER, *ASSUMED)}
     if args.plan is None:
         refuse_options(dict(given, out=args.out), "needs --plan")

@@ -1,12 +1,14 @@
-"""Ask a trained model: questions with known answers, or public benchmarks.
+"""Evaluate a trained model: questions with known answers, or public benchmarks.
 
-python tools/eval.py MODEL [--questions FILE --image-folder DIR]
-python tools/eval.py MODEL --tasks mme,pope
-python tools/eval.py MODEL --tasks paper
+MODEL is a config that was trained, the work dir of a run, or a folder of save_pretrained. Without further options the
+config's evaluation data are asked. With --questions FILE the questions of FILE are asked: LLaVA-format JSON or JSONL
+whose last turn is the expected answer. With --tasks the tasks of lmms-eval are run, or your own (--include-path);
+`paper` stands for the fourteen of the ASVR paper.
 
-MODEL is a config that was trained, the work dir of a run, or a folder of save_pretrained. FILE is LLaVA-format JSON or
-JSONL whose last turn is the expected answer; without it, the config's evaluation data. Tasks are lmms-eval's, or your
-own (--include-path); `paper` stands for the fourteen of the ASVR paper.
+examples:
+  asvr evaluate asvr_mini
+  asvr evaluate work_dirs/asvr_mini --questions my_questions.json --image-folder my_images
+  asvr evaluate models/mine --tasks mme,pope
 """
 
 import argparse
@@ -14,9 +16,12 @@ import os
 import sys
 from pathlib import Path
 
+from asvr.base.recipes import find_recipe
 from asvr.commands.cli import (
+    CONFIGS,
     add_cfg_options,
     add_trust,
+    new_parser,
     parse_cfg_options,
     refuse_options,
     require_file,
@@ -25,11 +30,10 @@ from asvr.commands.cli import (
 )
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", type=Path, help="a config, a work dir, or a saved model")
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
+    model = parser.add_argument("model", type=Path, metavar="MODEL", help="a config, a work dir, or a saved model")
+    model.complete = CONFIGS
     parser.add_argument("--work-dir", type=Path, help="of a config (default: work_dirs/<config name>)")
     parser.add_argument("--stage", help="of a run: the stage whose model answers (default: the last one)")
     parser.add_argument("--limit", type=int, help="only the first questions (of each task)")
@@ -40,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     )
     asked = parser.add_argument_group("questions")
     asked.add_argument("--questions", type=Path, help="LLaVA-format JSON or JSONL")
-    asked.add_argument("--image-folder", type=Path, help="where the pictures of --questions are (default: here)")
+    asked.add_argument("--image-folder", type=Path, help="where the images of --questions are (default: here)")
     add_trust(asked)
     add_cfg_options(asked)
     tasks = parser.add_argument_group("benchmarks")
@@ -49,7 +53,13 @@ def parse_args() -> argparse.Namespace:
     tasks.add_argument("--device", help="cpu, cuda, cuda:0, or auto (default)")
     tasks.add_argument("--include-path", type=Path, action="append", help="a folder with tasks of your own; repeatable")
     tasks.add_argument("--skip-missing", action="store_true", help="run the tasks whose data are here")
-    return parser.parse_args()
+    return parser
+
+
+def model_or_config(given: Path) -> Path:
+    """A folder as it is; else the file of a config, where there is one of that name."""
+    recipe = None if given.exists() else find_recipe(given)
+    return given if recipe is None else recipe
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -61,7 +71,7 @@ def check_args(args: argparse.Namespace) -> None:
     what = "--tasks" if args.tasks is not None else "questions (without --tasks)"
     refuse_options(wrong, f"does not go with {what}")
     if args.tasks is None and args.questions is None:
-        refuse_options(dict(image_folder=args.image_folder), "holds the pictures of --questions: give those")
+        refuse_options(dict(image_folder=args.image_folder), "holds the images of --questions: give those")
     if args.model.suffix != ".py":
         refuse_options(
             dict(work_dir=args.work_dir, cfg_options=args.cfg_options), "goes with a config, not with a folder"
@@ -112,6 +122,7 @@ def run_tasks(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    args = parse_args()
+    args = parser().parse_args()
+    args.model = model_or_config(args.model)
     check_args(args)
     answer_questions(args) if args.tasks is None else run_tasks(args)

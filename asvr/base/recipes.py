@@ -1,0 +1,121 @@
+"""Recipes: the config files that come with the library.
+
+They are the files of ``configs/``, and a recipe's name is its path there without ``.py``: ``asvr_mini``,
+``targets/scenes/asvr``. In a clone they lie beside the package, in an installed wheel inside it (setup.py copies them).
+"""
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from asvr.base.text import first_sentence, nearest
+
+SHIPPED = "_shipped"  # folder of the package in a wheel; setup.py has the same name
+CONFIGS = "configs"
+EXAMPLES = "examples"
+COMMANDS = dict(studies="study", tokenizers="train-tokenizer")  # folder of recipes -> the command that takes them
+
+COMMAND = re.compile(r"([A-Z_]+=\S+ )*(python|asvr|pip|hf|torchrun) ")  # a line that is one
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFile:
+    """name: as commands take it. file: where it is. summary: the first sentence of its header. command: the `asvr`
+    command that runs it."""
+
+    name: str
+    file: Path
+    summary: str
+    command: str
+
+
+def home() -> Path:
+    """The folder with ``configs/`` and ``examples/``: the root of a clone, or a folder inside an installed package."""
+    package = Path(__file__).parents[1]
+    inside = package / SHIPPED
+    return inside if inside.is_dir() else package.parent
+
+
+def matches(name: str, pattern: str | None) -> bool:
+    """Whether a name has ``pattern`` in it, in upper or lower case; ``*``, ``?`` and ``[`` make it a shell pattern for
+    the whole name. None: every name."""
+    if pattern is None:
+        return True
+    name, pattern = name.lower(), pattern.lower()
+    return fnmatch(name, pattern) if any(mark in pattern for mark in "*?[") else pattern in name
+
+
+def list_recipes(pattern: str | None = None) -> list[RecipeFile]:
+    """All recipes whose names match, see `matches`. Files and folders whose names begin with ``_`` are parts of recipes
+    and not listed."""
+    root = home() / CONFIGS
+    found = []
+    for file in sorted(root.rglob("*.py"), key=lambda file: (len(file.relative_to(root).parts) > 1, file)):
+        parts = file.relative_to(root).with_suffix("").parts
+        name = "/".join(parts)
+        if not any(part.startswith("_") for part in parts) and matches(name, pattern):
+            command = COMMANDS.get(parts[0], "train")
+            found.append(RecipeFile(name=name, file=file, summary=first_sentence(_header(file)), command=command))
+    return found
+
+
+def find_recipe(name: str | Path) -> Path | None:
+    """The file of a recipe: by its name, by the end of a name that only one recipe has (``targets_mini`` for
+    ``studies/targets_mini``), or by its place in a clone, ``configs/NAME.py``. None where there is none.
+
+    Raises ``ValueError`` for an end that several names have.
+    """
+    text = Path(name).as_posix()
+    if text.startswith(f"{CONFIGS}/"):
+        text = text.removeprefix(f"{CONFIGS}/").removesuffix(".py")
+    if text.endswith(".py") or Path(name).is_absolute():
+        return None
+    file = home() / CONFIGS / f"{text}.py"
+    if file.is_file():
+        return file
+    same = [recipe for recipe in list_recipes() if recipe.name.endswith(f"/{text}")]
+    if len(same) > 1:
+        raise ValueError(f"{text!r} may be {', '.join(recipe.name for recipe in same)}: give the whole name")
+    return same[0].file if same else None
+
+
+def recipe_file(name: str) -> Path:
+    """As `find_recipe`; ``.py`` may stand behind the name. Raises ``ValueError`` with the nearest names where there is
+    none."""
+    file = find_recipe(name.removesuffix(".py"))
+    if file is None:
+        raise ValueError(f"there is no recipe {name!r}; {_nearest(name)}")
+    return file
+
+
+def config_file(given: str | Path, what: str = "config") -> Path:
+    """The file of a config: a path, or else the name of a recipe, see `find_recipe`. what: in messages.
+
+    Raises ``ValueError`` with the nearest names where there is neither.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    if (file := find_recipe(given)) is not None:
+        return file
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the config file (a run's is in its work dir, config.py)")
+    if path.suffix:
+        raise ValueError(f"there is no {what} file {path}")
+    raise ValueError(f"there is no {what} file and no recipe {str(given)!r}; {_nearest(str(given))}")
+
+
+def _nearest(name: str) -> str:
+    return nearest(name, [recipe.name for recipe in list_recipes()])
+
+
+def _header(file: Path) -> str:
+    """The comment at the head of a config, up to the first command in it."""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#") or COMMAND.match(text):
+            break
+        lines.append(text)
+    return " ".join(lines)

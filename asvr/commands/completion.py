@@ -1,0 +1,36 @@
+"""The script that completes commands, options and names of recipes in a shell, made by the package shtab."""
+
+from argparse import ArgumentParser
+
+import shtab
+
+from asvr.base.recipes import list_recipes
+from asvr.commands.main import all_parsers, summary_of
+
+# Names of recipes, and files. They are written into the script: no Python starts while you type.
+PREAMBLE = {
+    "bash": """\
+_asvr_configs() {{
+  compgen -W "{names}" -- "$1"
+  compgen -f -X '!*.py' -- "$1"
+  compgen -d -S / -- "$1"
+}}
+""",
+    "zsh": """\
+_asvr_configs() {{
+  _alternative 'recipes:recipe:({names})' 'files:file:_files'
+}}
+""",
+}
+
+
+def script(shell: str) -> str:
+    """shell: ``bash`` or ``zsh``."""
+    whole = ArgumentParser(prog="asvr")
+    whole.add_argument("--version", action="store_true", help="print the version")
+    commands = whole.add_subparsers()
+    for name, parser in all_parsers().items():
+        commands.add_parser(name, parents=[parser], add_help=False, help=summary_of(name))
+    names = " ".join(recipe.name for recipe in list_recipes())
+    preamble = {key: text.format(names=names) for key, text in PREAMBLE.items()}
+    return shtab.complete(whole, shell=shell, preamble=preamble)
