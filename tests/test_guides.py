@@ -31,9 +31,7 @@ TUTORIALS = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The top folder of a clone, into which a reader writes; what is registered and imported there is taken out."""
-    for name in ("configs", "examples"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """The folder of a reader; what is registered and imported there is taken out again."""
     monkeypatch.chdir(tmp_path)
     before = [set(registry.module_dict) for registry in REGISTRIES]
     assert any(ColorPatches.__name__ in names for names in before)
