@@ -39,7 +39,7 @@ setup(
     package_data={
         "asvr.data.scenes": ["emoji/*"],
         "asvr.benchmarks": ["tasks/*"],
-        "asvr.commands": ["skeletons/*/*.py"],  # of `asvr new`
+        "asvr.commands": ["skeletons/*.py", "skeletons/*/*.py"],  # of `asvr new`
     },
     cmdclass={"build_py": BuildWithRecipes},
     python_requires=">=3.11,<3.13",

@@ -126,7 +126,7 @@ def change(folder, key: str, value) -> None:
         (lambda f: change(f, "template", "foo"), "template 'foo': no such template; known: .*vicuna_v1"),
         (lambda f: change(f, "image_aspect", "foo"), "image_aspect 'foo': expected one of square, pad, resize"),
         (lambda f: shutil.rmtree(f), "there is no such folder; expected a folder with asvr.json"),
-        (lambda f: (f / "asvr.json").unlink(), "checkpoint of other software.*tools/convert.py import"),
+        (lambda f: (f / "asvr.json").unlink(), "checkpoint of other software.*asvr convert import"),
         (lambda f: [p.unlink() for p in f.iterdir() if p.is_file()], "neither a folder with asvr.json nor a run's"),
     ],
 )

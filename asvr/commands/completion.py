@@ -5,7 +5,6 @@ from argparse import ArgumentParser
 import shtab
 
 from asvr.base.recipes import list_recipes
-from asvr.commands.main import all_parsers, summary_of
 
 # Names of recipes, and files. They are written into the script: no Python starts while you type.
 PREAMBLE = {
@@ -24,13 +23,14 @@ _asvr_configs() {{
 }
 
 
-def script(shell: str) -> str:
-    """shell: ``bash`` or ``zsh``."""
+def script(shell: str, parsers: dict[str, ArgumentParser]) -> str:
+    """shell: ``bash`` or ``zsh``. parsers: of every command, by its name."""
     whole = ArgumentParser(prog="asvr")
     whole.add_argument("--version", action="store_true", help="print the version")
     commands = whole.add_subparsers()
-    for name, parser in all_parsers().items():
-        commands.add_parser(name, parents=[parser], add_help=False, help=summary_of(name))
+    for name, parser in parsers.items():
+        summary = parser.description.partition("\n")[0]
+        commands.add_parser(name, parents=[parser], add_help=False, help=summary)
     names = " ".join(recipe.name for recipe in list_recipes())
     preamble = {key: text.format(names=names) for key, text in PREAMBLE.items()}
     return shtab.complete(whole, shell=shell, preamble=preamble)

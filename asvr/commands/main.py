@@ -71,7 +71,7 @@ def _completion(shell: list[str]) -> str:
         _wrong(f"--print-completion: expected one of {', '.join(SHELLS)}")
     from asvr.commands.completion import script  # here: no other command needs its package
 
-    return script(shell[0])
+    return script(shell[0], all_parsers())
 
 
 def _wrong(message: str) -> None:

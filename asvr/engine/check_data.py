@@ -1,4 +1,4 @@
-"""What ``tools/check_data.py`` does: from a config, or a file alone, to a report of everything that is wrong with its
+"""What ``asvr check-data`` does: from a config, or a file alone, to a report of everything that is wrong with its
 data."""
 
 import json

@@ -1,4 +1,4 @@
-"""Computing target codes ahead of training: what ``tools/cache_codes.py`` and ``data.cache='codes'`` do."""
+"""Computing target codes ahead of training: what ``asvr cache-codes`` and ``data.cache='codes'`` do."""
 
 import re
 from collections.abc import Callable
@@ -92,7 +92,7 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
         for target in stage.model.reconstruction:
             if "fit" in target:
                 raise ValueError(
-                    f"reconstruction target {target['name']!r} has `fit`: fit it first with tools/train_tokenizer.py "
+                    f"reconstruction target {target['name']!r} has `fit`: fit it first with asvr train-tokenizer "
                     "and name its folder, or set data.cache=True"
                 )
             if not is_code_target(target):  # computed in the step
@@ -180,7 +180,7 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
 
 
 def run_config(path: str, *, out: Path | None, shard: str, workers: int | None, cfg_options: dict | None) -> None:
-    """What ``tools/cache_codes.py`` does. Raises ``ValueError`` with every problem of the config."""
+    """What ``asvr cache-codes`` does. Raises ``ValueError`` with every problem of the config."""
     recipe = load_recipe(path, cfg_options)
     preflight(recipe)
     index, count = parse_shard(shard)

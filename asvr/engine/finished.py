@@ -20,7 +20,7 @@ def require_start(recipe: Recipe, name: str, work_dir: Path) -> None:
 
 def require_finished(work_dir: Path, name: str) -> None:
     if not (work_dir / name / DONE).is_file():
-        raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with tools/train.py")
+        raise ValueError(f"stage {name!r} is not finished in {work_dir}: run it first with asvr train")
 
 
 def finished_at(work_dir: Path, name: str) -> int | None:
@@ -34,7 +34,7 @@ def finished_checkpoint(work_dir: Path, name: str) -> Path:
     require_finished(work_dir, name)
     folder = last_checkpoint(work_dir, name)
     if folder is None:
-        raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: tools/train.py makes it again")
+        raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: asvr train makes it again")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` does: check, prepare, train stage after stage, evaluate, draw the summary."""
+"""What ``asvr train`` does: check, prepare, train stage after stage, evaluate, draw the summary."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What ``tools/convert.py`` does."""
+"""What ``asvr convert`` does."""
 
 from pathlib import Path
 

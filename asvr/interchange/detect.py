@@ -14,7 +14,7 @@ from asvr.recipe.config import MODEL_FILE
 
 @dataclass(frozen=True)
 class Kind:
-    """name: as in the tool's output. supported: whether `tools/convert.py import` reads it. marks: patterns, each of
+    """name: as in the tool's output. supported: whether `asvr convert import` reads it. marks: patterns, each of
     which some key must match; an optional first group is the prefix of its keys. instead: what reads it where that does
     not."""
 
@@ -153,7 +153,7 @@ def rules_of(checkpoint: Checkpoint, kind: Kind) -> list:
 
 
 def describe(checkpoint: Checkpoint) -> str:
-    """What `tools/convert.py show` prints: kind, where the weights stood, sizes, dtypes, and what each key is for."""
+    """What `asvr convert show` prints: kind, where the weights stood, sizes, dtypes, and what each key is for."""
     kind = detect(checkpoint)
     total = sum(_count(checkpoint, key) for key in checkpoint.keys())
     unknown = ""

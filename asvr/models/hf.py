@@ -102,7 +102,7 @@ def _wrong(where: str, fields: dict, error: Exception) -> str:
         return f"{where}: not a configuration of {kind!r}: {' '.join(str(error).split())}"
     if kind.startswith("llava"):
         return (
-            f"{where}: a whole model of the LLaVA software (model_type {kind!r}): import it with tools/convert.py "
+            f"{where}: a whole model of the LLaVA software (model_type {kind!r}): import it with asvr convert "
             "import, or name the folder of its LLM or of its vision tower"
         )
     return (

@@ -1,4 +1,4 @@
-"""What a config would train and need, without weights or data: ``tools/train.py CONFIG --dry-run``."""
+"""What a config would train and need, without weights or data: ``asvr train CONFIG --dry-run``."""
 
 import io
 from pathlib import Path
@@ -210,7 +210,7 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layo
             "estimated as what autograd keeps for the backward pass, with the bf16 copies of float32 weights that "
             "it needs; in brackets what the config does not do. With several cards the states (no activations) are "
             "taken to be sharded evenly over them, but for 4-bit weights, which each card has; "
-            "tools/estimate.py --plan tells more of those. "
+            "`asvr plan --plan` tells more of those. "
             f"It fits when the sum is at most {USABLE:.0%} of what torch sees of the card "
             f"({', '.join(f'{name}: {size / 1e9:.0f}e9 bytes' for name, size in sizes.items())})."
         ),

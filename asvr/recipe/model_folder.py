@@ -24,11 +24,11 @@ def why_no_model(folder: Path) -> str:
     if not folder.exists():
         return f"{folder}: there is no such folder; {expected}"
     if folder.suffix == ".py":
-        return f"{folder} is a config: train it with tools/train.py, and give its work dir; {expected}"
+        return f"{folder} is a config: train it with asvr train, and give its work dir; {expected}"
     if (run := next((p for p in folder.absolute().parents if (p / "config.py").is_file()), None)) is not None:
         return f"{folder} is a part of the run {run}: give that"
     if folder.is_file() or any(any(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin", ".pt")):
-        return f"{folder}: a checkpoint of other software? `tools/convert.py import` makes a folder of it; {expected}"
+        return f"{folder}: a checkpoint of other software? `asvr convert import` makes a folder of it; {expected}"
     return f"{folder}: neither a folder with {MODEL_FILE} nor a run's work dir with config.py"
 
 

@@ -16,7 +16,7 @@ In an arm, ``study:NAME`` stands for the folder of a tokenizer of the study. Nam
 own.
 
 out/
-  report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of tools/train.py)
+  report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of asvr train)
 """
 
 import json
@@ -108,7 +108,7 @@ def _wrong_kinds(study: Config, out: Path) -> list[str]:
 
 
 def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
-    """What ``tools/train.py`` would run. Raises ``ValueError`` for a config of the arm's own that differs from the
+    """What ``asvr train`` would run. Raises ``ValueError`` for a config of the arm's own that differs from the
     study's in more than its model."""
     changes = study.arms[arm].to_dict()
     file = changes.pop(OWN_CONFIG, study.config)

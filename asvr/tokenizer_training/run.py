@@ -1,4 +1,4 @@
-"""A tokenizer from a config file: what ``tools/train_tokenizer.py`` does."""
+"""A tokenizer from a config file: what ``asvr train-tokenizer`` does."""
 
 import inspect
 import json
@@ -72,7 +72,7 @@ def check(cfg) -> tuple[str, Callable]:
     """The section and the function of the config's tokenizer. Raises ValueError naming every wrong key."""
     if "stages" in cfg:
         raise ValueError(
-            f"{cfg.filename} is the config of a training: give it to tools/train.py. A tokenizer's config has "
+            f"{cfg.filename} is the config of a training: give it to asvr train. A tokenizer's config has "
             "`tokenizer` and `data`, see configs/tokenizers"
         )
     problems = [f"{key} is missing" for key in ("tokenizer", "data") if key not in cfg]

@@ -175,3 +175,17 @@ def test_mlflow_refuses_a_folder_of_files(tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     with pytest.raises(mlflow.exceptions.MlflowException, match="maintenance mode"):
         mlflow.MlflowClient(f"file://{tmp_path}")
+
+
+def test_mmengine_still_knows_only_the_configs_of_its_own_packages(tmp_path):
+    from mmengine.config import Config
+
+    file = tmp_path / "recipe.py"
+    file.write_text("value = 1\n")
+    (tmp_path / "own.py").write_text("_base_ = ['asvr::recipe.py']\n")
+    with pytest.raises((AssertionError, ValueError, ImportError)):
+        Config.fromfile(tmp_path / "own.py")
+    with compat.bases_of_package("asvr", lambda name: tmp_path / name):
+        assert Config.fromfile(tmp_path / "own.py").value == 1
+    with pytest.raises((AssertionError, ValueError, ImportError)):
+        Config.fromfile(tmp_path / "own.py")

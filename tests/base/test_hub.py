@@ -76,10 +76,10 @@ def test_several_missing_models_are_one_error_and_each_is_named_once(nowhere):
     assert [model.name for model in error.value.models] == ["org/llm", "asvr/codes-of-mine"]
     message = str(error.value)
     assert "text_tokenizer, model.llm: org/llm (0.00 GB" in message
-    assert "python tools/train_tokenizer.py configs/tokenizers/codes_of_mine.py" in message
+    assert "asvr train-tokenizer tokenizers/codes_of_mine" in message
     assert "org/here" not in message
     trained = hub.Wanted("work_dirs/pixel_scenes/tokenizer", "model.reconstruction[0].tokenizer").describe()
-    assert "python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py" in trained
+    assert "asvr train-tokenizer tokenizers/pixel_scenes" in trained
 
 
 def test_nothing_is_downloaded_unless_the_user_asks(nowhere, monkeypatch):

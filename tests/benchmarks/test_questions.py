@@ -36,7 +36,7 @@ def evaluate(monkeypatch):
         ([CONFIG, "--device", "cpu"], "--device does not go with questions"),
         ([CONFIG, "--include-path", "."], "--include-path does not go with questions"),
         ([CONFIG, "--skip-missing"], "--skip-missing does not go with questions"),
-        ([CONFIG, "--image-folder", "."], "--image-folder holds the pictures of --questions"),
+        ([CONFIG, "--image-folder", "."], "--image-folder holds the images of --questions"),
         (["models/mine", "--work-dir", "w", "--tasks", "mme"], "--work-dir goes with a config"),
         (["models/mine", "--questions", "q.json", "--cfg-options", "a=1"], "--cfg-options goes with a config"),
         ([CONFIG, "--tasks", "mme", "--limit", "0"], "--limit 0: expected at least 1"),

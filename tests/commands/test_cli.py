@@ -1,11 +1,9 @@
 """The tools' command lines, and what importing the library costs."""
 
-import importlib
 import importlib.metadata
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -61,7 +59,7 @@ def test_an_option_is_not_abbreviated(name, abbreviated, monkeypatch, capsys):
     """A misspelt ``--resume never`` must not start a run anew."""
     monkeypatch.setattr(sys, "argv", [name, "config.py", abbreviated])
     with pytest.raises(SystemExit):
-        importlib.import_module(f"asvr.commands.{Path(name).stem}").parse_args()
+        runpy.run_path(str(ROOT / "tools" / name))["main"]()
     assert f"unrecognized arguments: {abbreviated}" in capsys.readouterr().err
 
 
@@ -101,17 +99,9 @@ def all_commands(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
-def test_the_package_lists_its_commands(arguments, capsys, monkeypatch):
-    code, said, _ = all_commands(capsys, monkeypatch, *arguments)
-    tools = {file.stem for file in (ROOT / "tools").glob("*.py")}
-    commands = said.partition("commands: ")[2].strip().split(", ")
-    assert code == 0 and said.startswith("usage: python -m asvr COMMAND") and tools | {"scenes"} == set(commands)
-
-
 def test_an_unknown_command_is_told_with_the_nearest_one(capsys, monkeypatch):
     code, said, errors = all_commands(capsys, monkeypatch, "trian", "configs/asvr_mini.py")
-    assert (code, said) == (2, "") and errors == "error: there is no command 'trian'; did you mean 'train'?\n"
+    assert (code, said) == (2, "") and errors.startswith("error: there is no command 'trian'; did you mean 'train'")
 
 
 def test_a_command_is_the_tool_of_its_name(capsys, monkeypatch):
@@ -197,7 +187,7 @@ def test_a_refused_sample_is_told_in_plain_words(workers):
 
 def test_evaluate_before_training_is_refused(tool, tmp_path):
     said = tool("eval.py", "configs/asvr_mini.py", "--work-dir", str(tmp_path / "w"))
-    assert "stage 'finetune' is not finished" in said and "tools/train.py" in said
+    assert "stage 'finetune' is not finished" in said and "run it first with asvr train" in said
 
 
 def test_the_seed_option_replaces_the_configs(tool, tmp_path):

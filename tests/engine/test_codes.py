@@ -102,7 +102,7 @@ def test_what_cannot_be_cached_is_one_clear_line(arguments, options, message, co
 def test_a_target_that_is_fitted_in_the_run_is_refused(change, tmp_path):
     options = {f"model.reconstruction.0.{key}": value for key, value in change.items()}
     done = run("cache_codes.py", ROOT / "configs" / "asvr_mini.py", "--out", tmp_path, **options)
-    assert done.returncode != 0 and "has `fit`: fit it first with tools/train_tokenizer.py" in done.stderr
+    assert done.returncode != 0 and "has `fit`: fit it first with asvr train-tokenizer" in done.stderr
 
 
 def test_codes_of_a_shared_encoder_depend_on_its_config(tmp_path):

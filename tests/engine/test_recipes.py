@@ -142,7 +142,7 @@ def test_without_the_folders_every_missing_model_is_named(tmp_path, monkeypatch)
     for name, size, fetch in (
         (SIGLIP, "GB", f"hf download {SIGLIP}"),
         ("lmsys/vicuna-7b-v1.5", "13.48 GB", "hf download lmsys/vicuna-7b-v1.5"),
-        (TOKENIZER, "GB", "python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_rvq8.py"),
+        (TOKENIZER, "GB", "asvr train-tokenizer tokenizers/siglip_so400m_rvq8"),
     ):
         entry = done.stderr.split(f": {name}")[1].split("\n- ")[0]
         assert size in entry.splitlines()[0] and fetch in entry

@@ -172,5 +172,5 @@ def test_wrong_fields_of_the_optional_terms(picture_folder, tmp_path):
 
 
 def test_the_config_of_a_training_is_named_as_such(tmp_path):
-    with pytest.raises(ValueError, match=r"asvr_mini.py is the config of a training: give it to tools/train.py"):
+    with pytest.raises(ValueError, match=r"asvr_mini.py is the config of a training: give it to asvr train"):
         run_config(ROOT / "configs/asvr_mini.py", work_dir=tmp_path / "w")

@@ -42,7 +42,7 @@ KINDS = {
     "both towers": (dict(model_type="siglip"), "is a whole multimodal model", None),
     "llm": (dict(model_type="llama"), None, NO_TOWER.format("llama")),
     "unknown": (dict(model_type="superllm"), "'superllm' is unknown to transformers", "'superllm' is unknown to"),
-    "llava software": (dict(model_type="llava_llama"), "with tools/convert.py import", "with tools/convert.py import"),
+    "llava software": (dict(model_type="llava_llama"), "with asvr convert import", "with asvr convert import"),
     "no type": (dict(hidden_size=8), "config.json: no `model_type` in it", "config.json: no `model_type` in it"),
     "a list": ("[1]", "config.json: no `model_type` in it", "config.json: no `model_type` in it"),
     "broken": ("{not json", "config.json: not a JSON file", "config.json: not a JSON file"),

@@ -20,7 +20,7 @@ NEWLINE = -1
 
 @LAYOUTS.register_module()
 class AnyRes(ImageLayout):
-    """An overview of the image, then its tiles (LLaVA-NeXT's anyres). Each crop has the size that the encoder reads.
+    """An overview of the image, then its tiles: each crop has the size that the encoder reads.
 
     The image is scaled into the one of ``grids`` that keeps most of its pixels and wastes fewest, centred, and cut. The
     tiles' cells are read row by row over all tiles, without those that show padding, and behind each row stands the

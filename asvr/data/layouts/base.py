@@ -101,11 +101,8 @@ class ImageLayout:
 
 @LAYOUTS.register_module()
 class WholeImage(ImageLayout):
-    """The default: an image is one crop, and its tokens are the encoder's in raster order.
-
-    Every image has the same number of tokens, unless the encoder reads images in their own resolution: then its
-    transform has ``grid_of(size)``.
-    """
+    """An image is one crop, and its tokens are the encoder's in raster order. They are as many for every image, unless
+    the encoder reads images in their own resolution: its transform has ``grid_of(size)`` then."""
 
     first_is_whole = True
 

@@ -26,7 +26,7 @@ from asvr.registry import VISUAL_TOKENIZERS
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 WHOLE_MODEL_PREFIX = "model.vqmodel."  # of JanusForConditionalGeneration
-TRAIN_COMMAND = "python tools/train_tokenizer.py CONFIG"
+TRAIN_COMMAND = "asvr train-tokenizer CONFIG"
 # Fields of `arch` that JanusVQVAEConfig does not have, and what they are in a Janus model. attention_levels: levels of
 # the encoder, 0 the finest, that have attention besides the middle; None is the coarsest.
 OWN_FIELDS = dict(depth=1, unit_vectors=True, attention_levels=None)

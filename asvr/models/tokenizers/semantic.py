@@ -31,7 +31,7 @@ from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 logger = logging.getLogger("asvr")
 
 WEIGHTS, DESCRIPTION = "tokenizer.safetensors", "tokenizer.json"
-FIT_COMMAND = "python tools/train_tokenizer.py CONFIG"
+FIT_COMMAND = "asvr train-tokenizer CONFIG"
 
 
 @VISUAL_TOKENIZERS.register_module()

@@ -103,7 +103,7 @@ def test_pixels_of_another_size_are_refused():
 
 
 def test_untrained_names_the_command():
-    with pytest.raises(ValueError, match="tools/train_tokenizer.py"):
+    with pytest.raises(ValueError, match="asvr train-tokenizer"):
         PixelTokenizer(image_size=16, arch=ARCH).encode(pixels())
 
 

@@ -58,7 +58,7 @@ def test_fit_refuses_nothing_and_nan():
 def test_unfitted_names_the_command():
     tokenizer = SemanticTokenizer(encoder=tiny_encoder(), **SIZES)
     assert not tokenizer.fitted
-    with pytest.raises(ValueError, match="tools/train_tokenizer.py"):
+    with pytest.raises(ValueError, match="asvr train-tokenizer"):
         tokenizer.encode(pixels(1))
     with pytest.raises(ValueError, match="empty"):
         tokenizer.save_pretrained("unused")

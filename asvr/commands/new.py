@@ -1,0 +1,77 @@
+"""Write a component of your own that works, with a config that trains it and a test.
+
+KIND is target, encoder, projector, loss, dataset or metric. NAME is its class, such as EdgeMaps. Three files are
+written: edge_maps.py (the component), edge_maps_mini.py (the mini recipe with it) and test_edge_maps.py. Change the
+component step by step, and run the test after each step.
+
+examples:
+  asvr new encoder EdgeMaps
+  asvr new loss OwnLoss --out my_project
+"""
+
+import argparse
+import importlib.util
+import keyword
+import re
+from pathlib import Path
+
+from asvr.commands.cli import new_parser
+
+SKELETONS = Path(__file__).parent / "skeletons"
+KINDS = ("target", "encoder", "projector", "loss", "dataset", "metric")
+CLASS, MODULE = "MyComponent", "my_component"  # what the skeletons have in place of NAME
+OWN_DATA = ("dataset",)  # kinds whose config does without the recipe's data
+
+
+def parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = new_parser(prog, __doc__)
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("name", metavar="NAME", help="a class name, such as EdgeMaps")
+    parser.add_argument("--out", type=Path, default=Path(), help="the folder to write to (default: this one)")
+    return parser
+
+
+def main() -> None:
+    args = parser().parse_args()
+    name, module = check_name(args.kind, args.name)
+    written = write(args.kind, name, module, args.out)
+    folder = [] if args.out == Path() else [f"  cd {args.out}"]
+    commands = [f"  pytest {written[2]}", f"  asvr show {written[1]}", f"  asvr train {written[1]}"]
+    print(f"written: {', '.join(written)}", "next:", *folder, *commands, sep="\n")
+
+
+def check_name(kind: str, given: str) -> tuple[str, str]:
+    """The names of the class and of its module. Raises ``ValueError`` for a name that cannot be used."""
+    name = "".join(part[:1].upper() + part[1:] for part in given.split("_"))
+    module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", given) or keyword.iskeyword(given) or keyword.iskeyword(module):
+        raise ValueError(f"NAME {given!r}: expected a class name of letters and digits, such as EdgeMaps")
+    if importlib.util.find_spec(module) is not None and not Path(f"{module}.py").exists():
+        raise ValueError(f"NAME {given!r}: its file {module}.py would hide the module {module!r}; choose another name")
+    from asvr.recipe.catalog import component_kinds  # here: --help need not wait for torch
+
+    if name in component_kinds()[kind].module_dict:
+        raise ValueError(f"NAME {given!r}: there is a {kind} {name} already; choose another name")
+    return name, module
+
+
+def write(kind: str, name: str, module: str, out: Path) -> list[str]:
+    """Write the three files into a folder; return their names. Raises ``ValueError`` where one is there already."""
+    own = SKELETONS / kind
+    texts = {
+        f"{module}.py": _text(own / "component.py"),
+        f"{module}_mini.py": _text(own / "config.py")
+        + ("" if kind in OWN_DATA else "\n" + _text(SKELETONS / "small.py")),
+        f"test_{module}.py": _text(own / "test.py"),
+    }
+    for file in texts:
+        if (out / file).exists():
+            raise ValueError(f"{out / file} is there already: choose another name, or another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    for file, text in texts.items():
+        (out / file).write_text(text.replace(CLASS, name).replace(MODULE, module), encoding="utf-8")
+    return list(texts)
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")

@@ -1,0 +1,7 @@
+# The mini recipe whose semantic codes are learned with the loss MyComponent (my_component.py).
+#   asvr train my_component_mini.py
+_base_ = ["asvr::asvr_mini"]
+
+custom_imports = dict(imports=["my_component"], allow_failed_imports=False)
+# The recipe's own target with another loss.
+model = dict(reconstruction=[dict(_base_.model.reconstruction[0], loss=dict(type="MyComponent", smoothing=0.1))])

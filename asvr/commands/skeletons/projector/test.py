@@ -1,0 +1,25 @@
+"""Tests of MyComponent: pytest test_my_component.py"""
+
+from pathlib import Path
+
+import torch
+from my_component import MyComponent
+
+from asvr.engine.run import run
+from asvr.recipe.config import load_config
+
+SMALL = {"schedule.steps": 2, "data.train.max_pictures": 8, "text_tokenizer.corpus.max_pictures": 8}
+SMALL |= {"evaluation.dataset.max_pictures": 2, "data.micro_batch": 4, "data.global_batch": 4}
+SMALL |= {"model.reconstruction.0.tokenizer.codebook_size": 8}
+
+
+def test_tokens_get_the_width_of_the_llm():
+    projector = MyComponent(in_width=12, out_width=20)
+    assert projector(torch.rand(2, 16, 12)).shape == (2, 16, 20)
+
+
+def test_two_steps_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)  # where custom_imports finds the module
+    config = load_config("my_component_mini.py", SMALL)
+    results = run(config, tmp_path / "run")
+    assert results["train"]["total"] > 0  # questions that were answered
