@@ -1,4 +1,4 @@
-"""The LLM families of configs/README.md, each with the switches of a real one; its sizes alone are tiny."""
+"""The LLM families of docs/guides/models.md, each with the switches of a real one; its sizes alone are tiny."""
 
 SIZES = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, max_position_embeddings=64)
 SPECIAL = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)

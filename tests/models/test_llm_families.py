@@ -1,4 +1,4 @@
-"""LLM families in their real layout: what configs/README.md says of each. Every number is compared with what
+"""LLM families in their real layout: what docs/guides/models.md says of each. Every number is compared with what
 transformers' own forward pass of the whole LLM gives."""
 
 import logging

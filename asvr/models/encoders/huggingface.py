@@ -1,5 +1,5 @@
 """Vision towers of Hugging Face transformers: SigLIP, SigLIP2, CLIP, DINOv2 and their like. Which are tested,
-configs/README.md says.
+docs/guides/models.md says.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """

@@ -1,4 +1,4 @@
-"""Vision towers in their real layout: what configs/README.md says of each family."""
+"""Vision towers in their real layout: what docs/guides/models.md says of each family."""
 
 import json
 
