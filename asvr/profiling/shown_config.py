@@ -86,6 +86,6 @@ def _defaults(section: str, info: ComponentInfo | None) -> dict[str, Any]:
     if info is not None:
         found = {f.name: f.default for f in info.fields if not f.injected and not f.required}
     for name, field in SECTIONS.get(section, {}).items():
-        if not field.required and hasattr(field, "default"):
+        if not field.required:
             found.setdefault(name, field.default)
     return found

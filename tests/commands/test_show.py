@@ -24,6 +24,7 @@ def test_values_of_the_config_and_defaults_are_told_apart():
     assert "  reconstruction[0]: CodeTarget" in lines and "    resample = None  (default)" in lines
     assert not [line for line in lines if "in_width" in line or "load_weights" in line], "the library gives these"
     assert "validation = None  (default)" in lines
+    assert "  pack = False  (default)" in lines and "  cache = True" in lines, "fields of a section"
 
 
 def test_a_config_without_weights_is_shown_but_for_its_samples(monkeypatch, tmp_path):

@@ -50,6 +50,6 @@ def test_each_message_is_one_of_the_code(known):
 
 def test_what_is_a_message_and_what_is_not(known):
     assert any(matches("has … problem(s)", message) for message in known)
-    assert any(matches("there is no config file …", message) for message in known)
-    assert not any(matches("there is a config file …", message) for message in known)
+    assert any(matches("…: unknown field; …", message) for message in known)
+    assert not any(matches("…: unknown fields; …", message) for message in known)
     assert not matches("a … b", "a b")
