@@ -1,4 +1,4 @@
-"""What a model sees of a picture, token by token: the codes that it predicts, how sure it is of them, the pixels that
+"""What a model sees of an image, token by token: the codes that it predicts, how sure it is of them, the pixels that
 they stand for, and how much an answer looks at each token.
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's
@@ -22,12 +22,12 @@ from asvr.evaluation.predictions import PredictedCodes, inspected, maps_of, pred
 from asvr.models.targets import CodeTarget, nearest_cells
 from asvr.pretrained import Pretrained
 
-SHOWN_SIDE = 448  # of a picture that maps are laid over, about
+SHOWN_SIDE = 448  # about, of the image under a map
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetMap:
-    """One target on one picture.
+    """One target on one image.
 
     right_RCD: 1 where the code was predicted right, else 0. probability_RCD: of the predicted code. Both NaN at a token
     that no hidden state predicts. pictures: what the tokenizer sees, what it decodes from the true codes and from the
@@ -42,7 +42,7 @@ class TargetMap:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueMap:
-    """What a target of a user's own shows of one picture: its `Target.inspect`, by name, NaN at a token without one."""
+    """What a target of a user's own shows of one image: its `Target.inspect`, by name, NaN at a token without one."""
 
     name: str
     values_RC: dict[str, np.ndarray]
@@ -50,8 +50,8 @@ class ValueMap:
 
 @torch.inference_mode()
 def target_maps(pretrained: Pretrained, image: Image.Image) -> list[TargetMap | ValueMap]:
-    """A map for each target of the model that has something to show. The picture stands alone, behind the template's
-    opening, and each code is predicted given the picture in front of it and the true codes of the depths before, as in
+    """A map for each target of the model that has something to show. The image stands alone, behind the template's
+    opening, and each code is predicted given the image in front of it and the true codes of the depths before, as in
     training."""
     model, batch = pretrained.model, _alone(pretrained, image)
     grid, maps = model.encoder.grid, []
@@ -105,16 +105,16 @@ def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> 
 
 @torch.inference_mode()
 def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages: list[dict]) -> np.ndarray:
-    """How much the last answer of ``messages`` looks at each token of the last picture, by layer (L, R, C): the
+    """How much the last answer of ``messages`` looks at each token of the last image, by layer (L, R, C): the
     attention weights of the positions that write its tokens, its end included, averaged over them and over the heads.
-    A layer's sum is the picture's share of all attention; of a picture that is cut into crops it is the first one's.
+    A layer's sum is the image's share of all attention; of an image that is cut into crops it is the first one's.
     NaN at a cell without a token.
 
-    A second pass over the conversation finds them. Raises ``ValueError`` without a picture, and where the LLM has no
+    A second pass over the conversation finds them. Raises ``ValueError`` without an image, and where the LLM has no
     attention weights.
     """
     if not images:
-        raise ValueError("there is no picture to look at")
+        raise ValueError("there is no image to look at")
     model = pretrained.model
     prompt = pretrained.batch([dict(images=images, messages=messages[:-1])])
     batch = pretrained.batch([dict(images=images, messages=messages)], answered=True)
@@ -132,7 +132,7 @@ def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages
 
 
 def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Of the last picture's first crop: the positions of its tokens, the cells that they are, and the cells' grid."""
+    """Of the last image's first crop: the positions of its tokens, the cells that they are, and the cells' grid."""
     crop = batch.num_images - batch.crops[-1]
     grid, index_V = batch.grid_of(crop, grid), np.arange(batch.num_images * batch.num_cells)
     if batch.cells is not None:
@@ -144,7 +144,7 @@ def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, t
 
 
 def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
-    """The picture as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
+    """The image as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
     whole tokens. Of several encoders, as the first one does."""
     layout, transform, aspect = pretrained.model.layout, pretrained.model.encoder.transform, pretrained.image_aspect
     first = layout.crops(image.convert("RGB"))[0]  # maps are the first crop's
@@ -163,7 +163,7 @@ def as_seen(pretrained: Pretrained, image: Image.Image) -> Image.Image:
 
 
 def to_picture(pixels: torch.Tensor, transform: ImageTransform) -> Image.Image:
-    """What ``transform`` made of a picture (3, h, w), as a picture again."""
+    """What ``transform`` made of an image (3, h, w), as an image again."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
     values = (pixels.float().cpu() * std + mean).clamp(0, 1)
     return Image.fromarray((255 * values).round().byte().permute(1, 2, 0).numpy())
