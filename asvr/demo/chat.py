@@ -1,4 +1,4 @@
-"""A conversation with a model about pictures, answered word by word, and what the model sees of a picture."""
+"""A conversation with a model about images, answered word by word, and what the model sees of an image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from asvr.pretrained import NO_TEXT_TOKENIZER, Pretrained
 
 
 class Conversation:
-    """Pictures, questions and answers so far. Pictures stand in front of the question that follows them.
+    """Images, questions and answers so far. Images stand in front of the question that follows them.
 
     Raises ``ValueError`` where the model has no text tokenizer: it cannot be asked.
     """
@@ -29,10 +29,10 @@ class Conversation:
     def clear(self) -> None:
         self.images: list[Image.Image] = []
         self.messages: list[dict] = []
-        self.waiting = 0  # pictures that no question has followed yet
+        self.waiting = 0  # images that no question has followed yet
 
     def show(self, source: "str | Path | Image.Image") -> Image.Image:
-        """Add a picture. Raises `Refused` where it cannot be read."""
+        """Add an image. Raises `Refused` where it cannot be read."""
         image = open_image(source)
         self.images.append(image)
         self.waiting += 1
@@ -47,24 +47,24 @@ class Conversation:
         prompt = dict(images=self.images, messages=messages)
         streamer = _Stream(self.pretrained.text_tokenizer, tell)
         (answer,) = self.pretrained.generate([prompt], max_new_tokens=self.max_new_tokens, streamer=streamer)
-        answer = answer.replace(IMAGE_MARK, "").strip()  # as letters: in the next prompt it would stand for a picture
+        answer = answer.replace(IMAGE_MARK, "").strip()  # as letters: in the next prompt it would stand for an image
         if answer:
             self.messages, self.waiting = [*messages, {"from": "gpt", "value": answer}], 0
         return answer
 
     def token_maps(self) -> list[TargetMap]:
-        """What the model makes of the last picture, target by target; see `target_maps`.
+        """What the model knows about the last image, target by target; see `target_maps`.
 
-        Raises ``ValueError`` without a picture or a reconstruction target.
+        Raises ``ValueError`` without an image or a reconstruction target.
         """
         if not self.images:
-            raise ValueError("no picture yet: show one first")
+            raise ValueError("no image yet: show one first")
         if not self.pretrained.model.targets:
             raise ValueError("this model has no reconstruction target: there is no token map; another stage's may have")
         return target_maps(self.pretrained, self.images[-1])
 
     def attention(self) -> np.ndarray:
-        """How much the last answer looks at each token of the last picture, by layer (L, rows, columns); see
+        """How much the last answer looks at each token of the last image, by layer (L, rows, columns); see
         `answer_attention`, also for the errors. ``ValueError`` without an answer, too."""
         if not self.messages:
             raise ValueError("no answer yet: ask first")

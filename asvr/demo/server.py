@@ -4,7 +4,7 @@ import gradio as gr
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.responses import PlainTextResponse
 
-# The page takes scripts, styles, fonts and pictures from its own server alone, whatever gradio's front end asks for,
+# The page takes scripts, styles, fonts and images from its own server alone, whatever gradio's front end asks for,
 # and whatever a link in an answer points to.
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 

@@ -17,13 +17,13 @@ from asvr.demo.maps import TargetMap, as_seen
 from asvr.demo.panels import Panel, attention_panels, decoded_panels, target_panels
 from asvr.pretrained import Pretrained
 
-MAX_PIXELS = 50_000_000  # of an uploaded picture: 200 MB at PIL's four bytes a pixel
-KEPT_SIDE = 1024  # of a picture that a tab keeps, at least
+MAX_PIXELS = 50_000_000  # of an uploaded image: 200 MB at PIL's four bytes a pixel
+KEPT_SIDE = 1024  # at least, of an image that a tab keeps
 
 
 @dataclass
 class Session:
-    """What one browser tab talks about: at most one picture. attention: of the last answer, once it was asked for."""
+    """What one browser tab talks about: at most one image. attention: of the last answer, once it was asked for."""
 
     talk: Conversation
     seen: Image.Image | None = None
@@ -37,7 +37,7 @@ class Demo:
     def __init__(self, pretrained: Pretrained, *, name: str = "model", max_new_tokens: int = 256):
         self.pretrained, self.name, self.max_new_tokens = pretrained, name, max_new_tokens
         self.lock = threading.Lock()
-        # Four times what the model takes: a picture four times as long as high still has that in its short side.
+        # Four times what the model takes: the short side of a wide image still has enough pixels.
         views = pretrained.model.views().values()
         self.kept_side = max(KEPT_SIDE, 4 * max(side for view in views for side in view.size))
         self.session()  # so that a model that cannot be asked is refused now

@@ -101,7 +101,7 @@ def test_characters_of_several_tokens_are_told_whole():
 
 def test_token_maps_are_of_every_depth(trained, picture):
     talk = Conversation(trained)
-    with pytest.raises(ValueError, match="no picture yet"):
+    with pytest.raises(ValueError, match="no image yet"):
         talk.token_maps()
     talk.show(picture)
     (only,) = talk.token_maps()
@@ -145,7 +145,7 @@ def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     out = done.stdout.splitlines()
-    assert "error: no picture yet: show one first" in out
+    assert "error: no image yet: show one first" in out
     assert "/image PATH: which picture?" in out
     assert any(line.startswith("error: ") and "text.png cannot be read" in line for line in out)
     assert any(line.startswith("error: ") and "missing.png is missing" in line for line in out)

@@ -131,7 +131,7 @@ def test_the_last_answer_and_the_last_picture_count(both):
     rows = batch.text_source_S[-len(both.text_tokenizer.encode(" x")) - 1 :]
     expected_N = weights[0][:, rows].mean((0, 1))[batch.visual_position_V.view(-1, batch.num_cells)[1]]
     np.testing.assert_allclose(weights_LRC[0], expected_N.view(2, 2).numpy(), rtol=1e-4)
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         answer_attention(both, [], [{"from": "human", "value": "hm?"}, {"from": "gpt", "value": "x"}])
 
 
