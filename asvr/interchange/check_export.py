@@ -68,7 +68,14 @@ def check_export(
         if version is None:
             rows.append([name, "-", "-", "-", f"not installed (pip install {name})"])
             continue
-        found = expected if name == reference else ENGINES[name].ask(folder, asked, settings)
+        try:
+            found = expected if name == reference else ENGINES[name].ask(folder, asked, settings)
+        except Exception as error:  # whatever another library raises is what this engine does with the folder
+            logger.warning("%s ended with an error:", name, exc_info=True)
+            rows.append([name, version, f"0 of {len(asked)}", "-", "error"])
+            told.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+            same = False
+            continue
         differences = [compare(*pair, tolerance) for pair in zip(expected, found, strict=True)]
         bad = [number for number, difference in enumerate(differences) if difference.told]
         largest = max(difference.largest for difference in differences)

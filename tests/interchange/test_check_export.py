@@ -156,6 +156,18 @@ def test_vllm_is_asked_by_its_chat_interface(change, same, folder, monkeypatch):
     assert (sampling.temperature, sampling.max_tokens) == (0.0, 4)
 
 
+def test_an_engine_that_ends_with_an_error_is_told(folder, monkeypatch):
+    module = ModuleType("vllm")
+    module.SamplingParams = module.LLM = lambda **kwargs: 1 / 0
+    monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: name != "sglang" or None)
+    install(monkeypatch, "vllm", module)
+    report = check_export(folder, settings=SETTINGS)
+    assert not report.same and "| vllm | 1.2 | 0 of 4 | - | error |" in report.text
+    assert (
+        "vllm: ZeroDivisionError: division by zero" in report.text and "| 4 of 4 | 0.0000 | reference |" in report.text
+    )
+
+
 def test_sglang_is_given_the_prompt_of_the_chat_template(folder, monkeypatch):
     questions = made_questions(check_folder(folder))
     answers, calls = iter(ask_transformers(folder, questions, SETTINGS)), []

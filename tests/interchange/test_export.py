@@ -12,7 +12,7 @@ from asvr.interchange.chat_templates import chat_template
 from asvr.interchange.convert import show
 from asvr.interchange.export import build_processor, export_llava
 from asvr.pretrained import Pretrained
-from asvr.registry import MODELS
+from asvr.registry import MODELS, TEMPLATES
 
 TOWER = dict(
     hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
@@ -211,6 +211,29 @@ def test_a_text_tokenizers_own_chat_template_is_kept():
     own = [dict(role="system", content="sing"), dict(role="user", content="what is it?")]
     told = processor.apply_chat_template(own)
     assert told == f"{bos}<|im_start|>system!\nsing<|im_end|>\n<|im_start|>user!\nwhat is it?<|im_end|>\n"
+
+
+@pytest.mark.skipif(TEMPLATES.get("chat") is None, reason="this version has no template 'chat'")
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_model_with_its_tokenizers_chat_template_is_exported(parts, pictures, tmp_path):
+    """Whether the template takes texts alone or image parts too."""
+    written = "{{ message['content'] | trim }}"
+    if parts:
+        written = (
+            "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+            "{% for part in message['content'] %}"
+            "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}"
+        )
+    source = tiny(*CASES[2])
+    source.template = dict(
+        type="chat", chat_template=Bound.jinja.replace("{{ message['content'] + '", written + "{{ '")
+    )
+    processor = AutoProcessor.from_pretrained(export_llava(source, tmp_path / "out"), backend="pil")
+    content = [dict(type="image"), dict(type="text", text="what is it?")]
+    prompt = processor.apply_chat_template([dict(role="user", content=content)], add_generation_prompt=True)
+    theirs = processor(text=prompt, images=pictures[:1], return_tensors="pt")["input_ids"][0].tolist()
+    batch = source.batch([dict(images=pictures[:1], messages=chat("<image>\nwhat is it?"))])
+    assert theirs == [len(source.text_tokenizer) if token < 0 else token for token in batch.input_ids_BT[0].tolist()]
 
 
 def test_a_chat_template_that_writes_images_in_another_way_is_refused():
