@@ -12,7 +12,8 @@ GROUPS = {
     "Look around": ("list", "show", "plan", "new"),
     "Data": ("check-data", "cache-codes", "scenes"),
     "Train": ("train", "train-tokenizer", "study"),
-    "Use a model": ("evaluate", "chat", "demo", "convert"),
+    "Use a model": ("evaluate", "chat", "demo"),
+    "Take it along": ("push", "convert", "check-export"),
 }
 NAMES = tuple(name for names in GROUPS.values() for name in names)
 OLD = dict(eval="evaluate", estimate="plan")  # names that go on working

@@ -1,7 +1,7 @@
 """docs/reference/config.md: every section of a config and every plain field in it."""
 
 from _pages.tables import literal, page, table
-from asvr.recipe.entries import EMA, GROUP, SOURCE, TARGET
+from asvr.recipe.entries import EMA, GROUP, PROFILE, SOURCE, TARGET
 from asvr.recipe.fields import Field
 from asvr.recipe.schema import SECTIONS
 from asvr.recipe.sections import SECTION_DOCS, STAGE_DOCS
@@ -60,6 +60,7 @@ def _section(name: str) -> list[str]:
         blocks += [_fields(GROUP)]
     if name == "runtime":
         blocks += ["### `runtime.ema`", "The average takes 4 bytes for each trained parameter.", _fields(EMA)]
+        blocks += ["### `runtime.profile`", "Profiled steps are slower. The losses do not change.", _fields(PROFILE)]
     if name == "data":
         blocks += ["### Sources of a `Mixture`", "Each entry of its `sources`.", _fields(SOURCE)]
     return blocks
