@@ -13,14 +13,14 @@ def load(folder, **kwargs):
     return load_pretrained(folder, **kwargs)
 
 
-def list_components(kind=None, pattern=None, *, inherited=False):
+def list_components(kind: str | None = None, pattern: str | None = None, *, inherited: bool = False) -> list:
     """Every registered component as a record; see `asvr.recipe.catalog.list_components`."""
     from asvr.recipe.catalog import list_components as listed
 
     return listed(kind, pattern, inherited=inherited)
 
 
-def list_recipes(pattern=None):
+def list_recipes(pattern: str | None = None) -> list:
     """The configs that come with the library; see `asvr.base.recipes.list_recipes`."""
     from asvr.base.recipes import list_recipes as listed
 

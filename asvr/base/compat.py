@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedModel
 
 
 def enable_activation_checkpointing(model, settings: dict) -> None:
@@ -215,6 +214,8 @@ def _without_numbers_of_padding(call: nn.Module):
 @contextmanager
 def _experts_row_by_row(call: nn.Module):
     """While it lasts, each row is multiplied with the matrices of its own experts: as many products, and no more."""
+    from transformers import PreTrainedModel  # here: reading a config need not wait for it
+
     models = [m for m in call.modules() if isinstance(m, PreTrainedModel)]
     before = [model.get_experts_implementation() for model in models]
     for model in models:

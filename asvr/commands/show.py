@@ -1,4 +1,4 @@
-"""Show what a config means: all settings with their defaults, the model, what is trained, and the first samples.
+"""Show what a config means: settings with defaults, the model, what is trained, and the first samples.
 
 The model is built without memory, and no weights are needed. Samples need the text tokenizer and the data; they show
 which tokens are learned and where images stand, so that you can check the template.

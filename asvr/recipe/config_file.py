@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.base.compat import bases_of_package
 from asvr.base.recipes import recipe_file
 from asvr.registry import SCOPE
 
@@ -19,12 +18,19 @@ def read_config_file(path: str | Path) -> Config:
     """MMEngine's config of a Python file. Raises ``ValueError`` that names the file and the line or the key, whatever
     goes wrong in it or in one of its bases."""
     try:
-        with bases_of_package(SCOPE, recipe_file):
-            cfg = Config.fromfile(path, import_custom_modules=False)
-            list(cfg.items())  # what the file imports is imported now
-            return cfg
+        cfg = _from_file(path)
+        list(cfg.items())  # what the file imports is imported now
+        return cfg
     except Exception as error:  # a config is code: anything may come out of it
         raise ValueError(_told(Path(path).absolute(), error)) from error
+
+
+def _from_file(path: str | Path) -> Config:
+    """``asvr::NAME`` in a ``_base_`` is the recipe of that name."""
+    from asvr.base.compat import bases_of_package  # here: importing this module must not load torch
+
+    with bases_of_package(SCOPE, recipe_file):
+        return Config.fromfile(path, import_custom_modules=False)
 
 
 def _told(path: Path, error: Exception) -> str:
@@ -33,8 +39,7 @@ def _told(path: Path, error: Exception) -> str:
         return problem
     for file in files[:-1]:  # a base before what stands on it
         try:
-            with bases_of_package(SCOPE, recipe_file):
-                Config.fromfile(file, import_custom_modules=False)
+            _from_file(file)
         except Exception as own:
             path, error = file, own
             break

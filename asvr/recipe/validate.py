@@ -38,6 +38,8 @@ def check_config(cfg: Config) -> None:
     Each stage is checked as it will run. Sizes that do not fit together are found by building, which
     `asvr.recipe.preflight.check_sizes` does without memory.
     """
+    if (command := _other_command(cfg)) is not None:
+        raise ValueError(f"{cfg.filename or 'the config'} is no config of a training: give it to {command}")
     problems = [
         f"{key}: unknown section; {nearest(key, (*ONCE, *BY_STAGE, *OTHER))}"
         for key in cfg
@@ -49,6 +51,13 @@ def check_config(cfg: Config) -> None:
     if problems:
         listing = "\n".join(f"- {problem}" for problem in problems)
         raise ValueError(f"{cfg.filename or 'the config'} has {len(problems)} problem(s):\n{listing}")
+
+
+def _other_command(cfg: Config) -> str | None:
+    """The command that takes a config of another kind: a study, or a visual tokenizer."""
+    if "arms" in cfg:
+        return "asvr study"
+    return "asvr train-tokenizer" if "tokenizer" in cfg and "stages" not in cfg else None
 
 
 def _stages(cfg: Config) -> list[str]:

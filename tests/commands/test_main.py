@@ -3,6 +3,7 @@
 import json
 import pkgutil
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -53,11 +54,11 @@ def test_each_command_says_what_it_does_with_an_example_that_parses():
     for name, parser in all_parsers().items():
         text = parser.format_help()
         assert text.startswith(f"usage: asvr {name} ")
-        examples = [line.split("#")[0].split() for line in text.splitlines() if line.startswith(f"  asvr {name} ")]
-        examples += [["asvr", name]] if f"  asvr {name}\n" in text else []
+        lines = [line for line in text.splitlines() if line.startswith(f"  asvr {name}")]
+        examples = [words for line in lines if (words := shlex.split(line, comments=True))[1] == name]
         assert examples, f"{name} has no example"
         for example in examples:
-            parser.parse_args([word.strip("'") for word in example[2:]])  # exits where it does not parse
+            parser.parse_args(example[2:])  # exits where it does not parse
 
 
 @pytest.mark.parametrize("tool", sorted(file.stem for file in (ROOT / "tools").glob("*.py")))

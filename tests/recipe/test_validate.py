@@ -420,3 +420,12 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
         "import sys, asvr, asvr.base.hub, asvr.recipe.config; assert not {'torch', 'transformers'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    "recipe, command",
+    [("studies/targets_mini", "asvr study"), ("tokenizers/semantic_mini", "asvr train-tokenizer")],
+)
+def test_a_config_of_another_kind_is_told_with_its_command(recipe, command):
+    with pytest.raises(ValueError, match=f"is no config of a training: give it to {command}$"):
+        check_config(load_config(recipe))

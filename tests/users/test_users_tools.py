@@ -358,6 +358,9 @@ WORK = dict(run=again, check_data=checked, tokenizer=fitted, study=compared, thr
 # Installed ----------------------------------------------------------------------------------------------------
 
 
+SHIPPED = ("configs", "examples")  # folders that an install holds inside the package
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
     """What an install of this clone holds, beside which the clone's scripts are used."""
@@ -365,7 +368,8 @@ def installed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "asvr", folder / "asvr", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("asvr", *SHIPPED):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     build = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", "site"]
     subprocess.run(build, cwd=folder, check=True, capture_output=True)
     return folder / "site"
@@ -374,9 +378,22 @@ def installed(tmp_path_factory) -> Path:
 def test_an_install_holds_all_files(installed):
     held = {file.relative_to(installed) for file in installed.rglob("*") if file.is_file()}
     own = {file.relative_to(ROOT) for file in (ROOT / "asvr").rglob("*") if file.is_file()}
+    for folder in SHIPPED:
+        files = (file for file in (ROOT / folder).rglob("*") if file.is_file())
+        own |= {Path("asvr") / "_shipped" / file.relative_to(ROOT) for file in files}
     assert held == {file for file in own if "__pycache__" not in file.parts}
 
 
+# A recipe, one with modules of its own, and a skeleton whose config inherits from a recipe.
+INSTALLED_ALONE = """
+from pathlib import Path
+from asvr.commands.new import write
+from asvr.recipe.config import load_config
+print(load_config("asvr_mini").filename)
+print(load_config("examples/dataset").data.train.type)
+write("loss", "OwnLoss", "own_loss", Path())
+print(load_config("own_loss_mini.py").model.reconstruction[0].loss.type)
+"""
 TOOLS = sorted(file.name for file in (ROOT / "tools").glob("*.py"))
 
 
@@ -395,5 +412,9 @@ def test_the_clone_s_tools_run_on_an_installed_library(installed, tmp_path):
     recipe = str(ROOT / "configs/benchmarks/small_asvr.py")
     done = beside(installed, tmp_path, str(ROOT / "tools/train.py"), recipe, "--dry-run")
     assert done.returncode == 0 and "Dry run of small_asvr.py" in done.stdout, done.stderr
+    (tmp_path / "here.py").write_text(INSTALLED_ALONE)
+    done = beside(installed, tmp_path, "here.py")
+    recipe = installed / "asvr/_shipped/configs/asvr_mini.py"
+    assert done.stdout.split() == [str(recipe), "Dots", "OwnLoss"], done.stderr
     done = beside(installed, tmp_path, "-m", "asvr", "scenes", str(tmp_path / "scenes"), "--scenes", "2")
     assert done.returncode == 0 and (tmp_path / "scenes.json").is_file(), done.stderr

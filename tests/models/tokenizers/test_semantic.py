@@ -140,7 +140,7 @@ def test_weights_of_another_shape_are_refused(tmp_path):
 
 def test_missing_folder_names_the_command(monkeypatch):
     monkeypatch.delenv("ASVR_DOWNLOAD", raising=False)
-    with pytest.raises(ValueError, match="train_tokenizer.py"):
+    with pytest.raises(ValueError, match="asvr train-tokenizer"):
         SemanticTokenizer(encoder=tiny_encoder(), name="asvr/not-there", **SIZES)
 
 
