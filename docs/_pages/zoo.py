@@ -169,7 +169,7 @@ def _measured() -> dict[str, str]:
         steps = [step for step in gpu["steps"] if (step["stage"], step["side"]) == ("finetune", side)]
         mfu, speed = ([step[key] for step in steps] for key in ("mfu_percent", "images_per_s"))
         found[f"benchmarks/vicuna7b_{side}"] = (
-            f"finetune: {min(mfu):.0f} to {max(mfu):.0f} % MFU, {min(speed)} to {max(speed)} images/s: one "
+            f"finetune: {min(mfu)} to {max(mfu)} % MFU, {min(speed)} to {max(speed)} images/s: one "
             f"{gpu['machine']['device']} ([{ON_GPU}]({_result(ON_GPU)}))"
         )
     return found
@@ -224,4 +224,4 @@ def _tera(number: float) -> str:
 
 
 def _giga(number: int) -> str:
-    return f"{number / 1e9:.1f}"
+    return f"{number / 1e9:.1f}" if number >= 1e9 else f"{number / 1e9:.2g}"
