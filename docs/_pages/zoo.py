@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 
 from mmengine.config import ConfigDict
@@ -23,6 +24,7 @@ NO_SIZE = {  # settings that no size follows from
     *("cache_dir", "cache_budget_gb", "lr", "lr_scale", "weight_decay", "clip_grad", "betas", "seed", "device"),
     *("log_interval", "checkpoint_interval", "keep_checkpoints", "max_skipped", "async_checkpoint"),
 }
+NEEDS_FILES = "needs files that its header says how to make"
 ON_CPU, ON_GPU = "cpu_llava_cached", "h200_7b"
 
 INTRO = f"""Every recipe that comes with the library. `asvr train NAME` trains it, `asvr train NAME --dry-run` prints
@@ -78,19 +80,32 @@ def zoo_page() -> str:
     return page("# Model and recipe zoo", INTRO, *blocks)
 
 
+@cache
+def trained_recipes() -> dict[str, Recipe]:
+    """By name, of all that `asvr train` takes."""
+    return {info.name: load_recipe(info.file) for info in list_recipes() if info.command == "train"}
+
+
 def count_zoo(file: Path = NUMBERS) -> None:
     """Count the sizes of the recipes that are new or have changed, and write the file after each of them."""
     known = _known(file)
-    recipes = {info.name: load_recipe(info.file) for info in list_recipes() if info.command == "train"}
+    recipes = trained_recipes()
     keys = {name: size_key(recipe) for name, recipe in recipes.items()}
     by_key = {entry["key"]: entry for entry in known.values()}  # recipes that differ in their data have the same sizes
     for name, recipe in recipes.items():
         if keys[name] not in by_key:
             print(f"counting {name}", flush=True)
-            by_key[keys[name]] = dict(key=keys[name], **recipe_sizes(recipe, SAMPLE))
+            by_key[keys[name]] = dict(key=keys[name], **_sizes(recipe))
             done = {name: by_key[key] for name, key in keys.items() if key in by_key}
             replace_text(file, _json(done))
     replace_text(file, _json({name: by_key[key] for name, key in keys.items()}))
+
+
+def _sizes(recipe: Recipe) -> dict:
+    try:
+        return recipe_sizes(recipe, SAMPLE)
+    except ValueError:
+        return dict(why=NEEDS_FILES)
 
 
 def _known(file: Path) -> dict[str, dict]:
@@ -125,7 +140,7 @@ def _link(recipe: RecipeFile) -> str:
 
 
 def _table(recipes: list[RecipeFile], numbers: dict) -> str:
-    loaded = {info.name: load_recipe(info.file) for info in recipes}
+    loaded = {info.name: trained_recipes()[info.name] for info in recipes}
     published = any(PUBLISHED in recipe.config for recipe in loaded.values())
     measured = {name: text for name, text in _measured().items() if name in loaded}
     head = ["name", "what it is", "LLM", "encoder", "targets", "parameters", "trained", "TFLOPs", "memory, GB"]
@@ -154,7 +169,7 @@ def _measured() -> dict[str, str]:
         steps = [step for step in gpu["steps"] if (step["stage"], step["side"]) == ("finetune", side)]
         mfu, speed = ([step[key] for step in steps] for key in ("mfu_percent", "images_per_s"))
         found[f"benchmarks/vicuna7b_{side}"] = (
-            f"finetune: {min(mfu):.0f} to {max(mfu):.0f} % MFU, {min(speed)} to {max(speed)} images/s: one "
+            f"finetune: {min(mfu)} to {max(mfu)} % MFU, {min(speed)} to {max(speed)} images/s: one "
             f"{gpu['machine']['device']} ([{ON_GPU}]({_result(ON_GPU)}))"
         )
     return found
@@ -184,8 +199,8 @@ def _named(part: ConfigDict) -> str:
 
 def _numbers(sizes: dict | None) -> list[str]:
     """None: `count_zoo` has not come to it."""
-    if sizes is None:
-        return ["not counted"] * 4
+    if sizes is None or "why" in sizes:
+        return [(sizes or {}).get("why", "not counted"), "", "", ""]
     stages = sizes["stages"].values()
     return [
         _count(sizes["parameters"]),
@@ -209,4 +224,4 @@ def _tera(number: float) -> str:
 
 
 def _giga(number: int) -> str:
-    return f"{number / 1e9:.1f}"
+    return f"{number / 1e9:.1f}" if number >= 1e9 else f"{number / 1e9:.2g}"
