@@ -3,6 +3,7 @@
 Legend: ``T`` new tokens of an answer, ``V`` vocabulary.
 """
 
+import gc
 import logging
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -60,8 +61,8 @@ def check_export(
     if against is None:
         reference, expected = REFERENCE, ENGINES[REFERENCE].ask(folder, asked, settings)
     else:
-        source = load(against, device="auto", precision="float32")
-        reference, expected = HERE, ask_here(source, asked, settings, config["image_token_index"])
+        reference, expected = HERE, _ask_source(against, asked, settings, config["image_token_index"])
+    _give_memory_back()
     rows, told, same = [], [], True
     for name in names:
         version = ENGINES[name].version
@@ -70,6 +71,7 @@ def check_export(
             continue
         try:
             found = expected if name == reference else ENGINES[name].ask(folder, asked, settings)
+            _give_memory_back()
         except Exception as error:  # whatever another library raises is what this engine does with the folder
             logger.warning("%s ended with an error:", name, exc_info=True)
             rows.append([name, version, f"0 of {len(asked)}", "-", "error"])
@@ -102,6 +104,18 @@ def _made(width: int, height: int) -> Image.Image:
     disc = ((x - width / height / 2) ** 2 + (y - 0.5) ** 2 < 0.06)[..., None]
     colours = np.stack([128 + 127 * np.sin(5 * x), 255 * y, 128 + 127 * np.cos(7 * x * y)], -1)
     return Image.fromarray(np.where(disc, (230, 40, 30), colours).astype(np.uint8))
+
+
+def _ask_source(against: str, questions: list[Question], settings: Settings, image_id: int) -> list[Answer]:
+    """The model is gone when this returns: the engines need its memory."""
+    return ask_here(load(against, device="auto", precision="float32"), questions, settings, image_id)
+
+
+def _give_memory_back() -> None:
+    """What torch keeps of a model that is gone: vLLM and SGLang take a share of what is free on the card."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @torch.inference_mode()

@@ -111,7 +111,7 @@ KINDS = (
         "a LLaVA model in transformers' layout",
         (r"(?:model\.)?multi_modal_projector\.linear_1\.weight",),
         supported=False,
-        instead="transformers' LlavaForConditionalGeneration reads it",
+        instead="transformers' LlavaForConditionalGeneration or LlavaNextForConditionalGeneration reads it",
     ),
     Kind("llava", "a LLaVA-1.5 model: projector and LLM", (r"model\.mm_projector\.0\.weight", r"lm_head\.weight")),
 )

@@ -69,6 +69,10 @@ def test_another_model_differs(folder, tmp_path, monkeypatch, capsys):
     assert "'What can you do?'" not in text, "a text alone does not pass the projector"
 
 
+def test_the_command_knows_the_engines():
+    assert command.ENGINES == ("all", *serving.ENGINES)
+
+
 def test_own_images_and_questions_are_asked(folder, tmp_path, monkeypatch, capsys):
     Image.new("RGB", (50, 40), "teal").save(tmp_path / "a.png")
     arguments = (folder, "--engine", "transformers", "--image", tmp_path / "a.png", "--question", "a house?", "why?")
