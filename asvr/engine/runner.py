@@ -14,10 +14,10 @@ from asvr.data.mixture import Mixture
 from asvr.engine.hooks import (
     AverageHook,
     CheckpointHook,
-    ProfileHook,
     ProgressHook,
     SignalHook,
     SkipHook,
+    TraceHook,
     ValidationHook,
 )
 from asvr.engine.hooks.checkpoint import stateful
@@ -127,7 +127,7 @@ def _profile(stage: Stage, folder: Path) -> list:
         return []
     first, last = settings.steps
     own = dict(folder=str(folder / "profile"), stage=stage.name, first=first, last=last)
-    return [ProfileHook(memory=settings.get("memory", False), **own)]
+    return [TraceHook(memory=settings.get("memory", False), **own)]
 
 
 def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Path, meta: dict) -> list:

@@ -1,10 +1,12 @@
 """Each test fails when a workaround in asvr/base/compat.py is no longer needed."""
 
+import importlib.util
 import inspect
 import os
 import signal
 import time
 import warnings
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -189,3 +191,21 @@ def test_mmengine_still_knows_only_the_configs_of_its_own_packages(tmp_path):
         assert Config.fromfile(tmp_path / "own.py").value == 1
     with pytest.raises((AssertionError, ValueError, ImportError)):
         Config.fromfile(tmp_path / "own.py")
+
+
+def test_lmms_eval_reads_the_number_of_processes_from_the_environment():
+    """Remove `compat.one_process_for_lmms_eval` when it no longer does."""
+    spec = importlib.util.find_spec("lmms_eval")
+    if spec is None:
+        pytest.skip("lmms-eval is not installed (pip install -e '.[eval]')")
+    source = (Path(spec.origin).parent / "evaluator.py").read_text(encoding="utf-8")
+    assert 'os.environ.get("WORLD_SIZE", 1)' in source
+
+
+def test_the_environment_of_several_processes_comes_back(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(RuntimeError), compat.one_process_for_lmms_eval():
+        assert "WORLD_SIZE" not in os.environ
+        raise RuntimeError
+    assert os.environ["WORLD_SIZE"] == "2" and "LOCAL_RANK" not in os.environ

@@ -2,7 +2,7 @@
 
 from asvr.engine.hooks.averages import AverageHook
 from asvr.engine.hooks.checkpoint import CheckpointHook
-from asvr.engine.hooks.profile import ProfileHook
+from asvr.engine.hooks.profile import TraceHook
 from asvr.engine.hooks.progress import ProgressHook
 from asvr.engine.hooks.signals import SignalHook
 from asvr.engine.hooks.skips import SkipHook
@@ -12,10 +12,10 @@ from asvr.engine.hooks.visualizer import VisualizerHook
 __all__ = [
     "AverageHook",
     "CheckpointHook",
-    "ProfileHook",
     "ProgressHook",
     "SignalHook",
     "SkipHook",
+    "TraceHook",
     "ValidationHook",
     "VisualizerHook",
 ]

@@ -17,7 +17,7 @@ EVENTS = 1_000_000  # of allocations and frees that a snapshot keeps
 
 
 @HOOKS.register_module()
-class ProfileHook(Hook):
+class TraceHook(Hook):
     """Writes of the steps ``first`` to ``last``, counted from 1 as the log counts them, both included:
 
     ``<folder>/trace_rank<r>.json``, for https://ui.perfetto.dev or chrome://tracing; ``<folder>/table_rank<r>.txt``,
