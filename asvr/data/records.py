@@ -44,7 +44,9 @@ class RecordImage(StoredPicture):
         return f"{self.number} of {self.dataset.place(self.record)}"
 
     def read(self) -> bytes:
-        return _names(self.dataset.checked(self.record)[0])[self.number].read()
+        image = _names(self.dataset.checked(self.record)[0])[self.number]
+        assert not isinstance(image, str)  # the record holds it
+        return image.read()
 
     def sha256(self) -> str:
         return self.digest

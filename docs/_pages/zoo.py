@@ -23,6 +23,7 @@ NO_SIZE = {  # settings that no size follows from
     *("schedule", "template", "num_workers", "worker_timeout", "global_batch", "on_error", "max_pixels"),
     *("cache_dir", "cache_budget_gb", "lr", "lr_scale", "weight_decay", "clip_grad", "betas", "seed", "device"),
     *("log_interval", "checkpoint_interval", "keep_checkpoints", "max_skipped", "async_checkpoint"),
+    "profile",
 }
 NEEDS_FILES = "needs files that its header says how to make"
 ON_CPU, ON_GPU = "cpu_llava_cached", "h200_7b"

@@ -12,13 +12,13 @@ from asvr.evaluation.metrics import ACCURACY, DEFAULT
 from asvr.models.attention import AUTO
 from asvr.models.targets import CodeTarget
 from asvr.models.targets.base import Target
-from asvr.recipe.entries import EMA, GROUP, SOURCE, TARGET
+from asvr.recipe.entries import EMA, GROUP, PROFILE, SOURCE, TARGET
 from asvr.recipe.schema import DATA, EVALUATION, OPTIM, PUBLISHED, RUNTIME, SCHEDULE, SECTIONS, VALIDATION
 from asvr.recipe.sections import SECTION_DOCS, STAGE_DOCS
 from asvr.recipe.training import PRESET
 from asvr.recipe.validate import BY_STAGE, OF_STAGE, ONCE, OTHER
 
-ALL = SECTIONS | dict(target=TARGET, source=SOURCE, group=GROUP, ema=EMA)
+ALL = SECTIONS | dict(target=TARGET, source=SOURCE, group=GROUP, ema=EMA, profile=PROFILE)
 
 
 def test_every_section_and_field_is_described():
