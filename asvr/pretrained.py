@@ -80,9 +80,9 @@ class Pretrained:
         return self
 
     def chat(self, image, question: str, *, max_new_tokens: int = 128, **kwargs) -> str:
-        """The answer to one question. image: a file or picture, a list of them, or None for text alone.
+        """The answer to one question. image: a file or image, a list of them, or None for text alone.
 
-        ``<image>`` in the question says where a picture stands; otherwise it stands in front. kwargs go to
+        ``<image>`` in the question says where an image stands; otherwise it stands in front. kwargs go to
         transformers' ``generate``; by default it is greedy.
         """
         if not isinstance(question, str):
@@ -239,10 +239,10 @@ def _check_prompt(i: int, prompt: dict) -> tuple[list, list]:
         raise ValueError(f"prompt {i}: unknown key {short(unknown[0])}; {nearest(unknown[0], PROMPT)}")
     images = prompt.get("images") or []
     if not isinstance(images, list | tuple):
-        raise ValueError(f"prompt {i}: images is {short(images)}: expected a list of files' names or PIL pictures")
+        raise ValueError(f"prompt {i}: images is {short(images)}: expected a list of files' names or PIL images")
     for image in images:
         if not isinstance(image, str | Path | Image.Image):
-            raise ValueError(f"prompt {i}: image {short(image)}: expected a file's name or a PIL picture")
+            raise ValueError(f"prompt {i}: image {short(image)}: expected a file's name or a PIL image")
     if not isinstance(prompt["messages"], list | tuple):
         raise ValueError(f"prompt {i}: messages is {short(prompt['messages'])}: expected a list of messages")
     try:

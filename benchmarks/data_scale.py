@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def write(file: Path, records: int) -> None:
-    """Conversations of one to four turns, of which one record in eight has no picture."""
+    """Conversations of one to four turns, of which one record in eight has no image."""
     import random
 
     rng = random.Random(0)

@@ -1,8 +1,8 @@
-"""How fast the input side is: steps, samples and pictures a second by number of workers, without a model.
+"""How fast the input side is: steps, samples and images a second by number of workers, without a model.
 
 python benchmarks/dataloader.py CONFIG [--workers 0 1 2]
 
-Samples are synthetic (pictures of 640 x 480 pixels, kept as JPEG in memory), the collate function is the config's own.
+Samples are synthetic (images of 640 x 480 pixels, kept as JPEG in memory), the collate function is the config's own.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def encoded(samples, count: int = 64):
-    """So many samples over and over, their pictures as JPEG, so that workers have to decode them."""
+    """So many samples over and over, their images as JPEG, so that workers have to decode them."""
     from PIL import Image
 
     def jpeg(picture) -> bytes:

@@ -1,8 +1,8 @@
-"""Try many broken pictures and records: each must be read or refused in words, in little time and memory.
+"""Try many broken images and records: each must be read or refused in words, in little time and memory.
 
 python benchmarks/fuzz_data.py --minutes 10 [--engine random|atheris] [--save FOLDER]
 
-Valid pictures and records are changed at random, from a fixed seed (random), or towards code that was not reached
+Valid images and records are changed at random, from a fixed seed (random), or towards code that was not reached
 before (atheris, where it is installed). Exit code 1 where an input raised anything but a refusal, gave an item that is
 not right, ended the process, or took too much time or memory; the input is saved then.
 """
@@ -222,7 +222,7 @@ def guided(args: argparse.Namespace, folder: Path, log: Path) -> None:
     corpus = folder / "corpus"
     corpus.mkdir()
     for i, data in enumerate(inputs.pictures):
-        (corpus / f"picture{i}").write_bytes(bytes([0]) + data)
+        (corpus / f"image{i}").write_bytes(bytes([0]) + data)
     for i in range(200):
         target, data = next(inputs)
         (corpus / f"input{i}").write_bytes(bytes([TARGETS.index(target)]) + data)

@@ -1,4 +1,4 @@
-"""What `benchmarks/fuzz_data.py` tries: valid pictures and records, and random changes of them."""
+"""What `benchmarks/fuzz_data.py` tries: valid images and records, and random changes of them."""
 
 import io
 import json

@@ -5,7 +5,7 @@ python benchmarks/throughput.py CONFIG --against CONFIG2  two, in turn, in one r
 python benchmarks/throughput.py CONFIG --plain            against the released code's way of doing the same step
 python benchmarks/throughput.py CONFIG --against CONFIG2 --plain                                   against both
 
-Writes JSON, a table and a picture to --out (default: work_dirs/benchmarks/<name>).
+Writes JSON, a table and an image to --out (default: work_dirs/benchmarks/<name>).
 """
 
 import argparse

@@ -1,6 +1,6 @@
-# The embedded default: real pictures, questions and pretrained parts that come as ordinary packages.
+# The embedded default: real images, questions and pretrained parts that come as ordinary packages.
 # A small Llama learns, from nothing, to answer easy-vqa's questions while it predicts the semantic codes of each
-# picture. Three stages: a blind model for comparison (no pictures), the pictures alone (no text), the questions.
+# image. Three stages: a blind model for comparison (no images), the images alone (no text), the questions.
 #   pip install -e '.[mini]' && python tools/train.py configs/asvr_mini.py
 _base_ = ["./_base_/runtime.py"]
 

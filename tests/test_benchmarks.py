@@ -70,7 +70,7 @@ def test_attention(run):
 def test_dataloader(run):
     result, _ = run("dataloader", *TINY, "--workers", "0", "1", "--steps", "2")
     assert [row["workers"] for row in result["rows"]] == [0, 1]
-    for row in result["rows"]:  # seven of eight samples have a picture, in whatever order; packed rows have no padding
+    for row in result["rows"]:  # seven of eight samples have an image, in whatever order; packed rows have no padding
         assert 6 < row["images_per_s"] / row["steps_per_s"] <= 8 and row["real_tokens_percent"] == 100
 
 
@@ -118,7 +118,7 @@ def test_memory(run, monkeypatch):
     assert by_mode["full"] < by_mode["none"] and "measured / plan" in text
 
 
-# The fuzzer with a process that ends at every picture.
+# The fuzzer with a process that ends at every image.
 DEADLY = """
 import runpy, sys
 import asvr.data.images
@@ -136,7 +136,7 @@ def test_the_fuzzer_counts_inputs_and_saves_what_fails(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(out.with_suffix(".json").read_text())
     assert result["inputs"] == sum(result["outcomes"].values()) == 300 and not result["failures"]
-    expected = {"picture: used", "picture: unreadable picture", "lines: used", "lines: malformed"}
+    expected = {"picture: used", "picture: unreadable image", "lines: used", "lines: malformed"}
     assert expected <= result["outcomes"].keys()
     done = subprocess.run([sys.executable, "-c", DEADLY, *fuzzer, "--inputs", "6"], **own)
     assert done.returncode == 1 and "process ended with 7" in done.stdout and list((tmp_path / "bad").iterdir())

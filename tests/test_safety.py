@@ -132,7 +132,7 @@ def test_a_run_and_its_answers_need_no_network(no_network, tmp_path):
 
 
 def test_what_a_run_writes_can_be_read_without_running_it(tiny_run):
-    """Weights are safetensors, everything else is JSON, text, pictures, arrays, or what ``weights_only`` loads."""
+    """Weights are safetensors, everything else is JSON, text, images, arrays, or what ``weights_only`` loads."""
     safe = {".safetensors", ".json", ".jsonl", ".log", ".png", ".npy", ".py", ".jinja"}
     rest = [file for file in tiny_run.rglob("*") if file.is_file() and file.suffix not in safe]
     assert {file.suffix for file in rest} <= {".pt", ".txt"}, rest

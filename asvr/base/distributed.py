@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 from asvr.base.launched import SLURM
 
-# Of what is waited for on the CPU: the first process may compute the features of all pictures meanwhile. A process that
+# Of what is waited for on the CPU: the first process may compute the features of all images meanwhile. A process that
 # dies is noticed at once.
 PATIENCE = timedelta(days=7)
 

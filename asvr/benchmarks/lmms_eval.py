@@ -31,7 +31,7 @@ class Asvr(lmms):
     questions at once. device: see `build_device`. shared: of several processes, in which lmms-eval asks the same
     questions, each answers its share of the batches, and all get all answers.
 
-    Pictures stand in front of the question unless it says ``<image>``. A question that is longer than the LLM has
+    Images stand in front of the question unless it says ``<image>``. A question that is longer than the LLM has
     positions gets an empty answer and a warning; a choice that is, an infinite loss, with which it loses against any
     other (among choices that all are too long lmms-eval takes the first). Raises ``ValueError`` for videos and sounds.
     """

@@ -90,7 +90,7 @@ PAPER = [
         group=GENERAL,
         task="asvr_seedbench_image",
         metrics=("seed_image",),
-        note="lmms-eval's seedbench on the questions about one picture, those about videos left out",
+        note="lmms-eval's seedbench on the questions about one image, those about videos left out",
     ),
     Benchmark(
         column="GQA",
@@ -138,7 +138,7 @@ PAPER = [
         group=HALLUCINATION,
         task="asvr_hallusion_bench_image",
         metrics=("aAcc", "qAcc", "fAcc"),
-        note="questions with a picture; mean of the accuracies by question, group of questions and picture, the paper "
+        note="questions with an image; mean of the accuracies by question, group of questions and image, the paper "
         "does not say which one its figure is",
         judge="lmms-eval's hallusion_bench_image asks GPT whether an answer agrees with the reference; here the "
         "question asks for yes or no, and an answer without 'yes' counts as no",

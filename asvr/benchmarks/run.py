@@ -184,7 +184,7 @@ def _one(model, manager, name: str, limit: int | None, out: Path) -> dict:
         task_manager=manager,
         limit=limit,
         batch_size=model.batch_size,
-        # What tasks read of lmms-eval's command line: where to write, and that scoring needs no pictures.
+        # What tasks read of lmms-eval's command line: where to write, and that scoring needs no images.
         cli_args=Namespace(output_path=str(out), process_with_media=False),
     )
     write_samples(found.pop("samples"), out / "samples")

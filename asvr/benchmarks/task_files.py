@@ -34,7 +34,7 @@ class Tasks:
 
     def fingerprint(self, name: str) -> str:
         """Of configurations, the Python files beside them and beside those of their functions, and the data that are
-        here (`DataSet.state`). Pictures that a file of questions names are not looked at."""
+        here (`DataSet.state`). Images that a file of questions names are not looked at."""
         digest = hashlib.sha256()
         for config, yaml in self.members[name]:
             data = data_set(name, config)

@@ -1,12 +1,12 @@
-"""Target codes of pictures, computed once, by the pictures' content; memory-mapped while training.
+"""Target codes of images, computed once, by the images' content; memory-mapped while training.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth.
 
-A store is a folder that is named after what codes depend on besides the picture. It grows by appending::
+A store is a folder that is named after what codes depend on besides the image. It grows by appending::
 
   store.json           what it is: tokenizer, shape, dtype (written first)
   codes.<part>.bin     rows of N * D numbers, one after another
-  index.<part>.jsonl   a line a row: the SHA-256 of the picture's bytes and the CRC-32 of the row
+  index.<part>.jsonl   a line a row: the SHA-256 of the image's bytes and the CRC-32 of the row
 
 A row counts once its line is whole; what a killed process left behind it is cut off. Each process that computes at the
 same time has a part of its own, and a reader takes all parts.
@@ -41,7 +41,7 @@ READERS = 8  # threads that read and hash files, which Python lets go on at the 
 class CodeStore:
     """The codes of one target's tokenizer.
 
-    depends_on: what its codes depend on besides the picture; the folder is ``root/<name>-<digest of it>``.
+    depends_on: what its codes depend on besides the image; the folder is ``root/<name>-<digest of it>``.
     shape: (N, D). size: of the largest codebook; it decides the dtype, and other codes are refused. Raises
     ``ValueError`` where the folder holds something else.
     """
@@ -66,14 +66,14 @@ class CodeStore:
             _replace(file, json.dumps(description, indent=1) + "\n")
 
     def refusal(self, sha256: str) -> tuple[str, str] | None:
-        """Message and reason where a picture could not be read; it is tried again whenever codes are computed."""
+        """Message and reason where an image could not be read; it is tried again whenever codes are computed."""
         return None if sha256 in self.rows else self.refused.get(sha256)
 
     def __contains__(self, sha256: str) -> bool:
         return sha256 in self.rows or sha256 in self.refused
 
     def __getitem__(self, sha256: str) -> np.ndarray:
-        """The row (N, D) of a picture. Raises ``ValueError`` where its bytes are not those that were written."""
+        """The row (N, D) of an image. Raises ``ValueError`` where its bytes are not those that were written."""
         part, row, crc32 = self.rows[sha256]
         values = part[row]
         if zlib.crc32(values.tobytes()) != crc32:
@@ -202,14 +202,14 @@ def _read_json(file: Path):
 class CodeCache:
     """What ``Collate`` asks, over the stores of all targets: ``check``, ``features`` (none) and ``truth``.
 
-    hashes: picture key -> SHA-256 of its bytes. stores: target name -> `CodeStore`.
+    hashes: image key -> SHA-256 of its bytes. stores: target name -> `CodeStore`.
     """
 
     def __init__(self, hashes: dict[str, str], stores: dict[str, CodeStore]):
         self.hashes, self.stores = hashes, stores
 
     def check(self, keys: list[str]) -> None:
-        """Raise `Refused` where one of the pictures could not be read when its codes were computed."""
+        """Raise `Refused` where one of the images could not be read when its codes were computed."""
         for key in keys:
             for store in self.stores.values():
                 if (refusal := store.refusal(self.hashes[key])) is not None:
@@ -256,7 +256,7 @@ def _hash_of(picture: Source) -> str:
         return picture.sha256()
     try:
         return hashlib.sha256(picture_bytes(picture)).hexdigest()
-    except Refused as error:  # told where the picture is opened
+    except Refused as error:  # told where the image is opened
         return hashlib.sha256(str(error).encode()).hexdigest()
 
 
@@ -270,7 +270,7 @@ def _hash(path: Path, known: dict) -> tuple[str, list | None]:
         if seen == state:
             return sha256, None
         sha256 = sha256_of(path)
-    except (OSError, Refused) as error:  # told where the picture is opened
+    except (OSError, Refused) as error:  # told where the image is opened
         return hashlib.sha256(str(error).encode()).hexdigest(), None
     return sha256, [str(path), *state, sha256]
 

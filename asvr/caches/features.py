@@ -1,4 +1,4 @@
-"""Frozen features and codes of every picture, computed once and memory-mapped.
+"""Frozen features and codes of every image, computed once and memory-mapped.
 
 Legend: ``I`` images of the encoder (each crop of an image that is cut into several is one), ``N`` visual tokens of one,
 ``E`` encoder width, ``D`` code depth.
@@ -34,15 +34,15 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class FeatureCache:
-    """Encoder features and target codes by picture key, read from ``folder``.
+    """Encoder features and target codes by image key, read from ``folder``.
 
     What ``Collate`` asks: ``check(keys)``, ``features(keys)`` -> (I, N, E) and ``truth(target, keys)``, what the target
     reconstructs by name, or None where the cache has none. The folder's name is a digest of the encoder, the transform
-    and the bytes of all pictures (see `folder_of`), so that a cache can't be stale; it is renamed when complete, so
+    and the bytes of all images (see `folder_of`), so that a cache can't be stale; it is renamed when complete, so
     that none is partial.
 
-    rows: key -> row, of a picture or of each of its crops (`asvr.data.layouts.crop_keys`). crops: key -> how many, of a
-    picture. refused: key -> (message, reason) of a picture that could not be read.
+    rows: key -> row, of an image or of each of its crops (`asvr.data.layouts.crop_keys`). crops: key -> how many, of an
+    image. refused: key -> (message, reason) of an image that could not be read.
     """
 
     def __init__(self, folder: Path):
@@ -56,7 +56,7 @@ class FeatureCache:
         self.truths: dict[str, dict[str, tuple[np.ndarray, torch.dtype]]] = {}
 
     def check(self, keys: list[str]) -> None:
-        """Raise `Refused` where one of the pictures could not be read when the cache was made."""
+        """Raise `Refused` where one of the images could not be read when the cache was made."""
         for key in keys:
             if key in self.refused:
                 raise Refused(*self.refused[key])
@@ -74,12 +74,12 @@ class FeatureCache:
         missing = [key for key in keys if key not in self.rows]
         if missing:
             raise ValueError(
-                f"{self.folder} has no features of {missing[0]} ({len(missing)} pictures): delete it to compute it anew"
+                f"{self.folder} has no features of {missing[0]} ({len(missing)} images): delete it to compute it anew"
             )
         return [self.rows[key] for key in keys]
 
     def crops_of(self, keys: list[str]) -> list[str]:
-        """The keys of all crops of some pictures."""
+        """The keys of all crops of some images."""
         return [crop for key in keys for crop in crop_keys(key, self.crops[key])]
 
     def batches(self, keys: list[str]) -> Iterator[Tensor]:
@@ -98,8 +98,8 @@ class FeatureCache:
         layout: ImageLayout | None = None,
         budget_gb: float | None = None,
     ) -> None:
-        """What a target reconstructs of every picture: from the cached features alone where it has no views of its own
-        (no picture is opened then), else from pixels too. Kept in the folder under a digest of what it depends on.
+        """What a target reconstructs of every image: from the cached features alone where it has no views of its own
+        (no image is opened then), else from pixels too. Kept in the folder under a digest of what it depends on.
 
         target: a `Target` with a `truth_spec`, or a `CodeTruth`. config: its entry, without names of weights.
         budget_gb: see `build_feature_cache`.
@@ -148,7 +148,7 @@ class FeatureCache:
             os.replace(partial[name], file)
 
     def _of_views(self, pictures: dict, layout, views: dict, aspect: str) -> Iterator[dict[str, Pixels]]:
-        """The pixels of each view in batches, in the order of the rows; each picture is opened once."""
+        """The pixels of each view in batches, in the order of the rows; each image is opened once."""
         transforms = list(views.values())
         if not transforms:
             yield from ({} for _ in range(0, len(self.rows), BATCH))
@@ -171,17 +171,17 @@ def build_feature_cache(
     max_pixels: int = MAX_PIXELS,
     budget_gb: float | None = None,
 ) -> FeatureCache:
-    """The cache of ``pictures`` (key -> file or picture) under ``root``; computed on ``device`` unless it is there.
+    """The cache of ``pictures`` (key -> file or image) under ``root``; computed on ``device`` unless it is there.
 
-    config: what decides the encoder's output besides its weights. layout: the crops of a picture; None: it is one.
-    on_error: what happens where a picture cannot be read: ``raise``, or ``skip``, which notes it, so that its samples
-    are refused when they come. max_pixels: of a picture. budget_gb: the most that the features may take of the disk;
+    config: what decides the encoder's output besides its weights. layout: the crops of an image; None: it is one.
+    on_error: what happens where an image cannot be read: ``raise``, or ``skip``, which notes it, so that its samples
+    are refused when they come. max_pixels: of an image. budget_gb: the most that the features may take of the disk;
     the first batch tells what all take. Raises ``ValueError`` where that, or what is free, is less.
     """
     if max_pixels != MAX_PIXELS:  # what is refused depends on it
         config = dict(config, max_pixels=max_pixels)
     if not pictures:
-        raise ValueError("data.cache=True and a target with `fit`: the data have no picture to fit its tokenizer on")
+        raise ValueError("data.cache=True and a target with `fit`: the data have no image to fit its tokenizer on")
     folder = folder_of(root, encoder, pictures, aspect, with_layout(config, layout))
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
@@ -200,9 +200,7 @@ def build_feature_cache(
                     dtype = str(features_INE.dtype).removeprefix("torch.")
                     rows = num_crops(pictures, **wanted)
                     shape = (rows, *features_INE.shape[1:])  # the rows of refused ones stay empty at the end
-                    require_room(
-                        root, rows * features_INE[0].nbytes, f"features of {len(pictures)} pictures", budget_gb
-                    )
+                    require_room(root, rows * features_INE[0].nbytes, f"features of {len(pictures)} images", budget_gb)
                     out = np.lib.format.open_memmap(
                         partial / "features.npy", "w+", _numpy_dtype(features_INE.dtype), shape
                     )
@@ -210,7 +208,7 @@ def build_feature_cache(
                 bar.update(len({*keys} - {*kept[-1:]}))
                 kept += keys
         if out is None:
-            raise ValueError(f"none of the {len(pictures)} pictures can be read: {next(iter(refused.values()))[0]}")
+            raise ValueError(f"none of the {len(pictures)} images can be read: {next(iter(refused.values()))[0]}")
         out.flush()
         crops = Counter(kept)
         index = dict(keys=list(crops), crops=list(crops.values()), dtype=dtype, refused=refused or {})
@@ -222,12 +220,12 @@ def build_feature_cache(
     cache = FeatureCache(folder)
     if cache.refused:
         message, _ = next(iter(cache.refused.values()))
-        logger.warning("%d of %d pictures are left out, first: %s", len(cache.refused), len(pictures), message)
+        logger.warning("%d of %d images are left out, first: %s", len(cache.refused), len(pictures), message)
     return cache
 
 
 def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) -> Path:
-    """The folder is named by what its content depends on: encoder, transform and the bytes of every picture, of which
+    """The folder is named by what its content depends on: encoder, transform and the bytes of every image, of which
     those that have not changed since the last start are not read again."""
     digest = hashlib.sha256(f"{fingerprint_of(encoder)} {encoder.transform} {aspect} {_text(config)}".encode())
     for key, sha256 in hash_pictures(root, pictures).items():

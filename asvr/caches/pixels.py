@@ -1,4 +1,4 @@
-"""The pixels of many pictures in batches, for what is computed of all of them."""
+"""The pixels of many images in batches, for what is computed of all of them."""
 
 from collections.abc import Iterator
 
@@ -20,11 +20,11 @@ def pixel_batches(
     refused: dict | None = None,
     max_pixels: int = LARGEST_LIMIT,
 ) -> Iterator[tuple]:
-    """For some crops each time: the keys of their pictures, then what each transform makes of them, stacked. Each
-    picture is opened once.
+    """For some crops each time: the keys of their images, then what each transform makes of them, stacked. Each
+    image is opened once.
 
-    layout: the crops of a picture; None: it is one. refused: gets key -> (message, reason) of what cannot be read; None
-    raises `Refused`. max_pixels: of a picture; by default that was checked before, when its features were computed.
+    layout: the crops of an image; None: it is one. refused: gets key -> (message, reason) of what cannot be read; None
+    raises `Refused`. max_pixels: of an image; by default that was checked before, when its features were computed.
     """
     names, stacks = [], [[] for _ in transforms]
     for key in keys:
@@ -49,7 +49,7 @@ def pixel_batches(
 
 
 def num_crops(pictures: dict, *, layout: ImageLayout | None, max_pixels: int = MAX_PIXELS) -> int:
-    """Of all pictures, at most: those that cannot be read have none."""
+    """Of all images, at most: those that cannot be read have none."""
     if layout is None or layout.fixed is not None:
         return len(pictures) * (1 if layout is None else layout.fixed.num_crops)
     found = 0

@@ -33,7 +33,7 @@ def answer(conversation, line: str) -> None:
     rest = rest.strip()
     try:
         if command == "/image" and not rest:
-            print("/image PATH: which picture?")
+            print("/image PATH: which image?")
         elif command == "/image":
             image = conversation.show(rest)
             print(f"{rest}: {image.width} x {image.height} pixels")

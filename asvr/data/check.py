@@ -1,4 +1,4 @@
-"""Scanning data sets before a run: every record becomes an item and every picture is opened, in processes.
+"""Scanning data sets before a run: every record becomes an item and every image is opened, in processes.
 
 Legend: ``N`` visual tokens of an image.
 """
@@ -40,7 +40,7 @@ class Source:
 
     name: for people, such as ``finetune: data.train``. dataset: built with ``on_error='skip'`` and without
     ``max_length``, so that what would be cut is seen whole. asked: its questions are used, not its training rows.
-    shifts: of the model's targets, which learn from pictures, see `asvr.data.conversation.require_learned`.
+    shifts: of the model's targets, which learn from images, see `asvr.data.conversation.require_learned`.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Found:
 
     refused, noted: how many records by reason, and by what is odd but used. unread: how many records have a key that
     nobody reads. tokens: how many rows by length, visual tokens included, rounded down by `bin_of`; sides: how many
-    pictures by their longer side, likewise.
+    images by their longer side, likewise.
     """
 
     records: int = 0
@@ -94,7 +94,7 @@ def scan(
     """Everything in a source, and the first examples by (kind, reason).
 
     report: a stream that gets a JSON line for each record that is refused or odd. workers: processes. limit: only the
-    first records. decode: False reads the headers of pictures alone. Raises ``ValueError`` where a process dies.
+    first records. decode: False reads the headers of images alone. Raises ``ValueError`` where a process dies.
     """
     total = min(len(source.dataset), limit or len(source.dataset))
     whole, examples = Found(), {}

@@ -24,12 +24,12 @@ class Collate:
 
     layout: what tokens an image gets, see `ImageLayout`. views: name -> transform; equal transforms share one tensor.
     targets: names whose truth the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that
-    may arrive (the dataset has cut it), or None. on_error: what happens where a picture cannot be read, and the sample
-    with it (``raise`` or ``skip``). max_pixels: of a picture, see `open_image`. padding_side: ``right``, which needs no
+    may arrive (the dataset has cut it), or None. on_error: what happens where an image cannot be read, and the sample
+    with it (``raise`` or ``skip``). max_pixels: of an image, see `open_image`. padding_side: ``right``, which needs no
     attention mask, or ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`. shifts: in training, of
-    the targets that learn from pictures: a sample from which nothing can be learned is refused; None for questions.
+    the targets that learn from images: a sample from which nothing can be learned is refused; None for questions.
     cache: an `asvr.caches.features.FeatureCache`, or what has its ``check``, ``features`` and ``truth``; the last
-    two return what there is for all keys, or None. A view that they replace has no pixels, and no picture is
+    two return what there is for all keys, or None. A view that they replace has no pixels, and no image is
     opened for it.
 
     A refused sample is left out and stands in ``Batch.refusals``. Where no sample is left, the batch is
@@ -74,7 +74,7 @@ class Collate:
         cached = self._cached(_crop_keys(items))
         views = {name: view for name, view in self.views.items() if name.partition(".")[0] not in cached}
         items, pixels, refused = self._decode(items, views)
-        if refused:  # the batch has fewer pictures than were asked for
+        if refused:  # the batch has fewer images than were asked for
             cached = self._cached(_crop_keys(items))
         rows = [self._expand(item) for item in items] or [([self.pad_id], [IGNORE], [])]
         return Batch(
@@ -115,7 +115,7 @@ class Collate:
         return {name: values for name, values in found.items() if values is not None}
 
     def _decode(self, items: list[dict], views: dict) -> tuple[list[dict], dict, list[Refusal]]:
-        """Open each picture once and make what the views want of it, or of each of its crops."""
+        """Open each image once and make what the views want of it, or of each of its crops."""
         transforms = list(dict.fromkeys(views.values()))
 
         def pixels(item: dict) -> list[list]:
@@ -131,7 +131,7 @@ class Collate:
     def _crops(self, source, layout) -> list:
         crops = self.layout.crops(open_image(source, max_pixels=self.max_pixels))
         if len(crops) != layout.num_crops:
-            raise Refused(f"the picture {source} has another size than its header tells", UNREADABLE)
+            raise Refused(f"the image {source} has another size than its header tells", UNREADABLE)
         return crops
 
     def _guarded(self, items: list[dict], make) -> tuple[list[dict], list, list[Refusal]]:
@@ -154,7 +154,7 @@ class Collate:
         """Return ids and labels with all positions of each image, and where each image begins."""
         input_ids, labels, starts = [], [], []
         assert item["input_ids"].count(IMAGE_TOKEN) == len(item["image_keys"]) == len(item["layouts"]), (
-            f"{item['sample_id']}: marks and pictures differ in number"
+            f"{item['sample_id']}: marks and images differ in number"
         )
         sizes = (layout.num_tokens for layout in item["layouts"])
         for token, label in zip(item["input_ids"], item["labels"], strict=True):

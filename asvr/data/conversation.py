@@ -106,7 +106,7 @@ def _with_marks(questions: list[str], num_images: int, moves_marks: bool) -> lis
         marks, questions = num_images, [f"{IMAGE_MARK}\n" * num_images + questions[0], *questions[1:]]
     if marks != num_images:
         raise Refused(
-            f"{marks} {IMAGE_MARK} marks in the questions, {num_images} pictures in the record: each mark, or image "
+            f"{marks} {IMAGE_MARK} marks in the questions, {num_images} images in the record: each mark, or image "
             "part of a message, needs one image",
             "image marks",
         )
@@ -123,15 +123,15 @@ def _round(question: str, answer: str | None) -> Round:
     if answer is not None and not answer.strip():
         raise Refused(f"the answer to {short(question)} is empty", "empty answer")
     if answer is not None and IMAGE_MARK in answer:
-        raise Refused(f"{IMAGE_MARK} stands in an answer: pictures belong to questions", "image marks")
+        raise Refused(f"{IMAGE_MARK} stands in an answer: images belong to questions", "image marks")
     return Round(question, answer)
 
 
 def segments_of(messages: list, num_images: int, template: Template, *, prompt: bool = False) -> list[Segment]:
-    """The segments of a record; one with pictures and no message is BOS and its pictures."""
+    """The segments of a record; one with images and no message is BOS and its images."""
     if not messages:
         if not num_images:
-            raise Refused("the record has neither a conversation nor a picture", "no conversation")
+            raise Refused("the record has neither a conversation nor an image", "no conversation")
         return [BOS, *[IMAGE] * num_images]
     template = _with_system(template, system_of(messages))
     moves_marks = getattr(template, "moves_marks", True)
@@ -169,7 +169,7 @@ def merged(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 def encode_segments(segments: list[Segment], tokenizer: "TextTokenizer") -> tuple[list[int], list[int]]:
-    """Return (input_ids, labels). At the beginning and behind a picture a text is encoded as one of its own
+    """Return (input_ids, labels). At the beginning and behind an image a text is encoded as one of its own
     (so does LLaVA), behind another text it goes on from it, and behind a special token it is encoded as
     the tokenizer does with a text that has special tokens in it."""
     input_ids, labels = [], []
@@ -204,14 +204,14 @@ def prompt_ids(messages: list, num_images: int, template: Template, tokenizer: "
 def truncate(
     input_ids: list[int], labels: list[int], *, max_length: int | None, num_image_tokens: int | Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Cut a row to ``max_length`` positions, where a picture takes ``num_image_tokens`` of them, or each its own number
+    """Cut a row to ``max_length`` positions, where an image takes ``num_image_tokens`` of them, or each its own number
     (None: no limit).
 
-    Only text is cut, and only at the end: every picture of the row must lie wholly inside the limit
+    Only text is cut, and only at the end: every image of the row must lie wholly inside the limit
     together with the text in front of it, or the row is refused.
 
-    Raises: `Refused` where a picture lies beyond the limit, or where no picture and no supervised
-    token with a position in front of it is left. Whether a picture is learned from depends on the model, see
+    Raises: `Refused` where an image lies beyond the limit, or where no image and no supervised
+    token with a position in front of it is left. Whether an image is learned from depends on the model, see
     `require_learned`.
     """
     used = kept = 0
@@ -223,7 +223,7 @@ def truncate(
             kept = i + 1
         elif token == IMAGE_TOKEN:
             raise Refused(
-                f"a picture ends at position {used}, beyond max_length={max_length} (a picture takes "
+                f"an image ends at position {used}, beyond max_length={max_length} (an image takes "
                 f"{size} positions): raise max_length or shorten the text in front of it",
                 "picture beyond max_length",
             )
@@ -231,7 +231,7 @@ def truncate(
     if IMAGE_TOKEN not in input_ids and all(label == IGNORE for label in labels[1:]):
         cut = max_length is not None and used > max_length
         told = _no_answer(input_ids, labels, max_length if cut else None)
-        raise Refused(f"{told} (the row has {used} positions), and no picture", NOTHING)
+        raise Refused(f"{told} (the row has {used} positions), and no image", NOTHING)
     return input_ids, labels
 
 
@@ -244,7 +244,7 @@ def require_learned(
     cut_to: int | None = None,
 ) -> None:
     """Raise `Refused` for a row without any position that a loss is taken on. shifts: of the model's targets, which
-    learn from pictures: with 1, nothing predicts a picture's first token where that begins the row. cut_to: the
+    learn from images: with 1, nothing predicts an image's first token where that begins the row. cut_to: the
     ``max_length`` that the row was longer than, for the message."""
     if any(label != IGNORE for label in labels[1:]):
         return
@@ -253,11 +253,9 @@ def require_learned(
     pairs = list(zip(sizes, pictures, strict=True))
     if any(size > (shift and place == 0) for shift in shifts for size, place in pairs):
         return
-    why = (
-        "its picture has one visual token, which nothing predicts" if shifts else "the model has no target for pictures"
-    )
+    why = "its image has one visual token, which nothing predicts" if shifts else "the model has no target for images"
     told = _no_answer(input_ids, labels, cut_to)
-    raise Refused(f"{told}, and {why if pictures else 'it has no picture'}", NOTHING)
+    raise Refused(f"{told}, and {why if pictures else 'it has no image'}", NOTHING)
 
 
 def _no_answer(input_ids: list[int], labels: list[int], cut_to: int | None) -> str:

@@ -1,4 +1,4 @@
-"""easy-vqa: 5,000 pictures of a shape and 48,248 questions, as a package (MIT, Victor Zhou)."""
+"""easy-vqa: 5,000 images of a shape and 48,248 questions, as a package (MIT, Victor Zhou)."""
 
 import importlib
 import random
@@ -16,7 +16,7 @@ KINDS = ("color", "shape", "has color", "has shape", "lacks color", "lacks shape
 
 def question_kind(question: str) -> str:
     """One of ``KINDS``: which color, which shape (with or without the color given), or, for yes and no,
-    whether the picture has or lacks a color or a shape."""
+    whether the image has or lacks a color or a shape."""
     if question.startswith(("what color", "what is the color")):
         return "color"
     if question.startswith("what"):
@@ -31,11 +31,11 @@ class EasyVQA(ConversationDataset):
 
     4,000 training images with 38,575 questions, and 1,000 test images with 9,673.
 
-    turns: questions of one conversation; those of a picture are put in an order that ``seed`` decides and
+    turns: questions of one conversation; those of an image are put in an order that ``seed`` decides and
     dealt out in turn, so that its last conversation may be shorter. With ``turns=1`` and ``seed=None``
     they stay in the package's order. A record of one question has its kind as ``category``. image_only:
-    one record a picture, without a conversation.
-    with_images: False leaves the pictures out, for a blind model. max_pictures: only the first ones. For
+    one record an image, without a conversation.
+    with_images: False leaves the images out, for a blind model. max_pictures: only the first ones. For
     the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError where the package is not installed.

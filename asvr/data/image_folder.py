@@ -1,4 +1,4 @@
-"""A folder of pictures."""
+"""A folder of images."""
 
 import os
 from pathlib import Path
@@ -17,20 +17,20 @@ class ImageFolder(ConversationDataset):
 
     root: the folder. limit: only the first ones. For the other arguments see `asvr.data.records.ConversationDataset`.
 
-    Raises: ValueError where the folder is missing or holds no picture.
+    Raises: ValueError where the folder is missing or holds no image.
     """
 
     def __init__(self, *, root: str, limit: int | None = None, **kwargs):
         super().__init__(**kwargs)
         if limit is not None and limit < 1:
-            raise ValueError(f"ImageFolder: limit={limit}, expected at least 1, or None for all pictures")
+            raise ValueError(f"ImageFolder: limit={limit}, expected at least 1, or None for all images")
         self.source, self.root = str(root), Path(root).expanduser().absolute()
         if not self.root.is_dir():
             raise ValueError(f"ImageFolder: root {root!r} is not a folder")
         found = (os.path.join(folder, name) for folder, _, names in os.walk(self.root) for name in names)
         paths = sorted(path for path in found if path.lower().endswith(SUFFIXES))[:limit]
         if not paths:
-            raise ValueError(f"ImageFolder: root {root!r} holds no picture ({', '.join(SUFFIXES)})")
+            raise ValueError(f"ImageFolder: root {root!r} holds no image ({', '.join(SUFFIXES)})")
         self.names = [os.path.relpath(path, self.root) for path in paths]
 
     def __len__(self) -> int:

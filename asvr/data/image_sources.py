@@ -1,4 +1,4 @@
-"""Where a picture of a record is: a file, a place in a larger file, what paints it, or the picture itself."""
+"""Where an image of a record is: a file, a place in a larger file, what paints it, or the image itself."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ BASE64 = re.compile(r"(data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=:;,.\s-]
 
 
 class StoredPicture:
-    """A picture inside a larger file, such as a tar or Parquet shard. ``str()`` tells where it is, for messages."""
+    """An image inside a larger file, such as a tar or Parquet shard. ``str()`` tells where it is, for messages."""
 
     def read(self) -> bytes:
         """Its bytes, as a file of its own would hold them."""
@@ -53,7 +53,7 @@ class InlineImage(StoredPicture):
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """A picture that is made each time it is opened. content: all that decides it: equal ones are the same picture."""
+    """An image that is made each time it is opened. content: all that decides it: equal ones are the same image."""
 
     content: str
     paint: Callable[[], Image.Image]
@@ -71,16 +71,16 @@ def has_file(source: Source) -> bool:
 
 
 def refuse_elsewhere(name: str) -> None:
-    """Raise `Refused` for what names a picture that lies in no file here: a URL, or the picture itself as text."""
+    """Raise `Refused` for what names an image that lies in no file here: a URL, or the image itself as text."""
     if name.startswith("data:") or BASE64.match(name):
         raise Refused(
-            f"the picture {short(name)} stands in the record itself (base64), which is not read: write it to a file, "
+            f"the image {short(name)} stands in the record itself (base64), which is not read: write it to a file, "
             "and the file's name here",
-            "inline picture",
+            "inline image",
         )
     if URL.match(name):
         raise Refused(
-            f"the picture {short(name)} is a URL, and URLs are not read: download it, and write the file's name here",
+            f"the image {short(name)} is a URL, and URLs are not read: download it, and write the file's name here",
             "URL",
         )
 
@@ -98,4 +98,4 @@ def decode_base64(text: str) -> bytes:
             raise ValueError("expected data:image/png;base64,...")
         return base64.b64decode("".join(body.split()), validate=True)
     except ValueError as error:
-        raise Refused(f"the image {short(text)} in the record is not base64: {error}", "inline picture") from error
+        raise Refused(f"the image {short(text)} in the record is not base64: {error}", "inline image") from error

@@ -1,4 +1,4 @@
-"""Opening pictures."""
+"""Opening images."""
 
 import io
 import os
@@ -14,13 +14,13 @@ from asvr.base.text import short
 from asvr.data.image_sources import RenderedImage, Source, StoredPicture, refuse_elsewhere
 from asvr.data.refusals import Refused
 
-# PIL reads more: PostScript, which another program runs, and containers whose headers hide the sizes of pictures.
+# PIL reads more: PostScript, which another program runs, and containers whose headers hide the sizes of images.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 100_000_000  # 400 MB at PIL's four bytes a pixel
 MAX_SIDE = 65_535  # JPEG's own; the weights that PIL resizes by grow with a side, to gigabytes for a line of pixels
 LARGEST_LIMIT = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # PIL itself refuses more
-MISSING, UNREADABLE, TOO_LARGE = "missing picture", "unreadable picture", "too large a picture"
-# What brings a picture with this EXIF orientation upright.
+MISSING, UNREADABLE, TOO_LARGE = "missing image", "unreadable image", "too large an image"
+# What brings an image with this EXIF orientation upright.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,12 +39,12 @@ def open_image(
     max_pixels: int = MAX_PIXELS,
     upright: bool = False,
 ) -> Image.Image:
-    """A picture in RGB, from its file, out of a larger one, as it is painted, or itself; of an animated one its first
+    """An image in RGB, from its file, out of a larger one, as it is painted, or itself; of an animated one its first
     frame.
 
     The content of a file decides what it is, not its name. Transparency is dropped, as the released code does.
-    formats: those of PIL's that a file may have. max_pixels: a larger picture is refused before it is decoded.
-    upright: turned as its EXIF orientation says; training takes pictures as they are stored, as the released code does.
+    formats: those of PIL's that a file may have. max_pixels: a larger image is refused before it is decoded.
+    upright: turned as its EXIF orientation says; training takes images as they are stored, as the released code does.
     Raises: `Refused`, naming the file, where it is missing, no regular file, of another format, broken or too large.
     """
     with opened(source, formats=formats, max_pixels=max_pixels) as image:
@@ -57,7 +57,7 @@ def open_image(
 def opened(
     source: Source, *, formats: tuple[str, ...] = FORMATS, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-    """A picture whose header is read and fits, as PIL has it. Raises `Refused` as `open_image` does, also for what goes
+    """An image whose header is read and fits, as PIL has it. Raises `Refused` as `open_image` does, also for what goes
     wrong in the block, where it is decoded."""
     name = _name(source)
     try:
@@ -73,12 +73,12 @@ def opened(
     except Refused:
         raise
     except Image.DecompressionBombError as error:  # PIL's own limit, which stands above ours
-        raise Refused(f"the picture {name} is too large, the limit is {max_pixels:,}: {error}", TOO_LARGE) from error
+        raise Refused(f"the image {name} is too large, the limit is {max_pixels:,}: {error}", TOO_LARGE) from error
     except UnidentifiedImageError as error:
         why = f"it is none of {', '.join(formats)}, or its header is broken"
-        raise Refused(f"the picture {name} cannot be read: {why}", UNREADABLE) from error
+        raise Refused(f"the image {name} cannot be read: {why}", UNREADABLE) from error
     except Exception as error:  # PIL's parsers guard against little: of a broken file they raise nearly anything
-        raise Refused(f"the picture {name} cannot be read: {type(error).__name__}: {error}", UNREADABLE) from error
+        raise Refused(f"the image {name} cannot be read: {type(error).__name__}: {error}", UNREADABLE) from error
 
 
 def image_size(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -99,13 +99,13 @@ def _name(source: Source) -> str:
 
 
 def check_file(path: "str | Path") -> None:
-    """Raise `Refused` where a picture's file is missing, or is no file with something in it: to open a pipe would wait
+    """Raise `Refused` where an image's file is missing, or is no file with something in it: to open a pipe would wait
     for ever, to read a device too."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         refuse_elsewhere(str(path))
-        raise Refused(f"the picture {path} is missing", MISSING) from error
+        raise Refused(f"the image {path} is missing", MISSING) from error
     except (OSError, ValueError) as error:
         if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":  # no fault of the image
             raise ValueError(
@@ -114,15 +114,15 @@ def check_file(path: "str | Path") -> None:
             ) from error
         refuse_elsewhere(str(path))  # too long for a name
         why = error.strerror if isinstance(error, OSError) else error
-        raise Refused(f"the picture {short(str(path))} cannot be read: {why}", UNREADABLE) from error
+        raise Refused(f"the image {short(str(path))} cannot be read: {why}", UNREADABLE) from error
     if not stat.S_ISREG(found.st_mode):
-        raise Refused(f"the picture {path} cannot be read: it is no regular file", UNREADABLE)
+        raise Refused(f"the image {path} cannot be read: it is no regular file", UNREADABLE)
     if not found.st_size:
-        raise Refused(f"the picture {path} cannot be read: it is empty (0 bytes)", UNREADABLE)
+        raise Refused(f"the image {path} cannot be read: it is empty (0 bytes)", UNREADABLE)
 
 
 def _check_size(image: Image.Image, name: str, max_pixels: int) -> None:
-    told = f"the picture {name} has {image.width} x {image.height} pixels"
+    told = f"the image {name} has {image.width} x {image.height} pixels"
     if image.width * image.height > max_pixels:
         raise Refused(f"{told}, the limit is {max_pixels:,}", TOO_LARGE)
     if max(image.size) > MAX_SIDE:
@@ -142,7 +142,7 @@ def orientation(image: Image.Image) -> int | None:
     """Of the EXIF block, if there is one that can be read."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # PIL's parser guards against little, and viewers show a picture with a broken block as it is
+    except Exception:  # PIL's parser guards against little, and viewers show an image with a broken block as it is
         return None
 
 
@@ -157,5 +157,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def picture_bytes(image: Image.Image) -> bytes:
-    """What a picture in memory shows, as it will be read: its palette is part of that. Raises as `open_image`."""
+    """What an image in memory shows, as it will be read: its palette is part of that. Raises as `open_image`."""
     return f"RGB {image.size}".encode() + open_image(image, max_pixels=LARGEST_LIMIT).tobytes()

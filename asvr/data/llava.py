@@ -25,7 +25,7 @@ class LlavaDataset(ConversationDataset):
 
     Records are read one at a time. Where each one begins is kept, see `asvr.data.file_index`.
 
-    ann_file: a JSON list, or JSON lines (its first character decides). image_folder: where its pictures
+    ann_file: a JSON list, or JSON lines (its first character decides). image_folder: where its images
     are; by default the folder of the file. A name that leads out of it is refused. For the other
     arguments see `asvr.data.records.ConversationDataset`.
 
@@ -59,12 +59,12 @@ class LlavaDataset(ConversationDataset):
 
 
 def picture_inside(image_folder: str, name: str) -> tuple[str, Path]:
-    """The cache key and the file of a picture. Raises `Refused` where its name leads out of the folder, or
+    """The cache key and the file of an image. Raises `Refused` where its name leads out of the folder, or
     is that of no file."""
     refuse_elsewhere(name)
     path = os.path.normpath(os.path.join(image_folder, name))
     if os.path.commonpath([image_folder, path]) != image_folder:
-        raise Refused(f"the picture {name!r} lies outside image_folder {image_folder}", "outside image_folder")
+        raise Refused(f"the image {name!r} lies outside image_folder {image_folder}", "outside image_folder")
     return path, Path(path)
 
 

@@ -35,7 +35,7 @@ def best_fit_decreasing(
 
 def group_rows(lengths: list[int], images: list[int], *, rows: int, by: str) -> list[list[int]]:
     """Micro-batches of at most ``rows`` samples of similar length: ``by="length"``, or ``"modality"``, which keeps
-    samples with and without pictures apart too."""
+    samples with and without images apart too."""
     kinds = [bool(count) for count in images] if by == MODALITY else [True] * len(lengths)
     groups = []
     for kind in sorted(set(kinds), reverse=True):

@@ -31,7 +31,7 @@ CONTENT = {
         "text texts txt caption captions blip_caption prompt query question questions".split(), "conversations"
     ),
     **dict.fromkeys("response answer answers instruction input output completion".split(), "conversations"),
-    **dict.fromkeys("images image_list img imgs picture pictures photo photos".split(), "image"),
+    **dict.fromkeys("images image_list img imgs image images photo photos".split(), "image"),
     **dict.fromkeys("video videos audio audios speech objects system system_prompt tools".split()),
     **dict.fromkeys("chosen rejected".split()),
 }
@@ -53,7 +53,7 @@ def unread_keys(record: dict, ignore: Collection[str] = ()) -> list[str]:
     be left alone, in a record and in its messages.
 
     Raises: `Refused` where content would be lost: a key that another layout has it under, a name that is nearly one of
-    ours, text beside no conversation, a picture's name beside no picture, or anything in a message.
+    ours, text beside no conversation, an image's name beside no image, or anything in a message.
     """
     _refuse_in_messages(record.get("conversations"), ignore)
     others = [key for key in record if key not in READ and key not in ignore and not _is_empty(record[key])]
@@ -70,9 +70,7 @@ def unread_keys(record: dict, ignore: Collection[str] = ()) -> list[str]:
         if str(key).lower() not in PROVENANCE and any(
             text.lower().endswith(PICTURE_ENDS) for text in _strings(record[key])
         ):
-            raise Refused(
-                f"{UNKNOWN} {short(key)} names a picture in a record without 'image'; {_remedy(key)}", UNKNOWN
-            )
+            raise Refused(f"{UNKNOWN} {short(key)} names an image in a record without 'image'; {_remedy(key)}", UNKNOWN)
     return found
 
 

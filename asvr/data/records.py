@@ -53,11 +53,11 @@ class RecordImage(StoredPicture):
 
 
 class ConversationDataset:
-    """A map-style dataset of conversations about pictures. A subclass sets ``source``, how messages call
+    """A map-style dataset of conversations about images. A subclass sets ``source``, how messages call
     it, and writes ``__len__``, ``record(i)`` and ``picture(name)``.
 
     tokenizer, template, max_length, num_image_tokens: what an item needs (the trainer gives them); a dataset without
-    them still has records, texts and pictures. max_length: positions, of which a picture takes ``num_image_tokens``, a
+    them still has records, texts and images. max_length: positions, of which an image takes ``num_image_tokens``, a
     number or, where that depends on its size, an `ImageLayout`; None is no limit. on_error: ``raise``, or ``skip``: a
     `Refusal` stands in the place of the item, no other sample does, and the collate function leaves it out. ignore:
     keys of a record and of its messages that are left alone, which would be told or refused, see
@@ -73,7 +73,7 @@ class ConversationDataset:
         self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise", ignore=()
     ):
         if max_length is not None and num_image_tokens is None:
-            raise ValueError("max_length needs num_image_tokens: the positions that a picture takes")
+            raise ValueError("max_length needs num_image_tokens: the positions that an image takes")
         self.tokenizer = tokenizer
         self.template = None if template is None else build_template(template, tokenizer)
         self.max_length = max_length
@@ -94,8 +94,8 @@ class ConversationDataset:
         raise NotImplementedError(f"{type(self).__name__} must return a record")
 
     def picture(self, name: str) -> tuple[str, Source]:
-        """The cache key of a picture of a record, and where it is."""
-        raise NotImplementedError(f"{type(self).__name__} must find a picture")
+        """The cache key of an image of a record, and where it is."""
+        raise NotImplementedError(f"{type(self).__name__} must find an image")
 
     def sample_id(self, i: int) -> str:
         return f"{self.source}:{i}"
@@ -105,8 +105,8 @@ class ConversationDataset:
         return f"{self.source}, record {i}"
 
     def __getitem__(self, i: int) -> dict | Refusal:
-        """Return ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for a picture), ``images`` (files or
-        pictures, in the order of the marks), ``image_keys``, ``sample_id``, ``unread``: keys that nobody reads, and
+        """Return ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for an image), ``images`` (files or
+        images, in the order of the marks), ``image_keys``, ``sample_id``, ``unread``: keys that nobody reads, and
         ``cut_to``: ``max_length`` where the row was longer.
 
         Raises: `Refused` where the policy is ``raise``.
@@ -135,7 +135,7 @@ class ConversationDataset:
             yield from found
 
     def pictures(self) -> Iterator[tuple[str, Source]]:
-        """Every picture once, with its key, in the order of the records. None is opened."""
+        """Every image once, with its key, in the order of the records. None is opened."""
         seen = set()
         for found in self._each(self._stored):
             for key, source in found:
@@ -277,7 +277,7 @@ def _names(record: dict) -> list[str | InlineImage | Image.Image]:
         if "\0" in name or len(name) > LONGEST_NAME or not is_whole(name):
             refuse_elsewhere(name)
             expected = f"expected UTF-8 without NUL, at most {LONGEST_NAME} characters"
-            raise Refused(f"{short(name)} is no name of a picture's file: {expected}", "malformed")
+            raise Refused(f"{short(name)} is no name of an image's file: {expected}", "malformed")
     return names
 
 

@@ -119,7 +119,7 @@ class TableRecords:
         if not self.held(i, number).is_valid:
             value = self._images(i)[number]
             if self.holds != "struct" or not value["path"].is_valid:
-                raise Refused(f"its picture {number} has neither bytes nor a path", "missing picture")
+                raise Refused(f"its image {number} has neither bytes nor a path", "missing image")
             return picture_inside(self.image_folder, value["path"].as_py())
         return self.key_of(i, number), TablePicture(self, i, number)
 
@@ -155,7 +155,7 @@ def _columns(there: list[str], free: list[str], columns: dict | None, where: str
         raise ValueError(f"{kind}: columns has 'caption' and {beside[0]!r}: expected one of them")
     if not columns.keys() & {"image", "conversations", "question"}:
         raise ValueError(
-            f"{where} has neither pictures nor conversations under their own names: it has {', '.join(there)}; say in "
+            f"{where} has neither images nor conversations under their own names: it has {', '.join(there)}; say in "
             "`columns` what is what, such as dict(image='picture', question='q', answer='a')"
         )
     for one, other in (("answer", "question"), ("question", "answer"), ("caption", "image")):

@@ -134,7 +134,7 @@ def _record(fields: dict[str, bytes], pictures: dict[str, str], ignore: Collecti
         record["image"] = named
         named = []
     if named and len(named) != len(pictures):
-        raise Refused(f"its json names {len(named)} pictures, the shard has {len(pictures)}", "missing picture")
+        raise Refused(f"its json names {len(named)} images, the shard has {len(pictures)}", "missing image")
     _put_in_order(pictures, named)
     if "txt" not in fields:
         return record

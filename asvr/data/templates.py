@@ -14,7 +14,7 @@ from asvr.registry import TEMPLATES
 if TYPE_CHECKING:  # it loads transformers
     from asvr.data.text_tokenizer import TextTokenizer
 
-IMAGE_MARK = "<image>"  # in a question, the place of one picture
+IMAGE_MARK = "<image>"  # in a question, the place of one image
 KINDS = ("text", "bos", "eos", "image", "token", "ids")  # of a `Segment`
 
 VICUNA_SYSTEM = (
@@ -92,7 +92,7 @@ class Plain(Template):
     def segments(self, rounds: list[Round]) -> Iterator[Segment]:
         if len(rounds) != 1 or IMAGE_MARK not in rounds[0].question:
             raise Refused(
-                "the template 'plain' takes one picture caption, a single question with an image and its answer: "
+                "the template 'plain' takes one image caption, a single question with an image and its answer: "
                 "use a chat template (vicuna_v1, llama_2, mistral, chatml) for other rows",
                 "not a caption",
             )

@@ -1,4 +1,4 @@
-"""From a picture to the pixels that an encoder or a visual tokenizer expects."""
+"""From an image to the pixels that an encoder or a visual tokenizer expects."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# Pixels along a side of what is made on the way, where a very long picture would make it huge: a square of 256 MB.
+# Pixels along a side of what is made on the way, where a very long image would make it huge: a square of 256 MB.
 LONGEST_SIDE = 8192
 ASPECTS = ("square", "pad", "resize")
 RESAMPLING = {
@@ -25,7 +25,7 @@ class ImageTransform:
     """Resize with PIL, scale to [0, 1], normalise; what Hugging Face's slow image processors compute.
 
     size: (height, width) in pixels. center_crop: whether the model's own processor resizes the short
-    side and crops (CLIP) or squeezes the picture (SigLIP); ``aspect="square"`` follows it.
+    side and crops (CLIP) or squeezes the image (SigLIP); ``aspect="square"`` follows it.
     """
 
     size: tuple[int, int]
@@ -55,13 +55,13 @@ class ImageTransform:
 
 def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """(h, w, 3) float32."""
-    # NumPy, not torch: torch would start its threads for every small picture.
+    # NumPy, not torch: torch would start its threads for every small image.
     pixels = np.array(image, dtype=np.float32) / np.float32(255)
     return (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
-    """Centre a picture on a square of ``color`` (LLaVA's ``expand2square``), reduced first to ``LONGEST_SIDE`` where
+    """Centre an image on a square of ``color`` (LLaVA's ``expand2square``), reduced first to ``LONGEST_SIDE`` where
     it is longer."""
     if max(image.size) > LONGEST_SIDE:
         scale = LONGEST_SIDE / max(image.size)

@@ -20,16 +20,16 @@ __all__ = ["TargetMap", "ValueMap", "answer_attention", "as_seen", "target_maps"
 
 @torch.inference_mode()
 def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages: list[dict]) -> np.ndarray:
-    """How much the last answer of ``messages`` looks at each token of the last picture, by layer (L, R, C): the
+    """How much the last answer of ``messages`` looks at each token of the last image, by layer (L, R, C): the
     attention weights of the positions that write its tokens, its end included, averaged over them and over the heads.
-    A layer's sum is the picture's share of all attention; of a picture that is cut into crops it is the first one's.
+    A layer's sum is the image's share of all attention; of an image that is cut into crops it is the first one's.
     NaN at a cell without a token.
 
-    A second pass over the conversation finds them. Raises ``ValueError`` without a picture, and where the LLM has no
+    A second pass over the conversation finds them. Raises ``ValueError`` without an image, and where the LLM has no
     attention weights.
     """
     if not images:
-        raise ValueError("there is no picture to look at")
+        raise ValueError("there is no image to look at")
     model = pretrained.model
     prompt = pretrained.batch([dict(images=images, messages=messages[:-1])])
     batch = pretrained.batch([dict(images=images, messages=messages)], answered=True)
@@ -47,7 +47,7 @@ def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages
 
 
 def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Of the last picture's first crop: the positions of its tokens, the cells that they are, and the cells' grid."""
+    """Of the last image's first crop: the positions of its tokens, the cells that they are, and the cells' grid."""
     crop = batch.num_images - batch.crops[-1]
     grid, index_V = batch.grid_of(crop, grid), np.arange(batch.num_images * batch.num_cells)
     if batch.cells is not None:

@@ -98,7 +98,7 @@ def check_sources(sources: list[Source], *, out: Path, workers: int, limit: int 
 
 def _in_words(name: str, found: Found, examples: dict) -> str:
     refused = sum(found.refused.values())
-    lines = [f"{name}: {found.records:,} records, {found.pictures:,} pictures, {refused:,} refused"]
+    lines = [f"{name}: {found.records:,} records, {found.pictures:,} images, {refused:,} refused"]
     if found.unread:
         keys = ", ".join(f"{key} ({number:,})" for key, number in found.unread.most_common())
         lines.append(f"  keys that are not read, and in how many records: {printable(keys)}")
@@ -112,7 +112,7 @@ def _in_words(name: str, found: Found, examples: dict) -> str:
 
 
 def draw_sizes(file: Path, sources: list[Source], results: dict[str, Found]) -> None:
-    """Histograms of the lengths of rows and of the sizes of pictures, a row of them for each source."""
+    """Histograms of the lengths of rows and of the sizes of images, a row of them for each source."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -37,13 +37,13 @@ def code_cache(
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
 ) -> tuple[CodeCache, dict[str, str]]:
-    """The codes of every picture of all stages by every target's tokenizer, under ``root``, and the
+    """The codes of every image of all stages by every target's tokenizer, under ``root``, and the
     tokenizers' fingerprints by the names of `VLM.components`. What is there is reused.
 
-    vocab_size: see `tokenizer_ahead`. shard: (i, n) computes what is missing of every n-th picture, from the i-th, and
+    vocab_size: see `tokenizer_ahead`. shard: (i, n) computes what is missing of every n-th image, from the i-th, and
     leaves the others to processes with another i; the cache is then only complete when all are done. workers: processes
-    that open pictures; None is ``data.num_workers``. Raises ``ValueError`` where stages disagree on what a target's
-    codes are, where its tokenizer is fitted in the run, or where the disk is too small; `Refused` where a picture is
+    that open images; None is ``data.num_workers``. Raises ``ValueError`` where stages disagree on what a target's
+    codes are, where its tokenizer is fitted in the run, or where the disk is too small; `Refused` where an image is
     unreadable (``on_error``).
     """
     targets, data = distinct_targets(recipe), recipe.first.data
@@ -120,10 +120,10 @@ def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str, encode
 
 def _log_state(store: CodeStore, pictures: int, missing: int, own: int, budget_gb: float | None) -> None:
     if not missing:
-        logger.info("codes of %s: all %d pictures are in %s", store.name, pictures, store.folder)
+        logger.info("codes of %s: all %d images are in %s", store.name, pictures, store.folder)
         return
-    logger.info("codes of %s: %d of %d pictures are missing in %s", store.name, missing, pictures, store.folder)
-    require_room(store.folder, own * store.row_bytes, f"codes of {own} pictures", budget_gb)
+    logger.info("codes of %s: %d of %d images are missing in %s", store.name, missing, pictures, store.folder)
+    require_room(store.folder, own * store.row_bytes, f"codes of {own} images", budget_gb)
 
 
 class _Pictures(Dataset):
@@ -147,7 +147,7 @@ class _Pictures(Dataset):
 def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, workers: int, *, part: str) -> None:
     if workers:
         pixels = torch.empty(3, *tokenizer.transform.size)
-        what = f"batches of {BATCH} pictures"
+        what = f"batches of {BATCH} images"
         require_room_for_workers(pixels, share=BATCH, files=BATCH, workers=workers, ahead=AHEAD, what=what)
     loader = DataLoader(
         _Pictures(sources, tokenizer.transform, data),

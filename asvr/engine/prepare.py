@@ -1,5 +1,5 @@
 """What is computed once before training: features and codes of frozen parts, and codebooks fitted on the
-training pictures."""
+training images."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ class Prepared:
     """What the stages start from.
 
     recipe: with the folder of a fitted tokenizer as its ``name`` in place of ``fit``.
-    cache: features and codes of all pictures, or codes alone; None where ``data.cache`` is off.
+    cache: features and codes of all images, or codes alone; None where ``data.cache`` is off.
     fingerprints: of the parts that computed it, by the names of `VLM.components`: a stage's must be the same.
     """
 
@@ -45,7 +45,7 @@ class Prepared:
 def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     """Everything that stands before the first stage; what is there already is reused.
 
-    A target with ``fit`` gets its tokenizer fitted on the training pictures and saved under
+    A target with ``fit`` gets its tokenizer fitted on the training images and saved under
     ``work_dir/tokenizers/<target>-<digest of what it was fitted with>``. ``recipe`` itself is left as it is:
     it says what a run is, wherever it lies.
     """
@@ -145,8 +145,8 @@ def _unweighted(entry: dict) -> dict:
 
 
 def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: FeatureCache, pictures: dict) -> Path:
-    """Named by all that a fit depends on, and not by where its pictures lie: on CUDA a second one gives other
-    codebooks, and a run whose pictures have moved needs its own. Earlier versions named it by that too."""
+    """Named by all that a fit depends on, and not by where its images lie: on CUDA a second one gives other
+    codebooks, and a run whose images have moved needs its own. Earlier versions named it by that too."""
     place, seed, first = work_dir / "tokenizers", recipe.runtime.seed, recipe.first
     earlier = place / f"{target['name']}-{_fit_digest(target, cache.folder.name, list(pictures), seed)}"
     if earlier.is_dir():
@@ -185,7 +185,7 @@ def _fit(
             f"reconstruction target {target['name']!r}: the encoder of its tokenizer has random weights, which stand "
             "in no file, so that what is fitted on its features could not be used again: name its weights"
         )
-    logger.info("fitting the tokenizer of target %r on %d pictures", target["name"], len(pictures))
+    logger.info("fitting the tokenizer of target %r on %d images", target["name"], len(pictures))
     tokenizer = build_tokenizer(target["tokenizer"], encoder).to(device)
     keys = list(pictures)
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()

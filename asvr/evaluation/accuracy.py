@@ -1,4 +1,4 @@
-"""Accuracy on questions with known answers, and on the codes of the pictures.
+"""Accuracy on questions with known answers, and on the codes of the images.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's own grid, ``D`` code depth.
 """
@@ -51,13 +51,13 @@ def evaluate(
 
     samples_file: gets one JSON object a question: id, image (its name), kind, question, expected, answer,
         right.
-    precision: see `computing_in`. limit: only the first questions. num_examples: how many pictures, evenly spaced, are
+    precision: see `computing_in`. limit: only the first questions. num_examples: how many images, evenly spaced, are
     kept with a map of which of their visual tokens were predicted right. metrics: entries of a config, see
     `asvr.evaluation.metrics.Metric`.
     Returns what the metrics say: accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes,
-    and what targets count besides (``<metric>_<target>``, see `Target.metrics`); code accuracy on the pictures, given
+    and what targets count besides (``<metric>_<target>``, see `Target.metrics`); code accuracy on the images, given
     the true codes of the depths before (as in training), by target and depth, and by target and place (a row of the
-    picture's grid a list; where all have one grid); questions refused; seconds; the examples.
+    image's grid a list; where all have one grid); questions refused; seconds; the examples.
     """
     start = time.perf_counter()
     model.eval()
@@ -146,7 +146,7 @@ def _ask(
     model, dataset, tokenizer, asked, collate, batch_size: int, max_new_tokens: int, precision: str | None
 ) -> tuple[dict[int, dict], dict[str, float]]:
     """The rows by the numbers of their questions, and losses and targets' metrics of the records. Both are made of a
-    batch before the next one, which finds other pictures in memory."""
+    batch before the next one, which finds other images in memory."""
 
     def ask(chunk: list[tuple[int, dict]]) -> tuple[dict[int, dict], dict]:
         rows = _answers(model, dataset, tokenizer, chunk, collate, max_new_tokens, precision)
@@ -157,7 +157,7 @@ def _ask(
         found = shared_out(chunks, ask, done=lambda together: bar.update(sum(map(len, together))))
     rows = {i: row for own, _ in found for i, row in own.items()}
     if not rows:
-        raise ValueError(f"evaluation: no picture of {dataset.source} can be read")
+        raise ValueError(f"evaluation: no image of {dataset.source} can be read")
     return rows, _means([sums for _, sums in found])
 
 
@@ -185,8 +185,8 @@ def _answers(
 
 @torch.inference_mode()
 def _losses(model, items: list, collate, precision: str | None) -> dict[str, tuple[torch.Tensor, float]]:
-    """Nats and tokens of the records' answers and of the codes of their pictures, as training counts them; and so of
-    the numbers that targets count besides, but for right codes, which `_codes` counts by picture."""
+    """Nats and tokens of the records' answers and of the codes of their images, as training counts them; and so of
+    the numbers that targets count besides, but for right codes, which `_codes` counts by image."""
     if not items:
         return {}
     batch = collate(items)
@@ -212,7 +212,7 @@ def _means(found: list[dict[str, tuple[torch.Tensor, float]]]) -> dict[str, floa
 def _codes(
     model, folder: Path, asked, rows, collate, batch_size: int, num_examples: int, precision: str | None
 ) -> tuple[dict, dict, list[dict]]:
-    """Code accuracy on each distinct picture by depth and by place, and the examples, whose pictures stand in
+    """Code accuracy on each distinct image by depth and by place, and the examples, whose images stand in
     ``folder`` if nowhere else."""
     first_question = {}
     for i, item in sorted(asked, key=lambda pair: pair[0]):
@@ -258,7 +258,7 @@ def _by_place(maps: dict[str, list[torch.Tensor]]) -> dict[str, list]:
 
 
 def _file_of(source, file: Path) -> str:
-    """The picture's own file, or ``file``, where it is written if it has none."""
+    """The image's own file, or ``file``, where it is written if it has none."""
     if not has_file(source):
         open_image(source).save(file)
         return str(file)

@@ -1,4 +1,4 @@
-"""Greedy answers for a batch of prompts with pictures.
+"""Greedy answers for a batch of prompts with images.
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width.
 """

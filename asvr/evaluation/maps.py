@@ -25,15 +25,15 @@ from asvr.data.transforms import ImageTransform
 from asvr.evaluation.predictions import PredictedCodes, inspected, maps_of, predicted_codes
 from asvr.models.targets import CodeTarget, nearest_cells
 
-SHOWN_SIDE = 448  # of a picture that maps are laid over, about
+SHOWN_SIDE = 448  # of an image that maps are laid over, about
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetMap:
-    """One target on one picture.
+    """One target on one image.
 
     right_RCD: 1 where the code was predicted right, else 0. probability_RCD: of the predicted code. Both NaN at a token
-    that no hidden state predicts. pictures: what the tokenizer sees, what it decodes from the true codes and from the
+    that no hidden state predicts. images: what the tokenizer sees, what it decodes from the true codes and from the
     predicted ones; None where it has no decoder.
     """
 
@@ -45,7 +45,7 @@ class TargetMap:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueMap:
-    """What a target of a user's own shows of one picture: its `Target.inspect`, by name, NaN at a token without one."""
+    """What a target of a user's own shows of one image: its `Target.inspect`, by name, NaN at a token without one."""
 
     name: str
     values_RC: dict[str, np.ndarray]
@@ -53,8 +53,8 @@ class ValueMap:
 
 @torch.inference_mode()
 def target_maps(pretrained: Any, image: Image.Image) -> list[TargetMap | ValueMap]:
-    """A map for each target of the model that has something to show. The picture stands alone, behind the template's
-    opening, and each code is predicted given the picture in front of it and the true codes of the depths before, as in
+    """A map for each target of the model that has something to show. The image stands alone, behind the template's
+    opening, and each code is predicted given the image in front of it and the true codes of the depths before, as in
     training."""
     model, batch = pretrained.model, alone(pretrained, image)
     grid, maps = model.encoder.grid, []
@@ -107,7 +107,7 @@ def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> 
 
 
 def as_seen(pretrained: Any, image: Image.Image) -> Image.Image:
-    """The picture as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
+    """The image as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
     whole tokens. Of several encoders, as the first one does."""
     layout, transform, aspect = pretrained.model.layout, pretrained.model.encoder.transform, pretrained.image_aspect
     first = layout.crops(image.convert("RGB"))[0]  # maps are the first crop's

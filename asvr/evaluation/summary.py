@@ -1,4 +1,4 @@
-"""A picture of a run: losses, accuracy of codes and answers, and what the model sees."""
+"""An image of a run: losses, accuracy of codes and answers, and what the model sees."""
 
 import json
 from pathlib import Path
@@ -124,7 +124,7 @@ def _answers(axis, results: dict) -> None:
 
 
 def _examples(figure, examples: list[dict]) -> None:
-    """Each picture with its question, the answer, and a map of the tokens predicted right."""
+    """Each image with its question, the answer, and a map of the tokens predicted right."""
     figure.suptitle(
         "Pictures of the test set, and the share of each visual token's codes that was predicted right", fontsize=10
     )

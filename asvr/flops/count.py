@@ -216,7 +216,7 @@ def counted_positions(target: Target, model: nn.Module) -> float:
 
 
 def network_flops(tokenizer: VisualTokenizer) -> int:
-    """FLOPs for one picture of what a tokenizer computes before it searches its codebooks."""
+    """FLOPs for one image of what a tokenizer computes before it searches its codebooks."""
     encoder = getattr(tokenizer, "encoder", None)  # a semantic tokenizer's
     network = encoder if encoder is not None else tokenizer.latents
     return flops_of_pixels(network, tokenizer if encoder is None else encoder, tokenizer.transform)

@@ -155,7 +155,7 @@ def decoder_config(
     checkpoint: Checkpoint, prefix: str, after: str, latent_size: list[int] | None, image_size: int
 ) -> dict:
     """The config of `FeatureDecoder`. latent_size: the side lengths of the grid that is decoded; None: such that the
-    picture has ``image_size``. Raises ``ValueError`` where that is not possible."""
+    image has ``image_size``. Raises ``ValueError`` where that is not possible."""
     pattern = re.escape(prefix) + r"decoder\.up\.(\d+)\.(block|attn)\.(\d+)\..*"
     found = {(int(m[1]), m[2], int(m[3])) for key in checkpoint.keys() if (m := re.fullmatch(pattern, key))}
     if not found:
@@ -167,7 +167,7 @@ def decoder_config(
     factor = 2 ** (levels - 1)
     if latent_size is None and image_size % factor:
         raise ValueError(
-            f"{checkpoint.path}: no picture of {image_size} pixels comes out of its decoder, which enlarges {factor} "
+            f"{checkpoint.path}: no image of {image_size} pixels comes out of its decoder, which enlarges {factor} "
             "times: name the tower, which tells its image size (--tower siglip-so400m-patch14-384), or put config.json "
             "beside the file"
         )

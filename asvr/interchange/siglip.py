@@ -10,7 +10,7 @@ from asvr.interchange.rules import Ignored, Rule
 
 # Width -> width of an attention head, which stands in no tensor, and number of blocks, of the published towers.
 PUBLISHED = {1152: (72, 27), 1024: (64, 24), 768: (64, 12)}
-# (patches a side, patch size) -> image size, where the patches leave a rest of the picture.
+# (patches a side, patch size) -> image size, where the patches leave a rest of the image.
 WITH_REST = {(27, 14): 384}
 
 

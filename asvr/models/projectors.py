@@ -59,7 +59,7 @@ OCTAVES = 3
 @lru_cache
 @torch.inference_mode(False)  # kept for training, whoever asks first
 def places(num_tokens: int, device: torch.device) -> Tensor:
-    """(N, 4 * OCTAVES): sines and cosines of row and column, from half a wave over the picture upwards.
+    """(N, 4 * OCTAVES): sines and cosines of row and column, from half a wave over the image upwards.
 
     Raises ``ValueError`` where the tokens are not a square.
     """

@@ -1,9 +1,9 @@
 """The training step as the released code does it, for comparison: the same model, weights, samples and losses.
 
 What it does that our step does not: rows padded to the longest, with a mask; logits of every position over the whole
-vocabulary, in float32; every picture through the tokenizer's own vision tower, and codes of both branches, the
+vocabulary, in float32; every image through the tokenizer's own vision tower, and codes of both branches, the
 appearance ones unused; every layer of the head computed again for the backward pass, and the logits of all its depths
-at once; a blank picture for a row without one, whose results are multiplied by zero. Micro-batches and the LLM's
+at once; a blank image for a row without one, whose results are multiplied by zero. Micro-batches and the LLM's
 activation checkpointing are the config's on either side.
 (``asvr_llama.py``, ``asvr_arch.py`` and ``rqvaesigliptransformer`` of the released code.)
 
@@ -107,7 +107,7 @@ class PlainStep(nn.Module):
         return logs
 
     def _blank_pictures(self, batch: Batch) -> Tensor:
-        """One for each row without a picture."""
+        """One for each row without an image."""
         shape = (3, *self.model.encoder.transform.size)
         rows = batch.input_ids_BT.shape[0] - batch.num_images
         return torch.zeros(max(0, rows), *shape, device=batch.input_ids_BT.device)

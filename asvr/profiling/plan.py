@@ -56,7 +56,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Assumed:
-    """samples: of a stage. mfu: share of the card's peak that the step reaches. picture_kb: of a picture's file.
+    """samples: of a stage. mfu: share of the card's peak that the step reaches. picture_kb: of an image's file.
     sample: what a sample is taken to be.
 
     Raises ``ValueError`` for a number that is not above 0.

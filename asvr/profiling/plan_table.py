@@ -37,12 +37,12 @@ def write_json(file: Path, stages: dict[str, StagePlan], inputs: InputPlan, clus
 
 def _heads(cluster: Cluster, assumed: Assumed) -> list[str]:
     return [
-        f"{cluster.nodes} x {cluster.gpus} {cluster.card}, {assumed.samples:,} samples a stage, each one picture and "
+        f"{cluster.nodes} x {cluster.gpus} {cluster.card}, {assumed.samples:,} samples a stage, each one image and "
         f"{assumed.sample.text_tokens} text tokens. Counted from the config: parameters, FLOPs, bytes. FSDP2 with "
         "param_dtype='bfloat16' and reduce_dtype='float32', whatever the config's `parallel` says.",
         f"Assumed: {assumed.mfu:.0%} of the cards' peak; {cluster.link_gbs:g} GB/s into a card from its node, "
         f"{cluster.network_gbs:g} GB/s into a node from others; {cluster.disk_gbs:g} GB/s to the disk from a node; "
-        f"{assumed.picture_kb:g} kB a picture. GB: 1e9 bytes.",
+        f"{assumed.picture_kb:g} kB an image. GB: 1e9 bytes.",
     ]
 
 
@@ -80,7 +80,7 @@ def _inputs(stages: dict[str, StagePlan], inputs: InputPlan, cluster: Cluster, a
         title="Input side, for the fastest layout that fits (*)",
         title_justify="left",
         caption_justify="left",
-        caption=f"A core of this machine opens and scales {inputs.pictures_per_core:.0f} pictures (JPEG, 640 x 480) a "
+        caption=f"A core of this machine opens and scales {inputs.pictures_per_core:.0f} images (JPEG, 640 x 480) a "
         f"second, measured now. Files: {assumed.samples * assumed.picture_kb / 1e9:,.2f} TB. Cached codes: "
         f"{inputs.cached_codes / GB:,.0f} GB. Index of the records: {inputs.index / GB:.2f} GB, mapped, a node.",
     )

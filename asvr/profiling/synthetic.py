@@ -1,4 +1,4 @@
-"""Samples for benchmarks: lengths as in LLaVA's instruction data, random words and pictures."""
+"""Samples for benchmarks: lengths as in LLaVA's instruction data, random words and images."""
 
 import numpy as np
 from PIL import Image
@@ -6,7 +6,7 @@ from PIL import Image
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 
 # Text tokens of a sample are log-normal: median 150, sigma 0.7, so a mean of about 190 and a long tail. One sample in 8
-# has no picture, twice as many as in llava_v1_5_mix665k (40,688 of 665,298), so that a step of 8 samples has one.
+# has no image, twice as many as in llava_v1_5_mix665k (40,688 of 665,298), so that a step of 8 samples has one.
 MEDIAN, SIGMA, SHORTEST = 150, 0.7, 20
 TEXT_ONLY = 1 / 8
 ANSWERS = 0.6  # share of the text that is supervised, at the end of the sample
@@ -16,7 +16,7 @@ PICTURE = (640, 480)  # COCO's usual size, width and height in pixels
 class SyntheticSamples:
     """Items as a dataset gives them; the same seed gives the same ones.
 
-    text_only: share of samples without a picture; of every ``1 / text_only`` samples one is. max_length: longest row,
+    text_only: share of samples without an image; of every ``1 / text_only`` samples one is. max_length: longest row,
     visual tokens included; longer texts are cut. vocab_size: words are drawn from the ids above 2.
     """
 

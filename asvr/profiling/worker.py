@@ -42,7 +42,7 @@ class PadId:
 
 
 class StoredCodes:
-    """Codes of the benchmark's pictures, computed before its clock runs, in place of a cache on disk; and the encoder's
+    """Codes of the benchmark's images, computed before its clock runs, in place of a cache on disk; and the encoder's
     features, where ``keep_features``."""
 
     def __init__(self, model, samples: SyntheticSamples, needed: range, aspect: str, *, keep_features: bool):
@@ -51,7 +51,7 @@ class StoredCodes:
         self.kept: dict[str, torch.Tensor] | None = {} if keep_features else None
 
         def pixels(i: int) -> list[tuple]:
-            """Key and pixels of each crop of each picture of a sample."""
+            """Key and pixels of each crop of each image of a sample."""
             item, found = samples[i], []
             for key, image in zip(item["image_keys"], item["images"], strict=True):
                 crops = model.layout.crops(image)

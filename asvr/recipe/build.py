@@ -161,7 +161,7 @@ def dataset_configs(stage: Stage) -> dict[str, dict]:
 
 
 def pictures_of_stages(recipe: Recipe) -> tuple[list[str], dict]:
-    """Keys of the training pictures of all stages, and every picture (key -> file), those of questions among them."""
+    """Keys of the training images of all stages, and every image (key -> file), those of questions among them."""
     training, asked = [], []
     for stage in recipe.stages.values():
         configs = dataset_configs(stage)
@@ -181,7 +181,7 @@ def data_fingerprint(dataset) -> str | None:
 
 
 def shifts_of(model) -> list[int]:
-    """Of the targets that learn from pictures."""
+    """Of the targets that learn from images."""
     return [target.shift for target in model.targets if target.counts]
 
 

@@ -27,7 +27,7 @@ from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENI
 
 
 def preflight(recipe: Recipe) -> dict[str, ImageLayout]:
-    """Everything that can be known without reading a weight or a picture. Returns the layout of images by stage.
+    """Everything that can be known without reading a weight or an image. Returns the layout of images by stage.
     Of stages that ``recipe`` leaves out, keys and types alone are checked.
 
     Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and

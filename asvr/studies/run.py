@@ -219,7 +219,7 @@ def _one(study: dict, run: Run, out: Path) -> str | None:
 
 
 def ask_all(study: Config, out: Path, *, questions: Path, image_folder: Path) -> None:
-    """Ask every run the questions of a LLaVA file too, but those of arms without pictures, which would be shown some.
+    """Ask every run the questions of a LLaVA file too, but those of arms without images, which would be shown some.
 
     Raises ``ValueError`` where a run is not finished.
     """
@@ -242,10 +242,10 @@ def runs(study: Config, out: Path) -> list[Run]:
 
 
 def _sighted(study: Config, out: Path) -> list[Run]:
-    """The runs whose questions come with pictures."""
+    """The runs whose questions come with images."""
     blind = {arm for arm in study.arms if not _shows_pictures(arm_config(study, arm, study.seeds[0], out))}
     if study.baseline in blind:
-        raise ValueError(f"baseline {study.baseline!r} is asked without pictures: other questions show them")
+        raise ValueError(f"baseline {study.baseline!r} is asked without images: other questions show them")
     return [run for run in runs(study, out) if run.arm not in blind]
 
 

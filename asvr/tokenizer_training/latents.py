@@ -35,13 +35,13 @@ def train_latent_encoder(
     device: str = "auto",
     seed: int = 0,
 ) -> dict:
-    """Train a VAE on a dataset's pictures (its ``pictures()``): L1 and squared error of what is decoded from a sample
+    """Train a VAE on a dataset's images (its ``pictures()``): L1 and squared error of what is decoded from a sample
     of the posterior, and the KL divergence of the posterior from a normal distribution, in nats a latent.
 
-    held_out: pictures that are only measured on. AdamW, linear warm-up, cosine to zero. In the end the configuration's
-    shift and scale are set, so that latents of the held-out pictures have the mean 0 and the variance 1. Writes
+    held_out: images that are only measured on. AdamW, linear warm-up, cosine to zero. In the end the configuration's
+    shift and scale are set, so that latents of the held-out images have the mean 0 and the variance 1. Writes
     ``metrics.jsonl`` and ``summary.png`` (held-out pictures above their reconstructions) to ``work_dir`` and returns
-    the report, measured on the held-out pictures.
+    the report, measured on the held-out images.
     """
     work_dir, device = prepare(work_dir, device)
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What every training of a visual tokenizer needs: batches of pictures, a schedule, and the loop over steps."""
+"""What every training of a visual tokenizer needs: batches of images, a schedule, and the loop over steps."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ METRICS = "metrics.jsonl"
 
 
 class Pictures(Dataset):
-    """The pixels of pictures (files or PIL images). A broken one raises ``Refused``, naming the file; under
+    """The pixels of images (files or PIL images). A broken one raises ``Refused``, naming the file; under
     ``on_error='skip'`` it is told and gives None."""
 
     def __init__(self, sources: list, transform: ImageTransform, aspect: str, on_error: str):
@@ -49,7 +49,7 @@ class Batches:
 
     def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
         if num_workers:
-            pixels, what = torch.empty(3, *pictures.transform.size), f"batches of {batch_size} pictures"
+            pixels, what = torch.empty(3, *pictures.transform.size), f"batches of {batch_size} images"
             require_room_for_workers(pixels, share=batch_size, workers=num_workers, ahead=AHEAD, what=what)
         self.loader = DataLoader(
             pictures,
@@ -119,7 +119,7 @@ def split(
     """Pictures that are only measured on, and those that are trained on."""
     sources = shuffled(dataset, generator)
     if not 0 < held_out < len(sources):
-        raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} pictures")
+        raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} images")
     test, train = sources[:held_out], sources[held_out:]
     return tuple(Pictures(part, transform, aspect, dataset.on_error) for part in (test, train))
 
@@ -142,4 +142,4 @@ def _forever(batches: Batches) -> Iterator[Tensor]:
             seen += 1
             yield pixels
         if not seen:
-            raise ValueError("none of the training pictures can be read")
+            raise ValueError("none of the training images can be read")

@@ -1,4 +1,4 @@
-"""Making a visual tokenizer from pictures: fit a semantic one, train a pixel one.
+"""Making a visual tokenizer from images: fit a semantic one, train a pixel one.
 
 Legend: ``I`` images, ``P`` grid cells of all images, ``V`` codes in a codebook, ``C`` code width.
 """
@@ -47,7 +47,7 @@ def fit_semantic_tokenizer(
     vectors_per_code: int = 64,
     iterations: int = 10,
 ) -> dict:
-    """Fit the codebooks on the features of a dataset's pictures (its ``pictures()``), each seen once, shuffled.
+    """Fit the codebooks on the features of a dataset's images (its ``pictures()``), each seen once, shuffled.
 
     Writes ``metrics.jsonl`` (one line a level) and ``summary.png`` to ``work_dir`` and returns the report.
     For the last two arguments see `SemanticTokenizer.fit`.
@@ -99,13 +99,13 @@ def train_pixel_tokenizer(
     device: str = "auto",
     seed: int = 0,
 ) -> dict:
-    """Train a VQGAN on a dataset's pictures (its ``pictures()``), reconstructing by L1 and squared error.
+    """Train a VQGAN on a dataset's images (its ``pictures()``), reconstructing by L1 and squared error.
 
     perceptual: ``dict(encoder=..., weight=...)``, see `PerceptualLoss`. adversarial: arguments of `Adversary`.
-    held_out: pictures that are only measured on. AdamW, linear warm-up, cosine to zero. plain_ratio: the part of
+    held_out: images that are only measured on. AdamW, linear warm-up, cosine to zero. plain_ratio: the part of
     the steps that train the autoencoder without quantisation; the codes then start at outputs of the encoder.
     Writes ``metrics.jsonl`` and ``summary.png`` (held-out pictures above their reconstructions) to ``work_dir``
-    and returns the report, measured on the held-out pictures.
+    and returns the report, measured on the held-out images.
     """
     if tokenizer.depth > 1:
         raise ValueError(f"tokenizer.arch.depth={tokenizer.depth}: residual codes of pixels are imported, not trained")

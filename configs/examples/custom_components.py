@@ -1,4 +1,4 @@
-# Components of one's own: the encoder, projector, head and loss of examples/my_components.py, on easy-vqa pictures.
+# Components of one's own: the encoder, projector, head and loss of examples/my_components.py, on easy-vqa images.
 # Under a minute on 2 cores; it shows how, not how well.
 # python tools/train.py configs/examples/custom_components.py
 _base_ = ["../_base_/runtime.py"]

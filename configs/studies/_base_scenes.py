@@ -1,4 +1,4 @@
-# What the arms of the studies here have in common: pictures with captions, then questions.
+# What the arms of the studies here have in common: images with captions, then questions.
 _base_ = ["../scenes_mini.py"]
 
 optim = dict(precision="bf16")  # 1.3 times as fast on a CPU that has it

@@ -1,5 +1,5 @@
-# Do pictures without any text help beside a small set with text? The same 1,000 scenes with captions and questions in
-# all arms; two have a semantic target, and one of them 2,000 more pictures, of which it sees the visual loss alone. In
+# Do images without any text help beside a small set with text? The same 1,000 scenes with captions and questions in
+# all arms; two have a semantic target, and one of them 2,000 more images, of which it sees the visual loss alone. In
 # every arm a step holds 16 scenes with text, on average. Protocol and what came out: docs/studies/caption_free_mini.
 # python tools/study.py configs/studies/caption_free_mini.py --jobs 2
 _base_ = ["./_base_study.py"]

@@ -1,5 +1,5 @@
-# Do reconstruction targets help a small model to understand pictures, and which? Eight arms and a blind one, three
-# seeds. One code of 256 a visual token for semantic and pixel targets, the same head, both fitted on the same pictures,
+# Do reconstruction targets help a small model to understand images, and which? Eight arms and a blind one, three
+# seeds. One code of 256 a visual token for semantic and pixel targets, the same head, both fitted on the same images,
 # the same number of steps. The protocol and what came out: docs/studies/targets_mini.
 # python tools/study.py configs/studies/targets_mini.py --jobs 2
 _base_ = ["./_base_study.py"]

@@ -1,4 +1,4 @@
-# A small VQGAN on easy-vqa's training pictures: 32 x 32 pixels, 8 x 8 codes out of 256; minutes on 2 cores.
+# A small VQGAN on easy-vqa's training images: 32 x 32 pixels, 8 x 8 codes out of 256; minutes on 2 cores.
 # python tools/train_tokenizer.py configs/tokenizers/pixel_mini.py
 tokenizer = dict(
     type="PixelTokenizer",

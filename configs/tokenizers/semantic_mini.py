@@ -1,4 +1,4 @@
-# Semantic tokens of easy-vqa's training pictures: EfficientNet-Lite0's 7 x 7 features, 3 levels of 128 codes.
+# Semantic tokens of easy-vqa's training images: EfficientNet-Lite0's 7 x 7 features, 3 levels of 128 codes.
 # python tools/train_tokenizer.py configs/tokenizers/semantic_mini.py
 tokenizer = dict(
     type="SemanticTokenizer",

@@ -52,7 +52,7 @@ def test_llava_hf_gives_the_same_answers(case, own_task, tmp_path):
 
 
 def test_llava_hf_still_cannot_score_choices(tasks, tmp_path):
-    """lmms-eval 0.7.3 has the processor read ``<image>`` without the picture, which transformers 5 refuses."""
+    """lmms-eval 0.7.3 has the processor read ``<image>`` without the image, which transformers 5 refuses."""
     source = tiny(*CASES[0])
     with pytest.raises(ValueError, match="image.* tokens in the text but no images"):
         answers(llava_hf(export_llava(source, tmp_path / "out")), tasks, "asvr_choice")

@@ -93,7 +93,7 @@ def test_a_picture_that_cannot_be_read_is_refused_when_its_sample_comes(tmp_path
     store = store_at(tmp_path)
     with store.writer("0-of-1") as writer:
         writer.add(["a"], codes(1))
-        writer.refuse("b", "b.png cannot be read", "unreadable picture")
+        writer.refuse("b", "b.png cannot be read", "unreadable image")
     cache = CodeCache(dict(x="a", y="b"), dict(semantic=store_at(tmp_path)))
     cache.check(["x"])
     with pytest.raises(Refused, match=r"b\.png cannot be read"):

@@ -107,13 +107,13 @@ def test_codes_follow_the_size_that_their_tokenizer_sees(pictures, tmp_path):
 def test_a_picture_that_the_cache_does_not_have_is_named(pictures, tmp_path):
     model = build()
     cache = cached(model, pictures, tmp_path)
-    with pytest.raises(ValueError, match=r"no features of 9-0 \(1 pictures\)"):
+    with pytest.raises(ValueError, match=r"no features of 9-0 \(1 images\)"):
         collate(model, [row("biww", 9)], cache=cache)
 
 
 @pytest.fixture
 def damaged(pictures, tmp_path):
-    """The pictures, of which the second is cut off and the third is gone."""
+    """The images, of which the second is cut off and the third is gone."""
     files = dict(pictures)
     _, second, third, *_ = files
     files[second] = tmp_path / "cut.png"
@@ -127,14 +127,14 @@ def test_pictures_that_cannot_be_read_are_refused_with_their_samples(damaged, tm
     whole = [key for key, file in damaged.items() if file.parent != tmp_path]
     for _ in range(2):  # computed, and read again
         cache = cached(model, damaged, tmp_path / "cache", on_error="skip")
-        assert "2 of 4 pictures are left out, first: the picture" in caplog.text
+        assert "2 of 4 images are left out, first: the image" in caplog.text
         caplog.clear()
     batch = collate(model, samples(damaged), cache=cache, on_error="skip")
     assert batch.num_images == 2 and not batch.pixels
     assert torch.equal(batch.features_INE, cached(model, {k: damaged[k] for k in whole}, tmp_path).features(whole))
     assert [(r.sample_id, r.reason) for r in batch.refusals] == [
-        ("rows.json:1", "unreadable picture"),
-        ("rows.json:2", "missing picture"),
+        ("rows.json:1", "unreadable image"),
+        ("rows.json:2", "missing image"),
     ]
     with pytest.raises(ValueError, match="rows.json:1: the picture .*cut.png cannot be read"):
         collate(model, samples(damaged), cache=cache)
@@ -144,7 +144,7 @@ def test_a_picture_that_cannot_be_read_is_told_by_default(damaged, tmp_path):
     with pytest.raises(ValueError, match="the picture .*cut.png cannot be read"):
         cached(build(), damaged, tmp_path / "cache")
     unreadable = {key: file for key, file in damaged.items() if file.parent == tmp_path}
-    with pytest.raises(ValueError, match="none of the 2 pictures can be read: the picture"):
+    with pytest.raises(ValueError, match="none of the 2 images can be read: the image"):
         cached(build(), unreadable, tmp_path / "cache", on_error="skip")
     assert not [f for f in (tmp_path / "cache").iterdir() if f.is_dir() and not f.name.startswith(".")]
 
@@ -162,7 +162,7 @@ def test_interrupted_writing_leaves_no_cache(pictures, tmp_path, monkeypatch):
 def test_features_stay_within_their_budget(pictures, tmp_path):
     encoder = build().encoder
     row = encoder.num_tokens * encoder.width * 4
-    with pytest.raises(ValueError, match="features of 4 pictures take .* more than data.cache_budget_gb"):
+    with pytest.raises(ValueError, match="features of 4 images take .* more than data.cache_budget_gb"):
         build_feature_cache(tmp_path, encoder, pictures, "square", CPU, config={}, budget_gb=3.9 * row / 1e9)
     assert not list(tmp_path.glob("[!.]*/"))
     build_feature_cache(tmp_path, encoder, pictures, "square", CPU, config={}, budget_gb=4 * row / 1e9)

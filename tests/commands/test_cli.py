@@ -175,14 +175,14 @@ class OneRefused(torch.utils.data.Dataset):
         return 1
 
     def __getitem__(self, i):
-        raise Refused("rows.json, record 0: the picture is missing", "missing picture")
+        raise Refused("rows.json, record 0: the image is missing", "missing image")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_refused_sample_is_told_in_plain_words(workers):
     with pytest.raises(SystemExit) as end:
         run_tool(lambda: list(torch.utils.data.DataLoader(OneRefused(), num_workers=workers)))
-    assert end.value.code == "error: rows.json, record 0: the picture is missing"
+    assert end.value.code == "error: rows.json, record 0: the image is missing"
 
 
 def test_evaluate_before_training_is_refused(tool, tmp_path):

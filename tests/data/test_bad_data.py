@@ -50,20 +50,20 @@ BAD = {
     "a surrogate in UTF-8": (GOOD.encode().replace(b"what", b"wh\xed\xa0\x80at"), "malformed", "not JSON in UTF-8"),
     "half a character": (talk("wh\ud800at?"), "malformed", "half a character"),
     "the other half": (talk(answer="\udc00"), "malformed", "half a character"),
-    "half a name": (talk(image="a\udcff.png"), "malformed", "is no name of a picture's file"),
-    "NUL in a name": (talk(image="a\0.png"), "malformed", "is no name of a picture's file"),
-    "an endless name": (talk(image="a" * 10_000), "malformed", "is no name of a picture's file"),
-    "a long name": (talk(image="a" * 300), "unreadable picture", "name too long"),
+    "half a name": (talk(image="a\udcff.png"), "malformed", "is no name of an image's file"),
+    "NUL in a name": (talk(image="a\0.png"), "malformed", "is no name of an image's file"),
+    "an endless name": (talk(image="a" * 10_000), "malformed", "is no name of an image's file"),
+    "a long name": (talk(image="a" * 300), "unreadable image", "name too long"),
     "a name that is none": (talk(image=float(3)), "malformed", "'image' is neither"),
     "an empty name": (talk(image=""), "malformed", "'image' is neither"),
     "names in names": (talk(image=[["a.png"]]), "malformed", "'image' is neither"),
-    "no picture": (talk(image="no.png"), "missing picture", "no.png is missing"),
-    "a folder": (talk(image="folder.png"), "unreadable picture", "no regular file"),
-    "a pipe": (talk(image="pipe.png"), "unreadable picture", "no regular file"),
+    "no image": (talk(image="no.png"), "missing image", "no.png is missing"),
+    "a folder": (talk(image="folder.png"), "unreadable image", "no regular file"),
+    "a pipe": (talk(image="pipe.png"), "unreadable image", "no regular file"),
     "climbing": (talk(image="../a.png"), "outside image_folder", "lies outside"),
     "climbing inside": (talk(image="sub/../../a.png"), "outside image_folder", "lies outside"),
     "absolute": (talk(image="/etc/passwd"), "outside image_folder", "lies outside"),
-    "the folder itself": (talk(image="."), "unreadable picture", "no regular file"),
+    "the folder itself": (talk(image="."), "unreadable image", "no regular file"),
     "no list": (talk(conversations="hello"), "malformed", "'conversations' is not a list"),
     "a false list": (talk(conversations=False), "malformed", "'conversations' is not a list"),
     "an object": (talk(conversations={}), "malformed", "'conversations' is not a list"),
@@ -77,20 +77,20 @@ BAD = {
     "no answer": (talk(conversations=chat("a")), "no answer", "no answer"),
     "empty question": (talk(" \n"), "empty question", "a question is empty"),
     "empty answer": (talk(answer="\t"), "empty answer", "is empty"),
-    "too many marks": (talk("<image><image>what?"), "image marks", "2 <image> marks .* 1 pictures"),
-    "too many pictures": (talk("<image>what?", image=["a.png"] * 3), "image marks", "1 <image> marks .* 3 pictures"),
-    "marks without pictures": (talk("<image>what?", image=None), "image marks", "1 <image> marks .* 0 pictures"),
+    "too many marks": (talk("<image><image>what?"), "image marks", "2 <image> marks .* 1 images"),
+    "too many images": (talk("<image>what?", image=["a.png"] * 3), "image marks", "1 <image> marks .* 3 images"),
+    "marks without images": (talk("<image>what?", image=None), "image marks", "1 <image> marks .* 0 images"),
     "a mark in an answer": (talk("<image>what?", "an <image>"), "image marks", "in an answer"),
-    "nothing": ("{}", "no conversation", "neither a conversation nor a picture"),
+    "nothing": ("{}", "no conversation", "neither a conversation nor an image"),
     "too large": (talk("a" * MAX_RECORD_BYTES), "too large a record", "bytes, the limit is"),
     "100 MB": (talk("a" * 100_000_000), "too large a record", "100,000,\\d+ bytes, the limit is"),
 }
-# What only the collate function sees, which opens the pictures.
+# What only the collate function sees, which opens the images.
 BAD_PICTURES = {
-    "empty.png": "unreadable picture",
-    "cut.jpg": "unreadable picture",
-    "text.png": "unreadable picture",
-    "bomb.png": "too large a picture",
+    "empty.png": "unreadable image",
+    "cut.jpg": "unreadable image",
+    "text.png": "unreadable image",
+    "bomb.png": "too large an image",
 }
 
 
@@ -103,7 +103,7 @@ def folder(tmp_path_factory):
     os.mkfifo(folder / "pipe.png")
     write(folder, "empty.png", b"")
     write(folder, "cut.jpg", encoded("jpg")[:-100])
-    write(folder, "text.png", b"no picture")
+    write(folder, "text.png", b"no image")
     write(folder, "bomb.png", bomb(30_000, 20_000))
     return folder
 
@@ -153,7 +153,7 @@ def test_training_goes_on_without_the_bad_ones_and_no_other_sample_moves(folder,
 def test_a_bad_picture_stops_training_with_file_and_record(folder, name, workers):
     dataset = build(folder, [GOOD, json.dumps(dict(image=name))])
     collate = Collate(layout=FixedTokens(4), views=dict(encoder=VIEW), pad_id=0)
-    with pytest.raises(Refused, match=f"(?s){dataset.source}(:|, record )1: the picture {folder / name} "):
+    with pytest.raises(Refused, match=f"(?s){dataset.source}(:|, record )1: the image {folder / name} "):
         list(DataLoader(dataset, batch_size=2, num_workers=workers, collate_fn=collate))
 
 

@@ -1,4 +1,4 @@
-"""Unusual pictures are read as they should be, broken ones are refused in words: none crashes, hangs or explodes."""
+"""Unusual images are read as they should be, broken ones are refused in words: none crashes, hangs or explodes."""
 
 import os
 import tracemalloc
@@ -39,7 +39,7 @@ def test_no_cut_is_accepted_silently(suffix, tmp_path):
         try:
             found = open_image(write(tmp_path, "cut", whole[:size]))
         except Refused as error:
-            assert "cut cannot be read" in str(error) and error.reason == "unreadable picture"
+            assert "cut cannot be read" in str(error) and error.reason == "unreadable image"
             refused += 1
         else:
             assert np.array_equal(found, expected)  # what is missing is behind the pixels
@@ -118,7 +118,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     tracemalloc.start()
     with pytest.raises(Refused, match=f"bomb.png has 20000 x 6000 pixels, the limit is {MAX_PIXELS:,}") as error:
         open_image(file)
-    assert error.value.reason == "too large a picture" and tracemalloc.get_traced_memory()[1] < 1e6
+    assert error.value.reason == "too large an image" and tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
     with pytest.raises(Refused, match="bomb.png is too large, the limit is 100,000,000"):
         open_image(write(tmp_path, "bomb.png", bomb()))
@@ -181,9 +181,9 @@ def test_caches_do_not_wait_for_a_pipe_either(tmp_path):
     refused = {}
     (batch,) = pixel_batches(list(pictures), pictures, [ImageTransform(size=(2, 2))], "square", refused=refused)
     assert batch[0] == ["good"] and [reason for _, reason in refused.values()] == [
-        "unreadable picture",
-        "missing picture",
-        "unreadable picture",
+        "unreadable image",
+        "missing image",
+        "unreadable image",
     ]
 
 
@@ -192,7 +192,7 @@ def test_the_limit_of_pixels_is_the_configs(tmp_path):
     model = SimpleNamespace(layout=FixedTokens(1), views=lambda: dict(encoder=ImageTransform(size=(2, 2))), targets=[])
     item = dict(input_ids=[IMAGE_TOKEN], labels=[IGNORE], images=[RED], image_keys=["a"], sample_id="mine:0")
     (refusal,) = build_collate(data, model, SimpleNamespace(pad_id=0))([item]).refusals
-    assert (refusal.reason, refusal.sample_id) == ("too large a picture", "mine:0") and "191" in refusal.message
+    assert (refusal.reason, refusal.sample_id) == ("too large an image", "mine:0") and "191" in refusal.message
     data.max_pixels = None
     assert not build_collate(data, model, SimpleNamespace(pad_id=0))([item]).refusals
     assert check_fields("data", dict(max_pixels=10**9), dict(max_pixels=SECTIONS["data"]["max_pixels"]))
@@ -200,7 +200,7 @@ def test_the_limit_of_pixels_is_the_configs(tmp_path):
 
 def test_a_broken_picture_in_memory_is_refused_too(tmp_path):
     broken = Image.open(write(tmp_path, "a.png", encoded("png")[:-60]))
-    with pytest.raises(Refused, match="the picture in memory cannot be read"):
+    with pytest.raises(Refused, match="the image in memory cannot be read"):
         open_image(broken)
     with pytest.raises(Refused, match="in memory has 16 x 12 pixels, the limit is 100"):
         open_image(COLORS, max_pixels=100)

@@ -88,7 +88,7 @@ class Cache:
 
     def check(self, keys):
         if "unreadable" in keys:
-            raise Refused("the picture cannot be read", "unreadable picture")
+            raise Refused("the image cannot be read", "unreadable image")
 
     def features(self, keys):
         return torch.tensor([[[float(key[-1])]] for key in keys]) if self.give else None
@@ -111,7 +111,7 @@ def test_cached_views_have_no_pixels_and_open_no_picture(monkeypatch):
 
 
 def test_an_unreadable_picture_takes_its_sample_with_it(tmp_path):
-    (tmp_path / "x.png").write_text("no picture")
+    (tmp_path / "x.png").write_text("no image")
     broken = item([1, IMAGE_TOKEN], name="broken") | dict(images=[tmp_path / "x.png"])
     rows = [item([1, IMAGE_TOKEN, 5], name="a"), broken, item([1, IMAGE_TOKEN], name="b")]
     views = dict(encoder=SMALL, pixel=LARGE)
@@ -133,13 +133,13 @@ def test_what_the_cache_could_not_read_takes_its_sample_with_it():
     rows = [item([1, IMAGE_TOKEN], name="broken") | dict(image_keys=["unreadable"]), item([1, IMAGE_TOKEN], name="a")]
     batch = make(on_error="skip", cache=Cache())(rows)
     assert batch.sample_ids == ["a"] and batch.features_INE.flatten().tolist() == [0]
-    assert [(r.sample_id, r.reason) for r in batch.refusals] == [("broken", "unreadable picture")]
-    with pytest.raises(Refused, match="broken: the picture cannot be read"):
+    assert [(r.sample_id, r.reason) for r in batch.refusals] == [("broken", "unreadable image")]
+    with pytest.raises(Refused, match="broken: the image cannot be read"):
         make(cache=Cache())(rows)
 
 
 def test_a_batch_of_refusals_still_runs_and_teaches_nothing():
-    refusal = Refusal("f:1", "missing picture", "f, record 1: ...")
+    refusal = Refusal("f:1", "missing image", "f, record 1: ...")
     batch = make(n=4)([refusal, refusal])
     assert batch.refusals == [refusal, refusal] and batch.sample_ids == []
     assert batch.input_ids_BT.tolist() == [[PAD]] and batch.attention_mask_BT.all()

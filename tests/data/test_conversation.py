@@ -145,7 +145,7 @@ def test_an_answer_in_front_of_the_first_question_is_dropped():
 @pytest.mark.parametrize(
     "messages, images, reason, text",
     [
-        ([], 0, "no conversation", "neither a conversation nor a picture"),
+        ([], 0, "no conversation", "neither a conversation nor an image"),
         ([{"from": "gpt", "value": "a"}], 0, "no conversation", "no question"),
         ([{"from": "system", "value": "a"}], 0, "no conversation", "no question"),
         ([*chat("a", "b"), {"from": "system", "value": "c"}], 0, "roles", "message 2 is from 'system': .* in front of"),
@@ -157,8 +157,8 @@ def test_an_answer_in_front_of_the_first_question_is_dropped():
         (chat("a"), 0, "no answer", "no answer"),
         (chat("a", " \n"), 0, "empty answer", "answer to 'a' is empty"),
         (chat(" ", "a"), 0, "empty question", "empty"),
-        (chat("<image> a", "b"), 0, "image marks", "1 <image> marks in the questions, 0 pictures"),
-        (chat("<image> a", "b"), 2, "image marks", "2 pictures"),
+        (chat("<image> a", "b"), 0, "image marks", "1 <image> marks in the questions, 0 images"),
+        (chat("<image> a", "b"), 2, "image marks", "2 images"),
         (chat("a", "<image>"), 0, "image marks", "in an answer"),
     ],
 )

@@ -13,14 +13,14 @@ easy_vqa = pytest.importorskip("easy_vqa", reason="the extra 'mini' is not insta
 
 
 def pairs(dataset):
-    """(picture, question, answer) of every round."""
+    """(image, question, answer) of every round."""
     for i in range(len(dataset)):
         record = dataset.record(i)
         turns = [m["value"].removeprefix("<image>\n") for m in record["conversations"]]
         yield from zip([record.get("image")] * (len(turns) // 2), turns[::2], turns[1::2], strict=True)
 
 
-@pytest.mark.parametrize("split, pictures, questions", [("train", 4000, 38575), ("test", 1000, 9673)])
+@pytest.mark.parametrize("split, images, questions", [("train", 4000, 38575), ("test", 1000, 9673)])
 @pytest.mark.parametrize("turns", [1, 4])
 def test_the_official_split_is_whole(split, pictures, questions, turns):
     texts, answers, images = getattr(easy_vqa, f"get_{split}_questions")()

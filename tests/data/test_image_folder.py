@@ -12,7 +12,7 @@ def folder(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         if path.suffix == ".txt":
-            path.write_text("no picture")
+            path.write_text("no image")
         else:
             Image.new("RGB", (4, 4)).save(path)
     return tmp_path
@@ -35,7 +35,7 @@ def test_an_unreadable_picture_is_named(folder):
 
 
 def test_empty_and_missing_folders(tmp_path):
-    with pytest.raises(ValueError, match="holds no picture"):
+    with pytest.raises(ValueError, match="holds no image"):
         ImageFolder(root=str(tmp_path))
     with pytest.raises(ValueError, match="is not a folder"):
         ImageFolder(root=str(tmp_path / "nowhere"))

@@ -16,7 +16,7 @@ COLORS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dt
     ("mode", "suffix"), [("CMYK", "tif"), ("P", "png"), ("LA", "png"), ("RGBA", "png"), ("1", "png")]
 )
 def test_other_modes_become_rgb(mode, suffix, tmp_path):
-    file = tmp_path / f"picture.{suffix}"
+    file = tmp_path / f"image.{suffix}"
     COLORS.convert(mode).save(file)
     assert np.array_equal(open_image(file), COLORS.convert(mode).convert("RGB"))
 
@@ -80,7 +80,7 @@ def test_a_large_picture_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", None)
     with pytest.raises(Refused, match="picture.png has 8 x 6 pixels, the limit is 47") as error:
         open_image(tmp_path / "picture.png", max_pixels=47)
-    assert error.value.reason == "too large a picture"
+    assert error.value.reason == "too large an image"
 
 
 def test_a_picture_that_is_larger_than_its_header_tells_is_refused(tmp_path):
@@ -96,9 +96,9 @@ def test_a_picture_that_is_larger_than_its_header_tells_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["ico", "eps", "pdf"])
 def test_other_formats_are_refused_unless_asked_for(suffix, tmp_path):
-    COLORS.resize((16, 16)).save(tmp_path / f"picture.{suffix}")
-    with pytest.raises(Refused, match=f"picture.{suffix} cannot be read: it is none of PNG, JPEG"):
-        open_image(tmp_path / f"picture.{suffix}")
+    COLORS.resize((16, 16)).save(tmp_path / f"image.{suffix}")
+    with pytest.raises(Refused, match=f"image.{suffix} cannot be read: it is none of PNG, JPEG"):
+        open_image(tmp_path / f"image.{suffix}")
     if suffix == "ico":
         assert open_image(tmp_path / "picture.ico", formats=("ICO",)).size == (16, 16)
 

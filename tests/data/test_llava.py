@@ -93,13 +93,13 @@ def test_lines_are_indexed_with_blank_ones_left_out(tmp_path_factory, records, e
 
 
 BAD = [
-    (dict(image="no.png", conversations=chat("<image>", "a")), "missing picture", "no.png is missing"),
+    (dict(image="no.png", conversations=chat("<image>", "a")), "missing image", "no.png is missing"),
     (dict(image="../a.png", conversations=chat("<image>", "a")), "outside image_folder", "lies outside"),
     (dict(image="/etc/a.png", conversations=chat("<image>", "a")), "outside image_folder", "lies outside"),
     (dict(image=3, conversations=chat("<image>", "a")), "malformed", "'image' is neither"),
     (dict(image="a.png", conversations="hello"), "malformed", "not a list"),
     (dict(image="a.png", conversations=chat("q", "a" * 9)), "picture beyond max_length", "max_length=30"),
-    (dict(id=3), "no conversation", "neither a conversation nor a picture"),
+    (dict(id=3), "no conversation", "neither a conversation nor an image"),
     ("{not json}", "malformed", "not JSON"),
     ("[1]", "malformed", "not an object"),
 ]
@@ -123,7 +123,7 @@ def test_refusals_are_counted_by_reason(folder):
     dataset = build(ann_file, on_error="skip")
     assert [i for i in range(len(dataset)) if not isinstance(dataset[i], Refusal)] == [0]
     assert dataset.refusals == {
-        "missing picture": 1,
+        "missing image": 1,
         "outside image_folder": 2,
         "malformed": 4,
         "no conversation": 1,
@@ -182,7 +182,7 @@ def test_workers_hand_over_what_they_refused(folder, workers):
     view = ImageTransform(size=(8, 8))
     collate = Collate(layout=FixedTokens(4), views=dict(encoder=view), pad_id=0, on_error="skip")
     batch, last = DataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=collate)
-    assert [refusal.reason for refusal in batch.refusals] == ["missing picture", "unreadable picture"]
+    assert [refusal.reason for refusal in batch.refusals] == ["missing image", "unreadable image"]
     assert str(folder / "broken.png") in batch.refusals[1].message
     assert [sample.rsplit(":")[-1] for sample in batch.sample_ids] == ["0", "3"]
     assert batch.pixels["encoder"].shape == (3, 3, 8, 8) and not last.refusals

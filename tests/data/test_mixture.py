@@ -38,7 +38,7 @@ def listed():
             return self.records[i]
 
         def picture(self, name: str) -> tuple[str, str]:
-            return f"pictures/{name}", __file__
+            return f"images/{name}", __file__
 
     yield Listed
     DATASETS.module_dict.pop("Listed")

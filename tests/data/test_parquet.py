@@ -1,4 +1,4 @@
-"""Parquet files: rows in LLaVA's form or by their columns' names, pictures in the file or beside it."""
+"""Parquet files: rows in LLaVA's form or by their columns' names, images in the file or beside it."""
 
 import io
 import json
@@ -138,16 +138,16 @@ def test_pictures_are_told_apart_by_content_without_reading_them(tmp_path, monke
     ("columns", "reason", "text"),
     [
         (dict(conversations=["{no"]), "malformed", "not JSON"),
-        (dict(image=[{"bytes": None, "path": None}]), "missing picture", "neither bytes nor a path"),
+        (dict(image=[{"bytes": None, "path": None}]), "missing image", "neither bytes nor a path"),
         (dict(image=["../x.png"]), "outside image_folder", "lies outside"),
-        (dict(image=["x.png"]), "missing picture", "is missing"),
+        (dict(image=["x.png"]), "missing image", "is missing"),
         (dict(question=["a?", "b?"], answer=[None, "b"]), "malformed", "message 1 is not"),
     ],
 )
 def test_a_refusal_names_file_and_record(tmp_path, columns, reason, text):
     import pyarrow
 
-    if reason == "missing picture" and isinstance(columns["image"][0], dict):
+    if reason == "missing image" and isinstance(columns["image"][0], dict):
         kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
         columns = dict(image=pyarrow.array(columns["image"], kind))
     path = write(tmp_path / "x.parquet", columns)
@@ -166,7 +166,7 @@ def test_columns_that_are_not_named_keep_their_own_names(tmp_path):
 
 def test_mistakes_are_refused(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", dict(a=[1], b=["x"]))
-    with pytest.raises(ValueError, match=r"neither pictures nor conversations .* it has a, b; say in"):
+    with pytest.raises(ValueError, match=r"neither images nor conversations .* it has a, b; say in"):
         build(path)
     with pytest.raises(ValueError, match="has no column 'c': it has a, b"):
         build(path, columns=dict(image="c"))

@@ -135,7 +135,7 @@ def test_facts_are_about_objects_that_exist():
 
 
 def test_the_picture_shows_what_is_told():
-    """Plates of the told colours in the told cells, none elsewhere; another pose or size is another picture."""
+    """Plates of the told colours in the told cells, none elsewhere; another pose or size is another image."""
     for seed in range(20):
         scene = make_scene(random.Random(seed), list(groups()), DRAWINGS)
         pixels = np.asarray(paint(scene, 128))

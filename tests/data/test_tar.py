@@ -139,7 +139,7 @@ def test_a_broken_picture_is_named(shards):
     path = shard(shards / "x.tar", [("k.png", png("red")[:30]), ("l.png", png("red"))])
     view = dict(encoder=ImageTransform(size=(4, 4)))
     batch = Collate(layout=FixedTokens(4), views=view, pad_id=0, on_error="skip")(list(build(path)))
-    assert [refusal.reason for refusal in batch.refusals] == ["unreadable picture"]
+    assert [refusal.reason for refusal in batch.refusals] == ["unreadable image"]
     assert f"{path}:k.png" in batch.refusals[0].message and batch.num_images == 1
 
 
@@ -149,7 +149,7 @@ def test_a_broken_picture_is_named(shards):
         ([("k.json", b"{no")], "malformed", "not JSON"),
         ([("k.json", b"[1]")], "malformed", "not an object"),
         ([("k.txt", b"\xff")], "malformed", "txt is not UTF-8"),
-        ([("k.json", b'{"image": ["a.png", "b.png"]}'), ("k.png", png("red"))], "missing picture", "names 2 pictures"),
+        ([("k.json", b'{"image": ["a.png", "b.png"]}'), ("k.png", png("red"))], "missing image", "names 2 images"),
         ([("k.cls", b"1")], "no conversation", "neither"),
     ],
 )

@@ -36,7 +36,7 @@ def test_square_is_clips_own_processor(size):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_pad_is_the_processor_on_a_square_in_the_mean_colour(size):
-    """LLaVA-1.5's finetune: a square canvas in the mean colour, the picture in its middle."""
+    """LLaVA-1.5's finetune: a square canvas in the mean colour, the image in its middle."""
     image = picture(size)
     side = max(size)
     canvas = np.full((side, side, 3), [122, 116, 104], dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Talking about pictures: the answers of `Pretrained.chat`, told as they are written; what is wrong is told too."""
+"""Talking about images: the answers of `Pretrained.chat`, told as they are written; what is wrong is told too."""
 
 import subprocess
 import sys
@@ -77,8 +77,8 @@ def test_what_was_said_before_counts(picture):
     talk.ask(QUESTION)
     talk.show(picture)
     talk.show(picture)
-    assert talk.ask("hm?") == ""  # not remembered, and its pictures wait for the next question
-    talk.ask("what does <image> mean?")  # a mark in the text is no picture
+    assert talk.ask("hm?") == ""  # not remembered, and its images wait for the next question
+    talk.ask("what does <image> mean?")  # a mark in the text is no image
     values = [message["value"] for message in model.prompts[-1]["messages"]]
     assert values == [f"<image>\n{QUESTION}", "red", "<image>\n<image>\nwhat does  mean?"]
     assert len(model.prompts[-1]["images"]) == 3
@@ -122,7 +122,7 @@ def test_attention_is_that_of_the_last_answer(trained, picture, monkeypatch):
 
 
 def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     Image.new("L", (5, 9)).save(tmp_path / "small.png")
     lines = [
         "/map",
@@ -146,7 +146,7 @@ def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):
     assert done.returncode == 0, done.stderr
     out = done.stdout.splitlines()
     assert "error: no image yet: show one first" in out
-    assert "/image PATH: which picture?" in out
+    assert "/image PATH: which image?" in out
     assert any(line.startswith("error: ") and "text.png cannot be read" in line for line in out)
     assert any(line.startswith("error: ") and "missing.png is missing" in line for line in out)
     assert f"{tmp_path / 'small.png'}: 5 x 9 pixels" in out

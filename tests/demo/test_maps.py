@@ -1,4 +1,4 @@
-"""Maps over the tokens of a picture: what the heads predict, how sure they are, and what an answer looks at."""
+"""Maps over the tokens of an image: what the heads predict, how sure they are, and what an answer looks at."""
 
 import io
 

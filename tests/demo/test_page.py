@@ -202,7 +202,7 @@ def test_what_is_wrong_is_told_and_the_page_goes_on(served, picture, tmp_path):
 
 
 def test_messages_are_text_and_no_html(served, tmp_path):
-    (tmp_path / "<b>x.png").write_text("no picture")
+    (tmp_path / "<b>x.png").write_text("no image")
     assert "<b>" not in show(client(served), str(tmp_path / "<b>x.png"))["message"]["value"]
     words = str([part["props"].get("value") for part in served.config["components"]])
     assert "&lt;b&gt;second&lt;/b&gt;" in words and "<b>second" not in words
@@ -217,7 +217,7 @@ def test_the_page_is_for_this_machine_and_asks_nobody(served, asked_for):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    """A picture's URL on another server that gradio takes for a public one, and the requests that came there."""
+    """An image's URL on another server that gradio takes for a public one, and the requests that came there."""
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -398,7 +398,7 @@ def test_the_page_in_a_browser(served, browser, picture, tmp_path, width):
 
     tab.locator("#example-1").click()
     tab.locator("#looks-2 img").first.wait_for()
-    assert tab.locator("#picture").get_by_text("The right answer is: a gradient").is_visible()
+    assert tab.locator("#image").get_by_text("The right answer is: a gradient").is_visible()
     upload.set_input_files(picture)
     tab.locator("#looks img").first.wait_for(state="detached")
     for name in ("picture", "heads", "pixels-pixel"):

@@ -57,12 +57,12 @@ def test_a_tab_keeps_no_more_of_a_picture_than_it_needs(demo, tmp_path, monkeypa
 
 def test_uploads_are_pictures_that_people_have(tmp_path):
     for suffix in ("png", "jpg", "webp", "bmp", "gif", "tif", "mpo"):
-        gradient().save(tmp_path / f"picture.{suffix}")
-        assert read_upload(tmp_path / f"picture.{suffix}").size == (40, 30)
+        gradient().save(tmp_path / f"image.{suffix}")
+        assert read_upload(tmp_path / f"image.{suffix}").size == (40, 30)
     for suffix in ("ico", "icns", "eps"):
-        gradient().save(tmp_path / f"picture.{suffix}")
-        with pytest.raises(Refused, match=f"picture.{suffix} cannot be read: it is none of"):
-            read_upload(tmp_path / f"picture.{suffix}")
+        gradient().save(tmp_path / f"image.{suffix}")
+        with pytest.raises(Refused, match=f"image.{suffix} cannot be read: it is none of"):
+            read_upload(tmp_path / f"image.{suffix}")
 
 
 def test_a_question_can_stand_alone(demo):

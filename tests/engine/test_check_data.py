@@ -48,7 +48,7 @@ def run(folder, *arguments):
     return call_tool(TOOL, config, "--out", folder / "out", *arguments)
 
 
-REFUSED = {"missing picture": 1, "outside image_folder": 1, "unreadable picture": 6, "no answer": 1, "malformed": 1}
+REFUSED = {"missing image": 1, "outside image_folder": 1, "unreadable image": 6, "no answer": 1, "malformed": 1}
 NOTED = {"wrong extension": 40, "EXIF-rotated, used as stored": 40, "cut by max_length": 40}
 
 
@@ -60,8 +60,8 @@ def test_all_that_is_wrong_is_told(data, workers):
     assert (report["refused"], report["noted"]) == (REFUSED, NOTED)
     assert (report["records"], report["pictures"], sum(report["sides"].values())) == (170, 126, 120)
     assert report["sides"] == {str(bin_of(40)): 120}
-    assert "170 records, 126 pictures, 10 refused" in done.stdout
-    assert "refused: unreadable picture: 6\n" in done.stdout and "and 3 more in records.jsonl" in done.stdout
+    assert "170 records, 126 images, 10 refused" in done.stdout
+    assert "refused: unreadable image: 6\n" in done.stdout and "and 3 more in records.jsonl" in done.stdout
     lines = [json.loads(line) for line in (data / "out/records.jsonl").read_text().splitlines()]
     bad = {line["record"].rpartition(":")[2] for line in lines if line["kind"] == "refused"}
     assert bad == {str(i) for i in range(160, 170)} and len(lines) == 130
@@ -74,7 +74,7 @@ def test_good_data_give_zero_and_headers_are_faster_but_see_less(data):
     assert run(data, "--limit", 160, "--workers", 0).returncode == 0
     assert run(data, "--headers-only", "--workers", 0).returncode == 3
     report = json.loads((data / "out/report.json").read_text())["only: data.train"]
-    assert report["refused"] == {key: n for key, n in REFUSED.items() if key != "unreadable picture"}
+    assert report["refused"] == {key: n for key, n in REFUSED.items() if key != "unreadable image"}
 
 
 def test_wrong_commands_and_files_are_told(data):

@@ -62,7 +62,7 @@ def test_training_on_codes_computed_ahead_is_bitwise_the_same(config, tmp_path):
     options = {"data.cache": "codes", "data.cache_dir": cache}
     stored = run("train.py", config, "--work-dir", tmp_path / "stored", **options)
     assert stored.returncode == 0, stored.stderr
-    assert re.search(r"codes of semantic: all \d+ pictures are in", stored.stderr + stored.stdout)
+    assert re.search(r"codes of semantic: all \d+ images are in", stored.stderr + stored.stdout)
     assert losses(tmp_path / "stored") == losses(tmp_path / "online") and len(losses(tmp_path / "online")) >= 8
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("online", "stored"))
     assert all(first[stage]["accuracy"] == second[stage]["accuracy"] for stage in first)
@@ -78,7 +78,7 @@ def test_a_partial_cache_is_named_and_completed(config, tmp_path):
     done = run("cache_codes.py", config, "--out", tmp_path)
     text = done.stderr + done.stdout
     assert done.returncode == 0 and "1 rows that its index names are missing" in text
-    assert f"1 of {rows} pictures are missing" in text and data.read_bytes() == whole
+    assert f"1 of {rows} images are missing" in text and data.read_bytes() == whole
     other = run("cache_codes.py", config, "--out", tmp_path, **{"data.image_aspect": "pad"})
     assert other.returncode == 0 and len(list(tmp_path.glob("semantic-*"))) == 2  # other codes, another store
 

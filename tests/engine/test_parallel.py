@@ -163,7 +163,7 @@ def assert_same_weights(own: dict, other: dict) -> None:
 
 
 def test_the_rows_are_spread_unevenly():
-    """In some steps one process has pictures and another has none."""
+    """In some steps one process has images and another has none."""
     for world in (2, 4):
         assert any(min(counts) == 0 < max(counts) for counts in images_of_steps(world))
 

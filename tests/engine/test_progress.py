@@ -179,7 +179,7 @@ def test_no_step_between_two_log_lines_waits_for_the_device(model, tmp_path, mon
 def test_refusals_are_counted_by_reason_and_named_once(model, tmp_path, spoken):
     state, hook = begin(model, tmp_path)
     file = tmp_path / "broken.png"
-    file.write_bytes(b"no picture")
+    file.write_bytes(b"no image")
     lost = Refusal("rows.json:7", "no answer", "rows.json, record 7: the last question has no answer")
     for _ in range(2):
         window = [

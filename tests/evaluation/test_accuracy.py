@@ -187,7 +187,7 @@ def test_what_cannot_be_asked_is_counted_or_refused(rows, tmp_path):
 
 def test_a_picture_that_cannot_be_read_takes_its_questions_with_it(rows, tmp_path):
     data = dataset(rows, tmp_path, on_error="skip")
-    (tmp_path / "0.png").write_bytes(b"no picture")
+    (tmp_path / "0.png").write_bytes(b"no image")
     own = dict(data=SimpleNamespace(**vars(DATA) | dict(on_error="skip")), precision="float32", max_new_tokens=1)
     result = evaluate(model(), data, byte_level(), samples_file=tmp_path / "a.jsonl", batch_size=1, **own)
     assert (result["total"], result["refused"]) == (2, 2)

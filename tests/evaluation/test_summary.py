@@ -1,4 +1,4 @@
-"""The picture of a run, whatever its targets have to show."""
+"""The image of a run, whatever its targets have to show."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files of pictures of every unusual kind, made by hand where PIL cannot write them."""
+"""Files of images of every unusual kind, made by hand where PIL cannot write them."""
 
 import io
 import struct

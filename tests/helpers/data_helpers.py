@@ -15,7 +15,7 @@ TEXTS = [
     " ASSISTANT: a small red house stands on the hill",
     "[INST] what color is the car? [/INST] it is blue ",
     "user\nhow many dogs are there?",
-    "assistant\nthere are two dogs in the picture.",
+    "assistant\nthere are two dogs in the image.",
 ] * 3
 
 

@@ -1,4 +1,4 @@
-"""A tiny model with random weights that can be asked, and pictures of every kind to show to it."""
+"""A tiny model with random weights that can be asked, and images of every kind to show to it."""
 
 import io
 import struct
@@ -37,12 +37,12 @@ def gradient(width: int = 40, height: int = 30) -> Image.Image:
 
 
 def broken_files(folder: Path) -> dict[str, Path]:
-    """Uploads that are no pictures, or cannot be taken: what each is, and its file."""
+    """Uploads that are no images, or cannot be taken: what each is, and its file."""
     png, jpeg = io.BytesIO(), io.BytesIO()
     gradient(200, 200).save(png, "PNG")
     gradient(200, 200).save(jpeg, "JPEG")
     contents = {
-        "text.png": b"no picture",
+        "text.png": b"no image",
         "empty.png": b"",
         "truncated.jpg": jpeg.getvalue()[: len(jpeg.getvalue()) // 2],
         "truncated.png": png.getvalue()[:100],

@@ -64,7 +64,7 @@ runtime = dict(seed=0, device='cpu', log_interval=1, checkpoint_interval=2, keep
 
 
 def make_config(folder: Path, positions: int = 64) -> Path:
-    """A config with its data: rows with one, two and no pictures, and pictures without text. positions: of the LLM."""
+    """A config with its data: rows with one, two and no images, and images without text. positions: of the LLM."""
     for i in range(9):
         Image.new("RGB", (8 + i, 9), (25 * i, 255 - 25 * i, 90)).save(folder / f"{i}.png")
     rows = [_record(i) for i in range(RECORDS)]
@@ -89,7 +89,7 @@ def _images_of(i: int) -> int:
 def _record(i: int) -> dict:
     images = [(i + 4 * n) % 9 for n in range(_images_of(i))]
     if i % 8 == 3:
-        return dict(id=i, image=f"{images[0]}.png")  # a picture without text
+        return dict(id=i, image=f"{images[0]}.png")  # an image without text
     question = "<image>\n" * len(images) + f"what is {i}?"
     answer = " ".join(f"word{(i * k) % 7}" for k in range(1, 2 + i % 4))
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]

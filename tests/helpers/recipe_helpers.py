@@ -72,7 +72,7 @@ def make_zoo(root: Path) -> Path:
 
 
 def make_data(folder: Path) -> Path:
-    """LLaVA rows: one picture, two pictures, text only; pictures of several shapes."""
+    """LLaVA rows: one image, two images, text only; images of several shapes."""
     for i in range(6):
         Image.new("RGB", (20 + 10 * i, 30), (40 * i, 200 - 30 * i, 90)).save(folder / f"{i}.png")
 
@@ -84,7 +84,7 @@ def make_data(folder: Path) -> Path:
     ]
     chats = [
         dict(image="0.png", conversations=turns("<image>\nwhat color is the car?", "it is blue")),
-        dict(image=["1.png", "2.png"], conversations=turns("<image> and <image>: the picture?", "two dogs")),
+        dict(image=["1.png", "2.png"], conversations=turns("<image> and <image>: the image?", "two dogs")),
         dict(conversations=turns("how many dogs are there?", "there are two") + turns("what color?", "red")),
         dict(image="3.png", conversations=turns("what is in the picture?\n<image>", "a house on the hill")),
     ]

@@ -29,7 +29,7 @@ class TinyPatchEncoder(Encoder):
 
 @pytest.fixture(scope="session")
 def picture_folder(tmp_path_factory):
-    """48 pictures of a coloured square on a coloured ground."""
+    """48 images of a coloured square on a coloured ground."""
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(48):

@@ -1,4 +1,4 @@
-"""DualToken's tokenizers: codes and pictures are those of a straight-line computation on the same weights."""
+"""DualToken's tokenizers: codes and images are those of a straight-line computation on the same weights."""
 
 import ast
 import json
@@ -104,7 +104,7 @@ def build(tower: dict, generation: str, shared: bool) -> dict:
 
 
 def straight_line(w: dict, generation: str, branch: str, features) -> tuple:
-    """Codes (N, 8), and for the appearance branch the picture, not clamped, of features (N, width), one or two."""
+    """Codes (N, 8), and for the appearance branch the image, not clamped, of features (N, width), one or two."""
     quantizer, before = NAMES[generation][branch]
     first, *rest = features.split(WIDTH, dim=-1)
     if before is None:
@@ -201,7 +201,7 @@ def test_what_no_tensor_tells_must_be_stated(tower, tool, tmp_path):  # noqa: F8
     deep = {f"decoder.up.{i}.block.0.conv1.weight": torch.zeros(32) for i in range(2, 9)}
     save_file(weights | deep, tmp_path / "t.safetensors")
     error, _ = tool("import", tmp_path / "t.safetensors", tmp_path / "out3", *options)
-    assert "no picture of 384 pixels" in error and not (tmp_path / "out3").exists()
+    assert "no image of 384 pixels" in error and not (tmp_path / "out3").exists()
 
 
 @pytest.mark.parametrize(

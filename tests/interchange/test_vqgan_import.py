@@ -1,4 +1,4 @@
-"""VQGANs of other software: their codes and pictures are those of a straight-line computation on the same weights."""
+"""VQGANs of other software: their codes and images are those of a straight-line computation on the same weights."""
 
 import ast
 import re

@@ -153,7 +153,7 @@ def test_other_questions_are_asked_of_every_run_that_sees_pictures(finished, mon
     study.arms.late.evaluation = dict(dataset=dict(with_images=False))  # as of a blind model
     assert collect(study, folder / "out", questions=folder / "more.json").keys() == {"none"}
     study.baseline = "late"
-    with pytest.raises(ValueError, match="baseline 'late' is asked without pictures"):
+    with pytest.raises(ValueError, match="baseline 'late' is asked without images"):
         collect(study, folder / "out", questions=folder / "more.json")
     questions = json.loads((folder / "more.json").read_text())
     (folder / "more.json").write_text(json.dumps(questions[:-1]))

@@ -63,7 +63,7 @@ def test_broken_pictures_are_left_out_or_named(kind, picture_folder, tmp_path):
     folder = tmp_path / "pictures"
     shutil.copytree(picture_folder, folder)
     for file in sorted(folder.rglob("*.png"))[:9]:
-        file.write_bytes(b"no picture")
+        file.write_bytes(b"no image")
 
     def make(on_error):
         dataset = ImageFolder(root=str(folder), on_error=on_error)
@@ -74,7 +74,7 @@ def test_broken_pictures_are_left_out_or_named(kind, picture_folder, tmp_path):
         return fit_semantic_tokenizer(tokenizer, dataset, work_dir=tmp_path, batch_size=2)
 
     assert 0 < make("skip")["relative_error"][0] < 2
-    with pytest.raises(ValueError, match="the picture .*png cannot be read"):
+    with pytest.raises(ValueError, match="the image .*png cannot be read"):
         make("raise")
 
 
@@ -131,7 +131,7 @@ def test_a_config_gives_a_tokenizer_that_loads(text, picture_folder, tmp_path, m
 
 
 def test_a_folder_with_other_files_is_refused_before_the_work(picture_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("asvr.tokenizer_training.run.DATASETS", None)  # reading a picture would fail
+    monkeypatch.setattr("asvr.tokenizer_training.run.DATASETS", None)  # reading an image would fail
     (tmp_path / "work" / "tokenizer").mkdir(parents=True)
     (tmp_path / "work" / "tokenizer" / "notes.txt").touch()
     monkeypatch.setattr("asvr.tokenizer_training.run.check", lambda cfg: ("fit", fit_semantic_tokenizer))

@@ -144,7 +144,7 @@ def test_a_model_is_asked_with_messages_of_any_form(own, tmp_path):
     [
         ([dict(type="image_url", image_url=dict(url="https://x.org/a.png"))], "is a URL, and URLs are not read"),
         ([dict(type="video", video="a.mp4")], "prompt 0: message 0, part 0 has the type 'video'"),
-        ([dict(type="image"), dict(type="text", text="q")], "1 <image> marks .* 0 pictures"),
+        ([dict(type="image"), dict(type="text", text="q")], "1 <image> marks .* 0 images"),
     ],
 )
 def test_a_prompt_that_is_not_read_is_told(own, content, words):

@@ -151,7 +151,7 @@ SAID = chat("<image>\nwhat?", "red")
         (dict(image="a.png", conversatons=SAID), "'conversatons'; did you mean 'conversations'"),
         (dict(image="a.png", Conversations=SAID), "'Conversations'; did you mean 'conversations'"),
         (dict(imgae="a.png", conversations=chat("what?", "red")), "'imgae'; did you mean 'image'"),
-        (dict(image_path="a.png", conversations=chat("what?", "red")), "'image_path' names a picture"),
+        (dict(image_path="a.png", conversations=chat("what?", "red")), "'image_path' names an image"),
         (dict(image="a.png", images=["a.png", "b.png"], conversations=SAID), "'images'"),
         (dict(image="a.png", caption="a wall"), "'caption'"),
         (dict(image="a.png", blip_caption="a wall", url="http://x/a.jpg"), "'blip_caption'"),
@@ -420,7 +420,7 @@ def test_what_a_chat_is_given_is_not_printed_whole():
     )
     large = b"\x89PNG" + bytes(100_000)
     for wrong in (large, [large], bytearray(large)):
-        with pytest.raises(ValueError, match="expected a file's name or a PIL picture") as error:
+        with pytest.raises(ValueError, match="expected a file's name or a PIL image") as error:
             own.chat(wrong, "what?")
         assert len(str(error.value)) < 200
     with pytest.raises(ValueError, match="question b'.*expected a text") as error:

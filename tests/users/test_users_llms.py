@@ -464,7 +464,7 @@ def test_an_evaluation_asks_for_no_position_that_is_not_there(caplog):
     assert "2 of 4 questions take all of the LLM's 64 positions and are not asked" in caplog.text
 
 
-ROOMS = [(63, 0), (64, 0), (60, 1), (61, 1)]  # a picture takes 4 positions in the place of 1
+ROOMS = [(63, 0), (64, 0), (60, 1), (61, 1)]  # an image takes 4 positions in the place of 1
 
 
 # Configs -------------------------------------------------------------------------------------------------------

@@ -315,7 +315,7 @@ class WholeImage(Head):
 
 @HEADS.register_module()
 class Blind(WholeImage):
-    """By the order of rows, 4 a picture."""
+    """By the order of rows, 4 an image."""
 
     def forward(self, hidden_PH, vectors_PDC):
         mean_INH = hidden_PH.view(-1, 4, hidden_PH.shape[-1]).mean(1, keepdim=True).expand(-1, 4, -1)

@@ -34,7 +34,7 @@ def dataset(folder, *records, **kwargs) -> LlavaDataset:
 
 # Nothing to learn -----------------------------------------------------------------------------------------------
 
-NO_TARGET = "and the model has no target for pictures"
+NO_TARGET = "and the model has no target for images"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_row_without_an_answer_is_told_why(folder, record, template, max_lengt
         (
             dict(conversations=SAID),
             20,
-            r"no answer is left within max_length=20 \(the row has \d+ positions\), and no picture",
+            r"no answer is left within max_length=20 \(the row has \d+ positions\), and no image",
         ),
         (dict(image="a.png", conversations=[dict(SAID[0])]), 300, "the last question has no answer"),
     ],
@@ -87,7 +87,7 @@ def test_rows_of_other_datasets_are_told_without_a_limit():
     limits = dict(num_image_tokens=4, shifts=[1])
     with pytest.raises(Refused, match="the answer is the row's first token, which nothing predicts, and it has no pic"):
         require_learned([7], [7], **limits)
-    with pytest.raises(Refused, match="the row has no answer, and it has no picture"):
+    with pytest.raises(Refused, match="the row has no answer, and it has no image"):
         require_learned([1, 5, 6], [-100] * 3, **limits)
 
 

@@ -24,12 +24,12 @@ class Scenes(ConversationDataset):
     """Generated images of two to four objects and two letters, with questions; the same arguments give the same data.
 
     split: ``train`` draws with two of three sets of drawings, ``test`` with the third: known things in unseen
-    pictures; ``photos`` shows photographs of other things, see `asvr.data.scenes.photos`, and asks no name. scenes:
+    images; ``photos`` shows photographs of other things, see `asvr.data.scenes.photos`, and asks no name. scenes:
     how many. per_scene: questions of a scene, of different kinds by chance; None: one of every kind that the scene
     allows. turns: with more than one, a record asks so many questions at most, none of which tells another's
     answer. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one record more a
     scene: what is where. describe: each conversation ends with that. with_text: only so many scenes, the first ones,
-    have records with text; each other one is a record of its picture alone. with_images: False leaves the pictures
+    have records with text; each other one is a record of its image alone. with_images: False leaves the images
     out, for a blind model. concepts: how many of the objects; each group keeps its share. size: pixels of a side.
     The category of a question is its kind. For the other arguments see `asvr.data.records.ConversationDataset`.
 

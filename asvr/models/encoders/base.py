@@ -12,7 +12,7 @@ from asvr.models.component import Component
 class Encoder(Component):
     """``forward(pixels (I, 3, h, w)) -> features_INE``, patches in raster order, no class token.
 
-    width: ``E``. grid: (rows, columns) of visual tokens. transform: what turns a picture into pixels, a tensor or a
+    width: ``E``. grid: (rows, columns) of visual tokens. transform: what turns an image into pixels, a tensor or a
     dict of tensors (see `asvr.data.transforms`). An encoder that gives the tokens of several grids one after another
     has ``grids``, the first of which is ``grid``, and its own ``num_tokens``.
     A subclass sets them in its constructor, which must also work under ``torch.device("meta")``.

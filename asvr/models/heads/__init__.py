@@ -1,4 +1,4 @@
-"""Visual heads: from the LLM's hidden states to the codes of the picture."""
+"""Visual heads: from the LLM's hidden states to the codes of the image."""
 
 from asvr.models.heads.base import Head
 from asvr.models.heads.depth_transformer import DepthTransformerHead, ReleasedHead

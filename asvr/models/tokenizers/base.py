@@ -1,4 +1,4 @@
-"""The contract of a visual tokenizer: what turns a picture into discrete targets.
+"""The contract of a visual tokenizer: what turns an image into discrete targets.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in a codebook,
 ``C`` code width, ``K`` codes that share a target.
@@ -52,7 +52,7 @@ class VisualTokenizer(Component):
     """``encode(pixels (I, 3, h, w)) -> codes_IND`` (int64), always float32 inside, without gradients.
 
     codebook_sizes: ``V`` of each of the ``D`` levels. code_width: ``C``. grid: (rows, columns).
-    transform: what turns a picture into pixels. fitted: False until the codebooks hold something.
+    transform: what turns an image into pixels. fitted: False until the codebooks hold something.
     The constructor must also work under ``torch.device("meta")``.
     """
 

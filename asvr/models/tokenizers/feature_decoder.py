@@ -17,7 +17,7 @@ class FeatureDecoder(nn.Module):
 
     projection: see `build_projection`. The grid is then resized to ``latent_size`` and goes through a residual block
     to ``latent_width`` and a VQGAN's decoder (the other fields are ``JanusVQVAEConfig``'s; ``attention_levels`` counts
-    from the finest, 0; None is the coarsest alone). The picture is ``2 ** (levels - 1)`` times as large.
+    from the finest, 0; None is the coarsest alone). The image is ``2 ** (levels - 1)`` times as large.
 
     Matches ``decode`` of DualToken's ``modeling_rqvaesiglip.py``, in float32 (generation A rounds to bfloat16 there).
     """

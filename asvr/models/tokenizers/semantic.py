@@ -124,7 +124,7 @@ class SemanticTokenizer(VisualTokenizer):
         return self
 
     def fingerprint(self) -> str:
-        """Of the codebooks and of the encoder, shared or not: what the codes of a picture depend on."""
+        """Of the codebooks and of the encoder, shared or not: what the codes of an image depend on."""
         parts = (fingerprint(self._weights()), fingerprint_of(self.encoder), str(_describe(self.encoder)))
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
@@ -192,7 +192,7 @@ class SemanticTokenizer(VisualTokenizer):
         seed: int = 0,
         progress: bool = True,
     ) -> dict[str, list[float]]:
-        """Fill the codebooks from batches of features (..., E), in a random order of pictures.
+        """Fill the codebooks from batches of features (..., E), in a random order of images.
 
         k-means runs on the first ``vectors_per_code * V`` vectors (all of them, if there are fewer); each
         batch after those makes one EMA step. Returns `ResidualQuantizer.statistics` of the k-means vectors

@@ -54,7 +54,7 @@ def reconstruct(tokenizer: PixelTokenizer, pixels: Tensor, *, quantized: bool = 
 class PerceptualLoss(nn.Module):
     """Mean squared distance of the unit features of a frozen encoder, as LPIPS without its learned weights.
 
-    encoder: a config of any registered encoder, or an `Encoder`. The pictures are resized to its input and
+    encoder: a config of any registered encoder, or an `Encoder`. The images are resized to its input and
     given its normalisation.
     """
 
@@ -86,7 +86,7 @@ class PerceptualLoss(nn.Module):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Real or not, one logit a patch (https://arxiv.org/abs/1611.07004), with group norm, so that a picture's
+    """Real or not, one logit a patch (https://arxiv.org/abs/1611.07004), with group norm, so that an image's
     logits do not depend on the others in the batch. Each layer halves the resolution.
     """
 
@@ -138,7 +138,7 @@ class Adversary(nn.Module):
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.9))
 
     def loss(self, fake: Tensor, reconstruction: Tensor, last_layer: Tensor) -> Tensor:
-        """The weighted loss of the VQGAN: it wants its pictures ``fake`` to be taken for real ones.
+        """The weighted loss of the VQGAN: it wants its images ``fake`` to be taken for real ones.
 
         reconstruction: the rest of its loss; last_layer: weights of its last layer (for ``adaptive``).
         """
