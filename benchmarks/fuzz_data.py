@@ -62,12 +62,12 @@ class Trial:
         from asvr.data.refusals import Refused
 
         try:
-            return self.picture(data) if target == "picture" else self.records(data)
+            return self.image(data) if target == "picture" else self.records(data)
         except Refused as error:
             assert str(error).isprintable() or "\n" in str(error)
             return error.reason
 
-    def picture(self, data: bytes) -> str:
+    def image(self, data: bytes) -> str:
         from asvr.data.images import open_image
         from asvr.data.transforms import ASPECTS
 
@@ -96,7 +96,7 @@ class Trial:
                 raise
             return "unreadable file"
         found = [dataset[i] for i in range(len(dataset))] + [dataset.question(i) for i in range(len(dataset))]
-        assert [*dataset.texts(), *dataset.pictures(), dataset.fingerprint()]
+        assert [*dataset.texts(), *dataset.images(), dataset.fingerprint()]
         for item in found:
             if not isinstance(item, Refusal):
                 self.check(item, own["template"])

@@ -40,7 +40,7 @@ class Dots(ConversationDataset):
         answer = {"from": "gpt", "value": str(number)}
         return dict(image=str(self.first + i), conversations=[question, answer], category=f"{number} dots")
 
-    def picture(self, name: str) -> tuple[str, RenderedImage]:
+    def image(self, name: str) -> tuple[str, RenderedImage]:
         """The image that a record names: its key in caches, and where it is. For a file: ``str(path), path``."""
         places = self.places(int(name))
         return f"dots {name}", RenderedImage(f"dots {places}", partial(draw, places))

@@ -46,7 +46,7 @@ def test_a_run_is_asked_shown_and_saved(trained, tmp_path):
     done = call_tool("tools/eval.py", work_dir, "--limit", 3, "--out", tmp_path / "asked")
     assert done.returncode == 0 and "semantic codes" in done.stdout, done.stderr
     own = load(work_dir, device="cpu")
-    image = open_image(next(iter(Scenes(split="test", scenes=1, concepts=40).pictures()))[1])
+    image = open_image(next(iter(Scenes(split="test", scenes=1, concepts=40).images()))[1])
     (shown,) = target_maps(own, image)
     assert shown.right_RCD.shape == (4, 4, DEPTH[name])
     assert ((shown.probability_RCD > 0) & (shown.probability_RCD <= 1)).all()

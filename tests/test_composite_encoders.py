@@ -29,8 +29,8 @@ from asvr.tokenizer_training.training import fit_semantic_tokenizer
 
 STEPS = 4
 FEW = {
-    "text_tokenizer.corpus.max_pictures": 8,
-    "data.train.max_pictures": 12,
+    "text_tokenizer.corpus.max_images": 8,
+    "data.train.max_images": 12,
     "model.llm.arch.hidden_size": 32,
     "model.llm.arch.intermediate_size": 48,
     "model.llm.arch.num_hidden_layers": 1,
@@ -196,7 +196,7 @@ def test_codes_alone_are_cached_for_the_tokens_of_two_grids(trained, encoders, t
     del entry["fit"]
     entry |= dict(tokenizer=encoders["codes"]["tokenizer"], resample="nearest")
     options = {"model.reconstruction": [*fitted["model.reconstruction"], entry], "data.num_workers": 1}
-    options["evaluation"] = dict(dataset=dict(type="EasyVQA", split="test", max_pictures=3), limit=4, max_new_tokens=4)
+    options["evaluation"] = dict(dataset=dict(type="EasyVQA", split="test", max_images=3), limit=4, max_new_tokens=4)
     results = [
         run(config(encoders["sequence"], "sequence", options | {"data.cache": cache}), tmp_path / str(cache))
         for cache in (False, "codes")
@@ -215,7 +215,7 @@ def test_a_tokenizer_is_fitted_on_joined_features(encoders, tmp_path):
     tokenizer = SemanticTokenizer(encoder=encoders["channel"], depth=2, codebook_size=4)
     report = fit_semantic_tokenizer(
         tokenizer,
-        EasyVQA(split="train", max_pictures=8),
+        EasyVQA(split="train", max_images=8),
         work_dir=tmp_path,
         batch_size=4,
         num_workers=1,

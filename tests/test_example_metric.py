@@ -14,7 +14,7 @@ CONFIG = "configs/examples/metric.py"
 FEW = {key: value for key, value in TINY.items() if not key.startswith("stages.")} | {
     "schedule.steps": 4,
     "stages.train.validation.interval": 2,
-    "stages.train.validation.dataset.max_pictures": 2,
+    "stages.train.validation.dataset.max_images": 2,
 }
 
 

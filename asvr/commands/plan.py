@@ -13,7 +13,7 @@ from pathlib import Path
 from asvr.commands.cli import add_cfg_options, add_config, new_parser, parse_cfg_options, refuse_options
 
 CLUSTER = ("card", "link_gbs", "network_gbs", "disk_gbs")
-ASSUMED = ("samples", "mfu", "picture_kb")
+ASSUMED = ("samples", "mfu", "image_kb")
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -31,7 +31,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--link-gbs", type=float, help="GB/s into a card from its node's others (default: 300)")
     parser.add_argument("--network-gbs", type=float, help="GB/s into a node from other nodes (default: 200)")
     parser.add_argument("--disk-gbs", type=float, help="GB/s from a node to the disk (default: 2)")
-    parser.add_argument("--picture-kb", type=float, help="size of an image file (default: 150)")
+    parser.add_argument("--image-kb", type=float, help="size of an image file (default: 150)")
     parser.add_argument("--out", type=Path, help="a file for the plan as JSON")
     add_cfg_options(parser)
     return parser

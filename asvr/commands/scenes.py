@@ -38,7 +38,7 @@ def main() -> None:
     dataset = Scenes(per_scene=None, **args)
     out.mkdir(parents=True, exist_ok=True)
     for i in range(len(dataset.scenes)):
-        open_image(dataset.picture(str(i))[1]).save(out / f"{i}.png")
+        open_image(dataset.image(str(i))[1]).save(out / f"{i}.png")
     records = [
         dict(record, id=f"{record['image']}-{record['category']}", image=f"{record['image']}.png")
         for record in dataset.records

@@ -1,6 +1,7 @@
 """easy-vqa: 5,000 images of a shape and 48,248 questions, as a package (MIT, Victor Zhou)."""
 
 import importlib
+import logging
 import random
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from asvr.registry import DATASETS
 SPLITS = ("train", "test")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 KINDS = ("color", "shape", "has color", "has shape", "lacks color", "lacks shape")
+
+logger = logging.getLogger("asvr")
 
 
 def question_kind(question: str) -> str:
@@ -35,7 +38,7 @@ class EasyVQA(ConversationDataset):
     dealt out in turn, so that its last conversation may be shorter. With ``turns=1`` and ``seed=None``
     they stay in the package's order. A record of one question has its kind as ``category``. image_only:
     one record an image, without a conversation.
-    with_images: False leaves the images out, for a blind model. max_pictures: only the first ones. For
+    with_images: False leaves the images out, for a blind model. max_images: only the first ones. For
     the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError where the package is not installed.
@@ -49,6 +52,7 @@ class EasyVQA(ConversationDataset):
         image_only: bool = False,
         with_images: bool = True,
         seed: int | None = 0,
+        max_images: int | None = None,
         max_pictures: int | None = None,
         **kwargs,
     ):
@@ -62,7 +66,12 @@ class EasyVQA(ConversationDataset):
         self.source = f"easy-vqa/{split}"
         package = _package()
         paths = getattr(package, f"get_{split}_image_paths")()
-        self.paths = {str(image): Path(paths[image]) for image in sorted(paths)[:max_pictures]}
+        if max_pictures is not None:
+            if max_images is not None:
+                raise ValueError("EasyVQA: max_pictures is the old name of max_images; give max_images alone")
+            logger.warning("EasyVQA: max_pictures is now called max_images; the old name goes on working")
+            max_images = max_pictures
+        self.paths = {str(image): Path(paths[image]) for image in sorted(paths)[:max_images]}
         if image_only:
             self.records = [dict(image=name) for name in self.paths]
         else:
@@ -71,15 +80,15 @@ class EasyVQA(ConversationDataset):
 
     def _questions(self, columns: tuple[list, list, list]) -> dict[str, list[tuple[str, str]]]:
         """picture -> its questions and answers, in the package's order."""
-        by_picture = {name: [] for name in self.paths}
+        by_name = {name: [] for name in self.paths}
         for question, answer, image in zip(*columns, strict=True):
-            if str(image) in by_picture:
-                by_picture[str(image)].append((question, answer))
-        return by_picture
+            if str(image) in by_name:
+                by_name[str(image)].append((question, answer))
+        return by_name
 
-    def _conversations(self, by_picture: dict, turns: int, seed: int | None, with_images: bool) -> list[dict]:
+    def _conversations(self, by_name: dict, turns: int, seed: int | None, with_images: bool) -> list[dict]:
         records = []
-        for name, pairs in by_picture.items():
+        for name, pairs in by_name.items():
             if seed is not None:
                 random.Random(f"{seed} {self.source} {name}").shuffle(pairs)
             for first in range(0, len(pairs), turns):
@@ -96,7 +105,7 @@ class EasyVQA(ConversationDataset):
     def record(self, i: int) -> dict:
         return self.records[i]
 
-    def picture(self, name: str) -> tuple[str, Path]:
+    def image(self, name: str) -> tuple[str, Path]:
         return f"{self.source}/{name}", self.paths[name]
 
 

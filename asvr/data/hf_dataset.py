@@ -14,7 +14,7 @@ from asvr.data.image_sources import InlineImage, Source
 from asvr.data.records import ConversationDataset
 from asvr.data.samplers import ResumableSampler, WindowSampler
 from asvr.data.stream import Stream, count_rows
-from asvr.data.tables import TablePicture, TableRecords, require_datasets
+from asvr.data.tables import TableImage, TableRecords, require_datasets
 from asvr.registry import DATASETS
 
 SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk writes
@@ -91,19 +91,19 @@ class HFDataset(TableRecords, ConversationDataset):
             return WindowSampler(length=len(self), window=self.window, seed=seed)
         return ResumableSampler(length=len(self), seed=seed)
 
-    def picture(self, name: str) -> tuple[str, Source]:
-        key, source = super().picture(name)
-        if self.in_order and isinstance(source, TablePicture):  # it is opened when the window may be another one
+    def image(self, name: str) -> tuple[str, Source]:
+        key, source = super().image(name)
+        if self.in_order and isinstance(source, TableImage):  # it is opened when the window may be another one
             source = InlineImage(source.read())
         return key, source
 
-    def pictures(self) -> Iterator[tuple[str, Source]]:
+    def images(self) -> Iterator[tuple[str, Source]]:
         if self.in_order:
             raise ValueError(
                 f"{self.source}: a stream cannot list its images, which a cache and a tokenizer's `fit` need: set "
                 "streaming=False, or data.cache=False"
             )
-        return super().pictures()
+        return super().images()
 
     def some_images(self, limit: int) -> Sample:
         length = min(len(self), self.window) if self.in_order else len(self)

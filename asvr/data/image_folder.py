@@ -39,6 +39,6 @@ class ImageFolder(ConversationDataset):
     def record(self, i: int) -> dict:
         return dict(image=self.names[i])
 
-    def picture(self, name: str) -> tuple[str, Path]:
+    def image(self, name: str) -> tuple[str, Path]:
         path = self.root / name
         return str(path), path

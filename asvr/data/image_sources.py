@@ -18,7 +18,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a `Path` has one slas
 BASE64 = re.compile(r"(data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=:;,.\s-]{100,}")
 
 
-class StoredPicture:
+class StoredImage:
     """An image inside a larger file, such as a tar or Parquet shard. ``str()`` tells where it is, for messages."""
 
     def read(self) -> bytes:
@@ -31,7 +31,7 @@ class StoredPicture:
 
 
 @dataclass(frozen=True)
-class InlineImage(StoredPicture):
+class InlineImage(StoredImage):
     """An image whose bytes the record itself holds. data: as a file of its own would hold them."""
 
     data: bytes = field(repr=False)
@@ -62,7 +62,7 @@ class RenderedImage:
         return hashlib.sha256(self.content.encode()).hexdigest()
 
 
-Source = str | Path | StoredPicture | RenderedImage | Image.Image
+Source = str | Path | StoredImage | RenderedImage | Image.Image
 
 
 def has_file(source: Source) -> bool:

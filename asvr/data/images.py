@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from asvr.base.text import short
-from asvr.data.image_sources import RenderedImage, Source, StoredPicture, refuse_elsewhere
+from asvr.data.image_sources import RenderedImage, Source, StoredImage, refuse_elsewhere
 from asvr.data.refusals import Refused
 
 # PIL reads more: PostScript, which another program runs, and containers whose headers hide the sizes of images.
@@ -87,8 +87,8 @@ def image_size(source: Source, *, max_pixels: int = MAX_PIXELS) -> tuple[int, in
         return image.size
 
 
-def _stream(source: "str | Path | StoredPicture"):
-    if isinstance(source, StoredPicture):
+def _stream(source: "str | Path | StoredImage"):
+    if isinstance(source, StoredImage):
         return io.BytesIO(source.read())
     check_file(source)
     return open(source, "rb")
@@ -156,6 +156,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def picture_bytes(image: Image.Image) -> bytes:
+def image_bytes(image: Image.Image) -> bytes:
     """What an image in memory shows, as it will be read: its palette is part of that. Raises as `open_image`."""
     return f"RGB {image.size}".encode() + open_image(image, max_pixels=LARGEST_LIMIT).tobytes()

@@ -54,11 +54,11 @@ class LlavaDataset(ConversationDataset):
     def fingerprint(self) -> str:
         return self.sha256[:16]
 
-    def picture(self, name: str) -> tuple[str, Path]:
-        return picture_inside(self.image_folder, name)
+    def image(self, name: str) -> tuple[str, Path]:
+        return image_inside(self.image_folder, name)
 
 
-def picture_inside(image_folder: str, name: str) -> tuple[str, Path]:
+def image_inside(image_folder: str, name: str) -> tuple[str, Path]:
     """The cache key and the file of an image. Raises `Refused` where its name leads out of the folder, or
     is that of no file."""
     refuse_elsewhere(name)

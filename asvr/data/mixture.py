@@ -191,10 +191,10 @@ class Mixture(ConversationDataset):
             for name, source in dataset.some_images(own)
         ]
 
-    def pictures(self) -> Iterator[tuple]:
+    def images(self) -> Iterator[tuple]:
         seen = set()
         for dataset in self.datasets:
-            for key, source in dataset.pictures():
+            for key, source in dataset.images():
                 if key not in seen:
                     seen.add(key)
                     yield key, source

@@ -18,8 +18,8 @@ from asvr.base.log import logger
 from asvr.base.text import short
 from asvr.data.conversation import encode_segments, is_whole, parse_rounds, segments_of, truncate
 from asvr.data.image_digest import Sample, sample_images
-from asvr.data.image_sources import InlineImage, Source, StoredPicture, has_file, refuse_elsewhere
-from asvr.data.images import LARGEST_LIMIT, check_file, image_size, picture_bytes
+from asvr.data.image_sources import InlineImage, Source, StoredImage, has_file, refuse_elsewhere
+from asvr.data.images import LARGEST_LIMIT, check_file, image_bytes, image_size
 from asvr.data.layouts import ImageLayout, tokens_of_images
 from asvr.data.messages import in_llava_form
 from asvr.data.record_keys import MESSAGE, READ, unread_keys
@@ -31,7 +31,7 @@ _told: set[tuple[str, str]] = set()  # (source, key) that this process, or the o
 
 
 @dataclass(frozen=True)
-class RecordImage(StoredPicture):
+class RecordImage(StoredImage):
     """An image that a record holds itself, read again with the record where a list of images must not hold their bytes.
     number: among the images of the record. digest: SHA-256 of its bytes."""
 
@@ -54,7 +54,7 @@ class RecordImage(StoredPicture):
 
 class ConversationDataset:
     """A map-style dataset of conversations about images. A subclass sets ``source``, how messages call
-    it, and writes ``__len__``, ``record(i)`` and ``picture(name)``.
+    it, and writes ``__len__``, ``record(i)`` and ``image(name)``.
 
     tokenizer, template, max_length, num_image_tokens: what an item needs (the trainer gives them); a dataset without
     them still has records, texts and images. max_length: positions, of which an image takes ``num_image_tokens``, a
@@ -93,9 +93,10 @@ class ConversationDataset:
         """Record ``i``, in LLaVA's form or one that `asvr.data.messages` reads."""
         raise NotImplementedError(f"{type(self).__name__} must return a record")
 
-    def picture(self, name: str) -> tuple[str, Source]:
+    def image(self, name: str) -> tuple[str, Source]:
         """The cache key of an image of a record, and where it is."""
-        raise NotImplementedError(f"{type(self).__name__} must find an image")
+        old = " (it was called picture)" if hasattr(self, "picture") else ""
+        raise NotImplementedError(f"{type(self).__name__} must find an image: write image(name){old}")
 
     def sample_id(self, i: int) -> str:
         return f"{self.source}:{i}"
@@ -134,7 +135,7 @@ class ConversationDataset:
         for found in self._each(lambda i: _texts(self.checked(i)[0], template)):
             yield from found
 
-    def pictures(self) -> Iterator[tuple[str, Source]]:
+    def images(self) -> Iterator[tuple[str, Source]]:
         """Every image once, with its key, in the order of the records. None is opened."""
         seen = set()
         for found in self._each(self._stored):
@@ -156,8 +157,8 @@ class ConversationDataset:
         if isinstance(name, InlineImage):
             return f"inline {name.digest}", name
         if isinstance(name, Image.Image):
-            return f"in memory {hashlib.sha256(picture_bytes(name)).hexdigest()}", name
-        return self.picture(name)
+            return f"in memory {hashlib.sha256(image_bytes(name)).hexdigest()}", name
+        return self.image(name)
 
     def some_images(self, limit: int) -> Sample:
         """At most ``limit`` images by their names in records that chance chooses, the same wherever they lie."""
@@ -261,7 +262,7 @@ class ConversationDataset:
 
 def _digest(value) -> str:
     """What stands for an image that a record holds, in the record's fingerprint."""
-    data = picture_bytes(value) if isinstance(value, Image.Image) else value
+    data = image_bytes(value) if isinstance(value, Image.Image) else value
     return hashlib.sha256(data if isinstance(data, bytes) else str(data).encode()).hexdigest()
 
 

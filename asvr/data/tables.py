@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from asvr.base.log_once import log_once
 from asvr.data.conversation import ROLES as SPEAKERS
-from asvr.data.image_sources import StoredPicture
-from asvr.data.llava import picture_inside
+from asvr.data.image_sources import StoredImage
+from asvr.data.llava import image_inside
 from asvr.data.messages import CONVERSATIONS, IMAGES
 from asvr.data.record_keys import DESCRIBES, WEIGHTS, is_content, meant_by, unknown_key
 from asvr.data.refusals import Refused
@@ -25,7 +25,7 @@ CELL = re.compile(r"(\d+):(\d+)")  # row and number of an image that stands in t
 
 
 @dataclass(frozen=True, slots=True)
-class TablePicture(StoredPicture):
+class TableImage(StoredImage):
     """One of the images of a row."""
 
     dataset: "TableRecords"
@@ -58,7 +58,7 @@ class TableRecords:
         raise NotImplementedError(f"{type(self).__name__} must name its images")
 
     def content_of(self, i: int, number: int) -> str:
-        """SHA-256 in hex of what decides the bytes of an image, see `StoredPicture.sha256`."""
+        """SHA-256 in hex of what decides the bytes of an image, see `StoredImage.sha256`."""
         raise NotImplementedError(f"{type(self).__name__} must tell the content of its images")
 
     def choose_columns(self, schema, columns: dict | None, where: str) -> None:
@@ -111,17 +111,17 @@ class TableRecords:
             record["image"] = names
         return record
 
-    def picture(self, name: str) -> "tuple[str, Source]":
+    def image(self, name: str) -> "tuple[str, Source]":
         place = CELL.fullmatch(name) if self.holds in ("bytes", "struct") else None
         if place is None:
-            return picture_inside(self.image_folder, name)
+            return image_inside(self.image_folder, name)
         i, number = map(int, place.groups())
         if not self.held(i, number).is_valid:
             value = self._images(i)[number]
             if self.holds != "struct" or not value["path"].is_valid:
                 raise Refused(f"its image {number} has neither bytes nor a path", "missing image")
-            return picture_inside(self.image_folder, value["path"].as_py())
-        return self.key_of(i, number), TablePicture(self, i, number)
+            return image_inside(self.image_folder, value["path"].as_py())
+        return self.key_of(i, number), TableImage(self, i, number)
 
     def held(self, i: int, number: int):
         """The bytes of an image as Arrow's scalar, which may be null."""

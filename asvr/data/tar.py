@@ -12,7 +12,7 @@ import numpy as np
 
 from asvr.base.text import short
 from asvr.data.file_index import FileIndex
-from asvr.data.image_sources import StoredPicture
+from asvr.data.image_sources import StoredImage
 from asvr.data.messages import in_llava_form
 from asvr.data.record_keys import DESCRIBES, unknown_key
 from asvr.data.refusals import Refused
@@ -28,7 +28,7 @@ PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 @dataclass(frozen=True, slots=True)
-class TarPicture(StoredPicture):
+class TarImage(StoredImage):
     """A member of a shard. shard: SHA-256 of the whole file."""
 
     path: str
@@ -90,11 +90,11 @@ class TarDataset(ShardedDataset):
         record = _record(fields, pictures, self.ignore)
         return record | dict(image=list(pictures)) if pictures else record
 
-    def picture(self, name: str) -> tuple[str, TarPicture]:
+    def image(self, name: str) -> tuple[str, TarImage]:
         shard, member, own = name.split(":", 2)
         shard = int(shard)
         start, end = self._span(shard, int(member))
-        picture = TarPicture(self.paths[shard], own, start, end, self.shards[shard].sha256)
+        picture = TarImage(self.paths[shard], own, start, end, self.shards[shard].sha256)
         return f"{picture}:{start}", picture
 
     def place(self, i: int) -> str:

@@ -79,7 +79,7 @@ def examples_of_run(work_dir: Path, stage: str | None) -> list[Example]:
 
 def _of_kinds(dataset) -> list[Example]:
     """One record of a kind (its ``category``) after another, each with an image of its own."""
-    if not hasattr(dataset, "record") or not hasattr(dataset, "picture"):
+    if not hasattr(dataset, "record") or not hasattr(dataset, "image"):
         return []
     by_kind: dict[str, list[tuple[str, dict]]] = {}
     step = max(1, len(dataset) // LOOKED_AT)
@@ -100,7 +100,7 @@ def _of_kinds(dataset) -> list[Example]:
 
 def _of_record(dataset, record: dict) -> Example:
     question = record["conversations"][0]["value"].replace(IMAGE_MARK, "").strip()
-    return Example(image=read_upload(dataset.picture(record["image"])[1]), question=question, answer=_answer(record))
+    return Example(image=read_upload(dataset.image(record["image"])[1]), question=question, answer=_answer(record))
 
 
 def _answer(record: dict) -> str:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from asvr.base.disk import require_room
 from asvr.base.interruption import obey_parent_alone
 from asvr.base.log import logger, progress_bar, set_up_logging
-from asvr.caches.codes import CodeCache, CodeStore, hash_pictures
+from asvr.caches.codes import CodeCache, CodeStore, hash_images
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.layouts import layout_config
 from asvr.data.refusals import Refused
@@ -20,7 +20,7 @@ from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.engine.ahead import encoder_ahead, is_code_target, tokenizer_ahead
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import shares_encoder
-from asvr.recipe.build import build_device, pictures_of_stages
+from asvr.recipe.build import build_device, images_of_stages
 from asvr.recipe.preflight import preflight
 from asvr.recipe.recipe import CACHE, Recipe, load_recipe
 from asvr.registry import TEXT_TOKENIZERS
@@ -47,10 +47,10 @@ def code_cache(
     unreadable (``on_error``).
     """
     targets, data = distinct_targets(recipe), recipe.first.data
-    _, pictures = pictures_of_stages(recipe)
+    _, pictures = images_of_stages(recipe)
     device = build_device(recipe.runtime.device)
     encoder = encoder_ahead(recipe, device)
-    hashes, stores, fingerprints = hash_pictures(root, pictures), {}, {}
+    hashes, stores, fingerprints = hash_images(root, pictures), {}, {}
     by_hash = {sha256: pictures[key] for key, sha256 in hashes.items()}
     for name, target in targets.items():
         tokenizer = tokenizer_ahead(recipe, target, encoder, device, vocab_size)
@@ -162,7 +162,7 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
     )
     with (
         store.writer(part) as writer,
-        progress_bar(total=len(sources), desc=f"codes {store.name}", unit="picture") as bar,
+        progress_bar(total=len(sources), desc=f"codes {store.name}", unit="image") as bar,
     ):
         for batch in items_of(loader):
             for sha256, _, refused in batch:

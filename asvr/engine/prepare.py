@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from asvr.base.log import logger
-from asvr.caches.codes import CodeCache, hash_pictures
+from asvr.caches.codes import CodeCache, hash_images
 from asvr.caches.features import FeatureCache, build_feature_cache, folder_of
 from asvr.caches.pixels import pixel_batches
 from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, image_size
@@ -22,7 +22,7 @@ from asvr.engine.ahead import encoder_ahead, is_code_target, is_drawn, truth_ahe
 from asvr.engine.codes import code_cache
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
-from asvr.recipe.build import build_device, pictures_of_stages
+from asvr.recipe.build import build_device, images_of_stages
 from asvr.recipe.recipe import CACHE, Recipe
 from asvr.registry import ENCODERS
 
@@ -62,13 +62,13 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     device = build_device(recipe.runtime.device)
     encoder = encoder_ahead(recipe, device)
     layout = build_layout(recipe.first.model, encoder)
-    training, all_pictures = pictures_of(recipe)
-    if not all_pictures and not any("fit" in entry for entry in entries):  # there is nothing to compute ahead
+    training, all_images = images_of_recipe(recipe)
+    if not all_images and not any("fit" in entry for entry in entries):  # there is nothing to compute ahead
         return Prepared(recipe, text_tokenizer, None)
     cache = build_feature_cache(
         root,
         encoder,
-        all_pictures,
+        all_images,
         data.image_aspect,
         device,
         layout=layout,
@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     for target in entries:
         if "fit" not in target:
             continue
-        pictures = {key: all_pictures[key] for key in training}
+        pictures = {key: all_images[key] for key in training}
         folder = _fit_folder(work_dir, recipe, target, encoder, cache, pictures)
         if not folder.is_dir():
             opened = dict(pictures=pictures, layout=layout, aspect=data.image_aspect)
@@ -97,14 +97,14 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
         if own.teacher is not None:
             fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(own.teacher)
         config = without_weights(target["tokenizer"]) if is_code_target(target) else _unweighted(target)
-        opened = dict(pictures=all_pictures, layout=layout, aspect=data.image_aspect)
+        opened = dict(pictures=all_images, layout=layout, aspect=data.image_aspect)
         room = dict(budget_gb=recipe.shared("cache_budget_gb", CACHE))
         cache.add_truth(own, device=device, config=config, **opened, **room)
     return Prepared(recipe, text_tokenizer, cache, fingerprints)
 
 
-def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
-    """`pictures_of_stages`, where the cached features of the frozen encoder serve all stages."""
+def images_of_recipe(recipe: Recipe) -> tuple[list[str], dict]:
+    """`images_of_stages`, where the cached features of the frozen encoder serve all stages."""
     first = recipe.first
     for name, stage in recipe.stages.items():
         if "encoder" in stage.trained_components:
@@ -132,7 +132,7 @@ def pictures_of(recipe: Recipe) -> tuple[list[str], dict]:
                 f"{'tokenizers' if is_code_target(entry) else 'settings'}: give the targets different names, or set "
                 "data.cache=False"
             )
-    return pictures_of_stages(recipe)
+    return images_of_stages(recipe)
 
 
 def _unweighted(entry: dict) -> dict:
@@ -156,7 +156,7 @@ def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: Fe
     if type(layout) is not WholeImage:
         config = dict(config, layout=layout.cells_key())
     features = folder_of(root, encoder, {}, first.data.image_aspect, config).name
-    contents = list(hash_pictures(root, pictures).values())
+    contents = list(hash_images(root, pictures).values())
     return place / f"{target['name']}-{_fit_digest(target, features, contents, seed)}"
 
 

@@ -103,7 +103,7 @@ def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> 
     seen = batch.pixels["encoder" if target.shares_encoder else target.name]
     decoded = [tokenizer.decode(codes_IMD)[0] for codes_IMD in (codes.own_IMD, predicted_IMD)]
     plain = ImageTransform(size=tokenizer.transform.size)  # decoders give -1 to 1
-    return to_picture(seen[0], tokenizer.transform), *(to_picture(pixels, plain) for pixels in decoded)
+    return to_image(seen[0], tokenizer.transform), *(to_image(pixels, plain) for pixels in decoded)
 
 
 def as_seen(pretrained: Any, image: Image.Image) -> Image.Image:
@@ -122,10 +122,10 @@ def as_seen(pretrained: Any, image: Image.Image) -> Image.Image:
         return image.convert("RGB").resize((factor * columns, factor * rows))
     factor = max(1, round(SHOWN_SIDE / max(transform.size)))
     larger = replace(transform, size=tuple(factor * side for side in transform.size))
-    return to_picture(larger(image, aspect), larger)
+    return to_image(larger(image, aspect), larger)
 
 
-def to_picture(pixels: torch.Tensor, transform: ImageTransform) -> Image.Image:
+def to_image(pixels: torch.Tensor, transform: ImageTransform) -> Image.Image:
     """What ``transform`` made of a picture (3, h, w), as a picture again."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
     values = (pixels.float().cpu() * std + mean).clamp(0, 1)

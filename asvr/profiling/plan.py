@@ -56,7 +56,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Assumed:
-    """samples: of a stage. mfu: share of the card's peak that the step reaches. picture_kb: of an image's file.
+    """samples: of a stage. mfu: share of the card's peak that the step reaches. image_kb: of an image's file.
     sample: what a sample is taken to be.
 
     Raises ``ValueError`` for a number that is not above 0.
@@ -64,11 +64,11 @@ class Assumed:
 
     samples: int = 10_000_000
     mfu: float = 0.4
-    picture_kb: float = 150.0
+    image_kb: float = 150.0
     sample: Sample = Sample()
 
     def __post_init__(self):
-        _require_above_zero(samples=self.samples, mfu=self.mfu, picture_kb=self.picture_kb)
+        _require_above_zero(samples=self.samples, mfu=self.mfu, image_kb=self.image_kb)
         if self.mfu > 1:
             raise ValueError(f"--mfu {self.mfu}: expected a share, at most 1")
 
@@ -261,10 +261,10 @@ def received(layout: Layout, sizes: Sizes, cluster: Cluster, micro_batches: int)
 
 @dataclass(frozen=True)
 class InputPlan:
-    """pictures_per_core: a second, measured on this machine. cached_codes: bytes of all targets' codes for all samples.
+    """images_per_core: a second, measured on this machine. cached_codes: bytes of all targets' codes for all samples.
     index: bytes of the byte offsets of all records."""
 
-    pictures_per_core: float
+    images_per_core: float
     cached_codes: int
     index: int
 
@@ -276,21 +276,21 @@ def plan_inputs(cfg: Config, assumed: Assumed) -> InputPlan:
     specs = [spec for target in model.targets for spec in (target.truth_spec() or {}).values()]
     codes = sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs) * model.layout.largest().num_crops
     return InputPlan(
-        pictures_per_core=pictures_per_second(model.encoder.transform, stage.data.image_aspect),
+        images_per_core=images_per_second(model.encoder.transform, stage.data.image_aspect),
         cached_codes=codes * assumed.samples,
         index=2 * torch.int64.itemsize * assumed.samples,
     )
 
 
-def pictures_per_second(transform: ImageTransform, aspect: str, seconds: float = 1.0) -> float:
+def images_per_second(transform: ImageTransform, aspect: str, seconds: float = 1.0) -> float:
     """How many JPEGs of 640 x 480 pixels one core opens, decodes and makes pixels of."""
     noise = np.random.RandomState(0).randint(0, 256, (12, 16, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
     count, begin = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < seconds:
-        with Image.open(io.BytesIO(file.getvalue())) as picture:
-            transform(picture, aspect)
+        with Image.open(io.BytesIO(file.getvalue())) as image:
+            transform(image, aspect)
         count += 1
     return count / elapsed
 

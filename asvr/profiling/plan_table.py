@@ -42,7 +42,7 @@ def _heads(cluster: Cluster, assumed: Assumed) -> list[str]:
         "param_dtype='bfloat16' and reduce_dtype='float32', whatever the config's `parallel` says.",
         f"Assumed: {assumed.mfu:.0%} of the cards' peak; {cluster.link_gbs:g} GB/s into a card from its node, "
         f"{cluster.network_gbs:g} GB/s into a node from others; {cluster.disk_gbs:g} GB/s to the disk from a node; "
-        f"{assumed.picture_kb:g} kB an image. GB: 1e9 bytes.",
+        f"{assumed.image_kb:g} kB an image. GB: 1e9 bytes.",
     ]
 
 
@@ -80,8 +80,8 @@ def _inputs(stages: dict[str, StagePlan], inputs: InputPlan, cluster: Cluster, a
         title="Input side, for the fastest layout that fits (*)",
         title_justify="left",
         caption_justify="left",
-        caption=f"A core of this machine opens and scales {inputs.pictures_per_core:.0f} images (JPEG, 640 x 480) a "
-        f"second, measured now. Files: {assumed.samples * assumed.picture_kb / 1e9:,.2f} TB. Cached codes: "
+        caption=f"A core of this machine opens and scales {inputs.images_per_core:.0f} images (JPEG, 640 x 480) a "
+        f"second, measured now. Files: {assumed.samples * assumed.image_kb / 1e9:,.2f} TB. Cached codes: "
         f"{inputs.cached_codes / GB:,.0f} GB. Index of the records: {inputs.index / GB:.2f} GB, mapped, a node.",
     )
     for column in ("", *stages):
@@ -89,10 +89,10 @@ def _inputs(stages: dict[str, StagePlan], inputs: InputPlan, cluster: Cluster, a
     best: list[LayoutPlan | None] = [stage.best for stage in stages.values()]
     rates = [s.global_batch / b.seconds if b else None for s, b in zip(stages.values(), best, strict=True)]
     rows = {
-        "pictures/s, all cards": lambda rate: f"{rate:,.0f}",
-        "pictures/s, a card": lambda rate: f"{rate / cluster.cards:.1f}",
-        "MB/s from the disk, a node": lambda rate: f"{rate / cluster.nodes * assumed.picture_kb / 1000:,.0f}",
-        "cores for decoding, a node": lambda rate: f"{rate / cluster.nodes / inputs.pictures_per_core:.1f}",
+        "images/s, all cards": lambda rate: f"{rate:,.0f}",
+        "images/s, a card": lambda rate: f"{rate / cluster.cards:.1f}",
+        "MB/s from the disk, a node": lambda rate: f"{rate / cluster.nodes * assumed.image_kb / 1000:,.0f}",
+        "cores for decoding, a node": lambda rate: f"{rate / cluster.nodes / inputs.images_per_core:.1f}",
     }
     for label, cell in rows.items():
         table.add_row(label, *("nothing fits" if rate is None else cell(rate) for rate in rates))

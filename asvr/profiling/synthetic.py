@@ -37,12 +37,12 @@ class SyntheticSamples:
         return dict(
             input_ids=head + words,
             labels=[IGNORE] * (len(head) + length - learned) + words[length - learned :],
-            images=[self.picture(i)] * pictures,
+            images=[self.image(i)] * pictures,
             image_keys=[str(i)] * pictures,
             sample_id=f"synthetic:{i}",
         )
 
-    def picture(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Image.Image:
         """Coarse noise: as expensive to resize as a photograph."""
         cells = np.random.default_rng([self.seed, i, 1]).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         return Image.fromarray(cells).resize(PICTURE, Image.Resampling.BILINEAR)

@@ -160,7 +160,7 @@ def dataset_configs(stage: Stage) -> dict[str, dict]:
     return {key: dict(dict(on_error=stage.data.on_error), **config) for key, config in configs.items()}
 
 
-def pictures_of_stages(recipe: Recipe) -> tuple[list[str], dict]:
+def images_of_stages(recipe: Recipe) -> tuple[list[str], dict]:
     """Keys of the training images of all stages, and every image (key -> file), those of questions among them."""
     training, asked = [], []
     for stage in recipe.stages.values():
@@ -172,7 +172,7 @@ def pictures_of_stages(recipe: Recipe) -> tuple[list[str], dict]:
 
 
 def _pictures(configs: list) -> dict:
-    return {key: source for config in distinct(configs) for key, source in DATASETS.build(config).pictures()}
+    return {key: source for config in distinct(configs) for key, source in DATASETS.build(config).images()}
 
 
 def data_fingerprint(dataset) -> str | None:

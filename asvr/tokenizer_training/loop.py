@@ -131,7 +131,7 @@ def prepare(work_dir: str | Path, device: str) -> tuple[Path, torch.device]:
 
 
 def shuffled(dataset, generator: torch.Generator) -> list:
-    sources = [source for _, source in dataset.pictures()]
+    sources = [source for _, source in dataset.images()]
     return [sources[i] for i in torch.randperm(len(sources), generator=generator).tolist()]
 
 

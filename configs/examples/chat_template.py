@@ -7,4 +7,4 @@ custom_imports = dict(imports=["examples.my_components", "examples.chat_template
 
 text_tokenizer = dict(special_tokens=["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"])
 data = dict(template=dict(_delete_=True, type="Llama3"))
-evaluation = dict(dataset=dict(type="EasyVQA", split="test", max_pictures=20), max_new_tokens=8, num_examples=0)
+evaluation = dict(dataset=dict(type="EasyVQA", split="test", max_images=20), max_new_tokens=8, num_examples=0)

@@ -5,7 +5,7 @@ _base_ = ["../_base_/runtime.py"]
 
 custom_imports = dict(imports=["examples.my_components"], allow_failed_imports=False)
 
-text_tokenizer = dict(type="ByteLevelBPE", vocab_size=400, corpus=dict(type="EasyVQA", split="train", max_pictures=200))
+text_tokenizer = dict(type="ByteLevelBPE", vocab_size=400, corpus=dict(type="EasyVQA", split="train", max_images=200))
 
 model = dict(
     type="VLM",
@@ -36,7 +36,7 @@ model = dict(
 )
 
 data = dict(
-    train=dict(type="EasyVQA", split="train", turns=4, max_pictures=200),
+    train=dict(type="EasyVQA", split="train", turns=4, max_images=200),
     template=dict(type="vicuna_v1", system=""),
     max_length=256,
     image_aspect="square",

@@ -8,10 +8,10 @@ custom_imports = dict(imports=["examples.logging_hook"], allow_failed_imports=Fa
 custom_hooks = [dict(type="CsvHook", keys=["loss", "loss_text", "loss_semantic", "lr"])]
 visualizer = dict(vis_backends=[dict(type="TensorboardVisBackend"), dict(type="LocalVisBackend")])
 
-text_tokenizer = dict(corpus=dict(max_pictures=200))
-data = dict(train=dict(max_pictures=200))
+text_tokenizer = dict(corpus=dict(max_images=200))
+data = dict(train=dict(max_images=200))
 schedule = dict(steps=60)
 stages = dict(_delete_=True, train=dict(train=["projector", "heads", "llm"]))
-validation = dict(dataset=dict(type="EasyVQA", split="test", max_pictures=50), interval=30, limit=64)
-evaluation = dict(dataset=dict(max_pictures=50), limit=64)
+validation = dict(dataset=dict(type="EasyVQA", split="test", max_images=50), interval=30, limit=64)
+evaluation = dict(dataset=dict(max_images=50), limit=64)
 runtime = dict(log_interval=5)

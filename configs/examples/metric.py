@@ -5,15 +5,15 @@ _base_ = ["../asvr_mini.py"]
 
 custom_imports = dict(imports=["examples.metric"], allow_failed_imports=False)
 
-text_tokenizer = dict(corpus=dict(max_pictures=200))
-data = dict(train=dict(max_pictures=200))
+text_tokenizer = dict(corpus=dict(max_images=200))
+data = dict(train=dict(max_images=200))
 schedule = dict(steps=60)
 stages = dict(
     _delete_=True,
     train=dict(
         train=["projector", "heads", "llm"],
         validation=dict(
-            dataset=dict(type="EasyVQA", split="test", max_pictures=10),
+            dataset=dict(type="EasyVQA", split="test", max_images=10),
             interval=30,
             metrics=[dict(type="ExactMatch"), dict(type="WordF1")],
             best="word_f1",
@@ -21,6 +21,6 @@ stages = dict(
     ),
 )
 evaluation = dict(
-    dataset=dict(max_pictures=40),
+    dataset=dict(max_images=40),
     metrics=[dict(type="ExactMatch"), dict(type="WordF1"), dict(type="YesShare")],
 )

@@ -31,7 +31,7 @@ schedule = dict(_delete_=True, steps=60, preset="wsd", warmup_ratio=0.1, decay_r
 # )
 runtime = dict(ema=dict(decay=0.9, evaluate=True), log_interval=5)
 
-text_tokenizer = dict(corpus=dict(max_pictures=200))
-data = dict(train=dict(max_pictures=200))
+text_tokenizer = dict(corpus=dict(max_images=200))
+data = dict(train=dict(max_images=200))
 stages = dict(_delete_=True, train=dict(train=["projector", "heads", "llm"]))
-evaluation = dict(dataset=dict(max_pictures=50), limit=64)
+evaluation = dict(dataset=dict(max_images=50), limit=64)

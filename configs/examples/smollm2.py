@@ -32,7 +32,7 @@ data = dict(
         type="chatml",
         system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     ),
-    train=dict(max_pictures=500),
+    train=dict(max_images=500),
     micro_batch=4,
     global_batch=8,
 )

@@ -4,7 +4,7 @@
 # python tools/study.py configs/studies/caption_free_mini.py --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "captioned"
-compare = [("more_pictures", "with_target")]
+compare = [("more_images", "with_target")]
 
 _few = dict(train=dict(scenes=1000))
 _more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=16, global_batch=48, group="length")
@@ -16,5 +16,5 @@ def _arm(data, **changes):
 
 
 arms = dict(
-    captioned=_arm(_few, model=dict(reconstruction=[])), with_target=_arm(_few), more_pictures=_arm(_more)
+    captioned=_arm(_few, model=dict(reconstruction=[])), with_target=_arm(_few), more_images=_arm(_more)
 )  # with the target of configs/scenes_mini.py

@@ -23,7 +23,7 @@ from asvr.recipe.config import load_config
 
 pytestmark = pytest.mark.usefixtures("tiny_run", "quick")  # in this order: the run is other modules' too
 VALIDATION = {
-    "validation": dict(dataset=dict(type="EasyVQA", split="train", max_pictures=1), interval=9),
+    "validation": dict(dataset=dict(type="EasyVQA", split="train", max_images=1), interval=9),
     "stages.pretrain.validation": None,
     "stages.blind.validation": None,
 }

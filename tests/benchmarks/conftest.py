@@ -32,11 +32,11 @@ def pictures(doc):
 
 @pytest.fixture(scope="session")
 def questions() -> list[dict]:
-    dataset = EasyVQA(split="test", max_pictures=4, seed=None)
+    dataset = EasyVQA(split="test", max_images=4, seed=None)
     records = [dataset.record(i) for i in range(8)]
     return [
         dict(
-            picture=str(dataset.picture(record["image"])[1]),
+            picture=str(dataset.image(record["image"])[1]),
             question=record["conversations"][0]["value"].replace("<image>\n", ""),
             answer=record["conversations"][1]["value"],
             choices=["yes", "no", "circle"],

@@ -12,7 +12,7 @@ from PIL import Image
 
 from asvr.base.files import sha256_of
 from asvr.caches import codes as code_cache
-from asvr.caches.codes import CodeCache, CodeStore, hash_pictures
+from asvr.caches.codes import CodeCache, CodeStore, hash_images
 from asvr.data.refusals import Refused
 
 SHAPE = (4, 2)
@@ -129,7 +129,7 @@ def test_a_damaged_index_is_named(line, tmp_path):
     with pytest.raises(ValueError, match=r"store\.json: .*: delete"):
         store_at(tmp_path)
     (tmp_path / "files.jsonl").write_bytes(line + b"\n")
-    assert hash_pictures(tmp_path, {}) == {}
+    assert hash_images(tmp_path, {}) == {}
 
 
 def test_a_part_has_one_writer(tmp_path):
@@ -149,7 +149,7 @@ def test_a_picture_in_memory_is_known_by_what_it_shows(tmp_path):
     red, blue = (Image.new("P", (2, 2)) for _ in range(2))
     red.putpalette([255, 0, 0])
     blue.putpalette([0, 0, 255])
-    found = hash_pictures(tmp_path, dict(red=red, blue=blue, same=red.convert("RGB"), wide=Image.new("RGB", (4, 1))))
+    found = hash_images(tmp_path, dict(red=red, blue=blue, same=red.convert("RGB"), wide=Image.new("RGB", (4, 1))))
     assert found["red"] == found["same"] and len(set(found.values())) == 3
 
 
@@ -158,14 +158,14 @@ def test_a_file_is_hashed_again_only_where_it_changed(tmp_path, monkeypatch):
     Image.new("RGB", (3, 3), "red").save(file)
     red = Image.open(file).convert("RGB")
     pictures = dict(a=file, same=str(file), gone=tmp_path / "gone.png", held=red)
-    first = hash_pictures(tmp_path / "cache", pictures)
+    first = hash_images(tmp_path / "cache", pictures)
     assert first["a"] == first["same"] and len(set(first.values())) == 3
     read = []
     monkeypatch.setattr(code_cache, "sha256_of", lambda path: read.append(path.name) or sha256_of(path))
-    assert hash_pictures(tmp_path / "cache", pictures) == first and not read
+    assert hash_images(tmp_path / "cache", pictures) == first and not read
     with open(tmp_path / "cache" / "files.jsonl", "a") as log:
         log.write('\n["torn')
     Image.new("RGB", (3, 3), "blue").save(file)
     os.utime(file, ns=(1, 1))
-    assert hash_pictures(tmp_path / "cache", pictures)["a"] != first["a"] and read == ["a.png"]
-    assert hash_pictures(tmp_path / "cache", pictures)["a"] != first["a"] and read == ["a.png"]
+    assert hash_images(tmp_path / "cache", pictures)["a"] != first["a"] and read == ["a.png"]
+    assert hash_images(tmp_path / "cache", pictures)["a"] != first["a"] and read == ["a.png"]

@@ -17,7 +17,7 @@ ENCODERS = {"hf": ENCODER, "hf bf16": dict(ENCODER, dtype="bfloat16"), "timm": R
 @pytest.fixture(scope="module")
 def pictures():
     pytest.importorskip("easy_vqa")
-    return dict(list(EasyVQA(split="train", max_pictures=4).pictures()))
+    return dict(list(EasyVQA(split="train", max_images=4).images()))
 
 
 def samples(pictures):

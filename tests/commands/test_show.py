@@ -43,7 +43,7 @@ def test_a_config_without_weights_is_shown_but_for_its_samples(monkeypatch, tmp_
 
 def test_samples_are_shown_with_their_labels_and_images():
     pytest.importorskip("easy_vqa", reason="the extra 'mini' is not installed")
-    options = {"text_tokenizer.corpus.max_pictures": 20, "data.train.max_pictures": 20}
+    options = {"text_tokenizer.corpus.max_images": 20, "data.train.max_images": 20}
     stage = Recipe(load_config("asvr_mini", options)).last
     said = samples_text(stage, preflight.build_meta(stage), 2)
     first = said.split("\n\n")[1].splitlines()

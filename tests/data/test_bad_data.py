@@ -6,7 +6,7 @@ import os
 import time
 
 import pytest
-from bad_pictures import bomb, encoded, write
+from bad_images import bomb, encoded, write
 from data_helpers import CHATML, TOKENIZERS, FixedTokens, byte_level, chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -237,7 +237,7 @@ class Records(ConversationDataset):
     def record(self, i):
         return self.records[i]
 
-    def picture(self, name):
+    def image(self, name):
         return name, name
 
 

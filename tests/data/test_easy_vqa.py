@@ -20,19 +20,19 @@ def pairs(dataset):
         yield from zip([record.get("image")] * (len(turns) // 2), turns[::2], turns[1::2], strict=True)
 
 
-@pytest.mark.parametrize("split, images, questions", [("train", 4000, 38575), ("test", 1000, 9673)])
+@pytest.mark.parametrize("split, num_images, questions", [("train", 4000, 38575), ("test", 1000, 9673)])
 @pytest.mark.parametrize("turns", [1, 4])
-def test_the_official_split_is_whole(split, pictures, questions, turns):
+def test_the_official_split_is_whole(split, num_images, questions, turns):
     texts, answers, images = getattr(easy_vqa, f"get_{split}_questions")()
     found = list(pairs(EasyVQA(split=split, turns=turns)))
-    assert len(found) == questions and len({image for image, _, _ in found}) == pictures
+    assert len(found) == questions and len({image for image, _, _ in found}) == num_images
     assert Counter(found) == Counter(zip(map(str, images), texts, answers, strict=True))
 
 
 def test_rows_without_shuffling_follow_the_package():
     texts, answers, images = easy_vqa.get_test_questions()
-    by_picture = sorted(zip(images, range(len(images)), texts, answers, strict=True))
-    expected = [(str(image), text, answer) for image, _, text, answer in by_picture]
+    by_name = sorted(zip(images, range(len(images)), texts, answers, strict=True))
+    expected = [(str(image), text, answer) for image, _, text, answer in by_name]
     assert list(pairs(EasyVQA(split="test", seed=None))) == expected
 
 
@@ -53,12 +53,12 @@ def test_order_of_questions_depends_on_the_seed_alone():
 def test_blind_rows_ask_the_same_without_a_picture():
     blind, sighted = (EasyVQA(split="test", with_images=see) for see in (False, True))
     assert [p[1:] for p in pairs(blind)] == [p[1:] for p in pairs(sighted)]
-    assert not list(blind.pictures()) and len(list(sighted.pictures())) == 1000
+    assert not list(blind.images()) and len(list(sighted.images())) == 1000
 
 
 def test_pictures_alone():
     options = dict(tokenizer=byte_level(), template="vicuna_v1", max_length=90, num_image_tokens=49)
-    config = dict(type="EasyVQA", split="test", image_only=True, max_pictures=5)
+    config = dict(type="EasyVQA", split="test", image_only=True, max_images=5)
     dataset = DATASETS.build(config, default_args=options)
     assert len(dataset) == 5
     item = dataset[3]
@@ -80,9 +80,9 @@ def test_every_question_has_a_kind_and_the_answers_of_its_kind():
 
 
 def test_texts_feed_a_tokenizer():
-    plain = list(EasyVQA(split="test", max_pictures=2).texts())
-    assert len(plain) == 2 * len(EasyVQA(split="test", max_pictures=2)) and "<image>" not in "".join(plain)
-    rendered = "".join(EasyVQA(split="test", max_pictures=2).texts("vicuna_v1"))
+    plain = list(EasyVQA(split="test", max_images=2).texts())
+    assert len(plain) == 2 * len(EasyVQA(split="test", max_images=2)) and "<image>" not in "".join(plain)
+    rendered = "".join(EasyVQA(split="test", max_images=2).texts("vicuna_v1"))
     assert "USER: " in rendered and " ASSISTANT:" in rendered
 
 
@@ -99,3 +99,11 @@ def test_a_missing_package_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
     with pytest.raises(ValueError, match=r"pip install -e '.\[mini\]'"):
         EasyVQA()
+
+
+def test_the_old_name_of_max_images_goes_on_working(caplog):
+    old, new = EasyVQA(split="test", max_pictures=3), EasyVQA(split="test", max_images=3)
+    assert len(old) == len(new) and old.fingerprint() == new.fingerprint()
+    assert "max_pictures is now called max_images" in caplog.text
+    with pytest.raises(ValueError, match="old name of max_images"):
+        EasyVQA(split="test", max_pictures=3, max_images=3)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from asvr.caches.codes import hash_pictures
+from asvr.caches.codes import hash_images
 from asvr.data.collate import Collate
 from asvr.data.hf_dataset import HFDataset
 from asvr.data.images import open_image
@@ -209,7 +209,7 @@ def test_a_stream_needs_its_length_and_lists_no_images(folder, tmp_path):
     with pytest.raises(ValueError, match="the stream ended after 23 rows, expected 30: set num_records"):
         stream[29]
     with pytest.raises(ValueError, match="cannot list its images.*set streaming=False, or data.cache=False"):
-        list(stream.pictures())
+        list(stream.images())
     with pytest.raises(ValueError, match="num_records is of a stream"):
         build(folder, num_records=3)
     with pytest.raises(ValueError, match="window=0: expected at least 1"):
@@ -219,10 +219,10 @@ def test_a_stream_needs_its_length_and_lists_no_images(folder, tmp_path):
 
 
 def test_images_are_told_apart_without_reading_them(folder, tmp_path, monkeypatch):
-    pictures = dict(build(folder).pictures())
+    pictures = dict(build(folder).images())
     with monkeypatch.context() as patch:
         patch.setattr(HFDataset, "held", None)
-        hashes = hash_pictures(tmp_path / "cache", pictures)
+        hashes = hash_images(tmp_path / "cache", pictures)
     assert len(set(hashes.values())) == len(pictures) == 15
 
 

@@ -22,14 +22,14 @@ def test_pictures_are_found_below_and_sorted(folder):
     dataset = ImageFolder(root=str(folder))
     names = ["a.bmp", "b.png", "sub/a.JPG", "sub/c.webp"]
     assert [dataset.record(i) for i in range(len(dataset))] == [dict(image=name) for name in names]
-    assert [source for _, source in dataset.pictures()] == [folder / name for name in names]
-    assert len({key for key, _ in dataset.pictures()}) == 4
+    assert [source for _, source in dataset.images()] == [folder / name for name in names]
+    assert len({key for key, _ in dataset.images()}) == 4
     assert len(ImageFolder(root=str(folder), limit=2)) == 2
 
 
 def test_an_unreadable_picture_is_named(folder):
     (folder / "z.png").write_bytes(b"broken")
-    *_, (_, source) = ImageFolder(root=str(folder)).pictures()
+    *_, (_, source) = ImageFolder(root=str(folder)).images()
     with pytest.raises(Refused, match="z.png"):
         open_image(source)
 

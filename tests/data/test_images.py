@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
-from asvr.data.images import open_image, picture_bytes
+from asvr.data.images import image_bytes, open_image
 from asvr.data.refusals import Refused
 
 COLORS = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8))
@@ -31,8 +31,8 @@ def test_16_bit_grey_keeps_its_shades(suffix, tmp_path):
 
 def test_the_bytes_of_a_picture_are_those_that_are_read():
     dark, light = (Image.fromarray(np.full((2, 2), value, np.uint16)) for value in (300, 60000))
-    assert picture_bytes(dark) != picture_bytes(light)
-    assert picture_bytes(light) == picture_bytes(open_image(light))
+    assert image_bytes(dark) != image_bytes(light)
+    assert image_bytes(light) == image_bytes(open_image(light))
 
 
 def test_a_photo_is_turned_on_request(tmp_path):

@@ -60,7 +60,7 @@ def test_records_of_every_kind(folder, name):
     assert [item["input_ids"].count(IMAGE_TOKEN) for item in items] == [1, 2, 0, 1, 1]
     assert items[1]["images"] == [folder / "a.png", folder / "sub/b.png"]
     assert items[1]["image_keys"] == [str(folder / "a.png"), str(folder / "sub/b.png")]
-    assert [key for key, _ in dataset.pictures()] == items[1]["image_keys"]
+    assert [key for key, _ in dataset.images()] == items[1]["image_keys"]
     assert items[2]["sample_id"] == f"{folder / name}:2"
     assert list(dataset.texts()) == ["\nwhat?", "red", " and ?", "two", "hello?", "hi"]
     assert not dataset.refusals
@@ -196,14 +196,14 @@ def test_a_dataset_goes_to_a_worker_as_it_is(folder):
 def test_names_lead_to_the_image_folder(folder):
     ann_file = write(folder, [dict(image="b.png"), dict(image="../sub/b.png")])
     dataset = LlavaDataset(ann_file=ann_file, image_folder=os.path.join(folder, "sub"))
-    assert [key for key, _ in dataset.pictures()] == [str(folder / "sub/b.png")]
+    assert [key for key, _ in dataset.images()] == [str(folder / "sub/b.png")]
     assert isinstance(build(ann_file, on_error="skip")[0], Refusal)
 
 
 def test_pictures_and_texts_follow_the_policy(folder):
     ann_file = write(folder, [GOOD[0], "{not json}", dict(image="../x.png"), GOOD[2]])
     dataset = build(ann_file, on_error="skip")
-    assert [key for key, _ in dataset.pictures()] == [str(folder / "a.png")]
+    assert [key for key, _ in dataset.images()] == [str(folder / "a.png")]
     assert list(dataset.texts()) == ["\nwhat?", "red", "hello?", "hi"]
     assert "hello? ASSISTANT:" in "".join(dataset.texts("vicuna_v1"))
     for read in (LlavaDataset(ann_file=ann_file).pictures, LlavaDataset(ann_file=ann_file).texts):

@@ -117,7 +117,7 @@ def test_every_spelling_gives_the_sample_of_llavas_record(folder, form):
     asked = dataset(folder, FORMS[form]).question(0)
     assert (asked["question"], asked["answer"]) == ("and now?", "blue")
     assert list(dataset(folder, FORMS[form]).texts()) == list(dataset(folder, LLAVA).texts())
-    assert [open_image(s).getpixel((0, 0)) for _, s in dataset(folder, FORMS[form]).pictures()] == [RED, BLUE]
+    assert [open_image(s).getpixel((0, 0)) for _, s in dataset(folder, FORMS[form]).images()] == [RED, BLUE]
     source = Source(
         name="x", dataset=dataset(folder, FORMS[form], on_error="skip"), max_length=None, num_image_tokens=4
     )
@@ -170,13 +170,13 @@ def test_images_of_any_kind_in_a_data_set_of_ones_own():
     own = Own(**ITEM)
     assert [colors(item) for item in own] == [[RED]] * 4 and len({str(row(item)) for item in own}) == 1
     keys = [item["image_keys"][0] for item in own]
-    assert keys[0] == keys[1] == keys[3] and [key for key, _ in own.pictures()] == [keys[0], keys[2]]
+    assert keys[0] == keys[1] == keys[3] and [key for key, _ in own.images()] == [keys[0], keys[2]]
     assert own.fingerprint() == Own().fingerprint()
 
 
 def test_a_list_of_images_holds_none_of_their_bytes(folder):
     rows = dataset(folder, FORMS["image_url"])
-    for key, source in rows.pictures():
+    for key, source in rows.images():
         assert not hasattr(source, "data") and key.endswith(source.sha256()) and "rows.jsonl, record 0" in str(source)
     large = dict(images=[url("red") + " " * 5_000_000], messages=talk("what?", "and?")["messages"])
     assert colors(dataset(folder, large)[0]) == [RED]

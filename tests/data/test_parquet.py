@@ -7,7 +7,7 @@ import pytest
 from data_helpers import byte_level
 from PIL import Image
 
-from asvr.caches.codes import hash_pictures
+from asvr.caches.codes import hash_images
 from asvr.data import file_index
 from asvr.data.images import open_image
 from asvr.data.parquet import ParquetDataset
@@ -72,7 +72,7 @@ def test_pictures_of_every_form(tmp_path, form):
     last = RED if form == "path" else BLUE
     assert colors(dataset) == [[RED], [], [last]] and colors(dataset)[::-1] == [[last], [], [RED]]
     assert list(dataset.texts()) == ["\nwhat?", "red", "hello?", "hi"]
-    assert [key for key, _ in dataset.pictures()] == list(
+    assert [key for key, _ in dataset.images()] == list(
         dict.fromkeys(key for item in dataset for key in item["image_keys"])
     )
     assert "other" not in dataset.rows.column_names
@@ -125,10 +125,10 @@ def test_a_changed_file_is_read_anew(tmp_path, monkeypatch):
 def test_pictures_are_told_apart_by_content_without_reading_them(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", dict(image=[[png("red"), png("lime")], [png("blue")]]))
     dataset = build(path)
-    pictures = dict(dataset.pictures())
+    pictures = dict(dataset.images())
     with monkeypatch.context() as patch:
         patch.setattr(ParquetDataset, "held", None)
-        hashes = hash_pictures(tmp_path / "cache", pictures)
+        hashes = hash_images(tmp_path / "cache", pictures)
     assert len(set(hashes.values())) == 3
     assert [open_image(source).getpixel((0, 0)) for source in pictures.values()] == [RED, LIME, BLUE]
     assert f"{path}, record 1" in str(pictures[f"{path}:1:0"])

@@ -172,9 +172,9 @@ def test_the_same_arguments_make_the_same_dataset():
     options = dict(scenes=30, per_scene=3, captions=True)
     first, again, other = (Scenes(seed=seed, **options) for seed in (1, 1, 2))
     assert first.records == again.records != other.records
-    (key, picture), (same_key, same), (other_key, _) = (d.picture("7") for d in (first, again, other))
+    (key, picture), (same_key, same), (other_key, _) = (d.image("7") for d in (first, again, other))
     assert open_image(picture).tobytes() == open_image(same).tobytes() and key == same_key != other_key
-    assert picture.content == same.content != again.picture("8")[1].content
+    assert picture.content == same.content != again.image("8")[1].content
     longer = Scenes(seed=1, **dict(options, scenes=40))
     assert longer.records[: len(first.records)] == first.records
 
@@ -223,18 +223,18 @@ def test_pictures_are_painted_when_they_are_opened(monkeypatch):
     """A cache of their features needs none of them."""
     monkeypatch.setattr("asvr.data.scenes.dataset.paint", lambda *_: pytest.fail("painted"))
     dataset = Scenes(scenes=20)
-    contents = {picture.sha256() for _, picture in dataset.pictures()}
-    assert len(contents) == 20 and len({p.sha256() for _, p in Scenes(scenes=20, size=64).pictures()} - contents) == 20
+    contents = {picture.sha256() for _, picture in dataset.images()}
+    assert len(contents) == 20 and len({p.sha256() for _, p in Scenes(scenes=20, size=64).images()} - contents) == 20
 
 
 def test_records():
     dataset = Scenes(scenes=10, per_scene=2, captions=True, with_text=4)
     assert len(dataset) == 4 * 3 + 6
     assert dataset.record(2)["conversations"][0]["value"] == "<image>\nwhat is in the picture?"
-    assert dataset.record(12) == dict(image="4") and len(list(dataset.pictures())) == 10
+    assert dataset.record(12) == dict(image="4") and len(list(dataset.images())) == 10
     assert {r["category"] for r in Scenes(scenes=20, kinds=["pose"]).records} == {"pose"}
     blind = Scenes(scenes=10, per_scene=2, captions=True, with_images=False)
-    assert not list(blind.pictures()) and len(blind) == 30
+    assert not list(blind.images()) and len(blind) == 30
     item = Scenes(scenes=3, tokenizer=byte_level(), template="vicuna_v1").question(0)
     assert open_image(item["images"][0]).size == (128, 128) and item["answer"]
 
@@ -287,7 +287,7 @@ def test_photographs_are_asked_about_without_their_names(stamps):
             place = record["conversations"][0]["value"].removesuffix("?").split(" at the ")[1]
             (thing,) = [t for t in dataset.scenes[int(record["image"])].things if PLACES[t.place] == place]
             assert record["conversations"][1]["value"] == photos()[thing.name]
-    assert open_image(dataset.picture("0")[1]).size == (128, 128)
+    assert open_image(dataset.image("0")[1]).size == (128, 128)
 
 
 def test_photographs_that_are_not_there_or_not_named_are_an_error(stamps, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from asvr.caches.codes import hash_pictures
+from asvr.caches.codes import hash_images
 from asvr.data import file_index
 from asvr.data.collate import Collate
 from asvr.data.images import open_image
@@ -82,7 +82,7 @@ def test_samples_of_every_kind_in_the_order_of_the_shards(shards):
         f"{shards}/{name}" for name in ("b.tar:0", "b.tar:1", "c.tar:0", "c.tar:1", "c.tar:2")
     ]
     assert list(dataset.texts()) == ["\nwhat?", "red", "hello?", "hi", " or ?", "both", "", "a wall"]
-    keys = [key for key, _ in dataset.pictures()]
+    keys = [key for key, _ in dataset.images()]
     assert keys == [key for item in items for key in item["image_keys"]] and len(set(keys)) == 5
     assert dataset.question(0)["answer"] == "red"
 
@@ -122,17 +122,17 @@ def test_a_kept_index_gives_the_same_and_opens_nothing(shards, monkeypatch):
 
 
 def test_pictures_are_told_apart_by_content_without_reading_them(shards, monkeypatch, tmp_path):
-    pictures = dict(build(shards / "*.tar").pictures())
+    pictures = dict(build(shards / "*.tar").images())
     before = [open_image(source) for source in pictures.values()]
     with monkeypatch.context() as patch:
         patch.setattr("asvr.data.tar._read", None)
-        hashes = hash_pictures(tmp_path / "cache", pictures)
+        hashes = hash_images(tmp_path / "cache", pictures)
     assert len(set(hashes.values())) == len(before) == 5
     moved = (shards / "b.tar").rename(shards / "moved.tar")
-    other = hash_pictures(tmp_path / "cache", dict(build(moved).pictures()))
+    other = hash_images(tmp_path / "cache", dict(build(moved).images()))
     assert set(other.values()) < set(hashes.values())  # the shard's name is no part of it
     shard(moved, [("one.png", png("green"))])
-    assert not set(hash_pictures(tmp_path / "cache", dict(build(moved).pictures())).values()) & set(hashes.values())
+    assert not set(hash_images(tmp_path / "cache", dict(build(moved).images())).values()) & set(hashes.values())
 
 
 def test_a_broken_picture_is_named(shards):

@@ -24,7 +24,7 @@ def trained(tiny_run):
 
 @pytest.fixture(scope="module")
 def picture() -> str:
-    return str(next(iter(EasyVQA(split="test", max_pictures=1).pictures()))[1])
+    return str(next(iter(EasyVQA(split="test", max_images=1).images()))[1])
 
 
 def test_an_answer_is_that_of_chat_and_is_told_as_it_is_written(trained, picture):

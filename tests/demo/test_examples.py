@@ -12,7 +12,7 @@ from asvr.demo.examples import MOST, examples_of_run, read_examples
 pytest.importorskip("easy_vqa", reason="easy-vqa is not installed (pip install -e '.[mini]')")
 CONFIG = f"""
 _base_ = ["{ROOT / "configs/asvr_mini.py"}"]
-evaluation = dict(dataset=dict(max_pictures=30))
+evaluation = dict(dataset=dict(max_images=30))
 """
 
 
@@ -23,7 +23,7 @@ def test_a_run_offers_questions_of_all_kinds_about_images_of_their_own(tmp_path)
     assert len({question_kind(example.question) for example in examples}) == MOST
     assert len({example.image.tobytes() for example in examples}) == MOST
     assert len({example.answer for example in examples}) >= 4
-    dataset = EasyVQA(split="test", seed=None, max_pictures=30)
+    dataset = EasyVQA(split="test", seed=None, max_images=30)
     known = {tuple(m["value"] for m in record["conversations"]) for record in map(dataset.record, range(len(dataset)))}
     assert {(f"<image>\n{example.question}", example.answer) for example in examples} <= known
     assert examples_of_run(tmp_path, "pretrain") == []  # it has no evaluation
@@ -31,7 +31,7 @@ def test_a_run_offers_questions_of_all_kinds_about_images_of_their_own(tmp_path)
 
 def test_a_run_whose_data_are_not_here_offers_none(tmp_path, caplog):
     missing = 'dict(type="LlavaDataset", ann_file="no.json", _delete_=True)'
-    (tmp_path / "config.py").write_text(CONFIG.replace("dict(max_pictures=30)", missing))
+    (tmp_path / "config.py").write_text(CONFIG.replace("dict(max_images=30)", missing))
     with caplog.at_level("INFO", logger="asvr"):
         assert examples_of_run(tmp_path, None) == []
     assert "no examples from the run's evaluation data" in caplog.text

@@ -43,7 +43,7 @@ def run(folder, *arguments):
         f"_base_ = [{base!r}]\n"
         "stages = dict(_delete_=True, only=dict(init='scratch', train=['llm'], evaluation=None))\n"
         f"data = dict(train=dict(_delete_=True, type='LlavaDataset', ann_file={str(folder / 'data.jsonl')!r}))\n"
-        "text_tokenizer = dict(corpus=dict(max_pictures=12))\n"
+        "text_tokenizer = dict(corpus=dict(max_images=12))\n"
     )
     return call_tool(TOOL, config, "--out", folder / "out", *arguments)
 

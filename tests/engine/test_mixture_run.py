@@ -23,11 +23,11 @@ def config(tmp_path):
     ]
     (tmp_path / "words.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     sources = [
-        dict(dataset=dict(type="EasyVQA", max_pictures=12), weight=3, name="pictures"),
+        dict(dataset=dict(type="EasyVQA", max_images=12), weight=3, name="pictures"),
         dict(dataset=dict(type="LlavaDataset", ann_file=str(tmp_path / "words.jsonl")), weight=1, name="words"),
     ]
     mixture = dict(_delete_=True, type="Mixture", sources=sources)
-    questions = dict(_delete_=True, type="Mixture", sources=[dict(dataset=dict(type="EasyVQA", max_pictures=1))])
+    questions = dict(_delete_=True, type="Mixture", sources=[dict(dataset=dict(type="EasyVQA", max_images=1))])
     (tmp_path / "mixture.py").write_text(
         f"_base_ = ['{ROOT}/configs/asvr_mini.py']\n"
         f"data = dict(train={mixture!r})\n"

@@ -305,7 +305,7 @@ def test_codebooks_are_fitted_on_the_features_that_they_quantise(tmp_path):
     tokenizer = VISUAL_TOKENIZERS.build(
         dict(type="SemanticTokenizer", depth=2, codebook_size=8, encoder=own, name=str(folder))
     )
-    pictures = EasyVQA(split="train", max_pictures=12).pictures()
+    pictures = EasyVQA(split="train", max_images=12).images()
     pixels = torch.stack([tokenizer.transform(open_image(file), "square") for _, file in pictures])
     features = tokenizer.features(pixels)
     own_error = tokenizer.quantizer.statistics(features.flatten(0, 1))["relative_error"]

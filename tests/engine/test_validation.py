@@ -16,7 +16,7 @@ OPTIONS = TINY | {
     "schedule.steps": 30,
     "stages.blind.schedule.steps": 2,
     "stages.pretrain.schedule.steps": 2,
-    "stages.finetune.validation.dataset": dict(type="EasyVQA", split="test", max_pictures=3),
+    "stages.finetune.validation.dataset": dict(type="EasyVQA", split="test", max_images=3),
     "stages.finetune.validation.interval": 8,
     "stages.finetune.validation.limit": 12,
     "evaluation.limit": 2,

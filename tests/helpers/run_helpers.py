@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 # Everything but the sizes is as in the config. The intervals have no common multiple before step 35, so that a
 # checkpoint falls into the middle of a logging interval.
 TINY = {
-    "text_tokenizer.corpus.max_pictures": 12,
-    "data.train.max_pictures": 12,
-    "evaluation.dataset.max_pictures": 3,
+    "text_tokenizer.corpus.max_images": 12,
+    "data.train.max_images": 12,
+    "evaluation.dataset.max_images": 3,
     "model.encoder.image_size": 64,
     "model.llm.arch.hidden_size": 32,
     "model.llm.arch.intermediate_size": 48,

@@ -14,8 +14,8 @@ from asvr.profiling.plan import (
     Layout,
     Sizes,
     full_params,
+    images_per_second,
     layouts,
-    pictures_per_second,
     plan,
     received,
 )
@@ -64,7 +64,7 @@ def test_a_slower_network_binds(finetune):
 def test_pictures_are_measured():
     from asvr.data.transforms import ImageTransform
 
-    small, large = (pictures_per_second(ImageTransform(size=(s, s)), "square", 0.2) for s in (32, 1024))
+    small, large = (images_per_second(ImageTransform(size=(s, s)), "square", 0.2) for s in (32, 1024))
     assert small > large > 0
 
 

@@ -56,7 +56,7 @@ def test_the_measured_scale_takes_the_place_of_one_by_channel(picture_folder, tm
 def images(folder):
     from asvr.data.images import open_image
 
-    return [open_image(source) for _, source in ImageFolder(root=str(folder)).pictures()]
+    return [open_image(source) for _, source in ImageFolder(root=str(folder)).images()]
 
 
 def test_a_higher_weight_of_the_divergence_lowers_it(picture_folder, tmp_path):

@@ -169,7 +169,7 @@ def test_content_that_nobody_would_read_is_refused(pictures, record, words):
     with pytest.raises(Refused, match=f"record 0: unknown key {words}") as refused:
         rows[0]
     assert refused.value.reason == "unknown key" and "\n" not in str(refused.value)
-    for look in (rows.question, lambda i: list(rows.texts()), lambda i: list(rows.pictures())):
+    for look in (rows.question, lambda i: list(rows.texts()), lambda i: list(rows.images())):
         with pytest.raises(Refused, match="unknown key"):
             look(0)
     keys = {*record, *(key for m in record.get("conversations", []) for key in m)} - {"image", "conversations"}

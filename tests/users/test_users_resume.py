@@ -21,7 +21,7 @@ from asvr.engine import stages
 from asvr.engine.checkpoint import newest
 from asvr.engine.prepare import _fit_digest
 from asvr.models.compiling import compile_blocks
-from asvr.recipe.build import pictures_of_stages
+from asvr.recipe.build import images_of_stages
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import Recipe
 
@@ -106,7 +106,7 @@ def test_a_tokenizer_that_an_earlier_version_fitted_is_used(run_of, config, tmp_
         cfg.model.reconstruction[0],
         (path for path in (tmp_path / "run/cache").iterdir() if path.is_dir()),
     )
-    keys, _ = pictures_of_stages(Recipe(cfg))
+    keys, _ = images_of_stages(Recipe(cfg))
     (own,) = (tmp_path / "run/tokenizers").iterdir()
     own.rename(own.with_name(f"semantic-{_fit_digest(target, cache.name, keys, 0)}"))
     goes_on(config, tmp_path / "run", data)
@@ -281,7 +281,7 @@ class Many(ConversationDataset):
         self.read += 1
         return dict(image=[f"{i}-{n}.png" for n in range(i % 5)])
 
-    def picture(self, name: str):
+    def image(self, name: str):
         self.asked += 1
         return name, self.folder / name
 
@@ -337,7 +337,7 @@ def test_every_part_of_a_mixture_counts(tmp_path, monkeypatch):
 
 
 class InMemory(Many):
-    def picture(self, name: str):
+    def image(self, name: str):
         return name, Image.new("RGB", (2, 2))
 
 

@@ -326,7 +326,7 @@ def checked(folder: Path, finished: Path):
 
 
 def fitted(folder: Path, finished: Path):
-    options = ["data.max_pictures=8", "tokenizer.depth=1", "tokenizer.codebook_size=4"]
+    options = ["data.max_images=8", "tokenizer.depth=1", "tokenizer.codebook_size=4"]
     tool = ["tools/train_tokenizer.py", "configs/tokenizers/semantic_mini.py", "--work-dir", folder]
     code, printed = call(*tool, "--cfg-options", *options)
     return code, printed, [folder / "report.json", folder / "tokenizer/tokenizer.json"]

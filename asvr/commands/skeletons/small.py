@@ -1,5 +1,5 @@
 # Few images and few steps, so that a mistake shows soon. Remove all lines below for a whole run of the recipe.
-text_tokenizer = dict(corpus=dict(max_pictures=200))
-data = dict(train=dict(max_pictures=200))
+text_tokenizer = dict(corpus=dict(max_images=200))
+data = dict(train=dict(max_images=200))
 schedule = dict(steps=60)
 stages = dict(_delete_=True, train=dict(train=["projector", "heads", "llm"]))

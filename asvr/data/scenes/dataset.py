@@ -127,7 +127,7 @@ class Scenes(ConversationDataset):
     def record(self, i: int) -> dict:
         return self.records[i]
 
-    def picture(self, name: str) -> tuple[str, Source]:
+    def image(self, name: str) -> tuple[str, Source]:
         key, scene = f"{self.made}/{name}", self.scenes[int(name)]
         if self.split == PHOTOS:  # of files that nothing here vouches for
             return key, paint(scene, self.size)

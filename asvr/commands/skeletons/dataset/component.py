@@ -34,7 +34,7 @@ class MyComponent(ConversationDataset):
         question = {"from": "human", "value": "<image>\nwhich colour?"}
         return dict(image=colour, conversations=[question, {"from": "gpt", "value": colour}], category=colour)
 
-    def picture(self, name: str) -> tuple[str, RenderedImage]:
+    def image(self, name: str) -> tuple[str, RenderedImage]:
         """The image that a record names: a key that no other image has, and where it is. For a file: str(path), path.
         (A partial function can be sent to the processes that load data.)"""
         return name, RenderedImage(f"my_component {name}", partial(Image.new, "RGB", (SIDE, SIDE), name))

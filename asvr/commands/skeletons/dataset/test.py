@@ -18,8 +18,8 @@ def test_a_record_names_an_image_and_its_answer():
     for i in range(len(dataset)):
         record = dataset.record(i)
         assert record["conversations"][-1]["value"] in COLOURS
-        key, source = dataset.picture(record["image"])
-        assert open_image(source).size == (64, 64) and dataset.picture(record["image"])[0] == key
+        key, source = dataset.image(record["image"])
+        assert open_image(source).size == (64, 64) and dataset.image(record["image"])[0] == key
 
 
 def test_two_steps_train(tmp_path, monkeypatch):

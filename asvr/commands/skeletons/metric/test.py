@@ -7,8 +7,8 @@ from my_component import MyComponent
 from asvr.engine.run import run
 from asvr.recipe.config import load_config
 
-SMALL = {"schedule.steps": 2, "data.train.max_pictures": 8, "text_tokenizer.corpus.max_pictures": 8}
-SMALL |= {"evaluation.dataset.max_pictures": 2, "data.micro_batch": 4, "data.global_batch": 4}
+SMALL = {"schedule.steps": 2, "data.train.max_images": 8, "text_tokenizer.corpus.max_images": 8}
+SMALL |= {"evaluation.dataset.max_images": 2, "data.micro_batch": 4, "data.global_batch": 4}
 SMALL |= {"model.reconstruction.0.tokenizer.codebook_size": 8}
 
 

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bad_pictures import COLORS, SMALL, animated, bomb, encoded, png, rgb_16, write
+from bad_images import COLORS, SMALL, animated, bomb, encoded, png, rgb_16, write
 from data_helpers import FixedTokens
 from PIL import Image, ImageFile
 
-from asvr.caches.codes import hash_pictures
+from asvr.caches.codes import hash_images
 from asvr.caches.features import folder_of, pixel_batches
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 from asvr.data.images import MAX_PIXELS, MAX_SIDE, check_file, open_image
@@ -176,7 +176,7 @@ def test_caches_do_not_wait_for_a_pipe_either(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     pictures = dict(pipe=tmp_path / "pipe.png", none=tmp_path / "no.png", grey=Image.new("F", (2, 2)), good=RED)
     encoder = SimpleNamespace(fingerprint=lambda: "", transform="")
-    for name in (folder_of(tmp_path, encoder, pictures, "square", {}), hash_pictures(tmp_path, pictures)["pipe"]):
+    for name in (folder_of(tmp_path, encoder, pictures, "square", {}), hash_images(tmp_path, pictures)["pipe"]):
         assert name
     refused = {}
     (batch,) = pixel_batches(list(pictures), pictures, [ImageTransform(size=(2, 2))], "square", refused=refused)
