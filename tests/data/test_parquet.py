@@ -160,7 +160,7 @@ def test_columns_that_are_not_named_keep_their_own_names(tmp_path):
     path = write(tmp_path / "x.parquet", dict(question=["what?", "who?"], reply=["a", None]))
     dataset = build(path, columns=dict(answer="reply"))
     assert dataset.record(0)["conversations"] == [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a"}]
-    with pytest.raises(ValueError, match="has a column for 'question', and none for 'answer': name it in `columns`"):
+    with pytest.raises(ValueError, match="has a column for 'question', but none for 'answer': name it in `columns`"):
         build(path)
 
 
