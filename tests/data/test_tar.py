@@ -147,7 +147,7 @@ def test_a_broken_picture_is_named(shards):
     ("members", "reason", "text"),
     [
         ([("k.json", b"{no")], "malformed", "not JSON"),
-        ([("k.json", b"[1]")], "malformed", "not an object"),
+        ([("k.json", b"[1]")], "malformed", "not a JSON object"),
         ([("k.txt", b"\xff")], "malformed", "txt of the sample is not UTF-8"),
         ([("k.json", b'{"image": ["a.png", "b.png"]}'), ("k.png", png("red"))], "missing image", "names 2 images"),
         ([("k.cls", b"1")], "no conversation", "neither"),

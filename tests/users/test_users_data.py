@@ -136,7 +136,7 @@ def test_a_tokenizer_that_returns_floats_online_is_refused(monkeypatch):
 
 def test_a_text_tokenizer_that_returns_floats_is_refused():
     row = dict(input_ids=[1, 2.7, 3], labels=[-100, 2.7, 3], images=[], image_keys=[], sample_id="x:0")
-    with pytest.raises(ValueError, match="expected whole numbers, ids of tokens"):
+    with pytest.raises(ValueError, match="expected integers, the ids of tokens"):
         Collate(layout=FixedTokens(4), views={}, pad_id=0)([row])
 
 
