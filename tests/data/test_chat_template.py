@@ -253,7 +253,7 @@ def test_letters_of_a_control_token_are_refused(text):
         (
             "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}",
             TALK,
-            r"ends an answer with '\\n', which is no",
+            r"ends an answer with '\\n', without a special",
         ),
         ("{% for m in messages %}", TALK, "does not write a question: Unexpected end of template"),
     ],
@@ -265,7 +265,7 @@ def test_templates_that_cannot_be_followed_are_told(template, talk, words):
 
 
 def test_a_tokenizer_without_a_chat_template_needs_one(tmp_path):
-    with pytest.raises(ValueError, match="template 'chat': the text tokenizer .* has no chat template: take another"):
+    with pytest.raises(ValueError, match="template 'chat': the text tokenizer .* has no chat template: use another"):
         build_template("chat", byte_level())
     file = tmp_path / "chat.jinja"
     file.write_text(QWEN2)

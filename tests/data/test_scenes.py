@@ -251,7 +251,7 @@ def test_fewer_concepts_are_of_all_groups():
         (dict(kinds=["hue"]), r"kinds=\['hue'\] are unknown"),
         (dict(scenes=0), "scenes=0: expected at least 1"),
         (dict(concepts=500), "concepts=500: expected at most 487"),
-        (dict(with_text=3, with_images=False), "leaves nothing in the records"),
+        (dict(with_text=3, with_images=False), "leaves the records beyond with_text empty"),
     ],
 )
 def test_wrong_arguments_are_told(options, message):
