@@ -59,7 +59,7 @@ class CodeStore:
         file = self.folder / STORE
         if file.is_file():
             if _read_json(file) != description:
-                raise ValueError(f"{file} describes other codes than {name!r} needs: delete {self.folder}")
+                raise ValueError(f"{file}: describes other codes than {name!r} needs: delete {self.folder}")
             self.reload()
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def _read_json(file: Path):
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): delete {file.parent} to compute its codes anew") from error
+        raise ValueError(f"{file}: damaged ({error}): delete {file.parent} to compute its codes anew") from error
 
 
 class CodeCache:

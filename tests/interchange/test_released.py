@@ -328,7 +328,7 @@ def test_split_and_wrapped_files(tmp_path):
     opened = open_checkpoint(tmp_path / "split")
     assert {key: opened[key].tolist() for key in opened.keys()} == {"a": [1, 1], "b": [0, 0, 0]}
     Path(tmp_path / "split" / "b.bin").unlink()
-    with pytest.raises(ValueError, match="names 1 files that are not there, first b.bin"):
+    with pytest.raises(ValueError, match="names 1 files that are missing, first b.bin"):
         open_checkpoint(tmp_path / "split")
     torch.save(dict(epoch=3, state_dict=parts, optimizer={}), tmp_path / "wrapped.pt")
     wrapped = open_checkpoint(tmp_path / "wrapped.pt")

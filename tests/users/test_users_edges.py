@@ -266,7 +266,7 @@ def test_no_stuck_worker_has_the_last_word(items, stuck):
         [sys.executable, "-c", code], cwd=ROOT, env=tiny_env(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 75 and "Traceback" not in done.stderr
-    assert done.stderr.rstrip().endswith("the same command goes on (exit code 75)")
+    assert done.stderr.rstrip().endswith("the same command resumes it (exit code 75)")
 
 
 @pytest.mark.parametrize("how", ["stuck", "signal"])
