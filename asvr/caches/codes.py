@@ -254,11 +254,11 @@ def hash_images(root: Path, pictures: dict) -> dict[str, str]:
     return {key: found[paths.get(key, key)] for key in pictures}
 
 
-def _hash_of(picture: Source) -> str:
-    if isinstance(picture, StoredImage | RenderedImage):
-        return picture.sha256()
+def _hash_of(image: Source) -> str:
+    if isinstance(image, StoredImage | RenderedImage):
+        return image.sha256()
     try:
-        return hashlib.sha256(image_bytes(picture)).hexdigest()
+        return hashlib.sha256(image_bytes(image)).hexdigest()
     except Refused as error:  # reported when the image is opened
         return hashlib.sha256(str(error).encode()).hexdigest()
 

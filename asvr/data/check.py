@@ -181,9 +181,9 @@ def _look_at(source: Source, item: dict, found: Found, decode: bool) -> None:
         require_learned(*row, shifts=source.shifts, cut_to=cut_to, num_image_tokens=sizes)
     if source.max_length is not None and used > source.max_length:
         found.tell("noted", "cut by max_length", sample, f"{sample}: {used} positions, {source.max_length} are kept")
-    for picture in item["images"]:
+    for image in item["images"]:
         found.pictures += 1
-        size = _look_at_picture(picture, sample, source.max_pixels, found, decode)
+        size = _look_at_image(image, sample, source.max_pixels, found, decode)
         found.sides[bin_of(max(size))] += 1
 
 
@@ -196,16 +196,16 @@ def _sizes(source: Source, item: dict) -> list[int]:
     return [tokens(size).num_tokens for size in sizes]
 
 
-def _look_at_picture(picture, sample: str, max_pixels: int, found: Found, decode: bool) -> tuple[int, int]:
+def _look_at_image(source, sample: str, max_pixels: int, found: Found, decode: bool) -> tuple[int, int]:
     """Check an image and return its width and height. Raises `Refused` as training would."""
-    with opened(picture, max_pixels=max_pixels) as image:
+    with opened(source, max_pixels=max_pixels) as image:
         if decode:
             to_rgb(image)
         size, kind, turned = image.size, image.format, orientation(image) in TURNS
-    if isinstance(picture, str | Path) and Path(picture).suffix.lower() not in SUFFIXES[kind]:
-        found.tell("noted", "wrong extension", sample, f"{sample}: {picture} is {kind}")
+    if isinstance(source, str | Path) and Path(source).suffix.lower() not in SUFFIXES[kind]:
+        found.tell("noted", "wrong extension", sample, f"{sample}: {source} is {kind}")
     if turned:
-        found.tell("noted", "EXIF-rotated, used as stored", sample, f"{sample}: {picture}")
+        found.tell("noted", "EXIF-rotated, used as stored", sample, f"{sample}: {source}")
     return size
 
 

@@ -75,7 +75,7 @@ class TableRecords:
             fix = f"columns=dict({role}=None) leaves it out"
             raise ValueError(f"{self.source}: ignore names the column {name!r}, which is read: {fix}")
         kind = schema.field(self.columns["image"]).type if "image" in self.columns else None
-        self.many, self.holds = _picture_type(kind, self.columns.get("image"), type(self).__name__)
+        self.many, self.holds = _image_type(kind, self.columns.get("image"), type(self).__name__)
         self._check_unread(schema)
 
     def _check_unread(self, schema) -> None:
@@ -184,7 +184,7 @@ def _holds(given, *, text: bool) -> bool:
     return kinds.is_binary(given) or kinds.is_large_binary(given)
 
 
-def _picture_type(given, column: str | None, kind: str) -> tuple[bool, str | None]:
+def _image_type(given, column: str | None, kind: str) -> tuple[bool, str | None]:
     """Whether a column has lists of images, and the form of one: ``bytes``, ``struct`` or ``path``. given: its type."""
     import pyarrow
 

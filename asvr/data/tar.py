@@ -95,8 +95,8 @@ class TarDataset(ShardedDataset):
         shard, member, own = name.split(":", 2)
         shard = int(shard)
         start, end = self._span(shard, int(member))
-        picture = TarImage(self.paths[shard], own, start, end, self.shards[shard].sha256)
-        return f"{picture}:{start}", picture
+        image = TarImage(self.paths[shard], own, start, end, self.shards[shard].sha256)
+        return f"{image}:{start}", image
 
     def place(self, i: int) -> str:
         shard, own = self.find(i)
