@@ -154,14 +154,12 @@ def _not_here(repo: str, revision: str | None, local: bool, why_local: str) -> s
     from huggingface_hub import is_offline_mode
 
     fetch = f"hf download {repo}{f' --revision {revision}' if revision else ''}"
-    absent = (
-        f"{repo}{f'@{revision}' if revision else ''}: there is no such folder and no such model in the Hub's cache"
-    )
+    absent = f"{repo}{f'@{revision}' if revision else ''}: there is no such folder and no such model in the Hub's cache"
     if local:
         return f"{absent}, and the Hub is not asked{why_local}: run `{fetch}` if you mean a model on the Hub"
     if is_offline_mode():
         return f"{absent}, and the Hub is not asked (HF_HUB_OFFLINE is set): unset it, or run `{fetch}` with a network"
-    return f"{missing}, and the Hub cannot be reached: run `{fetch}` with a network"
+    return f"{absent}, and the Hub cannot be reached: run `{fetch}` with a network"
 
 
 def _answered(repo: str, error) -> str:
