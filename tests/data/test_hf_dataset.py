@@ -228,7 +228,7 @@ def test_images_are_told_apart_without_reading_them(folder, tmp_path, monkeypatc
 
 def test_data_sets_that_are_not_here_are_told(tmp_path, monkeypatch):
     for streaming in (False, True):
-        with pytest.raises(ValueError, match="path='lmms-lab/nothing'.*set ASVR_DOWNLOAD=1 to fetch it") as error:
+        with pytest.raises(ValueError, match="path='lmms-lab/nothing'.*set ASVR_DOWNLOAD=1 to download it") as error:
             build("lmms-lab/nothing", streaming=streaming)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="is not a folder"):
