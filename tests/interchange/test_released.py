@@ -340,5 +340,5 @@ def test_split_and_wrapped_files(tmp_path):
     for name in (5, "../wrapped.pt", str(tmp_path / "wrapped.pt")):
         index = dict(weight_map=dict(a=name))
         (tmp_path / "split" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-        with pytest.raises(ValueError, match="names .*, expected files of this folder"):
+        with pytest.raises(ValueError, match="names .*: expected files of this folder"):
             open_checkpoint(tmp_path / "split")
