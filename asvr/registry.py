@@ -1,12 +1,12 @@
-"""Registries of the library, so that a config names a component by ``type``.
+"""The registries of the library. A config names a registered component by ``type``.
 
-A user's own component needs no change here: decorate it with one of these registries in any file and
-name the file in the config's ``custom_imports``. Those that MMEngine's Runner builds from are children of
-its own, which lets one parent have one child a scope; the parts of a model have registries of their own.
+A user's own component needs no change here: decorate it with one of these registries in any file, and name the file in
+``custom_imports`` of the config. Registries of components that MMEngine's Runner builds are children of MMEngine's.
+MMEngine allows one child for each scope, so the parts of a model have registries of their own.
 
-Each registry states its contract in one line; docs/components.md has the whole of it, with an example each.
-Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` of a visual tokenizer's own grid, ``E`` encoder width,
-``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width, ``P`` visual positions.
+Each registry states its contract in one line. docs/components.md has the full contracts, with an example of each.
+Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` tokens of a visual tokenizer's own grid, ``E`` encoder
+width, ``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width, ``P`` visual positions.
 """
 
 from mmengine.registry import DATASETS as _DATASETS
@@ -24,10 +24,11 @@ SCOPE = "asvr"
 
 
 class FullRegistry(Registry):
-    """Shows what it has. MMEngine imports a registry's own modules when a name is first looked up: printed, counted or
-    listed before that, its registry is empty.
+    """A registry that imports its modules before it is printed, counted or listed.
 
-    contract: what a component does, in one line. needs: attributes that each one has, whose absence is told with it.
+    MMEngine's own imports them only when a name is looked up, so it looks empty before that.
+
+    contract: what a component must do, in one line. needs: the attributes that each component must have.
     """
 
     def __init__(self, name: str, *, contract: str = "", needs: tuple[str, ...] = (), **kwargs):
@@ -35,7 +36,7 @@ class FullRegistry(Registry):
         self.contract, self.needs = contract, needs
 
     def build(self, cfg, *args, **kwargs):
-        """Raises ``ValueError`` where what was built has not all that its contract names."""
+        """Build a component. Raises ``ValueError`` if it lacks an attribute that the contract needs."""
         part = super().build(cfg, *args, **kwargs)
         missing = [name for name in self.needs if not hasattr(part, name)]
         if missing:
@@ -43,7 +44,7 @@ class FullRegistry(Registry):
         return part
 
     def broken(self, part: object) -> str:
-        """How an error about a component begins."""
+        """The beginning of an error about a component."""
         return f"{type(part).__name__} does not keep the {self.name} contract (docs/components.md)"
 
     def __len__(self) -> int:
@@ -62,28 +63,28 @@ class FullRegistry(Registry):
 def _registry(
     name: str, location: str, parent: Registry | None = None, *, contract: str = "", needs: tuple[str, ...] = ()
 ) -> Registry:
-    """location: the module that registers the library's own components; of several, with blanks between them."""
+    """A registry. location: the modules that register the library's own components, separated by blanks."""
     return FullRegistry(name, parent=parent, scope=SCOPE, locations=location.split(), contract=contract, needs=needs)
 
 
-MODELS = _registry("model", "asvr.models.vlm", _MODELS, contract="what `asvr.models.vlm.VLM` has")
+MODELS = _registry("model", "asvr.models.vlm", _MODELS, contract="the interface of `asvr.models.vlm.VLM`")
 ENCODERS = _registry(
     "encoder",
     "asvr.models.encoders",
-    contract="an nn.Module, pixels (I, 3, h, w), or what its transform gives, -> features_INE, with width, grid, "
+    contract="an nn.Module: pixels (I, 3, h, w), or the output of its transform -> features_INE; with width, grid, "
     "num_tokens and transform",
     needs=("parameters", "width", "grid", "num_tokens", "transform"),
 )
 LAYOUTS = _registry(
     "image layout",
     "asvr.data.layouts",
-    contract="an `asvr.data.layouts.ImageLayout`: (size) -> `Layout` of an image's tokens, crops(image), largest()",
+    contract="an `asvr.data.layouts.ImageLayout`: (size) -> `Layout` of the tokens; crops(image) and largest()",
     needs=("__call__", "crops", "largest", "fixed", "per_image", "num_cells", "num_separators", "aspects", "crops_key"),
 )
 PROJECTORS = _registry(
     "projector",
     "asvr.models.projectors",
-    contract="an nn.Module, features_INE -> visual_INH, of the in_width and out_width that it is given",
+    contract="an nn.Module: features_INE -> visual_INH; it is given in_width and out_width",
     needs=("parameters",),
 )
 VISUAL_TOKENIZERS = _registry(
@@ -103,7 +104,7 @@ LLMS = _registry(
 HEADS = _registry(
     "head",
     "asvr.models.heads",
-    contract="an nn.Module, (hidden_PH, vectors_PDC) -> states_PDW, with one of `classifiers` a code depth",
+    contract="an nn.Module: (hidden_PH, vectors_PDC) -> states_PDW; with `classifiers`, one for each code depth",
     needs=("parameters", "classifiers"),
 )
 TARGETS = _registry(
@@ -115,13 +116,13 @@ TARGETS = _registry(
 LOSSES = _registry(
     "loss",
     "asvr.models.losses",
-    contract="(states_PDW, classifiers, codes_PD) -> loss summed over P, and the number of right codes by depth (D,); "
-    "of features (told_PE, wanted_PE) -> loss summed over P",
+    contract="of codes: (states_PDW, classifiers, codes_PD) -> loss summed over P, and correct codes by depth (D,); "
+    "of features: (predicted_PE, target_PE) -> loss summed over P",
 )
 TEXT_TOKENIZERS = _registry(
     "text tokenizer",
     "asvr.data.text_tokenizer",
-    contract="what `asvr.data.text_tokenizer.TextTokenizer` has, mostly by being one around a fast tokenizer",
+    contract="the interface of `asvr.data.text_tokenizer.TextTokenizer`, usually a subclass around a fast tokenizer",
     needs=(
         *("encode", "decode", "save_pretrained", "fingerprint"),
         *("num_ids", "bos_id", "eos_id", "pad_id", "prefix_after_control"),
@@ -129,23 +130,23 @@ TEXT_TOKENIZERS = _registry(
 )
 TEMPLATES = _registry(
     "template",
-    "asvr.data.chat_template",  # and with it those of asvr.data.templates
-    contract="segments(rounds) -> `Segment` objects; stop and stop_text, None where EOS ends an answer",
+    "asvr.data.chat_template",  # it imports asvr.data.templates
+    contract="segments(rounds) -> `Segment` objects; stop and stop_text, both None if EOS ends an answer",
     needs=("segments", "stop", "stop_text"),
 )
 DATASETS = _registry(
     "dataset",
     "asvr.data",
     _DATASETS,
-    contract="a map-style data set of items for the collate function, mostly a `ConversationDataset` with __len__, "
-    "record(i) and picture(name)",
+    contract="a map-style dataset of items for the collate function, usually a `ConversationDataset` with __len__, "
+    "record(i) and image(name)",
     needs=("__len__", "__getitem__"),
 )
 METRICS = _registry(
     "metric",
     "asvr.evaluation.metrics asvr.benchmarks.metric",
     _METRICS,
-    contract="update(row) of each answer, then compute() -> numbers by name",
+    contract="update(row) for each answer; compute() -> numbers by name",
     needs=("update", "compute"),
 )
 HOOKS = _registry("hook", "asvr.engine.hooks", _HOOKS, contract="an `mmengine.hooks.Hook`")
@@ -153,7 +154,7 @@ MODEL_WRAPPERS = _registry(
     "way of sharing a step",
     "asvr.engine.parallel",
     _MODEL_WRAPPERS,
-    contract="takes module= and device=, holds the model as .module and has train_step(window, optim_wrapper)",
+    contract="takes module= and device=; has the model as .module, and train_step(window, optim_wrapper)",
     needs=("module", "train_step"),
 )
 LOOPS = _registry("loop", "asvr.engine.loops", _LOOPS, contract="an `mmengine.runner.BaseLoop` over optimisation steps")
@@ -161,7 +162,7 @@ OPTIMIZERS = _registry(
     "optimizer",
     "asvr.engine.optimizers",
     _OPTIMIZERS,
-    contract="a torch.optim.Optimizer over params, groups with their own rate and decay",
+    contract="a torch.optim.Optimizer over params, whose groups have their own learning rate and weight decay",
     needs=("param_groups", "step"),
 )
 PARAM_SCHEDULERS = _registry(
@@ -179,5 +180,5 @@ VISBACKENDS = _registry(
 MODEL_TRANSFORMS = _registry(
     "model transform",
     "asvr.models.transforms",
-    contract="called with the model, which it changes in place; merge(model) undoes it and keeps what was learned",
+    contract="(model) changes the model in place; merge(model) removes the change and keeps what was learned",
 )

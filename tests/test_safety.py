@@ -75,7 +75,7 @@ def test_code_in_a_models_folder_is_never_run(foreign):
     ):
         with pytest.raises(ValueError, match="Python code in that folder, which is never run here .trust_remote_code"):
             build()
-    with pytest.raises(ValueError, match="Python code out of the model's folder, which is never run here"):
+    with pytest.raises(ValueError, match="Python code from the model's folder, which is never run here"):
         TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=str(foreign)))
 
 

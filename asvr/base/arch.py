@@ -1,4 +1,4 @@
-"""``arch`` in a config: a transformers configuration, spelled out."""
+"""Checks for ``arch`` in a config: a transformers configuration, written out."""
 
 import inspect
 import re
@@ -41,12 +41,12 @@ SIZES = (
 def check_arch(
     key: str, arch: dict, wrong: Callable[[PretrainedConfig], str | None] = lambda config: None
 ) -> list[str]:
-    """The problems of an ``arch``. transformers itself takes any field, misspelt ones too, without a word.
+    """The problems of an ``arch``. transformers itself accepts any field silently, even a misspelt one.
 
     wrong: `causal_problem` or `tower_problem`.
     """
     if "model_type" not in arch:
-        return [f"{key}.model_type is missing: expected a name of transformers, such as 'llama'"]
+        return [f"{key}.model_type is missing: expected a model type of transformers, such as 'llama'"]
     model_type = arch["model_type"]
     if model_type not in CONFIG_MAPPING:
         return [
@@ -67,7 +67,7 @@ def check_arch(
 
 
 def _configuration(arch: dict) -> tuple[PretrainedConfig | None, str]:
-    """Or why transformers makes none of it, in one line."""
+    """The configuration, or the reason in one line why transformers cannot make it."""
     try:
         return AutoConfig.for_model(**arch), ""
     except (StrictDataclassError, ValueError, TypeError, ArithmeticError) as error:
@@ -85,52 +85,52 @@ def _sizes(key: str, arch: dict, default: PretrainedConfig) -> list[str]:
 
 
 def _groups(key: str, arch: dict, config: PretrainedConfig) -> list[str]:
-    """Grouped-query attention gives as many heads to each key and value head."""
+    """In grouped-query attention, the key and value heads must divide the heads."""
     heads_name, groups_name = (config.attribute_map.get(name, name) for name in GROUPS)
     values = config.to_dict()
     heads, groups = values.get(heads_name), values.get(groups_name)
     if not isinstance(heads, int) or not isinstance(groups, int) or groups < 1 or heads % groups == 0:
         return []
-    own = "" if {groups_name, GROUPS[1]} & arch.keys() else f" ({config.model_type}'s own, not in the config)"
+    own = "" if {groups_name, GROUPS[1]} & arch.keys() else f" (the default of {config.model_type}, not in the config)"
     fit = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
     return [f"{key}.{groups_name}={groups}{own} does not divide {key}.{heads_name}={heads}: expected one of {fit}"]
 
 
 def causal_problem(config: PretrainedConfig) -> str | None:
-    """What a configuration is, with what to do, where it is not one of an LLM, which writes token after token."""
+    """Why a configuration is not that of an LLM, with what to do; None if it is one."""
     kind, fix = config.model_type, "expected a causal LM such as llama, mistral or qwen2"
     if any(hasattr(config, part) for part in ("vision_config", "audio_config")):
-        fix = "name the folder of its LLM alone" if hasattr(config, "text_config") else fix
-        return f"a whole multimodal model (model_type {kind!r}): {fix}"
+        fix = "name the folder of its LLM" if hasattr(config, "text_config") else fix
+        return f"a complete multimodal model (model_type {kind!r}): {fix}"
     if config.is_encoder_decoder:
         return f"an encoder-decoder (model_type {kind!r}): {fix}"
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return f"no LLM (model_type {kind!r}): {fix}"
+        return f"not an LLM (model_type {kind!r}): {fix}"
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
-        return f"an encoder (model_type {kind!r}), where each token sees the following ones: {fix}"
+        return f"an encoder (model_type {kind!r}), whose tokens also see later tokens: {fix}"
     return None
 
 
 def tower_problem(config: PretrainedConfig) -> str | None:
-    """The same for a vision tower, which reads images of one size."""
-    own = type(getattr(config, "vision_config", config))()  # what any configuration of the class has
+    """Why a configuration is not that of a vision tower for images of one size; None if it is one."""
+    own = type(getattr(config, "vision_config", config))()  # with the fields that all configurations of the class have
     if hasattr(own, "image_size") or hasattr(own, "num_patches"):
         return None
     return (
-        f"no vision tower (model_type {config.model_type!r}): expected one such as siglip_vision_model, "
-        "clip_vision_model or dinov2, or a model that holds one"
+        f"not a vision tower (model_type {config.model_type!r}): expected one such as siglip_vision_model, "
+        "clip_vision_model or dinov2, or a model that contains one"
     )
 
 
 def _read_in_passing(config_class: type) -> set[str]:
-    """Fields that a configuration does not list, and that its model reads where they are given (qwen3_moe's
-    ``head_dim``)."""
+    """Fields that a configuration class does not list, but that its model reads if they are given (``head_dim`` of
+    qwen3_moe)."""
     model = next((m[config_class] for m in (MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING) if config_class in m), None)
     return set() if model is None else set(OF_CONFIG.findall(inspect.getsource(sys.modules[model.__module__])))
 
 
 def arch_bytes(arch: dict) -> int:
-    """Size of the weights of an ``arch``, in the ``dtype`` that it names, float32 if none."""
+    """The bytes of the weights of an ``arch``, in its ``dtype``, by default float32."""
     config = AutoConfig.for_model(**arch)
     auto_class = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModel
     with torch.device("meta"):

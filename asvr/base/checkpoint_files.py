@@ -1,4 +1,4 @@
-"""Opening checkpoints of other software: one file or many, safetensors or pickled, without running their code."""
+"""Reading checkpoints of other software: one file or many, safetensors or pickle, without running their code."""
 
 import pickle
 import re
@@ -14,20 +14,21 @@ from torch import Tensor
 from asvr.base.files import unsafe_pickle
 from asvr.base.weight_files import read_json
 
-# What a folder's weights may be called, the first found counts.
+# Names of the weights in a folder; the first one found is read.
 NAMES = ("model.safetensors", "pytorch_model.bin", "consolidated.pt")
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
-# Keys under which training programs put the weights, in the order of preference: LlamaGen reads ``ema`` first.
+# Keys of the weights in files of training programs, in order of preference: LlamaGen reads ``ema`` first.
 WRAPPERS = ("state_dict", "ema", "model", "module")
-# dtypes as safetensors calls them.
+# safetensors' name -> torch's name of a dtype.
 SAFETENSORS = dict(F64="float64", F32="float32", F16="float16", BF16="bfloat16", I64="int64", I32="int32", U8="uint8")
 
 
 class Checkpoint:
-    """The tensors of a checkpoint by key, read when they are asked for.
+    """The tensors of a checkpoint by key. Each tensor is read when it is used.
 
-    path: what was opened. wrapper: the entry of a pickled file that held the weights, or None. dtypes: of
-    the tensors. left_out: what stood beside the tensors and is none. config: the ``config.json`` beside them, or None.
+    path: the file or folder. wrapper: the entry of a pickled file that has the weights, or None. dtypes: of the
+    tensors. left_out: the entries beside the tensors that are not tensors. config: the ``config.json`` beside the
+    weights, or None.
     """
 
     def __init__(
@@ -58,11 +59,11 @@ class Checkpoint:
         return any(key.startswith(prefix) for key in self.shapes)
 
     def rows(self, key: str) -> int:
-        """The first size of a tensor. Raises ``ValueError`` where it is missing or a scalar."""
+        """The first size of a tensor. Raises ``ValueError`` if it is missing or a scalar."""
         return self.shape(key)[0]
 
     def shape(self, key: str, dims: int | None = None) -> tuple[int, ...]:
-        """The shape of a tensor. Raises ``ValueError`` where it is missing, or has not ``dims`` dimensions (None: at
+        """The shape of a tensor. Raises ``ValueError`` if it is missing, or does not have ``dims`` dimensions (None: at
         least one)."""
         if key not in self.shapes:
             raise ValueError(f"{self.path} does not fit: missing: {key}")
@@ -72,9 +73,9 @@ class Checkpoint:
         return found
 
     def numbers(self, pattern: str) -> int:
-        """How many numbered parts there are: the first group of ``pattern``, of the whole key, is the number.
+        """The number of numbered parts, such as layers. pattern: matches a full key; its first group is the number.
 
-        Raises ``ValueError`` where one between them, or all, are missing.
+        Raises ``ValueError`` if there is none, or if a number is missing between others.
         """
         found = sorted({int(m[1]) for key in self.shapes if (m := re.fullmatch(pattern, key))})
         if found != list(range(len(found))) or not found:
@@ -83,10 +84,10 @@ class Checkpoint:
         return len(found)
 
     def setting(self, key: str, kind: type | tuple[type, ...], default=None):
-        """A value of ``config.json``, ``default`` where it is absent or null. Raises ``ValueError`` where it is not of
-        ``kind``, or where there is no ``config.json``."""
+        """A value of ``config.json``; ``default`` if it is absent or null. Raises ``ValueError`` if it is not of
+        ``kind``, or if there is no ``config.json``."""
         if self.config is None:
-            raise ValueError(f"{self.path}: config.json is missing beside the weights, which has the LLM's sizes")
+            raise ValueError(f"{self.path}: config.json is missing beside the weights: it has the sizes of the LLM")
         value = self.config.get(key)
         if value is None:
             return default
@@ -97,10 +98,10 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a file or a folder (also split over several files with an index).
+    """Open a file or a folder. The weights may be split over several files with an index.
 
-    Raises ``ValueError``, naming the file, where it is missing, empty, cut short, no checkpoint, or a pickle that
-    holds more than tensors and plain values.
+    Raises ``ValueError``, with the name of the file, if it is missing, empty, incomplete, not a checkpoint, or a pickle
+    with more than tensors and plain values.
     """
     path = Path(path)
     if not path.exists():
@@ -118,7 +119,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _plain(pattern: str) -> str:
-    """A pattern for people: ``encoder.layers.*``."""
+    """A readable form of a pattern: ``encoder.layers.N``."""
     return pattern.replace(r"(\d+)", "N").replace("\\", "").replace(".*", "*")
 
 
@@ -144,11 +145,11 @@ def _files(path: Path) -> list[Path]:
                 raise ValueError(f"{index}: expected a `weight_map` of keys to files")
             foreign = [p for p in weight_map.values() if not isinstance(p, str) or Path(p).name != p]
             if foreign:
-                raise ValueError(f"{index}: `weight_map` names {foreign[0]!r}, expected files of this folder")
+                raise ValueError(f"{index}: `weight_map` names {foreign[0]!r}: expected files of this folder")
             parts = sorted({path / part for part in weight_map.values()})
             missing = [part.name for part in parts if not part.is_file()]
             if missing:
-                raise ValueError(f"{index} names {len(missing)} files that are not there, first {missing[0]}")
+                raise ValueError(f"{index} names {len(missing)} files that are missing, first {missing[0]}: fetch them")
             return parts
         if (path / name).is_file():
             return [path / name]
@@ -161,8 +162,10 @@ def _files(path: Path) -> list[Path]:
 
 
 def _deepspeed(path: Path) -> list[Path]:
-    """The model's file in a folder that DeepSpeed saved (the step that ``latest`` names), which holds all weights up to
-    ZeRO stage 2. Stage 3 and model parallelism scatter them over files in DeepSpeed's own order."""
+    """The model's file in a folder that DeepSpeed saved, for the step that ``latest`` names.
+
+    Up to ZeRO stage 2 the file has all weights. Stage 3 and model parallelism split them over several files, in
+    DeepSpeed's own order; that is refused."""
     latest = path / "latest"
     steps = sorted(path.glob("global_step*"), key=lambda step: int(re.sub(r"\D", "", step.name) or 0))
     folder = path / latest.read_text(encoding="utf-8").strip() if latest.is_file() else (steps[-1] if steps else path)
@@ -170,8 +173,8 @@ def _deepspeed(path: Path) -> list[Path]:
     if len(found) != 1 or found[0].name.startswith("zero_pp_rank"):
         script, whole = path / "zero_to_fp32.py", path / "whole"
         raise ValueError(
-            f"{folder}: its weights are scattered over {len(found)} files (ZeRO stage 3 or model parallelism): put "
-            f"them together with DeepSpeed's own script, `python {script} {path} {whole}`, and give {whole}"
+            f"{folder}: its weights are scattered over {len(found)} files (ZeRO stage 3 or model parallelism): join "
+            f"them with DeepSpeed's own script, `python {script} {path} {whole}`, and give {whole}"
         )
     return found
 
@@ -202,7 +205,7 @@ def _open_safetensors(file: Path) -> _File:
 def _open_pickled(file: Path) -> _File:
     if not zipfile.is_zipfile(file):
         raise ValueError(
-            f"{file}: damaged, cut short or no checkpoint of torch.save with zip format (torch 1.6 or later)"
+            f"{file}: damaged, cut short or no checkpoint of torch.save in zip format (torch 1.6 or later)"
         )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -211,12 +214,12 @@ def _open_pickled(file: Path) -> _File:
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise ValueError(f"{file}: damaged, cut short or no checkpoint of torch.save ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file}: holds no tensors by name, but {type(content).__name__}")
+        raise ValueError(f"{file} holds {type(content).__name__}: expected tensors by name")
     wrapper = next((name for name in WRAPPERS if _tensors(content.get(name))), None)
     whole = content[wrapper] if wrapper else content
     tensors = _tensors(whole)
     if not tensors:
-        raise ValueError(f"{file}: holds no tensors by name (looked at the top and in {', '.join(WRAPPERS)})")
+        raise ValueError(f"{file} holds no tensors by name, neither at the top nor in {', '.join(WRAPPERS)}")
     return _File(
         readers={key: (lambda value=value: value) for key, value in tensors.items()},
         shapes={key: tuple(value.shape) for key, value in tensors.items()},

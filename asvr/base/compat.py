@@ -1,5 +1,7 @@
-"""Workarounds for dependencies, each with the version it is for. tests/base/test_compat.py fails when one is no longer
-needed."""
+"""Workarounds for dependencies, each with the version that needs it.
+
+tests/base/test_compat.py fails when one is no longer needed.
+"""
 
 import copy
 import inspect
@@ -26,7 +28,7 @@ def enable_activation_checkpointing(model, settings: dict) -> None:
 
 
 def disable_activation_checkpointing(model) -> None:
-    """The other way round."""
+    """Undo `enable_activation_checkpointing`."""
     if hasattr(model, "activation_checkpointing_disable"):
         model.activation_checkpointing_disable()
     else:
@@ -34,7 +36,7 @@ def disable_activation_checkpointing(model) -> None:
 
 
 def cache_argument(decoder) -> str:
-    """The name of the argument that takes a Hugging Face decoder's keys and values of earlier positions.
+    """The name of a Hugging Face decoder's argument for the keys and values of earlier positions.
 
     transformers 5.24 has ``cache`` and warns about ``past_key_values``, which is the only name in 5.17.
     """
@@ -42,7 +44,7 @@ def cache_argument(decoder) -> str:
 
 
 def without_buffer_sync() -> dict:
-    """Arguments by which DDP leaves buffers alone in a forward pass.
+    """Arguments for DDP so that it does not synchronise buffers in a forward pass.
 
     torch 2.14 warns about ``broadcast_buffers``, which is the only name in 2.11.
     """
@@ -51,36 +53,36 @@ def without_buffer_sync() -> dict:
 
 
 def mlflow_place(folder: Path) -> dict:
-    """Arguments by which MMEngine's MLflow backend keeps its runs in ``folder``, in a database.
+    """Arguments for MMEngine's MLflow backend so that it keeps runs in a database in ``folder``.
 
-    MMEngine 0.10.7 keeps them there as a folder of files, which mlflow 3.17 refuses.
+    MMEngine 0.10.7 keeps them as a folder of files, which mlflow 3.17 refuses.
     """
     folder = folder.absolute()
     own = dict(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_location=(folder / "artifacts").as_uri())
-    return dict(own, exp_name="asvr")  # the one that each database has keeps artifacts where the process was started
+    return dict(own, exp_name="asvr")  # the default experiment keeps artifacts in the current folder
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step changes nothing where ``optimizer.found_inf`` is 1, as torch's own GradScaler asks.
+    """Whether a step of the optimizer changes nothing if ``optimizer.found_inf`` is 1, as torch's GradScaler expects.
 
-    The fused SGD of torch 2.14 then leaves its momentum as the memory was, if that is its first step.
+    In torch 2.14, the fused SGD leaves its momentum uninitialised if that happens in the first step.
     """
     momentum = isinstance(optimizer, torch.optim.SGD) and any(group["momentum"] for group in optimizer.param_groups)
     return getattr(optimizer, "_step_supports_amp_scaling", False) and not momentum
 
 
 def forget_forward_passes(module: nn.Module) -> None:
-    """Have FSDP2 forget forward passes that no backward pass follows.
+    """Make FSDP2 forget forward passes without a backward pass.
 
-    torch 2.14 notes every pass, also those without gradients, and gathers blocks ahead in the next backward
-    pass by these notes: where one process has evaluated more batches than another, they wait for one another for ever.
+    torch 2.14 records every forward pass, also those without gradients, and uses the record to gather blocks ahead in
+    the next backward pass. If one process has evaluated more batches than another, they wait for each other forever.
     """
-    from torch.distributed.fsdp import FSDPModule  # here: one process needs none of it
+    from torch.distributed.fsdp import FSDPModule  # imported here: one process does not need it
 
     for unit in module.modules():
         if isinstance(unit, FSDPModule):
             state = unit._get_fsdp_state()
-            single = getattr(state, "_fsdp_param_group", None)  # the attribute of torch before it had lists
+            single = getattr(state, "_fsdp_param_group", None)  # older torch has one group, not a list
             for group in getattr(state, "_fsdp_param_groups", [single]):
                 if group is not None:  # None: a unit without parameters
                     group._post_forward_indices.clear()
@@ -88,10 +90,11 @@ def forget_forward_passes(module: nn.Module) -> None:
 
 
 def keep_no_half_copies() -> None:
-    """Have compiled regions make autocast's half-precision copies of weights again in the backward pass.
+    """Make compiled regions recompute autocast's half-precision copies of weights in the backward pass.
 
-    The partitioner of torch 2.11 to 2.15 saves whatever a matrix product of the backward pass reads: a second copy of
-    all weights at 7B, and the input of every MLP's last product. Process-wide, for regions that are compiled later.
+    The partitioner of torch 2.11 to 2.15 saves everything that a matrix product of the backward pass reads: a second
+    copy of all weights at 7B, and the input of every MLP's last product. The setting is process-wide, for regions that
+    are compiled later.
     """
     from torch._functorch import config
 
@@ -99,8 +102,10 @@ def keep_no_half_copies() -> None:
 
 
 def lmms_eval_result(value):
-    """``value`` as lmms-eval hands it on unchanged: 0.7.3 makes a text of a loss with its flag, on which its tasks with
-    choices then fail."""
+    """Wrap ``value`` so that lmms-eval passes it on unchanged.
+
+    lmms-eval 0.7.3 turns a pair of loss and flag into a text, and its tasks with choices then fail.
+    """
     from lmms_eval.api.instance import GenerationResult
 
     return GenerationResult(text=value)
@@ -108,10 +113,10 @@ def lmms_eval_result(value):
 
 @contextmanager
 def one_process_for_lmms_eval():
-    """While it lasts, this process looks to lmms-eval as if it had been started alone.
+    """Inside the block, lmms-eval sees this process as the only one.
 
-    lmms-eval 0.7.3 reads from the environment how many processes there are, gives each a share of the questions by
-    itself and gathers with ``accelerate``, which makes its own process groups. Our model shares its batches instead.
+    lmms-eval 0.7.3 reads the number of processes from the environment, splits the questions among them and gathers
+    with ``accelerate``, which makes its own process groups. Our model splits its batches itself.
     """
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     before = {name: os.environ.pop(name) for name in names if name in os.environ}
@@ -123,10 +128,10 @@ def one_process_for_lmms_eval():
 
 @contextmanager
 def read_downloaded_datasets(folder_of):
-    """While it lasts, ``datasets.load_dataset`` reads a data set of the Hub out of the folder that ``folder_of`` gives
-    for its name and its subset's (None: as ever).
+    """Inside the block, ``datasets.load_dataset`` reads datasets of the Hub from local folders.
 
-    Without network, datasets 5.2 finds only what it has itself loaded before, not what ``hf download`` has fetched.
+    folder_of: (name, subset) -> folder; None: no change. Without network, datasets 5.2 only finds datasets that it has
+    loaded before, not those that ``hf download`` has fetched.
     """
     import datasets
 
@@ -144,10 +149,9 @@ def read_downloaded_datasets(folder_of):
 
 @contextmanager
 def bases_of_package(package: str, file_of):
-    """While it lasts, a config's ``_base_`` may name ``package::NAME``: MMEngine reads the file that ``file_of`` gives
-    for NAME.
+    """Inside the block, ``_base_`` of a config may be ``package::NAME``. file_of: NAME -> the file to read.
 
-    MMEngine 0.10.7 has that spelling for OpenMMLab's own packages alone, and finds them by pkg_resources, which
+    MMEngine 0.10.7 has that spelling only for OpenMMLab's own packages, and finds them with pkg_resources, which
     setuptools 82 no longer has.
     """
     from mmengine.config import Config
@@ -166,10 +170,10 @@ def bases_of_package(package: str, file_of):
 
 
 def end_workers(batches) -> None:
-    """End the processes of a DataLoader's iterator; in one process it has none.
+    """End the worker processes of a DataLoader's iterator, if it has any.
 
-    torch 2.11 to 2.15 asks each to end and then sends SIGTERM, which one that hangs in a read or is stopped does not
-    see: Python would wait for it for ever at its end.
+    torch 2.11 to 2.15 asks each worker to end and then sends SIGTERM. A worker that hangs in a read or is stopped does
+    not react, and Python would wait for it forever at exit.
     """
     workers = getattr(batches, "_workers", ())
     if workers:
@@ -181,10 +185,9 @@ def end_workers(batches) -> None:
 
 
 class GroupedShapes(TorchDispatchMode):
-    """While it lasts, the products of an LLM's experts (``grouped_mm``: rows, each with its group's matrix) are tensors
-    of the right shape with nothing in them.
+    """Inside the block, matrix products of experts (``grouped_mm``) return empty tensors of the right shape.
 
-    The kernel that torch 2.11 to 2.15 has for tensors without data refuses float32, which its others take.
+    The kernel of torch 2.11 to 2.15 for tensors without data refuses float32; its other kernels accept it.
     """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -193,18 +196,18 @@ class GroupedShapes(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# Autograd functions that are matrix products: those of torchao's float8 layers, and of `QLora`.
+# Autograd functions that are matrix products, in torchao's float8 layers and in `QLora`.
 PRODUCTS = ("matmul_with_hp_or_float8_args", "Nf4Product")
 
 
 def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
-    """Multiply-adds of ``call`` on inputs of these shapes by fvcore, on the meta device.
+    """The multiply-adds of ``call`` on inputs of these shapes, counted by fvcore on the meta device.
 
-    fvcore 0.1.5 counts nothing for scaled_dot_product_attention, for convolutions with padding="valid" and for the
-    autograd functions of `PRODUCTS`, which get handlers, and for an LLM's experts, which are traced row by row
-    (`GroupedShapes` would change how convolutions are traced). Tracing makes sizes tensors, which the meta convolution
-    of torch 2.14 and 2.15 does not take: one without padding is traced as "valid", which is the same, and a network
-    with others on the CPU.
+    fvcore 0.1.5 does not count scaled_dot_product_attention, convolutions with padding="valid" and the autograd
+    functions of `PRODUCTS`; handlers add them. It does not count an LLM's experts either; they are traced row by row,
+    since `GroupedShapes` would change how convolutions are traced. Tracing turns sizes into tensors, and the meta
+    convolution of torch 2.14 and 2.15 does not accept those. So a convolution without padding is traced as "valid",
+    which is the same, and a network with other convolutions is traced on the CPU.
     """
     try:
         with _without_numbers_of_padding(call), _experts_row_by_row(call):
@@ -215,7 +218,7 @@ def count_macs(call: nn.Module, shapes: tuple, dtype: torch.dtype) -> int:
 
 @contextmanager
 def _without_numbers_of_padding(call: nn.Module):
-    """While it lasts, convolutions that pad nothing say so in a word."""
+    """Inside the block, convolutions without padding have padding="valid"."""
     convolutions = [m for m in call.modules() if type(m) is nn.Conv2d and not any(m.padding)]
     before = [module.padding for module in convolutions]
     for module in convolutions:
@@ -229,8 +232,8 @@ def _without_numbers_of_padding(call: nn.Module):
 
 @contextmanager
 def _experts_row_by_row(call: nn.Module):
-    """While it lasts, each row is multiplied with the matrices of its own experts: as many products, and no more."""
-    from transformers import PreTrainedModel  # here: reading a config need not wait for it
+    """Inside the block, each row is multiplied with the matrices of its own experts only, so the count is exact."""
+    from transformers import PreTrainedModel  # imported here: reading a config does not need it
 
     models = [m for m in call.modules() if isinstance(m, PreTrainedModel)]
     before = [model.get_experts_implementation() for model in models]
@@ -244,8 +247,8 @@ def _experts_row_by_row(call: nn.Module):
 
 
 def _on_cpu(call: nn.Module) -> nn.Module:
-    """A copy with memory in place of the meta device's. What it computes does not matter, but buffers may be indices:
-    those that are left to chance lie outside of their tables."""
+    """A copy on the CPU of a module on the meta device. Its results do not matter, but buffers are set to 0: they may
+    be indices, and random ones could lie outside of their tables."""
     copied = copy.deepcopy(call).to_empty(device="cpu")
     for buffer in copied.buffers():
         buffer.zero_()
@@ -255,7 +258,7 @@ def _on_cpu(call: nn.Module) -> nn.Module:
 def _trace(call: nn.Module, shapes: tuple, dtype: torch.dtype, device: str) -> int:
     inputs = tuple(torch.zeros(shape, dtype=dtype, device=device) for shape in shapes)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fvcore uses parts of torch.jit that are deprecated, from its import on
+        warnings.simplefilter("ignore")  # fvcore uses deprecated parts of torch.jit, already at import
         from fvcore.nn import FlopCountAnalysis
 
         analysis = FlopCountAnalysis(call, inputs)
@@ -268,20 +271,20 @@ def _trace(call: nn.Module, shapes: tuple, dtype: torch.dtype, device: str) -> i
 
 
 def _attention_macs(inputs: list, outputs: list) -> int:
-    """``q k^T`` and ``weights v`` for q (..., heads, T, C), k and v (..., kv heads, T', C).
+    """Multiply-adds of ``q k^T`` and ``weights v`` for q (..., heads, T, C), k and v (..., kv heads, T', C).
 
-    Grouped-query attention has fewer k and v heads, which saves memory and no operation: q's heads count.
+    The heads of q count: fewer k and v heads, as in grouped-query attention, save memory but no operations.
     """
     q, k, v = (value.type().sizes() for value in inputs[:3])
     return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
 def _product_macs(inputs: list, outputs: list) -> int:
-    """Of rows (..., K) with a matrix to (..., N)."""
+    """Multiply-adds of rows (..., K) times a matrix, which gives (..., N)."""
     return prod(outputs[0].type().sizes()) * inputs[0].type().sizes()[-1]
 
 
 def _convolution_macs(inputs: list, outputs: list) -> int:
-    """Of a convolution whose padding is a word."""
+    """Multiply-adds of a convolution whose padding is a word."""
     weight, out = inputs[1].type().sizes(), outputs[0].type().sizes()
     return prod(out) * prod(weight[1:])

@@ -1,4 +1,4 @@
-"""Room on the disk: checked before much is written, and told in one line where it runs out all the same."""
+"""Disk space: checked before large writes, and reported in one line if the disk is full anyway."""
 
 import errno
 import logging
@@ -9,28 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-logger = logging.getLogger("asvr")  # not from asvr.base.log, which names a full disk with `naming`
+logger = logging.getLogger("asvr")  # not from asvr.base.log, which imports `naming`
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def require_room(folder: Path, needed: int, what: str, budget_gb: float | None = None) -> None:
-    """Log what ``needed`` bytes of ``what`` are against the disk. budget_gb: ``data.cache_budget_gb``.
+    """Check that ``needed`` bytes of ``what`` fit on the disk, and log it. budget_gb: ``data.cache_budget_gb``.
 
-    Raises ``ValueError`` where they are more than that, or than what is free under ``folder``.
+    Raises ``ValueError`` if they exceed the budget or the free space under ``folder``.
     """
     free = shutil.disk_usage(folder).free
     logger.info("%s: %.3g GB of disk, %.1f GB are free in %s", what, needed / 1e9, free / 1e9, folder)
     if budget_gb is not None and needed > budget_gb * 1e9:
-        raise ValueError(f"{what} take {needed / 1e9:.3g} GB, more than data.cache_budget_gb={budget_gb}")
+        raise ValueError(f"{what} take {needed / 1e9:.3g} GB, more than data.cache_budget_gb={budget_gb}: raise it")
     if needed > free:
         raise ValueError(f"{folder}: {what} take {needed / 1e9:.3g} GB, {free / 1e9:.3g} GB are free: use another disk")
 
 
 def full_disk(error: BaseException | None) -> OSError | None:
-    """The error behind ``error`` that says that a disk or a quota is full or a file too large, or None.
+    """The cause of ``error`` that says that a disk or quota is full, or a file too large; else None.
 
-    torch's own writer hides it as a context; libraries written in Rust (safetensors, tokenizers) have it in the words
-    of their message, as other processes do.
+    torch's writer hides it in the context of its error. Libraries written in Rust (safetensors, tokenizers) and other
+    processes have it in the text of their message.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
@@ -49,13 +49,13 @@ def in_bytes(count: int) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Where ``path`` is, or would be made."""
+    """The free bytes on the disk of ``path``, which need not exist."""
     return shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
 
 
 @contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Name the file that there was no room for, which Python's own error does not: ``ValueError``."""
+    """Turn the error of a full disk into a ``ValueError`` that names the file; Python's own error does not."""
     try:
         yield
     except OSError as error:

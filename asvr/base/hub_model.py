@@ -1,4 +1,4 @@
-"""Models of this library by name: a folder on this machine, or a model on the Hugging Face Hub.
+"""Finding saved models of this library: a folder on this machine, or a model on the Hugging Face Hub.
 
 ``org/name`` is looked up in this order:
 
@@ -6,7 +6,7 @@
 2. ``$ASVR_MODEL_ZOO/org/name``;
 3. the Hub's cache on this machine, or a download into it.
 
-``org/name@revision`` names a branch, a tag or a commit of the Hub's model; only step 3 has those.
+``org/name@revision`` names a branch, a tag or a commit of a model on the Hub; it only uses step 3.
 """
 
 import os
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from asvr.base.hub import OWN
 
-MODEL_FILE = "asvr.json"  # a folder of `Pretrained.save_pretrained` has it
+MODEL_FILE = "asvr.json"  # in every folder of `Pretrained.save_pretrained`
 TRAINING_FILE, CARD = "training.json", "README.md"
-# All that is downloaded of a model: data, no code and no pickle.
+# The files of a model that are downloaded: data, no code and no pickle.
 FILES = [
     *(MODEL_FILE, TRAINING_FILE, CARD, "model*.safetensors", "model.safetensors.index.json"),
     *(f"text_tokenizer/*.{suffix}" for suffix in ("json", "model", "txt", "jinja")),
@@ -34,12 +34,12 @@ def hub_name(name: str | Path) -> tuple[str, str | None] | None:
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Whether a name is one that a model of the Hub may have, and no path here. Asks no network."""
+    """Whether a name may be that of a model on the Hub, and is not a path here. It uses no network."""
     return hub_name(name) is not None and not Path(name).exists()
 
 
 def local_model(name: str | Path) -> Path | None:
-    """The folder of a saved model (with ``asvr.json``) on this machine, or None. Asks no network."""
+    """The folder of a saved model (with ``asvr.json``) on this machine, or None. It uses no network."""
     if (Path(name) / MODEL_FILE).is_file():
         return Path(name)
     if Path(name).exists() or (parts := hub_name(name)) is None:
@@ -63,27 +63,28 @@ def find_model(
     download: bool = True,
     check: Callable[[Path], None] | None = None,
 ) -> Path:
-    """The folder of a model on this machine, downloaded where it is a name on the Hub. What exists, and what cannot be
-    such a name, is returned as a path, whatever it holds.
+    """The local folder of a model. A name on the Hub is downloaded.
 
-    revision, token, cache_dir: of the Hub, as `huggingface_hub.snapshot_download` takes them. download: False: only
-    what is on this machine. check: is given the folder with ``asvr.json`` before the weights are downloaded.
-    Raises ``ValueError`` in one line where the Hub does not have the model, or may not or cannot be asked.
+    An existing path, or a name that cannot be on the Hub, is returned as a path without a check of its content.
+
+    revision, token, cache_dir: as in `huggingface_hub.snapshot_download`. download: False uses only models on this
+    machine. check: a function that gets the folder with ``asvr.json`` before the weights are downloaded. Raises
+    ``ValueError`` in one line if the Hub does not have the model, or cannot or may not be asked.
     """
     path, parts = Path(name).expanduser(), hub_name(name)
     if path.exists() or parts is None:
         if revision is not None:
             raise ValueError(
-                f"{path}: revision={revision!r} is of a model on the Hub, and this is a path: leave it out"
+                f"{path}: revision={revision!r} is only for models on the Hub, and this is a path: leave it out"
             )
         return path
     repo, own = parts
     if own is not None and revision is not None:
-        raise ValueError(f"{name}: the name has a revision already: leave revision={revision!r} out")
+        raise ValueError(f"{name}: the name already has a revision: leave out revision={revision!r}")
     revision = own or revision
     if (found := _in_zoo(repo, revision)) is not None:
         return found
-    # `work_dirs/typo` is a mistake in a path, not a question to the Hub.
+    # `work_dirs/typo` is a misspelt path. The Hub is not asked for it.
     is_path = path.parent.is_dir()
     options = dict(token=token, cache_dir=cache_dir, local_files_only=is_path or not download)
     with telling(repo, revision, options["local_files_only"], f" ({path.parent} is a folder here)" if is_path else ""):
@@ -91,8 +92,8 @@ def find_model(
 
 
 def results_home(name: str | Path, folder: Path) -> Path:
-    """Where results of a model go: its own folder, or a work dir for one that `find_model` found on the Hub, whose
-    cache is no place for them. folder: what `find_model` returned."""
+    """The folder for results of a model: its own folder, or a work dir for a model from the Hub, to keep the cache
+    clean. folder: the result of `find_model`."""
     return folder if folder == Path(name).expanduser() else Path("work_dirs") / name
 
 
@@ -103,7 +104,7 @@ def _in_zoo(repo: str, revision: str | None) -> Path | None:
 
 
 def _snapshot(repo: str, revision: str | None, *, check: Callable[[Path], None] | None = None, **options) -> Path:
-    """The description comes first: it says whether this is a model of ours, before gigabytes are downloaded."""
+    """Download a model. ``asvr.json`` comes first: it shows whether this is a model of this library."""
     from huggingface_hub import hf_hub_download, snapshot_download
 
     file = Path(hf_hub_download(repo, MODEL_FILE, revision=revision, **options))
@@ -115,7 +116,7 @@ def _snapshot(repo: str, revision: str | None, *, check: Callable[[Path], None] 
 
 @contextmanager
 def telling(repo: str, revision: str | None = None, local: bool = False, why_local: str = "") -> Iterator[None]:
-    """Errors of the Hub as a ``ValueError`` in one line that says what to do. local: the Hub may not be asked."""
+    """Turn errors of the Hub into a one-line ``ValueError`` that says what to do. local: the Hub may not be asked."""
     from huggingface_hub import errors
 
     at = f"{repo}@{revision}" if revision else repo
@@ -142,7 +143,7 @@ def telling(repo: str, revision: str | None = None, local: bool = False, why_loc
     except errors.LocalTokenNotFoundError as error:
         raise ValueError(f"{repo}: you are not logged in to the Hub: use `hf auth login`, or set HF_TOKEN") from error
     except errors.HFValidationError as error:
-        raise ValueError(f"{repo!r} is no name of a model on the Hub: expected org/name ({error})") from error
+        raise ValueError(f"{repo!r} is not the name of a model on the Hub: expected org/name ({error})") from error
     except errors.HfHubHTTPError as error:
         raise ValueError(_answered(repo, error)) from error
     except errors.HTTPError as error:  # of the HTTP client: no connection
@@ -153,12 +154,12 @@ def _not_here(repo: str, revision: str | None, local: bool, why_local: str) -> s
     from huggingface_hub import is_offline_mode
 
     fetch = f"hf download {repo}{f' --revision {revision}' if revision else ''}"
-    told = f"{repo}{f'@{revision}' if revision else ''}: there is no such folder, nor such a model in the Hub's cache"
+    absent = f"{repo}{f'@{revision}' if revision else ''}: there is no such folder and no such model in the Hub's cache"
     if local:
-        return f"{told}, and the Hub is not asked{why_local}: run `{fetch}` if you mean a model on the Hub"
+        return f"{absent}, and the Hub is not asked{why_local}: run `{fetch}` if you mean a model on the Hub"
     if is_offline_mode():
-        return f"{told}, and the Hub is not asked (HF_HUB_OFFLINE is set): unset it, or run `{fetch}` with a network"
-    return f"{told}, and the Hub cannot be reached: run `{fetch}` with a network"
+        return f"{absent}, and the Hub is not asked (HF_HUB_OFFLINE is set): unset it, or run `{fetch}` with a network"
+    return f"{absent}, and the Hub cannot be reached: run `{fetch}` with a network"
 
 
 def _answered(repo: str, error) -> str:
@@ -166,4 +167,4 @@ def _answered(repo: str, error) -> str:
     words = error.server_message or str(error).splitlines()[0]
     if status in (401, 403):
         return f"{repo}: the Hub refuses ({words}): log in with a token that may do this (`hf auth login`, HF_TOKEN)"
-    return f"{repo}: the Hub answers with an error: {' '.join(words.split())}"
+    return f"{repo}: the Hub answered with an error: {' '.join(words.split())}"

@@ -1,9 +1,9 @@
-"""Signals that ask a run to end: it ends soon, with a code of its own, and the same command goes on.
+"""Signals that ask a run to end. It ends soon, with its own exit code; the same command resumes it.
 
-Outside of training the first one raises `Interrupted` where the run stands: all that lies on the disk can bear that, as
-it bears a kill. While a stage trains it is only noted, and `asvr.engine.hooks.SignalHook` ends the run behind the step.
-A second one ends the process at once, if it comes later than ``TOGETHER`` seconds: launchers and terminals send several
-for one.
+Outside of training, the first signal raises `Interrupted` at once. That is safe, since all files on the disk survive a
+kill. During training the signal is only recorded, and `asvr.engine.hooks.SignalHook` ends the run after the step. A
+second signal ends the process at once if it comes more than ``TOGETHER`` seconds later; launchers and terminals send
+several signals together.
 """
 
 import os
@@ -16,35 +16,35 @@ from types import SimpleNamespace
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, try again
 TOGETHER = 1.0
-PATIENCE = 20.0  # seconds that a signal is noted alone while this process waits for what may never come
+PATIENCE = 20.0  # seconds from a signal until `waiting` gives up
 
 _state = SimpleNamespace(received=None, at=0.0, postponed=False, waits=False)
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run. A ``SystemExit``, since nothing on the way may take it for a failure of its own."""
+    """A signal ended the run. It is a ``SystemExit``, so that no code on the way handles it as an error."""
 
     def __init__(self, received: signal.Signals):
         super().__init__(EXIT_CODE)
         self.received = received
 
-    def __reduce__(self):  # by which it comes out of another process
+    def __reduce__(self):  # to send it to another process
         return Interrupted, (self.received,)
 
     def __str__(self) -> str:
-        return f"{self.received.name}: the run was stopped; the same command goes on (exit code {EXIT_CODE})"
+        return f"{self.received.name}: the run was stopped; the same command resumes it (exit code {EXIT_CODE})"
 
 
 def received() -> signal.Signals | None:
-    """The signal that asks this process to end, if one has come."""
+    """The signal that asked this process to end, or None."""
     return _state.received
 
 
 @contextmanager
 def interruptible():
-    """While it lasts, signals end the run as this module says. Only Python's main thread can have that; may be nested.
+    """Inside the block, signals end the run as this module says. It works in Python's main thread only.
 
-    It is a decorator too, like the two below.
+    Blocks may be nested. It is also a decorator, like the two below.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -61,7 +61,7 @@ def interruptible():
 
 @contextmanager
 def postponed():
-    """While it lasts, a signal is only noted; one that nobody has seen to by its end is raised there."""
+    """Inside the block, a signal is only recorded. It is raised at the end if nobody has handled it."""
     with _mode(True):
         yield
     _raise_received()
@@ -69,7 +69,7 @@ def postponed():
 
 @contextmanager
 def at_once():
-    """Within `postponed`: signals raise again, the one that was noted too."""
+    """Inside a `postponed` block: signals raise again, and a recorded one is raised now."""
     with _mode(False):
         _raise_received()
         yield
@@ -77,8 +77,9 @@ def at_once():
 
 @contextmanager
 def waiting():
-    """Within `postponed`: a signal is raised if the block still lasts `PATIENCE` seconds behind it. So a run ends that
-    waits for a worker which is stuck."""
+    """Inside a `postponed` block: a signal is raised if this block still runs `PATIENCE` seconds after it.
+
+    So a run that waits for a stuck worker ends."""
     _state.waits = True
     try:
         yield
@@ -95,8 +96,10 @@ def _lose_patience(number: int, frame) -> None:
 
 
 def obey_parent_alone(*_) -> None:
-    """For a process that works for this one (``worker_init_fn``): a signal to the whole group of processes is its
-    parent's to answer, who needs it meanwhile, and ends it as ever. To be called before it has threads."""
+    """Let a worker process (``worker_init_fn``) ignore signals that do not come from its parent.
+
+    A signal to the group of processes is for the parent, which needs the worker until it ends it. Call it before the
+    worker has threads."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()
 
@@ -104,7 +107,7 @@ def obey_parent_alone(*_) -> None:
 def _wait_for(sender: int) -> None:
     while signal.sigwaitinfo(SIGNALS).si_pid != sender:
         pass
-    os._exit(0)  # torch raises an error about a worker with another code, wherever its parent is then
+    os._exit(0)  # for other exit codes, torch raises an error at any line of the parent
 
 
 @contextmanager
@@ -130,8 +133,8 @@ def _receive(number: int, frame) -> None:
             os.kill(os.getpid(), number)
         return
     _state.received, _state.at = own, now
-    what = "the run ends behind this step" if _state.postponed else "the run ends"
-    os.write(2, f"\n{own.name}: {what}; a second one ends it at once\n".encode())  # a print may be under way: no lock
+    what = "the run ends after this step" if _state.postponed else "the run ends"
+    os.write(2, f"\n{own.name}: {what}; a second signal ends it at once\n".encode())  # print could need a lock
     if not _state.postponed:
         _raise_received()
     if _state.waits:

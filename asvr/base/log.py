@@ -1,4 +1,4 @@
-"""One logger: readable lines to the terminal (above a progress bar, if there is one) and to a file."""
+"""The logger of the library. It writes to the terminal, above a progress bar if there is one, and to a file."""
 
 import logging
 import sys
@@ -23,8 +23,8 @@ def _of_rank(rank: int) -> logging.Formatter:
 
 
 def progress_bar(*, disable: bool = False, **kwargs) -> tqdm:
-    """A progress bar with rate and time left; where nobody watches a terminal, a line every ten seconds. Of several
-    processes the first one's is shown."""
+    """A progress bar with rate and remaining time; without a terminal, a line every ten seconds. Only the first process
+    shows it."""
     terminal = Terminal(sys.stderr)
     hidden = disable or not is_main_process()
     bar = tqdm(mininterval=0.1 if terminal.isatty() else 10, disable=hidden, file=terminal, **kwargs)
@@ -33,14 +33,15 @@ def progress_bar(*, disable: bool = False, **kwargs) -> tqdm:
 
 
 def close_bars() -> None:
-    """Where an error ends a run, so that what is told has a line of its own."""
+    """Close all progress bars before an error message, so that it gets its own line."""
     for bar in list(_bars):
         bar.close()
 
 
 class Terminal(ObjectWrapper):
-    """A stream that people look at, which cannot end a run: a character that its encoding does not have is written as
-    an escape, and what is written to a terminal or a pipe that is gone is lost."""
+    """A stream for people. Writing to it never ends a run.
+
+    Characters that its encoding lacks are written as escapes. Output to a closed terminal or pipe is lost."""
 
     def __init__(self, stream):
         super().__init__(stream)
@@ -54,21 +55,21 @@ class Terminal(ObjectWrapper):
         with suppress(OSError, ValueError):
             self._wrapped.flush()
 
-    def __eq__(self, other) -> bool:  # by which tqdm finds the bars to clear in front of a line
+    def __eq__(self, other) -> bool:  # tqdm uses it to find the bars to clear before a line
         return self._wrapped == getattr(other, "_wrapped", other)
 
     __hash__ = None
 
 
-class _Told:
-    """A line that cannot be made, a mistake of ours, is told on stderr, as logging's own handlers do."""
+class _ToStderr:
+    """Reports a log line that cannot be formatted on stderr, as logging's own handlers do. That is our mistake."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         with redirect_stderr(Terminal(sys.stderr)):
             super().handleError(record)
 
 
-class _TqdmHandler(_Told, logging.Handler):
+class _TqdmHandler(_ToStderr, logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             tqdm.write(self.format(record), file=Terminal(sys.stdout))
@@ -76,11 +77,11 @@ class _TqdmHandler(_Told, logging.Handler):
             self.handleError(record)
 
 
-class _FileHandler(_Told, logging.FileHandler):
-    """A line that the disk does not take ends the run; logging itself would print a traceback for each and go on."""
+class _FileHandler(_ToStderr, logging.FileHandler):
+    """A log file that ends the run if the disk is full. logging itself would print a traceback for each line."""
 
     def __init__(self, file: Path):
-        super().__init__(file, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
+        super().__init__(file, encoding="utf-8", errors="backslashreplace")  # file names may not be UTF-8
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exception()
@@ -91,8 +92,9 @@ class _FileHandler(_Told, logging.FileHandler):
 
 
 def set_up_logging(file: Path) -> None:
-    """Log to the terminal and append to ``file``; calling it again moves to another file. Of several processes the
-    first one does; the others' warnings go to the terminal, with their rank."""
+    """Log to the terminal and append to ``file``. Another call changes the file.
+
+    Only the first process does that. The other processes write warnings to the terminal, with their rank."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()

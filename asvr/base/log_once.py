@@ -1,19 +1,19 @@
-"""Lines that are told once, however often their place is reached: a run builds its models and data a dozen times."""
+"""Log lines that appear once, though a run builds its models and data many times."""
 
 import logging
 
 logger = logging.getLogger("asvr")
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
 def log_once(level: int, message: str, *args) -> None:
     """Log a line, unless it was logged since `forget` was called last."""
     text = message % args
-    if logger.isEnabledFor(level) and text not in _told:
-        _told.add(text)
+    if logger.isEnabledFor(level) and text not in _logged:
+        _logged.add(text)
         logger.log(level, "%s", text, stacklevel=2)
 
 
 def forget() -> None:
-    """Where a log begins: it gets every line, those too that a check told before there was one."""
-    _told.clear()
+    """Forget all lines, when a log file begins: it gets every line, even if it was logged before."""
+    _logged.clear()

@@ -1,4 +1,4 @@
-"""The machine that a process runs on: hardware and versions, as runs and benchmarks record them."""
+"""The hardware and the versions of the machine, as runs and benchmarks record them."""
 
 import platform
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""What all figures have in common: they show text of the user's, and nothing is lost where one cannot be made."""
+"""Helpers for all figures: safe text, and no lost results if a figure cannot be drawn."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,21 +12,21 @@ LONGEST = 200  # characters
 
 
 def plain(text: object) -> str:
-    """Text that matplotlib draws as it stands: dollars begin no formula, what cannot be drawn is an escape."""
+    """Text that matplotlib draws as it is: dollar signs begin no formula, and unprintable characters are escaped."""
     shown = printable(str(text))
     return (shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}…").replace("$", r"\$")
 
 
 def scale_by_logarithm(axis) -> None:
-    """The y axis, where anything on it has a logarithm: matplotlib cannot draw it otherwise."""
+    """Use a logarithmic y axis if it has any positive value; matplotlib cannot draw one otherwise."""
     if isfinite(axis.dataLim.minposy):
         axis.set_yscale("log")
 
 
 @contextmanager
 def optional(file: Path) -> Iterator[None]:
-    """For a block that draws ``file`` from results that are written already: where it fails, a warning says why."""
+    """Run a block that draws ``file`` from saved results. If it fails, a warning says why."""
     try:
         yield
-    except Exception as error:  # whatever it is, the results are worth more
-        logger.warning("%s is not drawn: %s: %s", file, type(error).__name__, error)
+    except Exception as error:  # of any kind: the results must not be lost
+        logger.warning("%s was not drawn: %s: %s", file, type(error).__name__, error)

@@ -1,5 +1,7 @@
-"""The precision that a model computes in, one rule for all commands: it answers in the one that it was trained in.
-Codes and frozen features are computed in full float32, whatever a training step has switched on."""
+"""The precision of computation. All commands use the precision in which a model was trained.
+
+Codes and frozen features are computed in full float32, whatever the training step uses.
+"""
 
 from contextlib import contextmanager, nullcontext
 
@@ -9,14 +11,16 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
 
 def computing_in(precision: str | None, device: torch.device) -> torch.autocast:
-    """A context. ``"bf16"`` is autocast; ``"float32"``, or None where nothing is known of the training, is none: each
-    weight computes in its own dtype."""
+    """A context for a precision. ``"bf16"`` is autocast.
+
+    ``"float32"`` is no autocast: each weight computes in its own dtype. None means the same, if the training is
+    unknown."""
     dtype = None if precision is None else PRECISIONS[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def check_precision(value, where: str) -> str | None:
-    """``value``, or ``ValueError``, naming ``where``, for one that is none."""
+    """Return ``value``. Raises ``ValueError`` if it is not a precision. where: its name in the message."""
     if value is not None and (not isinstance(value, str) or value not in PRECISIONS):
         raise ValueError(f"{where}={value!r}: expected one of {', '.join(map(repr, PRECISIONS))}")
     return value
@@ -24,9 +28,9 @@ def check_precision(value, where: str) -> str | None:
 
 @contextmanager
 def full_float32(device: torch.device):
-    """No autocast and no TF32 inside: a code is an argmin, and rounding to fewer bits changes it.
+    """Inside the block there is no autocast and no TF32. A code is an argmin, and rounding to fewer bits changes it.
 
-    The matrix-product and convolution settings are process-wide; they are put back on the way out.
+    The settings of matrix products and convolutions are process-wide; they are restored at the end.
     """
     matmul_precision = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn

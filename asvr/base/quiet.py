@@ -1,4 +1,4 @@
-"""transformers without its warnings."""
+"""Silencing the warnings of transformers."""
 
 from contextlib import contextmanager
 
@@ -7,8 +7,8 @@ from transformers.utils import logging as hf_logging
 
 @contextmanager
 def without_warnings():
-    """transformers warns of keys that nobody needs, and of a ``model_type`` that is another program's; what matters is
-    an error here."""
+    """Inside the block, transformers does not warn. It warns about unneeded keys and about a ``model_type`` of another
+    program; everything important is an error here."""
     verbosity = hf_logging.get_verbosity()
     hf_logging.set_verbosity_error()
     try:

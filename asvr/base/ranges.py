@@ -1,4 +1,4 @@
-"""Names for parts of a step, which a profiler shows."""
+"""Names for parts of a step, for profilers."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -7,6 +7,7 @@ from torch.profiler import record_function
 
 
 def named_range(name: str) -> AbstractContextManager:
-    """A block that a running torch profiler shows by this name. Without a profiler it does nothing, which takes one or
-    two microseconds; ``record_function`` would take about ten times as long."""
+    """A block that the torch profiler shows under this name.
+
+    Without a profiler it costs one or two microseconds; ``record_function`` would cost about ten times as much."""
     return record_function(name) if torch.autograd._profiler_enabled() else nullcontext()

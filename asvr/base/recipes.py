@@ -1,7 +1,8 @@
 """Recipes: the config files that come with the library.
 
-They are the files of ``configs/``, and a recipe's name is its path there without ``.py``: ``asvr_mini``,
-``targets/scenes/asvr``. In a clone they lie beside the package, in an installed wheel inside it (setup.py copies them).
+They are the files of ``configs/``. The name of a recipe is its path there without ``.py``: ``asvr_mini``,
+``targets/scenes/asvr``. In a clone the folder is beside the package; in an installed wheel it is inside the package
+(setup.py copies it).
 """
 
 import re
@@ -11,18 +12,20 @@ from pathlib import Path
 
 from asvr.base.text import first_sentence, nearest
 
-SHIPPED = "_shipped"  # folder of the package in a wheel; setup.py has the same name
+SHIPPED = "_shipped"  # folder inside the package of a wheel; setup.py uses the same name
 CONFIGS = "configs"
 EXAMPLES = "examples"
-COMMANDS = dict(studies="study", tokenizers="train-tokenizer")  # folder of recipes -> the command that takes them
+COMMANDS = dict(studies="study", tokenizers="train-tokenizer")  # folder of recipes -> the command for them
 
-COMMAND = re.compile(r"([A-Z_]+=\S+ )*(python|asvr|pip|hf|torchrun) ")  # a line that is one
+COMMAND = re.compile(r"([A-Z_]+=\S+ )*(python|asvr|pip|hf|torchrun) ")  # a line with a command
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeFile:
-    """name: as commands take it. file: where it is. summary: the first sentence of its header. command: the `asvr`
-    command that runs it."""
+    """A recipe.
+
+    name: as commands take it. file: its path. summary: the first sentence of its header. command: the `asvr` command
+    that runs it."""
 
     name: str
     file: Path
@@ -38,8 +41,8 @@ def home() -> Path:
 
 
 def matches(name: str, pattern: str | None) -> bool:
-    """Whether a name has ``pattern`` in it, in upper or lower case; ``*``, ``?`` and ``[`` make it a shell pattern for
-    the whole name. None: every name."""
+    """Whether a name contains ``pattern``; upper and lower case are equal. With ``*``, ``?`` or ``[`` it is a shell
+    pattern for the complete name. None matches every name."""
     if pattern is None:
         return True
     name, pattern = name.lower(), pattern.lower()
@@ -47,8 +50,8 @@ def matches(name: str, pattern: str | None) -> bool:
 
 
 def list_recipes(pattern: str | None = None) -> list[RecipeFile]:
-    """All recipes whose names match, see `matches`. Files and folders whose names begin with ``_`` are parts of recipes
-    and not listed."""
+    """All recipes whose names match, see `matches`. Files and folders with names that begin with ``_`` are parts of
+    recipes and are not listed."""
     root = home() / CONFIGS
     found = []
     for file in sorted(root.rglob("*.py"), key=lambda file: (len(file.relative_to(root).parts) > 1, file)):
@@ -61,10 +64,10 @@ def list_recipes(pattern: str | None = None) -> list[RecipeFile]:
 
 
 def find_recipe(name: str | Path) -> Path | None:
-    """The file of a recipe: by its name, by the end of a name that only one recipe has (``targets_mini`` for
-    ``studies/targets_mini``), or by its place in a clone, ``configs/NAME.py``. None where there is none.
+    """The file of a recipe, or None.
 
-    Raises ``ValueError`` for an end that several names have.
+    name: the name; or its end, if only one recipe ends so (``targets_mini`` for ``studies/targets_mini``); or its path
+    in a clone, ``configs/NAME.py``. Raises ``ValueError`` if several names have the same end.
     """
     text = Path(name).as_posix()
     if text.startswith(f"{CONFIGS}/"):
@@ -76,13 +79,12 @@ def find_recipe(name: str | Path) -> Path | None:
         return file
     same = [recipe for recipe in list_recipes() if recipe.name.endswith(f"/{text}")]
     if len(same) > 1:
-        raise ValueError(f"{text!r} may be {', '.join(recipe.name for recipe in same)}: give the whole name")
+        raise ValueError(f"{text!r} may be {', '.join(recipe.name for recipe in same)}: give the full name")
     return same[0].file if same else None
 
 
 def recipe_file(name: str) -> Path:
-    """As `find_recipe`; ``.py`` may stand behind the name. Raises ``ValueError`` with the nearest names where there is
-    none."""
+    """Like `find_recipe`, also for a name with ``.py``. Raises ``ValueError`` with the nearest names if none fits."""
     file = find_recipe(name.removesuffix(".py"))
     if file is None:
         raise ValueError(f"there is no recipe {name!r}; {_nearest(name)}")
@@ -90,9 +92,9 @@ def recipe_file(name: str) -> Path:
 
 
 def config_file(given: str | Path, what: str = "config") -> Path:
-    """The file of a config: a path, or else the name of a recipe, see `find_recipe`. what: in messages.
+    """The file of a config: a path, or else the name of a recipe, see `find_recipe`. what: its name in messages.
 
-    Raises ``ValueError`` with the nearest names where there is neither.
+    Raises ``ValueError`` with the nearest names if there is neither.
     """
     path = Path(given)
     if path.is_file():
@@ -111,7 +113,7 @@ def _nearest(name: str) -> str:
 
 
 def _header(file: Path) -> str:
-    """The comment at the head of a config, up to the first command in it."""
+    """The comment at the top of a config, up to its first command."""
     lines = []
     for line in file.read_text(encoding="utf-8").splitlines():
         text = line.removeprefix("#").strip()

@@ -1,5 +1,4 @@
-"""Work that the processes of a run do together: each does its share without waiting for the others, and what goes wrong
-in one ends all."""
+"""Work shared by the processes of a run. Each does its share without waiting; an error in one ends all."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,10 +7,10 @@ from asvr.base.interruption import Interrupted, received
 
 
 def in_all(make: Callable) -> list:
-    """What ``make()`` returns in each process, by rank. All processes call it.
+    """Run ``make()`` in each process and return all results by rank. All processes must call it.
 
-    An error in one is raised there, and in the others as a ``ValueError`` (a ``RuntimeError`` where it is none) that
-    names the process.
+    An error is raised in its process. The others raise a ``ValueError``, or a ``RuntimeError`` for other kinds of
+    errors, that names the process.
     """
     if get_world_size() == 1:
         return [make()]
@@ -20,18 +19,18 @@ def in_all(make: Callable) -> list:
         value = make()
     except Exception as caught:
         error = caught
-    found = gather((value, _told(error)))
+    found = gather((value, _portable(error)))
     if error is not None:
         raise error
-    for rank, (_, told) in enumerate(found):
-        if told is not None:
-            kind, text = told
+    for rank, (_, theirs) in enumerate(found):
+        if theirs is not None:
+            kind, text = theirs
             raise kind(f"process {rank}: {text}")
     return [value for value, _ in found]
 
 
-def _told(error: Exception | None) -> tuple[type, str] | None:
-    """An error as every process can read it: some cannot be pickled."""
+def _portable(error: Exception | None) -> tuple[type, str] | None:
+    """Kind and text of an error, for other processes: some errors cannot be pickled."""
     if error is None:
         return None
     return (
@@ -42,24 +41,25 @@ def _told(error: Exception | None) -> tuple[type, str] | None:
 
 
 def by_main(make: Callable):
-    """What ``make()`` returns in the first process, which alone calls it; errors as in `in_all`."""
+    """Run ``make()`` in the first process only, and return its result in all. Errors as in `in_all`."""
     return in_all(lambda: make() if is_main_process() else None)[0]
 
 
 def shared_out(parts: Sequence, work: Callable, *, done: Callable[[Sequence], None] | None = None) -> list:
-    """``work(part)`` of each part, in their order, in every process. Each process works on every n-th part, of n
-    processes; the parts are the same in all of them.
+    """Share ``work(part)`` among processes, and return the results of all parts in order in every process.
 
-    done: called behind each part with that and those that the other processes work on meanwhile. Raises `Interrupted`
-    in all processes where one of them has noted a signal (`asvr.base.interruption.postponed`): it finishes the part
-    that it is at. Errors as in `in_all`.
+    Each of n processes works on every n-th part. The parts must be the same in all of them.
+
+    done: called after each part, with that part and those of the other processes. Raises `Interrupted` in all processes
+    if one has recorded a signal (`asvr.base.interruption.postponed`); it first finishes its current part. Errors as in
+    `in_all`.
     """
     rank, world = get_rank(), get_world_size()
 
     def own() -> tuple[dict, int | None]:
         found = {}
         for first in range(0, len(parts), world):
-            if world > 1 and received() is not None:  # one process alone is told by `at_once`
+            if world > 1 and received() is not None:  # a single process gets it from `at_once`
                 break
             if first + rank < len(parts):
                 found[first + rank] = work(parts[first + rank])

@@ -1,4 +1,4 @@
-"""Text for people: values in short, names that were meant, tables."""
+"""Text for people: short values, suggestions for misspelt names, tables."""
 
 import difflib
 import hashlib
@@ -7,25 +7,25 @@ import re
 import reprlib
 from collections.abc import Iterable
 
-FEW = 12  # names that are all listed
+FEW = 12  # so many names are all listed
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def printable(text: str) -> str:
-    """The text with control characters, lone surrogates and the like written as escapes; line breaks stay."""
+    """The text with escapes for control characters, lone surrogates and the like. Line breaks stay."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(value) -> str:
-    """What a value looks like, in about a hundred characters, however large or deep it is."""
+    """The repr of a value, cut to about a hundred characters."""
     return _SHORT.repr(value)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'a' or 'b'?``; where nothing is near, all that is known, or of many the nearest ones."""
+    """A hint such as ``did you mean 'a' or 'b'?``. If no name is near, it lists known names, at most a few."""
     by_lower = {item.lower(): item for item in known}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=3, cutoff=0.6)
     if near:
@@ -37,16 +37,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
-    """In markdown."""
+    """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def source_of_class(kind: type) -> str:
-    """A class, by its source where that can be read."""
+    """An identifier of a class: its name, and a hash of its source if that can be read."""
     try:
         source = inspect.getsource(kind)
-    except (OSError, TypeError):  # of a notebook's cell that is gone
+    except (OSError, TypeError):  # the class of a notebook cell that is gone
         source = ""
     return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 

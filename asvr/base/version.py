@@ -1,8 +1,8 @@
-"""The version of this library, for modules that must not import the package, which knows all layers above them."""
+"""The version of this library, for modules that must not import the package itself."""
 
 import sys
 
 
 def asvr_version() -> str:
-    """Of a clone that is not installed too."""
+    """The version, also in a clone that is not installed."""
     return sys.modules["asvr"].__version__

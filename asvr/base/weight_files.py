@@ -1,4 +1,4 @@
-"""Folders of weights: written whole or not at all, read strictly."""
+"""Folders of weights: written atomically, read strictly."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from asvr.base.files import replaced_folder
 def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]], texts: Mapping[str, dict]) -> Path:
     """Write one safetensors file (name, tensors) and JSON files (name -> content) to ``folder``.
 
-    A folder that holds other files is refused, because it is replaced.
+    An existing folder is replaced, so a folder with other files is refused.
     """
     folder = Path(folder).absolute()
     refuse_other_files(folder, {weights[0], *texts})
@@ -27,16 +27,16 @@ def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]
 
 
 def refuse_other_files(folder: Path, names: set[str]) -> None:
-    """Raise ValueError where ``folder``, which is going to be replaced, holds anything but files of these names."""
+    """Raise ValueError if ``folder``, which will be replaced, has files with other names."""
     if folder.exists():
         inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
         foreign = inside - names
         if foreign:
-            raise ValueError(f"{folder}: holds other files ({sorted(foreign)[:3]}); give a new or empty folder")
+            raise ValueError(f"{folder}: has other files ({sorted(foreign)[:3]}): give a new or empty folder")
 
 
 def read_json(path: Path) -> dict:
-    """Raises ValueError, naming the file, when it is missing or is not a JSON object."""
+    """Read a JSON object. Raises ValueError, with the name of the file, if it is missing or has something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -49,10 +49,10 @@ def read_json(path: Path) -> dict:
 
 
 def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
-    """Load a safetensors file that must hold exactly the module's tensors, in their shapes.
+    """Load a safetensors file. It must have exactly the module's tensors, with their shapes.
 
-    prefix: only the tensors under it count, without it. Where the file is split, the parts stand in
-    ``<path>.index.json``, as Hugging Face writes them. Raises ValueError, naming the file and what differs.
+    prefix: use only tensors whose names begin with it, and remove it. If the file is split, ``<path>.index.json`` lists
+    the parts, as Hugging Face writes them. Raises ValueError with the file and the differences.
     """
     index = path.with_name(path.name + ".index.json")
     if index.is_file() and not path.is_file():
@@ -75,7 +75,7 @@ def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
     }
     found = "; ".join(f"{kind}: {keys[:3]} ({len(keys)} in all)" for kind, keys in problems.items() if keys)
     if found:
-        raise ValueError(f"{path}: does not hold this tokenizer's weights: {found}")
+        raise ValueError(f"{path}: does not have the weights of this tokenizer: {found}")
     module.load_state_dict(weights)
 
 

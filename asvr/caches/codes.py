@@ -1,15 +1,15 @@
-"""Target codes of images, computed once, by the images' content; memory-mapped while training.
+"""The cache of target codes. Codes are computed once for each image content and memory-mapped during training.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth.
 
-A store is a folder that is named after what codes depend on besides the image. It grows by appending::
+A store is a folder. Its name depends on everything that decides the codes besides the image. It grows by appending::
 
   store.json           what it is: tokenizer, shape, dtype (written first)
   codes.<part>.bin     rows of N * D numbers, one after another
-  index.<part>.jsonl   a line a row: the SHA-256 of the image's bytes and the CRC-32 of the row
+  index.<part>.jsonl   a line for each row: the SHA-256 of the image's bytes and the CRC-32 of the row
 
-A row counts once its line is whole; what a killed process left behind it is cut off. Each process that computes at the
-same time has a part of its own, and a reader takes all parts.
+A row counts when its line is complete; what a killed process left after it is cut off. Each of several processes that
+compute codes writes its own part. A reader reads all parts.
 """
 
 import fcntl
@@ -35,15 +35,15 @@ from asvr.models.tokenizers.base import code_dtype, require_codes
 
 STORE, FILES = "store.json", "files.jsonl"
 CHUNK = 4096  # files that wait for a thread
-READERS = 8  # threads that read and hash files, which Python lets go on at the same time
+READERS = 8  # threads that read and hash files; Python runs these in parallel
 
 
 class CodeStore:
-    """The codes of one target's tokenizer.
+    """The codes of one target's tokenizer, by image content.
 
-    depends_on: what its codes depend on besides the image; the folder is ``root/<name>-<digest of it>``.
-    shape: (N, D). size: of the largest codebook; it decides the dtype, and other codes are refused. Raises
-    ``ValueError`` where the folder holds something else.
+    depends_on: what decides the codes besides the image; the folder is ``root/<name>-<digest of it>``. shape: (N, D).
+    size: of the largest codebook; it decides the dtype, and larger codes are refused. Raises ``ValueError`` if the
+    folder has other codes.
     """
 
     def __init__(self, root: Path, name: str, *, depends_on: dict, shape: tuple[int, int], size: int):
@@ -66,14 +66,14 @@ class CodeStore:
             _replace(file, json.dumps(description, indent=1) + "\n")
 
     def refusal(self, sha256: str) -> tuple[str, str] | None:
-        """Message and reason where an image could not be read; it is tried again whenever codes are computed."""
+        """Message and reason if an image could not be read. It is tried again whenever codes are computed."""
         return None if sha256 in self.rows else self.refused.get(sha256)
 
     def __contains__(self, sha256: str) -> bool:
         return sha256 in self.rows or sha256 in self.refused
 
     def __getitem__(self, sha256: str) -> np.ndarray:
-        """The row (N, D) of an image. Raises ``ValueError`` where its bytes are not those that were written."""
+        """The row (N, D) of an image. Raises ``ValueError`` if its bytes have changed since they were written."""
         part, row, crc32 = self.rows[sha256]
         values = part[row]
         if zlib.crc32(values.tobytes()) != crc32:
@@ -93,7 +93,7 @@ class CodeStore:
             else:
                 lost += 1
         if lost:
-            logger.warning("%s: %d rows that its index names are missing; they are computed again", data, lost)
+            logger.warning("%s: %d rows of its index are missing; they are computed again", data, lost)
 
     @staticmethod
     def _data(index: Path) -> Path:
@@ -103,16 +103,17 @@ class CodeStore:
         return Writer(self, self.folder / f"index.{part}.jsonl", self._data(self.folder / f"index.{part}.jsonl"))
 
     def reload(self) -> None:
-        """Read what has been written since."""
+        """Read again, with the rows that were written since."""
         self.rows.clear()
         for index in sorted(self.folder.glob("index.*.jsonl")):
             self._read_part(index)
 
 
 class Writer:
-    """Appends rows to one part; data first, then its lines, so that a line never names a row that is not there.
+    """A writer that appends rows to one part of a store.
 
-    Raises ``ValueError`` where another process is writing the part.
+    It writes the data first and the lines of the index after them, so that each line has its row. Raises ``ValueError``
+    if another process is writing the part.
     """
 
     def __init__(self, store: CodeStore, index: Path, data: Path):
@@ -129,7 +130,7 @@ class Writer:
         self.data.seek(0, 2)
 
     def add(self, sha256: list[str], codes_IND: Tensor) -> None:
-        """Raises ``ValueError`` for codes that the store was not made for; nothing of them is written."""
+        """Append codes. Raises ``ValueError`` if they do not fit the store; then nothing is written."""
         what = f"codes of target {self.store.name!r}"
         rows = require_codes(codes_IND, what, self.store.sizes).numpy().astype(self.store.dtype)
         if rows.shape != (len(sha256), *self.store.shape):
@@ -157,25 +158,25 @@ class Writer:
 
 
 def _replace(file: Path, text: str) -> None:
-    """Write a file as a whole, whatever other processes do with it and whenever this one ends."""
+    """Write a file atomically, so that other processes never see a part of it."""
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)
 
 
 def _lock(file, path: Path) -> None:
-    """Until the file is closed, also by the end of the process."""
+    """Lock a file until it is closed or the process ends."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
         raise ValueError(f"{path}: another process is writing it: wait for it, or give --shard i/n") from error
     except OSError as error:  # a file system without locks
-        logger.warning("%s cannot be locked (%s): see that no other process writes it", path, error)
+        logger.warning("%s cannot be locked (%s): make sure that no other process writes it", path, error)
 
 
 def _entries(index: Path) -> Iterator[dict]:
-    """The lines of an index; one without its end was cut off. Raises ``ValueError`` for a damaged one."""
+    """The lines of an index, without an incomplete last line. Raises ``ValueError`` for a damaged line."""
     for number, line in enumerate(index.read_bytes().split(b"\n")[:-1], start=1):
         try:
             entry = json.loads(line)
@@ -200,7 +201,7 @@ def _read_json(file: Path):
 
 
 class CodeCache:
-    """What ``Collate`` asks, over the stores of all targets: ``check``, ``features`` (none) and ``truth``.
+    """The cache of codes for ``Collate``, over the stores of all targets. It has no features.
 
     hashes: image key -> SHA-256 of its bytes. stores: target name -> `CodeStore`.
     """
@@ -209,7 +210,7 @@ class CodeCache:
         self.hashes, self.stores = hashes, stores
 
     def check(self, keys: list[str]) -> None:
-        """Raise `Refused` where one of the images could not be read when its codes were computed."""
+        """Raise `Refused` if one of the images could not be read when its codes were computed."""
         for key in keys:
             for store in self.stores.values():
                 if (refusal := store.refusal(self.hashes[key])) is not None:
@@ -227,8 +228,10 @@ class CodeCache:
 
 
 def hash_images(root: Path, pictures: dict) -> dict[str, str]:
-    """Picture key -> SHA-256 of its bytes, or of what stands for them (`StoredImage.sha256`). ``root/files.jsonl``
-    remembers those of files, and a file is read again only where its size or its time of change differs."""
+    """Image key -> SHA-256 of its bytes, or of what decides them (`StoredImage.sha256`).
+
+    ``root/files.jsonl`` keeps the hashes of files. A file is read again only if its size or
+    modification time has changed."""
     file = root / FILES
     known, found = _known_files(file), {}
     root.mkdir(parents=True, exist_ok=True)
@@ -251,17 +254,17 @@ def hash_images(root: Path, pictures: dict) -> dict[str, str]:
     return {key: found[paths.get(key, key)] for key in pictures}
 
 
-def _hash_of(picture: Source) -> str:
-    if isinstance(picture, StoredImage | RenderedImage):
-        return picture.sha256()
+def _hash_of(image: Source) -> str:
+    if isinstance(image, StoredImage | RenderedImage):
+        return image.sha256()
     try:
-        return hashlib.sha256(image_bytes(picture)).hexdigest()
-    except Refused as error:  # told where the image is opened
+        return hashlib.sha256(image_bytes(image)).hexdigest()
+    except Refused as error:  # reported when the image is opened
         return hashlib.sha256(str(error).encode()).hexdigest()
 
 
 def _hash(path: Path, known: dict) -> tuple[str, list | None]:
-    """SHA-256 of a file, and the line to remember it by where it had to be read."""
+    """SHA-256 of a file, and the line for ``files.jsonl`` if the file had to be read."""
     try:
         check_file(path)
         stat = path.stat()
@@ -270,18 +273,18 @@ def _hash(path: Path, known: dict) -> tuple[str, list | None]:
         if seen == state:
             return sha256, None
         sha256 = sha256_of(path)
-    except (OSError, Refused) as error:  # told where the image is opened
+    except (OSError, Refused) as error:  # reported when the image is opened
         return hashlib.sha256(str(error).encode()).hexdigest(), None
     return sha256, [str(path), *state, sha256]
 
 
 def _known_files(file: Path) -> dict[str, tuple[list[int], str]]:
-    """path -> (size and time of change, SHA-256)."""
+    """path -> (size and modification time, SHA-256)."""
     known = {}
     for line in file.read_text(errors="replace", encoding="utf-8").split("\n") if file.is_file() else []:
         try:
             path, size, changed, sha256 = json.loads(line)
             known[path] = ([size, changed], sha256)
-        except (ValueError, TypeError):  # torn by a process that was killed: that file is read again
+        except (ValueError, TypeError):  # incomplete, from a killed process: the image is read again
             continue
     return known

@@ -1,7 +1,7 @@
-"""Frozen features and codes of every image, computed once and memory-mapped.
+"""The cache of features and truths of every image, computed once and memory-mapped.
 
-Legend: ``I`` images of the encoder (each crop of an image that is cut into several is one), ``N`` visual tokens of one,
-``E`` encoder width, ``D`` code depth.
+Legend: ``I`` encoder images (each crop counts as one), ``N`` visual tokens of an encoder image, ``E`` encoder width,
+``D`` code depth.
 """
 
 import hashlib
@@ -34,15 +34,15 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class FeatureCache:
-    """Encoder features and target codes by image key, read from ``folder``.
+    """Encoder features and target truths by image key, read from ``folder``.
 
-    What ``Collate`` asks: ``check(keys)``, ``features(keys)`` -> (I, N, E) and ``truth(target, keys)``, what the target
-    reconstructs by name, or None where the cache has none. The folder's name is a digest of the encoder, the transform
-    and the bytes of all images (see `folder_of`), so that a cache can't be stale; it is renamed when complete, so
-    that none is partial.
+    ``Collate`` calls ``check(keys)``, ``features(keys)`` -> (I, N, E) and ``truth(target, keys)``, which returns the
+    truth of a target by name, or None if the cache has none. The name of the folder is a digest of the encoder, the
+    transform and the bytes of all images (see `folder_of`), so a cache is never out of date. The folder gets its name
+    when it is complete.
 
-    rows: key -> row, of an image or of each of its crops (`asvr.data.layouts.crop_keys`). crops: key -> how many, of an
-    image. refused: key -> (message, reason) of an image that could not be read.
+    rows: key of an image, or of each of its crops (`asvr.data.layouts.crop_keys`) -> row. crops: key of an image -> its
+    number of crops. refused: key of an image that could not be read -> (message, reason).
     """
 
     def __init__(self, folder: Path):
@@ -56,7 +56,7 @@ class FeatureCache:
         self.truths: dict[str, dict[str, tuple[np.ndarray, torch.dtype]]] = {}
 
     def check(self, keys: list[str]) -> None:
-        """Raise `Refused` where one of the images could not be read when the cache was made."""
+        """Raise `Refused` if one of the images could not be read when the cache was made."""
         for key in keys:
             if key in self.refused:
                 raise Refused(*self.refused[key])
@@ -74,16 +74,16 @@ class FeatureCache:
         missing = [key for key in keys if key not in self.rows]
         if missing:
             raise ValueError(
-                f"{self.folder} has no features of {missing[0]} ({len(missing)} images): delete it to compute it anew"
+                f"{self.folder} has no features of {missing[0]} ({len(missing)} images): delete it to compute it again"
             )
         return [self.rows[key] for key in keys]
 
     def crops_of(self, keys: list[str]) -> list[str]:
-        """The keys of all crops of some images."""
+        """The keys of all crops of these images."""
         return [crop for key in keys for crop in crop_keys(key, self.crops[key])]
 
     def batches(self, keys: list[str]) -> Iterator[Tensor]:
-        """Features in batches, in the order of ``keys``, which are of crops."""
+        """Features in batches, in the order of ``keys``, the keys of crops."""
         for start in range(0, len(keys), BATCH):
             yield self.features(keys[start : start + BATCH])
 
@@ -98,8 +98,10 @@ class FeatureCache:
         layout: ImageLayout | None = None,
         budget_gb: float | None = None,
     ) -> None:
-        """What a target reconstructs of every image: from the cached features alone where it has no views of its own
-        (no image is opened then), else from pixels too. Kept in the folder under a digest of what it depends on.
+        """Add the truth of a target for every image; compute it unless the folder has it.
+
+        If the target has no views of its own, only the cached features are needed and no image is opened. The files
+        are named by a digest of what the truth depends on.
 
         target: a `Target` with a `truth_spec`, or a `CodeTruth`. config: its entry, without names of weights.
         budget_gb: see `build_feature_cache`.
@@ -139,7 +141,7 @@ class FeatureCache:
                     expected = (len(features_INE), *specs[name].shape)
                     if tuple(values.shape) != expected:
                         raise ValueError(
-                            f"{name} of target {target.name!r} have the shape {(*values.shape,)}, expected {expected}"
+                            f"{name} of target {target.name!r} has shape {(*values.shape,)}, expected {expected}"
                         )
                     out[name][row : row + BATCH] = _bits(values)
                 bar.update(len(features_INE))
@@ -148,12 +150,12 @@ class FeatureCache:
             os.replace(partial[name], file)
 
     def _of_views(self, pictures: dict, layout, views: dict, aspect: str) -> Iterator[dict[str, Pixels]]:
-        """The pixels of each view in batches, in the order of the rows; each image is opened once."""
+        """The pixels of each view in batches, in the order of the rows. Each image is opened once."""
         transforms = list(views.values())
         if not transforms:
             yield from ({} for _ in range(0, len(self.rows), BATCH))
             return
-        checked = dict(max_pixels=LARGEST_LIMIT)  # when its features were computed
+        checked = dict(max_pixels=LARGEST_LIMIT)  # sizes were checked when features were computed
         for _, *stacks in pixel_batches(list(self.crops), pictures, transforms, aspect, layout=layout, **checked):
             yield dict(zip(views, stacks, strict=True))
 
@@ -171,35 +173,35 @@ def build_feature_cache(
     max_pixels: int = MAX_PIXELS,
     budget_gb: float | None = None,
 ) -> FeatureCache:
-    """The cache of ``pictures`` (key -> file or image) under ``root``; computed on ``device`` unless it is there.
+    """The feature cache of ``pictures`` (key -> source) under ``root``, computed on ``device`` unless it exists.
 
-    config: what decides the encoder's output besides its weights. layout: the crops of an image; None: it is one.
-    on_error: what happens where an image cannot be read: ``raise``, or ``skip``, which notes it, so that its samples
-    are refused when they come. max_pixels: of an image. budget_gb: the most that the features may take of the disk;
-    the first batch tells what all take. Raises ``ValueError`` where that, or what is free, is less.
+    config: what decides the encoder's output besides its weights. layout: the crops of an image; None: no crops.
+    on_error: what happens if an image cannot be read: ``raise``, or ``skip``, which records it; its samples are then
+    refused when they come. max_pixels: of an image. budget_gb: the most disk space that the features may take. Raises
+    ``ValueError`` after the first batch if all features need more than that, or more than is free.
     """
-    if max_pixels != MAX_PIXELS:  # what is refused depends on it
+    if max_pixels != MAX_PIXELS:  # it decides which images are refused
         config = dict(config, max_pixels=max_pixels)
     if not pictures:
-        raise ValueError("data.cache=True and a target with `fit`: the data have no image to fit its tokenizer on")
+        raise ValueError("data.cache=True and `fit` of a target need images: the dataset has none")
     folder = folder_of(root, encoder, pictures, aspect, with_layout(config, layout))
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
         partial = partial_of(folder)  # runs may share the root
         partial.mkdir(parents=True)
-        kept, out, told = [], None, None
-        wanted = dict(layout=layout, max_pixels=max_pixels)
-        batches = pixel_batches(list(pictures), pictures, [encoder.transform], aspect, refused=refused, **wanted)
+        kept, out, form = [], None, None
+        options = dict(layout=layout, max_pixels=max_pixels)
+        batches = pixel_batches(list(pictures), pictures, [encoder.transform], aspect, refused=refused, **options)
         with progress_bar(total=len(pictures), desc="features", unit="image") as bar, torch.inference_mode():
             for keys, pixels in batches:
                 with full_float32(device):  # as `VLM.encode` does
                     features_INE = encoder(move(pixels, device)).cpu()
-                told = told or (features_INE.dtype, features_INE.shape[1:])
-                _require_alike(features_INE, *told)
+                form = form or (features_INE.dtype, features_INE.shape[1:])
+                _require_alike(features_INE, *form)
                 if out is None:
                     dtype = str(features_INE.dtype).removeprefix("torch.")
-                    rows = num_crops(pictures, **wanted)
-                    shape = (rows, *features_INE.shape[1:])  # the rows of refused ones stay empty at the end
+                    rows = num_crops(pictures, **options)
+                    shape = (rows, *features_INE.shape[1:])  # rows of refused images stay empty at the end
                     require_room(root, rows * features_INE[0].nbytes, f"features of {len(pictures)} images", budget_gb)
                     out = np.lib.format.open_memmap(
                         partial / "features.npy", "w+", _numpy_dtype(features_INE.dtype), shape
@@ -208,7 +210,9 @@ def build_feature_cache(
                 bar.update(len({*keys} - {*kept[-1:]}))
                 kept += keys
         if out is None:
-            raise ValueError(f"none of the {len(pictures)} images can be read: {next(iter(refused.values()))[0]}")
+            raise ValueError(
+                f"none of the {len(pictures)} images can be read, first: {next(iter(refused.values()))[0]}"
+            )
         out.flush()
         crops = Counter(kept)
         index = dict(keys=list(crops), crops=list(crops.values()), dtype=dtype, refused=refused or {})
@@ -225,8 +229,8 @@ def build_feature_cache(
 
 
 def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) -> Path:
-    """The folder is named by what its content depends on: encoder, transform and the bytes of every image, of which
-    those that have not changed since the last start are not read again."""
+    """The folder of a cache. Its name is a digest of what decides its content: encoder, transform and the bytes of
+    every image. Images that have not changed since the last start are not read again."""
     digest = hashlib.sha256(f"{fingerprint_of(encoder)} {encoder.transform} {aspect} {_text(config)}".encode())
     for key, sha256 in hash_images(root, pictures).items():
         digest.update(key.encode() + bytes.fromhex(sha256))
@@ -234,7 +238,7 @@ def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) ->
 
 
 def with_layout(config: dict, layout: ImageLayout | None) -> dict:
-    """What features depend on besides the encoder's weights, of an image that is cut into crops."""
+    """The config with the layout, if it cuts images into crops: features then depend on it."""
     return config if layout is None or type(layout) is WholeImage else dict(config, layout=layout.crops_key())
 
 
@@ -243,27 +247,27 @@ def _text(config: dict) -> str:
 
 
 def _require_alike(features_INE: Tensor, dtype: torch.dtype, shape: tuple) -> None:
-    """Raise ``ValueError`` for features that the cache would store as something else than they are."""
+    """Raise ``ValueError`` for features that the cache cannot store exactly."""
     if dtype not in FLOATS:
         raise ValueError(f"the encoder's features are {dtype}: expected one of {', '.join(map(str, FLOATS))}")
     if (features_INE.dtype, features_INE.shape[1:]) != (dtype, shape):
         got = f"{features_INE.dtype} {tuple(features_INE.shape[1:])}"
-        raise ValueError(f"the encoder's features are {got}, those of its first batch were {dtype} {tuple(shape)}")
+        raise ValueError(f"the encoder's features are {got}, those of its first batch are {dtype} {tuple(shape)}")
 
 
 def _mapped(file: Path, dtype, rows: int) -> np.ndarray:
-    """Raises ``ValueError`` where a file does not hold what the cache says."""
+    """Map an array into memory. Raises ``ValueError`` if it is not what the index of the cache says."""
     found = np.load(file, mmap_mode="r")
     if found.dtype != dtype or len(found) < rows:
         raise ValueError(
-            f"{file} holds {len(found)} rows of {found.dtype}, expected {rows} of {np.dtype(dtype)}: delete "
-            f"{file.parent} to compute it anew"
+            f"{file} has {len(found)} rows of {found.dtype}, expected {rows} of {np.dtype(dtype)}: delete "
+            f"{file.parent} to compute it again"
         )
     return found
 
 
 def _numpy_dtype(dtype: torch.dtype):
-    """NumPy has no bfloat16: its bits are kept as int16."""
+    """The NumPy dtype for a torch dtype. NumPy has no bfloat16, so its bits are stored as int16."""
     return np.int16 if dtype == torch.bfloat16 else np.dtype(str(dtype).removeprefix("torch."))
 
 

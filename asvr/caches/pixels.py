@@ -1,4 +1,4 @@
-"""The pixels of many images in batches, for what is computed of all of them."""
+"""The pixels of many images in batches, for caches."""
 
 from collections.abc import Iterator
 
@@ -20,11 +20,11 @@ def pixel_batches(
     refused: dict | None = None,
     max_pixels: int = LARGEST_LIMIT,
 ) -> Iterator[tuple]:
-    """For some crops each time: the keys of their images, then what each transform makes of them, stacked. Each
-    image is opened once.
+    """Yield batches of crops: the keys of their images, then the stacked output of each transform.
 
-    layout: the crops of an image; None: it is one. refused: gets key -> (message, reason) of what cannot be read; None
-    raises `Refused`. max_pixels: of an image; by default that was checked before, when its features were computed.
+    Each image is opened once. layout: the crops of an image; None: no crops. refused: a dict that gets key -> (message,
+    reason) for images that cannot be read; None: `Refused` is raised. max_pixels: of an image. The default is PIL's own
+    limit, for images whose size was checked before.
     """
     names, stacks = [], [[] for _ in transforms]
     for key in keys:
@@ -49,13 +49,13 @@ def pixel_batches(
 
 
 def num_crops(pictures: dict, *, layout: ImageLayout | None, max_pixels: int = MAX_PIXELS) -> int:
-    """Of all images, at most: those that cannot be read have none."""
+    """The most crops that all images have; images that cannot be read have none."""
     if layout is None or layout.fixed is not None:
         return len(pictures) * (1 if layout is None else layout.fixed.num_crops)
     found = 0
     for source in pictures.values():
         try:
             found += layout(image_size(source, max_pixels=max_pixels)).num_crops
-        except Refused:  # told, or raised, when it is opened
+        except Refused:  # reported or raised when it is opened
             continue
     return found

@@ -1,4 +1,4 @@
-"""Data: from records and images to a `Batch`."""
+"""Data: it turns records and images into a `Batch`."""
 
 from asvr.data.easy_vqa import EasyVQA
 from asvr.data.hf_dataset import HFDataset

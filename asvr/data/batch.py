@@ -1,7 +1,7 @@
-"""What the data side hands to the model.
+"""The batch that the data code gives to the model.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder in the batch (each crop of an image that is cut
-into several is one), ``N`` visual tokens that the encoder gives of one, ``V`` visual tokens in the rows, ``K``
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` encoder images in the batch (each crop counts as one), ``N`` visual
+tokens of an encoder image, ``V`` visual tokens in the rows, ``K``
 separators between them, ``E`` encoder width, ``D`` code depth, ``S`` supervised text positions.
 """
 
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-# In input_ids, the place of one visual token (the number LLaVA uses for a whole image).
+# In input_ids: the place of one visual token. LLaVA uses this number for a whole image.
 IMAGE_TOKEN = -200
-# In labels, a position that is not supervised.
+# In labels: a position that is not supervised.
 IGNORE = -100
 
 
 @dataclass
 class Segments:
-    """The samples that stand one after another in the one row of a packed batch, each of which sees itself alone.
+    """The samples in the single row of a packed batch. Each sample attends only to itself.
 
-    lengths: of each in tokens, Python ints since they decide shapes. offsets: where each begins, and where the last
-    ends, int32, as variable-length kernels take it. position_ids_BT: (1, T), from 0 in each sample.
+    lengths: of each sample in tokens, as Python integers because they decide shapes. offsets: the begin of each sample
+    and the end of the last, int32, as variable-length kernels take it. position_ids_BT: (1, T), from 0 in each sample.
     """
 
     lengths: list
@@ -46,11 +46,14 @@ class Segments:
 
 @dataclass
 class Cells:
-    """What the encoder gives, where not all of it stands in the rows in its order: unpadded tiles, images in their own
-    resolution.
+    """The cell of the encoder's grid for each visual token.
 
-    index_V: flat into (I*N), of each visual token. on_cpu_V: the same, on the CPU, where shapes are decided.
-    grids: rows and columns of each of the ``I``. separator_position_K: flat positions; separator_K: which separator.
+    It is needed if the rows do not have all cells in their order: for tiles without padding, and for images in their
+    own resolution.
+
+    index_V: flat index into (I*N) of each visual token. on_cpu_V: the same on the CPU, where shapes are decided.
+    grids: rows and columns of each encoder image. separator_position_K: flat positions of the separators.
+    separator_K: the kind of each separator.
     """
 
     index_V: Tensor
@@ -66,23 +69,23 @@ class Cells:
 
 @dataclass
 class Batch:
-    """One micro-batch. Every index is computed by the collate function, on the CPU, so that the
-    training step needs no ``nonzero`` and no synchronisation.
+    """One micro-batch.
+
+    The collate function computes every index on the CPU, so the training step needs no ``nonzero`` and no
+    synchronisation.
 
     input_ids_BT: token ids, ``IMAGE_TOKEN`` where a visual token goes, padded.
-    attention_mask_BT: True on real tokens. left_padded: whether the padding of any row stands in front of it.
-    segments: of a packed batch, which has one row and no padding; else None.
-    text_source_S: flat positions (``b * T + t``) whose hidden state predicts ``text_target_S``.
-    visual_position_V: flat positions of the visual tokens, image after image. num_cells: ``N``. crops: of each image,
-        how many of the ``I`` it has. cells: which cell each token is; None where they are all of (I*N) in their order.
-    unpreceded: indices into ``V`` of tokens that stand first in their sample, so that with ``shift=1`` no position
-        predicts them. A list of Python numbers: it decides shapes. preceded_V: the others' indices; None where it is
-        all of them.
-    pixels: view name -> (I, 3, h, w), or what else its transform gives. Absent when features and codes come from a
-        cache.
-    features_INE: cached encoder features. truth: target name -> what it reconstructs, cached, by name (I, ...).
-    sample_ids: "file:index" of each sample, for messages. refusals: what was left out
-        (`asvr.data.refusals.Refusal`). num_tokens: real positions, pads not counted, known on the CPU.
+    attention_mask_BT: True on real tokens. left_padded: whether any row has padding on the left.
+    segments: the samples of a packed batch, which has one row and no padding; else None.
+    text_source_S: flat positions (``b * T + t``); their hidden states predict ``text_target_S``.
+    visual_position_V: flat positions of the visual tokens, image after image. num_cells: ``N``. crops: the number
+        of encoder images of each image. cells: the cell of each token; None if the rows have all of (I*N) in order.
+    unpreceded: indices into ``V`` of tokens that come first in their sample. With ``shift=1`` no position predicts
+        them. It is a Python list because it decides shapes. preceded_V: the other indices; None if that is all.
+    pixels: view name -> (I, 3, h, w), or what its transform returns. Absent if features and codes come from a cache.
+    features_INE: cached encoder features. truth: target name -> its cached truth, by name (I, ...).
+    sample_ids: "file:index" of each sample, for messages. refusals: the samples that were left out
+        (`asvr.data.refusals.Refusal`). num_tokens: positions without padding, known on the CPU.
     """
 
     input_ids_BT: Tensor
@@ -106,12 +109,12 @@ class Batch:
 
     @property
     def num_images(self) -> int:
-        """``I``: an image that is cut into crops counts as often."""
+        """``I``: each crop of an image counts as one."""
         return sum(self.crops)
 
     @property
     def num_images_with_tokens(self) -> int:
-        """Those of the ``I`` that have a token at all."""
+        """The number of encoder images with at least one token."""
         return self.num_images if self.cells is None else len(np.unique(self.cells.on_cpu_V // self.num_cells))
 
     @property
@@ -119,16 +122,16 @@ class Batch:
         return self.text_source_S.shape[0]
 
     def num_visual_targets(self, shift: int) -> int:
-        """Visual positions that carry a loss; with ``shift=1`` one fewer for each image with nothing in front."""
+        """The number of visual tokens with a loss. With ``shift=1``, the first token of a sample has none."""
         return len(self.visual_position_V) - (len(self.unpreceded) if shift else 0)
 
     def grid_of(self, image: int, grid: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of cells of one of the ``I``. grid: the encoder's own."""
+        """Rows and columns of cells of one encoder image. grid: the encoder's own."""
         return grid if self.cells is None else self.cells.grids[image]
 
     @staticmethod
     def blank(*, packed: bool = False) -> "Batch":
-        """One token with nothing to learn, for a process whose samples make fewer micro-batches than another's."""
+        """A batch of one token without loss, for a process that has fewer micro-batches than another."""
         nothing = torch.zeros(0, dtype=torch.int64)
         return Batch(
             input_ids_BT=torch.zeros(1, 1, dtype=torch.int64),
@@ -143,7 +146,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
-        """Called by the DataLoader, so that the copy to the accelerator overlaps with the step."""
+        """Pin the memory, so that the copy to the accelerator overlaps with the step. The DataLoader calls it."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable) -> "Batch":
@@ -158,11 +161,11 @@ class Batch:
 
 
 def visual_sources(batch: Batch, shift: int) -> tuple[Tensor, Tensor | None]:
-    """Which flat hidden position predicts which visual token.
+    """Which hidden position predicts which visual token.
 
-    Returns ``source_P``, flat positions into (B*T), and ``token_P``, flat indices into (I*N), or None
-    where it is all of them in order. ``shift=0``: the visual token's own position (the released code);
-    ``shift=1``: the position before it (the paper's equation 2).
+    Returns ``source_P``, flat positions into (B*T), and ``token_P``, flat indices into (I*N); None means all of them
+    in order. ``shift=0``: the position of the visual token itself (the released code). ``shift=1``: the position
+    before it (the paper's equation 2).
     """
     source_V, token_V = batch.visual_position_V - shift, None if batch.cells is None else batch.cells.index_V
     if shift == 0 or batch.preceded_V is None:
@@ -171,28 +174,28 @@ def visual_sources(batch: Batch, shift: int) -> tuple[Tensor, Tensor | None]:
 
 
 def drawn_sources(batch: Batch, shift: int, count: int) -> tuple[Tensor, Tensor]:
-    """As `visual_sources`, for ``count`` visual tokens of each image, drawn anew at each call.
+    """Like `visual_sources`, but for ``count`` random visual tokens of each image, drawn anew at each call.
 
-    Each is drawn with probability ``count / N``, so that the sum of their losses is ``count / N`` of the whole one on
-    average: of an image with fewer tokens, fewer are drawn. Drawn on the CPU: what is drawn decides shapes, and nothing
-    waits for the device.
+    Each token is drawn with probability ``count / N``, so the sum of their losses is on average ``count / N`` of the
+    full sum. An image with fewer tokens gets fewer draws. They are drawn on the CPU: their number decides shapes, and
+    nothing waits for the device.
     """
     order_IN = torch.rand(batch.num_images, batch.num_cells, device="cpu")
     if batch.cells is None:
         token_P = _flat(batch, order_IN.argsort(1)[:, :count])
         return _sources(batch, shift, token_P, token_P)
-    if isinstance(order_IN, FakeTensor):  # memory is planned: sizes count alone
+    if isinstance(order_IN, FakeTensor):  # for the memory plan, where only sizes count
         return fixed_sources(batch, shift, np.arange(count))
     there_IN = np.zeros(order_IN.shape, dtype=bool)
     there_IN.reshape(-1)[batch.cells.on_cpu_V] = True
     wanted_I = there_IN.sum(1) * count / batch.num_cells
-    wanted_I = np.floor(wanted_I + torch.rand(len(wanted_I), device="cpu").numpy())  # up as often as it is due
+    wanted_I = np.floor(wanted_I + torch.rand(len(wanted_I), device="cpu").numpy())  # rounding keeps the mean
     rank_IN = np.where(there_IN, order_IN.numpy(), 2).argsort(1).argsort(1)
     return _sources_that_are_there(batch, shift, (rank_IN < wanted_I[:, None]).reshape(-1).nonzero()[0])
 
 
 def fixed_sources(batch: Batch, shift: int, cells_K: np.ndarray) -> tuple[Tensor, Tensor]:
-    """As `visual_sources`, for the same cells of each image; those that have no place in the rows are left out."""
+    """Like `visual_sources`, but for the same cells of each image. Cells without a place in the rows are left out."""
     if batch.cells is None:
         token_P = _flat(batch, torch.tensor(cells_K, device="cpu").expand(batch.num_images, -1))
         return _sources(batch, shift, token_P, token_P)
@@ -201,7 +204,7 @@ def fixed_sources(batch: Batch, shift: int, cells_K: np.ndarray) -> tuple[Tensor
 
 
 def count_of_cells(batch: Batch, shift: int, cells_K: np.ndarray) -> int:
-    """How many `fixed_sources` are."""
+    """The number of positions that `fixed_sources` returns."""
     if batch.cells is None:
         unseen = len(batch.unpreceded) if shift and 0 in cells_K else 0
         return batch.num_images * len(cells_K) - unseen
@@ -212,7 +215,7 @@ def count_of_cells(batch: Batch, shift: int, cells_K: np.ndarray) -> int:
 
 
 def _sources_that_are_there(batch: Batch, shift: int, token_P: np.ndarray) -> tuple[Tensor, Tensor]:
-    assert batch.cells is not None  # all have a place otherwise
+    assert batch.cells is not None  # otherwise all cells have a place
     places = np.full(batch.num_images * batch.num_cells, -1)
     places[batch.cells.on_cpu_V] = np.arange(len(batch.cells.on_cpu_V))
     place_P = places[token_P]
@@ -221,12 +224,12 @@ def _sources_that_are_there(batch: Batch, shift: int, token_P: np.ndarray) -> tu
 
 
 def _sources(batch: Batch, shift: int, token_P: Tensor, place_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Of visual tokens by their flat indices into (I*N), and into V, both on the CPU."""
+    """The sources of visual tokens. token_P: flat indices into (I*N); place_P: indices into V; both on the CPU."""
     if shift and batch.unpreceded:
         kept_P = ~torch.isin(place_P, torch.tensor(batch.unpreceded, device="cpu"))
         token_P, place_P = token_P[kept_P], place_P[kept_P]
     device = batch.visual_position_V.device
-    if device.type == "cuda":  # the host would wait for a copy of other memory
+    if device.type == "cuda":  # a copy from memory that is not pinned would make the host wait
         token_P, place_P = token_P.pin_memory(), place_P.pin_memory()
     token_P, place_P = token_P.to(device, non_blocking=True), place_P.to(device, non_blocking=True)
     return (batch.visual_position_V - shift)[place_P], token_P

@@ -1,13 +1,13 @@
-"""A text tokenizer's own chat template (Jinja), as transformers' ``apply_chat_template`` writes it.
+"""The template ``chat``: a text tokenizer's own chat template (Jinja), as transformers applies it.
 
-The whole conversation is written once and encoded as transformers does, so that its ids are those of
-``apply_chat_template(messages, tokenize=True)``. What is learned is found in the written text: an answer begins where
-the generation prompt in front of it ends, and ends with its end token. Where the template marks its answers
-(``{% generation %}``), its marks decide.
+The whole conversation is rendered once and encoded as transformers does, so the ids are those of
+``apply_chat_template(messages, tokenize=True)``. The answers are then searched in the rendered text: an answer begins
+where the generation prompt before it ends, and ends with its end token. If the template marks its answers
+(``{% generation %}``), these marks decide.
 
-An image takes the place of what the template writes for an image part: of the tokenizer's ``image_token``, or of all
-that is written for it. Where the template knows texts only, the text has ``<image>`` at the place of each image, as
-LLaVA's records do.
+The visual tokens of an image replace what the template writes for an image part: the tokenizer's ``image_token``, or
+all that is written for it. If the template only takes texts, the text has ``<image>`` at the place of each image, as in
+LLaVA's records.
 """
 
 import hashlib
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 PROBE, REPLY = "asvr probe", "asvr reply"
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-THINKING = "</think>"  # behind it is the answer of a model that reasons; templates rewrite what is in front of it
-WARNING = 30  # logging's
+THINKING = "</think>"  # a reasoning model writes its answer after it; templates rewrite the text before it
+WARNING = 30  # the level of logging
 REASON = "chat template"
 
 
 @TEMPLATES.register_module(name="chat")
 @dataclass(frozen=True, kw_only=True)
 class Chat(Template):
-    """The text tokenizer's own chat template, as ``apply_chat_template`` of transformers writes it.
+    """The text tokenizer's own chat template, as ``apply_chat_template`` of transformers applies it.
 
-    chat_template: a Jinja template in its place, or the name of a file with one. system: the system message of records
-    that have none. image_token: the text that visual tokens replace in what the template writes for an image; by
-    default the tokenizer's ``image_token``, or all that the template writes, see `asvr.data.chat_template`. variables:
-    of the template, such as ``dict(enable_thinking=False)``.
+    chat_template: another Jinja template, or the name of a file with one. system: the system message of records that
+    have none. image_token: visual tokens replace this text in what the template writes for an image; by default the
+    tokenizer's ``image_token``, or all that the template writes, see `asvr.data.chat_template`. variables: of the
+    template, such as ``dict(enable_thinking=False)``.
     """
 
     chat_template: str | None = None
@@ -53,12 +53,12 @@ class Chat(Template):
     variables: dict | None = None
 
     def bind(self, tokenizer: "TextTokenizer") -> Template:
-        """The template of this tokenizer. Raises ``ValueError`` where it has none, or one that cannot be used."""
+        """The template of this tokenizer. Raises ``ValueError`` if it has none, or one that cannot be used."""
         return TokenizerChat.of(self, tokenizer)
 
     def segments(self, rounds: list[Round]) -> Iterator[Segment]:
         raise ValueError(
-            "the template 'chat' writes with a text tokenizer, and there is none yet: learn a ByteLevelBPE without "
+            "the template 'chat' needs a text tokenizer, and there is none yet: train a ByteLevelBPE without "
             "template=dict(type='chat')"
         )
 
@@ -67,11 +67,11 @@ class Chat(Template):
 class TokenizerChat(Template):
     """The chat template of one tokenizer. `Chat.bind` makes it.
 
-    jinja: the template's source. texts: whether it takes contents that are texts. image: what stands in the written
-    text for the visual tokens of an image. image_parts: whether it writes image parts itself. ending: what it writes
-    behind an answer up to the end token, that included. stop: this token where it is not EOS. system: the system
-    message of records that have none. variables: of the template, such as ``enable_thinking``. control: the control
-    tokens, which no text may write.
+    jinja: the source of the template. texts: whether it takes texts as contents. image: the text that the visual tokens
+    of an image replace. image_parts: whether the template renders image parts itself. ending: the text after an answer,
+    up to and including the end token. stop: the end token if it is not EOS. system: the system message of records that
+    have none. variables: of the template, such as ``enable_thinking``. control: the control tokens, which no text may
+    contain.
     """
 
     tokenizer: "TextTokenizer"
@@ -89,7 +89,7 @@ class TokenizerChat(Template):
 
     @classmethod
     def of(cls, config: Chat, tokenizer: "TextTokenizer") -> "TokenizerChat":
-        """Raises ``ValueError`` where the tokenizer has no chat template, or one that writes no conversation."""
+        """Build it. Raises ``ValueError`` if the tokenizer has no chat template, or one that cannot be used."""
         own = dict(tokenizer=tokenizer, jinja=jinja_source(config, tokenizer), variables=dict(config.variables or {}))
         own["control"] = _control_tokens(tokenizer.hf)
         if "strftime_now" in own["jinja"] and not config.variables:
@@ -119,8 +119,8 @@ class TokenizerChat(Template):
         self._refuse_lost_text(messages, text)
         images = sum(turn.question.count(IMAGE_MARK) for turn in rounds)
         if text.count(self.image) != images:
-            told = f"the chat template writes {text.count(self.image)} times {self.image!r} for {images} images"
-            raise Refused(told, REASON)
+            found = f"{text.count(self.image)} times {self.image!r} for {images} images"
+            raise Refused(f"the chat template writes {found}: expected one for each image", REASON)
         spans = [] if asked else self._answers(messages, text)
         at = 0
         for number, piece in enumerate(text.split(self.image)):
@@ -148,12 +148,12 @@ class TokenizerChat(Template):
             return self.tokenizer.hf.apply_chat_template(
                 messages, chat_template=self.jinja, tokenize=False, add_generation_prompt=prompt, **self.variables
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:  # what a template does with unknown content
+        except (TemplateError, TypeError, ValueError, KeyError) as error:  # what templates raise for unknown content
             why = " ".join(str(error).split())
             raise Refused(f"the chat template does not take the conversation: {why}", REASON) from error
 
     def _answers(self, messages: list[dict], text: str) -> list[tuple[int, int]]:
-        """Where the answers stand in the written text: first character, and the one behind the last."""
+        """The places of the answers in the rendered text: first character, and the one after the last."""
         if GENERATION.search(self.jinja):
             from transformers.utils.chat_template_utils import render_jinja_template  # here: it loads transformers
 
@@ -170,16 +170,16 @@ class TokenizerChat(Template):
     def _answer(self, messages: list[dict], i: int, text: str) -> tuple[int, int]:
         prompt, answer = self._write(messages[:i], prompt=True), text_of(messages[i])
         if not text.startswith(prompt):
-            told = f"the chat template writes the prompt of message {i} in another way when its answer follows"
-            raise Refused(told, REASON)
+            why = f"the chat template writes the prompt of message {i} in another way when its answer follows"
+            raise Refused(why, REASON)
         for form in (answer, answer.strip(), answer.rpartition(THINKING)[2].strip()):  # templates trim, drop reasoning
             place = text.find(form + self.ending, len(prompt))
             if place >= 0:
                 return len(prompt), place + len(form + self.ending)
-        raise Refused(f"the chat template does not write message {i} (assistant) as it is: {short(answer)}", REASON)
+        raise Refused(f"the chat template changes the text of message {i} (assistant): {short(answer)}", REASON)
 
     def _encoded(self, piece: str, at: int, spans: list[tuple[int, int]]) -> Iterator[Segment]:
-        """The ids of a piece of the written text. at: where it begins. A token is learned if a part of it is."""
+        """The ids of a piece of the rendered text. at: where it begins. A token is learned if any part of it is."""
         if not piece:
             return
         found = self.tokenizer.hf(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -189,14 +189,14 @@ class TokenizerChat(Template):
             yield Segment("ids", supervised=supervised, ids=tuple(token for token, _ in group))
 
     def _refuse_control_tokens(self, messages: list[dict]) -> None:
-        """The text is encoded with the template around it, so that a control token in it would be one."""
+        """Refuse texts with control tokens: they are encoded together with the template, and would become real ones."""
         control = self.control + ((self.image,) if self.image_parts else ())
         for i, message in enumerate(messages):
             text = text_of(message).replace(IMAGE_MARK, "")
             if found := [token for token in control if token in text]:
                 raise Refused(
-                    f"the text of message {i} writes the control token {found[0]!r}, which the template 'chat' cannot "
-                    "encode as letters",
+                    f"the text of message {i} contains the control token {found[0]!r}, which the template 'chat' "
+                    "cannot encode as plain text",
                     "control token",
                 )
 
@@ -204,10 +204,10 @@ class TokenizerChat(Template):
         for i, message in enumerate(messages):
             pieces = [part for part in text_of(message).split(IMAGE_MARK) if part.strip()]
             if message["role"] != "assistant" and not all(piece.strip() in text for piece in pieces):
-                raise Refused(f"the chat template does not write message {i} ({message['role']}) as it is", REASON)
+                raise Refused(f"the chat template changes the text of message {i} ({message['role']})", REASON)
 
     def _why_no_question(self) -> str | None:
-        """Why it does not write a question in this form; None where it does."""
+        """Why the template does not render a question in this form; None if it does."""
         try:
             text = self._write([dict(role="user", content=self._content(PROBE))], prompt=True)
         except Refused as error:
@@ -215,19 +215,19 @@ class TokenizerChat(Template):
         return None if PROBE in text and "'type'" not in text and '"type"' not in text else ""
 
     def _end_of_an_answer(self) -> tuple[str, str]:
-        """What the template writes behind an answer up to the first special token, and that token."""
+        """The text that the template writes after an answer, up to the first special token, and that token."""
         tail = self._write(self._messages([Round(PROBE, REPLY)])).rpartition(REPLY)[2]
         found = sorted((tail.index(token), -len(token), token) for token in self.control if token in tail)
         if not found:
             raise ValueError(
-                f"template 'chat': the chat template of {_name(self.tokenizer)} ends an answer with {tail!r}, which is "
-                "no special token, so no answer would end: give another chat_template"
+                f"template 'chat': the chat template of {_name(self.tokenizer)} ends an answer with {tail!r}, without "
+                "a special token, so the model could not stop: give another chat_template"
             )
         place, _, token = found[0]
         return tail[: place + len(token)], token
 
     def _written_for_an_image(self) -> str:
-        """What the template writes for an image part; "" where it takes none."""
+        """The text that the template writes for an image part; "" if it takes none."""
         text = dict(type="text", text=PROBE)
         try:
             plain, shown = (
@@ -242,26 +242,26 @@ class TokenizerChat(Template):
 
 
 def _control_tokens(hf) -> tuple[str, ...]:
-    """All special tokens. The unknown token is one only where it ends or begins a text too (GPT-2)."""
+    """All special tokens. The unknown token counts only if it also begins or ends a text (GPT-2)."""
     special = {token.content for token in hf.added_tokens_decoder.values() if token.special}
     return tuple(sorted(special - ({hf.unk_token} - {hf.bos_token, hf.eos_token})))
 
 
 def jinja_source(config: Chat, tokenizer: "TextTokenizer") -> str:
-    """The template that a config or else the tokenizer gives. Raises ``ValueError`` where there is none."""
+    """The Jinja template of the config, or else of the tokenizer. Raises ``ValueError`` if there is none."""
     if config.chat_template is not None:
         return read_jinja(config.chat_template)
     try:
         return tokenizer.hf.get_chat_template()
     except (AttributeError, ValueError) as error:
         raise ValueError(
-            f"template 'chat': the text tokenizer {_name(tokenizer)} has no chat template: take another template, or "
-            "give one, dict(type='chat', chat_template='file.jinja')"
+            f"template 'chat': the text tokenizer {_name(tokenizer)} has no chat template: use another template, or "
+            "give one: dict(type='chat', chat_template='file.jinja')"
         ) from error
 
 
 def read_jinja(given: str) -> str:
-    """A Jinja template that is given as itself or as the name of a file."""
+    """A Jinja template, given as text or as the name of a file."""
     if "{" in given:
         return given
     try:
@@ -273,20 +273,20 @@ def read_jinja(given: str) -> str:
 
 
 def portable_template(template: str | dict) -> str | dict:
-    """A template's config that needs no file besides."""
+    """The config of a template, with the content of its file in place of the name."""
     if not isinstance(template, dict) or template.get("type") != "chat" or template.get("chat_template") is None:
         return template
     return dict(template, chat_template=read_jinja(template["chat_template"]))
 
 
 def chat_template_digest(template: "str | dict | Template", tokenizer: "TextTokenizer") -> str | None:
-    """SHA-256 (16 hex digits) of the Jinja template that writes the rows; None where another template does."""
+    """SHA-256 (16 hex digits) of the Jinja template of the rows; None for other templates."""
     own = build_template(template)
     return hashlib.sha256(jinja_source(own, tokenizer).encode()).hexdigest()[:16] if isinstance(own, Chat) else None
 
 
 def text_of(message: dict) -> str:
-    """The text of a message, with marks at its images."""
+    """The text of a message, with image marks."""
     content = message["content"]
     if isinstance(content, str):
         return content
@@ -294,8 +294,8 @@ def text_of(message: dict) -> str:
 
 
 def _parts(question: str) -> list[dict]:
-    """Texts and images of a question. A line end behind an image that stands in front of all text is LLaVA's way to
-    write it, and no part of the text."""
+    """Texts and images of a question. LLaVA writes a line break after an image before the text; it is not part
+    of the text."""
     parts, leads = [], True
     for number, text in enumerate(question.split(IMAGE_MARK)):
         if number:

@@ -1,4 +1,4 @@
-"""Scanning data sets before a run: every record becomes an item and every image is opened, in processes.
+"""Checks of datasets before a run. Worker processes turn every record into an item and open every image.
 
 Legend: ``N`` visual tokens of an image.
 """
@@ -22,7 +22,7 @@ from asvr.data.layouts import ImageLayout, tokens_of_images
 from asvr.data.refusals import Refusal, Refused
 
 CHUNK = 64  # records that a process takes at a time
-EXAMPLES = 3  # of each reason or note that are told
+EXAMPLES = 3  # that are shown for each reason or note
 SUFFIXES = dict(
     PNG=(".png", ".apng"),
     JPEG=(".jpg", ".jpeg", ".jfif"),
@@ -36,11 +36,11 @@ SUFFIXES = dict(
 
 @dataclass(kw_only=True)
 class Source:
-    """A dataset as one use of it in a config sees it.
+    """One use of a dataset in a config.
 
     name: for people, such as ``finetune: data.train``. dataset: built with ``on_error='skip'`` and without
-    ``max_length``, so that what would be cut is seen whole. asked: its questions are used, not its training rows.
-    shifts: of the model's targets, which learn from images, see `asvr.data.conversation.require_learned`.
+    ``max_length``, so that full rows are seen before they are cut. asked: the questions are used, not the training
+    rows. shifts: those of the model's targets, see `asvr.data.conversation.require_learned`.
     """
 
     name: str
@@ -54,12 +54,13 @@ class Source:
 
 @dataclass
 class Found:
-    """What a scan has found; two add up. Its size does not grow with the data, but for the lines of ``bad``, which
-    whoever adds takes out.
+    """The result of a scan. Two results add up.
 
-    refused, noted: how many records by reason, and by what is odd but used. unread: how many records have a key that
-    nobody reads. tokens: how many rows by length, visual tokens included, rounded down by `bin_of`; sides: how many
-    images by their longer side, likewise.
+    Its size does not grow with the data, except for ``bad``, which `add` does not take over.
+
+    refused: the number of refused records, by reason. noted: the number of unusual but usable records, by kind. unread:
+    the number of records with a key that nobody reads, by key. tokens: the number of rows by length with visual tokens,
+    rounded down by `bin_of`. sides: the number of images by their longer side, rounded in the same way.
     """
 
     records: int = 0
@@ -83,7 +84,7 @@ class Found:
 
 
 def bin_of(value: int) -> int:
-    """Eight bins to a doubling: the largest number of three binary digits and zeros that is at most ``value``."""
+    """Round down so that there are eight bins for each doubling: the four leading binary digits stay."""
     shift = max(0, value.bit_length() - 4)
     return value >> shift << shift
 
@@ -91,10 +92,10 @@ def bin_of(value: int) -> int:
 def scan(
     source: Source, *, report, workers: int, limit: int | None = None, decode: bool = True
 ) -> tuple[Found, dict[tuple[str, str], list[str]]]:
-    """Everything in a source, and the first examples by (kind, reason).
+    """Scan a source: return all counts, and the first examples by (kind, reason).
 
-    report: a stream that gets a JSON line for each record that is refused or odd. workers: processes. limit: only the
-    first records. decode: False reads the headers of images alone. Raises ``ValueError`` where a process dies.
+    report: a stream that gets a JSON line for each refused or unusual record. workers: processes. limit: only the first
+    records. decode: False reads only the headers of images. Raises ``ValueError`` if a process dies.
     """
     total = min(len(source.dataset), limit or len(source.dataset))
     whole, examples = Found(), {}
@@ -102,16 +103,16 @@ def scan(
         for found in _chunks(source, total, workers, decode):
             whole.add(found)
             for line in found.bad:
-                told = examples.setdefault((line["kind"], line["reason"]), [])
-                if len(told) < EXAMPLES:
-                    told.append(line["message"])
+                shown = examples.setdefault((line["kind"], line["reason"]), [])
+                if len(shown) < EXAMPLES:
+                    shown.append(line["message"])
                 report.write(json.dumps(dict(source=source.name, **line)) + "\n")
             bar.update(found.records)
     return whole, examples
 
 
 def _chunks(source: Source, total: int, workers: int, decode: bool) -> Iterator[Found]:
-    """Results as they come. Only a few chunks are under way at a time, so that memory stays what it is."""
+    """Results in the order in which they finish. Only a few chunks run at a time, to limit memory."""
     ranges = ((begin, min(begin + CHUNK, total)) for begin in range(0, total, CHUNK))
     if not workers:
         yield from (_scan_range(source, *part, decode) for part in ranges)
@@ -126,13 +127,13 @@ def _chunks(source: Source, total: int, workers: int, decode: bool) -> Iterator[
                     yield future.result()
                 except BrokenProcessPool as error:
                     raise ValueError(
-                        f"{source.name}: a process died, likely without memory, near records {begin} to {end - 1}: "
-                        "give fewer --workers, or look at these with --workers 0"
+                        f"{source.name}: a process died near records {begin} to {end - 1}, likely because memory (RAM) "
+                        "was full: give fewer --workers, or check these records with --workers 0"
                     ) from error
                 waiting |= {_submit(pool, part, decode): part for part in islice(ranges, 1)}
 
 
-_SOURCE: Source | None = None  # a process's own; a fork has it without sending it
+_SOURCE: Source | None = None  # of this process; a fork inherits it
 
 
 def _take(source: Source) -> None:
@@ -171,16 +172,18 @@ def _look_at(source: Source, item: dict, found: Found, decode: bool) -> None:
     found.tokens[bin_of(used)] += 1
     found.unread.update(item.get("unread", ()))
     if source.asked and source.max_length is not None and used > source.max_length:
-        raise Refused(f"the question takes {used} positions, more than max_length={source.max_length}", "too long")
+        raise Refused(
+            f"the question takes {used} positions, more than max_length={source.max_length}: raise it", "too long"
+        )
     if not source.asked:
         row = truncate(ids, item["labels"], max_length=source.max_length, num_image_tokens=sizes)
         cut_to = source.max_length if len(row[0]) < len(ids) else None
         require_learned(*row, shifts=source.shifts, cut_to=cut_to, num_image_tokens=sizes)
     if source.max_length is not None and used > source.max_length:
         found.tell("noted", "cut by max_length", sample, f"{sample}: {used} positions, {source.max_length} are kept")
-    for picture in item["images"]:
+    for image in item["images"]:
         found.pictures += 1
-        size = _look_at_picture(picture, sample, source.max_pixels, found, decode)
+        size = _look_at_image(image, sample, source.max_pixels, found, decode)
         found.sides[bin_of(max(size))] += 1
 
 
@@ -193,16 +196,16 @@ def _sizes(source: Source, item: dict) -> list[int]:
     return [tokens(size).num_tokens for size in sizes]
 
 
-def _look_at_picture(picture, sample: str, max_pixels: int, found: Found, decode: bool) -> tuple[int, int]:
-    """Width and height. Raises `Refused` as training would."""
-    with opened(picture, max_pixels=max_pixels) as image:
+def _look_at_image(source, sample: str, max_pixels: int, found: Found, decode: bool) -> tuple[int, int]:
+    """Check an image and return its width and height. Raises `Refused` as training would."""
+    with opened(source, max_pixels=max_pixels) as image:
         if decode:
             to_rgb(image)
         size, kind, turned = image.size, image.format, orientation(image) in TURNS
-    if isinstance(picture, str | Path) and Path(picture).suffix.lower() not in SUFFIXES[kind]:
-        found.tell("noted", "wrong extension", sample, f"{sample}: {picture} is {kind}")
+    if isinstance(source, str | Path) and Path(source).suffix.lower() not in SUFFIXES[kind]:
+        found.tell("noted", "wrong extension", sample, f"{sample}: {source} is {kind}")
     if turned:
-        found.tell("noted", "EXIF-rotated, used as stored", sample, f"{sample}: {picture}")
+        found.tell("noted", "EXIF-rotated, used as stored", sample, f"{sample}: {source}")
     return size
 
 

@@ -1,7 +1,7 @@
-"""From items of a dataset to a `Batch`. Runs in the workers of the DataLoader.
+"""The collate function: it turns items of a dataset into a `Batch`, in the workers of the DataLoader.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder in the batch (each crop of an image that is cut
-into several is one), ``N`` visual tokens of one, ``S`` supervised text positions.
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` encoder images in the batch (each crop counts as one), ``N`` visual
+tokens of an encoder image, ``S`` supervised text positions.
 """
 
 from collections.abc import Collection, Iterable
@@ -20,20 +20,20 @@ ENCODER = "encoder"  # the view that cached features replace; others are named <
 
 
 class Collate:
-    """Expand the image places to the positions that they take, pad, and make the pixels.
+    """The collate function: it expands images to their visual tokens, pads the rows and makes the pixels.
 
-    layout: what tokens an image gets, see `ImageLayout`. views: name -> transform; equal transforms share one tensor.
-    targets: names whose truth the cache may hold. image_aspect: see `ImageTransform`. max_length: the longest row that
-    may arrive (the dataset has cut it), or None. on_error: what happens where an image cannot be read, and the sample
-    with it (``raise`` or ``skip``). max_pixels: of an image, see `open_image`. padding_side: ``right``, which needs no
-    attention mask, or ``left``. packed: all samples in one row, see `asvr.data.batch.Segments`. shifts: in training, of
-    the targets that learn from images: a sample from which nothing can be learned is refused; None for questions.
-    cache: an `asvr.caches.features.FeatureCache`, or what has its ``check``, ``features`` and ``truth``; the last
-    two return what there is for all keys, or None. A view that they replace has no pixels, and no image is
-    opened for it.
+    layout: the visual tokens of an image, see `ImageLayout`. views: name -> transform; equal transforms share one
+    tensor. targets: names of targets whose truth the cache may have. image_aspect: see `ImageTransform`. max_length:
+    the longest row that may arrive (the dataset has cut it), or None. on_error: what happens to a sample whose image
+    cannot be read: ``raise`` or ``skip``. max_pixels: of an image, see `open_image`. padding_side: ``right``, which
+    needs no attention mask, or ``left``. packed: put all samples into one row, see `asvr.data.batch.Segments`. shifts:
+    in training, those of the targets that learn from images; a sample without any loss is refused. None for questions.
+    cache: an `asvr.caches.features.FeatureCache`, or an object with its ``check``, ``features`` and ``truth``. The last
+    two return values for all keys, or None. Views that the cache replaces have no pixels, and no image is opened for
+    them.
 
-    A refused sample is left out and stands in ``Batch.refusals``. Where no sample is left, the batch is
-    one padding token with nothing to learn, so that the step still runs.
+    A refused sample is left out and stands in ``Batch.refusals``. If no sample is left, the batch is one padding token
+    without a loss, so that the step still runs.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Collate:
         cached = self._cached(_crop_keys(items))
         views = {name: view for name, view in self.views.items() if name.partition(".")[0] not in cached}
         items, pixels, refused = self._decode(items, views)
-        if refused:  # the batch has fewer images than were asked for
+        if refused:  # the batch has fewer images now
             cached = self._cached(_crop_keys(items))
         rows = [self._expand(item) for item in items] or [([self.pad_id], [IGNORE], [])]
         return Batch(
@@ -87,8 +87,8 @@ class Collate:
         )
 
     def laid_out(self, items: list[dict]) -> tuple[list[dict], list[Refusal]]:
-        """The items with ``layouts``, one for each image; refused where an image's size is needed and cannot be
-        read."""
+        """The items with ``layouts``, one for each image. An item is refused if it needs the size of an image that
+        cannot be read."""
 
         def layouts(item: dict) -> list:
             if (fixed := self.layout.fixed) is not None:
@@ -115,7 +115,7 @@ class Collate:
         return {name: values for name, values in found.items() if values is not None}
 
     def _decode(self, items: list[dict], views: dict) -> tuple[list[dict], dict, list[Refusal]]:
-        """Open each image once and make what the views want of it, or of each of its crops."""
+        """Open each image once and apply the transforms of the views to it, or to each of its crops."""
         transforms = list(dict.fromkeys(views.values()))
 
         def pixels(item: dict) -> list[list]:
@@ -131,11 +131,11 @@ class Collate:
     def _crops(self, source, layout) -> list:
         crops = self.layout.crops(open_image(source, max_pixels=self.max_pixels))
         if len(crops) != layout.num_crops:
-            raise Refused(f"the image {source} has another size than its header tells", UNREADABLE)
+            raise Refused(f"the image {source} has another size than its header says", UNREADABLE)
         return crops
 
     def _guarded(self, items: list[dict], make) -> tuple[list[dict], list, list[Refusal]]:
-        """The items that ``make`` does not refuse, what it made of them, and the refusals."""
+        """The items that ``make`` does not refuse, its results for them, and the refusals."""
         kept, made, refused = [], [], []
         for item in items:
             try:
@@ -151,7 +151,7 @@ class Collate:
         return kept, made, refused
 
     def _expand(self, item: dict) -> tuple[list[int], list[int], list[int]]:
-        """Return ids and labels with all positions of each image, and where each image begins."""
+        """Return ids and labels with all positions of each image, and the first position of each image."""
         input_ids, labels, starts = [], [], []
         assert item["input_ids"].count(IMAGE_TOKEN) == len(item["image_keys"]) == len(item["layouts"]), (
             f"{item['sample_id']}: marks and images differ in number"
@@ -191,7 +191,7 @@ class Collate:
         )
 
     def _padded(self, rows: list, lengths: list[int]) -> tuple[dict, list[int]]:
-        """A row a sample; and where each sample begins, counted over all rows."""
+        """One row for each sample, and the flat position at which each sample begins."""
         width = max(lengths)
         begin_B = [width - length if self.padding_side == "left" else 0 for length in lengths]
         ids_BT = [
@@ -207,7 +207,7 @@ class Collate:
         return layout, [b * width + begin for b, begin in enumerate(begin_B)]
 
     def _packed(self, rows: list, lengths: list[int]) -> tuple[dict, list[int]]:
-        """One row of all samples, without padding; and where each of them begins."""
+        """One row of all samples without padding, and the position at which each begins."""
         segments = Segments.of(lengths)
         layout = dict(
             input_ids_BT=_whole_numbers([[token for ids, _, _ in rows for token in ids]]),
@@ -223,8 +223,8 @@ def _crop_keys(items: list[dict]) -> list[str]:
 
 
 def _whole_numbers(ids: list) -> torch.Tensor:
-    """int64. Raises ``ValueError`` for other numbers, which would be cut to whole ones without a word."""
+    """The numbers as int64. Raises ``ValueError`` for floats and booleans, which would be converted silently."""
     found = torch.tensor(ids)
     if found.numel() and (found.is_floating_point() or found.dtype == torch.bool):
-        raise ValueError(f"input_ids or labels of a sample are {found.dtype}: expected whole numbers, ids of tokens")
+        raise ValueError(f"input_ids or labels of a sample are {found.dtype}: expected integers, the ids of tokens")
     return found.long()

@@ -1,7 +1,7 @@
-"""From a conversation to token ids and labels, segment by segment.
+"""Encoding of conversations: from messages to token ids and labels, segment by segment.
 
-A conversation is LLaVA's: ``[{'from': 'human', 'value': ...}, {'from': 'gpt', 'value': ...}, ...]``, with
-``<image>`` in a question at the place of an image. A system message may stand in front of it. Here one image is ONE
+A conversation has LLaVA's form: ``[{'from': 'human', 'value': ...}, {'from': 'gpt', 'value': ...}, ...]``, with
+``<image>`` in a question at the place of an image. A system message may come first. Here one image is ONE
 ``IMAGE_TOKEN``.
 """
 
@@ -27,15 +27,14 @@ NOTHING = "nothing to learn"
 def parse_rounds(messages: list, num_images: int, *, prompt: bool = False, moves_marks: bool = True) -> list[Round]:
     """Check a conversation and pair its questions with their answers.
 
-    As LLaVA does: an answer in front of the first question is dropped, and the mark of a question's
-    only image moves to its front (``<image>\\n``). Several marks in one question stay where they are
-    written. Where no question has a mark, the images go in front of the first one. A system message in front is no
-    part of the rounds, see `system_of`.
+    As in LLaVA, an answer before the first question is dropped. If a question has one image, its mark moves to the
+    front (``<image>\\n``); several marks stay where they are written. If no question has a mark, the images go in
+    front of the first question. A leading system message is not part of the rounds, see `system_of`.
 
-    num_images: images of the record; the marks must be as many. prompt: the conversation ends with a
-    question, or its last answer is left out. moves_marks: False leaves the mark of an only image where it is written.
+    num_images: images of the record; the number of marks must be the same. prompt: leave the last answer out, if the
+    conversation ends with one. moves_marks: False leaves the mark of a single image where it is written.
 
-    Raises: `Refused` for anything else than questions and answers in turn.
+    Raises: `Refused` if the messages are not questions and answers in turn.
     """
     turns = [_turn(message, i) for i, message in enumerate(messages)]
     if turns and turns[0][0] == SYSTEM:
@@ -62,12 +61,12 @@ def parse_rounds(messages: list, num_images: int, *, prompt: bool = False, moves
 
 def _turn(message, i: int) -> tuple[str, str]:
     if not isinstance(message, dict) or not isinstance(message.get("value"), str):
-        raise Refused(f"message {i} is not {{'from': role, 'value': text}}: {short(message)}", "malformed")
+        raise Refused(f"message {i} is {short(message)}: expected {{'from': role, 'value': text}}", "malformed")
     role = message.get("from")
     if role == SYSTEM and i:
-        raise Refused(f"message {i} is from 'system': a system message stands in front of all others", "roles")
+        raise Refused(f"message {i} is from 'system': a system message must be the first message", "roles")
     if role not in (*ROLES, SYSTEM):
-        expected = "expected 'user' (or 'human') or 'assistant' (or 'gpt'), and 'system' in front"
+        expected = "expected 'user' (or 'human') or 'assistant' (or 'gpt'), or 'system' for the first message"
         raise Refused(f"message {i} is from {short(role)}: {expected}", "roles")
     if not is_whole(message["value"]):
         raise Refused(f"message {i} has half a character (a lone surrogate): {short(message['value'])}", "malformed")
@@ -75,28 +74,28 @@ def _turn(message, i: int) -> tuple[str, str]:
 
 
 def system_of(messages: list) -> str | None:
-    """The text of the system message that stands in front; None where there is none, or a blank one. Raises `Refused`
-    where it has an image."""
+    """The text of the first message if it is a system message; None if there is none or it is blank. Raises `Refused`
+    if it has an image."""
     if not messages or not isinstance(messages[0], dict) or messages[0].get("from") != SYSTEM:
         return None
     _, text = _turn(messages[0], 0)
     if IMAGE_MARK in text:
-        raise Refused("the system message has an image: images belong to questions", "image marks")
+        raise Refused("the system message has an image: put images into questions", "image marks")
     return text if text.strip() else None
 
 
 def _with_system(template: Template, text: str | None) -> Template:
-    """The template with a record's own system message in place of its own text."""
+    """The template with the system message of a record in place of its own system text."""
     if text is None:
         return template
     if not is_dataclass(template) or "system" not in {field.name for field in fields(template)}:
-        told = f"the template {type(template).__name__} has no place for it (no field `system`)"
-        raise Refused(f"the record has a system message, and {told}", "system message")
+        why = f"the template {type(template).__name__} has no place for it (no field `system`)"
+        raise Refused(f"the record has a system message, and {why}", "system message")
     return replace(template, system=text)
 
 
 def is_whole(text: str) -> bool:
-    """Whether every character is one: JSON can write half of a pair, which no tokenizer and no file name takes."""
+    """Whether a text has no lone surrogate. JSON can write one; tokenizers and file names cannot hold it."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -123,12 +122,12 @@ def _round(question: str, answer: str | None) -> Round:
     if answer is not None and not answer.strip():
         raise Refused(f"the answer to {short(question)} is empty", "empty answer")
     if answer is not None and IMAGE_MARK in answer:
-        raise Refused(f"{IMAGE_MARK} stands in an answer: images belong to questions", "image marks")
+        raise Refused(f"{IMAGE_MARK} stands in an answer: put images into questions", "image marks")
     return Round(question, answer)
 
 
 def segments_of(messages: list, num_images: int, template: Template, *, prompt: bool = False) -> list[Segment]:
-    """The segments of a record; one with images and no message is BOS and its images."""
+    """The segments of a record. A record without messages gives BOS and its images."""
     if not messages:
         if not num_images:
             raise Refused("the record has neither a conversation nor an image", "no conversation")
@@ -141,21 +140,21 @@ def segments_of(messages: list, num_images: int, template: Template, *, prompt: 
 
 
 def _check_segments(segments: list, num_images: int, template: Template) -> None:
-    """Raise ``ValueError`` where a template of one's own does not keep its contract."""
+    """Raise ``ValueError`` if a user's own template does not keep its contract."""
     wrong = [s for s in segments if not isinstance(s, Segment) or s.kind not in KINDS]
     if wrong:
         expected = f"expected Segment(kind, ...) with one of the kinds {', '.join(KINDS)}"
-        raise ValueError(f"{TEMPLATES.broken(template)}: segments() gives {short(wrong[0])}, {expected}")
+        raise ValueError(f"{TEMPLATES.broken(template)}: segments() yields {short(wrong[0])}, {expected}")
     images = sum(segment.kind == "image" for segment in segments)
     if images != num_images:
         raise ValueError(
-            f"{TEMPLATES.broken(template)}: segments() gives {images} images, the questions have {num_images}: give "
+            f"{TEMPLATES.broken(template)}: segments() yields {images} images, the questions have {num_images}: yield "
             f"IMAGE at each {IMAGE_MARK} mark, as question_segments() does"
         )
 
 
 def merged(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Join neighbouring texts that are both learned, or both not: words are not cut inside a question."""
+    """Join neighbouring texts that are both learned or both not learned, so that no word is cut between them."""
     last = None
     for segment in segments:
         if last and last.kind == segment.kind == "text" and last.supervised == segment.supervised:
@@ -169,9 +168,10 @@ def merged(segments: Iterable[Segment]) -> Iterator[Segment]:
 
 
 def encode_segments(segments: list[Segment], tokenizer: "TextTokenizer") -> tuple[list[int], list[int]]:
-    """Return (input_ids, labels). At the beginning and behind an image a text is encoded as one of its own
-    (so does LLaVA), behind another text it goes on from it, and behind a special token it is encoded as
-    the tokenizer does with a text that has special tokens in it."""
+    """Return (input_ids, labels).
+
+    At the beginning and after an image, a text is encoded as a new text, as in LLaVA. After another text it continues
+    that text. After a special token it is encoded as the tokenizer encodes text between special tokens."""
     input_ids, labels = [], []
     continues = False
     for segment in segments:
@@ -197,22 +197,20 @@ def _control_ids(segment: Segment, tokenizer: "TextTokenizer") -> list[int]:
 
 
 def prompt_ids(messages: list, num_images: int, template: Template, tokenizer: "TextTokenizer") -> list[int]:
-    """Token ids up to where the last answer begins: a prefix of the training row's ids."""
+    """Token ids up to the beginning of the last answer. They are a prefix of the training row."""
     return encode_segments(segments_of(messages, num_images, template, prompt=True), tokenizer)[0]
 
 
 def truncate(
     input_ids: list[int], labels: list[int], *, max_length: int | None, num_image_tokens: int | Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """Cut a row to ``max_length`` positions, where an image takes ``num_image_tokens`` of them, or each its own number
-    (None: no limit).
+    """Cut a row to ``max_length`` positions. None: no limit.
 
-    Only text is cut, and only at the end: every image of the row must lie wholly inside the limit
-    together with the text in front of it, or the row is refused.
+    Only text is cut, and only at the end. Every image must fit into the limit as a whole. num_image_tokens: the
+    positions that an image takes, one number for all or one for each.
 
-    Raises: `Refused` where an image lies beyond the limit, or where no image and no supervised
-    token with a position in front of it is left. Whether an image is learned from depends on the model, see
-    `require_learned`.
+    Raises: `Refused` if an image ends beyond the limit, or if the cut row has no image and no token that is learned.
+    Whether the model learns from an image depends on its targets, see `require_learned`.
     """
     used = kept = 0
     sizes = iter(tokens_of_images(num_image_tokens, input_ids.count(IMAGE_TOKEN)))
@@ -224,14 +222,14 @@ def truncate(
         elif token == IMAGE_TOKEN:
             raise Refused(
                 f"an image ends at position {used}, beyond max_length={max_length} (an image takes "
-                f"{size} positions): raise max_length or shorten the text in front of it",
-                "picture beyond max_length",
+                f"{size} positions): raise max_length or shorten the text before it",
+                "image beyond max_length",
             )
     input_ids, labels = input_ids[:kept], labels[:kept]
     if IMAGE_TOKEN not in input_ids and all(label == IGNORE for label in labels[1:]):
         cut = max_length is not None and used > max_length
-        told = _no_answer(input_ids, labels, max_length if cut else None)
-        raise Refused(f"{told} (the row has {used} positions), and no image", NOTHING)
+        why = _no_answer(input_ids, labels, max_length if cut else None)
+        raise Refused(f"{why} (the row has {used} positions), and no image", NOTHING)
     return input_ids, labels
 
 
@@ -243,26 +241,29 @@ def require_learned(
     shifts: Collection[int],
     cut_to: int | None = None,
 ) -> None:
-    """Raise `Refused` for a row without any position that a loss is taken on. shifts: of the model's targets, which
-    learn from images: with 1, nothing predicts an image's first token where that begins the row. cut_to: the
-    ``max_length`` that the row was longer than, for the message."""
+    """Raise `Refused` for a row from which the model learns nothing: no position has a loss.
+
+    shifts: those of the model's targets, which learn from images. With 1, no position predicts the first token of an
+    image that begins the row. cut_to: ``max_length`` if the row was cut, for the message."""
     if any(label != IGNORE for label in labels[1:]):
         return
-    pictures = [place for place, token in enumerate(input_ids) if token == IMAGE_TOKEN]
-    sizes = tokens_of_images(num_image_tokens, len(pictures))[: len(pictures)]  # a cut row has fewer than its record
-    pairs = list(zip(sizes, pictures, strict=True))
+    images = [place for place, token in enumerate(input_ids) if token == IMAGE_TOKEN]
+    sizes = tokens_of_images(num_image_tokens, len(images))[: len(images)]  # a cut row has fewer than its record
+    pairs = list(zip(sizes, images, strict=True))
     if any(size > (shift and place == 0) for shift in shifts for size, place in pairs):
         return
-    why = "its image has one visual token, which nothing predicts" if shifts else "the model has no target for images"
-    told = _no_answer(input_ids, labels, cut_to)
-    raise Refused(f"{told}, and {why if pictures else 'it has no image'}", NOTHING)
+    if not images:
+        why = "it has no image"
+    else:
+        why = "no position predicts its only visual token" if shifts else "the model has no target for images"
+    raise Refused(f"{_no_answer(input_ids, labels, cut_to)}, and {why}", NOTHING)
 
 
 def _no_answer(input_ids: list[int], labels: list[int], cut_to: int | None) -> str:
-    """Why a row has no answer that is learned."""
+    """The reason why no answer of a row is learned."""
     if cut_to is not None:
         return f"no answer is left within max_length={cut_to}"
     if any(label != IGNORE for label in labels[:1]):
-        return "the answer is the row's first token, which nothing predicts"
+        return "the answer is the first token of the row, which no position predicts"
     texts = sum(token != IMAGE_TOKEN for token in input_ids)
     return "the record has no conversation" if texts <= 1 else "the row has no answer"

@@ -1,4 +1,4 @@
-"""Images that are asked for several times in a short while, and decoded once."""
+"""A cache of decoded images, for images that are used several times within a short time."""
 
 from collections import OrderedDict
 from functools import partial
@@ -15,14 +15,14 @@ LIMIT = 512 * 1024**2  # bytes: some 550 images of 640 x 480 pixels
 
 
 class DecodedOnce:
-    """A collate function that remembers the images which it has decoded last, by their keys, up to ``limit`` bytes.
+    """A collate function that keeps the images it decoded last, by their keys, up to ``limit`` bytes.
 
-    What ``collate`` does not open, such as an image whose features are cached, is not opened here.
+    It opens no image that ``collate`` would not open, such as one with cached features.
     """
 
     def __init__(self, collate: Collate, *, limit: int = LIMIT):
         self.collate, self.limit = collate, limit
-        self._images: OrderedDict[str, Image.Image] = OrderedDict()  # the one that was used last stands at the end
+        self._images: OrderedDict[str, Image.Image] = OrderedDict()  # in the order of their last use
         self._bytes = 0
 
     def __call__(self, items: list) -> Batch:

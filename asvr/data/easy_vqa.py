@@ -1,4 +1,4 @@
-"""easy-vqa: 5,000 images of a shape and 48,248 questions, as a package (MIT, Victor Zhou)."""
+"""The dataset easy-vqa: 5,000 images of one shape and 48,248 questions, from its package (MIT, Victor Zhou)."""
 
 import importlib
 import logging
@@ -18,8 +18,9 @@ logger = logging.getLogger("asvr")
 
 
 def question_kind(question: str) -> str:
-    """One of ``KINDS``: which color, which shape (with or without the color given), or, for yes and no,
-    whether the image has or lacks a color or a shape."""
+    """The kind of a question, one of ``KINDS``.
+
+    It asks for a color, for a shape (with or without its color), or whether the image has or lacks a color or shape."""
     if question.startswith(("what color", "what is the color")):
         return "color"
     if question.startswith("what"):
@@ -30,18 +31,17 @@ def question_kind(question: str) -> str:
 
 @DATASETS.register_module()
 class EasyVQA(ConversationDataset):
-    """The package easy-vqa: questions about coloured shapes, in its official split.
+    """The dataset easy-vqa: questions about coloured shapes, in its official split.
 
-    4,000 training images with 38,575 questions, and 1,000 test images with 9,673.
+    It has 4,000 training images with 38,575 questions, and 1,000 test images with 9,673.
 
-    turns: questions of one conversation; those of an image are put in an order that ``seed`` decides and
-    dealt out in turn, so that its last conversation may be shorter. With ``turns=1`` and ``seed=None``
-    they stay in the package's order. A record of one question has its kind as ``category``. image_only:
-    one record an image, without a conversation.
-    with_images: False leaves the images out, for a blind model. max_images: only the first ones. For
+    turns: the number of questions of a conversation. ``seed`` shuffles the questions of an image, which are then split
+    into conversations; the last one of an image may be shorter. ``seed=None`` keeps the order of the package. A record
+    of one question has the kind of the question as ``category``. image_only: one record for each image, without a
+    conversation. with_images: False leaves the images out, for a blind model. max_images: use only the first ones. For
     the other arguments see `asvr.data.records.ConversationDataset`.
 
-    Raises: ValueError where the package is not installed.
+    Raises: ValueError if the package is not installed or an argument is not valid.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class EasyVQA(ConversationDataset):
     ):
         super().__init__(**kwargs)
         if split not in SPLITS:
-            raise ValueError(f"EasyVQA has no split {split!r}: expected one of {SPLITS}")
+            raise ValueError(f"EasyVQA: split={split!r}: expected one of {', '.join(map(repr, SPLITS))}")
         if turns < 1:
-            raise ValueError(f"EasyVQA: turns={turns}, expected at least one question in a conversation")
+            raise ValueError(f"EasyVQA: turns={turns}: expected at least 1, the questions of a conversation")
         if image_only and not with_images:
-            raise ValueError("EasyVQA: image_only=True and with_images=False leave nothing in a record")
+            raise ValueError("EasyVQA: image_only=True and with_images=False leave records empty: set one of them")
         self.source = f"easy-vqa/{split}"
         package = _package()
         paths = getattr(package, f"get_{split}_image_paths")()
@@ -79,7 +79,7 @@ class EasyVQA(ConversationDataset):
             self.records = self._conversations(questions, turns, seed, with_images)
 
     def _questions(self, columns: tuple[list, list, list]) -> dict[str, list[tuple[str, str]]]:
-        """picture -> its questions and answers, in the package's order."""
+        """Image name -> its questions and answers, in the order of the package."""
         by_name = {name: [] for name in self.paths}
         for question, answer, image in zip(*columns, strict=True):
             if str(image) in by_name:

@@ -1,9 +1,8 @@
-"""What is found out once about a large data file and kept: where its records are, and its SHA-256.
+"""The index of a large data file: the places of its records, and its SHA-256. It is made once and kept.
 
-The index is a safetensors file beside the data file, ``<name>.asvr-index``, or, where that folder cannot be written,
-in ``$ASVR_CACHE`` (default ``~/.cache/asvr``). It names the file it was made from by size, time of change and the
-SHA-256 of both ends, and is made anew where one of them differs. Opening it reads nothing but that: the arrays are
-mapped into memory.
+The index is a safetensors file beside the data file, ``<name>.asvr-index``. If that folder cannot be written, it is in
+``$ASVR_CACHE`` (default ``~/.cache/asvr``). It records the size, the modification time and the SHA-256 of both ends of
+the data file; if one of them differs, the index is made again. Its arrays are mapped into memory, so opening is fast.
 """
 
 import fcntl
@@ -27,24 +26,24 @@ from asvr.base.log import logger
 from asvr.base.log_once import log_once
 
 SUFFIX = ".asvr-index"
-KEPT_FROM = 1 << 24  # bytes: a smaller file is read again faster than a user asks what the new file in the folder is
-END = 1 << 16  # bytes of each end
-SETTLED = 2.0  # seconds: within a clock's tick, a file could change again and keep its size and time of change
+KEPT_FROM = 1 << 24  # bytes: smaller files are quickly read again, and no new file surprises the user
+END = 1 << 16  # bytes at each end
+SETTLED = 2.0  # seconds: a file that changes twice within one clock tick may keep its size and modification time
 
 
 @dataclass(frozen=True)
 class FileIndex:
-    """arrays: what the scan of the file returned. sha256: of the whole file, in hex."""
+    """The index of a file. arrays: the result of the scan. sha256: of the complete file, in hex."""
 
     arrays: dict[str, np.ndarray]
     sha256: str
 
 
 def file_index(path: str, kind: str, scan: Callable[[str], dict[str, np.ndarray]]) -> FileIndex:
-    """The index of a file: what ``scan(path)`` returns, read from where it is kept or made now.
+    """The index of a file: the result of ``scan(path)``, either kept from before or made now.
 
-    kind: names what the scan finds and its version. Several processes that need it make it once. Raises ``ValueError``
-    where the file changes meanwhile.
+    kind: the name and version of the scan. If several processes need the index, only one makes it. Raises
+    ``ValueError`` if the file changes during the scan.
     """
     if os.path.getsize(path) < KEPT_FROM:
         return FileIndex(scan(path), sha256_of(Path(path)))
@@ -54,11 +53,11 @@ def file_index(path: str, kind: str, scan: Callable[[str], dict[str, np.ndarray]
     with _one_at_a_time(path):
         if (found := _read(path, kind, places)) is not None:  # another process was faster
             return found
-        logger.info("%s: indexing %.1f GB, once", path, os.path.getsize(path) / 1e9)
+        logger.info("%s: indexing %.1f GB (once)", path, os.path.getsize(path) / 1e9)
         before, began = _identity(path, kind), time.time()
         index = FileIndex(scan(path), sha256_of(Path(path)))
         if _identity(path, kind) != before:
-            raise ValueError(f"{path} changed while it was read: start again when it is complete")
+            raise ValueError(f"{path} changed while it was read: run again when the file is complete")
         if began - os.stat(path).st_mtime > SETTLED:
             _keep(index, before, places)
         return index
@@ -70,7 +69,7 @@ def cache_folder() -> Path:
 
 
 def _places(path: str) -> list[Path]:
-    """Where an index may be kept, the best place first."""
+    """Places for an index, the best one first."""
     whole = os.path.abspath(path)
     digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]
     return [Path(whole + SUFFIX), cache_folder() / "index" / f"{os.path.basename(whole)}-{digest}{SUFFIX}"]
@@ -99,7 +98,7 @@ def _read(path: str, kind: str, places: list[Path]) -> FileIndex | None:
 
 
 def _header(place: Path) -> tuple[dict, int, dict] | None:
-    """Of a safetensors file: its metadata, where its arrays begin, and what they are. None where it is not whole."""
+    """The header of a safetensors file: metadata, begin of the arrays and their description. None if incomplete."""
     with open(place, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length < 1 << 20:
@@ -139,25 +138,26 @@ def _keep(index: FileIndex, identity: dict[str, str], places: list[Path]) -> Non
 
 @contextmanager
 def _one_at_a_time(path: str) -> Iterator[None]:
-    """The data file itself is locked, so that no file of locks is left behind."""
+    """Lock the data file, so that one process works at a time. No lock file is left."""
     with open(path, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks: the work is done more than once
+        except OSError as error:  # the file system has no locks: the work may be done twice
             log_once(logging.INFO, "%s cannot be locked (%s)", path, error)
         yield
 
 
 class FileReader:
-    """Bytes of one file by their place. Reads name it (``pread``), so that processes that were forked share one handle
-    and do not disturb one another; a pickled reader opens its own."""
+    """A reader of byte ranges of one file.
+
+    It uses ``pread``, so forked processes can share the open file. A pickled reader opens the file again."""
 
     def __init__(self, path: str):
         self.path, self._handle = path, os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._handle)
 
     def __call__(self, start: int, end: int) -> bytes:
-        """Raises ``OSError`` where the file cannot be read."""
+        """The bytes from ``start`` to ``end``. Raises ``OSError`` if the file cannot be read."""
         return os.pread(self._handle, int(end) - int(start), int(start))
 
     def __reduce__(self) -> tuple:

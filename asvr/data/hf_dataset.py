@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face `datasets`: by name, or out of a folder."""
+"""Datasets of Hugging Face `datasets`, by name or from a folder."""
 
 import hashlib
 import json
@@ -17,28 +17,28 @@ from asvr.data.stream import Stream, count_rows
 from asvr.data.tables import TableImage, TableRecords, require_datasets
 from asvr.registry import DATASETS
 
-SAVED = ("state.json", "dataset_dict.json")  # what save_to_disk writes
-COMPARED = 64  # first records of a stream, of which its fingerprint is made
+SAVED = ("state.json", "dataset_dict.json")  # files that save_to_disk writes
+COMPARED = 64  # first rows of a stream, for its fingerprint
 
 
 @DATASETS.register_module()
 class HFDataset(TableRecords, ConversationDataset):
-    """A data set of `datasets`: its name on the Hugging Face Hub, a folder that ``save_to_disk`` wrote, or a folder of
-    files that ``load_dataset`` reads (Parquet, Arrow, JSON, images with metadata, webdataset shards).
+    """A dataset of Hugging Face `datasets`.
 
-    A name is taken from the cache of `datasets`; only with ``ASVR_DOWNLOAD=1`` is it fetched. name: one of several
-    configurations of a data set. split, revision: as in ``load_dataset``. columns, image_folder: as in
-    `ParquetDataset`; paths lead to ``path`` by default.
+    path: a name on the Hugging Face Hub, a folder that ``save_to_disk`` wrote, or a folder of files that
+    ``load_dataset`` reads (Parquet, Arrow, JSON, images with metadata, webdataset shards). A name is read from the
+    cache of `datasets`; it is downloaded only with ``ASVR_DOWNLOAD=1``. name: a configuration of the dataset. split,
+    revision: as in ``load_dataset``. columns, image_folder: as in `ParquetDataset`; image_folder is ``path`` by
+    default.
 
-    streaming: rows are read in order while training goes on, and nothing is copied. The order of training is then by
-    windows: each ``window`` rows are held in memory and drawn in an order that the seed decides. Any sample follows
-    from seed and position as without streaming, so that a run goes on exactly; to get there, the rows in front are
-    read again without being decoded. Each process that reads data reads the whole stream: one worker is mostly best.
-    num_records: how many rows of the stream are used. By default the data set's own count, or, of a folder, what one
-    pass through it counts.
+    streaming: read rows in order during training, without a copy of the data. Each ``window`` rows are then held in
+    memory and shuffled with the seed. The seed and the position decide each sample, as without streaming, so a run
+    resumes exactly; the rows before are read again, but not decoded. Each worker reads the whole stream: one worker is
+    usually best. num_records: the number of rows to use. By default it is the dataset's own count, or, for a folder,
+    counted in one pass.
 
-    Raises: ValueError where `datasets` is not installed, the data set or split is not here or cannot be read, a column
-    is not there, or the length of a stream is not known.
+    Raises: ValueError if `datasets` is not installed, the dataset or split is missing or cannot be read, a column is
+    missing, or the length of a stream is not known.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class HFDataset(TableRecords, ConversationDataset):
             if value is not None and value < 1:
                 raise ValueError(f"HFDataset: {key}={value}: expected at least 1")
         if num_records is not None and not streaming:
-            raise ValueError("HFDataset: num_records is of a stream: give split='train[:100]' for the first rows")
+            raise ValueError("HFDataset: num_records needs streaming=True: use split='train[:100]' for the first rows")
         self.source = ":".join(part for part in (path, name, split) if part)
         folder = Path(path).expanduser()
         self.image_folder = os.path.abspath(image_folder or (folder if folder.is_dir() else "."))
@@ -75,14 +75,14 @@ class HFDataset(TableRecords, ConversationDataset):
         else:
             self.rows = used
         if not len(self):
-            raise ValueError(f"HFDataset: {self.source} holds no record")
+            raise ValueError(f"HFDataset: {self.source} has no records: expected at least one")
         self._fingerprint = _stream_fingerprint(self) if streaming else _table_fingerprint(found, split)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def fingerprint(self) -> str:
-        """See `ConversationDataset.fingerprint`. Of a stream only its first rows and its length are compared."""
+        """See `ConversationDataset.fingerprint`. For a stream, only its first rows and its length count."""
         return self._fingerprint
 
     def sampler(self, seed: int) -> ResumableSampler:
@@ -93,15 +93,15 @@ class HFDataset(TableRecords, ConversationDataset):
 
     def image(self, name: str) -> tuple[str, Source]:
         key, source = super().image(name)
-        if self.in_order and isinstance(source, TableImage):  # it is opened when the window may be another one
+        if self.in_order and isinstance(source, TableImage):  # it may be opened after the window has moved on
             source = InlineImage(source.read())
         return key, source
 
     def images(self) -> Iterator[tuple[str, Source]]:
         if self.in_order:
             raise ValueError(
-                f"{self.source}: a stream cannot list its images, which a cache and a tokenizer's `fit` need: set "
-                "streaming=False, or data.cache=False"
+                f"{self.source}: data.cache and the `fit` of a tokenizer need a list of all images, and a stream has "
+                "none: set streaming=False, or data.cache=False"
             )
         return super().images()
 
@@ -118,39 +118,40 @@ class HFDataset(TableRecords, ConversationDataset):
 
 def _load(path: str, folder: Path, name: str | None, split: str, revision: str | None, streaming: bool):
     datasets = require_datasets("HFDataset")
-    told = f"HFDataset: path={path!r}"
+    where = f"HFDataset: path={path!r}"
     if folder.is_file():
-        raise ValueError(f"{told} is a file: give its folder, or read it with ParquetDataset, TarDataset, LlavaDataset")
+        readers = "ParquetDataset, TarDataset or LlavaDataset"
+        raise ValueError(f"{where} is a file: give its folder, or read it with {readers}")
     if any((folder / file).is_file() for file in SAVED):
-        return _load_saved(datasets, folder, split, streaming, told)
+        return _load_saved(datasets, folder, split, streaming, where)
     if not folder.is_dir() and str(path).count("/") > 1:
-        raise ValueError(f"{told} is not a folder")
+        raise ValueError(f"{where} is not a folder, and not a name on the Hub")
     try:
         with _offline(datasets, folder.is_dir() or os.environ.get("ASVR_DOWNLOAD") == "1"):
             place = str(folder) if folder.is_dir() else path
             return datasets.load_dataset(place, name, split=split, revision=revision, streaming=streaming)
-    except Exception as error:  # `datasets` and its readers raise anything for a file that they do not expect
+    except Exception as error:  # for unexpected files, `datasets` and its readers raise errors of any kind
         why = " ".join(str(error.__cause__ or error).split())
         hint = ""
         if not folder.is_dir() and os.environ.get("ASVR_DOWNLOAD") != "1":
-            hint = ". It is no folder here; set ASVR_DOWNLOAD=1 to fetch it from the Hugging Face Hub"
-        raise ValueError(f"{told}, split={split!r} cannot be read: {why}{hint}") from error
+            hint = ". It is not a folder here; set ASVR_DOWNLOAD=1 to download it from the Hugging Face Hub"
+        raise ValueError(f"{where}, split={split!r} cannot be read: {why}{hint}") from error
 
 
-def _load_saved(datasets, folder: Path, split: str, streaming: bool, told: str):
+def _load_saved(datasets, folder: Path, split: str, streaming: bool, where: str):
     found = datasets.load_from_disk(str(folder))
     if isinstance(found, dict):
         if split not in found:
-            raise ValueError(f"{told} has no split {split!r}: it has {', '.join(map(repr, found))}")
+            raise ValueError(f"{where} has no split {split!r}: it has {', '.join(map(repr, found))}")
         found = found[split]
     elif str(found.split or split) != split:
-        raise ValueError(f"{told} has the split {str(found.split)!r} alone: set split={str(found.split)!r}")
+        raise ValueError(f"{where} has only the split {str(found.split)!r}: set split={str(found.split)!r}")
     return found.to_iterable_dataset() if streaming else found
 
 
 @contextmanager
 def _offline(datasets, may_fetch: bool) -> Iterator[None]:
-    """`datasets` reads this setting from the environment when it is imported, which may have been before."""
+    """Let `datasets` download only if allowed. It reads its setting at import, which may have happened already."""
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or not may_fetch
     try:
@@ -160,10 +161,10 @@ def _offline(datasets, may_fetch: bool) -> Iterator[None]:
 
 
 def _schema(stream, source: str):
-    """Arrow's schema of a stream, by its first row."""
+    """The Arrow schema of a stream, from its first row."""
     first = next(iter(stream.with_format("arrow").iter(batch_size=1)), None)
     if first is None:
-        raise ValueError(f"HFDataset: {source} holds no record")
+        raise ValueError(f"HFDataset: {source} has no records: expected at least one")
     return first.schema
 
 
@@ -172,13 +173,13 @@ def _length(stream, used, folder: Path, split: str, source: str) -> int:
     if split in splits and splits[split].num_examples:
         return splits[split].num_examples
     if not folder.is_dir():
-        raise ValueError(f"HFDataset: how many rows {source} has is not known: give num_records")
+        raise ValueError(f"HFDataset: the number of rows of {source} is not known: set num_records")
     logger.info("%s: counting the rows of the stream, once (num_records=... saves that)", source)
     return count_rows(used)
 
 
 def _table_fingerprint(found, split: str) -> str:
-    """By the Arrow files that `datasets` keeps. Rows of a table in memory are hashed themselves."""
+    """The fingerprint from the Arrow files that `datasets` keeps, or else from the table in memory."""
     digest = hashlib.sha256(json.dumps([len(found), found.column_names, split]).encode())
     files = [entry["filename"] for entry in found.cache_files]
     for file in files:

@@ -1,7 +1,7 @@
-"""Whether the images of a dataset are those of another time, wherever they lie: a digest of some of them.
+"""A digest of some images of a dataset. It shows whether the images have changed, wherever the files are.
 
-The number of files that are looked at has a limit, so that millions of records take seconds. A dataset with fewer
-records and images than that is compared as a whole.
+The number of files has a limit, so that millions of records take seconds. A dataset with fewer records and images is
+compared completely.
 """
 
 import hashlib
@@ -15,17 +15,17 @@ from asvr.data.image_sources import Source, has_file
 from asvr.data.images import check_file
 from asvr.data.refusals import Refused
 
-RECORDS = 2000  # that are read, of a dataset
-IMAGES = 1000  # that are looked at, of a dataset or of all parts of a mixture
-LEAST = 100  # of each part
-HEAD = 1 << 20  # bytes that are read of a file: nearly always all of it
+RECORDS = 2000  # that are read for a dataset
+IMAGES = 1000  # that are read for a dataset, or for a whole mixture
+LEAST = 100  # images for each source of a mixture
+HEAD = 1 << 20  # bytes that are read from a file; nearly all files are smaller
 READERS = 8  # threads
 
-Sample = list[tuple[str, Source | Refused]]  # name in its record, and where the image is or why it is nowhere
+Sample = list[tuple[str, Source | Refused]]  # name in its record, and the source or the reason why there is none
 
 
 def sample_images(length: int, limit: int, images_of: Callable[[int], Sample]) -> Sample:
-    """Of records that chance chooses, the same at every call. images_of: of a record."""
+    """Images of random records, the same at every call. images_of: returns the images of a record."""
     found: dict[str, Source | Refused] = {}
     for i in random.Random(0).sample(range(length), min(length, RECORDS)):
         if len(found) >= limit:
@@ -36,33 +36,34 @@ def sample_images(length: int, limit: int, images_of: Callable[[int], Sample]) -
 
 
 def image_digest(dataset) -> str | None:
-    """SHA-256 (16 hex digits) of names, sizes and content of some images of a dataset; None where it cannot tell what
-    they are without making them."""
+    """SHA-256 (16 hex digits) of names, sizes and content of some images of a dataset.
+
+    None if the dataset would have to generate the images first."""
     contents = _contents(dataset)
     if contents is None:
         return None
     return hashlib.sha256(
-        "".join(f"{name}\0{told}\0" for name, told, _ in contents).encode(errors="replace")
+        "".join(f"{name}\0{content}\0" for name, content, _ in contents).encode(errors="replace")
     ).hexdigest()[:16]
 
 
 def first_refused(dataset) -> str | None:
-    """What is wrong with the first of these images that is no file, if there is one."""
+    """The error of the first of these images that cannot be read, if there is one."""
     return next((why for _, _, why in _contents(dataset) or [] if why is not None), None)
 
 
 def _contents(dataset) -> list[tuple[str, str, str | None]] | None:
-    """Name, content and what is wrong of some images."""
-    if not hasattr(dataset, "some_images"):  # a user's own
+    """Name, digest of the content and error of some images."""
+    if not hasattr(dataset, "some_images"):  # a dataset of the user's own
         return None
     try:
         sample = dataset.some_images(IMAGES)
-    except NotImplementedError:  # one that makes its items itself
+    except NotImplementedError:  # a dataset that makes its items itself
         return None
     if any(isinstance(source, Image.Image) for _, source in sample):
         return None
     with ThreadPoolExecutor(READERS) as readers:
-        return [(name, *told) for (name, _), told in zip(sample, readers.map(_content, sample), strict=True)]
+        return [(name, *content) for (name, _), content in zip(sample, readers.map(_content, sample), strict=True)]
 
 
 def _content(one: tuple[str, Source | Refused]) -> tuple[str, str | None]:

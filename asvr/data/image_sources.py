@@ -1,4 +1,4 @@
-"""Where an image of a record is: a file, a place in a larger file, what paints it, or the image itself."""
+"""Sources of images: a file, a part of a larger file, a function that paints it, or the image itself."""
 
 import base64
 import hashlib
@@ -13,26 +13,26 @@ from PIL import Image
 from asvr.base.text import short
 from asvr.data.refusals import Refused
 
-URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a `Path` has one slash of two
-# How a PNG, JPEG, GIF or WebP file begins in base64; a name of a file is not as long.
+URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # `Path` reduces two slashes to one
+# The beginning of a PNG, JPEG, GIF or WebP file in base64. File names are not so long.
 BASE64 = re.compile(r"(data:|iVBORw0KGgo|/9j/|R0lGOD|UklGR)[A-Za-z0-9+/=:;,.\s-]{100,}")
 
 
 class StoredImage:
-    """An image inside a larger file, such as a tar or Parquet shard. ``str()`` tells where it is, for messages."""
+    """An image inside a larger file, such as a tar or Parquet shard. ``str()`` gives its place, for messages."""
 
     def read(self) -> bytes:
-        """Its bytes, as a file of its own would hold them."""
-        raise NotImplementedError(f"{type(self).__name__} must read its bytes")
+        """The bytes of the image file."""
+        raise NotImplementedError(f"{type(self).__name__} must have read()")
 
     def sha256(self) -> str:
-        """SHA-256 in hex of what decides its bytes, found without reading them: the shard's own hash, and the place."""
-        raise NotImplementedError(f"{type(self).__name__} must tell its content")
+        """SHA-256 in hex of what decides the bytes: the hash of the shard and the place in it. Reads no bytes."""
+        raise NotImplementedError(f"{type(self).__name__} must have sha256()")
 
 
 @dataclass(frozen=True)
 class InlineImage(StoredImage):
-    """An image whose bytes the record itself holds. data: as a file of its own would hold them."""
+    """An image whose bytes stand in the record. data: the bytes of the image file."""
 
     data: bytes = field(repr=False)
 
@@ -41,7 +41,7 @@ class InlineImage(StoredImage):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of its bytes, in hex."""
+        """SHA-256 of the bytes, in hex."""
         return hashlib.sha256(self.data).hexdigest()
 
     def read(self) -> bytes:
@@ -53,7 +53,7 @@ class InlineImage(StoredImage):
 
 @dataclass(frozen=True)
 class RenderedImage:
-    """An image that is made each time it is opened. content: all that decides it: equal ones are the same image."""
+    """An image that is generated each time it is opened. content: a text that decides it: equal texts, equal images."""
 
     content: str
     paint: Callable[[], Image.Image]
@@ -66,12 +66,12 @@ Source = str | Path | StoredImage | RenderedImage | Image.Image
 
 
 def has_file(source: Source) -> bool:
-    """Whether it has a file of its own."""
+    """Whether an image has a file of its own."""
     return isinstance(source, str | Path)
 
 
 def refuse_elsewhere(name: str) -> None:
-    """Raise `Refused` for what names an image that lies in no file here: a URL, or the image itself as text."""
+    """Raise `Refused` if a name is not a file name but a URL, or the image itself in base64."""
     if name.startswith("data:") or BASE64.match(name):
         raise Refused(
             f"the image {short(name)} stands in the record itself (base64), which is not read: write it to a file, "
@@ -86,12 +86,12 @@ def refuse_elsewhere(name: str) -> None:
 
 
 def is_base64(text: str) -> bool:
-    """Whether a text is an image itself, not the name of one."""
+    """Whether a text is an image in base64, not a name."""
     return text.startswith("data:") or BASE64.match(text) is not None
 
 
 def decode_base64(text: str) -> bytes:
-    """The bytes of a ``data:`` URL, or of base64 alone. Raises `Refused` where it is no base64."""
+    """The bytes of a ``data:`` URL or of a text in base64. Raises `Refused` if it is not base64."""
     head, _, body = text.partition(",") if text.startswith("data:") else ("", "", text)
     try:
         if head and not head.endswith(";base64"):

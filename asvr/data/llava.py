@@ -1,4 +1,4 @@
-"""LLaVA's annotation files, JSON lists and JSON lines, of any size: only offsets are mapped into memory."""
+"""LLaVA's annotation files: JSON lists and JSON lines of any size. Only the places of records are held in memory."""
 
 import codecs
 import json
@@ -21,15 +21,15 @@ WHITESPACE = np.isin(np.arange(256), list(b" \t\r\n"))  # by byte
 
 @DATASETS.register_module()
 class LlavaDataset(ConversationDataset):
-    """The records of a LLaVA annotation file: JSON, or JSON lines.
+    """The records of a LLaVA annotation file: a JSON list or JSON lines.
 
-    Records are read one at a time. Where each one begins is kept, see `asvr.data.file_index`.
+    Records are read one at a time. The place of each record is kept in an index, see `asvr.data.file_index`.
 
-    ann_file: a JSON list, or JSON lines (its first character decides). image_folder: where its images
-    are; by default the folder of the file. A name that leads out of it is refused. For the other
-    arguments see `asvr.data.records.ConversationDataset`.
+    ann_file: the file. Its first character decides between a JSON list and JSON lines. image_folder: the folder of the
+    images; by default the folder of the file. Names that lead out of it are refused. For the other arguments see
+    `asvr.data.records.ConversationDataset`.
 
-    Raises: ValueError for a file that is missing or has no records.
+    Raises: ValueError if the file is missing or has no records.
     """
 
     def __init__(self, *, ann_file: str, image_folder: str = "", **kwargs):
@@ -41,7 +41,7 @@ class LlavaDataset(ConversationDataset):
         index = file_index(self.source, KIND, lambda path: dict(spans=index_records(path)))
         self.spans, self.sha256, self.read = index.arrays["spans"], index.sha256, FileReader(self.source)
         if not len(self.spans):
-            raise ValueError(f"ann_file {ann_file!r} holds no record")
+            raise ValueError(f"ann_file {ann_file!r} has no records: expected at least one")
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -59,8 +59,8 @@ class LlavaDataset(ConversationDataset):
 
 
 def image_inside(image_folder: str, name: str) -> tuple[str, Path]:
-    """The cache key and the file of an image. Raises `Refused` where its name leads out of the folder, or
-    is that of no file."""
+    """The cache key and the file of an image. Raises `Refused` if the name leads out of the folder, or is a URL or the
+    image itself."""
     refuse_elsewhere(name)
     path = os.path.normpath(os.path.join(image_folder, name))
     if os.path.commonpath([image_folder, path]) != image_folder:
@@ -71,7 +71,7 @@ def image_inside(image_folder: str, name: str) -> tuple[str, Path]:
 def index_records(path: str) -> np.ndarray:
     """The first and the last byte (exclusive) of each record: int64 (records, 2).
 
-    Raises: ValueError for a file that is neither a JSON list nor JSON lines.
+    Raises: ValueError if the file is neither a JSON list nor JSON lines.
     """
     with open(path, "rb") as file:
         head = file.read(4)
@@ -93,7 +93,7 @@ def index_records(path: str) -> np.ndarray:
 
 
 def _refuse_one_object(file, begin: int, path: str) -> None:
-    """Raise ``ValueError`` where the first object stands on several lines: each of them would be a bad record."""
+    """Raise ``ValueError`` if the first object takes several lines: each line would be a bad record."""
     file.seek(begin)
     head = file.read(MAX_RECORD_BYTES).decode(errors="replace")
     first = head.partition("\n")[0]
@@ -109,7 +109,7 @@ def _refuse_one_object(file, begin: int, path: str) -> None:
 
 
 def _index_lines(file) -> np.ndarray:
-    """Of every line that is not blank, its end of line included."""
+    """The places of all lines that are not blank, line breaks included."""
     file.seek(0)
     starts, indented, offset, at_start = [], [], 0, True
     while block := file.read(BLOCK):
@@ -134,7 +134,7 @@ def _read(file, start: int, end: int) -> bytes:
 
 
 def _index_list(file, offset: int, path: str) -> np.ndarray:
-    """Parse the list element by element, keeping where each one is. ``offset``: the byte behind '['."""
+    """Parse the list element by element and note the place of each. ``offset``: the byte after '['."""
     parse, decode = json.JSONDecoder().raw_decode, codecs.getincrementaldecoder("utf-8")().decode
     file.seek(offset)
     text, spans, want = "", [], BLOCK
@@ -143,21 +143,21 @@ def _index_list(file, offset: int, path: str) -> np.ndarray:
         try:
             text += decode(block, not block)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, record {len(spans)} or behind it: not UTF-8: {error}") from error
+            raise ValueError(f"{path}, record {len(spans)} or later: not UTF-8: {error}") from error
         at = 0
         while True:
             begin = _skip(text, at, " \t\r\n,")
             if text[begin : begin + 1] == "]":
                 if rest := text[begin + 1 :].encode().strip() or file.read(BLOCK).strip():
-                    raise ValueError(f"{path}: behind the end of its JSON list stands {rest[:40]!r}: expected nothing")
+                    raise ValueError(f"{path}: found {rest[:40]!r} after the end of the JSON list: expected nothing")
                 return np.array(spans, dtype=np.int64).reshape(-1, 2)
             try:
                 _, end = parse(text, begin)
             except (ValueError, RecursionError) as error:
                 if not block or len(text) - begin > MAX_BYTES_WITH_IMAGES:
                     raise ValueError(
-                        f"{path}, record {len(spans)}: the JSON list breaks near byte {offset}: {error}; as JSON lines "
-                        "a bad record can be left out"
+                        f"{path}, record {len(spans)}: the JSON list is damaged near byte {offset}: {error}; in a "
+                        "file of JSON lines, bad records can be skipped"
                     ) from error
                 break
             if end == len(text) and block:  # a number may go on in the next block
@@ -167,7 +167,7 @@ def _index_list(file, offset: int, path: str) -> np.ndarray:
             spans.append((start, offset))
             at = end
         text = text[at:]
-        want = max(BLOCK, len(text))  # one record larger than a block: double, so that it stays linear
+        want = max(BLOCK, len(text))  # for a record larger than a block: doubling keeps the work linear
 
 
 def _skip(text: str, at: int, characters: str) -> int:

@@ -1,7 +1,7 @@
-"""Records of other layouts in LLaVA's form, which everything behind reads.
+"""Conversion of records from other layouts to LLaVA's form, which the rest of the library reads.
 
-Read are the ``messages`` of OpenAI and Hugging Face (``role`` and ``content``, a text or a list of parts), ShareGPT's
-``conversations`` (``from`` and ``value``) and any mixture of their spellings. LLaVA's form is ``image``, the record's
+It reads the ``messages`` of OpenAI and Hugging Face (``role`` and ``content``, a text or a list of parts), ShareGPT's
+``conversations`` (``from`` and ``value``) and any mixture of their spellings. LLaVA's form has ``image``, the record's
 images in the order in which they are shown, and ``conversations`` with ``<image>`` at the place of each image.
 """
 
@@ -15,7 +15,7 @@ from asvr.data.image_sources import InlineImage, decode_base64, is_base64
 from asvr.data.refusals import Refused
 from asvr.data.templates import IMAGE_MARK
 
-CONVERSATIONS = ("conversations", "messages", "conversation")  # the first that is not empty is read
+CONVERSATIONS = ("conversations", "messages", "conversation")  # the first one that is not empty is read
 IMAGES = ("image", "images")
 ROLE_KEYS, TEXT_KEYS = ("from", "role"), ("value", "content")
 ROLES = dict(human="human", user="human", gpt="gpt", assistant="gpt", system="system")
@@ -28,8 +28,10 @@ CALLS = ("tool_calls", "function_call", "tool_call_id", "audio", "tools")  # of 
 
 @dataclass
 class _Images:
-    """The images of one record. listed: those of its list that no mark and no part has taken yet. shown: those that its
-    messages show, in order. own: how many of these a part brings itself."""
+    """The images of one record.
+
+    listed: images of the record's list that no mark and no part has used yet. shown: the images that the messages show,
+    in order. own: how many of the shown images stand in a part itself."""
 
     listed: list
     shown: list = field(default_factory=list)
@@ -45,11 +47,12 @@ class _Images:
 
 
 def in_llava_form(record: dict, ignore: Collection[str] = ()) -> dict:
-    """The record with ``image`` and ``conversations`` in LLaVA's form; all other keys stay. An image is the name of a
-    file, an `InlineImage` or a PIL image. ignore: keys of messages that are left alone.
+    """The record with ``image`` and ``conversations`` in LLaVA's form. All other keys stay.
 
-    Raises: `Refused` for a part that is neither text nor image, a message that calls a tool, or an image whose base64
-    is damaged.
+    An image is the name of a file, an `InlineImage` or a PIL image. ignore: keys of messages that are ignored.
+
+    Raises: `Refused` for a part that is neither text nor image, a message that calls a tool, or an image with damaged
+    base64.
     """
     said = next((key for key in CONVERSATIONS if _holds(record.get(key))), None)
     place = next((key for key in IMAGES if _holds(record.get(key))), None)
@@ -75,25 +78,26 @@ def in_llava_form(record: dict, ignore: Collection[str] = ()) -> dict:
 
 
 def _holds(value) -> bool:
-    """Whether a value says anything: tables have null, empty texts and empty lists."""
+    """Whether a value is not empty. Tables write null, empty texts or empty lists for missing values."""
     return value is not None and not (isinstance(value, str | list | tuple | dict) and not value)
 
 
 def _refuse_second_list(record: dict, place: str | None) -> None:
-    """Images in ``images`` would be lost beside ``image``. (For names of files see `asvr.data.record_keys`.)"""
+    """Refuse a record with both keys: the images in ``images`` would be lost. Names of files are checked elsewhere, see
+    `asvr.data.record_keys`."""
     other = record.get("images") if place == "image" else None
     if any(_holds(image) and not isinstance(image, str) for image in (other if isinstance(other, list) else [other])):
-        raise Refused("the record has images in 'image' and in 'images': expected one of them", "malformed")
+        raise Refused("the record has images in 'image' and in 'images': use one of the two keys", "malformed")
 
 
 def _message(message, i: int, images: _Images, ignore: Collection[str]):
     if not isinstance(message, dict):
         return message
     if calls := [key for key in CALLS if _holds(message.get(key)) and key not in ignore]:
-        raise Refused(f"message {i} has {calls[0]!r}: only text and images are read, no tools and no audio", "part")
+        raise Refused(f"message {i} has {calls[0]!r}: tools and audio cannot be read, only text and images", "part")
     role = [key for key in ROLE_KEYS if message.get(key) is not None]
     text = [key for key in TEXT_KEYS if message.get(key) is not None]
-    if len(role) != 1 or len(text) != 1:  # told, with what is expected, where keys are checked
+    if len(role) != 1 or len(text) != 1:  # `asvr.data.record_keys` refuses it, with a hint
         return message
     speaker, content = message[role[0]], message[text[0]]
     if isinstance(content, list | tuple) and all(isinstance(part, dict) for part in content):
@@ -105,7 +109,7 @@ def _message(message, i: int, images: _Images, ignore: Collection[str]):
 
 
 def _part(part: dict, where: str, images: _Images) -> str:
-    """The text of a part, or the mark of an image."""
+    """The text of a part. An image part becomes the image mark."""
     kind = part.get("type")
     if kind not in TEXT_PARTS + IMAGE_PARTS:
         raise Refused(f"{where} has the type {short(kind)}: only text and images are read", "part")
@@ -121,7 +125,7 @@ def _part(part: dict, where: str, images: _Images) -> str:
         images.take(text.count(IMAGE_MARK))
         return text
     if len(given) > 1:
-        raise Refused(f"{where} has {' and '.join(map(repr, given))}: expected one of them", "part")
+        raise Refused(f"{where} has {' and '.join(map(repr, given))}: expected only one of them", "part")
     if given:
         images.add(dict(given) if "base64" in given else next(iter(given.values())))
     else:
@@ -130,7 +134,7 @@ def _part(part: dict, where: str, images: _Images) -> str:
 
 
 def _joined(parts: list[str]) -> str:
-    """Images in front of all text stand each on a line of its own, as LLaVA writes them, others where they are."""
+    """Join the parts. Each image before the text gets a line of its own, as in LLaVA; other images stay in place."""
     parts = [part for part in parts if part]
     lead = next((i for i, part in enumerate(parts) if part != IMAGE_MARK), len(parts))
     rest = "".join(parts[lead:])
@@ -138,8 +142,10 @@ def _joined(parts: list[str]) -> str:
 
 
 def _image(value):
-    """What stands for an image: a file's name (also of a ``file://`` URL), a ``data:`` URL or base64, bytes, a dict of
-    bytes and path or with a URL, a PIL image. Any other value stays, and is refused where names are checked."""
+    """Convert one of the spellings of an image.
+
+    They are: a file name or ``file://`` URL, a ``data:`` URL or base64, bytes, a dict of bytes and path or with a URL,
+    and a PIL image. Any other value is returned as it is; it is refused when names are checked."""
     if isinstance(value, dict):
         given = {key: own for key, own in value.items() if key in ("bytes", "path", "url", "base64") and _holds(own)}
         if "bytes" in given:

@@ -1,8 +1,8 @@
 """Several datasets in one run, each with a share of the samples.
 
-The sample at a position follows from the seed and the position alone, so that a run goes on anywhere without going
-through what lies before. How many come of each source is Webster's method (Sainte-Lague), the usual rounding of shares:
-the next sample is of the source with the least ``(2 * drawn + 1) / weight``.
+The seed and the position alone decide the sample at a position. So a run can resume anywhere without reading the
+samples before. Webster's method (Sainte-Lague), the usual way to round shares, decides how many samples come from each
+source: the next sample comes from the source with the least ``(2 * drawn + 1) / weight``.
 """
 
 import hashlib
@@ -25,22 +25,23 @@ WINDOW = 32  # positions
 
 
 class Shares:
-    """How many of the first ``position`` samples are of which source: their weights' shares, rounded, at every
-    position. weights: positive, as they are written: 0.1 is a tenth."""
+    """How many of the first ``position`` samples come from each source: at every position, its rounded share.
+
+    weights: positive numbers, taken as they are written: 0.1 is exactly a tenth."""
 
     def __init__(self, weights: list[int | float]):
         exact = [Fraction(str(weight)) for weight in weights]
         self.parts = [weight / sum(exact) for weight in exact]
         whole = math.lcm(*(part.numerator for part in self.parts))
-        self.steps = [int(whole / part) for part in self.parts]  # 1 / weight, as whole numbers: compared exactly
+        self.steps = [int(whole / part) for part in self.parts]  # 1 / weight as integers, to compare exactly
 
     def next(self, drawn: list[int]) -> int:
         """The source of the next sample."""
         return min(range(len(drawn)), key=lambda source: (2 * drawn[source] + 1) * self.steps[source])
 
     def drawn(self, position: int) -> list[int]:
-        """By source. The work is the same at every position."""
-        slack = len(self.parts) / 2 + 1  # no source is ever further behind its exact share
+        """The counts by source. The cost is the same at every position."""
+        slack = len(self.parts) / 2 + 1  # no source is further behind its exact share
         drawn = [max(0, math.floor(position * part - slack)) for part in self.parts]
         for _ in range(position - sum(drawn)):
             drawn[self.next(drawn)] += 1
@@ -48,12 +49,12 @@ class Shares:
 
 
 class MixtureSampler:
-    """Endless indices into the sources put one behind another.
+    """Endless indices into the concatenated sources.
 
-    Each ``WINDOW`` of positions holds the sources that `Shares` gives it, in an order that the seed decides: processes
-    take every n-th sample, and of sources in turn each would get one alone.
+    `Shares` decides how often each source occurs in a ``WINDOW`` of positions; the seed decides their order in it. The
+    order is random because processes take every n-th sample: with sources in turn, a process could get one only.
 
-    samplers: one a source, each with its own order, `ResumableSampler` or another mixture's. lengths: of the sources.
+    samplers: one for each source: a `ResumableSampler` or the sampler of another mixture. lengths: of the sources.
     """
 
     def __init__(self, samplers: list, *, lengths: list[int], shares: Shares, seed: int):
@@ -63,11 +64,11 @@ class MixtureSampler:
     def seek(self, position: int) -> None:
         """Let the next iteration begin at ``position``."""
         if position < 0:
-            raise ValueError(f"position {position} lies before the first sample")
+            raise ValueError(f"position={position}: expected at least 0")
         self.start = position
 
     def drawn(self, position: int) -> list[int]:
-        """How many of the first ``position`` samples are of which source."""
+        """How many of the first ``position`` samples come from each source."""
         window, offset = divmod(position, WINDOW)
         counts = self.shares.drawn(window * WINDOW)
         for source in self._window(window, list(counts))[:offset]:
@@ -75,7 +76,7 @@ class MixtureSampler:
         return counts
 
     def _window(self, window: int, drawn: list[int]) -> list[int]:
-        """The sources of a window. drawn: in front of it; gets those of the window added."""
+        """The sources of a window. drawn: the counts before it; the counts of the window are added."""
         sources = []
         for _ in range(WINDOW):
             sources.append(self.shares.next(drawn))
@@ -96,24 +97,23 @@ class MixtureSampler:
 
 
 def sampler_of(dataset, seed: int):
-    """The order in which a dataset's samples are drawn: its own (a mixture has one), or all of them once an epoch."""
+    """The sampler of a dataset: its own, as a mixture has one, or else one that draws each sample once an epoch."""
     return dataset.sampler(seed) if hasattr(dataset, "sampler") else ResumableSampler(length=len(dataset), seed=seed)
 
 
 @DATASETS.register_module()
 class Mixture(ConversationDataset):
-    """Several data sets as one, each with a weight.
+    """Several datasets as one, each with a weight.
 
-    sources: dicts of ``dataset`` (a dataset's config), ``weight`` (any positive number; shares are relative; default:
-    its number of records) and ``name`` (in logs; default: its own). After every ``WINDOW`` samples each source has been
-    drawn its weight's share, rounded, and in an order of its own: none of its samples comes twice before all have come
-    once.
-    For the other arguments, which all sources get, see `asvr.data.records.ConversationDataset`.
+    sources: dicts with ``dataset`` (the config of a dataset), ``weight`` (any positive number; only their ratios
+    count; default: its number of records) and ``name`` (for logs; default: the dataset's own). After every ``WINDOW``
+    samples, each source has had its rounded share. Each source has an order of its own: no sample comes twice before
+    all have come once. For the other arguments, which all sources get, see `asvr.data.records.ConversationDataset`.
 
-    As a list of records it is its sources one behind another. Its length, an epoch, is all of theirs: with weights,
-    some come more than once in that, and some not at all.
+    As a list of records, a mixture is its sources one after another. Its length is the sum of their lengths; that is an
+    epoch. With weights, an epoch has some samples more than once, and others not at all.
 
-    Raises: ValueError where a source, a weight or a name is none.
+    Raises: ValueError if a source, a weight or a name is not valid.
     """
 
     def __init__(self, *, sources: list, **kwargs):
@@ -125,7 +125,7 @@ class Mixture(ConversationDataset):
             source.get("name") or dataset.source for source, dataset in zip(sources, self.datasets, strict=True)
         ]
         if twice := [name for name in self.names if self.names.count(name) > 1]:
-            raise ValueError(f"Mixture: two sources are called {twice[0]!r}: give each a `name` of its own")
+            raise ValueError(f"Mixture: two sources have the name {twice[0]!r}: give each source its own `name`")
         self.source = " + ".join(self.names)
         self.in_order = any(getattr(dataset, "in_order", False) for dataset in self.datasets)
         self.shares = Shares(_weights(sources, self.datasets))
@@ -148,7 +148,7 @@ class Mixture(ConversationDataset):
         return dict(zip(self.names, self.sampler(seed).drawn(position), strict=True))
 
     def _find(self, i: int) -> tuple[ConversationDataset, int]:
-        """The dataset that record ``i`` is of, and its number there."""
+        """The dataset of record ``i``, and the number of the record there."""
         source = bisect_right(self.ends, i)
         return self.datasets[source], i - (self.ends[source] - len(self.datasets[source]))
 
@@ -178,12 +178,12 @@ class Mixture(ConversationDataset):
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def texts(self, template=None) -> Iterator[str]:
-        """Of every record once, whatever the weights."""
+        """The texts of every record once. Weights do not count here."""
         for dataset in self.datasets:
             yield from dataset.texts(template)
 
     def some_images(self, limit: int) -> Sample:
-        """Of each source its part of them: a small one may lie elsewhere too."""
+        """Some images of each source, so that a small source is checked too."""
         own = max(LEAST, limit // len(self.datasets))
         return [
             (f"{i} {name}", source)

@@ -1,6 +1,6 @@
-"""Images in their own resolution: as many patches as their shape takes, the rest is padding.
+"""The transform for images in their own resolution: as many patches as the shape needs, then padding.
 
-Legend: ``I`` images, ``N`` most patches of an image.
+Legend: ``I`` images, ``N`` the maximum number of patches of an image.
 """
 
 import math
@@ -18,11 +18,13 @@ from asvr.data.transforms import RESAMPLING, normalised
 
 @dataclass(frozen=True)
 class NativeTransform:
-    """Resize to at most so many whole patches, with the image's own proportions where they allow it, scale to [0, 1],
-    normalise and cut into patches: what `Siglip2ImageProcessorPil` of transformers computes, bit for bit.
+    """Resize to at most ``max_num_patches`` patches and cut into patches, in the image's own proportions.
 
-    patch_size: pixels along a side. max_num_patches: ``N``. size: (height, width) in pixels of a square image, for what
-    needs about as many pixels as an image has.
+    It computes the same as `Siglip2ImageProcessorPil` of transformers, bit for bit: resize, scale to [0, 1], normalise
+    and cut.
+
+    patch_size: pixels along a side. max_num_patches: ``N``. size: (height, width) in pixels of a square image with
+    about as many pixels, for code that needs a size.
     """
 
     patch_size: int = 16
@@ -37,18 +39,18 @@ class NativeTransform:
         return side, side
 
     def grid_of(self, size: Size) -> Grid:
-        """Rows and columns of the patches of an image of this width and height. Small images are enlarged."""
+        """Rows and columns of patches for an image of this width and height. Small images are enlarged."""
         return _grid_of(size, self.patch_size, self.max_num_patches)
 
     def __call__(self, image: Image.Image, aspect: str = "square") -> dict:
-        """``patches`` (N, patch * patch * 3) float32 in raster order, padded with zeros; ``grid`` (2,) int64, how many
-        rows and columns of them the image has.
+        """Return ``patches`` and ``grid``.
 
-        Raises ``ValueError`` for another ``aspect`` than ``square``: the image keeps its own.
+        patches: (N, patch * patch * 3) float32 in raster order, padded with zeros. grid: (2,) int64, the rows and
+        columns of patches of the image. Raises ``ValueError`` if ``aspect`` is not ``square``: the image keeps its own.
         """
         if aspect != "square":
             raise ValueError(
-                f"image_aspect {aspect!r}: this encoder reads images in their own resolution: set it 'square'"
+                f"image_aspect={aspect!r}: this encoder reads images in their own resolution: set 'square'"
             )
         (rows, columns), side = self.grid_of(image.size), self.patch_size
         resized = image.convert("RGB").resize((columns * side, rows * side), RESAMPLING[self.interpolation])
@@ -58,7 +60,7 @@ class NativeTransform:
         return dict(patches=torch.from_numpy(patches), grid=torch.tensor([rows, columns]))
 
     def blank(self, images: int) -> dict:
-        """Zeros like so many images of the most patches, see `asvr.data.transforms.blank_pixels`."""
+        """Zeros in the form of ``images`` images of maximum size, see `asvr.data.transforms.blank_pixels`."""
         return dict(
             patches=torch.zeros(images, self.max_num_patches, self.patch_size**2 * 3),
             grid=torch.tensor([[1, self.max_num_patches]]).repeat(images, 1),

@@ -1,6 +1,6 @@
-"""Which samples of an optimisation step share a micro-batch.
+"""Packing and grouping: which samples of an optimisation step share a micro-batch.
 
-Packing and grouping never leave a step: its samples, and so its objective, stay the same, and only the time changes.
+They only move samples inside a step. Its samples, and so its objective, stay the same; only the time changes.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ LENGTH, MODALITY = "length", "modality"
 def best_fit_decreasing(
     lengths: list[int], images: list[int], *, max_tokens: int, max_images: int | None = None
 ) -> list[list[int]]:
-    """Bins of indices, each in ascending order: the longest sample first, each into the fullest bin that has room.
+    """Put samples into bins: the longest sample first, each into the fullest bin with enough room.
 
-    A sample above a limit has a bin of its own. Lengths in tokens with all visual ones. images: that the encoder gets
-    of a sample; an image that is cut into crops counts as often.
+    Returns the indices of each bin in ascending order. A sample above a limit gets its own bin. lengths: tokens of each
+    sample, visual tokens included. images: encoder images of each sample; each crop counts as one.
     """
     limit = float("inf") if max_images is None else max_images
     bins: list[tuple[list[int], int, int]] = []  # indices, tokens, images
@@ -26,16 +26,17 @@ def best_fit_decreasing(
         room = [b for b, (_, t, p) in enumerate(bins) if t + lengths[i] <= max_tokens and p + images[i] <= limit]
         if room:
             best = max(room, key=lambda b: bins[b][1])
-            members, tokens, pictures = bins[best]
-            bins[best] = ([*members, i], tokens + lengths[i], pictures + images[i])
+            members, tokens, count = bins[best]
+            bins[best] = ([*members, i], tokens + lengths[i], count + images[i])
         else:
             bins.append(([i], lengths[i], images[i]))
     return [sorted(members) for members, _, _ in bins]
 
 
 def group_rows(lengths: list[int], images: list[int], *, rows: int, by: str) -> list[list[int]]:
-    """Micro-batches of at most ``rows`` samples of similar length: ``by="length"``, or ``"modality"``, which keeps
-    samples with and without images apart too."""
+    """Micro-batches of at most ``rows`` samples of similar length.
+
+    by: ``length``, or ``modality``, which also separates samples with images from samples without."""
     kinds = [bool(count) for count in images] if by == MODALITY else [True] * len(lengths)
     groups = []
     for kind in sorted(set(kinds), reverse=True):
@@ -45,10 +46,10 @@ def group_rows(lengths: list[int], images: list[int], *, rows: int, by: str) -> 
 
 
 class StepCollate:
-    """From the items of one optimisation step to its micro-batches.
+    """The collate function of an optimisation step: it turns the items of a step into micro-batches.
 
-    micro_batch: rows of a padded micro-batch. pack: None, or the limits of a packed one, ``dict(max_tokens,
-    max_images)``. group: None (samples in their order), ``length`` or ``modality``; see `group_rows`.
+    micro_batch: rows of a padded micro-batch. pack: the limits of a packed micro-batch, ``dict(max_tokens,
+    max_images)``; None: no packing. group: None (keep the order), ``length`` or ``modality``, see `group_rows`.
     """
 
     def __init__(self, collate: Collate, *, micro_batch: int, pack: dict | None = None, group: str | None = None):

@@ -15,18 +15,18 @@ from asvr.registry import DATASETS
 class ParquetDataset(TableRecords, ShardedDataset):
     """Rows of Parquet files, read with Hugging Face `datasets`.
 
-    `datasets` copies the columns that are used to its cache of Arrow files once (``$HF_DATASETS_CACHE``), and maps that
-    into memory.
+    `datasets` copies the used columns once to its cache of Arrow files (``$HF_DATASETS_CACHE``) and maps them into
+    memory.
 
-    columns: which column has what: ``image`` (an image's bytes, the struct of bytes and path that `datasets` writes, a
-    path, or a list of one of them), ``conversations`` (messages, or them as JSON) or, in their place, ``question`` and
-    ``answer``, or ``caption``, and ``category``. By default ``image`` is looked for under the names ``image`` and
-    ``images``, ``conversations`` under ``conversations``, ``messages`` and ``conversation``, and the others but
-    ``caption`` under their own; None: it is not read. image_folder: where paths lead; by default the first file's
-    folder. See `ShardedDataset` for ``files`` and errors.
+    columns: our name -> the column to read. The names are: ``image`` (the bytes of an image, the struct of bytes and
+    path that `datasets` writes, a path, or a list of one of these); ``conversations`` (messages, also as JSON text);
+    instead of it ``question`` and ``answer``, or ``caption``; and ``category``. By default, ``image`` is read from the
+    column ``image`` or ``images``; ``conversations`` from ``conversations``, ``messages`` or ``conversation``; the
+    others, except ``caption``, from the column of the same name. None: it is not read. image_folder: the folder for
+    paths; by default the folder of the first file. See `ShardedDataset` for ``files`` and errors.
 
-    Raises: ValueError where `datasets` is not installed, a file is no Parquet file, a column is not there, or one that
-    is not read seems to hold what would be lost, and does not stand in ``ignore``.
+    Raises: ValueError if `datasets` is not installed, a file is not a Parquet file, a column is missing, or a column
+    that is not read seems to have content and is not in ``ignore``.
     """
 
     kind = "rows of a Parquet file, 1"

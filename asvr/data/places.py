@@ -1,4 +1,4 @@
-"""Where the visual tokens of a batch stand, and which cell of the encoder each of them is."""
+"""The positions of the visual tokens of a batch, and the encoder cell of each of them."""
 
 import numpy as np
 import torch
@@ -8,8 +8,9 @@ from asvr.data.layouts import Layout
 
 
 def places_of(layouts: list[Layout], starts: list[int], first: list[bool], num_cells: int) -> dict:
-    """The fields of a `Batch` that say it. starts: of each image, its first flat position; first: whether it is the
-    first thing of its sample. num_cells: ``N``."""
+    """The fields of a `Batch` for visual positions and cells.
+
+    starts: the first flat position of each image. first: whether the image begins its sample. num_cells: ``N``."""
     crops = [layout.num_crops for layout in layouts]
     if all(layout.regular and layout.num_tokens == num_cells for layout in layouts):
         visual_position_V = (torch.tensor(starts, dtype=torch.int64).view(-1, 1) + torch.arange(num_cells)).flatten()

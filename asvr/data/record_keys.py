@@ -1,9 +1,9 @@
-"""Keys of a record that nobody reads: harmless, to be told, or a reason to refuse the record.
+"""Keys of a record that nobody reads: they are ignored, logged, or a reason to refuse the record.
 
-A record holds what is trained on in ``image`` and ``conversations``, a message in ``from`` and ``value``. What another
-layout calls its own content is refused, and so is a misspelled name, unless all of its text stands in what is read: a
-record that is trained on without a part of it would be another record. What describes a record (its source, a size) is
-left alone, and all other keys are told once.
+The content of a record is in ``image`` and ``conversations``, that of a message in ``from`` and ``value``. A key under
+which another layout has its content is refused, and so is a misspelled key: training without that part would be
+training on another record. Such a key is accepted if all of its text also stands in the keys that are read. Keys that
+describe a record (its source, a size) are ignored. All other keys are logged once.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from asvr.data.templates import IMAGE_MARK
 READ = ("image", "conversations")
 MESSAGE = ("from", "value")
 UNKNOWN = "unknown key"
-# What describes a record, in the files of LLaVA, LLaVA-NeXT, ShareGPT, ShareGPT4V, InternVL, Cambrian and img2dataset.
+# Keys that describe a record in LLaVA, LLaVA-NeXT, ShareGPT, ShareGPT4V, InternVL, Cambrian and img2dataset.
 DESCRIBES = frozenset(
     """id idx index key uid uuid sha256 md5 hash category model source dataset data_source dataset_name data_type type
     task task_name domain subset split language lang license url urls file_name filename image_url image_path
@@ -24,7 +24,7 @@ DESCRIBES = frozenset(
     status error_message similarity score metadata meta meta_info version date timestamp length""".split()
 )
 MESSAGE_DESCRIBES = frozenset("id idx model source markdown generated language lang timestamp tokens".split())
-# What other layouts call their content -> what it stands for here, None where nothing does.
+# Keys of content in other layouts -> the key here that means the same; None: there is none.
 CONTENT = {
     **dict.fromkeys("messages conversation conv convs dialog dialogue chat turns history".split(), "conversations"),
     **dict.fromkeys(
@@ -35,25 +35,26 @@ CONTENT = {
     **dict.fromkeys("video videos audio audios speech objects system system_prompt tools".split()),
     **dict.fromkeys("chosen rejected".split()),
 }
-# What other layouts call the keys of a message.
+# Keys of a message in other layouts -> the key here.
 MESSAGE_CONTENT = {
     **dict.fromkeys("role speaker sender author".split(), "from"),
     **dict.fromkeys("content text message utterance".split(), "value"),
 }
-WEIGHTS = frozenset("weight sample_weight loss loss_weight".split())  # of a sample: anything else than 1 changes a loss
-PROVENANCE = frozenset("id url urls source data_source license".split())  # may end like an image's name
+WEIGHTS = frozenset("weight sample_weight loss loss_weight".split())  # other values than 1 would change a loss
+PROVENANCE = frozenset("id url urls source data_source license".split())  # values may end like the name of an image
 PICTURE_ENDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LONG = 20  # characters
-MISSPELLED = 0.8  # of difflib: one letter of `image` is another, missing, or stands twice
-NEAR = 0.7  # two letters of `from` are in each other's place; here nothing is taken or refused by it
+MISSPELLED = 0.8  # difflib's ratio: one letter of `image` is wrong, missing or doubled
+NEAR = 0.7  # two letters of `from` are swapped; it only decides a hint in a message
 
 
 def unread_keys(record: dict, ignore: Collection[str] = ()) -> list[str]:
-    """The keys of a record that are not read and that somebody should be told of. ignore: those that the user wants to
-    be left alone, in a record and in its messages.
+    """The keys of a record that are not read and should be logged.
 
-    Raises: `Refused` where content would be lost: a key that another layout has it under, a name that is nearly one of
-    ours, text beside no conversation, an image's name beside no image, or anything in a message.
+    ignore: keys that the user wants to be ignored, in a record and in its messages.
+
+    Raises: `Refused` where content would be lost: a content key of another layout, a misspelled key, text in a record
+    without conversation, the name of an image in a record without image, or an unknown key in a message.
     """
     _refuse_in_messages(record.get("conversations"), ignore)
     others = [key for key in record if key not in READ and key not in ignore and not _is_empty(record[key])]
@@ -75,8 +76,10 @@ def unread_keys(record: dict, ignore: Collection[str] = ()) -> list[str]:
 
 
 def meant_by(key: str, there: Collection[str] = ()) -> str | None:
-    """Which key that is read a name stands for: another layout's name of it, or a misspelled one. there: the keys that
-    are there already, of which no other name is a misspelled one (``image_w`` beside ``image``)."""
+    """The key that ``key`` probably means: ``key`` is its name in another layout, or misspelled.
+
+    there: the keys that the record has. ``key`` is not taken as a misspelling of one of them (``image_w`` beside
+    ``image``)."""
     name = str(key).lower()
     if name in CONTENT:
         return CONTENT[name]
@@ -85,12 +88,12 @@ def meant_by(key: str, there: Collection[str] = ()) -> str | None:
 
 
 def is_content(key: str, meant: str | None) -> bool:
-    """Whether a key holds what is trained on or looked at. meant: what `meant_by` says."""
+    """Whether a key holds content, which a model could learn from. meant: what `meant_by` returned."""
     return meant is not None or str(key).lower() in CONTENT
 
 
 def _says_something(value) -> bool:
-    """Whether there is a text in a value: a number, False or empty texts are no content."""
+    """Whether a value contains text. Numbers, False and blank texts are no content."""
     return any(text.strip() for text in _strings(value))
 
 
@@ -110,7 +113,7 @@ def _refuse_in_messages(messages, ignore: Collection[str]) -> None:
 
 
 def unread_in_message(message, ignore: Collection[str] = ()) -> str | None:
-    """A key of a message that is not read, and may be what is said, or whether it is learned."""
+    """The first key of a message that is not read and may hold content or a weight of the loss; else None."""
     if not isinstance(message, dict) or message.keys() <= {*MESSAGE}:
         return None
     known = {*MESSAGE, *MESSAGE_DESCRIBES, *ignore}
@@ -120,8 +123,8 @@ def unread_in_message(message, ignore: Collection[str] = ()) -> str | None:
 
 
 def meant_in(message: dict, key: str) -> str | None:
-    """What a message has in place of a key, where it lacks one that is read; None where it has both."""
-    missing = [own for own in MESSAGE if message.get(own) is None]  # a table has null
+    """A hint for an unknown key of a message that lacks ``from`` or ``value``; None if it has both."""
+    missing = [own for own in MESSAGE if message.get(own) is None]  # tables write null
     if not missing:
         return None
     name = str(key).lower()
@@ -132,12 +135,12 @@ def meant_in(message: dict, key: str) -> str | None:
 
 
 def _is_empty(value) -> bool:
-    """Whether it holds nothing: what a table has where a row has no such value."""
+    """Whether a value is empty, as tables write it for a row without that value."""
     return value is None or (isinstance(value, str | list | dict) and not len(value))
 
 
 def _strings(value) -> Iterator[str]:
-    """Every text in a value of JSON, keys of objects not counted."""
+    """Every text in a JSON value, without the keys of objects."""
     stack = [value]
     while stack:
         value = stack.pop()
@@ -150,8 +153,9 @@ def _strings(value) -> Iterator[str]:
 
 
 def _stands_in(value, record: dict) -> bool:
-    """Whether all that a value says is in what is read, so that nothing is lost with it: as a whole message or a whole
-    name, or, where it is long enough not to be there by chance, in a part of one."""
+    """Whether all texts of a value also stand in the keys that are read, so that nothing is lost.
+
+    A text must be a whole message or name. A long text may also be a part of one: that is no coincidence."""
     texts = [_bare(text) for text in _strings(value)]
     read = [_bare(text) for text in _strings([record.get(key) for key in READ])]
     return bool(texts) and all(text in read or (len(text) >= LONG and any(text in r for r in read)) for text in texts)

@@ -1,8 +1,8 @@
-"""What every dataset of conversations has in common: records in, items for the collate function out.
+"""The base class of all datasets of conversations: it turns records into items for the collate function.
 
-A record is LLaVA's, ``{'image': name or list of names, 'conversations': [...]}``, or in a form that
-`asvr.data.messages` reads, such as ``{'messages': [...], 'images': [...]}``. Images and conversation are both optional,
-but one of them must be there.
+A record has LLaVA's form, ``{'image': name or list of names, 'conversations': [...]}``, or a form that
+`asvr.data.messages` reads, such as ``{'messages': [...], 'images': [...]}``. A record has images, a conversation or
+both.
 """
 
 import hashlib
@@ -26,14 +26,15 @@ from asvr.data.record_keys import MESSAGE, READ, unread_keys
 from asvr.data.refusals import Refusal, Refused, check_policy
 from asvr.data.templates import IMAGE_MARK, Template, build_template
 
-LONGEST_NAME = 4095  # of a path, as Linux takes it
-_told: set[tuple[str, str]] = set()  # (source, key) that this process, or the one that it is a fork of, has told of
+LONGEST_NAME = 4095  # characters: Linux takes no longer path
+_logged: set[tuple[str, str]] = set()  # (source, key) that this process or its parent has logged
 
 
 @dataclass(frozen=True)
 class RecordImage(StoredImage):
-    """An image that a record holds itself, read again with the record where a list of images must not hold their bytes.
-    number: among the images of the record. digest: SHA-256 of its bytes."""
+    """An image that stands in a record. It is read again with the record, so that lists of images do not hold bytes.
+
+    number: which of the record's images it is. digest: SHA-256 of its bytes."""
 
     dataset: "ConversationDataset"
     record: int
@@ -45,7 +46,7 @@ class RecordImage(StoredImage):
 
     def read(self) -> bytes:
         image = _names(self.dataset.checked(self.record)[0])[self.number]
-        assert not isinstance(image, str)  # the record holds it
+        assert not isinstance(image, str)  # it stands in the record
         return image.read()
 
     def sha256(self) -> str:
@@ -53,21 +54,22 @@ class RecordImage(StoredImage):
 
 
 class ConversationDataset:
-    """A map-style dataset of conversations about images. A subclass sets ``source``, how messages call
-    it, and writes ``__len__``, ``record(i)`` and ``image(name)``.
+    """A map-style dataset of conversations about images.
 
-    tokenizer, template, max_length, num_image_tokens: what an item needs (the trainer gives them); a dataset without
-    them still has records, texts and images. max_length: positions, of which an image takes ``num_image_tokens``, a
-    number or, where that depends on its size, an `ImageLayout`; None is no limit. on_error: ``raise``, or ``skip``: a
-    `Refusal` stands in the place of the item, no other sample does, and the collate function leaves it out. ignore:
-    keys of a record and of its messages that are left alone, which would be told or refused, see
+    A subclass sets ``source``, its name in messages, and writes ``__len__``, ``record(i)`` and ``image(name)``.
+
+    tokenizer, template, max_length, num_image_tokens: needed to make items; the trainer gives them. A dataset without
+    them still has records, texts and images. max_length: the most positions of a row; None: no limit. An image takes
+    ``num_image_tokens`` of them: a number, or an `ImageLayout` if it depends on the size of the image. on_error:
+    ``raise``; or ``skip``, which returns a `Refusal` in place of the item, and the collate function leaves it out.
+    ignore: keys of a record and of its messages to ignore. Otherwise they would be logged or refused, see
     `asvr.data.record_keys`.
 
-    refusals: reasons and how often, of what this process has refused (a worker's are in its batches).
+    refusals: how often this process refused a record, by reason. The refusals of a worker are in its batches.
     """
 
     source: str
-    in_order: bool = False  # whether records are cheap in rising order alone, as those of a stream
+    in_order: bool = False  # whether records are only cheap in rising order, as in a stream
 
     def __init__(
         self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise", ignore=()
@@ -80,47 +82,50 @@ class ConversationDataset:
         self.num_image_tokens = num_image_tokens
         self.on_error = check_policy(on_error)
         if isinstance(ignore, str) or not all(isinstance(key, str) for key in ignore):
-            raise ValueError(f"{type(self).__name__}: ignore={ignore!r}: expected a list of keys")
+            raise ValueError(f"{type(self).__name__}: ignore={ignore!r}: expected a list of keys, such as ['caption']")
         if both := [key for key in ignore if key in (*READ, *MESSAGE)]:
             raise ValueError(f"{type(self).__name__}: ignore names {both[0]!r}, which is read: take it out of the list")
         self.ignore = frozenset(ignore)
         self.refusals: Counter = Counter()
 
     def __len__(self) -> int:
-        raise NotImplementedError(f"{type(self).__name__} must say how many records it has")
+        raise NotImplementedError(f"{type(self).__name__} must have __len__: the number of its records")
 
     def record(self, i: int) -> dict:
         """Record ``i``, in LLaVA's form or one that `asvr.data.messages` reads."""
-        raise NotImplementedError(f"{type(self).__name__} must return a record")
+        raise NotImplementedError(f"{type(self).__name__} must have record(i)")
 
     def image(self, name: str) -> tuple[str, Source]:
-        """The cache key of an image of a record, and where it is."""
+        """The cache key and the source of an image of a record."""
         old = " (it was called picture)" if hasattr(self, "picture") else ""
-        raise NotImplementedError(f"{type(self).__name__} must find an image: write image(name){old}")
+        raise NotImplementedError(f"{type(self).__name__} must have image(name){old}")
 
     def sample_id(self, i: int) -> str:
         return f"{self.source}:{i}"
 
     def place(self, i: int) -> str:
-        """Where a record stands, for messages."""
+        """The place of a record, for messages."""
         return f"{self.source}, record {i}"
 
     def __getitem__(self, i: int) -> dict | Refusal:
-        """Return ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for an image), ``images`` (files or
-        images, in the order of the marks), ``image_keys``, ``sample_id``, ``unread``: keys that nobody reads, and
-        ``cut_to``: ``max_length`` where the row was longer.
+        """The training item of record ``i``.
 
-        Raises: `Refused` where the policy is ``raise``.
+        It has ``input_ids`` and ``labels`` (one ``IMAGE_TOKEN`` for each image), ``images`` (their sources, in the
+        order of the marks), ``image_keys``, ``sample_id``, ``unread`` (keys that nobody reads) and ``cut_to``
+        (``max_length`` if the row was longer, else None).
+
+        Raises: `Refused` if the record cannot be used and the policy is ``raise``.
         """
         return self._guarded(i, self._training_item)
 
     def question(self, i: int) -> dict | Refusal:
-        """An item whose ``input_ids`` end where the record's last answer begins, for generation; with the
-        texts ``question`` (without image marks) and ``answer`` (None where the record has none)."""
+        """An item for generation: its ``input_ids`` end where the last answer of the record begins.
+
+        It also has the texts ``question`` (without image marks) and ``answer`` (None if the record has none)."""
         return self._guarded(i, self._question_item)
 
     def fingerprint(self) -> str:
-        """SHA-256 (16 hex digits) of the records: where it is equal, an index means the same sample."""
+        """SHA-256 (16 hex digits) of the records. If it is equal, an index means the same sample."""
         digest = hashlib.sha256()
         for i in range(len(self)):
             try:
@@ -130,13 +135,13 @@ class ConversationDataset:
         return digest.hexdigest()[:16]
 
     def texts(self, template=None) -> Iterator[str]:
-        """Questions and answers, or the texts that ``template`` makes of them, to learn a tokenizer on."""
+        """Questions and answers, or the texts that ``template`` makes of them. A text tokenizer learns from them."""
         template = None if template is None else build_template(template)
         for found in self._each(lambda i: _texts(self.checked(i)[0], template)):
             yield from found
 
     def images(self) -> Iterator[tuple[str, Source]]:
-        """Every image once, with its key, in the order of the records. None is opened."""
+        """Every image once, as key and source, in the order of the records. No image is opened."""
         seen = set()
         for found in self._each(self._stored):
             for key, source in found:
@@ -145,7 +150,7 @@ class ConversationDataset:
                     yield key, source
 
     def _stored(self, i: int) -> list[tuple[str, Source]]:
-        """The images of a record, none of whose bytes are held."""
+        """The images of a record, without their bytes."""
         found = [self._located(name) for name in _names(self.checked(i)[0])]
         return [
             (key, RecordImage(self, i, number, source.digest) if isinstance(source, InlineImage) else source)
@@ -153,7 +158,7 @@ class ConversationDataset:
         ]
 
     def _located(self, name: "str | InlineImage | Image.Image") -> tuple[str, Source]:
-        """The cache key of an image of a record, and where it is or itself."""
+        """The cache key of an image of a record, and its source or the image itself."""
         if isinstance(name, InlineImage):
             return f"inline {name.digest}", name
         if isinstance(name, Image.Image):
@@ -161,48 +166,48 @@ class ConversationDataset:
         return self.image(name)
 
     def some_images(self, limit: int) -> Sample:
-        """At most ``limit`` images by their names in records that chance chooses, the same wherever they lie."""
+        """At most ``limit`` images of random records, by name. They are the same wherever the files are."""
         return sample_images(len(self), limit, self._images_of)
 
     def _images_of(self, i: int) -> Sample:
         try:
             record = self.record(i)
             names = _names(in_llava_form(record, self.ignore)) if isinstance(record, dict) else []
-        except Refused:  # the record's fault, and the same at another place
+        except Refused:  # the record is bad, wherever its files are
             return []
         found: Sample = []
         for name in names:
-            told = name if isinstance(name, str) else "in the record"
+            shown = name if isinstance(name, str) else "in the record"
             try:
-                found.append((told, self._located(name)[1]))
+                found.append((shown, self._located(name)[1]))
             except Refused as error:
-                found.append((told, error))
+                found.append((shown, error))
         return found
 
     def checked(self, i: int) -> tuple[dict, list[str]]:
-        """Record ``i`` in LLaVA's form, and its keys that are not read. Raises `Refused` where content would be lost
-        with them."""
+        """Record ``i`` in LLaVA's form, and its keys that are not read. Raises `Refused` if one of these keys has
+        content, which would be lost."""
         record = self.record(i)
         if not isinstance(record, dict):
-            raise Refused(f"the record is not an object: {short(record)}", "malformed")
+            raise Refused(f"the record is not a JSON object: {short(record)}", "malformed")
         record = in_llava_form(record, self.ignore)
         unread = unread_keys(record, self.ignore)
         for key in unread:
             worker = get_worker_info()
-            if (self.source, key) not in _told and (worker is None or worker.id == 0):
-                _told.add((self.source, key))
-                logger.info("%s: the key %s is not read (told once for %s)", self.place(i), short(key), self.source)
+            if (self.source, key) not in _logged and (worker is None or worker.id == 0):
+                _logged.add((self.source, key))
+                logger.info("%s: the key %s is not read (logged once for %s)", self.place(i), short(key), self.source)
         return record, unread
 
     def _each(self, make) -> Iterator:
-        """What ``make(i)`` returns, for every record that is not refused."""
+        """Yield ``make(i)`` for every record that is not refused."""
         for i in range(len(self)):
             made = self._guarded(i, make)
             if not isinstance(made, Refusal):
                 yield made
 
     def _guarded(self, i: int, make):
-        """Return ``make(i)``, or treat its refusal by the policy."""
+        """Return ``make(i)``. A refusal is raised or returned, as the policy says."""
         try:
             return make(i)
         except Refused as error:
@@ -214,7 +219,7 @@ class ConversationDataset:
 
     def _segments(self, i: int, prompt: bool = False) -> tuple[dict, list, dict]:
         if self.tokenizer is None or self.template is None:
-            raise ValueError(f"{type(self).__name__} needs tokenizer= and template= to make items of its records")
+            raise ValueError(f"{type(self).__name__} needs tokenizer= and template= to turn its records into items")
         record, unread = self.checked(i)
         names = _names(record)
         segments = segments_of(_messages(record), len(names), self.template, prompt=prompt)
@@ -237,8 +242,8 @@ class ConversationDataset:
     def _question_item(self, i: int) -> dict:
         record, segments, item = self._segments(i, prompt=True)
         input_ids, labels = encode_segments(segments, self.tokenizer)
-        if not isinstance(record.get("category", ""), str):  # answers are counted by it
-            raise Refused(f"'category' is not a text: {short(record['category'])}", "malformed")
+        if not isinstance(record.get("category", ""), str):  # metrics count answers by it
+            raise Refused(f"'category' is {short(record['category'])}: expected a text", "malformed")
         visual = sum(tokens_of_images(self._image_tokens(item), len(item["images"])))
         self._refuse_longer(len(input_ids) - len(item["images"]) + visual)
         messages = _messages(record)
@@ -248,20 +253,22 @@ class ConversationDataset:
         return dict(input_ids=input_ids, labels=labels, question=asked[-1] if asked else "", answer=answer, **item)
 
     def _image_tokens(self, item: dict) -> int | list[int]:
-        """Of any image, or of each where that depends on its size: ``image_sizes`` of the item then."""
+        """The tokens of any image, or of each if its size decides. Then the item gets ``image_sizes``."""
         if not isinstance(self.num_image_tokens, ImageLayout):
             return self.num_image_tokens or 1
         item["image_sizes"] = [image_size(source, max_pixels=LARGEST_LIMIT) for source in item["images"]]
         return [self.num_image_tokens(size).num_tokens for size in item["image_sizes"]]
 
     def _refuse_longer(self, used: int) -> None:
-        """A question is never cut: what its answer begins behind would be lost."""
+        """Refuse a question that is too long. It is never cut, since its end would be lost."""
         if self.max_length is not None and used > self.max_length:
-            raise Refused(f"the question takes {used} positions, more than max_length={self.max_length}", "too long")
+            raise Refused(
+                f"the question takes {used} positions, more than max_length={self.max_length}: raise it", "too long"
+            )
 
 
 def _digest(value) -> str:
-    """What stands for an image that a record holds, in the record's fingerprint."""
+    """A digest of an image that stands in a record, for the fingerprint of the record."""
     data = image_bytes(value) if isinstance(value, Image.Image) else value
     return hashlib.sha256(data if isinstance(data, bytes) else str(data).encode()).hexdigest()
 
@@ -271,22 +278,22 @@ def _names(record: dict) -> list[str | InlineImage | Image.Image]:
     names = record.get("image")
     names = [] if names is None else names if isinstance(names, list) else [names]
     if not all(isinstance(name, str | InlineImage | Image.Image) and name != "" for name in names):
-        raise Refused(f"'image' is neither a file name nor a list of them: {short(names)}", "malformed")
+        raise Refused(f"'image' is {short(names)}: expected a file name or a list of them", "malformed")
     for name in names:
         if not isinstance(name, str):
             continue
         if "\0" in name or len(name) > LONGEST_NAME or not is_whole(name):
             refuse_elsewhere(name)
             expected = f"expected UTF-8 without NUL, at most {LONGEST_NAME} characters"
-            raise Refused(f"{short(name)} is no name of an image's file: {expected}", "malformed")
+            raise Refused(f"{short(name)} is not a file name: {expected}", "malformed")
     return names
 
 
 def _messages(record: dict) -> list:
-    """The conversation of a record; an absent one is empty."""
+    """The conversation of a record; empty if it has none."""
     messages = record.get("conversations")
     if messages is not None and not isinstance(messages, list):
-        raise Refused(f"'conversations' is not a list: {short(messages)}", "malformed")
+        raise Refused(f"'conversations' is {short(messages)}: expected a list of messages", "malformed")
     return messages or []
 
 

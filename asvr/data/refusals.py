@@ -1,4 +1,4 @@
-"""A sample that cannot be used: why, and what is done about it."""
+"""Refusals: samples that cannot be used, with the reason."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ POLICIES = ("raise", "skip")
 
 
 class Refused(ValueError):
-    """A sample that cannot be used. ``reason`` is a short fixed name, by which refusals are counted.
+    """A sample cannot be used. ``reason`` is a short fixed name; refusals are counted by it.
 
-    The message may quote what a record holds: what a terminal would obey, or no file can hold, is escaped in it.
+    The message may quote the record. Control characters, and characters that no file can hold, are escaped in it.
     """
 
     def __init__(self, message: str, reason: str = "unusable"):
@@ -20,7 +20,7 @@ class Refused(ValueError):
 
 @dataclass(frozen=True)
 class Refusal:
-    """What stands in the place of a refused sample under ``on_error='skip'``."""
+    """The item that takes the place of a refused sample under ``on_error='skip'``."""
 
     sample_id: str
     reason: str
@@ -29,5 +29,5 @@ class Refusal:
 
 def check_policy(on_error: str) -> str:
     if on_error not in POLICIES:
-        raise ValueError(f"on_error={on_error!r} is unknown: expected one of {POLICIES}")
+        raise ValueError(f"on_error={on_error!r} is unknown: expected one of {', '.join(map(repr, POLICIES))}")
     return on_error

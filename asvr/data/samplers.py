@@ -1,4 +1,4 @@
-"""Orders of samples that can begin anywhere without reading any data."""
+"""Samplers that can begin at any position without reading data."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -7,22 +7,23 @@ import numpy as np
 
 
 class ResumableSampler:
-    """The indices of a dataset of ``length`` samples, epoch after epoch without end, each in another order; which
-    index stands at a position depends on nothing but the seed and the position."""
+    """Endless shuffled indices of a dataset with ``length`` samples; each epoch has its own order.
+
+    The index at a position depends only on the seed and the position."""
 
     def __init__(self, *, length: int, seed: int = 0):
         if length < 1:
-            raise ValueError(f"the dataset has {length} samples: nothing to draw from")
+            raise ValueError(f"the dataset has {length} samples: expected at least one")
         self.length, self.seed, self.start = length, seed, 0
 
     def seek(self, position: int) -> None:
         """Let the next iteration begin at ``position``, counted over all epochs."""
         if position < 0:
-            raise ValueError(f"position {position} lies before the first sample")
+            raise ValueError(f"position={position}: expected at least 0")
         self.start = position
 
     def order(self, epoch: int) -> np.ndarray:
-        """The indices of an epoch (length,)."""
+        """The indices of an epoch, shape (length,)."""
         # RandomState is the generator whose numbers NumPy promises to keep in later versions.
         generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed, epoch])))
         return generator.permutation(self.length)
@@ -30,13 +31,13 @@ class ResumableSampler:
     def __iter__(self) -> Iterator[int]:
         epoch, offset = divmod(self.start, self.length)
         while True:
-            yield from map(int, self.order(epoch)[offset:])  # one at a time: Python's own are five times as large
+            yield from map(int, self.order(epoch)[offset:])  # a list of Python integers is five times as large
             epoch, offset = epoch + 1, 0
 
 
 class WindowSampler(ResumableSampler):
-    """The same for data that are read in order: each ``window`` indices are drawn in an order of their own, one window
-    behind the other."""
+    """A `ResumableSampler` for data that are read in order: it shuffles inside windows of ``window`` indices, and the
+    windows follow each other in order."""
 
     def __init__(self, *, length: int, window: int, seed: int = 0):
         super().__init__(length=length, seed=seed)
@@ -48,10 +49,10 @@ class WindowSampler(ResumableSampler):
 
 
 class BatchSampler:
-    """``size`` indices of a sampler at a time; they run on over the end of an epoch.
+    """Batches of ``size`` indices of a sampler. A batch may contain the end of an epoch.
 
-    rank, world_size: of several processes, each gets every ``world_size``-th of the same indices; some may get one
-    more, or none.
+    rank, world_size: each of several processes gets every ``world_size``-th index of the same batch. Some may get one
+    index more than others, or none.
     """
 
     def __init__(self, sampler: ResumableSampler, *, size: int, rank: int = 0, world_size: int = 1):

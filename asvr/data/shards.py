@@ -1,4 +1,4 @@
-"""Records that stand in several files, one behind another."""
+"""Datasets whose records stand in several files."""
 
 import hashlib
 import os
@@ -13,30 +13,32 @@ from asvr.base.log import progress_bar
 from asvr.data.file_index import FileIndex, file_index
 from asvr.data.records import ConversationDataset
 
-BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<choices>[^{},]*(?:,[^{},]*)+))\}")  # the innermost
-READERS = 8  # threads that index files; hashing and reading let one another go on
+BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<choices>[^{},]*(?:,[^{},]*)+))\}")  # innermost
+READERS = 8  # threads that index files; Python runs hashing and reading in parallel
 
 
 class ShardedDataset(ConversationDataset):
-    """A subclass sets ``kind`` and writes ``scan`` and ``count``, and what a `ConversationDataset` needs besides.
+    """A dataset whose records stand in several files.
 
-    files: a pattern (``shards/*.tar``, ``shards/{00000..00123}.tar``), or a list of names and patterns. Records keep
-    that order; the files of ``*``, ``?`` and ``[...]`` are sorted, those of braces stand in the order of the braces.
+    A subclass sets ``kind`` and writes ``scan`` and ``count``, besides what a `ConversationDataset` needs.
 
-    Raises: ValueError where a pattern names no file, or the files hold no record.
+    files: a pattern (``shards/*.tar``, ``shards/{00000..00123}.tar``), or a list of names and patterns. Records follow
+    this order. The files of ``*``, ``?`` and ``[...]`` are sorted; those of braces have the order of the braces.
+
+    Raises: ValueError if a pattern matches no file, or the files have no records.
     """
 
-    kind: str  # of each file's index, see `asvr.data.file_index.file_index`
+    kind: str  # of the index of each file, see `asvr.data.file_index.file_index`
 
     @staticmethod
     def scan(path: str) -> dict[str, np.ndarray]:
-        """What a file's index holds."""
-        raise NotImplementedError("a subclass must scan its files")
+        """The arrays for the index of a file."""
+        raise NotImplementedError("a subclass must have scan(path)")
 
     @staticmethod
     def count(index: FileIndex) -> int:
-        """The records of a file."""
-        raise NotImplementedError("a subclass must count its records")
+        """The number of records in a file."""
+        raise NotImplementedError("a subclass must have count(index)")
 
     def __init__(self, *, files: str | list, **kwargs):
         super().__init__(**kwargs)
@@ -45,7 +47,7 @@ class ShardedDataset(ConversationDataset):
         self.shards = self._indexes()
         self.ends = np.cumsum([self.count(shard) for shard in self.shards])
         if not len(self):
-            raise ValueError(f"{type(self).__name__}: files {self.source!r} hold no record")
+            raise ValueError(f"{type(self).__name__}: files={self.source!r} have no records: expected at least one")
 
     def _indexes(self) -> list[FileIndex]:
         found = []
@@ -62,7 +64,7 @@ class ShardedDataset(ConversationDataset):
         return int(self.ends[-1])
 
     def find(self, i: int) -> tuple[int, int]:
-        """The file that record ``i`` is in, and its number there."""
+        """The number of the file that record ``i`` is in, and the number of the record there."""
         shard = int(np.searchsorted(self.ends, i, side="right"))
         return shard, i - (int(self.ends[shard - 1]) if shard else 0)
 
@@ -79,7 +81,7 @@ class ShardedDataset(ConversationDataset):
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names of a pattern with braces, as a shell writes them: ``{a,b}``, and ``{08..12}`` with as many digits."""
+    """Expand braces as a shell does: ``{a,b}``, and ``{08..12}`` with the same number of digits."""
     match = BRACES.search(pattern)
     if match is None:
         return [pattern]
@@ -96,16 +98,16 @@ def expand_braces(pattern: str) -> list[str]:
 def find_files(files: str | list, what: str) -> list[str]:
     """The files of a pattern, or of a list of names and patterns. what: the dataset, for messages.
 
-    Raises: ValueError where a pattern finds none, or where a file is found twice.
+    Raises: ValueError if a pattern matches no file, or a file is matched twice.
     """
     found = []
     for given in [files] if isinstance(files, str) else files:
         for pattern in [given] if os.path.isfile(given) else expand_braces(given):
             own = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob(pattern)))
             if not own:
-                told = "" if pattern == given else f" (of {given!r})"
-                raise ValueError(f"{what}: files {pattern!r}{told} names no file")
+                whole = "" if pattern == given else f" (of {given!r})"
+                raise ValueError(f"{what}: files={pattern!r}{whole} matches no file: correct the path")
             found += own
     if twice := [path for path, count in Counter(found).items() if count > 1]:
-        raise ValueError(f"{what}: files={files!r} names a file twice: {twice[0]}")
+        raise ValueError(f"{what}: files={files!r} matches {twice[0]} twice: expected each file once")
     return found

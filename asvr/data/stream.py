@@ -1,14 +1,15 @@
-"""Rows of a stream by their number: read in order, a window of them at a time."""
+"""Access to the rows of a stream by number. It reads in order, one window of rows at a time."""
 
 import os
 from collections.abc import Iterator
 
 
 class Stream:
-    """The first ``length`` rows of an `IterableDataset` in Arrow's format. Asked for in rising order of windows, each
-    row is read once; an earlier one begins the stream anew.
+    """The first ``length`` rows of an `IterableDataset` in Arrow's format.
 
-    window: rows that are held. source: what messages call it.
+    If windows are asked for in rising order, each row is read once. For an earlier row the stream starts again.
+
+    window: the number of rows in memory. source: the name for messages.
     """
 
     def __init__(self, rows, *, length: int, window: int, source: str):
@@ -20,7 +21,7 @@ class Stream:
         return self.length
 
     def __getitem__(self, i: int):
-        """Row ``i`` as a table. Raises ``ValueError`` where the stream ends in front of it."""
+        """Row ``i`` as a table. Raises ``ValueError`` if the stream ends before it."""
         if i >= self.length:
             raise IndexError(f"row {i} of {self.length}")
         number, own = divmod(i, self.window)
@@ -31,7 +32,7 @@ class Stream:
         return self._table.slice(own, 1)
 
     def _read(self, number: int) -> None:
-        if self._tables is None or number < self._at or self._process != os.getpid():  # a fork shares open files
+        if self._tables is None or number < self._at or self._process != os.getpid():  # forks share open files
             self._tables, self._process = self.rows.iter(batch_size=self.window), os.getpid()
             self._at = -1
         while self._at < number:
@@ -49,5 +50,5 @@ class Stream:
 
 
 def count_rows(rows) -> int:
-    """By one pass through a stream in Arrow's format."""
+    """The number of rows of a stream in Arrow's format, by one pass through it."""
     return sum(len(table) for table in rows.iter(batch_size=10_000))

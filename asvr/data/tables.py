@@ -1,4 +1,4 @@
-"""Records out of the rows of tables, as Parquet files and Hugging Face `datasets` have them."""
+"""Records from the rows of tables: Parquet files and Hugging Face `datasets`."""
 
 import logging
 import re
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from asvr.data.image_sources import Source
 
 ROLES = ("image", "conversations", "question", "answer", "caption", "category")
-# Under which names a role's column is looked for where `columns` does not say; a caption is read by name alone.
+# Default columns of each role. A caption is only read if `columns` names it.
 OWN_NAMES = dict(image=IMAGES, conversations=CONVERSATIONS) | {r: (r,) for r in ("question", "answer", "category")}
-CELL = re.compile(r"(\d+):(\d+)")  # row and number of an image that stands in the table
+CELL = re.compile(r"(\d+):(\d+)")  # row and number of an image in the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,10 @@ class TableImage(StoredImage):
 
 
 class TableRecords:
-    """What a `ConversationDataset` over the rows of a table has besides. A subclass sets ``rows`` (by number, each an
-    Arrow table of one row) and ``image_folder``, calls `choose_columns` and writes `key_of` and `content_of`.
+    """The part of a `ConversationDataset` that reads rows of a table.
+
+    A subclass sets ``rows`` (by number, each an Arrow table of one row) and ``image_folder``, calls `choose_columns`
+    and writes `key_of` and `content_of`.
 
     columns: role -> column.
     """
@@ -54,17 +56,17 @@ class TableRecords:
     columns: dict[str, str]
 
     def key_of(self, i: int, number: int) -> str:
-        """The cache key of an image that stands in the table."""
-        raise NotImplementedError(f"{type(self).__name__} must name its images")
+        """The cache key of an image in the table."""
+        raise NotImplementedError(f"{type(self).__name__} must have key_of(i, number)")
 
     def content_of(self, i: int, number: int) -> str:
-        """SHA-256 in hex of what decides the bytes of an image, see `StoredImage.sha256`."""
-        raise NotImplementedError(f"{type(self).__name__} must tell the content of its images")
+        """The SHA-256 of an image in the table, in hex, see `StoredImage.sha256`."""
+        raise NotImplementedError(f"{type(self).__name__} must have content_of(i, number)")
 
     def choose_columns(self, schema, columns: dict | None, where: str) -> None:
-        """Set ``columns`` and tell of those that are not read. schema: Arrow's. where: the table, for messages.
+        """Set ``columns`` and log the columns that are not read. schema: Arrow's. where: the table, for messages.
 
-        Raises: ValueError where a column is not there, or content would be lost with one that is not read.
+        Raises: ValueError if a column is missing, or a column that is not read seems to have content.
         """
         others = [name for name in schema.names if name in ROLES or name not in self.ignore]
         self.columns = _columns(schema.names, others, columns, where, type(self).__name__)
@@ -73,7 +75,7 @@ class TableRecords:
             fix = f"columns=dict({role}=None) leaves it out"
             raise ValueError(f"{self.source}: ignore names the column {name!r}, which is read: {fix}")
         kind = schema.field(self.columns["image"]).type if "image" in self.columns else None
-        self.many, self.holds = _picture_type(kind, self.columns.get("image"), type(self).__name__)
+        self.many, self.holds = _image_type(kind, self.columns.get("image"), type(self).__name__)
         self._check_unread(schema)
 
     def _check_unread(self, schema) -> None:
@@ -87,8 +89,8 @@ class TableRecords:
             lost = not describes and (content or name in WEIGHTS or (lacks_text and _holds(field.type, text=True)))
             if lost or ("image" not in self.columns and _holds(field.type, text=False)):
                 raise ValueError(f"{self.source}: {unknown_key(field.name, meant, 'column')}, or name it in `columns`")
-        if told := [field.name for field in unread if field.name.lower() not in DESCRIBES]:
-            log_once(logging.INFO, "%s: columns that are not read: %s", self.source, ", ".join(told))
+        if others := [field.name for field in unread if field.name.lower() not in DESCRIBES]:
+            log_once(logging.INFO, "%s: columns that are not read: %s", self.source, ", ".join(others))
 
     def record(self, i: int) -> dict:
         row = self.rows[i]
@@ -103,7 +105,7 @@ class TableRecords:
             pair = ["\n".join([IMAGE_MARK] * len(images)), found["caption"]]
         if pair != [None, None]:
             if messages:
-                raise Refused("the row has 'conversations', and a question or an answer too: expected one", "malformed")
+                raise Refused("the row has 'conversations' and a question or an answer: expected one", "malformed")
             messages = [{"from": role, "value": text} for role, text in zip(SPEAKERS, pair, strict=True)]
         if messages is not None:
             record["conversations"] = messages
@@ -119,17 +121,17 @@ class TableRecords:
         if not self.held(i, number).is_valid:
             value = self._images(i)[number]
             if self.holds != "struct" or not value["path"].is_valid:
-                raise Refused(f"its image {number} has neither bytes nor a path", "missing image")
+                raise Refused(f"image {number} of the row has neither bytes nor a path", "missing image")
             return image_inside(self.image_folder, value["path"].as_py())
         return self.key_of(i, number), TableImage(self, i, number)
 
     def held(self, i: int, number: int):
-        """The bytes of an image as Arrow's scalar, which may be null."""
+        """The bytes of an image as an Arrow scalar, which may be null."""
         value = self._images(i)[number]
         return value["bytes"] if self.holds == "struct" and value.is_valid else value
 
     def _images(self, i: int):
-        """What stands for each image of a row; none of their bytes are copied."""
+        """The Arrow values of the images of a row. Their bytes are not copied."""
         if "image" not in self.columns:
             return []
         value = self.rows[i].column(self.columns["image"])[0]
@@ -139,9 +141,9 @@ class TableRecords:
 
 
 def _columns(there: list[str], free: list[str], columns: dict | None, where: str, kind: str) -> dict[str, str]:
-    """What is read -> its column. free: the columns that may be read under their own names."""
+    """Role -> column. free: the columns that may be read by default."""
     own = {role: name for role, names in OWN_NAMES.items() for name in reversed(names) if name in free}
-    if "conversations" in own:  # a question beside it is told, as a column that is not read
+    if "conversations" in own:  # a question beside it is logged as a column that is not read
         own = {role: name for role, name in own.items() if role not in ("question", "answer")}
     if (columns or {}).get("caption") is not None:
         own = {role: name for role, name in own.items() if role in ("image", "category")}
@@ -152,15 +154,15 @@ def _columns(there: list[str], free: list[str], columns: dict | None, where: str
     if missing := [name for name in columns.values() if name not in there]:
         raise ValueError(f"{where} has no column {missing[0]!r}: it has {', '.join(there)}; name them in `columns`")
     if "caption" in columns and (beside := sorted(columns.keys() & {"conversations", "question", "answer"})):
-        raise ValueError(f"{kind}: columns has 'caption' and {beside[0]!r}: expected one of them")
+        raise ValueError(f"{kind}: columns has 'caption' and {beside[0]!r}: expected only one of them")
     if not columns.keys() & {"image", "conversations", "question"}:
         raise ValueError(
-            f"{where} has neither images nor conversations under their own names: it has {', '.join(there)}; say in "
-            "`columns` what is what, such as dict(image='picture', question='q', answer='a')"
+            f"{where} has no column for images or conversations: it has {', '.join(there)}; name them in `columns`, "
+            "such as dict(image='photo', question='q', answer='a')"
         )
     for one, other in (("answer", "question"), ("question", "answer"), ("caption", "image")):
         if one in columns and other not in columns and "conversations" not in columns:
-            raise ValueError(f"{where} has a column for {one!r}, and none for {other!r}: name it in `columns`")
+            raise ValueError(f"{where} has a column for {one!r}, but none for {other!r}: name it in `columns`")
     return columns
 
 
@@ -169,7 +171,7 @@ def _holds_any(given) -> bool:
 
 
 def _holds(given, *, text: bool) -> bool:
-    """Whether a column's values hold texts, or else (``text=False``) images, as Arrow's type tells."""
+    """Whether the Arrow type of a column has texts, or with ``text=False``, the bytes of images."""
     import pyarrow
 
     kinds = pyarrow.types
@@ -182,8 +184,8 @@ def _holds(given, *, text: bool) -> bool:
     return kinds.is_binary(given) or kinds.is_large_binary(given)
 
 
-def _picture_type(given, column: str | None, kind: str) -> tuple[bool, str | None]:
-    """Whether a column has lists of images, and what one is: ``bytes``, ``struct`` or ``path``. given: Arrow's type."""
+def _image_type(given, column: str | None, kind: str) -> tuple[bool, str | None]:
+    """Whether a column has lists of images, and the form of one: ``bytes``, ``struct`` or ``path``. given: its type."""
     import pyarrow
 
     if column is None:
@@ -201,7 +203,7 @@ def _picture_type(given, column: str | None, kind: str) -> tuple[bool, str | Non
 
 
 def require_datasets(kind: str):
-    """The package. Raises ``ValueError`` where it is not installed."""
+    """The package `datasets`. Raises ``ValueError`` if it is not installed."""
     try:
         import datasets
     except ModuleNotFoundError as error:

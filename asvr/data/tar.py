@@ -1,4 +1,4 @@
-"""Tar shards as webdataset writes them, read in any order."""
+"""Tar shards as webdataset writes them, with access in any order."""
 
 import re
 import tarfile
@@ -22,14 +22,14 @@ from asvr.data.templates import IMAGE_MARK
 from asvr.registry import DATASETS
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")  # a sample's key, and the field: all behind the first dot
-LABELS = ("cls", "__key__", "__url__", *DESCRIBES)  # fields that describe a sample; a class is a number
+NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")  # the key of a sample, and the field: all after the first dot
+LABELS = ("cls", "__key__", "__url__", *DESCRIBES)  # fields that describe a sample; cls is the number of a class
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 @dataclass(frozen=True, slots=True)
 class TarImage(StoredImage):
-    """A member of a shard. shard: SHA-256 of the whole file."""
+    """An image in a shard. shard: SHA-256 of the whole file."""
 
     path: str
     name: str
@@ -51,15 +51,16 @@ class TarImage(StoredImage):
 class TarDataset(ShardedDataset):
     """The samples of webdataset shards (tar files).
 
-    A sample is the members in a row whose names agree up to the first dot (``0001.jpg``, ``0001.json``).
+    A sample consists of neighbouring members whose names agree up to the first dot (``0001.jpg``, ``0001.json``).
 
-    Of a sample, ``json`` is the record, in LLaVA's form or with messages; where that has no conversation, ``txt`` is
-    the caption: the answer to a question that is the images alone. Images are the members with the suffix of one
-    (``jpg``, ``1.png``), in the order that the record names them in, or else their own. A sample with another member
-    (but ``cls`` and the like) is refused, unless its field (``mp4``) stands in ``ignore``: what is in it would be
-    lost. See `ShardedDataset` for ``files`` and errors.
+    The member ``json`` is the record, in LLaVA's form or with messages. If it has no conversation, ``txt`` is the
+    caption: the answer to a question that has only the images. Members with the suffix of an image (``jpg``,
+    ``1.png``) are the images. They come in the order in which the record names them, or else in the order of the
+    shard. A sample with any other member is refused, since its content would be lost; add its field (``mp4``) to
+    ``ignore`` to accept it. Members that describe a sample, such as ``cls``, are ignored. See `ShardedDataset` for
+    ``files`` and errors.
 
-    Raises: ValueError for a shard that is compressed, cut off or no tar file.
+    Raises: ValueError if a shard is compressed, cut off or not a tar file.
     """
 
     kind = "members of a tar shard, 1"
@@ -94,8 +95,8 @@ class TarDataset(ShardedDataset):
         shard, member, own = name.split(":", 2)
         shard = int(shard)
         start, end = self._span(shard, int(member))
-        picture = TarImage(self.paths[shard], own, start, end, self.shards[shard].sha256)
-        return f"{picture}:{start}", picture
+        image = TarImage(self.paths[shard], own, start, end, self.shards[shard].sha256)
+        return f"{image}:{start}", image
 
     def place(self, i: int) -> str:
         shard, own = self.find(i)
@@ -119,18 +120,18 @@ def _unread(field: str, name: str, twice: bool) -> Refused:
 
 
 def _record(fields: dict[str, bytes], pictures: dict[str, str], ignore: Collection[str]) -> dict:
-    """pictures: what stands for each -> the member's name; gets the order in which the record names them."""
+    """The record of a sample. pictures: our name -> the name of the member; it gets the order of the record."""
     record = parse_record(fields.get("json", b"{}"))
     try:
         text = fields.get("txt", b"").decode()
     except UnicodeDecodeError as error:
-        raise Refused(f"its txt is not UTF-8: {error}", "malformed") from error
+        raise Refused(f"the txt of the sample is not UTF-8: {error}", "malformed") from error
     if not isinstance(record, dict):
-        raise Refused(f"its json is not an object: {short(record)}", "malformed")
+        raise Refused(f"the json of the sample is not a JSON object: {short(record)}", "malformed")
     record = in_llava_form(record, ignore)
     named = record.pop("image", None)
     named = named if isinstance(named, list) else [] if named is None else [named]
-    if not pictures and any(not isinstance(name, str) for name in named):  # the json itself holds them
+    if not pictures and any(not isinstance(name, str) for name in named):  # the images stand in the json itself
         record["image"] = named
         named = []
     if named and len(named) != len(pictures):
@@ -138,7 +139,7 @@ def _record(fields: dict[str, bytes], pictures: dict[str, str], ignore: Collecti
     _put_in_order(pictures, named)
     if "txt" not in fields:
         return record
-    if "conversations" in record:  # the same text, or one that would be lost
+    if "conversations" in record:  # it is the same text, or the check of keys refuses the record
         return dict(record, txt=text)
     question = "\n".join([IMAGE_MARK] * len(pictures))
     record["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": text}]
@@ -146,19 +147,21 @@ def _record(fields: dict[str, bytes], pictures: dict[str, str], ignore: Collecti
 
 
 def _put_in_order(pictures: dict[str, str], named: list) -> None:
-    """By the names that the record has for them, where those are the members' own."""
+    """Sort by the names in the record, if they are the names of the members."""
     own = {basename(name): key for key, name in pictures.items()}
-    wanted = [own.get(basename(name)) if isinstance(name, str) else None for name in named]
-    if len(own) == len(pictures) and sorted(map(str, wanted)) == sorted(pictures):
-        for key in wanted:
+    keys = [own.get(basename(name)) if isinstance(name, str) else None for name in named]
+    if len(own) == len(pictures) and sorted(map(str, keys)) == sorted(pictures):
+        for key in keys:
             pictures[key] = pictures.pop(key)
 
 
 def scan_tar(path: str) -> dict[str, np.ndarray]:
-    """Where the members of a shard are: ``samples`` (R + 1), the first member of each sample; ``spans`` (M, 2), their
-    first and last byte (exclusive); ``names``, UTF-8 in a row, and ``name_ends`` (M).
+    """The index of a shard.
 
-    Raises: ValueError where it is compressed, cut off or no tar file.
+    It has ``samples`` (R + 1), the first member of each sample; ``spans`` (M, 2), the first and last byte (exclusive)
+    of each member; ``names``, all names joined in UTF-8, and ``name_ends`` (M), where each ends.
+
+    Raises: ValueError if the file is compressed, cut off or not a tar file.
     """
     with open(path, "rb") as file:
         head = file.read(6)
@@ -171,7 +174,7 @@ def scan_tar(path: str) -> dict[str, np.ndarray]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                tar.members = []  # else it keeps all of them
+                tar.members = []  # otherwise tarfile keeps all of them in memory
                 if not member.isreg() or _split(member.name) is None:
                     continue
                 key = _split(member.name)[0]
@@ -182,7 +185,7 @@ def scan_tar(path: str) -> dict[str, np.ndarray]:
                 names += member.name.encode(errors="surrogateescape")
                 name_ends.append(len(names))
             tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops there in silence
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:  # tarfile stops without an error
                 raise tarfile.ReadError(f"cut off or damaged at byte {tar.offset}")
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a tar file: {error}") from error
@@ -196,13 +199,13 @@ def scan_tar(path: str) -> dict[str, np.ndarray]:
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """Key and field of a member; None for what belongs to no sample."""
+    """Key and field of a member; None if it belongs to no sample."""
     match = NAME.match(name)
     return None if match is None or match[1].startswith("__") else (match[1], match[2].lower())
 
 
 def _read(path: str, start: int, end: int) -> bytes:
-    """Opened for each read: with samples in random order over many shards, few handles would be used twice."""
+    """Read a part of a file. Each read opens it: samples in random order from many shards rarely reuse an open file."""
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         return file.read(end - start)

@@ -1,7 +1,7 @@
-"""Conversation templates: from questions and answers to segments of text.
+"""Conversation templates: they turn questions and answers into segments of text.
 
-A template never sees a token. It says which pieces of text follow each other and which of them are
-learned; `asvr.data.conversation` encodes piece by piece, so the labels need no counting.
+A template never sees a token. It says which pieces of text follow each other and which of them are learned.
+`asvr.data.conversation` encodes piece by piece, so the labels need no counting.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,9 @@ LLAVA_LLAMA_2_SYSTEM = (
 
 @dataclass(frozen=True)
 class Segment:
-    """kind: ``text``, ``bos``, ``eos``, ``image``, ``token`` (``text`` names a special token) or ``ids`` (token ids as
+    """A piece of a row.
+
+    kind: ``text``, ``bos``, ``eos``, ``image``, ``token`` (``text`` names a special token) or ``ids`` (token ids as
     they are). supervised: whether the model learns to write it."""
 
     kind: str
@@ -44,14 +46,14 @@ BOS, IMAGE, EOS = Segment("bos"), Segment("image"), Segment("eos", supervised=Tr
 
 @dataclass(frozen=True)
 class Round:
-    """A question, with its image marks, and its answer. ``answer`` is None where the model is to write it."""
+    """A question with its image marks, and its answer. ``answer`` is None if the model shall write it."""
 
     question: str
     answer: str | None
 
 
 def question_segments(question: str) -> Iterator[Segment]:
-    """The text of a question around its image marks."""
+    """The segments of a question: its images, and the texts between them."""
     for i, text in enumerate(question.split(IMAGE_MARK)):
         if i:
             yield IMAGE
@@ -60,19 +62,20 @@ def question_segments(question: str) -> Iterator[Segment]:
 
 
 class Template:
-    """What a template provides: ``segments(rounds)``. It stops in front of an answer that is None, where
-    generation begins, so a prompt is a prefix of the training row.
+    """The base class of templates. A subclass writes ``segments(rounds)``.
 
-    stop: the special token that ends an answer where it is not EOS. stop_text: the text that does. moves_marks: whether
-    the mark of a question's only image moves to its front, as LLaVA's does. A dataclass with a field ``system`` gets a
-    record's system message in it."""
+    It stops before an answer that is None: generation begins there, so a prompt is a prefix of the training row. If the
+    template is a dataclass with a field ``system``, a record's system message replaces that field.
+
+    stop: the special token that ends an answer, if it is not EOS. stop_text: the text that ends an answer, if there is
+    no such token. moves_marks: whether the mark of a question's single image moves to the front, as in LLaVA."""
 
     stop: str | None = None
     stop_text: str | None = None
     moves_marks: bool = True
 
     def segments(self, rounds: list[Round]) -> Iterator[Segment]:
-        raise NotImplementedError(f"{type(self).__name__} must turn rounds into segments")
+        raise NotImplementedError(f"{type(self).__name__} must have segments(rounds)")
 
 
 @TEMPLATES.register_module(name="plain")
@@ -80,7 +83,7 @@ class Template:
 class Plain(Template):
     """An image and its caption, for the alignment stage (LLaVA's ``plain``).
 
-    The words of the question are dropped and its image marks stay. Everything after them is learned, up to ``end``.
+    Of the question only the image marks are used. The answer is learned, up to and including ``end``.
     """
 
     end: str = "\n"
@@ -93,7 +96,7 @@ class Plain(Template):
         if len(rounds) != 1 or IMAGE_MARK not in rounds[0].question:
             raise Refused(
                 "the template 'plain' takes one image caption, a single question with an image and its answer: "
-                "use a chat template (vicuna_v1, llama_2, mistral, chatml) for other rows",
+                "use a chat template (vicuna_v1, llama_2, mistral, chatml) for conversations",
                 "not a caption",
             )
         yield BOS
@@ -105,7 +108,7 @@ class Plain(Template):
 @TEMPLATES.register_module(name="vicuna_v1")
 @dataclass(frozen=True, kw_only=True)
 class VicunaV1(Template):
-    """Vicuna's and LLaVA-1.5's form (``v1``): ``SYSTEM USER: question ASSISTANT: answer</s>USER: ...``"""
+    """The form of Vicuna and LLaVA-1.5 (``v1``): ``SYSTEM USER: question ASSISTANT: answer</s>USER: ...``"""
 
     system: str = VICUNA_SYSTEM
     user: str = "USER"
@@ -126,7 +129,7 @@ class VicunaV1(Template):
 
 @dataclass(frozen=True, kw_only=True)
 class _Inst(Template):
-    """``[INST] question [/INST] answer </s>``. bos_each_round: whether every round begins with BOS."""
+    """The form ``[INST] question [/INST] answer </s>``. bos_each_round: whether every round begins with BOS."""
 
     system: str = ""
     bos_each_round: bool = False
@@ -147,7 +150,7 @@ class _Inst(Template):
 @TEMPLATES.register_module(name="llama_2")
 @dataclass(frozen=True, kw_only=True)
 class Llama2(_Inst):
-    """Llama-2-Chat's form, with LLaVA's system text; every round has its own BOS."""
+    """The form of Llama-2-Chat, with LLaVA's system text. Every round has its own BOS."""
 
     system: str = LLAVA_LLAMA_2_SYSTEM
     bos_each_round: bool = True
@@ -156,13 +159,13 @@ class Llama2(_Inst):
 @TEMPLATES.register_module(name="mistral")
 @dataclass(frozen=True, kw_only=True)
 class Mistral(_Inst):
-    """Mistral-Instruct's form (LLaVA's ``mistral_instruct``): no system text, one BOS."""
+    """The form of Mistral-Instruct (LLaVA's ``mistral_instruct``), with one BOS and without system text."""
 
 
 @TEMPLATES.register_module(name="chatml")
 @dataclass(frozen=True, kw_only=True)
 class ChatML(Template):
-    """Qwen's form: ``<|im_start|>role\\n...<|im_end|>\\n``. The answer and its ``<|im_end|>`` are learned."""
+    """The form of Qwen: ``<|im_start|>role\\n...<|im_end|>\\n``. The answer and its ``<|im_end|>`` are learned."""
 
     system: str = "You are a helpful assistant."
     start: str = "<|im_start|>"
@@ -196,7 +199,7 @@ class ChatML(Template):
 
 
 def build_template(template: "str | dict | Template", tokenizer: "TextTokenizer | None" = None) -> Template:
-    """A template from its name, its config, or itself. tokenizer: what a template that is a tokenizer's own needs."""
+    """Build a template from its name or config; a template stays as it is. tokenizer: for the template ``chat``."""
     template = _built(template)
     return template.bind(tokenizer) if tokenizer is not None and hasattr(template, "bind") else template
 

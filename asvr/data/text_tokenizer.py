@@ -1,4 +1,4 @@
-"""Text tokenizers: one narrow class over a Hugging Face fast tokenizer."""
+"""Text tokenizers: a narrow class around a Hugging Face fast tokenizer."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ BYTES = 256
 
 
 class TextTokenizer:
-    """Encodes text so that pieces put together are one text, and so that no text can write a control token.
+    """A text tokenizer that encodes text in pieces, and in which no text can write a control token.
 
-    hf: the Hugging Face fast tokenizer itself. bos_id: what the tokenizer puts in front of a text, or
-    None where it puts nothing there (Qwen). pad_id: fills rows; it is never learned.
-    prefix_after_control: whether a text right behind a special token gets a prefix space.
+    hf: the Hugging Face fast tokenizer itself. bos_id: the token that the tokenizer puts before a text; None if it
+    puts none (Qwen). pad_id: fills rows; it is never learned. prefix_after_control: whether a text directly after a
+    special token gets a prefix space.
     """
 
     def __init__(self, hf: PreTrainedTokenizerFast):
@@ -35,10 +35,10 @@ class TextTokenizer:
         self.bos_id = hf.bos_token_id if hf("")["input_ids"][:1] == [hf.bos_token_id] else None
         self.eos_id = hf.eos_token_id
         if self.eos_id is None:
-            raise ValueError(f"the tokenizer {hf.name_or_path!r} has no EOS token, which ends an answer")
+            raise ValueError(f"the tokenizer {hf.name_or_path!r} has no EOS token, which ends an answer: use another")
         fallbacks = (hf.pad_token_id, hf.unk_token_id, hf.eos_token_id)
         self.pad_id = next(token for token in fallbacks if token is not None)
-        # What no text may write. Characters that the vocabulary lacks do become the unknown token.
+        # Tokens that no text may write, except the unknown token: the vocabulary lacks some characters.
         self._control = frozenset(hf.all_special_ids) - {hf.unk_token_id}
         spec = json.loads(hf.backend_tokenizer.to_str())
         self.prefix_after_control = _prefixes_every_piece(spec)
@@ -49,23 +49,23 @@ class TextTokenizer:
     def encode(self, text: str, *, control: bool = False, continues: bool = False) -> list[int]:
         """Token ids of a text, without BOS and EOS.
 
-        control: the text names one special token, and its id is returned. Otherwise the letters of a
-        special token are ordinary letters. continues: the text goes on from another one, so a tokenizer
-        that puts a space in front of a text (sentencepiece) does not.
+        control: the text is the name of one special token, and its id is returned. Otherwise the letters of a special
+        token are ordinary letters. continues: the text continues another text, so a tokenizer that puts a space before
+        a text (sentencepiece) does not do so.
 
-        Raises: ValueError for a control token that the tokenizer does not have; `Refused` for a text that writes one
-        all the same, as a vocabulary can that has control tokens among its words.
+        Raises: ValueError if the tokenizer does not have the control token; `Refused` if a text still gives a control
+        token, which happens if the normal vocabulary contains one.
         """
         if not control:
             ids = (self._continuing if continues else self._alone).encode(text, add_special_tokens=False).ids
             if not self._control.isdisjoint(ids):
                 found = self.hf.convert_ids_to_tokens(next(token for token in ids if token in self._control))
-                raise Refused(f"with this tokenizer the text writes the control token {found!r}", "control token")
+                raise Refused(f"with this tokenizer the text gives the control token {found!r}", "control token")
             return ids
         if text not in self.hf.all_special_tokens and not self._is_special(text):
             raise ValueError(
                 f"the tokenizer {self.hf.name_or_path!r} has no special token {text!r}, which the template writes: "
-                f"choose another template, or a tokenizer with it (ByteLevelBPE takes special_tokens=[{text!r}])"
+                f"choose another template, or a tokenizer that has it (ByteLevelBPE takes special_tokens=[{text!r}])"
             )
         return [self.hf.convert_tokens_to_ids(text)]
 
@@ -81,14 +81,14 @@ class TextTokenizer:
 
     @cached_property
     def num_ids(self) -> int:
-        """The largest id and one: the rows that embeddings need. More than its length where ids have gaps."""
+        """The largest id plus one: the rows that embeddings need. It exceeds the length if ids have gaps."""
         return max(self.hf.get_vocab().values()) + 1
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write Hugging Face's tokenizer files; ``HFTokenizer(name=folder)`` reads them.
 
-        The tokenizer.json alone says how they are read: transformers' classes of one model family build a tokenizer
-        of their own from settings, some of which transformers does not save (``legacy`` of `LlamaTokenizer`).
+        The files are written so that tokenizer.json alone decides. transformers' classes of model families would build
+        the tokenizer from settings, and some of these are not saved (``legacy`` of `LlamaTokenizer`).
         """
         self.hf.save_pretrained(str(folder))
         file = Path(folder) / "tokenizer_config.json"
@@ -108,26 +108,26 @@ class TextTokenizer:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-# Fields of tokenizer_config.json that only a class of one model family reads, or that tell how the folder was read.
+# Fields of tokenizer_config.json that only the class of a model family reads, or that say how the folder was read.
 _OF_A_CLASS = ("legacy", "add_prefix_space", "sp_model_kwargs", "backend", "is_local", "local_files_only")
 
 
 def _text_only(spec: dict) -> Tokenizer:
-    """The tokenizer with no special token, so that none can come out of a text."""
+    """The tokenizer without special tokens, so that no text can give one."""
     added = [token for token in spec["added_tokens"] if not token["special"]]
     plain = spec | dict(added_tokens=added, post_processor=None, truncation=None, padding=None)
     return Tokenizer.from_str(json.dumps(plain))
 
 
 def _parts(spec) -> Iterable[dict]:
-    """A normalizer or pre-tokenizer and, where it is a sequence, its members."""
+    """A normalizer or pre-tokenizer; for a sequence, its members too."""
     if spec:
         yield spec
         for part in spec.get("normalizers", []) + spec.get("pretokenizers", []):
             yield from _parts(part)
 
 
-# What transformers makes of sentencepiece's rule that a text with a space in front gets another one.
+# transformers' form of a sentencepiece rule: a text that begins with a space gets another one.
 _LEADING_SPACE = r"\A▁"
 
 
@@ -140,7 +140,7 @@ def _prefixes_every_piece(spec: dict) -> bool:
 
 
 def _without_prefix(spec: dict) -> dict:
-    """The same tokenizer, putting no space in front of a text."""
+    """The spec of the same tokenizer without a space before a text."""
     spec = json.loads(json.dumps(spec))
     for key in ("normalizer", "pre_tokenizer"):
         for part in _parts(spec[key]):
@@ -155,7 +155,7 @@ def _without_prefix(spec: dict) -> dict:
     return spec
 
 
-# One of these holds a text tokenizer's vocabulary.
+# A text tokenizer has its vocabulary in one of these files.
 VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
 
 
@@ -163,8 +163,10 @@ VOCABULARIES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.
 class HFTokenizer(TextTokenizer):
     """The tokenizer of a Hugging Face model, from a local folder or a GGUF file. Code in the folder is never run.
 
-    Raises: `asvr.base.hub.MissingWeights` where there is no such folder; ValueError where it holds no
-    tokenizer that can be read without running code of its own.
+    name: the model, see `asvr.base.hub`.
+
+    Raises: `asvr.base.hub.MissingWeights` if there is no such folder; ValueError if it has no tokenizer that can be
+    read without running code from the folder.
     """
 
     def __init__(self, *, name: str):
@@ -176,28 +178,30 @@ def _read(name: str, folder: Path) -> PreTrainedTokenizerFast:
     try:
         with without_warnings():
             hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers' classes raise anything for a file that they do not expect
+    except Exception as error:  # for unexpected files, transformers' classes raise errors of any kind
         raise ValueError(_unreadable(name, folder, error)) from error
-    if not has_vocabulary(folder):  # the model's type alone gives a tokenizer, of three tokens
+    if not has_vocabulary(folder):  # from the model's type alone, transformers makes a tokenizer of three tokens
         raise ValueError(_unreadable(name, folder, None))
     if not hf.is_fast:
-        raise ValueError(f"the tokenizer of {name!r} ({folder}) has no fast form: expected a tokenizer.json")
+        raise ValueError(f"the tokenizer of {name!r} ({folder}) has no fast version: expected a tokenizer.json")
     return hf
 
 
-# Texts that must be encoded alike: words, spaces, line breaks, what few vocabularies have, letters of control tokens.
+# Texts to compare two tokenizers: words, spaces, line breaks, rare characters, letters of control tokens.
 PROBES = ("A house.", " two  spaces ", "a\nb\n", "\n", "déjà 你好 🙂", "0123 4.5%", "<s> </s> <image> <|im_start|>")
 
 
 def save_text_tokenizer(tokenizer: TextTokenizer, folder: str | Path) -> None:
-    """Write a text tokenizer's files. Raises ``ValueError`` where what is read back from them is another tokenizer."""
+    """Write the files of a text tokenizer. Raises ``ValueError`` if they are read back as another tokenizer."""
     tokenizer.save_pretrained(folder)
     _require_same(tokenizer, HFTokenizer(name=str(Path(folder).absolute())))
 
 
 def check_saving(tokenizer: TextTokenizer) -> None:
-    """Raise ``ValueError`` where what is read back from a text tokenizer's files is another one, before a model is
-    trained with it. Where the files of a user's own class are not Hugging Face's, a warning: its config builds it."""
+    """Check, before a model is trained, that the files of its text tokenizer are read back as the same tokenizer.
+
+    Raises ``ValueError`` if not. If the files of a user's own class are not Hugging Face files, it only warns: the
+    config can build the tokenizer."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         try:
@@ -207,7 +211,7 @@ def check_saving(tokenizer: TextTokenizer) -> None:
                 raise
             logger.warning(
                 "text_tokenizer %s: its files are not Hugging Face's: a model trained with it loads from the work dir, "
-                "and cannot be saved as a folder of its own",
+                "but cannot be saved as a model folder",
                 type(tokenizer).__name__,
             )
             return
@@ -218,7 +222,7 @@ def _require_same(tokenizer: TextTokenizer, again: TextTokenizer) -> None:
     if _behaviour(again) != _behaviour(tokenizer):
         raise ValueError(
             f"the text tokenizer {_name(tokenizer)!r} cannot be saved: its files are read back as another one, so "
-            "no model trained with it could be loaded; give a tokenizer that its tokenizer.json describes whole "
+            "no model trained with it could be loaded; use one that its tokenizer.json describes completely "
             "(tokenizer_class PreTrainedTokenizerFast)"
         )
 
@@ -228,7 +232,7 @@ def _name(tokenizer: TextTokenizer) -> str:
 
 
 def _behaviour(tokenizer: TextTokenizer) -> list:
-    """All that must be the same of a tokenizer and of what is read back from its files."""
+    """Everything that must be equal for a tokenizer and the one that is read back."""
     found = [tokenizer.fingerprint(), len(tokenizer), tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]
     for text in PROBES:
         for continues in (False, True):
@@ -242,7 +246,7 @@ def _behaviour(tokenizer: TextTokenizer) -> list:
 
 
 def has_vocabulary(folder: Path) -> bool:
-    """Whether a folder holds a text tokenizer."""
+    """Whether a folder has the files of a text tokenizer."""
     return any(file.is_file() for pattern in VOCABULARIES for file in folder.glob(pattern))
 
 
@@ -250,7 +254,7 @@ def _unreadable(name: str, folder: Path, error: Exception | None) -> str:
     config = folder / "tokenizer_config.json"
     if config.is_file() and "AutoTokenizer" in _auto_map(config):
         return (
-            f"the tokenizer of {name!r} ({folder}) needs Python code out of the model's folder, which is never run "
+            f"the tokenizer of {name!r} ({folder}) needs Python code from the model's folder, which is never run "
             "here (trust_remote_code is off): convert it to a tokenizer.json, or use a model whose tokenizer "
             "transformers knows"
         )
@@ -265,18 +269,18 @@ def _unreadable(name: str, folder: Path, error: Exception | None) -> str:
 def _auto_map(config: Path) -> dict:
     try:
         fields = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:  # what is wrong stands in the error of who read it first
+    except ValueError:  # the error of the first reader says what is wrong
         return {}
     return (fields.get("auto_map") if isinstance(fields, dict) else None) or {}
 
 
 @TEXT_TOKENIZERS.register_module()
 class ByteLevelBPE(TextTokenizer):
-    """A byte-level BPE learned on the texts of a dataset; the same texts give the same tokenizer.
+    """A byte-level BPE tokenizer trained on the texts of a dataset. The same texts give the same tokenizer.
 
-    vocab_size: at most this many tokens, bytes and special tokens included. corpus: a dataset, or its
-    config, with ``texts(template)``. template: learn on the rows as this template writes them, so that
-    its own words ("USER:") become tokens too. special_tokens: further ones than BOS, EOS and padding.
+    vocab_size: the most tokens, bytes and special tokens included. corpus: a dataset with ``texts(template)``, or its
+    config. template: train on the rows as this template writes them, so that its own words ("USER:") become tokens
+    too. special_tokens: more special tokens, besides BOS, EOS and padding.
     """
 
     def __init__(self, *, vocab_size: int, corpus, template=None, special_tokens: Iterable[str] = ()):
@@ -289,7 +293,7 @@ class ByteLevelBPE(TextTokenizer):
             )
         corpus = DATASETS.build(corpus) if isinstance(corpus, dict) else corpus
         if not hasattr(corpus, "texts"):
-            raise ValueError(f"text_tokenizer.corpus must be a dataset with texts(), not {type(corpus).__name__}")
+            raise ValueError(f"text_tokenizer.corpus is {type(corpus).__name__}: expected a dataset with texts()")
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         bpe.decoder = decoders.ByteLevel()

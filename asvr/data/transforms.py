@@ -1,4 +1,4 @@
-"""From an image to the pixels that an encoder or a visual tokenizer expects."""
+"""Image transforms: they turn an image into the pixels that an encoder or a visual tokenizer expects."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-# Pixels along a side of what is made on the way, where a very long image would make it huge: a square of 256 MB.
+# Largest side in pixels of intermediate images: a square takes 256 MB. A very long image would make them huge.
 LONGEST_SIDE = 8192
 ASPECTS = ("square", "pad", "resize")
 RESAMPLING = {
@@ -22,10 +22,10 @@ RESAMPLING = {
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize with PIL, scale to [0, 1], normalise; what Hugging Face's slow image processors compute.
+    """Resize with PIL, scale to [0, 1] and normalise, as Hugging Face's slow image processors do.
 
-    size: (height, width) in pixels. center_crop: whether the model's own processor resizes the short
-    side and crops (CLIP) or squeezes the image (SigLIP); ``aspect="square"`` follows it.
+    size: (height, width) in pixels. center_crop: True if the model's own processor resizes the short side and crops
+    (CLIP), False if it squeezes the image (SigLIP). ``aspect="square"`` follows it.
     """
 
     size: tuple[int, int]
@@ -37,11 +37,11 @@ class ImageTransform:
     def __call__(self, image: Image.Image, aspect: str = "square") -> torch.Tensor:
         """Return (3, h, w) float32.
 
-        aspect: ``square`` = the model's own processor; ``pad`` = to a square, filled with the mean
-        colour, then the same (LLaVA-1.5's finetune); ``resize`` = squeezed, whatever the processor does.
+        aspect: ``square`` does as the model's own processor. ``pad`` first pads the image to a square with the mean
+        colour (LLaVA-1.5's finetune). ``resize`` squeezes the image, whatever the processor does.
         """
         if aspect not in ASPECTS:
-            raise ValueError(f"image_aspect {aspect!r} is unknown: expected one of {ASPECTS}")
+            raise ValueError(f"image_aspect={aspect!r} is unknown: expected one of {', '.join(map(repr, ASPECTS))}")
         image = image.convert("RGB")
         if aspect == "pad":
             image = pad_to_square(image, tuple(int(m * 255) for m in self.mean))
@@ -54,15 +54,15 @@ class ImageTransform:
 
 
 def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """(h, w, 3) float32."""
+    """The normalised pixels, (h, w, 3) float32."""
     # NumPy, not torch: torch would start its threads for every small image.
     pixels = np.array(image, dtype=np.float32) / np.float32(255)
     return (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
-    """Centre an image on a square of ``color`` (LLaVA's ``expand2square``), reduced first to ``LONGEST_SIDE`` where
-    it is longer."""
+    """Centre an image on a square of ``color`` (LLaVA's ``expand2square``). Larger images are first reduced to
+    ``LONGEST_SIDE``."""
     if max(image.size) > LONGEST_SIDE:
         scale = LONGEST_SIDE / max(image.size)
         image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.BICUBIC)
@@ -77,12 +77,12 @@ def pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
 
 def _resize_and_crop(image: Image.Image, size: tuple[int, int], resampling) -> Image.Image:
     height, width = size
-    if height * image.width >= width * image.height:  # whole numbers: a rounded scale loses a pixel now and then
+    if height * image.width >= width * image.height:  # integers: a rounded scale sometimes loses a pixel
         resized = (max(width, height * image.width // image.height), height)
     else:
         resized = (width, max(height, width * image.height // image.width))
     left, top = (resized[0] - width) // 2, (resized[1] - height) // 2
-    if max(resized) > LONGEST_SIDE:  # only what is left of it is made
+    if max(resized) > LONGEST_SIDE:  # only the cropped part is computed
         across, down = image.width / resized[0], image.height / resized[1]
         box = (left * across, top * down, (left + width) * across, (top + height) * down)
         return image.resize((width, height), resampling, box=box)
@@ -91,9 +91,9 @@ def _resize_and_crop(image: Image.Image, size: tuple[int, int], resampling) -> I
 
 @dataclass(frozen=True)
 class JoinedTransform:
-    """Several transforms of one image, for an encoder that is made of others: their pixels by number, ``{"0": ...}``.
+    """Several transforms of one image, for an encoder made of others. Their pixels have numbers: ``{"0": ...}``.
 
-    parts: tuple of `ImageTransform`, or of others whose pixels do not depend on the image's size.
+    parts: tuple of `ImageTransform`, or of other transforms whose output shape is the same for all images.
     """
 
     parts: tuple
@@ -106,23 +106,23 @@ class JoinedTransform:
 
     @property
     def size(self) -> tuple[int, int]:
-        """The most pixels that a part makes: height, width."""
+        """The largest height and width of the parts."""
         heights, widths = zip(*(part.size for part in self.parts), strict=True)
         return max(heights), max(widths)
 
     @property
     def shown(self) -> ImageTransform:
-        """By which the image is shown: the first, whose grid is the encoder's."""
+        """The transform for showing the image: the first, since the encoder has its grid."""
         return getattr(self.parts[0], "shown", self.parts[0])
 
 
-# What transforms give of images, stacked: a tensor, or a dict of tensors and lists.
+# The stacked outputs of transforms: a tensor, or a dict of tensors and lists.
 Pixels: TypeAlias = torch.Tensor | dict
 
 
 def stacked(made: list) -> Pixels:
-    """What a transform gave of several images, for the encoder: tensors are stacked, dicts entry by entry, other
-    things, such as the sides of a grid, stay in a list."""
+    """Stack the outputs of a transform for several images: tensors are stacked, dicts are stacked entry by entry, and
+    other values, such as the sides of a grid, stay in a list."""
     if isinstance(made[0], torch.Tensor):
         return torch.stack(made)
     if isinstance(made[0], dict):
@@ -131,7 +131,7 @@ def stacked(made: list) -> Pixels:
 
 
 def blank_pixels(transform, images: int) -> Pixels:
-    """Zeros like what ``transform`` gives of so many images: its own ``blank(images)`` where it has one."""
+    """Zeros in the form of the transform's output for ``images`` images: its own ``blank(images)`` if it has one."""
     own = getattr(transform, "blank", None)
     return torch.zeros(images, 3, *transform.size) if own is None else own(images)
 
@@ -147,7 +147,7 @@ def device_of(pixels: Pixels) -> torch.device:
 
 
 def flat_pixels(pixels: Pixels) -> tuple[list[torch.Tensor], Callable]:
-    """The tensors in pixels, and what puts as many others in their places."""
+    """The tensors in pixels, and a function that puts other tensors in their places."""
     if isinstance(pixels, dict):
         parts = {key: flat_pixels(value) for key, value in pixels.items()}
         sizes = [len(tensors) for tensors, _ in parts.values()]

@@ -1,7 +1,7 @@
-"""Processes that read data: is there room for what they hand over, and what happens where one dies or is stuck.
+"""Checks for the worker processes that read data: shared memory, and workers that die or hang.
 
-A worker hands tensors over in shared memory (``/dev/shm``), of which a container has 64 MiB unless it was given more.
-Where it is full, the worker's tensors are lost, or the worker is, and the training process would wait for ever.
+A worker passes tensors through shared memory (``/dev/shm``). A container has 64 MiB of it unless it was given more. If
+it is full, the tensors or the worker are lost, and the training process would wait forever.
 """
 
 import mmap
@@ -23,20 +23,20 @@ from asvr.base.log import logger
 
 SHARED = Path("/dev/shm")
 TIMEOUT = 600.0  # seconds without an item
-OTHER_FILES = 256  # that a process has open besides
+OTHER_FILES = 256  # other open files of a process
 
 
 class WorkerFailed(ValueError):
-    """A worker died, or handed nothing over for too long."""
+    """A worker died, or sent nothing for too long."""
 
 
 def free_shared_memory() -> int | None:
-    """Bytes; None on a system that has it elsewhere."""
+    """The free bytes of ``/dev/shm``; None on a system without it."""
     return shutil.disk_usage(SHARED).free if SHARED.is_dir() else None
 
 
 def tensors_in(value) -> Iterator[Tensor]:
-    """Those of an item of a DataLoader."""
+    """The tensors in an item of a DataLoader."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
@@ -49,32 +49,33 @@ def tensors_in(value) -> Iterator[Tensor]:
 
 
 def shared_bytes(value) -> int:
-    """What it takes in shared memory: each tensor whole pages."""
+    """The bytes that a value takes in shared memory. Each tensor takes full pages."""
     return sum(-(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE for tensor in tensors_in(value))
 
 
 def require_room_for_workers(value, *, workers: int, ahead: int, what: str, share: float = 1.0, files: int = 1) -> None:
-    """See that what workers hand over fits in shared memory. value: what one hands over at a time, or a part of that;
-    share: how many such parts are the whole; files: tensors in the whole. ahead: wholes that each keeps ready. what:
-    the whole, for messages.
+    """Check that the items of all workers fit into shared memory.
 
-    Raises ``ValueError`` where shared memory is too small, or the number of files that a process may open, of which
-    each tensor is one.
+    value: an item that a worker sends, or a part of it. share: the number of such parts in an item. files: the tensors
+    in an item. ahead: the items that each worker keeps ready. what: the name of an item, for messages.
+
+    Raises ``ValueError`` if shared memory is too small, or if a process may not open enough files: each tensor takes
+    one.
     """
     wholes = workers * ahead + 1  # one is in use
     needed, free = int(shared_bytes(value) * share) * wholes * _processes_here(), free_shared_memory()
     if free is not None and needed > free:
         raise ValueError(
             f"{SHARED} has {in_bytes(free)} free, and {what}, by num_workers={workers}, need about {in_bytes(needed)} "
-            f"there: give the container more (docker run --shm-size={-(-needed // 2**20) + 64}m), or set fewer "
+            f"there: give the container more (docker run --shm-size={-(-needed // 2**20) + 64}m), or lower "
             "num_workers (0 needs none)"
         )
     _allow_files(files * wholes + OTHER_FILES, workers)
 
 
 def _processes_here() -> int:
-    """Processes of the run that share this machine's memory."""
-    if get_world_size() == 1:  # SLURM's variable is there in an interactive job too
+    """The number of processes of the run on this machine."""
+    if get_world_size() == 1:  # SLURM sets its variable also in interactive jobs
         return 1
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
 
@@ -85,17 +86,18 @@ def _allow_files(needed: int, workers: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise ValueError(
-            f"a process may open {hard:,} files, and the tensors that num_workers={workers} hand over are about "
-            f"{needed:,}: raise the limit (ulimit -n {needed}), or set fewer num_workers or a larger micro_batch"
+            f"a process may open {hard:,} files, and the tensors of num_workers={workers} need about {needed:,}: raise "
+            f"the limit (ulimit -n {needed}), lower num_workers, or set a larger micro_batch"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    logger.info("a process may open %d files now, %d before (ulimit -n): num_workers=%d", needed, soft, workers)
+    logger.info("raised the limit of open files (ulimit -n) to %d for num_workers=%d, from %d", needed, workers, soft)
 
 
 @contextmanager
 def naming_workers(loader: DataLoader) -> Iterator[None]:
-    """Raise `WorkerFailed` for torch's error about a worker that died or is stuck, which comes wherever the process is
-    then. What a worker itself raises stays."""
+    """Turn torch's error about a dead or stuck worker into `WorkerFailed`. Errors that a worker raises itself stay.
+
+    torch raises its error at any line of this process."""
     try:
         yield
     except RuntimeError as error:
@@ -108,17 +110,17 @@ def naming_workers(loader: DataLoader) -> Iterator[None]:
         count = f"num_workers={loader.num_workers}"
         if stuck:
             raise WorkerFailed(
-                f"no process of {count} handed anything over for {loader.timeout:.0f} s (data.worker_timeout): one is "
-                f"stuck, or the disk is{room}; num_workers=0 shows where"
+                f"no process of {count} handed anything over for {loader.timeout:.0f} s (data.worker_timeout): a "
+                f"worker or the disk hangs{room}; num_workers=0 shows where"
             ) from error
         raise WorkerFailed(
-            f"a process of {count} died, likely for want of memory{room}: set fewer num_workers, 0 shows where. torch "
+            f"a process of {count} died, likely for want of memory{room}: lower num_workers; 0 shows the error. torch "
             f"says: {' '.join(str(error).split())}"
         ) from error
 
 
 def items_of(loader: DataLoader) -> Iterator:
-    """As ``iter(loader)``, with the errors of `naming_workers`. No process is left behind it."""
+    """Like ``iter(loader)``, with the errors of `naming_workers`. All workers end with it."""
     batches = iter(loader)
     try:
         while True:

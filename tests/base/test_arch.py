@@ -34,5 +34,5 @@ def test_what_is_right_passes_under_either_name():
     assert check_arch("llm.arch", TINY) == []
     assert check_arch("llm.arch", dict(model_type="gpt2", hidden_size=8, n_head=2)) == []
     assert check_arch("llm.arch", dict(hidden_size=8)) == [
-        "llm.arch.model_type is missing: expected a name of transformers, such as 'llama'"
+        "llm.arch.model_type is missing: expected a model type of transformers, such as 'llama'"
     ]

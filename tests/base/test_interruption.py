@@ -39,7 +39,7 @@ def test_a_signal_ends_a_run_where_it_stands(number, capfd):
         send(number)
         raise AssertionError("not reached")
     assert end.value.code == EXIT_CODE and end.value.received == number
-    assert f"{number.name}: the run ends; a second one ends it at once" in capfd.readouterr().err
+    assert f"{number.name}: the run ends; a second signal ends it at once" in capfd.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert str(pickle.loads(pickle.dumps(end.value))) == str(end.value)  # as it comes out of a study's process
 
@@ -221,7 +221,7 @@ def test_the_command_ends_with_the_code(to, copy, tiny_run):
     (os.killpg if to == "all" else os.kill)(process.pid, signal.SIGUSR1)
     assert process.wait(60) == EXIT_CODE, copy.with_suffix(".out").read_text()
     told = copy.with_suffix(".out").read_text()
-    assert "SIGUSR1: the run was stopped; the same command goes on (exit code 75)" in told
+    assert "SIGUSR1: the run was stopped; the same command resumes it (exit code 75)" in told
     assert f"stops behind step {checkpoints(copy)[-1]} of 60" in told and "Traceback" not in told
     again(copy)
     same_end(copy, tiny_run)

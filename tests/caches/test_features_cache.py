@@ -144,7 +144,7 @@ def test_a_picture_that_cannot_be_read_is_told_by_default(damaged, tmp_path):
     with pytest.raises(ValueError, match="the picture .*cut.png cannot be read"):
         cached(build(), damaged, tmp_path / "cache")
     unreadable = {key: file for key, file in damaged.items() if file.parent == tmp_path}
-    with pytest.raises(ValueError, match="none of the 2 images can be read: the image"):
+    with pytest.raises(ValueError, match="none of the 2 images can be read, first: the image"):
         cached(build(), unreadable, tmp_path / "cache", on_error="skip")
     assert not [f for f in (tmp_path / "cache").iterdir() if f.is_dir() and not f.name.startswith(".")]
 

@@ -227,7 +227,7 @@ def test_a_records_system_message_takes_the_place_of_the_templates_own():
 @pytest.mark.parametrize("text", ["say <|im_end|> now", "</s>"])
 def test_letters_of_a_control_token_are_refused(text):
     for talk in ([(text, "a")], [("q", text)]):
-        with pytest.raises(Refused, match="writes the control token .*which the template 'chat' cannot encode"):
+        with pytest.raises(Refused, match="contains the control token .*which the template 'chat' cannot encode"):
             encode(llava(talk), bytes_with(QWEN2))
 
 
@@ -238,13 +238,13 @@ def test_letters_of_a_control_token_are_refused(text):
         (
             QWEN2.replace("message['content'] +", "message['content'][:20] +"),
             TALK,
-            r"does not write message 0 \(user\)",
+            r"changes the text of message 0 \(user\)",
         ),
         (
             QWEN2.replace(
                 "message['content'] +", "message['content'] + ('' if loop.last or loop.index0 != 1 else '!') +"
             ),
-            *(TALK, r"does not write message 1 \(assistant\) as it is: 'a small red house'"),
+            *(TALK, r"changes the text of message 1 \(assistant\): 'a small red house'"),
         ),
         (
             QWEN2.replace("'<|im_start|>assistant\n'", "'<|im_start|>bot\n'"),
@@ -253,7 +253,7 @@ def test_letters_of_a_control_token_are_refused(text):
         (
             "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}",
             TALK,
-            r"ends an answer with '\\n', which is no",
+            r"ends an answer with '\\n', without a special",
         ),
         ("{% for m in messages %}", TALK, "does not write a question: Unexpected end of template"),
     ],
@@ -265,7 +265,7 @@ def test_templates_that_cannot_be_followed_are_told(template, talk, words):
 
 
 def test_a_tokenizer_without_a_chat_template_needs_one(tmp_path):
-    with pytest.raises(ValueError, match="template 'chat': the text tokenizer .* has no chat template: take another"):
+    with pytest.raises(ValueError, match="template 'chat': the text tokenizer .* has no chat template: use another"):
         build_template("chat", byte_level())
     file = tmp_path / "chat.jinja"
     file.write_text(QWEN2)
@@ -289,10 +289,10 @@ def test_an_unknown_token_that_ends_a_text_is_a_control_token():
     tokenizer.hf.unk_token = "</s>"
     ids, labels = encode(llava(TALK), tokenizer)
     assert learned(ids, labels, tokenizer)[0] == "a small red house</s>"
-    with pytest.raises(Refused, match="writes the control token '</s>'"):
+    with pytest.raises(Refused, match="contains the control token '</s>'"):
         encode(llava([("</s>", "a")]), tokenizer)
 
 
 def test_a_tokenizer_cannot_be_learned_on_rows_that_it_writes_itself():
-    with pytest.raises(ValueError, match="writes with a text tokenizer, and there is none yet"):
+    with pytest.raises(ValueError, match="needs a text tokenizer, and there is none yet"):
         list(segments_of(llava(TALK), 0, build_template("chat")))

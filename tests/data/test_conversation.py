@@ -148,7 +148,12 @@ def test_an_answer_in_front_of_the_first_question_is_dropped():
         ([], 0, "no conversation", "neither a conversation nor an image"),
         ([{"from": "gpt", "value": "a"}], 0, "no conversation", "no question"),
         ([{"from": "system", "value": "a"}], 0, "no conversation", "no question"),
-        ([*chat("a", "b"), {"from": "system", "value": "c"}], 0, "roles", "message 2 is from 'system': .* in front of"),
+        (
+            [*chat("a", "b"), {"from": "system", "value": "c"}],
+            0,
+            "roles",
+            "message 2 is from 'system': .* must be the first",
+        ),
         ([{"from": "system", "value": "a <image>"}, *chat("b", "c")], 1, "image marks", "system message has an image"),
         ([{"from": "tool", "value": "a"}], 0, "roles", "message 0 is from 'tool': expected 'user'"),
         ([{"from": "human", "value": "a"}] * 2, 0, "roles", "two 'human' messages in a row"),
@@ -214,10 +219,10 @@ def test_a_template_that_is_not_there_is_told_with_those_that_are():
 @pytest.mark.parametrize(
     ("segments", "words"),
     [
-        ([BOS, IMAGE, "what?"], "segments() gives 'what?', expected Segment(kind, ...)"),
+        ([BOS, IMAGE, "what?"], "segments() yields 'what?', expected Segment(kind, ...)"),
         ([BOS, Segment("picture")], "one of the kinds text, bos, eos, image, token"),
-        ([BOS, Segment("text", "<image>what?")], "segments() gives 0 images, the questions have 1: give IMAGE"),
-        ([BOS, IMAGE, IMAGE], "segments() gives 2 images, the questions have 1"),
+        ([BOS, Segment("text", "<image>what?")], "segments() yields 0 images, the questions have 1: yield IMAGE"),
+        ([BOS, IMAGE, IMAGE], "segments() yields 2 images, the questions have 1"),
     ],
 )
 def test_a_template_that_does_not_keep_its_contract_is_told(segments, words):

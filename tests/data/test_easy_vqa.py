@@ -88,7 +88,7 @@ def test_texts_feed_a_tokenizer():
 
 @pytest.mark.parametrize(
     "options, text",
-    [(dict(split="val"), "'val'"), (dict(turns=0), "turns=0"), (dict(image_only=True, with_images=False), "nothing")],
+    [(dict(split="val"), "'val'"), (dict(turns=0), "turns=0"), (dict(image_only=True, with_images=False), "empty")],
 )
 def test_mistakes_are_refused(options, text):
     with pytest.raises(ValueError, match=text):

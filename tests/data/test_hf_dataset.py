@@ -96,7 +96,7 @@ def test_what_save_to_disk_wrote(folder, tmp_path):
     assert same(build(tmp_path / "two", streaming=True, window=4), build(folder))
     with pytest.raises(ValueError, match="has no split 'val': it has 'train', 'test'"):
         build(tmp_path / "two", split="val")
-    with pytest.raises(ValueError, match="has the split 'train' alone: set split='train'"):
+    with pytest.raises(ValueError, match="has only the split 'train': set split='train'"):
         build(tmp_path / "one", split="test")
 
 
@@ -208,9 +208,9 @@ def test_a_stream_needs_its_length_and_lists_no_images(folder, tmp_path):
     stream = build(folder, streaming=True, num_records=30, window=4)
     with pytest.raises(ValueError, match="the stream ended after 23 rows, expected 30: set num_records"):
         stream[29]
-    with pytest.raises(ValueError, match="cannot list its images.*set streaming=False, or data.cache=False"):
+    with pytest.raises(ValueError, match="need a list of all images.*set streaming=False, or data.cache=False"):
         list(stream.images())
-    with pytest.raises(ValueError, match="num_records is of a stream"):
+    with pytest.raises(ValueError, match="num_records needs streaming=True"):
         build(folder, num_records=3)
     with pytest.raises(ValueError, match="window=0: expected at least 1"):
         build(folder, streaming=True, window=0)
@@ -228,7 +228,7 @@ def test_images_are_told_apart_without_reading_them(folder, tmp_path, monkeypatc
 
 def test_data_sets_that_are_not_here_are_told(tmp_path, monkeypatch):
     for streaming in (False, True):
-        with pytest.raises(ValueError, match="path='lmms-lab/nothing'.*set ASVR_DOWNLOAD=1 to fetch it") as error:
+        with pytest.raises(ValueError, match="path='lmms-lab/nothing'.*set ASVR_DOWNLOAD=1 to download it") as error:
             build("lmms-lab/nothing", streaming=streaming)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="is not a folder"):

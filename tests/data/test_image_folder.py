@@ -35,7 +35,7 @@ def test_an_unreadable_picture_is_named(folder):
 
 
 def test_empty_and_missing_folders(tmp_path):
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match="has no images"):
         ImageFolder(root=str(tmp_path))
     with pytest.raises(ValueError, match="is not a folder"):
         ImageFolder(root=str(tmp_path / "nowhere"))

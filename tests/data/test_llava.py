@@ -96,12 +96,12 @@ BAD = [
     (dict(image="no.png", conversations=chat("<image>", "a")), "missing image", "no.png is missing"),
     (dict(image="../a.png", conversations=chat("<image>", "a")), "outside image_folder", "lies outside"),
     (dict(image="/etc/a.png", conversations=chat("<image>", "a")), "outside image_folder", "lies outside"),
-    (dict(image=3, conversations=chat("<image>", "a")), "malformed", "'image' is neither"),
-    (dict(image="a.png", conversations="hello"), "malformed", "not a list"),
-    (dict(image="a.png", conversations=chat("q", "a" * 9)), "picture beyond max_length", "max_length=30"),
+    (dict(image=3, conversations=chat("<image>", "a")), "malformed", "expected a file name or a list"),
+    (dict(image="a.png", conversations="hello"), "malformed", "expected a list of messages"),
+    (dict(image="a.png", conversations=chat("q", "a" * 9)), "image beyond max_length", "max_length=30"),
     (dict(id=3), "no conversation", "neither a conversation nor an image"),
     ("{not json}", "malformed", "not JSON"),
-    ("[1]", "malformed", "not an object"),
+    ("[1]", "malformed", "not a JSON object"),
 ]
 
 

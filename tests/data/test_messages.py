@@ -211,7 +211,11 @@ def test_file_urls_and_paths(folder):
             "part",
             "has the key 'image': a part of type 'text'",
         ),
-        (talk([dict(type="image", image="red.png", url="blue.png")], "r"), "part", "'image' and 'url': expected one"),
+        (
+            talk([dict(type="image", image="red.png", url="blue.png")], "r"),
+            "part",
+            "'image' and 'url': expected only one",
+        ),
         (talk([dict(type="image", file_id="7")], "r"), "part", "has the key 'file_id'"),
         (talk([dict(type="text", text=7)], "r"), "part", "has the text 7"),
         (dict(messages=[*talk("q", "r")["messages"], dict(role="tool", content="7")]), "roles", "is from 'tool'"),
@@ -229,7 +233,7 @@ def test_file_urls_and_paths(folder):
             "malformed",
             "'image' and in 'images'",
         ),
-        (dict(images=[dict(colour=7)], **talk("q", "r")), "malformed", "'image' is neither"),
+        (dict(images=[dict(colour=7)], **talk("q", "r")), "malformed", "expected a file name or a list"),
         (dict(messages=[dict(role="user", content="q", name="Al")]), "unknown key", "unknown key 'name' in message 0"),
     ],
 )

@@ -199,7 +199,7 @@ def test_a_refusal_names_its_own_source():
         ([source("a", 1, weight=1), source("b", 1)], r"sources\[1\].weight=None: .* or for none"),
         ([source("a", 1, weight=float("inf"))], "weight=inf"),
         ([source("a", 1, weight="2")], "weight='2'"),
-        ([source("a", 1), source("a", 2)], "two sources are called 'a'"),
+        ([source("a", 1), source("a", 2)], "two sources have the name 'a'"),
     ],
 )
 def test_mistakes_are_refused(sources, message):

@@ -63,5 +63,5 @@ def test_padding_is_zero_and_blanks_are_alike():
 
 
 def test_another_aspect_is_refused():
-    with pytest.raises(ValueError, match="image_aspect 'pad': this encoder reads images in their own resolution"):
+    with pytest.raises(ValueError, match="image_aspect='pad': this encoder reads images in their own resolution"):
         NativeTransform()(noise((10, 10)), "pad")

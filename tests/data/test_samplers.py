@@ -49,7 +49,7 @@ def test_order_does_not_depend_on_workers(workers):
 def test_mistakes_are_refused():
     with pytest.raises(ValueError, match="0 samples"):
         ResumableSampler(length=0)
-    with pytest.raises(ValueError, match="position -1"):
+    with pytest.raises(ValueError, match="position=-1"):
         ResumableSampler(length=2).seek(-1)
     with pytest.raises(ValueError, match="size=0"):
         BatchSampler(ResumableSampler(length=2), size=0)

@@ -247,11 +247,11 @@ def test_fewer_concepts_are_of_all_groups():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(split="val"), "Scenes has no split 'val': expected one of train, test"),
-        (dict(kinds=["hue"]), r"kinds \['hue'\] are unknown"),
-        (dict(scenes=0), "scenes=0, expected at least 1"),
-        (dict(concepts=500), "concepts=500, there are 487"),
-        (dict(with_text=3, with_images=False), "leaves nothing in the records"),
+        (dict(split="val"), "Scenes: split='val': expected one of train, test"),
+        (dict(kinds=["hue"]), r"kinds=\['hue'\] are unknown"),
+        (dict(scenes=0), "scenes=0: expected at least 1"),
+        (dict(concepts=500), "concepts=500: expected at most 487"),
+        (dict(with_text=3, with_images=False), "leaves the records beyond with_text empty"),
     ],
 )
 def test_wrong_arguments_are_told(options, message):
@@ -291,9 +291,9 @@ def test_photographs_are_asked_about_without_their_names(stamps):
 
 
 def test_photographs_that_are_not_there_or_not_named_are_an_error(stamps, monkeypatch):
-    with pytest.raises(ValueError, match="kinds .'where'. are unknown: expected some of .'kind'"):
+    with pytest.raises(ValueError, match="kinds=.'where'. are unknown: expected some of .'kind'"):
         Scenes(split="photos", kinds=["where"])
-    with pytest.raises(ValueError, match="photographs have no names"):
+    with pytest.raises(ValueError, match="split='photos' has no names"):
         Scenes(split="photos", captions=True)
     photos.cache_clear()
     monkeypatch.setattr("asvr.data.scenes.photos.STAMPS", stamps / "none")

@@ -147,8 +147,8 @@ def test_a_broken_picture_is_named(shards):
     ("members", "reason", "text"),
     [
         ([("k.json", b"{no")], "malformed", "not JSON"),
-        ([("k.json", b"[1]")], "malformed", "not an object"),
-        ([("k.txt", b"\xff")], "malformed", "txt is not UTF-8"),
+        ([("k.json", b"[1]")], "malformed", "not a JSON object"),
+        ([("k.txt", b"\xff")], "malformed", "txt of the sample is not UTF-8"),
         ([("k.json", b'{"image": ["a.png", "b.png"]}'), ("k.png", png("red"))], "missing image", "names 2 images"),
         ([("k.cls", b"1")], "no conversation", "neither"),
     ],
@@ -185,7 +185,7 @@ def test_a_shard_that_is_cut_off_or_empty_is_refused(tmp_path):
         with pytest.raises(ValueError, match="x.tar cannot be read as a tar file"):
             build(path)
     shard(path, [("README", b"no sample"), ("__meta.json", b"1"), (".hidden.json", b"1")])
-    with pytest.raises(ValueError, match="hold no record"):
+    with pytest.raises(ValueError, match="have no records"):
         build(path)
 
 

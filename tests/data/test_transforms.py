@@ -62,7 +62,7 @@ def test_a_square_picture_is_not_padded():
 
 
 def test_an_unknown_aspect_is_refused():
-    with pytest.raises(ValueError, match="image_aspect 'wide'"):
+    with pytest.raises(ValueError, match="image_aspect='wide'"):
         ImageTransform(size=(4, 4))(picture((5, 5)), "wide")
 
 

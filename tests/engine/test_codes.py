@@ -77,7 +77,7 @@ def test_a_partial_cache_is_named_and_completed(config, tmp_path):
     os.truncate(data, len(whole) - len(whole) // rows)
     done = run("cache_codes.py", config, "--out", tmp_path)
     text = done.stderr + done.stdout
-    assert done.returncode == 0 and "1 rows that its index names are missing" in text
+    assert done.returncode == 0 and "1 rows of its index are missing" in text
     assert f"1 of {rows} images are missing" in text and data.read_bytes() == whole
     other = run("cache_codes.py", config, "--out", tmp_path, **{"data.image_aspect": "pad"})
     assert other.returncode == 0 and len(list(tmp_path.glob("semantic-*"))) == 2  # other codes, another store

@@ -328,7 +328,7 @@ def test_split_and_wrapped_files(tmp_path):
     opened = open_checkpoint(tmp_path / "split")
     assert {key: opened[key].tolist() for key in opened.keys()} == {"a": [1, 1], "b": [0, 0, 0]}
     Path(tmp_path / "split" / "b.bin").unlink()
-    with pytest.raises(ValueError, match="names 1 files that are not there, first b.bin"):
+    with pytest.raises(ValueError, match="names 1 files that are missing, first b.bin"):
         open_checkpoint(tmp_path / "split")
     torch.save(dict(epoch=3, state_dict=parts, optimizer={}), tmp_path / "wrapped.pt")
     wrapped = open_checkpoint(tmp_path / "wrapped.pt")
@@ -340,5 +340,5 @@ def test_split_and_wrapped_files(tmp_path):
     for name in (5, "../wrapped.pt", str(tmp_path / "wrapped.pt")):
         index = dict(weight_map=dict(a=name))
         (tmp_path / "split" / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-        with pytest.raises(ValueError, match="names .*, expected files of this folder"):
+        with pytest.raises(ValueError, match="names .*: expected files of this folder"):
             open_checkpoint(tmp_path / "split")

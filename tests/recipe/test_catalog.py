@@ -117,7 +117,7 @@ def test_a_config_is_a_path_or_the_name_of_a_recipe(tmp_path, monkeypatch):
     assert config_file("asvr_mini").read_text() == "a file of the user's"
     for wrong, message in {
         "asvr_mni": "no config file and no recipe 'asvr_mni'; did you mean 'asvr_mini'",
-        "viral": "'viral' may be targets/scenes/viral, targets/vicuna7b/viral: give the whole name",
+        "viral": "'viral' may be targets/scenes/viral, targets/vicuna7b/viral: give the full name",
         "asvr_vicuna7b.py": "there is no config file asvr_vicuna7b.py",
         ".": "is a folder: give the config file",
     }.items():

@@ -131,7 +131,7 @@ def test_revisions_are_branches_tags_and_commits(hub, model, saved):
     assert same(asvr.load(f"org/versions@{first}", device="cpu"), model)
     for name, more, message in (
         ("org/versions@none", {}, "org/versions: the Hub's model has no revision 'none'"),
-        ("org/versions@next", dict(revision="main"), "has a revision already"),
+        ("org/versions@next", dict(revision="main"), "already has a revision"),
         (saved, dict(revision="main"), "this is a path: leave it out"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -168,7 +168,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
     (tmp_path / "study.py").write_text("config = 'base.py'\nseeds = [0]\nbaseline = 'none'\n" + broken)
     done = run(tmp_path, "--jobs", "2", pool=ProcessPoolExecutor)
     assert done.returncode == 1 and "1 run(s) failed" in done.stderr
-    assert "bad, seed 0: ValueError" in done.stderr and "scenes=0, expected at least 1" in done.stderr
+    assert "bad, seed 0: ValueError" in done.stderr and "scenes=0: expected at least 1" in done.stderr
     assert (tmp_path / "out/none/seed_0/results.json").is_file()
 
 

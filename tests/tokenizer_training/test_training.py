@@ -135,7 +135,7 @@ def test_a_folder_with_other_files_is_refused_before_the_work(picture_folder, tm
     (tmp_path / "work" / "tokenizer").mkdir(parents=True)
     (tmp_path / "work" / "tokenizer" / "notes.txt").touch()
     monkeypatch.setattr("asvr.tokenizer_training.run.check", lambda cfg: ("fit", fit_semantic_tokenizer))
-    with pytest.raises(ValueError, match="work/tokenizer: holds other files .*notes.txt"):
+    with pytest.raises(ValueError, match="work/tokenizer: has other files .*notes.txt"):
         run_config(write(tmp_path, SEMANTIC, picture_folder), work_dir=tmp_path / "work")
 
 

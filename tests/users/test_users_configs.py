@@ -40,10 +40,10 @@ LLM = "model.llm.arch"
         (f"{LLM}.model_type=brandnew", f"{LLM}.model_type='brandnew': unknown to transformers; known: "),
         (f"{LLM}.model_type=lama", f"{LLM}.model_type='lama': unknown to transformers; did you mean 'llama'"),
         (f"{LLM}.model_type=t5", f"{LLM}.model_type='t5' is an encoder-decoder (model_type 't5'): expected a causal"),
-        (f"{LLM}.model_type=bert", f"{LLM}.model_type='bert' is an encoder (model_type 'bert'), where each token"),
-        (f"{LLM}.model_type=llava", f"{LLM}.model_type='llava' is a whole multimodal model"),
-        (f"{LLM}.model_type=siglip_vision_model", f"{LLM}.model_type='siglip_vision_model' is no LLM"),
-        ("model.encoder.arch.model_type=llama", "model.encoder.arch.model_type='llama' is no vision tower"),
+        (f"{LLM}.model_type=bert", f"{LLM}.model_type='bert' is an encoder (model_type 'bert'), whose tokens also see"),
+        (f"{LLM}.model_type=llava", f"{LLM}.model_type='llava' is a complete multimodal model"),
+        (f"{LLM}.model_type=siglip_vision_model", f"{LLM}.model_type='siglip_vision_model' is not an LLM"),
+        ("model.encoder.arch.model_type=llama", "model.encoder.arch.model_type='llama' is not a vision tower"),
         (f"{LLM}.num_hidden_layers=0", f"{LLM}.num_hidden_layers=0: expected at least 1"),
         (f"{LLM}.vocab_size=-1", f"{LLM}.vocab_size=-1: expected at least 1"),
         (f"{LLM}.num_key_value_heads=0", f"{LLM}.num_key_value_heads=0: expected at least 1"),
@@ -129,7 +129,7 @@ def test_a_part_that_is_no_component_is_told_once():
 def test_a_default_that_does_not_fit_is_told_to_be_one():
     arch = dict(model_type="mixtral", hidden_size=36, num_attention_heads=6)
     (problem,) = check_arch("llm.arch", arch, causal_problem)
-    assert problem.startswith("llm.arch.num_key_value_heads=8 (mixtral's own, not in the config) does not divide llm")
+    assert problem.startswith("llm.arch.num_key_value_heads=8 (the default of mixtral, not in the config) does not")
 
 
 def test_what_is_right_still_passes():

@@ -107,7 +107,7 @@ def test_features_are_kept_in_the_encoders_own_dtype(tmp_path, dtype):
 def test_features_of_another_dtype_are_refused(tmp_path):
     with pytest.raises(ValueError, match="features are torch.int64: expected one of torch.float32"):
         features(tmp_path, Colours(torch.int64))
-    with pytest.raises(ValueError, match="are torch.bfloat16 .* those of its first batch were torch.float32"):
+    with pytest.raises(ValueError, match="are torch.bfloat16 .* those of its first batch are torch.float32"):
         features(tmp_path, Colours(torch.float32, torch.bfloat16), count=40)
 
 
@@ -136,7 +136,7 @@ def test_a_tokenizer_that_returns_floats_online_is_refused(monkeypatch):
 
 def test_a_text_tokenizer_that_returns_floats_is_refused():
     row = dict(input_ids=[1, 2.7, 3], labels=[-100, 2.7, 3], images=[], image_keys=[], sample_id="x:0")
-    with pytest.raises(ValueError, match="expected whole numbers, ids of tokens"):
+    with pytest.raises(ValueError, match="expected integers, the ids of tokens"):
         Collate(layout=FixedTokens(4), views={}, pad_id=0)([row])
 
 

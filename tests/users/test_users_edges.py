@@ -43,7 +43,7 @@ COMBINATIONS = [(edge, dict(zip(SETTINGS, v, strict=True))) for edge, *v in prod
 def check(found: tuple[str, str], edge: str, chosen: dict) -> None:
     words = TOLD.get(edge, lambda *_: None)(chosen["targets"], chosen["on_error"])
     if edge in ("no_image", "one_text") and chosen["targets"] and chosen["cache"] is True:  # its tokenizer is fitted
-        words = "no image to fit"
+        words = "need images: the dataset has none"
     expected = "told" if words else "trained"
     assert found[0] == expected, (edge, chosen, found)
     assert not words or any(word in found[1] for word in words.split("|")), found
@@ -75,7 +75,7 @@ def test_data_without_an_image_train_with_and_without_a_cache(edges, tmp_path, c
 
 def test_a_tokenizer_is_not_fitted_without_a_picture(edges, tmp_path):
     own = options(edges.parent, "no_image", cache=True, how={}, num_workers=0, targets=True, on_error="raise")
-    with pytest.raises(ValueError, match="the data have no image to fit its tokenizer on"):
+    with pytest.raises(ValueError, match="need images: the dataset has none"):
         train(edges, tmp_path / "run", own)
 
 
@@ -266,7 +266,7 @@ def test_no_stuck_worker_has_the_last_word(items, stuck):
         [sys.executable, "-c", code], cwd=ROOT, env=tiny_env(), capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 75 and "Traceback" not in done.stderr
-    assert done.stderr.rstrip().endswith("the same command goes on (exit code 75)")
+    assert done.stderr.rstrip().endswith("the same command resumes it (exit code 75)")
 
 
 @pytest.mark.parametrize("how", ["stuck", "signal"])

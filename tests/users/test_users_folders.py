@@ -21,25 +21,25 @@ def folder_of(tmp_path: Path, config) -> Path:
     return tmp_path
 
 
-NO_TOWER = r"is no vision tower \(model_type '{}'\): expected one such as siglip"
+NO_TOWER = r"is not a vision tower \(model_type '{}'\): expected one such as siglip"
 KINDS = {
     # kind: config.json, what is told of it as an LLM, and as a vision tower (None: it is or has one)
     "llava": (
         dict(model_type="llava"),
-        "is a whole multimodal model .model_type 'llava'.: name the folder of its LLM",
+        "is a complete multimodal model .model_type 'llava'.: name the folder of its LLM",
         None,
     ),
-    "gemma3": (dict(model_type="gemma3"), "is a whole multimodal model", None),
-    "qwen vl": (dict(model_type="qwen2_5_vl"), "is a whole multimodal model", NO_TOWER.format("qwen2_5_vl_vision")),
+    "gemma3": (dict(model_type="gemma3"), "is a complete multimodal model", None),
+    "qwen vl": (dict(model_type="qwen2_5_vl"), "is a complete multimodal model", NO_TOWER.format("qwen2_5_vl_vision")),
     "t5": (
         dict(model_type="t5"),
         "is an encoder-decoder .model_type 't5'.: expected a causal LM",
         NO_TOWER.format("t5"),
     ),
     "bart": (dict(model_type="bart"), "is an encoder-decoder", NO_TOWER.format("bart")),
-    "bert": (dict(model_type="bert"), "is an encoder .*sees the following ones", NO_TOWER.format("bert")),
-    "tower": (dict(model_type="clip_vision_model"), "is no LLM .model_type 'clip_vision_model'", None),
-    "both towers": (dict(model_type="siglip"), "is a whole multimodal model", None),
+    "bert": (dict(model_type="bert"), "is an encoder .*see later tokens", NO_TOWER.format("bert")),
+    "tower": (dict(model_type="clip_vision_model"), "is not an LLM .model_type 'clip_vision_model'", None),
+    "both towers": (dict(model_type="siglip"), "is a complete multimodal model", None),
     "llm": (dict(model_type="llama"), None, NO_TOWER.format("llama")),
     "unknown": (dict(model_type="superllm"), "'superllm' is unknown to transformers", "'superllm' is unknown to"),
     "llava software": (dict(model_type="llava_llama"), "with asvr convert import", "with asvr convert import"),
@@ -74,7 +74,7 @@ def test_a_folder_of_another_kind_is_told_in_one_line(kind, part, tmp_path):
 
 @pytest.mark.parametrize("arch", [dict(model_type="t5"), dict(model_type="clip_vision_model"), dict(model_type="bert")])
 def test_an_arch_of_another_kind_is_told_in_one_line(arch):
-    with pytest.raises(ValueError, match="LLM of `arch` is (an encoder|no LLM)") as error:
+    with pytest.raises(ValueError, match="LLM of `arch` is (an encoder|not an LLM)") as error:
         LLMS.build(dict(type="HFCausalLM", arch=arch))
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 

@@ -288,7 +288,7 @@ def test_a_figure_that_fails_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(logger, "warning", lambda line, *values: told.append(line % values))
     with optional(tmp_path / "a.png"):
         raise TypeError("no glyph")
-    assert told == [f"{tmp_path / 'a.png'} is not drawn: TypeError: no glyph"]
+    assert told == [f"{tmp_path / 'a.png'} was not drawn: TypeError: no glyph"]
     with pytest.raises(KeyboardInterrupt), optional(tmp_path / "a.png"):
         raise KeyboardInterrupt
 
@@ -309,7 +309,7 @@ def test_what_is_finished_is_not_lost_with_its_figure(drawn, work, tmp_path, mon
 
     monkeypatch.setattr(drawn, fails)
     code, printed, kept = WORK[work](tmp_path, finished)
-    assert code == 0 and "is not drawn: ValueError: ParseFatalException" in printed
+    assert code == 0 and "was not drawn: ValueError: ParseFatalException" in printed
     assert all(file.is_file() for file in kept)
 
 

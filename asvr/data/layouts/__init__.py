@@ -1,4 +1,4 @@
-"""Layouts: the visual tokens of an image, by its size."""
+"""Layouts: they decide the visual tokens of an image from its size."""
 
 from asvr.data.layouts.anyres import AnyRes
 from asvr.data.layouts.base import (

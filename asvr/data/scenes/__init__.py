@@ -1,4 +1,4 @@
-"""Made-up scenes of known objects, with exact captions, questions and answers."""
+"""Generated scenes of known objects, with exact captions, questions and answers."""
 
 from asvr.data.scenes.dataset import Scenes
 

@@ -1,4 +1,4 @@
-"""Scenes as a dataset of conversations."""
+"""The dataset of generated scenes."""
 
 import random
 from collections.abc import Iterable
@@ -23,17 +23,18 @@ DESCRIBE = "what is in the picture?"
 class Scenes(ConversationDataset):
     """Generated images of two to four objects and two letters, with questions; the same arguments give the same data.
 
-    split: ``train`` draws with two of three sets of drawings, ``test`` with the third: known things in unseen
-    images; ``photos`` shows photographs of other things, see `asvr.data.scenes.photos`, and asks no name. scenes:
-    how many. per_scene: questions of a scene, of different kinds by chance; None: one of every kind that the scene
-    allows. turns: with more than one, a record asks so many questions at most, none of which tells another's
-    answer. kinds: only these, see `asvr.data.scenes.questions.MAKERS`; [] asks nothing. captions: one record more a
-    scene: what is where. describe: each conversation ends with that. with_text: only so many scenes, the first ones,
-    have records with text; each other one is a record of its image alone. with_images: False leaves the images
-    out, for a blind model. concepts: how many of the objects; each group keeps its share. size: pixels of a side.
-    The category of a question is its kind. For the other arguments see `asvr.data.records.ConversationDataset`.
+    split: ``train`` uses two of three sets of drawings. ``test`` uses the third: known objects in unseen images.
+    ``photos`` shows photographs of other objects, see `asvr.data.scenes.photos`, and asks for no names. scenes: the
+    number of scenes. per_scene: the number of questions for a scene, of different random kinds; None: one of every kind
+    that the scene allows. turns: if above 1, the most questions of a record; none of them gives away the answer of
+    another. kinds: use only these kinds, see `asvr.data.scenes.questions.MAKERS`; []: no questions. captions: add one
+    record for each scene that describes what is where. describe: end each conversation with that description.
+    with_text: only this many scenes, the first ones, have records with text; each other scene is a record with only its
+    image. with_images: False leaves the images out, for a blind model. concepts: the number of objects; each group
+    keeps its share. size: the side of an image in pixels. The category of a question is its kind. For the other
+    arguments see `asvr.data.records.ConversationDataset`.
 
-    Raises: ValueError where an argument is out of range.
+    Raises: ValueError if an argument is out of range.
     """
 
     def __init__(
@@ -65,40 +66,40 @@ class Scenes(ConversationDataset):
         self.scenes = [
             make_scene(random.Random(f"{seed} {split} scene {i}"), self.names, SPLITS[split]) for i in range(scenes)
         ]
-        told = scenes if with_text is None else min(with_text, scenes)
+        texts = scenes if with_text is None else min(with_text, scenes)
         self.records = [
             record
             for i in range(scenes)
             for record in (
-                self._told(i, random.Random(f"{seed} {split} text {i}")) if i < told else [dict(image=str(i))]
+                self._with_text(i, random.Random(f"{seed} {split} text {i}")) if i < texts else [dict(image=str(i))]
             )
         ]
 
     @staticmethod
     def _check(split, scenes, per_scene, turns, kinds, captions, with_text, with_images, concepts, size) -> None:
         if split not in SPLITS:
-            raise ValueError(f"Scenes has no split {split!r}: expected one of {', '.join(SPLITS)}")
+            raise ValueError(f"Scenes: split={split!r}: expected one of {', '.join(SPLITS)}")
         unknown = set(kinds or []) - set(_kinds(split))
         if unknown:
-            raise ValueError(f"Scenes: kinds {sorted(unknown)} are unknown: expected some of {list(_kinds(split))}")
+            raise ValueError(f"Scenes: kinds={sorted(unknown)} are unknown: expected some of {list(_kinds(split))}")
         if with_text is not None and not with_images:
-            raise ValueError("Scenes: with_images=False leaves nothing in the records beyond with_text")
+            raise ValueError("Scenes: with_images=False leaves the records beyond with_text empty: set one of the two")
         limits = dict(scenes=(scenes, 1), per_scene=(per_scene, 1), with_text=(with_text, 0), size=(size, 32))
         limits |= dict(concepts=(concepts, 20), turns=(turns, 1))
         for name, (value, least) in limits.items():
             if value is not None and value < least:
-                raise ValueError(f"Scenes: {name}={value}, expected at least {least}")
+                raise ValueError(f"Scenes: {name}={value}: expected at least {least}")
         if turns > 1 and per_scene is None:
-            raise ValueError(f"Scenes: turns={turns} needs per_scene, the number of conversations about a scene")
+            raise ValueError(f"Scenes: turns={turns} needs per_scene, the number of conversations for a scene")
         if split == PHOTOS and (concepts is not None or captions):
             raise ValueError(
-                "Scenes: photographs have no names: leave concepts, captions and describe out with split='photos'"
+                "Scenes: split='photos' has no names of objects: leave out concepts, captions and describe"
             )
         if concepts is not None and concepts > len(groups()):
-            raise ValueError(f"Scenes: concepts={concepts}, there are {len(groups())}")
+            raise ValueError(f"Scenes: concepts={concepts}: expected at most {len(groups())}")
 
-    def _told(self, i: int, rng: random.Random) -> list[dict]:
-        """The records with text of a scene."""
+    def _with_text(self, i: int, rng: random.Random) -> list[dict]:
+        """The records of a scene that has text."""
         asked = {k: pair for k, pair in questions.ask(self.scenes[i], rng, self.names).items() if k in self.kinds}
         if self.per_scene is None:
             chosen = [[kind] for kind in asked]
@@ -106,12 +107,12 @@ class Scenes(ConversationDataset):
             chosen = [questions.in_turns(self.scenes[i], asked, rng, self.turns) for _ in range(self.per_scene)]
         else:
             chosen = [[kind] for kind in rng.sample(list(asked), min(self.per_scene, len(asked)))]
-        told = [(DESCRIBE, questions.caption(self.scenes[i]))]
-        last = told if self.describe else []
+        described = [(DESCRIBE, questions.caption(self.scenes[i]))]
+        last = described if self.describe else []
         records = [
             self._record(i, [asked[kind] for kind in kinds] + last, " ".join(kinds)) for kinds in chosen if kinds
         ]
-        return records + ([self._record(i, told, "caption")] if self.captions else [])
+        return records + ([self._record(i, described, "caption")] if self.captions else [])
 
     def _record(self, i: int, turns: list[questions.Pair], category: str) -> dict:
         mark = f"{IMAGE_MARK}\n" if self.with_images else ""
@@ -129,7 +130,7 @@ class Scenes(ConversationDataset):
 
     def image(self, name: str) -> tuple[str, Source]:
         key, scene = f"{self.made}/{name}", self.scenes[int(name)]
-        if self.split == PHOTOS:  # of files that nothing here vouches for
+        if self.split == PHOTOS:  # the files of the photographs may change
             return key, paint(scene, self.size)
         return key, RenderedImage(f"{key} {painter()}", partial(paint, scene, self.size))
 
@@ -139,7 +140,7 @@ def _kinds(split: str) -> Iterable[str]:
 
 
 def some_names(concepts: int | None) -> list[str]:
-    """So many objects, of each group its share, evenly spaced in the group; None: all."""
+    """``concepts`` objects: each group has its share, evenly spaced in the group. None: all."""
     names = list(groups())
     if concepts is None:
         return names

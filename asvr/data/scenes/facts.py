@@ -1,7 +1,7 @@
-"""What is known about objects that no picture of theirs tells: by a phrase, the names it is true of.
+"""Facts about objects that no image shows: each phrase with the names of the objects for which it is true.
 
-A phrase completes "which of these ...?". What is not listed is taken as false, so doubtful objects (is a tomato a
-fruit?) are named in ``DOUBTFUL`` and never asked about by that phrase.
+A phrase completes "which of these ...?". It counts as false for objects that are not listed. Doubtful objects (is a
+tomato a fruit?) are listed in ``DOUBTFUL``, and no question with that phrase is asked about them.
 """
 
 FACTS = {

@@ -1,8 +1,7 @@
-"""Questions about a scene, with their one right answer.
+"""Questions about a scene. Each has one right answer.
 
-Each maker takes a scene, a source of chance and the names of all objects, and returns question and answer, or None
-where the scene does not allow one. In what a maker returns, of yes and no, and of two that are named, either is right
-with the same chance.
+Each maker takes a scene, a random generator and the names of all objects. It returns a question and its answer, or None
+if the scene does not allow one. Yes and no are equally likely answers, and so are two objects that a question names.
 """
 
 import random
@@ -18,13 +17,13 @@ Pair = tuple[str, str]
 
 
 def _single(scene: Scene) -> list[Thing]:
-    """Objects that stand there once, so that their name tells which is meant."""
+    """Objects whose name occurs once in the scene, so that it is unambiguous."""
     often = Counter(scene.names())
     return [thing for thing in scene.things if often[thing.name] == 1]
 
 
 def _two(scene: Scene, rng: random.Random, key: Callable) -> tuple[Thing, Thing] | None:
-    """Two objects told apart by their names that differ in ``key``, in an order by chance."""
+    """Two objects with unambiguous names that differ in ``key``, in random order."""
     single = _single(scene)
     pairs = [(a, b) for a in single for b in single if key(a) != key(b)]
     return rng.choice(pairs) if pairs else None
@@ -49,7 +48,7 @@ def word(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
 
 
 def knowledge(scene: Scene, rng: random.Random, names: list[str]) -> Pair | None:
-    """A phrase that is true of one object of the scene, and surely false of the others."""
+    """A phrase that is true for one object of the scene, and certainly false for the others."""
     known = []
     for phrase, true in TRUE_OF.items():
         right = [name for name in scene.names() if name in true]
@@ -96,12 +95,12 @@ def pose(scene: Scene, rng: random.Random, names: list[str]) -> Pair:
 
 
 def _absent(scene: Scene, names: list[str]) -> list[str]:
-    """Objects that are not there, nor may be said to be: where a black bird is, a bird is."""
+    """Names of objects that are not in the scene. With a black bird in it, a bird is in it too."""
     return [name for name in names if not any(_alike(name, shown) for shown in scene.names())]
 
 
 def _alike(name: str, other: str) -> bool:
-    """Whether one of them has all words of the other."""
+    """Whether one name has all words of the other."""
     words, others = set(name.split()), set(other.split())
     return words <= others or words >= others
 
@@ -143,9 +142,9 @@ MAKERS = dict(
     plate=plate,
 )
 YES_NO = ("exists",)
-ABSENT = ("exists", "there")  # may name what is not there
+ABSENT = ("exists", "there")  # may name an absent object
 UNNAMED = ("count", "word", "color", "pose", "plate")  # neither question nor answer names an object
-PHOTO_KINDS = ("kind", "count", "word", "color", "pose", "plate")  # of photographs, whose names nobody learned
+PHOTO_KINDS = ("kind", "count", "word", "color", "pose", "plate")  # for photographs, whose names no model has learned
 
 
 def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
@@ -155,10 +154,12 @@ def ask(scene: Scene, rng: random.Random, names: list[str]) -> dict[str, Pair]:
 
 
 def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: int) -> list[str]:
-    """Kinds for one conversation, of which none tells another's answer: of those that name objects no two are about the
-    same one, and of two about plates no colour is named twice. Questions with yes or no are drawn first and asked
-    anywhere, or they would be left out more often where the answer is yes."""
-    chosen, told = [], set()
+    """Kinds of questions for one conversation, so that no question gives away the answer of another.
+
+    No two questions are about the same object, and no two questions about plates name the same colour. Questions with
+    yes or no are drawn first, but come at any place; otherwise they would be left out more often if the answer is yes.
+    """
+    chosen, named = [], set()
     others = [kind for kind in asked if kind not in YES_NO]
     for kind in [kind for kind in YES_NO if kind in asked] + rng.sample(others, len(others)):
         text = " ".join(asked[kind])
@@ -170,12 +171,12 @@ def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: in
             about = {thing.name for thing in scene.things if thing.name in text or PLACES[thing.place] in text}
             if kind in ABSENT:
                 about |= set(re.findall(r"(?:there a|, the|or the) (.+?)(?= or the |\?)", text))
-        if len(chosen) < turns and not any(_alike(name, other) for name in about for other in told):
+        if len(chosen) < turns and not any(_alike(name, other) for name in about for other in named):
             chosen.append(kind)
-            told |= about
+            named |= about
     return rng.sample(chosen, len(chosen))
 
 
 def caption(scene: Scene) -> str:
-    """What a caption tells: what is where. Size, colour, pose and letters are left out."""
+    """The caption: what is where. Size, colour, pose and letters are left out."""
     return ", ".join(f"{PLACES[thing.place]} {thing.name}" for thing in scene.things)
