@@ -164,13 +164,13 @@ def _named(value, folders: dict[str, Path]):
 def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
     """Train and evaluate every arm with every seed; what is finished is kept, what was interrupted goes on.
 
-    jobs: runs at the same time, each with its part of the cores. Seed after seed, so that a study that is stopped has
-    all arms of the seeds so far. Returns what failed; the others are done all the same.
+    jobs: runs at the same time, see `threads_of_a_run`. Seed after seed, so that a study that is stopped has all arms
+    of the seeds so far. Returns what failed; the others are done all the same.
     """
     for name, config in study.tokenizers.items():
         _train_tokenizer(config, out / "tokenizers" / name)
     waiting = runs(study, out)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # of processes that begin from now on
+    os.environ["OMP_NUM_THREADS"] = threads_of_a_run(jobs)  # of processes that begin from now on
     failed: list[str] = []
     with (
         ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool,
@@ -191,6 +191,13 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
                 if problem is not None:
                     failed.append(told)
     return failed
+
+
+def threads_of_a_run(jobs: int) -> str:
+    """``OMP_NUM_THREADS`` of each run: its part of the cores, or what the user asks for, if that is fewer."""
+    share, given = max(1, (os.cpu_count() or 1) // jobs), os.environ.get("OMP_NUM_THREADS", "")
+    wanted = int(given) if given.isdecimal() else share  # OpenMP allows other forms, such as '4,2'
+    return str(max(1, min(share, wanted)))
 
 
 def _train_tokenizer(config: str, work_dir: Path) -> None:
