@@ -12,8 +12,8 @@ A study is a Python file::
       viral='../targets/scenes/viral.py'                  or a config of its own, which differs in its model alone
       ross=dict(config='../targets/scenes/ross.py', ...)  or such a one, and what the arm changes in it
 
-In an arm, ``study:NAME`` stands for the folder of a tokenizer of the study. Names that begin with ``_`` are the file's
-own.
+``asvr::NAME`` in place of a path is a recipe of the library. In an arm, ``study:NAME`` stands for the folder of a
+tokenizer of the study. Names that begin with ``_`` are the file's own.
 
 out/
   report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of asvr train)
@@ -33,12 +33,13 @@ from mmengine.config import Config
 
 from asvr.base.files import sha256_of
 from asvr.base.log import logger, progress_bar
-from asvr.base.recipes import config_file
+from asvr.base.recipes import config_file, recipe_file
 from asvr.base.text import nearest
 from asvr.recipe.config import load_config
 from asvr.recipe.config_file import read_config_file
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
+from asvr.registry import SCOPE
 
 FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
 REQUIRED = ("config", "seeds", "baseline", "arms")
@@ -78,8 +79,8 @@ def load_study(file: str | Path) -> Config:
     if wrong := [arm for arm, own in study.arms.items() if not _is_arm(own)]:
         expected = "expected a dict of what it changes, the path of a config, or dict(config='PATH', ...)"
         raise ValueError(_listing(file, [f"arms.{arm}={study.arms[arm]!r}: {expected}" for arm in wrong]))
-    study.config = str((file.parent / study.config).resolve())
-    study.tokenizers = {n: str((file.parent / path).resolve()) for n, path in study.get("tokenizers", {}).items()}
+    study.config = _path(study.config, file.parent)
+    study.tokenizers = {name: _path(path, file.parent) for name, path in study.get("tokenizers", {}).items()}
     study.arms = {arm: _arm(own, file.parent) for arm, own in study.arms.items()}
     for arm in study.arms:
         try:
@@ -131,7 +132,14 @@ def _is_arm(own) -> bool:
 def _arm(own: Config | str, folder: Path) -> dict:
     """What an arm changes, with the whole path of a config of its own."""
     changes = {OWN_CONFIG: own} if isinstance(own, str) else own.to_dict()
-    return {key: str((folder / value).resolve()) if key == OWN_CONFIG else value for key, value in changes.items()}
+    return {key: _path(value, folder) if key == OWN_CONFIG else value for key, value in changes.items()}
+
+
+def _path(given: str, folder: Path) -> str:
+    """The whole path of a config. ``asvr::NAME`` is a recipe of the library. Raises ``ValueError`` for one that is
+    none."""
+    scope, mark, name = given.partition("::")
+    return str(recipe_file(name) if mark and scope == SCOPE else (folder / given).resolve())
 
 
 def _other_sections(cfg: Config, other: Config) -> list[str]:

@@ -254,3 +254,15 @@ def test_a_run_has_its_part_of_the_cores_or_fewer(monkeypatch, jobs, given, thre
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     assert threads_of_a_run(jobs) == str(threads)
+
+
+def test_a_recipe_of_the_library_stands_in_place_of_a_path(tmp_path):
+    file = tmp_path / "study.py"
+    arms = dict(none=dict(model=dict(reconstruction=[])), viral="asvr::targets/scenes/viral")
+    file.write_text(f"config, seeds, baseline, arms = 'asvr::studies/_base_scenes', [0], 'none', {arms!r}")
+    study = load_study(file)
+    assert study.config == str(ROOT / "configs/studies/_base_scenes.py")
+    assert study.arms.viral == dict(config=str(ROOT / "configs/targets/scenes/viral.py"))
+    file.write_text(file.read_text().replace("scenes/viral", "scenes/vira"))
+    with pytest.raises(ValueError, match="viral"):
+        load_study(file)
