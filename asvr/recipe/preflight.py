@@ -22,6 +22,7 @@ from asvr.recipe.components import OWN, find, vision_parts
 from asvr.recipe.config import distinct
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.signatures import constructor_fields
+from asvr.recipe.untrained_heads import warn_of_untrained_heads
 from asvr.recipe.validate import check_config
 from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENIZERS
 
@@ -69,7 +70,7 @@ def _annotations(config) -> Iterator[str]:
 
 def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
     """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit, or where one
-    does not keep its contract."""
+    does not keep its contract. Warns of heads that no stage trains."""
     models = {}
     for name, stage in recipe.stages.items():
         models[name] = build_meta(stage)
@@ -103,6 +104,7 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
                 f"data.max_length={stage.data.max_length} (stage {name}): the LLM has {positions} positions; set it to "
                 "that or less"
             )
+    warn_of_untrained_heads(recipe, models)
     return models
 
 

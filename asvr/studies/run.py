@@ -12,8 +12,8 @@ A study is a Python file::
       viral='../targets/scenes/viral.py'                  or a config of its own, which differs in its model alone
       ross=dict(config='../targets/scenes/ross.py', ...)  or such a one, and what the arm changes in it
 
-In an arm, ``study:NAME`` stands for the folder of a tokenizer of the study. Names that begin with ``_`` are the file's
-own.
+``asvr::NAME`` in place of a path is a recipe of the library. In an arm, ``study:NAME`` stands for the folder of a
+tokenizer of the study. Names that begin with ``_`` are the file's own.
 
 out/
   report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of asvr train)
@@ -33,12 +33,13 @@ from mmengine.config import Config
 
 from asvr.base.files import sha256_of
 from asvr.base.log import logger, progress_bar
-from asvr.base.recipes import config_file
+from asvr.base.recipes import config_file, recipe_file
 from asvr.base.text import nearest
 from asvr.recipe.config import load_config
 from asvr.recipe.config_file import read_config_file
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
+from asvr.registry import SCOPE
 
 FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
 REQUIRED = ("config", "seeds", "baseline", "arms")
@@ -78,8 +79,8 @@ def load_study(file: str | Path) -> Config:
     if wrong := [arm for arm, own in study.arms.items() if not _is_arm(own)]:
         expected = "expected a dict of what it changes, the path of a config, or dict(config='PATH', ...)"
         raise ValueError(_listing(file, [f"arms.{arm}={study.arms[arm]!r}: {expected}" for arm in wrong]))
-    study.config = str((file.parent / study.config).resolve())
-    study.tokenizers = {n: str((file.parent / path).resolve()) for n, path in study.get("tokenizers", {}).items()}
+    study.config = _path(study.config, file.parent)
+    study.tokenizers = {name: _path(path, file.parent) for name, path in study.get("tokenizers", {}).items()}
     study.arms = {arm: _arm(own, file.parent) for arm, own in study.arms.items()}
     for arm in study.arms:
         try:
@@ -131,7 +132,14 @@ def _is_arm(own) -> bool:
 def _arm(own: Config | str, folder: Path) -> dict:
     """What an arm changes, with the whole path of a config of its own."""
     changes = {OWN_CONFIG: own} if isinstance(own, str) else own.to_dict()
-    return {key: str((folder / value).resolve()) if key == OWN_CONFIG else value for key, value in changes.items()}
+    return {key: _path(value, folder) if key == OWN_CONFIG else value for key, value in changes.items()}
+
+
+def _path(given: str, folder: Path) -> str:
+    """The whole path of a config. ``asvr::NAME`` is a recipe of the library. Raises ``ValueError`` for one that is
+    none."""
+    scope, mark, name = given.partition("::")
+    return str(recipe_file(name) if mark and scope == SCOPE else (folder / given).resolve())
 
 
 def _other_sections(cfg: Config, other: Config) -> list[str]:
@@ -164,13 +172,13 @@ def _named(value, folders: dict[str, Path]):
 def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
     """Train and evaluate every arm with every seed; what is finished is kept, what was interrupted goes on.
 
-    jobs: runs at the same time, each with its part of the cores. Seed after seed, so that a study that is stopped has
-    all arms of the seeds so far. Returns what failed; the others are done all the same.
+    jobs: runs at the same time, see `threads_of_a_run`. Seed after seed, so that a study that is stopped has all arms
+    of the seeds so far. Returns what failed; the others are done all the same.
     """
     for name, config in study.tokenizers.items():
         _train_tokenizer(config, out / "tokenizers" / name)
     waiting = runs(study, out)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))  # of processes that begin from now on
+    os.environ["OMP_NUM_THREADS"] = threads_of_a_run(jobs)  # of processes that begin from now on
     failed: list[str] = []
     with (
         ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool,
@@ -191,6 +199,13 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
                 if problem is not None:
                     failed.append(told)
     return failed
+
+
+def threads_of_a_run(jobs: int) -> str:
+    """``OMP_NUM_THREADS`` of each run: its part of the cores, or what the user asks for, if that is fewer."""
+    share, given = max(1, (os.cpu_count() or 1) // jobs), os.environ.get("OMP_NUM_THREADS", "")
+    wanted = int(given) if given.isdecimal() else share  # OpenMP allows other forms, such as '4,2'
+    return str(max(1, min(share, wanted)))
 
 
 def _train_tokenizer(config: str, work_dir: Path) -> None:

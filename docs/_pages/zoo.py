@@ -31,7 +31,8 @@ ON_CPU, ON_GPU = "cpu_llava_cached", "h200_7b"
 INTRO = f"""Every recipe that comes with the library. `asvr train NAME` trains it, `asvr train NAME --dry-run` prints
 its sizes in detail, and `asvr list recipes` prints the names.
 
-- **parameters**: all that the model holds, frozen parts and visual tokenizers too.
+- **parameters**: all that the model of the last stage holds, frozen parts and visual tokenizers too. A target that only
+  an earlier stage has is not in it.
 - **trained**, **TFLOPs**, **memory**: by stage, in the order of the stages.
 - **TFLOPs**: of a training step on one sample, which is one image and {SAMPLE.text_tokens} text tokens. A
   multiply-accumulate is 2 FLOPs. What the config keeps in a cache is not counted, and what it computes again is

@@ -9,6 +9,7 @@ from data_helpers import FixedTokens
 from mmengine.config import Config
 
 from asvr.base.hub import MissingWeights
+from asvr.base.log_once import forget
 from asvr.recipe.build import check_data
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import check_sizes, preflight
@@ -429,3 +430,37 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
 def test_a_config_of_another_kind_is_told_with_its_command(recipe, command):
     with pytest.raises(ValueError, match=f"is no config of a training: give it to {command}$"):
         check_config(load_config(recipe))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, []),
+        ({"stages.finetune.train": ["llm"]}, []),  # the head of pretrain
+        ({"stages.pretrain.train": ["projector"]}, ["pretrain"]),
+        ({"stages.pretrain.train": ["projector"], "stages.finetune.train": ["llm"]}, ["pretrain", "finetune"]),
+        ({"stages.finetune.train": ["llm"], "stages.finetune.init": "scratch"}, ["finetune"]),
+        ({"stages.finetune.train": ["llm"], "stages.finetune.init": "org/model"}, []),  # it may have heads
+        ({"stages.finetune.train": ["llm"], "stages.pretrain.model": dict(reconstruction=[])}, ["finetune"]),
+        (
+            {"stages.finetune.train": ["llm"], "stages.pretrain.model": dict(reconstruction={"0": dict(weight=0.0)})},
+            ["finetune"],
+        ),
+        ({"stages.pretrain.train": ["projector", "heads.semantic.classifiers"]}, []),
+        ({"stages.pretrain.train": ["projector"], "model.reconstruction.0.weight": 0.0}, []),
+    ],
+)
+def test_a_head_that_no_stage_trains_is_told(changes, told, caplog):
+    forget()
+    whole = recipe(**changes)
+    check_sizes(whole)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [
+        f"stages.{name}.train={list(whole.stages[name].train)} lacks 'heads', and no earlier stage trains the head of "
+        "target 'semantic': the head keeps its random weights. Add 'heads' to `train`"
+        for name in told
+    ]
+    forget()
+    caplog.clear()
+    check_sizes(whole.only("finetune"))
+    assert len(caplog.records) == ("finetune" in told), "the stages before are looked at too"

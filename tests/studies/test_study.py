@@ -13,7 +13,7 @@ from asvr.commands.scenes import main as write_scenes
 from asvr.recipe.recipe import Recipe
 from asvr.studies import run as engine_study
 from asvr.studies.report import compare, markdown
-from asvr.studies.run import arm_config, collect, load_study
+from asvr.studies.run import arm_config, collect, load_study, threads_of_a_run
 
 BASE = """
 _base_ = ['{root}/configs/asvr_mini.py']
@@ -243,3 +243,26 @@ def test_the_studies_are_right(file):
     for arm in study.arms:
         for stage in ("pretrain", "finetune"):
             Recipe(arm_config(study, arm, 0, file.parent)).stages[stage]
+
+
+@pytest.mark.parametrize(
+    ("jobs", "given", "threads"), [(1, None, 8), (2, None, 4), (2, "1", 1), (2, "6", 4), (9, "0", 1)]
+)
+def test_a_run_has_its_part_of_the_cores_or_fewer(monkeypatch, jobs, given, threads):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads_of_a_run(jobs) == str(threads)
+
+
+def test_a_recipe_of_the_library_stands_in_place_of_a_path(tmp_path):
+    file = tmp_path / "study.py"
+    arms = dict(none=dict(model=dict(reconstruction=[])), viral="asvr::targets/scenes/viral")
+    file.write_text(f"config, seeds, baseline, arms = 'asvr::studies/_base_scenes', [0], 'none', {arms!r}")
+    study = load_study(file)
+    assert study.config == str(ROOT / "configs/studies/_base_scenes.py")
+    assert study.arms.viral == dict(config=str(ROOT / "configs/targets/scenes/viral.py"))
+    file.write_text(file.read_text().replace("scenes/viral", "scenes/vira"))
+    with pytest.raises(ValueError, match="viral"):
+        load_study(file)
