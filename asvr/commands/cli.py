@@ -2,7 +2,10 @@
 
 import argparse
 import codecs
+import io
 import logging
+import os
+import select
 import sys
 import traceback
 from pathlib import Path
@@ -139,6 +142,20 @@ def _name_process() -> None:
         logger.addHandler(handler)
 
 
+def _reader_is_gone() -> bool:
+    """Whether nobody reads the standard output any more, as behind ``asvr list | head``. Its unwritten text is dropped
+    then, because Python would try to write it once more when it ends. False where another pipe broke."""
+    try:
+        stdout = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # no file
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)  # errors alone
+    if gone := any(event & select.POLLERR for _, event in poll.poll(0)):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return gone
+
+
 def run_tool(main) -> None:
     """Run a tool's main function. A ``ValueError`` raised by this library is the user's to mend and is told in plain
     text, exit code 1, and so is a full disk; any other error keeps its traceback. Whatever the locale, no character
@@ -147,6 +164,11 @@ def run_tool(main) -> None:
     _name_process()
     try:
         main()
+        sys.stdout.flush()  # here and not at the interpreter's end, where an error could not be caught
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        sys.exit(1)
     except ValueError as error:
         if _not_a_name(error):
             _end(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.base.recipes import recipe_file
+from asvr.base.recipes import list_recipes, recipe_file
 from asvr.registry import SCOPE
 
 BASE = "_base_"
@@ -63,7 +63,9 @@ def _problem(path: Path, above: tuple[Path, ...]) -> tuple[str | None, list[Path
     if path in above:
         return f"{above[-1]}: its {BASE} leads back to {path}", []
     if not path.is_file():
-        return f"{above[-1]}: its {BASE} names {path}, and there is no such file", []
+        named = path.stem in [recipe.name for recipe in list_recipes(path.stem)]
+        hint = f"; the recipe of that name is {f'{SCOPE}::{path.stem}'!r}" if named else ""
+        return f"{above[-1]}: its {BASE} names {path}, and there is no such file{hint}", []
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:

@@ -170,6 +170,24 @@ def test_a_bug_keeps_its_traceback():
         run_tool(from_elsewhere)
 
 
+def test_a_reader_that_stops_early_is_no_error():
+    code = "from asvr.commands.cli import run_tool; run_tool(lambda: print('line\\n' * 50_000))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=tiny_env(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    def main():
+        raise BrokenPipeError("to a process of ours")
+
+    with pytest.raises(BrokenPipeError, match="of ours"):
+        run_tool(main)
+
+
 class OneRefused(torch.utils.data.Dataset):
     def __len__(self):
         return 1

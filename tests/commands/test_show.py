@@ -83,6 +83,10 @@ def test_a_config_anywhere_inherits_from_a_recipe(tmp_path, monkeypatch):
         ValueError, match="wrong.py: its _base_: there is no recipe 'asvr_mni'; did you mean 'asvr_mini'"
     ):
         load_config("wrong.py")
+    for name in ("asvr_mini", "configs/asvr_mini.py"):
+        (tmp_path / "wrong.py").write_text(f"_base_ = {name!r}\n")
+        with pytest.raises(ValueError, match="no such file; the recipe of that name is 'asvr::asvr_mini'$"):
+            load_config("wrong.py")
 
 
 def test_a_recipes_own_modules_are_found_from_anywhere(tmp_path, monkeypatch):
