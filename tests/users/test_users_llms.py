@@ -237,7 +237,7 @@ def vlm(**changes) -> VLM:
 def test_the_last_blocks_tap_is_told_since_it_was_another_once(caplog):
     with caplog.at_level(logging.INFO, logger="asvr"):
         vlm(reconstruction=[dict(TARGET, tap=2)])
-    assert "model.reconstruction[0].tap=2: the last block's own output, in front of the final norm" in caplog.text
+    assert "model.reconstruction[0].tap=2 is the output of the last block, before the final norm" in caplog.text
 
 
 TOWER = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=28)

@@ -37,7 +37,7 @@ def test_a_run_tells_a_setting_of_its_model_once(tmp_path):
     done = call_tool(*tiny_command(tmp_path / "run")[1:], *options)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "run/train.log").read_text().splitlines()
-    for told in ("reconstruction[0].tap=1: the last block's own output", "model.llm.arch.vocab_size=7 is not used"):
+    for told in ("reconstruction[0].tap=1 is the output of the last block", "model.llm.arch.vocab_size=7 is not used"):
         assert len([line for line in lines if told in line]) == 1, told
 
 

@@ -191,6 +191,6 @@ def _check_loss(criterion, of_images: bool, key: str) -> None:
     if len(needed) > (3 if of_images else 2):
         name = type(criterion).__name__ if isinstance(criterion, nn.Module) else function.__name__
         raise ValueError(
-            f"{key}.type={name!r} takes {', '.join(needed)}: a loss of features takes told_PE and wanted_PE, such as "
-            "CosineLoss, L1Loss, MSELoss, SmoothL1Loss or SimilarityLoss"
+            f"{key}.type={name!r} takes {', '.join(needed)}: a loss of features takes predicted_PE and target_PE, such "
+            "as CosineLoss, L1Loss, MSELoss, SmoothL1Loss or SimilarityLoss"
         )

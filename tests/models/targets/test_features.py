@@ -350,7 +350,7 @@ WRONG = [
     (dict(VIRAL, resample="nearest"), r"resample='nearest': expected one of 'bilinear'"),
     (dict(VIRAL, mlp=None), r"mlp=None compares .*width 16 with .*width 12: set mlp=dict\(layers=1\)"),
     (dict(VIRAL, mlp=dict(depth=3)), r"mlp.depth: unknown; expected some of layers, width"),
-    (dict(VIRAL, mlp=dict(layers=0)), r"mlp.layers=0: expected a whole number from 1 on"),
+    (dict(VIRAL, mlp=dict(layers=0)), r"mlp.layers=0: expected a whole number of at least 1"),
     (dict(VIRAL, mlp=dict(activation="swish")), r"mlp.activation='swish': expected one of 'gelu'"),
     (dict(VIRAL, tap=[]), r"tap=\[\]: expected a layer, or a list of different layers"),
     (dict(VIRAL, tap=[1, 1]), r"tap=\[1, 1\]: expected a layer, or a list of different"),
