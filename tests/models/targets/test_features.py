@@ -355,7 +355,7 @@ WRONG = [
     (dict(VIRAL, tap=[]), r"tap=\[\]: expected a layer, or a list of different layers"),
     (dict(VIRAL, tap=[1, 1]), r"tap=\[1, 1\]: expected a layer, or a list of different"),
     (dict(VIRAL, tap=[1, 7]), r"tap=7: expected -1"),
-    (dict(VIRAL, shared_mlp=True), r"shared_mlp=True: needs `mlp` and a list"),
+    (dict(VIRAL, shared_mlp=True), r"shared_mlp=True: needs an `mlp`, and a list"),
     (dict(VIRAL, loss=dict(type="CodeCrossEntropy")), r"loss.type='CodeCrossEntropy' takes states_PDW, .*CosineLoss"),
     (dict(METAMORPH, loss=dict(type="SmoothL1Loss", beta=0)), r"loss.beta=0: expected a number above 0"),
     (dict(GAS, decay=1.0), r"decay=1.0: expected a number from 0 to below 1"),
