@@ -149,7 +149,7 @@ def test_a_head_with_too_few_classifiers_is_told():
             super().__init__(**given)
             self.classifiers = self.classifiers[:1]
 
-    with pytest.raises(ValueError, match="it has 1 classifiers, expected 2, one a code depth"):
+    with pytest.raises(ValueError, match="it has 1 classifiers, expected 2, one for each code depth"):
         check_contracts(with_parts(head=Mine))
 
 
