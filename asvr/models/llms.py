@@ -73,6 +73,7 @@ class HFCausalLM(Component):
 
     name: a folder or model name (see ``asvr.base.hub``). None builds ``arch`` with random weights.
     arch: fields of the model's configuration, with ``model_type``. If there is a folder, its configuration is used.
+    dtype: dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
     vocab_size: the number of embeddings that the text tokenizer needs (`TextTokenizer.num_ids`). A model without
         ``name`` gets this vocabulary size. A model with weights must have at least this size.
     activation_checkpointing: activation checkpointing of the blocks, see `asvr.models.checkpointing`.

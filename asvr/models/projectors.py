@@ -27,11 +27,12 @@ class LinearProjector(Component):
 
 @PROJECTORS.register_module()
 class MLPProjector(Component):
-    """Linear layers with GELU between them, features_INE -> visual_INH. ``layers=2`` is LLaVA's ``mlp2x_gelu``.
+    """Linear layers with GELU between them, features_INE -> visual_INH.
 
-    norm: whether a layer norm comes first, for encoders whose features are not normalised. positions: whether a linear
-    map of position embeddings (sines and cosines of row and column) is added, for encoders whose features do not
-    contain the position (convolutions). The tokens must be a square.
+    layers: number of linear layers; 2 is LLaVA's ``mlp2x_gelu``. norm: whether a layer norm comes first, for encoders
+    whose features are not normalised. positions: whether a linear map of position embeddings (sines and cosines of row
+    and column) is added, for encoders whose features do not contain the position (convolutions). The tokens must be a
+    square.
     """
 
     def __init__(self, *, in_width: int, out_width: int, layers: int = 2, norm: bool = False, positions: bool = False):

@@ -74,7 +74,7 @@ def test_a_vocabulary_that_is_not_used_is_told(log, given, told):
     own = {} if given is None else dict(vocab_size=given)
     model = HFCausalLM(arch=dict(LLAMA, **own), vocab_size=40)
     assert model.vocab_size == 40 == model.model.get_input_embeddings().num_embeddings
-    words = f"model.llm.arch.vocab_size={given} is not used: an LLM without `name` gets as many embeddings as the ids"
+    words = f"model.llm.arch.vocab_size={given} is not used: an LLM without `name` gets as many embeddings as the text"
     assert len([line for line in log() if words in line]) == told
 
 

@@ -73,6 +73,7 @@ class HFVisionEncoder(Encoder):
         output, before any final norm. -2 (LLaVA, ASVR): the output of the block before. Blocks after the layer are
         dropped. With a list, the features of these layers are concatenated, and ``E`` is their total width.
     arch: fields of the tower's configuration, with ``model_type``. If there is a folder, its configuration is used.
+    dtype: dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
     transform: fields of ``ImageTransform`` that replace the model's own; ``size`` cannot be replaced.
     activation_checkpointing: activation checkpointing of the blocks if the encoder is trained, see
         `asvr.models.checkpointing`.

@@ -35,8 +35,8 @@ class LatentEncoder(Encoder):
     name: a folder with ``config.json`` and ``diffusion_pytorch_model.safetensors`` of an ``AutoencoderKL``, such as
         `save_pretrained` writes, or a model name (see ``asvr.base.hub``). None builds ``arch`` with random weights.
     subfolder: the VAE's subfolder in a folder of several models: ``vae`` in diffusers' pipelines.
-    image_size: side of the square input in pixels. grid: (rows, columns) of groups; it can be given instead. If the
-        config has neither, a target gives the grid of its encoder.
+    image_size: side of the square input in pixels. grid: (rows, columns) of groups, in place of image_size. If the
+        config has neither, a target gives the grid of its encoder. group: side of a group in latents.
     arch: fields of ``AutoencoderKL``. If there is a folder, its configuration is used. The defaults of
         ``down_block_types`` and ``up_block_types`` are plain blocks, as many as ``block_out_channels``.
 

@@ -24,11 +24,10 @@ class NaFlexEncoder(HFVisionEncoder):
     max_num_patches: ``N``, the largest number of visual tokens of an image. How many an image has depends on its size,
         see `NativeTransform`. The towers were trained with several numbers up to 1024.
     transform: ``mean``, ``std`` and ``interpolation`` that replace the model's own.
-    The other arguments are those of `HFVisionEncoder`. (With such a tower, `HFVisionEncoder` resizes every image to a
-    square.)
 
-    Features after an image's own patches are zero, and no other feature depends on them. ``grid`` is a grid of ``N``
-    cells, for parts that need one grid for all images, such as a visual tokenizer.
+    The other arguments are those of `HFVisionEncoder`. (With such a tower, `HFVisionEncoder` resizes every image to a
+    square.) Features after an image's own patches are zero, and no other feature depends on them. ``grid`` is a grid of
+    ``N`` cells, for parts that need one grid for all images, such as a visual tokenizer.
     """
 
     interpolation = "bilinear"

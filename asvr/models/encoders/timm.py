@@ -28,6 +28,7 @@ class TimmEncoder(Encoder):
         names (a port of the same network). All shapes must agree.
     layer: index of timm's intermediate features; -1 is the last. Later layers are dropped.
     image_size: side of the square input in pixels; None: the model's own. mean, std: they replace the model's own.
+    dtype: dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
     """
 
     def __init__(

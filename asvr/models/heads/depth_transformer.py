@@ -65,9 +65,9 @@ class DepthTransformerHead(Head):
     ``[z, in(e1), in(e1 + e2), ...]``. There is no positional embedding: each depth has its own feed-forward weights
     and its own classifier.
 
-    width: ``W``, a multiple of num_heads. layers: number of blocks. activation_checkpointing: see
-        `asvr.models.checkpointing`. ``full`` keeps only the inputs of the whole head, and recomputes the head in chunks
-        of positions.
+    width: ``W``, a multiple of num_heads. layers: number of blocks. num_heads: number of attention heads.
+    activation_checkpointing: see `asvr.models.checkpointing`. ``full`` keeps only the inputs of the whole head, and
+        recomputes the head in chunks of positions.
     """
 
     residual_from_norm = False

@@ -11,7 +11,10 @@ from asvr.registry import HEADS
 
 @HEADS.register_module()
 class LinearHead(Head):
-    """One linear classifier for each depth, on the hidden state. The depths are predicted independently."""
+    """One linear classifier for each depth, on the hidden state. The depths are predicted independently.
+
+    bias: whether the classifiers have a bias.
+    """
 
     def __init__(self, *, hidden_size: int, codebook_sizes: list[int], code_width: int, bias: bool = True):
         super().__init__()

@@ -53,7 +53,10 @@ class MSELoss(FeatureLoss):
 
 @LOSSES.register_module()
 class SmoothL1Loss(FeatureLoss):
-    """The smooth L1 loss, as in torch: squared below ``beta``, absolute above it, the mean over the features."""
+    """The smooth L1 loss, as in torch: the mean over the features.
+
+    beta: differences below it are squared, larger ones count linearly.
+    """
 
     def __init__(self, *, beta: float = 1.0):
         super().__init__()

@@ -116,12 +116,14 @@ class Target:
 
     Arguments; the library gives encoder, llm, load_weights and key:
 
-    name: name of the loss in logs. weight: factor of the loss, or a dict with the fields of a `Ramp`. The attribute
-        ``weight`` is the current factor.
+    name: name of the loss in logs. weight: factor of the loss, or a dict with the fields of a `Ramp`.
     taps: the hidden states that the target reads. -1: after the LLM's final norm. 0: the input of the first block.
         ``k``: the output of the k-th block.
     shift: 1: the hidden state before a visual token predicts it. 0: the hidden state at its own position does.
-    supervise: which visual tokens carry the loss, see `Positions`. key: the config key, for messages.
+    supervise: which visual tokens carry the loss. None: all. A number: so many of each image, drawn in each training
+        step. Or a dict, see `Positions`. key: the config key, for messages.
+
+    The attribute ``weight`` is the current factor of the loss.
     """
 
     head: nn.Module | None = None

@@ -75,8 +75,8 @@ class CodeTruth(_Codes):
 class CodeTarget(_Codes, Target):
     """The discrete codes of a visual tokenizer, which a head predicts depth by depth. This is ASVR's target.
 
-    tokenizer, head, loss: configs of the components. The default loss is `CodeCrossEntropy`.
-    tap: which hidden state the head reads, see `Target`.
+    tokenizer: config of the visual tokenizer that makes the codes. head: config of the head that predicts them.
+    loss: config of the loss. None: `CodeCrossEntropy`. tap: which hidden state the head reads, see `Target`.
     resample: ``nearest``: each encoder position takes the code of the tokenizer's cell in which its centre lies. None:
         the two grids must be equal.
     fit: arguments of the tokenizer's ``fit()``. With them it is fitted before training (`asvr.engine.prepare`).

@@ -21,11 +21,11 @@ class EmbeddingTarget(ContinuousTarget):
     VDEP uses the model's own projector. GAS uses a moving average of it. No gradient flows into the target's projector,
     so that the embeddings do not move towards the LLM's predictions.
 
-    decay: decay of the moving average in each step. None: the model's own projector is used. The other arguments are
-    those of `ContinuousTarget` and `Target`. The library gives model_projector.
+    decay: decay of the moving average in each step. None: the model's own projector is used.
 
-    The target is the output of the projector. Some LLMs scale it or add positions before their first block: this is not
-    part of the target. The embeddings change in training, so they are not cached. Checkpoints hold a moving average.
+    The other arguments are those of `ContinuousTarget` and `Target`. The library gives model_projector. The target is
+    the output of the projector. Some LLMs scale it or add positions before their first block: this is not part of the
+    target. The embeddings change in training, so they are not cached. Checkpoints hold a moving average.
     """
 
     def __init__(self, *, llm, model_projector: nn.Module, decay: float | None = None, key: str = "target", **own):

@@ -24,9 +24,10 @@ NF4 = (
 class QLora(Lora):
     """`Lora` on layers whose own weights are frozen and kept in 4 bits (`Nf4Linear`).
 
-    layers, r, alpha, dropout: as in `Lora`. Whenever the model is built, the weights are read from their files and
-    rounded again. The result does not depend on the number of threads. Checkpoints hold only weights that are in no
-    file.
+    layers, r, alpha, dropout: as in `Lora`.
+
+    Whenever the model is built, the weights are read from their files and rounded again. The result does not depend on
+    the number of threads. Checkpoints hold only weights that are in no file.
 
     Raises the errors of `Lora`, and ``ValueError`` if a layer's number of weights is not a multiple of 64.
     """

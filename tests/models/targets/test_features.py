@@ -348,7 +348,7 @@ def test_a_missing_teacher_is_among_the_missing_models(monkeypatch):
 WRONG = [
     (dict(VIRAL, resample=None), r"teacher: its grid is 3x3, the encoder's 2x2: .*resample='bilinear'"),
     (dict(VIRAL, resample="nearest"), r"resample='nearest': expected one of 'bilinear'"),
-    (dict(VIRAL, mlp=None), r"mlp=None compares .*width 16 with .*width 12: set mlp=dict\(layers=1\)"),
+    (dict(VIRAL, mlp=None), r"mlp=None: .*width 16, but .*width 12: set mlp=dict\(layers=1\)"),
     (dict(VIRAL, mlp=dict(depth=3)), r"mlp.depth: unknown; expected some of layers, width"),
     (dict(VIRAL, mlp=dict(layers=0)), r"mlp.layers=0: expected a whole number of at least 1"),
     (dict(VIRAL, mlp=dict(activation="swish")), r"mlp.activation='swish': expected one of 'gelu'"),
