@@ -222,7 +222,7 @@ def test_a_tokenizer_is_fitted_on_joined_features(encoders, tmp_path):
         device="cpu",
     )
     assert report["pictures"] == 8 and tokenizer.fitted
-    with pytest.raises(ValueError, match="perceptual.encoder: MultiEncoder does not see one image"):
+    with pytest.raises(ValueError, match="perceptual.encoder: MultiEncoder does not take one image"):
         PerceptualLoss(encoders["channel"])
 
 

@@ -281,7 +281,7 @@ class Halves(ImageLayout):
         ),
         (
             {"model.reconstruction.0.tokenizer.decoder": dict(layers=1)},
-            "SemanticTokenizer.decoder is for images of one size",
+            "SemanticTokenizer.decoder needs images of one size",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",

@@ -57,7 +57,7 @@ def test_a_resumed_run_goes_on_with_its_weight(done, tmp_path):
     ],
 )
 def test_weights_that_are_none_are_told(weight):
-    with pytest.raises(ValueError, match=r"reconstruction\[0\]\.weight=.*expected a number from 0 on, or dict\(begin"):
+    with pytest.raises(ValueError, match=r"reconstruction\[0\]\.weight=.*expected a number of at least 0, or dict"):
         build(reconstruction=[dict(SEMANTIC, weight=weight)])
 
 

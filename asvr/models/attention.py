@@ -1,9 +1,9 @@
-"""Which attention kernel runs: decided once a run, told in the log, one for LLM, vision tower and depth transformer.
+"""The choice of the attention kernel. It is made and logged once in a run, for LLM, vision tower and depth transformer.
 
 Legend: ``B`` rows, ``M`` heads, ``T`` tokens in a row, ``K`` width of a head.
 
-The rows of a packed batch hold several samples, each of which sees itself alone. No backend makes a ``T x T`` mask for
-that: SDPA runs sample by sample, xformers and torch's variable-length attention get the lengths.
+A row of a packed batch holds several samples, and each sample sees only itself. This takes no ``T x T`` mask: SDPA runs
+sample by sample, and xformers and torch's variable-length attention get the lengths of the samples.
 """
 
 import importlib.util
@@ -24,20 +24,22 @@ from asvr.models.visual_attention import AttentionRule
 logger = logging.getLogger("asvr")
 
 AUTO = "auto"
-PREFIX = "asvr_"  # of the names under which transformers finds them
-PROBE = [5, 8, 3]  # lengths that a kernel is tried with
-# Packed rows of an LLM, with a sliding window too; rows of one length go to SDPA.
+PREFIX = "asvr_"  # of the names under which our kernels are registered with transformers
+PROBE = [5, 8, 3]  # lengths of the samples with which a kernel is tried
+# Kernels are tried with packed rows, without and with a sliding window. Other rows use SDPA.
 PROBES = (dict(width=128, window=None), dict(width=64, window=4))
 
 
 def no_mask(like: Tensor) -> Tensor:
-    """Stands for "causal, and the kernel knows which tokens belong together". transformers returns a mask with four
-    dimensions as it is; without one it looks for packed samples in the position ids, which waits for the device."""
+    """Return an empty mask. It means: attention is causal, and the kernel knows the packed samples.
+
+    transformers passes a mask with four dimensions on unchanged. Without a mask it would look for packed samples in the
+    position ids, and this would make the CPU wait for the device."""
     return torch.empty(like.shape[0], 0, 0, 0, dtype=torch.bool, device=like.device)
 
 
 def _interface(kernel: Callable) -> Callable:
-    """A kernel as transformers calls it, (B, M, T, K) -> (B, T, M, K)."""
+    """Wrap a kernel in the interface of transformers, (B, M, T, K) -> (B, T, M, K)."""
 
     def attend(
         module,
@@ -55,15 +57,15 @@ def _interface(kernel: Callable) -> Callable:
     ):
         for name in ("softcap", "s_aux"):  # s_aux: a learned sink
             if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"{type(module).__name__}: {name} of its attention is not supported by any kernel here"
-                )
+                raise ValueError(f"{type(module).__name__}: its attention uses {name}, which no kernel here supports")
         ours = attention_mask is None or attention_mask.numel() == 0
         if dropout and (segments is not None or rule is not None or (ours and sliding_window is not None)):
             rows = "packed rows" if segments is not None else "a sliding window"
             rows = rows if rule is None else "visual tokens that see each other"
-            raise ValueError(f"llm.arch.{_dropout_field(module, dropout)}={dropout}: not with {rows}, set it 0")
-        if not ours or dropout:  # padding on the left, generation with a cache
+            raise ValueError(
+                f"llm.arch.{_dropout_field(module, dropout)}={dropout}: does not work with {rows}, set it to 0"
+            )
+        if not ours or dropout:  # such as rows padded on the left, or generation with a cache
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask if not ours else None, dropout, scaling, is_causal, **kwargs
             )
@@ -79,13 +81,16 @@ def _interface(kernel: Callable) -> Callable:
 
 
 def _dropout_field(module: nn.Module, dropout: float) -> str:
-    """What a model's configuration calls the dropout of its attention: ``attn_pdrop`` in gpt2."""
+    """Return the config field of the attention's dropout, such as ``attn_pdrop`` of gpt2."""
     fields = {name: value for name, value in module.config.to_dict().items() if "drop" in name and value == dropout}
     return next((name for name in fields if "att" in name), next(iter(fields), "attention_dropout"))
 
 
 def _same_dtype(*tensors: Tensor) -> list[Tensor]:
-    """Under autocast rotations are float32 and make queries and keys so, which SDPA casts and other kernels refuse."""
+    """Cast query, key and value to one dtype.
+
+    Under autocast, rotary embeddings are float32, and so queries and keys are too. SDPA casts them, but other kernels
+    refuse them."""
     device, value = tensors[0].device.type, tensors[-1]
     autocast = device != "meta" and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else value.dtype
@@ -97,20 +102,20 @@ for _name, _kernel in KERNELS.items():
     AttentionMaskInterface.register(PREFIX + _name, sdpa_mask)
 
 
-def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """The kernel to use, and why. wanted: a kernel's name, or ``auto``. dtype: of the products in a training step.
+def choose(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the kernel to use, and why. asked: a kernel's name, or ``auto``. dtype: dtype of the matrix products.
 
-    Raises ``ValueError`` where a kernel was asked for by name and does not work here.
+    Raises ``ValueError`` if the config names a kernel that does not work here.
     """
-    if wanted not in (AUTO, *KERNELS):
-        raise ValueError(f"runtime.attention={wanted!r}: expected one of {', '.join((AUTO, *KERNELS))}")
-    if wanted != AUTO:
-        problem = problem_of(wanted, device, dtype)
+    if asked not in (AUTO, *KERNELS):
+        raise ValueError(f"runtime.attention={asked!r}: expected one of {', '.join((AUTO, *KERNELS))}")
+    if asked != AUTO:
+        problem = problem_of(asked, device, dtype)
         if problem is not None:
-            raise ValueError(f"runtime.attention={wanted!r}: {problem}; use 'auto' or 'sdpa'")
-        return wanted, "the config asks for it"
+            raise ValueError(f"runtime.attention={asked!r}: {problem}; use 'auto' or 'sdpa'")
+        return asked, "the config asks for it"
     reasons = []
-    for name in ("varlen", "xformers"):  # in the order of their speed, see benchmarks/README.md
+    for name in ("varlen", "xformers"):  # the fastest first, see benchmarks/README.md
         problem = problem_of(name, device, dtype)
         if problem is None:
             return name, "; ".join([*reasons, f"it works on {device} in {dtype}"])
@@ -119,7 +124,7 @@ def choose(wanted: str, device: torch.device, dtype: torch.dtype) -> tuple[str, 
 
 
 def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a kernel cannot be used here, or None: it was tried on a few tokens and gave what SDPA gives."""
+    """Return why a kernel cannot be used here. None: on a few tokens it gave the same results as SDPA."""
     if name == "sdpa":
         return None
     if device.type != "cuda":
@@ -130,15 +135,16 @@ def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
         return f"needs bf16 or fp16, not {dtype}"
     try:
         difference = max(_probe(name, device, dtype, **case) for case in PROBES)
-    except Exception as error:  # whatever a kernel that was built for something else raises
+    except Exception as error:  # a kernel built for another machine may raise anything
         return f"fails here ({' '.join(f'{type(error).__name__}: {error}'.split())[:1000]})"
     limit = 1e-4 if dtype == torch.float32 else 3e-2
     return None if difference < limit else f"differs from SDPA by {difference:.1e} of the largest value"
 
 
 def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, window: int | None) -> float:
-    """The largest difference from SDPA in float32, of outputs and gradients with grouped heads, against the largest
-    value."""
+    """Return the largest difference from SDPA in float32, relative to the largest value.
+
+    Outputs and gradients are compared, with grouped heads."""
     generator = torch.Generator(device).manual_seed(0)
     inputs = [
         torch.randn(1, heads, sum(PROBE), width, device=device, generator=generator).to(dtype) for heads in (4, 2, 2)
@@ -155,16 +161,19 @@ def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, w
 
 
 def eager_only(config) -> str | None:
-    """Why no kernel here computes the attention of a configuration, in words, or None. transformers' own ``eager``
-    does. (Its ``sdpa`` leaves the soft caps of Gemma 2 out, and 5.17 would choose it.)"""
+    """Return why a model needs transformers' own ``eager`` attention, as text. None: our kernels can be used.
+
+    (transformers 5.17 would choose its ``sdpa`` for Gemma 2, which leaves the soft caps out.)"""
     cap = getattr(config, "attn_logit_softcapping", None)
     return None if cap is None else f"attn_logit_softcapping={cap} caps the logits of its attention, as no kernel does"
 
 
-def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None, device: torch.device | None = None) -> str:
-    """Let every part of a `VLM` use the chosen kernel; say which and why. dtype: of autocast, or None. device: where
-    the model will run; None: where it is."""
-    name, why = choose(wanted, device or model.device, dtype or next(model.llm.parameters()).dtype)
+def use_attention(model: nn.Module, asked: str, dtype: torch.dtype | None, device: torch.device | None = None) -> str:
+    """Choose a kernel, log it, and use it in every part of a `VLM`.
+
+    asked: see `choose`. dtype: dtype of autocast, or None. device: the device on which the model will run; None: the
+    device of the model."""
+    name, why = choose(asked, device or model.device, dtype or next(model.llm.parameters()).dtype)
     logger.info("attention: %s (%s)", name, why)
     set_kernel(model, name)
     if not getattr(model.llm, "own_kernels", True):
@@ -173,7 +182,7 @@ def use_attention(model: nn.Module, wanted: str, dtype: torch.dtype | None, devi
 
 
 def set_kernel(model: nn.Module, name: str) -> None:
-    """Let every part of a model, or a part alone, use a kernel by its name."""
+    """Use the kernel of this name in a model or in a part of it."""
     for module in model.modules():
         if hasattr(module, "set_attn_implementation") and hasattr(module, "config"):
             if getattr(module, "_supports_sdpa", False) and eager_only(module.config) is None:
@@ -188,7 +197,7 @@ def _uncompiled(kernel: Callable) -> Callable:
 
 
 def keep_kernels_uncompiled(model: nn.Module) -> None:
-    """Have ``torch.compile`` stop in front of a kernel and go on behind it."""
+    """Leave the kernels out of what ``torch.compile`` compiles."""
     for name, kernel in KERNELS.items():
         AttentionInterface.register(PREFIX + name, _interface(_uncompiled(kernel)))
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Whether an LLM's attention does what it is asked: samples of a packed row stay apart, rules are followed."""
+"""Checks of an LLM's attention: samples of a packed row do not see each other, and attention rules are followed."""
 
 import torch
 from torch import Tensor, nn
@@ -7,40 +7,41 @@ from asvr.data.batch import Segments
 from asvr.models.attention import PREFIX, eager_only, set_kernel
 from asvr.models.visual_attention import AttentionRule
 
-SAMPLES = 8  # packed to see whether they stay apart
-# Rounding is far less in float32, a neighbour's words more. In half precision a row of another shape rounds otherwise,
-# one of the same shape hardly.
+SAMPLES = 8  # number of packed samples in the check
+# Limits of relative differences. In float32, rounding is far below LEAK, and the effect of another sample is above it.
+# In half precision, rounding depends on the shape of a row (ROUNDING_IN_HALF); rows of the same shape hardly differ.
 LEAK, LEAK_IN_HALF, ROUNDING_IN_HALF = 3e-5, 1e-2, 5e-2
 
 
 @torch.no_grad()
 def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
-    """Try whether samples of one packed row are what they are alone: as in training, and where rounding is least.
-    dtype: of autocast, or None.
+    """Check that the samples of a packed row have the same hidden states as alone.
 
-    Raises ``ValueError`` where they are not, or where the LLM takes no kernel of ours: a convolution or a recurrence
-    over the row knows nothing of samples, and the blocks of some LLMs do not tell the kernel of them.
+    It is checked as in training, and with the kernel that rounds least. dtype: dtype of autocast, or None.
+
+    Raises ``ValueError`` if they differ, or if the LLM cannot use the kernels of this library. A convolution or a
+    recurrence over the row knows nothing of samples, and some LLMs do not pass the samples on to the kernel.
     """
     problem = None if getattr(llm, "own_kernels", False) else f"takes no attention kernel of ours{_why(llm)}"
     if problem is None:
         training = llm.training
-        llm.eval()  # dropout would make every two passes differ
+        llm.eval()  # with dropout, two passes would always differ
         try:
             seen = _leaks(llm, dtype) + _leaks_with_sdpa(llm)
         finally:
             llm.train(training)
         if seen:
-            problem = f"lets a sample of a row see the one before (it moves by {max(seen):.1e} of its size)"
+            problem = f"lets a sample of a row see the one before (its states change by {max(seen):.1e} of their size)"
     if problem is not None:
         raise ValueError(f"data.pack: {type(llm).__name__} {problem}, so samples could not be kept apart: set it False")
 
 
 @torch.no_grad()
 def check_rules(llm: nn.Module) -> None:
-    """Try whether the LLM's attention follows a rule: an image's first token sees its last one, and text sees no token
-    that is behind it.
+    """Check that the LLM follows an attention rule.
 
-    Raises ``ValueError`` where it does not: the LLM takes no kernel of ours, or its blocks do not tell the kernel.
+    The first token of an image must see its last token, and text must not see later tokens. Raises ``ValueError`` if
+    the LLM cannot use the kernels of this library, or does not pass the rule on to them.
     """
     problem = None if getattr(llm, "own_kernels", False) else "takes no attention kernel of ours"
     if problem is None:
@@ -58,22 +59,23 @@ def check_rules(llm: nn.Module) -> None:
 
 
 def _broken_rule(llm: nn.Module) -> str | None:
-    """What attention does that a rule forbids, in words."""
+    """Return how attention breaks the rule, as text. None: it follows the rule."""
     generator = torch.Generator("cpu").manual_seed(0)
-    embeds_BTH = _random_embeds(llm, generator)[:1].to(next(llm.parameters()).device)  # a text, two of an image, a text
+    # Four tokens: text, two of an image, text.
+    embeds_BTH = _random_embeds(llm, generator)[:1].to(next(llm.parameters()).device)
     image_BT = torch.tensor([[-1, 0, 0, -1]], device=embeds_BTH.device)
     seen_BT = torch.ones_like(image_BT)
     rule = AttentionRule(image_BT, seen_BT, seen_BT)
     whole_TH = llm.hidden(embeds_BTH, {-1}, rule=rule)[-1][0].float()
     exact = {parameter.dtype for parameter in llm.parameters()} == {torch.float32}
-    limit = (LEAK if exact else LEAK_IN_HALF) * whole_TH.square().mean().sqrt()  # experts round by their tokens
+    limit = (LEAK if exact else LEAK_IN_HALF) * whole_TH.square().mean().sqrt()  # rounding in experts varies by tokens
     for place, others in ((2, [1, 2, 3]), (3, [3])):
         changed_BTH = embeds_BTH.clone()
         changed_BTH[0, place] = embeds_BTH[0, 0] + 1
         moved_TH = llm.hidden(changed_BTH, {-1}, rule=rule)[-1][0].float() - whole_TH
         moved_T = moved_TH.square().mean(-1).sqrt() > limit
         if moved_T.nonzero().flatten().tolist() != others:
-            return "does not tell its attention who sees whom"
+            return "does not pass the attention rule on to its layers"
     return None
 
 
@@ -84,7 +86,7 @@ def _why(llm: nn.Module) -> str:
 
 
 def _leaks_with_sdpa(llm: nn.Module) -> list[float]:
-    """`_leaks` without autocast and by the kernel that rounds least; none for an LLM with kernels of its own."""
+    """Run `_leaks` without autocast and with SDPA, which rounds least. An LLM without a ``config`` is not checked."""
     config = getattr(getattr(llm, "model", None), "config", None)
     if config is None:
         return []
@@ -97,12 +99,14 @@ def _leaks_with_sdpa(llm: nn.Module) -> list[float]:
 
 
 def _leaks(llm: nn.Module, dtype: torch.dtype | None) -> list[float]:
-    """How far the states of packed samples move, against their size, where that is more than rounding: from those in
-    rows of their own, and from those behind neighbours with other words. dtype: of autocast."""
+    """Return how far the states of packed samples change, relative to their size, if it is more than rounding.
+
+    They are compared with the states in a row of their own, and with the states after another neighbour. dtype: dtype
+    of autocast."""
     device, weights = next(llm.parameters()).device, {parameter.dtype for parameter in llm.parameters()}
     generator = torch.Generator("cpu").manual_seed(0)
     embeds_BTH, others_BTH = (_random_embeds(llm, generator).to(device) for _ in range(2))
-    others_BTH[1::2] = embeds_BTH[1::2]  # every second sample keeps its words
+    others_BTH[1::2] = embeds_BTH[1::2]  # every second sample stays the same
     segments = Segments.of([embeds_BTH.shape[1]] * SAMPLES).to(device)
 
     def packed(rows_BTH: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ def _leaks(llm: nn.Module, dtype: torch.dtype | None) -> list[float]:
 
 
 def _random_embeds(llm: nn.Module, generator: torch.Generator) -> Tensor:
-    """embeds_BTH of random words, or random numbers for an LLM that does not say how many words it has."""
+    """Return embeds_BTH of random token ids, or random numbers for an LLM without ``vocab_size``."""
     if (words := getattr(llm, "vocab_size", None)) is None:
         weight = next(llm.parameters())
         return torch.randn(SAMPLES, 4, llm.hidden_size, generator=generator, device="cpu").to(weight)
@@ -130,7 +134,9 @@ def _random_embeds(llm: nn.Module, generator: torch.Generator) -> Tensor:
 
 
 def _moved(states_BTH: Tensor, others_BTH: Tensor) -> float:
-    """By place in a sample: a median over samples, since experts whose choice hangs on rounding move a few of them far,
-    and the largest over places, since a short convolution reaches the first ones alone."""
+    """Return the relative change: the median over samples, then the maximum over the positions in a sample.
+
+    The median, because rounding may change the choice of experts in a few samples. The maximum, because a short
+    convolution reaches only the first positions."""
     moved_BT = (states_BTH - others_BTH).square().mean(-1).sqrt() / others_BTH.square().mean().sqrt()
     return moved_BT.median(0).values.max().item()

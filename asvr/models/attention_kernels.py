@@ -1,7 +1,8 @@
-"""Attention with different libraries, all with the same arguments.
+"""Attention kernels of different libraries, all with the same arguments.
 
-query (B, M, T, K), key and value with as many heads or a divisor of that; the result is (B, T, M, K). segments: the
-samples of a packed row, or None: every row is one. window: how many tokens a token sees, itself included, or None.
+query is (B, M, T, K). key and value may have fewer heads, a divisor of M. The result is (B, T, M, K). segments: the
+samples of a packed row; None: every row is one sample. window: the number of tokens that a token sees, itself included;
+None: no limit.
 """
 
 from functools import lru_cache
@@ -27,15 +28,16 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, window: in
     mask, length = None, query.shape[2]
     if window is not None and window < length:
         causal, mask = False, torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
-    grouped = bool(key.shape[1] != query.shape[1])  # while fvcore traces, sizes are tensors
+    grouped = bool(key.shape[1] != query.shape[1])  # bool(): sizes are tensors while fvcore traces
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
 
 
 def masked_sdpa(query, key, value, *, masks: list[Tensor], scale: float | None):
-    """torch's scaled_dot_product_attention with a mask that says who sees whom, of a packed row one for each sample:
-    see `asvr.models.visual_attention.AttentionRule.masks`. No other library here takes such masks."""
+    """torch's scaled_dot_product_attention with masks, see `asvr.models.visual_attention.AttentionRule.masks`.
+
+    A packed row has one mask for each sample. The other libraries here take no such masks."""
     key, value = _repeated(query, key, value)  # kernels for grouped heads take no mask
     lengths = [mask.shape[-1] for mask in masks]
     samples = zip(masks, *(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
@@ -44,8 +46,9 @@ def masked_sdpa(query, key, value, *, masks: list[Tensor], scale: float | None):
 
 
 def xformers(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
-    """xformers' memory-efficient attention; a packed row gets a block-diagonal causal bias. What is neither packed nor
-    local goes to SDPA, which is faster there (`benchmarks/attention.py`)."""
+    """xformers' memory-efficient attention. A packed row gets a block-diagonal causal mask.
+
+    Rows without packing and without a window use SDPA, which is faster for them (`benchmarks/attention.py`)."""
     if segments is None and (window is None or window >= query.shape[2]):
         return sdpa(query, key, value, segments=segments, causal=causal, window=window, scale=scale)
     from xformers.ops import memory_efficient_attention
@@ -65,20 +68,19 @@ def _repeated(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
 
 @lru_cache(maxsize=8)
 def _xformers_bias(lengths: tuple | None, causal: bool, window: int | None, device: torch.device):
-    """What a token sees. Kept, since all layers ask for the same. Lengths go to the device from pinned memory, which
-    nothing waits for."""
+    """Return the mask that xformers needs. It is cached, because all layers need the same one."""
     from xformers.ops.fmha import attn_bias as biases
 
     if lengths is not None:
         kind = biases.BlockDiagonalCausalMask if causal else biases.BlockDiagonalMask
         bias = kind.from_seqlens(lengths, device=device)
         return bias.make_local_attention(window) if window is not None and window < max(lengths) else bias
-    assert causal, "a window is of causal attention"
+    assert causal, "a window needs causal attention"
     return biases.LocalAttentionFromBottomRightMask(window_left=window - 1, window_right=0)
 
 
 def varlen(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
-    """torch's variable-length attention, a flash attention; what is not packed goes to SDPA, which has the same."""
+    """torch's variable-length attention, which is a flash attention. Rows that are not packed use SDPA."""
     if segments is None:
         return sdpa(query, key, value, segments=segments, causal=causal, window=window, scale=scale)
     from torch.nn.attention.varlen import varlen_attn

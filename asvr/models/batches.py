@@ -1,4 +1,4 @@
-"""Batches of zeros, as large as wanted."""
+"""Batches of zeros with given sizes, to measure memory and to check contracts."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from asvr.models.tokenizers.base import INTEGERS
 
 
 def truth_like(target, images: int) -> dict[str, Tensor]:
-    """What a target's cache would give of so many images; codes in the dtype that they are used in."""
+    """Return zeros like the cached truth of this many images. Codes have the dtype in which they are used."""
     return {
         name: torch.zeros(images, *spec.shape, dtype=torch.long if spec.dtype in INTEGERS else spec.dtype)
         for name, spec in target.truth_spec().items()
@@ -21,9 +21,10 @@ def truth_like(target, images: int) -> dict[str, Tensor]:
 def full_batch(
     model: nn.Module, rows: int, tokens: int, images: int | None = None, layout: Layout | None = None
 ) -> Batch:
-    """Rows without padding, of images that stand evenly spread (None: one a row), the first behind one token, and text
-    that is all supervised; truths, and features of a frozen encoder, as if they came from a cache. layout:
-    of each image, by default the largest."""
+    """Return a batch of zeros: rows without padding, with text that is all supervised.
+
+    images: the number of images, spread evenly, the first one after one token; None: one for each row. layout: the
+    layout of each image; None: the largest one. Truths, and features of a frozen encoder, are given as from a cache."""
     layout, images = layout or model.layout.largest(), rows if images is None else images
     starts = [1 + i * (rows * tokens // images) for i in range(images)]
     visual_places = {start + n for start in starts for n in range(layout.num_tokens)}

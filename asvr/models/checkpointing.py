@@ -1,7 +1,7 @@
-"""Activation checkpointing: what a block keeps for the backward pass, and what it computes again there.
+"""Activation checkpointing: which results a block keeps for the backward pass, and which it recomputes.
 
-``none`` keeps everything. ``selective`` keeps the results of matrix products and attention and computes norms,
-activations and rotations again, which cost little. ``full`` keeps a block's input and computes all of it again.
+``none`` keeps everything. ``selective`` keeps the results of matrix products and attention. It recomputes norms,
+activations and rotary embeddings, which are cheap. ``full`` keeps only a block's input and recomputes the whole block.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,11 @@ PRODUCTS = (
     "aten::convolution",
 )
 
-ATTENTION = ("attention", "attn", "flash")  # of torch, and "xformers_flash::flash_fwd"
+ATTENTION = ("attention", "attn", "flash")  # parts of names in torch, and in "xformers_flash::flash_fwd"
 
 
 def is_product(op) -> bool:
-    """Whether an operation is a matrix product or attention, of torch or of another library."""
+    """Whether an operation is a matrix product or attention, in torch or in another library."""
     name = op.name().split(".")[0]
     return name in PRODUCTS or any(word in name for word in ATTENTION)
 
@@ -36,7 +36,7 @@ def _policy(ctx, op, *args, **kwargs) -> CheckpointPolicy:
 
 
 def settings(mode: str) -> dict:
-    """Keyword arguments of ``torch.utils.checkpoint`` for a mode other than ``none``."""
+    """Return the keyword arguments of ``torch.utils.checkpoint`` for a mode other than ``none``."""
     if mode == "selective":
         return dict(use_reentrant=False, context_fn=partial(create_selective_checkpoint_contexts, _policy))
     return dict(use_reentrant=False)
@@ -49,14 +49,15 @@ def check_mode(mode: str, key: str) -> str:
 
 
 def run_block(block: nn.Module, x: torch.Tensor, mode: str) -> torch.Tensor:
-    """``block(x)``, in training with activation checkpointing."""
+    """Return ``block(x)``. In training it uses activation checkpointing."""
     if mode == "none" or not (block.training and torch.is_grad_enabled()):
         return block(x)
     return checkpoint(block, x, **settings(mode))
 
 
 def run_in_chunks(function: Callable, inputs: tuple[torch.Tensor, ...], rows: int) -> torch.Tensor:
-    """``function`` of inputs whose rows have nothing to do with one another, so many at a time: for the backward pass
-    inputs alone are kept, and one chunk at a time is computed again."""
+    """Apply ``function`` to chunks of ``rows`` rows. It must treat each row by itself.
+
+    Only the inputs are kept. The backward pass recomputes one chunk at a time."""
     chunks = zip(*(tensor.split(rows) for tensor in inputs), strict=True)
     return torch.cat([checkpoint(function, *chunk, **settings("full")) for chunk in chunks])

@@ -1,10 +1,10 @@
-"""Regional ``torch.compile``: the blocks of the LLM and of the depth transformers, compiled once for all of a kind.
+"""Regional ``torch.compile`` of the blocks of the LLM and of the depth transformers, once for blocks of the same kind.
 
-The attention kernel is a library's, and it gets the lengths of packed samples, which change from batch to batch: the
-compiler stops in front of it and goes on behind it. Norms, rotations, activations and casts become few kernels, and
-what a block keeps for the backward pass is the compiler's choice: results of matrix products, since everything else is
-cheaper to compute again. Under ``full`` activation checkpointing the parts of the LLM's blocks are compiled one by one:
-a checkpoint in a compiled region must not be interrupted.
+The attention kernel is not compiled: it comes from a library, and gets the lengths of packed samples, which change from
+batch to batch. Norms, rotary embeddings, activations and casts are fused into few kernels. The compiler chooses what a
+block keeps for the backward pass: the results of matrix products, since all else is cheap to recompute. With ``full``
+activation checkpointing the parts of the LLM's blocks are compiled separately, because a checkpoint inside a compiled
+region must not be interrupted.
 """
 
 import logging
@@ -22,15 +22,16 @@ logger = logging.getLogger("asvr")
 
 
 def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
-    """How many parts of a `VLM` were given to the compiler; it runs when they are first used.
+    """Mark the blocks of a `VLM` for compilation, and return how many parts were marked.
 
-    An LLM, and a head that is to be compiled, name their ``blocks``. ``selective`` checkpointing is what the compiler
-    does by itself. What was compiled before, of another stage's model, is forgotten: the compiler keeps few versions of
-    a function, and leaves it uncompiled beyond them. Raises ``ValueError`` where the LLM names no blocks.
+    The compiler runs when they are first used. The LLM needs an attribute ``blocks``; heads may have one. ``selective``
+    activation checkpointing is switched off, since the compiler does the same by itself. Compiled code of an earlier
+    stage is dropped: the compiler keeps only a few versions of a function, and would not compile more. Raises
+    ``ValueError`` if the LLM has no blocks.
     """
     llm = model.llm
     if not getattr(llm, "blocks", None):
-        raise ValueError(f"runtime.compile: {type(llm).__name__} tells no `blocks`; leave it out")
+        raise ValueError(f"runtime.compile: {type(llm).__name__} has no `blocks`; leave it out")
     mode = getattr(llm, "activation_checkpointing", "none")
     if mode == "selective":
         compat.disable_activation_checkpointing(llm.model)
@@ -51,8 +52,10 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
 
 @contextmanager
 def uncompiled():
-    """Nothing is compiled inside, and compiled blocks run as they are: for evaluation, whose lengths, caches and modes
-    would take all the versions of a function that the compiler keeps."""
+    """Run without compilation inside a ``with`` block.
+
+    Evaluation uses it: its lengths, caches and modes would use up the few versions of a function that the compiler
+    keeps."""
     if "torch._dynamo" not in sys.modules:
         yield
         return

@@ -1,4 +1,4 @@
-"""What every part of a model has: where its weights come from, and a fingerprint of them."""
+"""The base class of all parts of a model: where the weights come from, and a fingerprint of them."""
 
 import hashlib
 from collections.abc import Collection
@@ -8,13 +8,15 @@ from torch import nn
 
 from asvr.models.shards import full_tensor, untied_state_dict
 
-# Fields of a component's config that name the files its weights come from.
+# Fields of a component's config that name the files of its weights.
 WEIGHT_FIELDS = ("name", "weights")
 
 
 def without_weights(config: dict, *, nested: bool = False) -> dict:
-    """What decides a component's output besides its weights, which its fingerprint stands for. nested: without those
-    of the components in it too. (Of a visual tokenizer they stay: caches of earlier versions are named by them.)"""
+    """Return a component's config without the fields that name files of weights.
+
+    Together with a fingerprint of the weights, it decides the component's output. nested: whether the fields of the
+    components in it are left out too. (For a visual tokenizer they stay, because names of old caches contain them.)"""
     own = {key: value for key, value in config.items() if key not in WEIGHT_FIELDS}
     return {key: _nested_without_weights(value) for key, value in own.items()} if nested else own
 
@@ -26,9 +28,11 @@ def _nested_without_weights(value):
 
 
 class Component(nn.Module):
-    """A part of the model. ``source`` names the files its weights were loaded from (a name or folder),
-    or is None when it was initialised here: such weights stand in no other file, so checkpoints hold them. ``apart``:
-    of a part with a ``source``, the keys of its tensors that stand elsewhere: loaded from a checkpoint, or added here.
+    """A part of the model.
+
+    source: the name or folder from which its weights were loaded. None: they were initialised here, and no other file
+    holds them, so checkpoints do. apart: if there is a ``source``, the keys of tensors that are not in its files: they
+    were loaded from a checkpoint or added later.
     """
 
     source: str | None = None
@@ -38,13 +42,14 @@ class Component(nn.Module):
         return fingerprint(self)
 
     def portable(self, config: dict) -> dict:
-        """``config`` of this component, without the files that it names: together with the weights, which stand
-        elsewhere, all that is needed to build it anew."""
+        """Return the ``config`` of this component without names of files.
+
+        Together with the weights, which are saved elsewhere, it is all that is needed to build the component again."""
         return without_weights(config)
 
 
 def fingerprint_of(part: nn.Module) -> str:
-    """By the part's own method. A part need not be a `Component`: the heads are in a ``ModuleDict``, which has none."""
+    """Return a part's fingerprint, by its own method if it has one. (A ``ModuleDict`` such as the heads has none.)"""
     return part.fingerprint() if hasattr(part, "fingerprint") else fingerprint(part)
 
 
@@ -61,14 +66,17 @@ def portable_of(part: nn.Module, config: dict) -> dict:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 (16 hex digits) over names, dtypes, shapes and bytes of all parameters and buffers. Of sharded ones as of
-    whole ones: every process calls it."""
+    """Return a SHA-256 (16 hex digits) of the names, dtypes, shapes and bytes of all parameters and buffers.
+
+    It is the same for sharded tensors, but then every process must call it."""
     return fingerprint_in(module, None)
 
 
 def fingerprint_in(module: nn.Module, dtype: torch.dtype | None, without: Collection[str] = ()) -> str:
-    """The `fingerprint` that ``module`` would have with its floating-point numbers in ``dtype``; None: as they are.
-    without: keys of tensors that are left out, of tied ones too, which have one name then."""
+    """Return the `fingerprint` that ``module`` would have with its floating-point numbers in ``dtype``.
+
+    dtype: None: the dtypes that they have. without: keys of tensors that are left out. If it is given, tied tensors
+    count once, with one name."""
     digest = hashlib.sha256()
     tensors = (
         module.state_dict() if not without else {k: v for k, v in untied_state_dict(module).items() if k not in without}

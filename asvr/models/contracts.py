@@ -1,6 +1,6 @@
-"""Whether components of one's own keep their contracts: each is tried on the meta device, before any weight is read.
+"""Checks that your own components keep their contracts. Each is tried on the meta device, before any weight is read.
 
-Legend: ``I`` images (1 here), ``N`` visual tokens of an image, ``M`` of a visual tokenizer's own grid, ``E`` encoder
+Legend: ``I`` images (1 here), ``N`` visual tokens of an image, ``M`` cells of a visual tokenizer's grid, ``E`` encoder
 width, ``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width, ``P`` visual positions (2 here).
 """
 
@@ -22,25 +22,27 @@ from asvr.models.targets import CodeTarget, Seen, Target
 from asvr.models.tokenizers.base import INTEGERS
 from asvr.registry import ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, TARGETS, VISUAL_TOKENIZERS, FullRegistry
 
-LIBRARY = "asvr."  # modules whose components the library's own tests try
+LIBRARY = "asvr."  # components of these modules are not tried: the library's tests do that
 ROWS, ANY = 2, -1
 
 
 class _Broken(Exception):
-    """In words, what a component gave and what was expected."""
+    """A broken contract. Its text says what a component returned and what was expected."""
 
 
 @torch.no_grad()
 def check_contracts(model: nn.Module) -> None:
-    """Raise ``ValueError`` where a component gives tensors of other shapes than its contract says. model: on the meta
-    device. A component that does not run there, which its contract allows, is named in a warning."""
+    """Raise ``ValueError`` if a component returns tensors of other shapes than its contract says.
+
+    model: a model on the meta device. A contract does not demand that a component runs there: one that does not is
+    named in a warning."""
     training = model.training
     model.eval()
     with torch.device("meta"):
         for key, encoder in _encoders_in("model.encoder", model.encoder):
             _try(key, ENCODERS, encoder, partial(_check_encoder, encoder))
         _try("model.projector", PROJECTORS, model.projector, partial(_check_projector, model))
-        if not isinstance(model.llm, HFCausalLM):  # whose parts are the library's and transformers', which ask numbers
+        if not isinstance(model.llm, HFCausalLM):  # transformers' models need numbers, so they do not run here
             _try("model.llm", LLMS, model.llm, partial(_check_llm, model.llm))
         for i, target in enumerate(model.targets):
             key, hidden_size = f"model.reconstruction[{i}]", model.llm.hidden_size
@@ -55,31 +57,31 @@ def check_contracts(model: nn.Module) -> None:
 
 
 def _try(key: str, registry: FullRegistry, part: object, check: Callable[[], None]) -> None:
-    """key: the component's place in the config."""
+    """Run ``check`` on a component that is not the library's. key: the component's key in the config."""
     if type(part).__module__.startswith(LIBRARY):
         return
     try:
         check()
     except _Broken as error:
         raise ValueError(f"{key}: {registry.broken(part)}: {error}. The contract: {registry.contract}") from None
-    except Exception as error:  # of the user's own code, which may need numbers; meta tensors have none
-        told = "%s: %s is not tried before the run, since it does not run without numbers (%s: %s)"
-        log_once(logging.WARNING, told, key, type(part).__name__, type(error).__name__, str(error)[:200])
+    except Exception as error:  # raised by the user's own code, which may need numbers; meta tensors have none
+        message = "%s: %s is not tried before the run, since it does not run without numbers (%s: %s)"
+        log_once(logging.WARNING, message, key, type(part).__name__, type(error).__name__, str(error)[:200])
 
 
 def _expect(what: str, value: object, *shape: int) -> Tensor:
-    """shape: `ANY` where each number will do."""
-    wanted = ", ".join("any" if size == ANY else str(size) for size in shape) + ("," if len(shape) == 1 else "")
+    """Return ``value`` if it is a tensor of this shape. `ANY` stands for any size."""
+    expected = ", ".join("any" if size == ANY else str(size) for size in shape) + ("," if len(shape) == 1 else "")
     if not isinstance(value, Tensor):
-        raise _Broken(f"{what} is {type(value).__name__}, expected a tensor ({wanted})")
+        raise _Broken(f"{what} is {type(value).__name__}, expected a tensor ({expected})")
     fits = len(value.shape) == len(shape) and all(b in (ANY, a) for a, b in zip(value.shape, shape, strict=True))
     if not fits:
-        raise _Broken(f"{what} has the shape {tuple(value.shape)}, expected ({wanted})")
+        raise _Broken(f"{what} has the shape {tuple(value.shape)}, expected ({expected})")
     return value
 
 
 def _encoders_in(key: str, encoder: nn.Module) -> list[tuple[str, nn.Module]]:
-    """An encoder, and those that it is made of, with their places in the config."""
+    """Return an encoder and the encoders that it consists of, with their config keys."""
     inner = encoder.inner().items() if isinstance(encoder, CompositeEncoder) else ()
     parts = [(re.sub(r"\.(\d+)$", r"[\1]", f"{key}.{name}"), part) for name, part in inner if name != "tokenizer"]
     return [(key, encoder), *(found for place, part in parts for found in _encoders_in(place, part))]
@@ -117,15 +119,15 @@ def _check_target(target: Target, model: nn.Module) -> None:
         return
     try:
         _check_target_on(found, target, model)
-    except RuntimeError as error:  # of sizes: on an image without gaps it ran
+    except RuntimeError as error:  # sizes that do not fit: it ran on an image in which each cell has a token
         raise _Broken(
-            f"loss(seen, truth) does not run where some cells have no token, such as padding ({error}): read the truth "
-            "at token_P of places(seen) alone, or ask seen.there_IN"
+            f"loss(seen, truth) does not run if some cells have no token, such as padding ({error}): read the truth "
+            "only at token_P of places(seen), or use seen.there_IN"
         ) from None
 
 
 def _with_gaps(layout: ImageLayout) -> Layout | None:
-    """Of an image of which some cells have no token, if there is one."""
+    """Return the layout of an image in which some cells have no token, or None."""
     found = (layout(size) for size in ((1000, 90), (90, 1000), (640, 480), (480, 640)))
     return next((own for own in found if 0 < own.num_visual < own.num_crops * layout.num_cells), None)
 
@@ -165,7 +167,7 @@ def _check_target_on(layout: Layout, target: Target, model: nn.Module) -> None:
 
 
 def _reading(what: str, given: dict, by: str, call: Callable):
-    """What ``call`` gives. by: what says which entries are given."""
+    """Return the result of ``call``. It may read only the entries of ``given``, which ``by`` names."""
     try:
         return call()
     except KeyError as error:
@@ -184,14 +186,14 @@ def _check_tokenizer(target: CodeTarget, encoder: nn.Module) -> None:
         what, codes = "encode(pixels (1, 3, h, w))", tokenizer.encode(blank_pixels(tokenizer.transform, 1))
     _expect(what, codes, 1, tokenizer.grid[0] * tokenizer.grid[1], depth)
     if codes.dtype not in INTEGERS:
-        raise _Broken(f"{what} is {codes.dtype}, expected whole numbers (torch.int64)")
+        raise _Broken(f"{what} is {codes.dtype}, expected integers (torch.int64)")
 
 
 def _check_head(target: CodeTarget, hidden_size: int) -> None:
     assert target.head is not None  # a CodeTarget always builds one, as it builds its criterion
     sizes, classifiers = target.tokenizer.codebook_sizes, target.head.classifiers
     if len(classifiers) != len(sizes):
-        raise _Broken(f"it has {len(classifiers)} classifiers, expected {len(sizes)}, one a code depth")
+        raise _Broken(f"it has {len(classifiers)} classifiers, expected {len(sizes)}, one for each code depth")
     states_PDW = _expect("forward(hidden_PH, vectors_PDC)", _states(target, hidden_size), ROWS, len(sizes), ANY)
     for d, (classifier, size) in enumerate(zip(classifiers, sizes, strict=True)):
         _expect(f"classifiers[{d}]", classifier(states_PDW[:, d]), ROWS, size)

@@ -1,5 +1,4 @@
-"""What the Hugging Face encoder and LLM share: a configuration from a folder or from the config file,
-and strict loading of weights."""
+"""Code that the Hugging Face encoder and LLM share: reading a configuration, and strict loading of weights."""
 
 import json
 import logging
@@ -32,22 +31,22 @@ def resolve_dtype(name: str) -> torch.dtype:
 
 
 def find_folder(name: str | None, load_weights: bool, what: str, arch: dict | None) -> Path | None:
-    """The model's folder; None where it is to be built from ``arch``.
+    """Return the model's folder. None: the model is built from ``arch``.
 
-    Raises ``MissingWeights`` when the folder is nowhere and its weights or its architecture are wanted.
+    Raises ``MissingWeights`` if the folder is not found, but its weights or its architecture are needed.
     """
     folder = None
     if name is not None:
         folder = hub.require(name, what=what) if load_weights or arch is None else hub.resolve(name)
     if folder is None and arch is None:
-        raise ValueError(f"{what}: neither a `name` nor an `arch` to build it from is given")
+        raise ValueError(f"{what}: expected a `name`, or an `arch` to build it from; neither is given")
     return folder
 
 
 def read_config(folder: Path | None, arch: dict | None, name: str | None, **overrides) -> PretrainedConfig:
-    """The architecture: the folder's own config.json, or ``arch`` where there is no folder.
+    """Return the architecture: the folder's config.json, or ``arch`` if there is no folder.
 
-    Where both are there the folder wins, and every field of ``arch`` that it contradicts is named in a warning.
+    If both are given, the folder's is used. A warning names every field of ``arch`` that differs from it.
     """
     given = _from_arch(arch, **overrides) if arch is not None else None
     if folder is None:
@@ -71,7 +70,7 @@ def _read_folder(folder: Path) -> PretrainedConfig:
     try:
         with without_warnings():
             return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # transformers' classes raise anything for a field that they do not expect
+    except Exception as error:  # transformers may raise anything for an unexpected field
         if "auto_map" in fields:
             raise ValueError(
                 f"{folder}: its architecture is Python code in that folder, which is never run here (trust_remote_code "
@@ -96,39 +95,40 @@ def _fields_of(folder: Path) -> dict:
 
 
 def _wrong(where: str, fields: dict, error: Exception) -> str:
-    """One line for a configuration that transformers does not read; its own messages list all that it knows."""
+    """Return a message of one line for a configuration that transformers cannot read. Its own messages are long."""
     kind = fields["model_type"]
     if kind in CONFIG_MAPPING:
         return f"{where}: not a configuration of {kind!r}: {' '.join(str(error).split())}"
     if kind.startswith("llava"):
         return (
-            f"{where}: a whole model of the LLaVA software (model_type {kind!r}): import it with asvr convert "
-            "import, or name the folder of its LLM or of its vision tower"
+            f"{where}: this is a whole LLaVA model (model_type {kind!r}): import it with asvr convert import, or name "
+            "the folder of its LLM or of its vision tower"
         )
     return (
-        f"{where}: model_type {kind!r} is unknown to transformers {transformers.__version__}: take a model that it "
-        "has, or a version that has this one"
+        f"{where}: model_type {kind!r} is unknown to transformers {transformers.__version__}: use another model, or a "
+        "version of transformers that has this one"
     )
 
 
 def require_causal(config: PretrainedConfig, where: str) -> None:
-    """Raise ``ValueError`` where a configuration is not one of an LLM, which writes token after token."""
+    """Raise ``ValueError`` if a configuration is not that of a causal LLM."""
     if (problem := causal_problem(config)) is not None:
         raise ValueError(f"LLM {where} is {problem}")
 
 
 def require_tower(config: PretrainedConfig, where: str) -> None:
-    """Raise ``ValueError`` where a configuration is not one of a vision tower, which reads images of one size."""
+    """Raise ``ValueError`` if a configuration is not that of a vision tower for images of one size."""
     if (problem := tower_problem(config)) is not None:
         raise ValueError(f"vision encoder {where} is {problem}")
 
 
 def build_random(auto_class, config: PretrainedConfig, dtype: torch.dtype, where: str):
-    """The model with random weights. where: what the configuration comes from. ``ValueError`` where transformers does
-    not build it, naming the field whose value it does not know."""
+    """Build a model with random weights. where: where the configuration comes from, for messages.
+
+    Raises ``ValueError`` if transformers cannot build it. The message names the field with the unknown value."""
     try:
         return auto_class.from_config(config, dtype=dtype)
-    except Exception as error:  # transformers' classes raise anything for a value that they do not expect
+    except Exception as error:  # transformers may raise anything for an unexpected value
         kind = config.model_type
         if isinstance(error, KeyError):
             for field, value in _values(config):
@@ -139,7 +139,7 @@ def build_random(auto_class, config: PretrainedConfig, dtype: torch.dtype, where
 
 
 def _values(config: PretrainedConfig) -> Iterator[tuple[str, object]]:
-    """By name, those of dicts in it (``rope_parameters``) too."""
+    """Yield the names and values of all fields, also of those in nested dicts such as ``rope_parameters``."""
     for name, value in config.to_dict().items():
         yield name, value
         if isinstance(value, dict):
@@ -147,7 +147,7 @@ def _values(config: PretrainedConfig) -> Iterator[tuple[str, object]]:
 
 
 def arch_of(config: PretrainedConfig) -> dict:
-    """A configuration as an ``arch``: `read_config` makes the same of it."""
+    """Return a configuration as an ``arch``, from which `read_config` makes the same configuration."""
     left_out = ("transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype")
     own = {key: value for key, value in config.to_diff_dict().items() if key not in left_out}
     return dict(own, model_type=config.model_type)
@@ -179,10 +179,10 @@ def load_strict(
     may_ignore: tuple[str, ...] = (),
     key_mapping: dict[str, str] | None = None,
 ):
-    """``auto_class.from_pretrained`` on the CPU that refuses missing and mis-shaped weights.
+    """Call ``auto_class.from_pretrained`` on the CPU, and refuse missing, unexpected or mis-shaped weights.
 
-    may_ignore: prefixes of keys that the file may have and the model does not need. key_mapping: patterns of keys in
-    the file -> what stands in the model's in their place.
+    may_ignore: prefixes of keys that the file may have although the model does not need them. key_mapping: patterns of
+    keys in the file -> their replacement in the model.
     """
     try:
         model, info = _load(auto_class, folder, config, dtype, key_mapping)
@@ -212,7 +212,7 @@ def _load(auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype
             config=config,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # refused by `load_strict`, with the file's name
+            ignore_mismatched_sizes=True,  # `load_strict` refuses them with a message that names the file
             local_files_only=True,
             trust_remote_code=False,
             **({} if key_mapping is None else dict(key_mapping=key_mapping)),
@@ -222,8 +222,10 @@ def _load(auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype
 def build_deferred(
     auto_class, folder: Path, config: PretrainedConfig, dtype: torch.dtype, may_ignore: tuple[str, ...] = ()
 ):
-    """The model on the meta device, for `materialise`; None where the folder has no safetensors, or they have not the
-    model's own keys (transformers renames some): then `load_strict` reads it."""
+    """Build the model on the meta device, for `materialise`.
+
+    None: the folder has no safetensors, or their keys are not the model's own (transformers renames some). Then
+    `load_strict` must read it."""
     files = _safetensors_of(folder)
     if not files:
         return None
@@ -241,10 +243,9 @@ def build_deferred(
 
 @torch.no_grad()
 def materialise(model, folder: Path, device: torch.device) -> None:
-    """Give a model of `build_deferred` its weights on ``device``: where FSDP has cut them into parts, this process
-    reads its own parts and nothing else."""
+    """Load the weights of a model of `build_deferred` on ``device``. With FSDP, a process reads only its own shards."""
     model.to_empty(device=device)
-    model.tie_weights()  # which that has undone
+    model.tie_weights()  # to_empty() has untied them
     own = untied_state_dict(model)
     for file in _safetensors_of(folder):
         with safe_open(file, "pt") as content:
@@ -252,8 +253,8 @@ def materialise(model, folder: Path, device: torch.device) -> None:
                 if key in own:
                     own[key].copy_(local_shard(content.get_slice(key), own[key]))
     for tensor in model.state_dict(keep_vars=True).values():
-        tensor._is_hf_initialized = True  # all but what no file holds, such as the frequencies of rotary embeddings
-    model.initialize_weights()
+        tensor._is_hf_initialized = True
+    model.initialize_weights()  # sets what no file holds, such as the frequencies of rotary embeddings
 
 
 def _safetensors_of(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM behind a narrow interface.
+"""A Hugging Face causal LM with a small interface.
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width, ``V`` vocabulary.
 """
@@ -36,8 +36,10 @@ from asvr.registry import LLMS
 
 
 def _in_autocast_precision(module, inputs: tuple, embeds: Tensor) -> Tensor:
-    """Embeddings, and so the sum that every block adds to, in prompts and in what is generated: half the memory and
-    traffic, and what a model with weights in that precision computes, as the released code's."""
+    """Cast the embeddings to the dtype of autocast, and with them the residual stream, in training and in generation.
+
+    This halves memory and memory traffic. It is also what a model with weights in that dtype computes, such as the
+    released code's."""
     device = embeds.device.type
     if device != "meta" and torch.is_autocast_enabled(device):
         return embeds.to(torch.get_autocast_dtype(device))
@@ -45,7 +47,7 @@ def _in_autocast_precision(module, inputs: tuple, embeds: Tensor) -> Tensor:
 
 
 def _max_positions(config) -> int | None:
-    """How many positions a model has, those that a scaled rotary embedding reaches among them; None: no limit."""
+    """Return the number of positions of a model, with scaled rotary embeddings taken into account. None: no limit."""
     positions = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     factor = rope.get("factor") if isinstance(rope, dict) else None
@@ -56,7 +58,7 @@ def _max_positions(config) -> int | None:
 
 @contextmanager
 def _input_of(module: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """What a module gets while this lasts."""
+    """Collect the inputs of a module's calls inside a ``with`` block."""
     seen: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
@@ -67,14 +69,16 @@ def _input_of(module: torch.nn.Module) -> Iterator[list[Tensor]]:
 
 @LLMS.register_module()
 class HFCausalLM(Component):
-    """Any causal LLM of transformers: what ``AutoModelForCausalLM`` builds.
+    """Any causal LLM of transformers that ``AutoModelForCausalLM`` can build.
 
-    name: a folder or model name (see ``asvr.base.hub``); None builds ``arch`` with random weights.
-    arch: fields of its configuration with ``model_type``; a folder's own configuration wins over it.
-    vocab_size: the rows that the text tokenizer's ids need (`TextTokenizer.num_ids`). It becomes the vocabulary of a
-        model built from ``arch`` alone, and must not exceed that of loaded weights.
-    activation_checkpointing: of its blocks, see `asvr.models.checkpointing`.
-    defer: where the folder's safetensors have the model's own keys, read none of them until `materialise`.
+    name: a folder or model name (see ``asvr.base.hub``). None builds ``arch`` with random weights.
+    arch: fields of the model's configuration, with ``model_type``. If there is a folder, its configuration is used.
+    dtype: dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
+    vocab_size: the number of embeddings that the text tokenizer needs (`TextTokenizer.num_ids`). A model without
+        ``name`` gets this vocabulary size. A model with weights must have at least this size.
+    activation_checkpointing: activation checkpointing of the blocks, see `asvr.models.checkpointing`.
+    defer: do not read the weights until `materialise` is called. This works if the folder has safetensors with the
+        model's own keys.
     """
 
     def __init__(
@@ -95,28 +99,28 @@ class HFCausalLM(Component):
         if from_scratch and (arch or {}).get("vocab_size", config.vocab_size) != config.vocab_size:
             log_once(
                 logging.WARNING,
-                "model.llm.arch.vocab_size=%r is not used: an LLM without `name` gets as many embeddings as the ids of "
-                "the text tokenizer need",
+                "model.llm.arch.vocab_size=%r is not used: an LLM without `name` gets as many embeddings as the text "
+                "tokenizer needs",
                 arch["vocab_size"],
             )
         require_causal(config, name or "of `arch`")
         self.logit_changes = logit_changes(config, name or config.model_type)
         if vocab_size is not None and vocab_size > config.vocab_size:
             raise ValueError(
-                f"LLM {name or config.model_type} has {config.vocab_size} embeddings, the text tokenizer needs "
-                f"{vocab_size}, for its ids up to {vocab_size - 1}: they do not belong together (check "
+                f"LLM {name or config.model_type} has {config.vocab_size} embeddings, but the text tokenizer needs "
+                f"{vocab_size} for its ids up to {vocab_size - 1}: they do not belong together (check "
                 "text_tokenizer.name against model.llm.name)"
             )
         if folder is not None and load_weights:
-            wanted = AutoModelForCausalLM, folder, config, resolve_dtype(dtype), ("model.rotary_emb",)
-            self.model = (build_deferred(*wanted) if defer else None) or load_strict(*wanted)
+            given = AutoModelForCausalLM, folder, config, resolve_dtype(dtype), ("model.rotary_emb",)
+            self.model = (build_deferred(*given) if defer else None) or load_strict(*given)
             self.source, self.folder = name, folder
         else:
             self.model = build_random(AutoModelForCausalLM, config, resolve_dtype(dtype), name or "llm.arch")
-        if not any(part is self.lm_head for part in self.model.children()):  # bert: a transform stands in front
+        if not any(part is self.lm_head for part in self.model.children()):  # bert has a transform before it
             raise ValueError(
                 f"LLM {name or config.model_type}: {type(self.model).__name__} has its LM head inside another part, "
-                "which the text loss would leave out: take a decoder, such as a llama"
+                "which the text loss would leave out: use a decoder, such as a llama"
             )
         if eager_only(config) is not None:
             self.model.set_attn_implementation("eager")
@@ -124,7 +128,7 @@ class HFCausalLM(Component):
         if check_mode(activation_checkpointing, "llm.activation_checkpointing") != "none":
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
         self.model.get_input_embeddings().register_forward_hook(_in_autocast_precision)
-        # A folder's own defaults (a repetition penalty, sampling) must not change what greedy means.
+        # The folder's own defaults (a repetition penalty, sampling) are dropped: they would change greedy decoding.
         self.model.generation_config = GenerationConfig()
         self.hidden_size = config.hidden_size
         self.vocab_size = config.vocab_size
@@ -132,7 +136,7 @@ class HFCausalLM(Component):
         self.max_positions = _max_positions(config)
 
     def materialise(self, device: torch.device) -> None:
-        """Read weights that were deferred; where FSDP has cut them into parts, this process's own parts alone."""
+        """Read deferred weights. With FSDP, each process reads only its own shards."""
         if next(self.model.parameters()).is_meta:
             materialise(self.model, self.folder, device)
 
@@ -142,18 +146,17 @@ class HFCausalLM(Component):
 
     @property
     def final_norm(self) -> torch.nn.Module | None:
-        """What stands behind the last block: the last norm among the decoder's own parts. None where there is none."""
+        """The norm after the last block: the last norm among the decoder's direct children. None if there is none."""
         parts = [part for part in self.model.get_decoder().children() if "norm" in type(part).__name__.lower()]
         return parts[-1] if parts else None
 
     @property
     def blocks(self) -> list[torch.nn.Module]:
-        """Its transformer blocks, in order: what transformers never splits between devices. FSDP makes each of them an
-        instance of a subclass."""
-        kinds = set(self.model._no_split_modules or ())
+        """The transformer blocks in order: the modules that transformers does not split between devices."""
+        kinds = set(self.model._no_split_modules or ())  # FSDP makes a block an instance of a subclass: look at the mro
         found = [m for m in self.model.modules() if any(base.__name__ in kinds for base in type(m).__mro__)]
         inner = {id(part) for module in found for part in module.modules() if part is not module}
-        return [module for module in found if id(module) not in inner]  # Mamba names the mixer in a block too
+        return [module for module in found if id(module) not in inner]  # Mamba also names the mixer inside a block
 
     def portable(self, config: dict) -> dict:
         return dict(super().portable(config), arch=arch_of(self.model.config))
@@ -169,13 +172,15 @@ class HFCausalLM(Component):
         segments: Segments | None = None,
         rule: AttentionRule | None = None,
     ) -> dict[int, Tensor]:
-        """Hidden states hidden_BTH by tap: -1 after the final norm, 0 what the first block gets, ``k`` what the k-th
-        gives. So does the last: its own output, in front of the final norm, behind which the last of transformers'
-        ``hidden_states`` is.
+        """Run the model and return hidden_BTH by tap.
 
-        mask_BT: True on real tokens, for rows that are padded on the left. Padding on the right needs none: causal
-        attention alone keeps real tokens from seeing it. segments: of a packed row. rule: who sees whom; None:
-        attention is causal.
+        Tap -1 is the state after the final norm, 0 the input of the first block, and ``k`` the output of the k-th
+        block. For the last block too, this is its output before the final norm. (The last of transformers'
+        ``hidden_states`` is after the norm.)
+
+        mask_BT: True on real tokens, for rows that are padded on the left. Rows padded on the right need no mask,
+        because with causal attention no real token sees the padding. segments: the samples of a packed row. rule: which
+        tokens see which others; None: attention is causal.
         """
         inner, last = taps - {-1, self.num_layers}, self.num_layers in taps
         if rule is not None:
@@ -191,7 +196,7 @@ class HFCausalLM(Component):
             assert self.own_kernels, "packed rows need `use_attention`"
             layout |= dict(position_ids=segments.position_ids_BT, segments=segments)
         read = {self.num_layers: self.final_norm} if last else {}
-        if self.model._is_stateful:  # in some recurrent families transformers' states begin behind the first block
+        if self.model._is_stateful:  # for some recurrent families transformers' states begin after the first block
             read |= {tap: self.blocks[tap] for tap in inner}
         with ExitStack() as stack:
             seen = {tap: stack.enter_context(_input_of(module)) for tap, module in read.items()}
@@ -202,8 +207,8 @@ class HFCausalLM(Component):
         return states | {tap: inputs[-1].view_as(embeds_BTH) for tap, inputs in seen.items()}
 
     def _ruled(self, embeds_BTH: Tensor, mask_BT: Tensor | None, rule: AttentionRule) -> dict:
-        """Arguments of the decoder by which its kernel gets a rule."""
-        assert self.own_kernels, "a rule of attention needs `use_attention`"
+        """Return the arguments of the decoder that pass an attention rule on to its kernel."""
+        assert self.own_kernels, "an attention rule needs `use_attention`"
         if mask_BT is not None:
             positions_BT = _places_of(mask_BT)
         else:
@@ -212,11 +217,13 @@ class HFCausalLM(Component):
 
     @torch.inference_mode()
     def attention(self, embeds_BTH: Tensor, first: int, rule: AttentionRule | None = None) -> list[Tensor]:
-        """Of each layer the attention weights (B, heads, T - first, T) of the positions from ``first`` on, for rows
-        without padding. No kernel but transformers' own ``eager`` tells them: it runs on those positions alone, which
-        are text, and the chosen one runs on what stands in front of them. rule: of the rows, see `hidden`.
+        """Return the attention weights (B, heads, T - first, T) of each layer, for the positions from ``first`` on.
 
-        Raises ``ValueError`` where a layer has none (a recurrent one).
+        The rows have no padding, and the positions from ``first`` on are text. Only transformers' own ``eager`` kernel
+        returns attention weights. It runs on these positions; the chosen kernel runs on those before them. rule: the
+        attention rule of the rows, see `hidden`.
+
+        Raises ``ValueError`` if a layer has no attention weights, such as a recurrent one.
         """
         decoder, chosen = self.model.get_decoder(), self.model.config._attn_implementation
         cache = {compat.cache_argument(decoder): DynamicCache(config=self.model.config)}
@@ -230,38 +237,42 @@ class HFCausalLM(Component):
             self.model.set_attn_implementation(chosen)
         layers = [weights for weights in getattr(out, "attentions", None) or () if weights is not None]
         if len(layers) != self.num_layers:
-            raise ValueError(f"{len(layers)} of this LLM's {self.num_layers} layers have attention weights")
-        # A layer with a sliding window has forgotten the first positions.
+            raise ValueError(
+                f"only {len(layers)} of this LLM's {self.num_layers} layers have attention weights; expected all"
+            )
+        # A layer with a sliding window has no weights for the first positions: they are set to 0.
         return [F.pad(weights, (embeds_BTH.shape[1] - weights.shape[-1], 0)) for weights in layers]
 
     @property
     def own_kernels(self) -> bool:
-        """Whether `asvr.models.attention.use_attention` has chosen its kernel."""
+        """Whether it uses a kernel that `asvr.models.attention.use_attention` has chosen."""
         return self.model.config._attn_implementation.startswith(PREFIX)
 
     @torch.inference_mode()
     def generate(
         self, embeds_BTH: Tensor, attention_mask_BT: Tensor, *, rule: AttentionRule | None = None, **kwargs
     ) -> Tensor:
-        """New token ids (B, T') for left-padded prompts; keywords are those of transformers' ``generate``. rule: of the
-        prompts, see `hidden`.
+        """Return the new token ids (B, T') for left-padded prompts.
 
-        Raises ``ValueError`` for a recurrent LLM whose state transformers does not keep apart from padding, or does
-        not carry from token to token.
+        rule: the attention rule of the prompts, see `hidden`. Other keywords go to transformers' ``generate``.
+
+        Raises ``ValueError`` for a recurrent LLM whose state in transformers is changed by padding, or is not carried
+        from token to token.
         """
         if self.model._is_stateful:
             check_recurrence(self, padded=not attention_mask_BT.all())
         given = dict(inputs_embeds=embeds_BTH, attention_mask=attention_mask_BT, **kwargs)
         if rule is not None:
             given |= self._read(embeds_BTH, attention_mask_BT, rule, copies=_copies(kwargs))
-        # Where FSDP has the weights, transformers would have all processes generate together.
+        # With FSDP, transformers would make all processes generate together.
         return self.model.generate(**dict(dict(synced_gpus=False), **given))
 
     def _read(self, embeds_BTH: Tensor, mask_BT: Tensor, rule: AttentionRule, *, copies: int) -> dict:
-        """Prompts that were read by a rule, as transformers' ``generate`` goes on from them. It reads their last token
-        itself, by causal attention, which for a text and for an image's last token is the same.
+        """Read prompts with an attention rule, and return the cache from which transformers' ``generate`` goes on.
 
-        Raises ``ValueError`` for a prompt that ends with an image where a layer has a sliding window.
+        ``generate`` reads the last token of a prompt itself, with causal attention. For text, and for the last token of
+        an image, this is the same. Raises ``ValueError`` if a prompt ends with an image and a layer has a sliding
+        window.
         """
         decoder, config = self.model.get_decoder(), self.model.config
         name, cache = compat.cache_argument(decoder), DynamicCache(config=config)
@@ -270,8 +281,8 @@ class HFCausalLM(Component):
             embeds_BTH, mask_BT, rule = embeds_BTH[:, :-1], mask_BT[:, :-1], rule.first(embeds_BTH.shape[1] - 1)
         elif getattr(config, "sliding_window", None) is not None:
             raise ValueError(
-                "a prompt ends with an image whose tokens see each other, which this LLM's sliding window does not "
-                "reach: put text behind it"
+                "a prompt ends with an image whose tokens see each other, which does not work with this LLM's sliding "
+                "window: put text after the image"
             )
         decoder(inputs_embeds=embeds_BTH, use_cache=True, **{name: cache}, **self._ruled(embeds_BTH, mask_BT, rule))
         if ends_with_image:
@@ -282,10 +293,10 @@ class HFCausalLM(Component):
 
 
 def _places_of(mask_BT: Tensor) -> Tensor:
-    """Position ids of rows that are padded on the left."""
+    """Return the position ids of rows that are padded on the left."""
     return (mask_BT.cumsum(1) - 1).clamp(min=0)
 
 
 def _copies(kwargs: dict) -> int:
-    """How many rows ``generate`` makes of each prompt."""
+    """Return how many rows ``generate`` makes of each prompt."""
     return max(kwargs.get("num_beams") or 1, kwargs.get("num_return_sequences") or 1)

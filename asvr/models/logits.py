@@ -1,7 +1,7 @@
-"""What an LLM does to its logits behind the LM head. Our text loss applies the head itself, so it has to know.
+"""How an LLM changes its logits after the LM head. The text loss applies the head itself, so it must do the same.
 
-Each field is listed with the families that it was compared in (tests/models/test_llm_families.py): the same name means
-another thing elsewhere (``logits_scaling`` divides in Granite and multiplies in HyperCLOVA X).
+Each field is listed with the model families in which it was compared (tests/models/test_llm_families.py). In other
+families the same name may mean something else: ``logits_scaling`` divides in Granite and multiplies in HyperCLOVA X.
 """
 
 from transformers import PretrainedConfig
@@ -9,7 +9,7 @@ from transformers import PretrainedConfig
 CAPS = dict(gemma2="final_logit_softcapping", gemma3_text="final_logit_softcapping", recurrent_gemma="logits_soft_cap")
 FACTORS = dict(cohere="logit_scale", cohere2="logit_scale")
 DIVISORS = dict(granite="logits_scaling")
-# Fields that change logits, or hidden states in front of the LM head, in some family.
+# Fields that in some family change the logits, or the hidden states before the LM head.
 FIELDS = (
     "final_logit_softcapping",
     "logit_scale",
@@ -23,9 +23,9 @@ FIELDS = (
 
 
 def logit_changes(config: PretrainedConfig, where: str) -> dict[str, float]:
-    """Arguments of `asvr.models.losses.changed_logits` for an LLM of this configuration; none for most.
+    """Return the arguments of `asvr.models.losses.changed_logits` for an LLM with this configuration; most need none.
 
-    where: its name. Raises ``ValueError`` for a change that the text loss does not know.
+    where: the LLM's name, for messages. Raises ``ValueError`` for a change that the text loss does not support.
     """
     kind, changes = config.model_type, {}
     for field in FIELDS:
@@ -41,6 +41,6 @@ def logit_changes(config: PretrainedConfig, where: str) -> dict[str, float]:
         else:
             known = ", ".join(sorted(CAPS | FACTORS | DIVISORS))
             raise ValueError(
-                f"LLM {where}: `{field}` is not supported by the text loss (of {known} it is): use another LLM"
+                f"LLM {where}: `{field}` is not supported by the text loss (only for {known}): use another LLM"
             )
     return changes

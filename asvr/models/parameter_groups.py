@@ -1,20 +1,21 @@
-"""Which rate and which weight decay each trained parameter has."""
+"""The learning rate and the weight decay of each trained parameter."""
 
 from torch import nn
 
 from asvr.models.encoders.composite import CompositeEncoder
 from asvr.models.tree import TRAINED_WITH
 
-IN_BLOCK = "in_block"  # key of a group: whether it holds matrices of transformer blocks
+IN_BLOCK = "in_block"  # the key of a group that says whether it holds matrices of transformer blocks
 
 
 def parameter_groups(model: nn.Module, config: dict, *, split_blocks: bool = False) -> list[dict]:
-    """Groups of the trained parameters, for an optimiser of torch: ``params``, ``lr``, ``weight_decay``.
+    """Return groups of the trained parameters for a torch optimiser, with ``params``, ``lr`` and ``weight_decay``.
 
-    config: ``optim`` of the config. Its ``weight_decay`` applies to matrices alone, not to biases and norms.
-    ``lr_scale`` multiplies the rate of a component, and so does ``groups``: component -> ``lr_scale``, ``weight_decay``
-    (its own), ``layer_decay``, ``muon``. Losses go with the heads. split_blocks: set matrices of transformer blocks
-    apart, those of components with ``muon=False`` excepted, and mark each group by `IN_BLOCK`.
+    config: ``optim`` of the config. Its ``weight_decay`` applies only to matrices, not to biases and norms.
+    ``lr_scale`` multiplies the learning rate of a component. ``groups`` sets options of a component: ``lr_scale``,
+    ``weight_decay``, ``layer_decay`` and ``muon``. Losses have the options of the heads.
+    split_blocks: put the matrices of transformer blocks into groups of their own, except in components with
+    ``muon=False``, and mark each group with `IN_BLOCK`.
     """
     own = config.get("groups") or {}
     factors = dict(config.get("lr_scale") or {}) | {k: v["lr_scale"] for k, v in own.items() if "lr_scale" in v}
@@ -38,13 +39,15 @@ def parameter_groups(model: nn.Module, config: dict, *, split_blocks: bool = Fal
 
 
 def layer_factors(name: str, component: nn.Module, decay: float) -> dict[nn.Parameter, float]:
-    """Factors of layer-wise decay, as BEiT has them: 1 for what stands behind the blocks (a last norm, the LM head),
-    ``decay`` for the last block, its square for the one before, and so on; what stands in front of the blocks
-    (embeddings) has the smallest. In front is what is registered before the first block.
+    """Return the factors of layer-wise decay of the learning rate, as in BEiT.
 
-    Raises ``ValueError`` where a component has no ``blocks``.
+    The factor is 1 for parameters after the blocks (a last norm, the LM head), ``decay`` for the last block,
+    ``decay ** 2`` for the block before, and so on. Parameters before the blocks (embeddings) have the smallest factor:
+    these are the parameters that are registered before the first block.
+
+    Raises ``ValueError`` if a component has no ``blocks``.
     """
-    if isinstance(component, CompositeEncoder):  # each by its own blocks; 1 for one without any
+    if isinstance(component, CompositeEncoder):  # each of its components by its own blocks; 1 if it has none
         if not component.blocks:
             raise _no_blocks(name, component)
         parts = [part for part in component.inner().values() if getattr(part, "blocks", None)]
@@ -70,7 +73,7 @@ def _no_blocks(name: str, component: nn.Module) -> ValueError:
 
 
 def block_matrices(component: nn.Module) -> set[nn.Parameter]:
-    """The matrices of a component's transformer blocks, and of those of its children (the heads are several)."""
+    """Return the matrices of a component's transformer blocks, and of its children's blocks (such as several heads)."""
     owners = [component, *component.children()]
     blocks = [block for owner in owners for block in getattr(owner, "blocks", None) or []]
     return {p for block in blocks for p in block.parameters() if p.ndim == 2}

@@ -1,4 +1,4 @@
-"""From the encoder's width to the LLM's.
+"""Projectors: they map features from the encoder's width to the LLM's.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width, ``H`` LLM width.
 """
@@ -27,17 +27,19 @@ class LinearProjector(Component):
 
 @PROJECTORS.register_module()
 class MLPProjector(Component):
-    """Linear layers with GELU between them, features_INE -> visual_INH; ``layers=2`` is LLaVA's ``mlp2x_gelu``.
+    """Linear layers with GELU between them, features_INE -> visual_INH.
 
-    norm: a layer norm in front, for encoders whose features are not normalised. positions: sines and cosines of row and
-    column beside the features, for encoders that do not know where a token is (convolutions); the tokens are a square.
+    layers: number of linear layers; 2 is LLaVA's ``mlp2x_gelu``. norm: whether a layer norm comes first, for encoders
+    whose features are not normalised. positions: whether a linear map of position embeddings (sines and cosines of row
+    and column) is added, for encoders whose features do not contain the position (convolutions). The tokens must be a
+    square.
     """
 
     def __init__(self, *, in_width: int, out_width: int, layers: int = 2, norm: bool = False, positions: bool = False):
         super().__init__()
         if layers < 2:
             raise ValueError(
-                f"MLPProjector layers={layers}: needs at least 2; for one layer use type='LinearProjector'"
+                f"MLPProjector layers={layers}: expected at least 2; for one layer use type='LinearProjector'"
             )
         modules = [nn.LayerNorm(in_width)] if norm else []
         modules.append(nn.Linear(in_width, out_width))
@@ -57,11 +59,11 @@ OCTAVES = 3
 
 
 @lru_cache
-@torch.inference_mode(False)  # kept for training, whoever asks first
+@torch.inference_mode(False)  # the cached tensor must also work in training, even if inference computed it
 def places(num_tokens: int, device: torch.device) -> Tensor:
-    """(N, 4 * OCTAVES): sines and cosines of row and column, from half a wave over the image upwards.
+    """Return (N, 4 * OCTAVES): sines and cosines of row and column. The longest wave is twice the image's side.
 
-    Raises ``ValueError`` where the tokens are not a square.
+    Raises ``ValueError`` if the tokens are not a square.
     """
     side = math.isqrt(num_tokens)
     if side * side != num_tokens:

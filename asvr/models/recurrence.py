@@ -1,13 +1,13 @@
-"""Whether transformers generates with a recurrent LLM what the LLM computes: tried before its first answer.
+"""A check that transformers generates correctly with a recurrent LLM. It runs before the first answer.
 
-A recurrence goes through padding in front of a prompt, unless the model leaves padding out (Mamba does, RecurrentGemma
-does not), and its state has to be carried from token to token.
+Padding before a prompt changes the state of a recurrence, unless the model skips it (Mamba does, RecurrentGemma does
+not). The state must also be carried from token to token.
 """
 
 import torch
 from torch import Tensor
 
-ROUNDING = 3e-2  # of the size of the logits: half precision is within it
+ROUNDING = 3e-2  # relative to the size of the logits: rounding in half precision is below it
 PADDING = 3
 PROBLEMS = (
     "its state is not carried from token to token: use another LLM",
@@ -17,21 +17,22 @@ PROBLEMS = (
 
 @torch.inference_mode()
 def check_recurrence(llm: torch.nn.Module, *, padded: bool) -> None:
-    """Raise ``ValueError`` where what is generated for rows side by side, one of them behind padding on the left if
-    ``padded``, is not what the LLM computes for each row alone. llm: an `HFCausalLM`."""
-    tried = vars(llm).setdefault("recurrence", {})  # how far logits move, by padding
+    """Raise ``ValueError`` if generation in a batch differs from what the LLM computes for each row alone.
+
+    llm: an `HFCausalLM`. padded: whether to try it also with padding on the left of a row."""
+    tried = vars(llm).setdefault("recurrence", {})  # padding -> change of the logits
     for padding in (0, PADDING) if padded else (0,):
         if padding not in tried:
             tried[padding] = _moved(llm, padding)
         if not tried[padding] < ROUNDING:
             raise ValueError(
-                f"LLM {llm.model.config.model_type}: transformers generates wrongly, {PROBLEMS[bool(padding)]} (logits "
-                f"move by {tried[padding]:.1e} of their size)"
+                f"LLM {llm.model.config.model_type}: transformers generates wrongly, {PROBLEMS[bool(padding)]} (the "
+                f"logits change by {tried[padding]:.1e} of their size)"
             )
 
 
 def _moved(llm, padding: int) -> float:
-    """How far the logits of the second new token move, against their size."""
+    """Return how much the logits of the second new token change, relative to their size."""
     device = next(llm.parameters()).device
     generator = torch.Generator("cpu").manual_seed(0)
     ids_BT = torch.randint(llm.vocab_size, (2, 4 + padding), generator=generator, device="cpu").to(device)

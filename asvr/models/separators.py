@@ -1,4 +1,4 @@
-"""Learned rows that stand between visual tokens, such as LLaVA-NeXT's newline behind each row of tiles.
+"""Learned embeddings that separate visual tokens, such as LLaVA-NeXT's newline after each row of cells.
 
 Legend: ``K`` separators in the batch, ``H`` LLM width.
 """
@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 
 class Separators(nn.Module):
-    """``forward(kinds_K) -> rows_KH``. kinds: how many there are; without any it has no weight.
+    """The embeddings of separators: ``forward(kinds_K) -> rows_KH``.
 
-    Drawn with a standard deviation of ``1 / sqrt(H)``, as ``image_newline`` of the released LLaVA-NeXT.
+    kinds: the number of different separators. If it is 0, there is no weight. Initial values have a standard deviation
+    of ``1 / sqrt(H)``, as ``image_newline`` of the released LLaVA-NeXT.
     """
 
     def __init__(self, kinds: int, width: int):

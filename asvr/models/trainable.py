@@ -1,8 +1,9 @@
-"""What a stage trains: components by their names, and weights by patterns of theirs.
+"""What a stage trains: components by name, and weights by patterns.
 
-An entry of ``train`` is a pattern of `fnmatch` on names such as ``llm.model.model.layers.0.mlp.up_proj.weight``, which
-begin with a component of `VLM.components`. It means the weights that it matches, and all weights of the modules that it
-matches: ``llm`` is the whole LLM, ``llm.*.self_attn`` its attention.
+An entry of ``train`` is a pattern of `fnmatch`. It is compared with names of weights such as
+``llm.model.model.layers.0.mlp.up_proj.weight``, which begin with a component of `VLM.components`, and with names of
+modules. If it matches a module, it means all weights of the module: ``llm`` is the whole LLM, and ``llm.*.self_attn``
+its attention.
 """
 
 import re
@@ -17,18 +18,20 @@ from asvr.models.tree import TRAINABLE, TRAINED_WITH, check_components
 
 
 def components_of(train: Iterable[str]) -> set[str]:
-    """The components that the entries of ``train`` name, whole or in part."""
+    """Return the components that the entries of ``train`` name, in full or in part."""
     return {entry.partition(".")[0] for entry in train}
 
 
 def is_matched(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a pattern matches the name, or a module that it is in."""
+    """Whether a pattern matches the name, or the name of a module that contains it."""
     return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for pattern in patterns)
 
 
 def near_names(pattern: str, names: Iterable[str]) -> str:
-    """The names that were meant, of weights or layers or of the modules around them: ``llm.*.self_attn`` for a pattern,
-    else with ``*`` for numbers alone."""
+    """Return a hint with names near a pattern that matches nothing: names of weights, layers and modules.
+
+    If the pattern has ``*``, the hint has short patterns such as ``llm.*.self_attn``. Otherwise it has full names, with
+    ``*`` in place of layer numbers."""
     own = {name for name in names if name.startswith(f"{pattern.partition('.')[0]}.")} or set(names)
     parts = [re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name).split(".") for name in own]
     known = {".".join(one[:length]) for one in parts for length in range(2, len(one) + 1) if one[length - 1] != "*"}
@@ -38,11 +41,12 @@ def near_names(pattern: str, names: Iterable[str]) -> str:
 
 
 def train_only(model: nn.Module, train: list[str], held: set[str]) -> None:
-    """Give gradients to what ``train`` names and to nothing else; what a component or a transform froze stays frozen.
+    """Train only what ``train`` names. Weights that a component or a transform froze stay frozen.
 
-    held: names of the parameters that the last call froze, changed in place.
-    Raises ``ValueError`` where an entry names no component, matches nothing or nothing that can be trained, and where
-    tensors of the model are in no component, so that nobody would train and save them.
+    held: names of the parameters that the last call froze; it is changed in place.
+
+    Raises ``ValueError`` if an entry names no component, or matches nothing that can be trained. Also if a tensor of
+    the model is in no component: it would be neither trained nor saved.
     """
     parts = model.components()
     unknown = [name for name in train if name.partition(".")[0] not in TRAINABLE]
@@ -59,8 +63,8 @@ def train_only(model: nn.Module, train: list[str], held: set[str]) -> None:
     for key, parameter in parameters.items():
         part, _, own = key.partition(".")
         name = f"{TRAINED_WITH.get(part, part)}.{own}"
-        wanted = is_matched(name, train) or (part == "separators" and "projector" in components_of(train))
-        parameter.requires_grad_(wanted and key not in frozen)
+        named = is_matched(name, train) or (part == "separators" and "projector" in components_of(train))
+        parameter.requires_grad_(named and key not in frozen)
     held.clear()
     held.update({key for key, p in parameters.items() if not p.requires_grad} - frozen)
 
@@ -80,7 +84,7 @@ def _check_entry(train: list[str], entry: str, parameters: dict[str, nn.Paramete
 
 
 def release(model: nn.Module, held: set[str]) -> None:
-    """Undo `train_only`: what is frozen behind this was frozen by a component."""
+    """Undo `train_only`. After this, only weights that a component froze itself are frozen."""
     for part, module in model.components().items():
         for key, parameter in module.named_parameters():
             if f"{part}.{key}" in held:
@@ -89,7 +93,7 @@ def release(model: nn.Module, held: set[str]) -> None:
 
 
 def keep_statistics(model: nn.Module, held: set[str]) -> None:
-    """Put norms that `train_only` froze in eval mode, so that their running statistics do not move."""
+    """Put norms that `train_only` froze into eval mode, so that their running statistics do not change."""
     for part, component in model.components().items():
         for name, module in component.named_modules():
             if isinstance(module, _NormBase):
@@ -99,14 +103,16 @@ def keep_statistics(model: nn.Module, held: set[str]) -> None:
 
 
 def is_whole(module: nn.Module) -> bool:
-    """Whether a component is trained as a whole: there is something to train, and nothing is frozen."""
+    """Whether a component is trained as a whole: it has weights, and none of them is frozen."""
     parameters = list(module.parameters())
     return bool(parameters) and all(parameter.requires_grad for parameter in parameters)
 
 
 def trained_shares(model: nn.Module) -> dict[str, float]:
-    """Component -> share of the weights of its products that are trained, above 0 and up to 1; about its share of the
-    FLOPs that gradients of weights take. Components with nothing to train are left out."""
+    """Return for each component the share of its matrix weights that are trained, above 0 and up to 1.
+
+    This is about the share of the FLOPs that the gradients of its weights take. Components with nothing to train are
+    left out."""
     shares = {}
     for name, component in model.components().items():
         tables = {id(p) for m in component.modules() if isinstance(m, nn.Embedding) for p in m.parameters(False)}
@@ -120,11 +126,11 @@ def trained_shares(model: nn.Module) -> dict[str, float]:
 
 
 def packed_weights(component: nn.Module) -> int:
-    """How many frozen weights there are beyond the numbers of its tensors: of layers that keep several in one."""
+    """Return how many frozen weights its tensors do not count, because a layer packs several into one element."""
     return sum(getattr(module, "uncounted", 0) for module in component.modules())
 
 
 def kept_whole(model: nn.Module) -> set[nn.Parameter]:
-    """Of layers whose weights each process has in full, also where others are in parts."""
+    """Return the parameters of layers whose weights every process has in full, even if others are sharded."""
     layers = (module for module in model.modules() if getattr(module, "kept_whole", False))
     return {parameter for layer in layers for parameter in layer.parameters(recurse=False)}

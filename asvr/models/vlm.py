@@ -1,9 +1,9 @@
-"""The model on one page: a vision-language model that also reconstructs what it sees.
+"""The model on one page: a vision-language model that also reconstructs its input images.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder in the batch (each crop of an image that is cut
-into several is one), ``N`` visual tokens of one, ``V`` visual tokens in the rows, ``H`` LLM width, ``E`` encoder width,
-``D`` code depth, ``C`` code width, ``S`` supervised text positions, ``P`` supervised visual positions, ``M`` cells of a
-tokenizer's own grid.
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images in the batch (if an image is cut into crops, each crop counts as
+one), ``N`` visual tokens of an image, ``V`` visual tokens in all rows, ``H`` LLM width, ``E`` encoder width, ``D`` code
+depth, ``C`` code width, ``S`` supervised text positions, ``P`` supervised visual positions, ``M`` cells of the
+tokenizer's grid.
 """
 
 import inspect
@@ -32,16 +32,18 @@ from asvr.registry import ENCODERS, LLMS, MODELS, PROJECTORS, TARGETS
 
 @MODELS.register_module()
 class VLM(nn.Module):
-    """Encoder, projector and LLM, with a list of reconstruction targets.
+    """An encoder, a projector and an LLM, with a list of reconstruction targets.
 
-    encoder, projector, llm: component configs; widths between them are derived.
-    layout: which visual tokens an image gets, see `asvr.data.layouts`; None: all that the encoder gives of it.
-    reconstruction: the configs of the targets, ``dict(name, type, ...)``, see `asvr.models.targets`; without a ``type``
-        a `CodeTarget`. ``[]`` is LLaVA, one semantic entry ASVR, a pixel entry the appearance ablation.
+    encoder, projector, llm: configs of the components. The widths between them are derived.
+    layout: which visual tokens an image gets, see `asvr.data.layouts`. None: all visual tokens of the encoder.
+    reconstruction: configs of the targets, ``dict(name, type, ...)``, see `asvr.models.targets`. The default ``type``
+        is `CodeTarget`. With ``[]`` the model is LLaVA. With one target of semantic codes it is ASVR. With pixel codes
+        it is the paper's appearance ablation.
     visual_attention: ``causal``, or ``bidirectional``: the visual tokens of an image see each other in the LLM.
-    vocab_size: `TextTokenizer.num_ids`; None only where the LLM's configuration tells it.
-    load_weights: False builds the architecture alone (under ``torch.device("meta")``: in no memory).
-    defer_llm: leave the LLM's weights in their files, where it can; see `HFCausalLM.materialise`.
+    vocab_size: `TextTokenizer.num_ids`. It may be None if the LLM's configuration has the size.
+    load_weights: False builds the architecture without weights. Under ``torch.device("meta")`` it takes no memory.
+    defer_llm: leave the LLM's weights in their files until they are needed, see `HFCausalLM.materialise`. An LLM that
+        cannot do so loads them at once.
     """
 
     def __init__(
@@ -82,30 +84,34 @@ class VLM(nn.Module):
         self.tokenizers = _modules({t.name: t.teacher for t in self.targets if not t.keeps_teacher})
         self.teachers = _modules({t.name: t.teacher for t in self.targets if t.keeps_teacher})
         self.losses = _modules({target.name: target.criterion for target in self.targets})
-        self.separators = Separators(self.layout.num_separators, self.llm.hidden_size)  # last: it draws numbers
+        # Last, because it draws random numbers: the other weights are the same with and without it.
+        self.separators = Separators(self.layout.num_separators, self.llm.hidden_size)
         self.metrics = {f"{metric}_{target.name}": target.name for target in self.targets for metric in target.metrics}
         check_tree(self, [*self.targets, *(target.criterion for target in self.targets)])
         self.held: set[str] = set()  # names of parameters that `train_only` froze
-        if not self.all_causal:  # until `use_attention` chooses: transformers' own kernels take no rule
+        if not self.all_causal:  # our sdpa, until `use_attention` chooses: transformers' kernels know no attention rule
             for part in (self.llm, self.teachers):
                 set_kernel(part, "sdpa")
-        self.transforms: list[Callable] = []  # of `asvr.models.transforms`, in the order that they were applied
+        self.transforms: list[Callable] = []  # from `asvr.models.transforms`, in the order in which they were applied
 
     # The forward pass ------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, totals: dict[str, float] | None = None) -> dict[str, Tensor]:
-        """Summed losses (``text`` in nats, and each target's by its name), and sums of what is counted besides:
-        ``correct_text``, the right predictions, and the targets' ``<metric>_<name>``.
+        """Return the losses and metrics of a batch, as sums.
 
-        A batch without images carries no visual loss and encodes nothing. totals: supervised tokens of the whole
-        optimisation step by loss; with them ``loss`` is there too, what this micro-batch adds to the objective.
+        ``text`` is the text loss in nats. Each target has its loss under its name. ``correct_text`` is the number of
+        right text predictions. The metrics of targets are ``<metric>_<name>``. A batch without images has no visual
+        loss, and the encoder does not run.
+
+        totals: for each loss, the number of supervised tokens in the whole optimisation step. With them the result has
+        ``loss`` too: what this micro-batch adds to the objective.
         """
         embeds_BTH, features_INE = self.embed(batch)
         views = {target.name: target.mask(batch, training=self.training) for target in self.targets}
         shared = next((view for view in views.values() if view is not None and view.shared), None)
         alone = {name: view for name, view in views.items() if view is not None and view is not shared}
         taps = {tap for target in self.targets if target.name not in alone for tap in target.taps} | {-1}
-        rule = self.attention_rule(batch)  # made once: its masks are as large as attention
+        rule = self.attention_rule(batch)  # made once for all passes, since its masks are large
         hidden = self.hidden(batch, embeds_BTH, taps, shared, rule)
 
         out, zeros = {}, []
@@ -134,10 +140,14 @@ class VLM(nn.Module):
         return out
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """embeds_BTH, projected visual features on their placeholders; and the features, None without images."""
+        """Return the LLM's input embeds_BTH and the encoder's features_INE (None without images).
+
+        In embeds_BTH the projected visual features replace the image placeholders."""
         embeds_BTH = self.llm.embed(batch.input_ids_BT.masked_fill(batch.input_ids_BT == IMAGE_TOKEN, 0))
         if not batch.num_images:
-            if torch.is_grad_enabled():  # in front of the LLM, so that its backward pass runs here as it does elsewhere
+            # Zeros keep these parts in the graph. They are added before the LLM, so that its backward pass runs in this
+            # process as in those with images.
+            if torch.is_grad_enabled():
                 masking = heads_of(self, *(target for target in self.targets if target.shares_mask))
                 embeds_BTH = embeds_BTH + zero_of(self.projector, self.separators, self.encoder, *masking)
             return embeds_BTH, None
@@ -166,8 +176,10 @@ class VLM(nn.Module):
         masked: Masked | None = None,
         rule: AttentionRule | None = None,
     ) -> dict[int, Tensor]:
-        """Hidden states by tap, flat (B*T, H). masked: which visual tokens the LLM gets masked; None: it gets all.
-        rule: `attention_rule` of the batch, where it is made already."""
+        """Run the LLM and return its hidden states by tap, each flat (B*T, H).
+
+        masked: which visual tokens are masked in the LLM's input. None: no token is masked. rule: the
+        `attention_rule` of the batch, if it has been computed before."""
         if masked is not None:
             embeds_BTH = masked.on(embeds_BTH, batch)
         mask_BT = batch.attention_mask_BT if batch.left_padded else None
@@ -184,20 +196,22 @@ class VLM(nn.Module):
         return self.visual_attention == "causal" and not any(target.rules for target in self.targets)
 
     def attention_rule(self, batch: Batch, masked: Masked | None = None) -> AttentionRule | None:
-        """Who sees whom in the LLM; None: all is causal."""
+        """Which tokens see which others in the LLM. None: attention is causal."""
         bits_V = None if masked is None else masked.bits_V
         if not batch.num_images or (bits_V is None and self.visual_attention == "causal"):
             return None
         return rule_of(batch, bits_V)
 
     def text_classifier(self) -> nn.Module:
-        """What the softmax of the text loss runs over: the LM head, and rows that targets add to it."""
+        """The classifier of the text loss: the LM head, and the rows that targets add to its softmax."""
         rows = [target.text_rows for target in self.targets if target.text_rows is not None]
         return JoinedClassifier(self.llm.lm_head, *rows) if rows else self.llm.lm_head
 
     def encode(self, pixels: Pixels) -> Tensor:
-        """features_INE. A frozen encoder runs without a graph and in its own precision, so that its features, and
-        the codes made of them, are the same online and cached."""
+        """Return the encoder's features_INE.
+
+        A frozen encoder runs without gradients and in its own precision. So its features, and the codes made from them,
+        are the same whether they are computed in training or read from the cache."""
         if torch.is_grad_enabled() and is_trained(self.encoder):
             return self.encoder(pixels)
         with torch.no_grad(), full_float32(self.device):
@@ -205,7 +219,7 @@ class VLM(nn.Module):
 
     @torch.no_grad()
     def truth(self, target: Target, batch: Batch, features_INE: Tensor | None) -> dict[str, Tensor]:
-        """What a target reconstructs: cached, or made of pixels and features, in float32 so that both are the same."""
+        """Return what a target has to reconstruct, from the cache or computed in float32, so that both are equal."""
         if target.name in batch.truth:
             return batch.truth[target.name]
         own = {name: batch.pixels[name] for name in target.views()}
@@ -222,14 +236,14 @@ class VLM(nn.Module):
         totals: dict[str, float] | None = None,
         calls: Iterable[Callable] | None = None,
     ) -> dict[str, Tensor]:
-        """One optimisation step over all micro-batches of ``window``.
+        """Run one optimisation step over all micro-batches of ``window``.
 
-        Each loss is divided by its number of supervised tokens in the whole step, so that neither accumulation nor
-        the number of processes changes the objective. Returns sums over the window as tensors on the device (no
-        synchronisation): losses and accuracies, already normalised.
+        Each loss is divided by its number of supervised tokens in the whole step. So the objective does not depend on
+        gradient accumulation or on the number of processes. Returns normalised losses and metrics, summed over the
+        window, as tensors on the device (nothing is synchronised).
 
-        totals: those numbers, and calls: what runs ``forward`` on each micro-batch; given by `asvr.engine.parallel`,
-        where this process has only a part of the step.
+        totals: for each loss, the number of supervised tokens in the whole step. calls: the functions that run
+        ``forward`` on each micro-batch. `asvr.engine.parallel` gives both if this process has only a part of the step.
         """
         totals = totals or self.count_targets(window)
         logs: dict[str, Tensor] = {}
@@ -250,7 +264,7 @@ class VLM(nn.Module):
         return logs
 
     def set_progress(self, done: float) -> None:
-        """Before each step of a stage: from 0 in the first to 1 in the last, which weights of losses may follow."""
+        """Set how much of a stage is done (0 in its first step, 1 in its last). Weights of losses may depend on it."""
         for target in self.targets:
             target.set_progress(done)
 
@@ -258,8 +272,7 @@ class VLM(nn.Module):
         return {"text": 1.0, **{target.name: target.weight for target in self.targets}}
 
     def count_targets(self, window: list[Batch]) -> dict[str, float]:
-        """By what each loss of a window is divided, such as its supervised tokens: counts that the collate function
-        made, so nothing is synchronised."""
+        """Return the number by which each loss is divided, counted on the CPU: in general its supervised tokens."""
         counts = {"text": sum(batch.num_text_targets for batch in window)}
         return counts | {target.name: target.count(window, training=self.training) for target in self.targets}
 
@@ -270,9 +283,11 @@ class VLM(nn.Module):
         return next(self.llm.parameters()).device
 
     def components(self) -> dict[str, nn.Module]:
-        """The parts that a stage's ``train`` may name; separators, which are trained with the projector; the losses,
-        where they have weights or buffers, which are trained with the heads; teachers that follow the training; and the
-        tokenizers, which are never trained here."""
+        """Return the parts of the model by name.
+
+        A stage's ``train`` may name encoder, projector, llm and heads. The separators are trained with the projector.
+        Losses are listed if they have weights or buffers, and are trained with the heads. Teachers are listed if they
+        change in training, such as a moving average. Visual tokenizers are never trained here."""
         parts = dict(encoder=self.encoder, projector=self.projector, llm=self.llm, heads=self.heads)
         if self.layout.num_separators:
             parts["separators"] = self.separators
@@ -283,19 +298,19 @@ class VLM(nn.Module):
         return parts | {f"tokenizer.{name}": tokenizer for name, tokenizer in self.tokenizers.items()}
 
     def train_only(self, train: list[str]) -> None:
-        """Give gradients to what these entries name and to nothing else, see `asvr.models.trainable`; what a component
-        froze itself stays frozen."""
+        """Train only what these entries name, see `asvr.models.trainable`. What a component froze itself stays so."""
         train_only(self, train, self.held)
 
     def train(self, mode: bool = True) -> "VLM":
-        """As usual, but what is frozen stays in eval mode: batch norms and dropout of a frozen encoder must not move.
-        A frozen LLM is the exception: gradients pass through it, and its gradient checkpointing works in training
-        mode only."""
+        """Set training or eval mode. Frozen parts stay in eval mode.
+
+        So a frozen encoder's batch norms do not change, and its dropout is off. A frozen LLM is the exception:
+        gradients pass through it, and its gradient checkpointing works in training mode only."""
         super().train(mode)
         for name, module in self.components().items():
             if name not in ("llm", "losses") and not is_trained(module):
                 module.eval()
-        for target in self.targets:  # a loss with buffers alone is in use as long as its head is trained by it
+        for target in self.targets:  # a loss that has only buffers is in use as long as its head is trained
             parts = [part for part in (target.head, target.criterion) if isinstance(part, nn.Module)]
             if len(parts) == 2 and not any(is_trained(part) for part in parts):
                 target.criterion.eval()
@@ -303,14 +318,14 @@ class VLM(nn.Module):
         return self
 
     def portable(self, config: dict) -> dict:
-        """``config`` of this model, without the files that it names; see `Component.portable`."""
+        """Return the ``config`` of this model without names of files, see `Component.portable`."""
         parts = {name: portable_of(getattr(self, name), config[name]) for name in ("encoder", "projector", "llm")}
         entries = zip(config["reconstruction"], self.targets, strict=True)
         targets = [target.portable(entry) for entry, target in entries]
         return dict(config, **parts, reconstruction=targets)
 
     def views(self) -> dict[str, object]:
-        """What pixels the model wants: name -> ``ImageTransform``."""
+        """The pixels that the model needs: name -> ``ImageTransform``."""
         found = {"encoder": self.encoder.transform}
         for target in self.targets:
             for name, transform in target.views().items():
@@ -324,5 +339,5 @@ class VLM(nn.Module):
 
 
 def _modules(found: dict[str, object]) -> nn.ModuleDict:
-    """Those that are modules."""
+    """Keep only the entries that are modules."""
     return nn.ModuleDict({name: module for name, module in found.items() if isinstance(module, nn.Module)})

@@ -1,4 +1,4 @@
-"""Gradients of zero for what a micro-batch does not train, so that processes that share a step make the same ones.
+"""Zero gradients for parts that a micro-batch does not use, so that all processes of a step have the same gradients.
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``H`` LLM width.
 """
@@ -11,18 +11,19 @@ from asvr.models.targets import Target
 
 
 def zero_of(*modules: nn.Module) -> Tensor | float:
-    """A zero that depends on every trained parameter of these modules."""
+    """Return a zero that depends on every trained parameter of these modules."""
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     return 0 * sum(p.sum() for p in parameters) if parameters else 0.0
 
 
 def zero_grad_path(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
-    """A zero that depends on every trained parameter of a `VLM` that this batch's losses leave out, as ``embed`` makes
-    one where there are no images.
+    """Return a zero that depends on every trained parameter of a `VLM` that the losses of this batch do not use.
 
-    Without it a batch without images, text or losses would leave gradients of some parts undefined, and
-    processes that add up gradients would wait for one another. The LLM's blocks, whose weights may be elsewhere by
-    now, are reached through what they gave: ``hidden``, after the final norm.
+    Without it, a batch without images or text would leave some gradients undefined, and processes that add up gradients
+    would wait for one another. (For a batch without images, ``VLM.embed`` does the same for the visual parts.)
+
+    hidden: the hidden states after the final norm. The zero depends on the LLM's blocks through them, because the
+    weights of the blocks may be sharded again by now.
     """
     visual = [target.name for target in model.targets if target.learns_from(batch)]
     idle = [part for parts in (model.heads, model.losses) for name, part in parts.items() if name not in visual]
@@ -31,19 +32,20 @@ def zero_grad_path(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
         idle.append(model.llm.lm_head)
         zero = zero + 0 * hidden.sum()
     if batch.num_images:
-        idle.append(model.encoder)  # its losses may leave out a last norm
+        idle.append(model.encoder)  # the features may not depend on all its weights, such as a last norm
     return zero + zero_of(*idle)
 
 
 def idle_pass(model: nn.Module, embeds_BTH: Tensor, target: Target) -> Tensor:
-    """A zero, and one token's way through the LLM, to the target's taps and back: in place of the pass that the
-    target has besides for other micro-batches. Where blocks are in parts, all processes gather each of them,
-    equally often."""
+    """Run the LLM on one token up to the target's taps, and return a zero that depends on the result.
+
+    It replaces the target's own pass in a micro-batch that does not need it. With sharded blocks, every process must
+    gather each block equally often."""
     own_BTH = embeds_BTH[:1, :1] + zero_of(*heads_of(model, target))
     states = model.llm.hidden(own_BTH, set(target.taps))
     return 0 * sum(states[tap].sum() for tap in target.taps)
 
 
 def heads_of(model: nn.Module, *targets: Target) -> list[nn.Module]:
-    """Those that are there: a target need not have one."""
+    """Return the heads of these targets. A target may have none."""
     return [model.heads[target.name] for target in targets if target.name in model.heads]

@@ -216,11 +216,11 @@ def test_a_kernel_gets_tensors_of_one_precision(autocast, monkeypatch):
 
 def test_dropout_of_attention_is_refused_where_no_kernel_has_it():
     model = llm(dict(LLAMA, attention_dropout=0.1)).train()
-    with pytest.raises(ValueError, match="attention_dropout=0.1: not with packed rows, set it 0"):
+    with pytest.raises(ValueError, match="attention_dropout=0.1: does not work with packed rows, set it to 0"):
         model.hidden(torch.randn(1, sum(LENGTHS), 16), {-1}, segments=Segments.of(LENGTHS))
     assert model.hidden(torch.randn(2, 5, 16), {-1})[-1].isfinite().all()
     mistral = llm(dict(LLAMA, model_type="mistral", attention_dropout=0.1, sliding_window=2)).train()
-    with pytest.raises(ValueError, match="attention_dropout=0.1: not with a sliding window, set it 0"):
+    with pytest.raises(ValueError, match="attention_dropout=0.1: does not work with a sliding window, set it to 0"):
         mistral.hidden(torch.randn(2, 5, 16), {-1})
 
 

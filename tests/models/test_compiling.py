@@ -88,5 +88,5 @@ def test_an_evaluation_between_stages_takes_no_compiled_version():
 def test_an_llm_that_names_no_blocks_is_refused(monkeypatch):
     own = model("none")
     monkeypatch.setattr(type(own.llm), "blocks", [])
-    with pytest.raises(ValueError, match="HFCausalLM tells no `blocks`"):
+    with pytest.raises(ValueError, match="HFCausalLM has no `blocks`"):
         compile_blocks(own)

@@ -117,7 +117,7 @@ def test_components_that_keep_their_contracts_are_not_told(caplog):
         ("encoder", dict(forward=lambda self, pixels: [pixels]), r"is list, expected a tensor \(1, 4, 48\)"),
         ("projector", dict(forward=lambda self, x: x), r"has the shape \(1, 4, 48\), expected \(1, 4, 16\)"),
         ("tokenizer", dict(embed=lambda self, codes: self.vectors(codes).sum(1)), r"embed\(codes_PD\) has the shape"),
-        ("tokenizer", dict(encode=lambda self, x: torch.zeros(1, 4, D)), "is torch.float32, expected whole numbers"),
+        ("tokenizer", dict(encode=lambda self, x: torch.zeros(1, 4, D)), "is torch.float32, expected integers"),
         ("tokenizer", dict(encode=lambda self, x: torch.zeros(1, 9, D)), r"has the shape \(1, 9, 2\), expected \(1, 4"),
         (
             "head",
@@ -149,7 +149,7 @@ def test_a_head_with_too_few_classifiers_is_told():
             super().__init__(**given)
             self.classifiers = self.classifiers[:1]
 
-    with pytest.raises(ValueError, match="it has 1 classifiers, expected 2, one a code depth"):
+    with pytest.raises(ValueError, match="it has 1 classifiers, expected 2, one for each code depth"):
         check_contracts(with_parts(head=Mine))
 
 

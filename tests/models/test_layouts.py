@@ -235,7 +235,7 @@ def forgets_gaps(self, seen, truth):
 
 
 WRONG = {
-    "gaps": (dict(loss=forgets_gaps), "does not run where some cells have no token.*read the truth at token_P"),
+    "gaps": (dict(loss=forgets_gaps), "does not run if some cells have no token.*read the truth only at token_P"),
     "inspect": (
         dict(inspect=lambda self, seen, truth: dict(a=torch.zeros(3))),
         r"'a' of inspect\(seen, truth\) has the shape \(3,\)",

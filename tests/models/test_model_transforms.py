@@ -97,7 +97,7 @@ def test_layers_that_are_none_are_told(layers, message):
 def test_a_tied_head_and_a_second_set_of_adapters_are_refused():
     with pytest.raises(ValueError, match="llm.model.lm_head shares its weight with another layer"):
         apply_transforms(tiny_model(tied=True), [LORA])
-    with pytest.raises(ValueError, match="the llm has adapters already"):
+    with pytest.raises(ValueError, match="the llm already has adapters"):
         apply_transforms(tiny_model(), [LORA, dict(LORA, layers=["llm.*.mlp"])])
 
 

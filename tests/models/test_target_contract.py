@@ -121,7 +121,7 @@ def test_statistics_of_a_loss_move_without_a_head(model_with):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_an_average_in_half_precision_is_refused(dtype):
     student = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="an average does not move: use float"):
+    with pytest.raises(ValueError, match="small updates are lost: use teacher.float"):
         move_towards(copy.deepcopy(student).to(dtype), student, decay=0.999)
 
 

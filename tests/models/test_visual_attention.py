@@ -135,7 +135,7 @@ def test_cached_generation_is_uncached_generation(family, images):
     mask[0, 0] = False
     rule = replace(rule_with([images] * 2), real_BT=mask)
     if family == "mistral" and images[-1] >= 0:
-        with pytest.raises(ValueError, match="put text behind it"):
+        with pytest.raises(ValueError, match="put text after the image"):
             llm.generate(embeds, mask, rule=rule, max_new_tokens=2)
         return
     found = llm.generate(embeds, mask, rule=rule, max_new_tokens=5, do_sample=False)
@@ -179,7 +179,7 @@ def test_an_llm_that_follows_no_rule_is_refused():
         check_rules(Forgetful())
     llm = llm_of("llama")
     llm.hidden = lambda embeds, taps, rule: HFCausalLM.hidden(llm, embeds, taps)  # as blocks that drop the rule
-    with pytest.raises(ValueError, match="does not tell its attention who sees whom"):
+    with pytest.raises(ValueError, match="does not pass the attention rule on to its layers"):
         check_rules(llm)
 
 

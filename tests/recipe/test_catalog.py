@@ -32,11 +32,11 @@ def test_a_components_fields_are_those_of_its_constructor():
     assert list(mlp) == ["in_width", "out_width", "layers", "norm", "positions"]
     assert mlp["in_width"].injected and not mlp["in_width"].required and not mlp["layers"].injected
     assert (mlp["layers"].type, mlp["layers"].default) == ("int", 2)
-    assert mlp["norm"].description.startswith("a layer norm in front")
+    assert mlp["norm"].description.startswith("whether a layer norm comes first")
     timm = fields("encoders", "TimmEncoder")
     assert timm["model"].required and not timm["weights"].required and timm["weights"].type == "str | None"
     # Both names stand before one text, and a name may stand in the middle of a line.
-    assert timm["mean"].description == timm["std"].description == "replace the model's own."
+    assert timm["mean"].description == timm["std"].description == "they replace the model's own."
     soft, code = fields("target", "SoftCodeTarget"), fields("target", "CodeTarget")
     assert soft.keys() > code.keys(), "a **kwargs leads to the fields of the base class"
     assert soft["resample"].description == code["resample"].description != ""

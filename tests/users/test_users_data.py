@@ -50,11 +50,11 @@ def dataset(folder, *records, **kwargs) -> LlavaDataset:
 @pytest.mark.parametrize(
     ("codes", "words"),
     [
-        (torch.full((1, 4, 2), 0.7), "are torch.float32: expected whole numbers"),
-        (torch.ones(1, 4, 2, dtype=torch.bool), "are torch.bool: expected whole numbers"),
-        (torch.full((1, 4, 2), 9), "9 is no code of level 0, whose codebook has 8 entries"),
-        (torch.full((1, 4, 2), -1), "-1 is no code of level 0"),
-        (torch.full((1, 4, 2), 70000), "70000 is no code"),  # which int16 would make another code of
+        (torch.full((1, 4, 2), 0.7), "are torch.float32: expected integers"),
+        (torch.ones(1, 4, 2, dtype=torch.bool), "are torch.bool: expected integers"),
+        (torch.full((1, 4, 2), 9), "the code 9 of level 0 is not in its codebook; expected 0 to 7"),
+        (torch.full((1, 4, 2), -1), "the code -1 of level 0"),
+        (torch.full((1, 4, 2), 70000), "the code 70000 of level"),  # which int16 would make another code of
         (torch.zeros(1, 3, 2, dtype=torch.int64), r"have the shape \(1, 3, 2\), expected \(1, 4, 2\)"),
     ],
 )
@@ -112,7 +112,7 @@ def test_features_of_another_dtype_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("codes", "words"), [(torch.tensor(1.7), "are torch.float32"), (torch.tensor(4), "4 is no code of level 0")]
+    ("codes", "words"), [(torch.tensor(1.7), "are torch.float32"), (torch.tensor(4), "the code 4 of level 0")]
 )
 def test_codes_beside_cached_features_are_checked_too(tmp_path, codes, words):
     encoder = Colours(torch.float32)
@@ -130,7 +130,7 @@ def test_a_tokenizer_that_returns_floats_online_is_refused(monkeypatch):
     quantize = model.targets[0].tokenizer.quantize
     assert model(batch)["semantic"] > 0
     monkeypatch.setattr(model.targets[0].tokenizer, "quantize", lambda features: quantize(features) + 0.7)
-    with pytest.raises(ValueError, match="codes of target 'semantic' are torch.float32: expected whole numbers"):
+    with pytest.raises(ValueError, match="codes of target 'semantic' are torch.float32: expected integers"):
         model(batch)
 
 

@@ -150,7 +150,7 @@ def test_the_field_of_a_dropout_that_packing_excludes_is_the_models_own():
         if kind == "gpt2":
             model = HFCausalLM(arch=dict(LLMS["gpt2"], model_type="gpt2", attn_pdrop=0.1), vocab_size=40)
         set_kernel(model, "sdpa")
-        with pytest.raises(ValueError, match=rf"llm.arch.{field}=0.1: not with packed rows, set it 0"):
+        with pytest.raises(ValueError, match=rf"llm.arch.{field}=0.1: does not work with packed rows, set it to 0"):
             model.train().hidden(torch.randn(1, 8, 32), {-1}, segments=Segments.of([4, 4]))
 
 
@@ -237,7 +237,7 @@ def vlm(**changes) -> VLM:
 def test_the_last_blocks_tap_is_told_since_it_was_another_once(caplog):
     with caplog.at_level(logging.INFO, logger="asvr"):
         vlm(reconstruction=[dict(TARGET, tap=2)])
-    assert "model.reconstruction[0].tap=2: the last block's own output, in front of the final norm" in caplog.text
+    assert "model.reconstruction[0].tap=2 is the output of the last block, before the final norm" in caplog.text
 
 
 TOWER = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=28)
@@ -396,10 +396,10 @@ def test_the_largest_id_decides_and_not_the_number_of_entries(tmp_path):
     model = HFCausalLM(arch=dict(GROUPED, model_type="llama"), vocab_size=tokenizer.num_ids)
     assert model.embed(torch.tensor([[70]])).shape == (1, 1, 32) and model.lm_head.out_features == 71
     HFCausalLM(arch=dict(GROUPED, model_type="llama"), vocab_size=50).model.save_pretrained(tmp_path / "llm")
-    with pytest.raises(ValueError, match="has 50 embeddings, the text tokenizer needs 71, for its ids up to 70"):
+    with pytest.raises(ValueError, match="has 50 embeddings, but the text tokenizer needs 71 for its ids up to 70"):
         HFCausalLM(name=str(tmp_path / "llm"), vocab_size=tokenizer.num_ids)
     own = dict(type="HFTokenizer", name=str(tmp_path / "gaps"))
-    with pytest.raises(ValueError, match="has 50 embeddings, the text tokenizer needs 71, for its ids up to 70"):
+    with pytest.raises(ValueError, match="has 50 embeddings, but the text tokenizer needs 71 for its ids up to 70"):
         build_meta(stage_of(own, name=str(tmp_path / "llm")))
     assert build_meta(stage_of(own)).llm.vocab_size == 71
     assert build_meta(stage_of(dict(type="HFTokenizer", name="nobody/nothing"))).llm.vocab_size == 32000

@@ -37,7 +37,7 @@ def test_a_run_tells_a_setting_of_its_model_once(tmp_path):
     done = call_tool(*tiny_command(tmp_path / "run")[1:], *options)
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "run/train.log").read_text().splitlines()
-    for told in ("reconstruction[0].tap=1: the last block's own output", "model.llm.arch.vocab_size=7 is not used"):
+    for told in ("reconstruction[0].tap=1 is the output of the last block", "model.llm.arch.vocab_size=7 is not used"):
         assert len([line for line in lines if told in line]) == 1, told
 
 
@@ -74,7 +74,7 @@ def test_a_vocabulary_that_is_not_used_is_told(log, given, told):
     own = {} if given is None else dict(vocab_size=given)
     model = HFCausalLM(arch=dict(LLAMA, **own), vocab_size=40)
     assert model.vocab_size == 40 == model.model.get_input_embeddings().num_embeddings
-    words = f"model.llm.arch.vocab_size={given} is not used: an LLM without `name` gets as many embeddings as the ids"
+    words = f"model.llm.arch.vocab_size={given} is not used: an LLM without `name` gets as many embeddings as the text"
     assert len([line for line in log() if words in line]) == told
 
 

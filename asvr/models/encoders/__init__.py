@@ -1,4 +1,4 @@
-"""Vision encoders: pixels in, a grid of features out."""
+"""Vision encoders: they turn pixels into a grid of features."""
 
 from asvr.models.encoders.base import Encoder
 from asvr.models.encoders.codes import CodeEncoder

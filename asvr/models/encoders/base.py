@@ -10,12 +10,13 @@ from asvr.models.component import Component
 
 
 class Encoder(Component):
-    """``forward(pixels (I, 3, h, w)) -> features_INE``, patches in raster order, no class token.
+    """A vision encoder: ``forward(pixels (I, 3, h, w)) -> features_INE``, in raster order, without a class token.
 
-    width: ``E``. grid: (rows, columns) of visual tokens. transform: what turns an image into pixels, a tensor or a
-    dict of tensors (see `asvr.data.transforms`). An encoder that gives the tokens of several grids one after another
-    has ``grids``, the first of which is ``grid``, and its own ``num_tokens``.
-    A subclass sets them in its constructor, which must also work under ``torch.device("meta")``.
+    width: ``E``. grid: (rows, columns) of visual tokens. transform: it turns an image into pixels, a tensor or a dict
+    of tensors (see `asvr.data.transforms`). An encoder whose tokens belong to several grids, one after another, has an
+    attribute ``grids`` and its own ``num_tokens``; ``grid`` is the first of ``grids``.
+
+    A subclass sets these attributes in its constructor, which must also work under ``torch.device("meta")``.
     """
 
     width: int
@@ -28,14 +29,13 @@ class Encoder(Component):
 
     @property
     def blocks(self) -> list[nn.Module]:
-        """Its transformer blocks in order, for what goes by layers, such as ``layer_decay``; a subclass without any
-        leaves it out."""
+        """The transformer blocks in order, which ``layer_decay`` and others need. An encoder may have none."""
         return []
 
     def forward(self, pixels: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must turn pixels (I, 3, h, w) into features_INE")
+        raise NotImplementedError(f"{type(self).__name__} needs a forward() from pixels (I, 3, h, w) to features_INE")
 
 
 def grids_of(encoder) -> list[tuple[int, int]]:
-    """Of an encoder that gives the tokens of several grids one after another, ``grids``; else its one grid."""
+    """Return all grids of an encoder: its ``grids`` if it has several, otherwise its one ``grid``."""
     return [tuple(grid) for grid in getattr(encoder, "grids", None) or [encoder.grid]]

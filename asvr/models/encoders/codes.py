@@ -1,4 +1,4 @@
-"""Discrete codes of an image as the model's input.
+"""An encoder whose features are the discrete codes of an image.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in a codebook, ``C`` code width.
 """
@@ -16,9 +16,10 @@ from asvr.registry import ENCODERS, VISUAL_TOKENIZERS
 class CodeEncoder(CompositeEncoder):
     """The codes of a frozen visual tokenizer as features: the LLM reads codes instead of continuous features.
 
-    tokenizer: its config. A `SemanticTokenizer` needs an ``encoder`` of its own.
-    width: None: the features are the code vectors, those of all depths side by side (``D * C``). A number: a learned
-        embedding of each code, one table a depth, and the sum over depths; trained with the encoder.
+    tokenizer: config of the visual tokenizer. A `SemanticTokenizer` needs its own ``encoder``.
+    width: None: the features are the code vectors, concatenated over all depths (``D * C``). A number: each code has a
+        learned embedding of this width, with one table for each depth, and the features are the sum over depths. The
+        tables are trained with the encoder.
     """
 
     def __init__(self, *, tokenizer: dict, width: int | None = None, load_weights: bool = True):
@@ -30,7 +31,7 @@ class CodeEncoder(CompositeEncoder):
         rows, columns = own.grid
         if own.num_tokens != rows * columns or hasattr(own.transform, "grid_of"):
             raise ValueError(
-                f"CodeEncoder tokenizer: it gives {own.num_tokens} codes an image on a grid of {rows}x{columns}: "
+                f"CodeEncoder tokenizer: it gives {own.num_tokens} codes for an image on a grid of {rows}x{columns}: "
                 "expected one for each cell of one fixed grid"
             )
         if width is not None:

@@ -1,4 +1,4 @@
-"""What encoders have in common that are made of other components."""
+"""The base class of encoders that consist of other components."""
 
 import hashlib
 from collections.abc import Callable
@@ -15,16 +15,18 @@ from asvr.models.tree import is_trained
 
 
 class CompositeEncoder(Encoder):
-    """A subclass registers its components as submodules, lists them in `inner`, and calls `note_sources` at the end of
-    its constructor. Weights that stand in no file of a component are in checkpoints, as those of other encoders are.
+    """An encoder that consists of other components.
+
+    A subclass registers its components as submodules, lists them in `inner`, and calls `note_sources` at the end of its
+    constructor. As with other encoders, checkpoints hold the weights that no file of a component holds.
     """
 
     def inner(self) -> dict[str, nn.Module]:
-        """The components that it is made of, by their names in the module tree, such as ``encoders.0``."""
-        raise NotImplementedError(f"{type(self).__name__} must list the components that it is made of")
+        """Return its components by their names in the module tree, such as ``encoders.0``."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method inner() that lists its components")
 
     def note_sources(self) -> None:
-        """Set ``source`` and ``apart`` by those of the components."""
+        """Set ``source`` and ``apart`` from those of the components."""
         in_files = {name: part for name, part in self.inner().items() if source_of(part) is not None}
         if not in_files:
             return
@@ -39,7 +41,7 @@ class CompositeEncoder(Encoder):
         return [block for part in self.inner().values() for block in getattr(part, "blocks", ())]
 
     def train(self, mode: bool = True) -> "CompositeEncoder":
-        """As usual, but a component without a weight to train stays in eval mode, as a frozen encoder does."""
+        """Set training or eval mode. A component without weights to train stays in eval mode, as a frozen encoder."""
         super().train(mode)
         for part in self.inner().values():
             if not is_trained(part):
@@ -47,7 +49,7 @@ class CompositeEncoder(Encoder):
         return self
 
     def fingerprint(self) -> str:
-        """Of the tensors, and of what components say of themselves besides."""
+        """Return a fingerprint of the tensors, and of the components' own fingerprints if they define one."""
         own = [fingerprint_of(part) for part in _single(self) if _says_more(part)]
         return (
             hashlib.sha256(" ".join([fingerprint(self), *own]).encode()).hexdigest()[:16] if own else fingerprint(self)
@@ -55,8 +57,10 @@ class CompositeEncoder(Encoder):
 
 
 def run_part(part: nn.Module, function: Callable[[Pixels], Tensor], pixels: Pixels) -> Tensor:
-    """What ``function``, of a component, gives of pixels. Without a weight to train it runs as a frozen encoder does:
-    without a graph and in its own precision, whether others are trained or not."""
+    """Call ``function`` of a component with pixels.
+
+    If the component has no weights to train, it runs as a frozen encoder does: without gradients and in its own
+    precision. This does not depend on whether other components are trained."""
     if torch.is_grad_enabled() and is_trained(part):
         return function(pixels)
     with torch.no_grad(), full_float32(device_of(pixels)):
@@ -64,7 +68,7 @@ def run_part(part: nn.Module, function: Callable[[Pixels], Tensor], pixels: Pixe
 
 
 def _single(encoder: CompositeEncoder) -> list[nn.Module]:
-    """All components that are not made of others."""
+    """Return all components that do not consist of other components."""
     parts = encoder.inner().values()
     return [one for part in parts for one in (_single(part) if isinstance(part, CompositeEncoder) else [part])]
 

@@ -1,5 +1,6 @@
-"""Vision towers of Hugging Face transformers: SigLIP, SigLIP2, CLIP, DINOv2 and their like. Which are tested,
-docs/guides/models.md says.
+"""Vision towers of Hugging Face transformers, such as SigLIP, SigLIP2, CLIP and DINOv2.
+
+docs/guides/models.md lists those that are tested.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
@@ -19,7 +20,7 @@ from asvr.models.encoders.base import Encoder
 from asvr.models.hf import arch_of, build_random, find_folder, load_strict, read_config, require_tower, resolve_dtype
 from asvr.registry import ENCODERS
 
-# (mean, std, centre crop, interpolation) of each family's own image processor, where a folder has no preprocessor file.
+# (mean, std, centre crop, interpolation) of each family's image processor, for folders without a preprocessor file.
 _HALF, _IDENTITY = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -34,7 +35,7 @@ _FAMILIES = {
     "sam": (*_IMAGENET, False, "bilinear"),
     "radio": (*_IDENTITY, False, None),  # it normalises pixels of 0 to 1 itself
 }
-# Keys of whole models that are not their towers'.
+# Prefixes of keys in whole models that do not belong to the vision tower.
 _NOT_OF_TOWERS = (
     "text_model.",
     "logit_scale",
@@ -53,7 +54,8 @@ _NOT_OF_TOWERS = (
     "mask_decoder.",
     "shared_image_embedding.",
 )
-# Where the keys of a tower stand in a whole model, in which transformers does not find them. InternViT is published so.
+# How the keys of a tower are renamed if the file is a whole model, and transformers does not do it. InternViT is
+# published in such files.
 _OF_WHOLE_MODELS = {
     "internvl_vision": {r"^(model\.)?vision_tower\.": ""},
     "aimv2_vision_model": {r"^vision_model\.": ""},
@@ -66,18 +68,20 @@ _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 class HFVisionEncoder(Encoder):
     """The patch features of one layer of a Hugging Face vision tower.
 
-    name: a folder or model name (see ``asvr.base.hub``); None builds ``arch`` with random weights.
-    layer: index into the tower's ``hidden_states``, as in transformers: 0 is the patch embedding, -1 the
-        last block's output before any final norm, -2 (LLaVA, ASVR) the block before it. Blocks that the
-        layer does not need are dropped. A list: the features of these layers side by side, ``E`` all of them together.
-    arch: fields of the tower's configuration with ``model_type``; a folder's own configuration wins over it.
-    transform: fields of ``ImageTransform``, but not its size, that replace the model's own.
-    activation_checkpointing: of its blocks where it is trained, see `asvr.models.checkpointing`.
+    name: a folder or model name (see ``asvr.base.hub``). None builds ``arch`` with random weights.
+    layer: index of the tower's ``hidden_states``, as in transformers. 0: the patch embedding. -1: the last block's
+        output, before any final norm. -2 (LLaVA, ASVR): the output of the block before. Blocks after the layer are
+        dropped. With a list, the features of these layers are concatenated, and ``E`` is their total width.
+    arch: fields of the tower's configuration, with ``model_type``. If there is a folder, its configuration is used.
+    dtype: dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
+    transform: fields of ``ImageTransform`` that replace the model's own; ``size`` cannot be replaced.
+    activation_checkpointing: activation checkpointing of the blocks if the encoder is trained, see
+        `asvr.models.checkpointing`.
 
-    Matches ``hidden_states[mm_vision_select_layer]`` of the released code's SigLIP tower.
+    It matches ``hidden_states[mm_vision_select_layer]`` of the released code's SigLIP tower.
     """
 
-    interpolation = "bicubic"  # where no preprocessor file tells
+    interpolation = "bicubic"  # the default without a preprocessor file
 
     def __init__(
         self,
@@ -93,12 +97,12 @@ class HFVisionEncoder(Encoder):
         super().__init__()
         folder = find_folder(name, load_weights, "vision encoder", arch)
         config = read_config(folder, arch, name)
-        family = config.model_type if hasattr(config, "backbone_config") else None  # of a model around a known tower
+        family = config.model_type if hasattr(config, "backbone_config") else None  # a model that contains a tower
         config = getattr(config, "backbone_config", None) or getattr(config, "vision_config", config)
         family = family or config.model_type
         require_tower(config, name or "of `arch`")
         if config.model_type.startswith("siglip"):
-            config.vision_use_head = False  # SigLIP's pooling head gives nothing to a patch feature
+            config.vision_use_head = False  # patch features do not depend on SigLIP's pooling head
         if folder is not None and load_weights:
             mapping = _OF_WHOLE_MODELS.get(family)
             self.model = load_strict(AutoModel, folder, config, resolve_dtype(dtype), _NOT_OF_TOWERS, mapping)
@@ -109,8 +113,8 @@ class HFVisionEncoder(Encoder):
             compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
         if not hasattr(config, "hidden_size"):
             raise ValueError(
-                f"vision encoder {name or 'of `arch`'}: a {config.model_type} gives maps of several sizes, not one "
-                "grid of tokens: use type='TimmEncoder', which has such models too"
+                f"vision encoder {name or 'of `arch`'}: a {config.model_type} gives maps of several sizes instead of "
+                "one grid of tokens: use type='TimmEncoder', which has such models too"
             )
         self.layer = _keep_layers(self.model, layer)
         self.width = config.hidden_size * (len(self.layer) if isinstance(self.layer, list) else 1)
@@ -122,7 +126,7 @@ class HFVisionEncoder(Encoder):
         else:
             side = _side(config.image_size, f"{where}: image_size")
         if side < self.patch:
-            raise ValueError(f"{where}: patch_size={self.patch} exceeds the image's {side} pixels")
+            raise ValueError(f"{where}: patch_size={self.patch} is larger than the image of {side} pixels")
         self.grid = (side // self.patch, side // self.patch)
         self.transform = _transform(folder, family, side, transform or {}, self.interpolation)
 
@@ -133,7 +137,7 @@ class HFVisionEncoder(Encoder):
     def forward(self, pixels: Tensor) -> Tensor:
         inputs = self._naflex_inputs(pixels) if self.naflex else dict(pixel_values=pixels.to(self.model.dtype))
         states = self.model(**inputs, output_hidden_states=True).hidden_states
-        if states[0].ndim == 4:  # SAM's are maps
+        if states[0].ndim == 4:  # SAM's states are maps
             states = [state.flatten(1, 2) for state in states]
         hidden = torch.cat([states[i] for i in self.layer], -1) if isinstance(self.layer, list) else states[self.layer]
         if hidden.ndim != 3 or hidden.shape[1] < self.num_tokens:
@@ -141,7 +145,7 @@ class HFVisionEncoder(Encoder):
                 f"vision encoder {self.model.config.model_type}: layer {self.layer} gives {tuple(hidden.shape[1:])}, "
                 f"not the {self.num_tokens} tokens of a grid of {self.grid[0]} x {self.grid[1]}: use type='TimmEncoder'"
             )
-        return hidden[:, -self.num_tokens :]  # class and register tokens stand in front of the patches
+        return hidden[:, -self.num_tokens :]  # class and register tokens come before the patches
 
     def portable(self, config: dict) -> dict:
         sizes = ("size", "patch_size", "max_num_patches")
@@ -149,8 +153,9 @@ class HFVisionEncoder(Encoder):
         return dict(super().portable(config), arch=arch_of(self.model.config), transform=transform)
 
     def _naflex_inputs(self, pixels: Tensor) -> dict:
-        """SigLIP2's variable-resolution towers take patches (I, N, patch * patch * 3) and the grids. Nothing is padded,
-        and a mask would be looked at, which waits for the device."""
+        """Return the inputs of SigLIP2's NaFlex towers: patches (I, N, patch * patch * 3) and the grids.
+
+        Nothing is padded, so there is no mask. (The tower would read it, and the CPU would wait for the device.)"""
         images, (rows, columns), p = pixels.shape[0], self.grid, self.patch
         patches = pixels.unflatten(2, (rows, p)).unflatten(4, (columns, p))  # (I, 3, rows, p, columns, p)
         patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(images, self.num_tokens, p * p * 3)
@@ -166,7 +171,7 @@ def _keep_layers(model: nn.Module, layer: int | list[int]) -> int | list[int]:
     parent = next((m for m in model.modules() if isinstance(_blocks(m), nn.ModuleList)), None)
     if parent is None:
         raise ValueError(
-            f"{type(model).__name__} has no list of transformer blocks (`layers` or `layer`): not supported"
+            f"{type(model).__name__} has no list of transformer blocks (`layers` or `layer`): use another encoder"
         )
     name = "layers" if isinstance(getattr(parent, "layers", None), nn.ModuleList) else "layer"
     blocks = getattr(parent, name)
@@ -174,18 +179,18 @@ def _keep_layers(model: nn.Module, layer: int | list[int]) -> int | list[int]:
     indices = [one if one >= 0 else len(blocks) + 1 + one for one in (layer if several else [layer])]
     if not indices or not all(0 <= index <= len(blocks) for index in indices):
         raise ValueError(
-            f"encoder layer={layer}: this tower has {len(blocks)} blocks, so {-len(blocks) - 1}..{len(blocks)}"
+            f"encoder layer={layer}: this tower has {len(blocks)} blocks, expected {-len(blocks) - 1}..{len(blocks)}"
         )
-    setattr(parent, name, blocks[: max(*indices, 1)])  # transformers records hidden states where a block runs
+    setattr(parent, name, blocks[: max(*indices, 1)])  # transformers records hidden states when a block runs
     return indices if several else indices[0]
 
 
 def _side(size, what: str) -> int:
-    """Of a square; some families (InternVL) write both sides."""
+    """Return the side of a square. Some families (InternVL) write both sides."""
     if isinstance(size, int):
         return size
     if len(set(size)) != 1:
-        raise ValueError(f"{what}={list(size)}: only squares are read")
+        raise ValueError(f"{what}={list(size)}: expected a square")
     return size[0]
 
 
@@ -198,7 +203,9 @@ def _transform(folder: Path | None, model_type: str, side: int, overrides: dict,
     file = folder / "preprocessor_config.json" if folder is not None else None
     fields = dict(size=(side, side), interpolation=interpolation)
     if "size" in overrides:
-        raise ValueError(f"transform.size={overrides['size']!r}: this tower reads {side} x {side} pixels; leave it out")
+        raise ValueError(
+            f"transform.size={overrides['size']!r}: this tower always reads {side} x {side} pixels; leave it out"
+        )
     if family is not None:
         mean, std, crop, own = family
         fields.update(mean=mean, std=std, center_crop=crop, interpolation=own or interpolation)

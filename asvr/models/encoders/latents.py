@@ -1,4 +1,4 @@
-"""The latents of a VAE as features: diffusers' ``AutoencoderKL``.
+"""An encoder whose features are the latents of a VAE, diffusers' ``AutoencoderKL``.
 
 Legend: ``I`` images, ``N`` groups of latents of an image, ``E`` values of a group.
 """
@@ -30,20 +30,20 @@ class LatentEncoder(Encoder):
     """The latents of a VAE (diffusers' ``AutoencoderKL``), for `DenoisingTarget`.
 
     A latent is the mean of the VAE's posterior, shifted and scaled as the VAE's configuration says, in float32. The
-    latents of ``group`` x ``group`` neighbours stand side by side: (channel, row, column) of the group.
+    latents of ``group`` x ``group`` neighbours are concatenated, in the order (channel, row, column) of the group.
 
     name: a folder with ``config.json`` and ``diffusion_pytorch_model.safetensors`` of an ``AutoencoderKL``, such as
-        `save_pretrained` writes, or a model name (see ``asvr.base.hub``); None builds ``arch`` with random weights.
-    subfolder: where the VAE stands in a folder of several models: ``vae`` in one of diffusers' pipelines.
-    image_size: side of the square input in pixels. grid: (rows, columns) of groups in its place. A target gives its
-        encoder's grid where the config has neither.
-    arch: fields of ``AutoencoderKL``; a folder's own configuration wins over it. Without ``down_block_types`` and
-        ``up_block_types`` there are as many plain blocks as ``block_out_channels``.
+        `save_pretrained` writes, or a model name (see ``asvr.base.hub``). None builds ``arch`` with random weights.
+    subfolder: the VAE's subfolder in a folder of several models: ``vae`` in diffusers' pipelines.
+    image_size: side of the square input in pixels. grid: (rows, columns) of groups, in place of image_size. If the
+        config has neither, a target gives the grid of its encoder. group: side of a group in latents.
+    arch: fields of ``AutoencoderKL``. If there is a folder, its configuration is used. The defaults of
+        ``down_block_types`` and ``up_block_types`` are plain blocks, as many as ``block_out_channels``.
 
-    Raises ``ValueError`` without diffusers, and where ``image_size`` is no multiple of a group's pixels.
+    Raises ``ValueError`` if diffusers is missing, or if ``image_size`` is not a multiple of a group's pixels.
     """
 
-    transformers_arch = False  # whose `arch` it is, see `asvr.recipe.components`
+    transformers_arch = False  # `arch` has fields of diffusers, see `asvr.recipe.components`
 
     def __init__(
         self,
@@ -73,11 +73,11 @@ class LatentEncoder(Encoder):
         self.transform = ImageTransform(size=(self.grid[0] * side, self.grid[1] * side))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """latents_INE of pixels (I, 3, h, w) in [-1, 1]."""
+        """Return latents_INE of pixels (I, 3, h, w) in [-1, 1]."""
         return self.grouped(self.scaled(self.model.encode(pixels.float()).latent_dist.mode()))
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Of latents (I, channels, rows, columns)."""
+        """Return shifted and scaled latents (I, channels, rows, columns)."""
         shift, scale = self._scaling(latents)
         return (latents - shift) * scale
 
@@ -86,13 +86,13 @@ class LatentEncoder(Encoder):
 
     @torch.no_grad()
     def decode(self, latents_INE: Tensor) -> Tensor:
-        """Pixels (I, 3, h, w) in [-1, 1] of what `forward` gives."""
+        """Return pixels (I, 3, h, w) in [-1, 1] from the output of `forward`."""
         latents = F.pixel_shuffle(latents_INE.float().transpose(1, 2).unflatten(2, self.grid), self.group)
         shift, scale = self._scaling(latents)
         return self.model.decode(latents / scale + shift).sample.clamp(-1, 1)
 
     def _scaling(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
-        """What is taken from latents, and by what they are multiplied then."""
+        """Return the shift that is subtracted from latents, and the scale by which they are then multiplied."""
         config = self.model.config
         if config.latents_mean is None or config.latents_std is None:
             return config.shift_factor or 0.0, config.scaling_factor
@@ -100,7 +100,7 @@ class LatentEncoder(Encoder):
         return mean, config.scaling_factor / std
 
     def fingerprint(self) -> str:
-        """Of the weights, and of what else the latents depend on."""
+        """Return a fingerprint of the weights and of the fields on which the latents depend."""
         own = [self.group, *(self.model.config[key] for key in SCALING)]
         return hashlib.sha256(f"{super().fingerprint()} {own}".encode()).hexdigest()[:16]
 
@@ -119,14 +119,14 @@ class LatentEncoder(Encoder):
 
 def _autoencoder() -> type:
     try:
-        from diffusers import AutoencoderKL  # here: it is optional
+        from diffusers import AutoencoderKL  # imported here, because it is optional
     except ImportError as error:
         raise ValueError(f"{NEEDS} ({error})") from error
     return AutoencoderKL
 
 
 def _fields() -> dict:
-    """Those of ``AutoencoderKL``'s configuration, with their defaults."""
+    """Return the fields of ``AutoencoderKL``'s configuration, with their defaults."""
     parameters = inspect.signature(_autoencoder().__init__).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
 
@@ -148,8 +148,10 @@ def _read_config(folder: Path | None, arch: dict, name: str | None) -> dict:
     found = {key: value for key, value in found.items() if not key.startswith("_")}
     different = [key for key, value in arch.items() if _plain(found.get(key, known[key])) != _plain(value)]
     if different:
-        told = ", ".join(f"{key}={found.get(key, known[key])!r} (config: {arch[key]!r})" for key in different)
-        log_once(logging.WARNING, "%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, told)
+        listing = ", ".join(f"{key}={found.get(key, known[key])!r} (config: {arch[key]!r})" for key in different)
+        log_once(
+            logging.WARNING, "%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing
+        )
     return found
 
 
@@ -166,29 +168,29 @@ def _build(config: dict):
     try:
         return _autoencoder().from_config(config).float()
     except (TypeError, ValueError, ArithmeticError, IndexError) as error:
-        told = " ".join(f"{error}".split())
-        raise ValueError(f"LatentEncoder arch: diffusers makes no AutoencoderKL of it: {told}") from error
+        reason = " ".join(f"{error}".split())
+        raise ValueError(f"LatentEncoder arch: diffusers cannot build an AutoencoderKL from it: {reason}") from error
 
 
 def _load(model, folder: Path) -> None:
-    """By diffusers, which knows the names of earlier versions; strictly."""
+    """Load weights strictly, with diffusers, which knows the names of earlier versions."""
     try:
-        loaded, told = type(model).from_pretrained(
+        loaded, info = type(model).from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{folder}: diffusers cannot read the VAE: {' '.join(f'{error}'.split())[:300]}") from error
-    wrong = {kind: told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if told.get(kind)}
+    wrong = {kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(kind)}
     if wrong:
         listing = "; ".join(f"{kind.replace('_', ' ')}: {list(keys)[:3]}" for kind, keys in wrong.items())
-        raise ValueError(f"{folder / WEIGHTS}: does not hold this VAE's weights: {listing}")
+        raise ValueError(f"{folder / WEIGHTS}: the weights do not fit this VAE: {listing}")
     model.load_state_dict(loaded.state_dict())
 
 
 def _grid(image_size: int | None, grid, side: int) -> tuple[int, int]:
-    """side: pixels of a group."""
+    """Return the grid of groups. side: side of a group in pixels."""
     if (image_size is None) == (grid is None):
-        raise ValueError("LatentEncoder: give image_size (the side in pixels) or grid (rows, columns), one of them")
+        raise ValueError("LatentEncoder: give either image_size (the side in pixels) or grid (rows, columns)")
     if grid is not None:
         return tuple(grid)
     if image_size < 1 or image_size % side:

@@ -1,4 +1,4 @@
-"""Several encoders as one, each with a transform of its own.
+"""An encoder that joins several encoders, each with its own transform.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
@@ -24,20 +24,19 @@ RESAMPLING = ("bilinear", "bicubic", "area")
 
 @ENCODERS.register_module()
 class MultiEncoder(CompositeEncoder):
-    """Encoders that see the same image, each through its own transform, and whose features are joined.
+    """Several encoders that see the same image, each through its own transform. Their features are joined.
 
     encoders: configs of encoders.
-    join: ``channel``: features side by side, widths add up (Eagle, https://arxiv.org/abs/2408.15998). ``add``: their
-        sum. ``sequence``: tokens one after another, the first encoder's first; each encoder has channels of its own,
-        which are zero in the others' tokens, so widths add up too. That makes the projector's first layer one matrix
-        an encoder, whatever their widths, and no weight is needed here: frozen features still follow from files alone.
-    resample: ``bilinear``, ``bicubic`` or ``area``: features are brought to the first encoder's grid. None: with
+    join: ``channel``: the features are concatenated, so the widths add up (Eagle, https://arxiv.org/abs/2408.15998).
+        ``add``: the features are summed. ``sequence``: the tokens of the encoders follow one another. Each encoder then
+        has its own channels, which are zero in the tokens of the others, so the widths add up too. The projector's
+        first layer then has one matrix for each encoder, and this class needs no weights.
+    resample: ``bilinear``, ``bicubic`` or ``area``: the features are resampled to the first encoder's grid. None: with
         ``channel`` and ``add`` the grids must agree.
 
-    grids: of each encoder with ``sequence``, else the one.
+    Attribute grids: with ``sequence`` the grids of all encoders, otherwise one grid.
 
-    Raises ``ValueError`` where grids or widths do not fit, and for an encoder whose number of tokens depends on the
-    image.
+    Raises ``ValueError`` if grids or widths do not fit, or if the number of an encoder's tokens depends on the image.
     """
 
     def __init__(
@@ -54,15 +53,15 @@ class MultiEncoder(CompositeEncoder):
             if hasattr(part.transform, "grid_of"):
                 raise ValueError(
                     f"MultiEncoder encoders[{i}]: {type(part).__name__} reads images in their own resolution, so its "
-                    "tokens have no fixed place beside others': give it a fixed size"
+                    "tokens cannot be joined with those of others: use an encoder with a fixed image size"
                 )
         self.grids = [grid for part in built for grid in grids_of(part)] if join == "sequence" else grids_of(built[0])
         self.grid, self.resample = self.grids[0], _check_grids(built, join, resample)
         widths = [part.width for part in built]
         if join == "add" and len(set(widths)) > 1:
-            raise ValueError(f"MultiEncoder join='add': the encoders' widths must agree, given {widths}")
+            raise ValueError(f"MultiEncoder join='add': the encoders' widths must agree, but they are {widths}")
         self.width = widths[0] if join == "add" else sum(widths)
-        distinct = []  # encoders that see the same share its pixels
+        distinct = []  # encoders with the same transform share its pixels
         for part in built:
             distinct += [] if part.transform in distinct else [part.transform]
         self.views = [str(distinct.index(part.transform)) for part in built]
@@ -76,7 +75,7 @@ class MultiEncoder(CompositeEncoder):
 
     @property
     def layer(self) -> dict:
-        """For the description of a tokenizer that is fitted on these features."""
+        """What the description of a tokenizer says about this encoder if it is fitted on its features."""
         layers = [getattr(part, "layer", None) for part in self.encoders]
         return dict(join=self.join, resample=self.resample, layers=layers)
 
@@ -84,7 +83,7 @@ class MultiEncoder(CompositeEncoder):
         return {f"encoders.{i}": part for i, part in enumerate(self.encoders)}
 
     def forward(self, pixels: dict) -> Tensor:
-        """pixels: what `JoinedTransform` gives."""
+        """Return features_INE. pixels: the output of `JoinedTransform`."""
         features = [run_part(part, part, pixels[view]) for part, view in zip(self.encoders, self.views, strict=True)]
         if self.join == "sequence":
             ends = itertools.accumulate(part.width for part in self.encoders)
@@ -117,7 +116,7 @@ def _warn_of_crops(transforms: list, join: str) -> None:
 
 
 def _check_grids(encoders: list, join: str, resample: str | None) -> str | None:
-    """``resample``, where it is needed."""
+    """Return ``resample``, or None if it is not needed. Raises ``ValueError`` if the grids do not fit."""
     if resample is not None and resample not in RESAMPLING:
         raise ValueError(
             f"MultiEncoder resample={resample!r}: expected one of {', '.join(map(repr, RESAMPLING))}, or None"
@@ -129,15 +128,14 @@ def _check_grids(encoders: list, join: str, resample: str | None) -> str | None:
     several = [i for i, encoder in enumerate(encoders) if len(grids_of(encoder)) > 1]
     if several:
         raise ValueError(
-            f"MultiEncoder encoders[{several[0]}] has the tokens of several grids: join={join!r} needs one; use "
-            "join='sequence'"
+            f"MultiEncoder encoders[{several[0]}] has several grids, but join={join!r} needs one: use join='sequence'"
         )
     grids = [tuple(encoder.grid) for encoder in encoders]
     if len(set(grids)) > 1 and resample is None:
-        told = " and ".join("x".join(map(str, grid)) for grid in dict.fromkeys(grids))
+        listing = " and ".join("x".join(map(str, grid)) for grid in dict.fromkeys(grids))
         raise ValueError(
-            f"MultiEncoder join={join!r}: the encoders' grids are {told}: choose sizes that agree, or set "
-            "resample='bilinear' (features are brought to the first encoder's grid)"
+            f"MultiEncoder join={join!r}: the encoders' grids are {listing}: choose sizes that agree, or set "
+            "resample='bilinear' (features are resampled to the first encoder's grid)"
         )
     if len(set(grids)) == 1 and resample is not None:
         log_once(logging.WARNING, "MultiEncoder resample=%r has no effect: all grids are %dx%d", resample, *grids[0])

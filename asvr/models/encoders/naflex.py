@@ -1,7 +1,7 @@
 """SigLIP2's NaFlex towers, which read images in their own resolution.
 
-Legend: ``I`` images, ``N`` most patches of an image, ``G`` side of the grid of positions that the tower was trained
-with, ``E`` encoder width.
+Legend: ``I`` images, ``N`` largest number of patches of an image, ``G`` side of the grid of the tower's learned
+positions, ``E`` encoder width.
 """
 
 import math
@@ -19,15 +19,15 @@ TOWER = "siglip2_vision_model"
 
 @ENCODERS.register_module()
 class NaFlexEncoder(HFVisionEncoder):
-    """The patch features of one layer of a SigLIP2 NaFlex tower, of images in their own resolution.
+    """The patch features of a SigLIP2 NaFlex tower, which reads images in their own resolution.
 
-    max_num_patches: ``N``, the most visual tokens of an image; its shape decides how many it has, see
-        `NativeTransform`. The towers were trained with several numbers up to 1024. transform: ``mean``, ``std`` and
-        ``interpolation`` that replace the model's own. The rest is as in `HFVisionEncoder`, which squeezes every image
-        to a square for such a tower.
+    max_num_patches: ``N``, the largest number of visual tokens of an image. How many an image has depends on its size,
+        see `NativeTransform`. The towers were trained with several numbers up to 1024.
+    transform: ``mean``, ``std`` and ``interpolation`` that replace the model's own.
 
-    Features are zero behind an image's own patches, which nothing else depends on. ``grid`` stands for the ``N`` where
-    a grid is needed that no image has, such as a tokenizer's.
+    The other arguments are those of `HFVisionEncoder`. (With such a tower, `HFVisionEncoder` resizes every image to a
+    square.) Features after an image's own patches are zero, and no other feature depends on them. ``grid`` is a grid of
+    ``N`` cells, for parts that need one grid for all images, such as a visual tokenizer.
     """
 
     interpolation = "bilinear"
@@ -45,9 +45,9 @@ class NaFlexEncoder(HFVisionEncoder):
         load_weights: bool = True,
     ):
         if max_num_patches < 1:
-            raise ValueError(f"encoder.max_num_patches={max_num_patches}: expected 1 or more")
+            raise ValueError(f"encoder.max_num_patches={max_num_patches}: expected at least 1")
         if transform and (surplus := transform.keys() - {"mean", "std", "interpolation"}):
-            raise ValueError(f"encoder.transform.{min(surplus)}: expected mean, std and interpolation alone")
+            raise ValueError(f"encoder.transform.{min(surplus)}: expected only mean, std and interpolation")
         super().__init__(
             name=name,
             layer=layer,
@@ -59,8 +59,8 @@ class NaFlexEncoder(HFVisionEncoder):
         )
         if not self.naflex:
             raise ValueError(
-                f"{name or 'encoder.arch'}: NaFlexEncoder reads a {TOWER}, this is a {self.model.config.model_type}: "
-                "use type='HFVisionEncoder'"
+                f"{name or 'encoder.arch'}: NaFlexEncoder needs a {TOWER}, but this is a "
+                f"{self.model.config.model_type}: use type='HFVisionEncoder'"
             )
         own = self.transform
         self.transform = NativeTransform(self.patch, max_num_patches, own.mean, own.std, own.interpolation)
@@ -68,10 +68,10 @@ class NaFlexEncoder(HFVisionEncoder):
         self.grid = (rows, max_num_patches // rows)
 
     def forward(self, pixels: dict) -> Tensor:
-        """pixels: what `NativeTransform` gives of several images.
+        """Return features_INE. pixels: the output of `NativeTransform` for several images.
 
-        The tower's own forward pass looks at the grids, and its resized positions come from the CPU: the host would
-        wait for the device. What it does besides is to embed the patches and to call the blocks.
+        It does what the tower's own forward pass does: it embeds the patches, adds positions, and calls the blocks. The
+        tower's own pass would make the CPU wait for the device, because it reads the grids and resizes positions there.
         """
         embeddings, there_IN = self.model.embeddings, self.there(pixels)
         positions = _resized(embeddings.position_embedding.weight, pixels["grid"], self.num_tokens)
@@ -83,20 +83,20 @@ class NaFlexEncoder(HFVisionEncoder):
         return torch.cat([states[i] for i in chosen], -1).masked_fill(~there_IN[..., None], 0)
 
     def there(self, pixels: dict) -> Tensor:
-        """Which of the ``N`` are an image's own patches: (I, N), bool."""
+        """Return which of the ``N`` patches belong to the image: (I, N), bool."""
         grid_I2 = pixels["grid"]
         return torch.arange(self.num_tokens, device=grid_I2.device) < grid_I2.prod(1, keepdim=True)
 
 
 def _resized(weight: Tensor, grid_I2: Tensor, num_tokens: int) -> Tensor:
-    """The learned positions (G * G, E), resized to each image's grid: (I, N, E).
+    """Resize the learned positions (G * G, E) to each image's grid: (I, N, E).
 
-    Linear with antialiasing, as the towers were trained. torch's ``F.interpolate`` gives wrong numbers for grids of one
-    column on the CPU (2.14), and its gradients on CUDA differ from run to run.
+    It is linear with antialiasing, as in the towers' training. torch's ``F.interpolate`` is not used: on the CPU it
+    gives wrong numbers for grids of one column (2.14), and on CUDA its gradients differ from run to run.
     """
     side, (rows_I1, columns_I1) = math.isqrt(len(weight)), grid_I2.split(1, 1)
     index_N = torch.arange(num_tokens, device=grid_I2.device)
-    index_IN = index_N.minimum(rows_I1 * columns_I1 - 1)  # behind an image's patches the last one's
+    index_IN = index_N.minimum(rows_I1 * columns_I1 - 1)  # after the image's patches: the position of the last one
     rows_ING = _linear(index_IN // columns_I1, rows_I1, side)
     columns_ING = _linear(index_IN % columns_I1, columns_I1, side)
     weights_INP = (rows_ING[..., None] * columns_ING[..., None, :]).flatten(2)
@@ -105,7 +105,7 @@ def _resized(weight: Tensor, grid_I2: Tensor, num_tokens: int) -> Tensor:
 
 
 def _linear(index_IN: Tensor, length_I1: Tensor, side: int) -> Tensor:
-    """How much each of ``side`` numbers on a line counts at some places of a line of another length: (I, N, G)."""
+    """Return the weights (I, N, G) of linear resizing in one dimension, from ``side`` numbers to another length."""
     scale_I1 = side / length_I1
     centre_IN1 = ((index_IN + 0.5) * scale_I1 - 0.5)[..., None]
     distance_ING = (torch.arange(side, device=index_IN.device) - centre_IN1).abs()

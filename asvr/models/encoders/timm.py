@@ -1,4 +1,4 @@
-"""Any timm model through ``forward_intermediates``.
+"""An encoder for any timm model, through ``forward_intermediates``.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width.
 """
@@ -22,12 +22,13 @@ from asvr.registry import ENCODERS
 class TimmEncoder(Encoder):
     """A feature map of a timm model, flattened to tokens.
 
-    model: timm's model name. weights: a weights file, a ``package:NAME`` that ships one (see ``asvr.base.hub``),
-        or None for random weights.
-    match: ``name`` = the file has timm's keys; ``order`` = it has the same tensors in the same order under
-        other names (a port of the same network); every shape must agree.
-    layer: index into timm's intermediate features, -1 the last. What comes after it is dropped.
-    image_size: side of the square input in pixels; None: the model's own. mean, std: replace the model's own.
+    model: timm's model name. weights: a weights file, a ``package:NAME`` that contains one (see ``asvr.base.hub``), or
+        None for random weights.
+    match: ``name``: the file has timm's keys. ``order``: the file has the same tensors in the same order, under other
+        names (a port of the same network). All shapes must agree.
+    layer: index of timm's intermediate features; -1 is the last. Later layers are dropped.
+    image_size: side of the square input in pixels; None: the model's own. mean, std: they replace the model's own.
+    dtype: dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class TimmEncoder(Encoder):
         load_weights: bool = True,
     ):
         super().__init__()
-        import timm  # here: it needs a working torchvision, which other encoders do not
+        import timm  # imported here: it needs a working torchvision, which other encoders do not need
 
         if match not in ("name", "order"):
             raise ValueError(f"TimmEncoder match={match!r}: expected 'name' or 'order'")
@@ -61,7 +62,7 @@ class TimmEncoder(Encoder):
             raise ValueError(
                 f"TimmEncoder layer={layer}: {model} has {count} feature maps, 0..{count - 1} or -{count}..-1"
             )
-        self.layer = layer if layer >= 0 else count + layer  # counted from the front: pruning moves the back
+        self.layer = layer if layer >= 0 else count + layer  # counted from the front, since pruning removes the end
         self.model.prune_intermediate_layers([self.layer], prune_norm=False, prune_head=True)
         self.model.to(resolve_dtype(dtype), memory_format=torch.channels_last)  # 3x faster on the CPU
         self.dtype = resolve_dtype(dtype)
@@ -76,7 +77,7 @@ class TimmEncoder(Encoder):
 
     @property
     def blocks(self) -> list[torch.nn.Module]:
-        """Of a convolutional model, its groups of blocks."""
+        """The transformer blocks; for a convolutional model, its groups of blocks."""
         return list(getattr(self.model, "blocks", ()))
 
     def portable(self, config: dict) -> dict:
@@ -96,16 +97,16 @@ def _create(model: str, side: int) -> torch.nn.Module:
     return timm.create_model(model, pretrained=False, **kwargs)
 
 
-@cache  # a run builds its encoder a dozen times, mostly on the meta device, where a forward pass takes long
+@cache  # a run builds its encoder about 12 times, mostly on the meta device, where a forward pass is slow
 def _feature_shape(model: str, side: int, layer: int) -> tuple[int, int, int]:
-    """Width, height and breadth of a feature map."""
+    """Return the width (channels), rows and columns of a feature map."""
     with torch.device("meta"):
         pixels, probe = torch.empty(1, 3, side, side), _create(model, side).eval()
         return tuple(probe.forward_intermediates(pixels, indices=[layer], intermediates_only=True)[0].shape[1:])
 
 
 def _load(model: torch.nn.Module, path: str, match: str) -> None:
-    """Strictly, by name or by order; raises with the first keys that do not fit."""
+    """Load weights strictly, by name or by order. Raises ``ValueError`` with the first keys that do not fit."""
     if path.endswith(".safetensors"):
         from safetensors.torch import load_file
 
@@ -119,7 +120,9 @@ def _load(model: torch.nn.Module, path: str, match: str) -> None:
     if match == "order":
         shapes = [tuple(v.shape) for v in weights.values()]
         if shapes != [tuple(v.shape) for v in own.values()]:
-            raise ValueError(f"{path}: its tensors are not this model's in order ({len(shapes)} against {len(own)})")
+            raise ValueError(
+                f"{path}: its tensors do not match this model's in order (it has {len(shapes)}, the model {len(own)})"
+            )
         weights = dict(zip(own, weights.values(), strict=True))
     missing, extra = own.keys() - weights.keys(), weights.keys() - own.keys()
     if missing or extra:

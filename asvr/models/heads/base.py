@@ -10,34 +10,34 @@ from torch import Tensor, nn
 
 from asvr.models.component import Component
 
-PLACES = frozenset({"image_P", "cell_P"})  # what a head's `forward` may ask for besides
+PLACES = frozenset({"image_P", "cell_P"})  # optional arguments of a head's `forward`
 
 
 class Head(Component):
-    """Predicts the ``D`` codes of a visual token from one hidden state.
+    """A head predicts the ``D`` codes of a visual token from one hidden state.
 
-    ``forward(hidden_PH, vectors_PDC) -> states_PDW``: state ``d`` may look at the code vectors of depths
-    before ``d`` (teacher forcing), never at its own. ``classifiers[d]`` turns it into logits. Losses get
-    states and classifiers, not logits, so that they need not hold all logits at once.
+    ``forward(hidden_PH, vectors_PDC) -> states_PDW``: state ``d`` may depend on the code vectors of the depths before
+    ``d`` (teacher forcing), but not on its own. ``classifiers[d]`` turns state ``d`` into logits. Losses get states and
+    classifiers instead of logits, so that they do not have to hold all logits at once.
 
-    Rows are visual tokens of several images, not always all of them: ``supervise`` draws some, and with ``shift=1``
-    the first token of an image that begins a sample has no hidden state. So each row is looked at alone. A head that
-    looks at the other tokens of an image takes ``image_P`` (the image's number in the batch) and ``cell_P`` (the place
-    in the encoder's grid, in raster order) too, as arguments of ``forward`` of these names, in whole or in part; it
-    gets them with every call. One that mixes rows without them is refused where rows are left out.
+    The rows are visual tokens of several images, and some tokens may be left out: ``supervise`` draws some, and with
+    ``shift=1`` the first token of an image at the start of a sample has no hidden state. So a head must treat each row
+    by itself. A head that needs the other tokens of an image adds arguments to ``forward`` with these names:
+    ``image_P`` (the number of the image in the batch), ``cell_P`` (the position in the encoder's grid, in raster
+    order), or both. It gets them with every call. A head that mixes rows without them is refused if rows are left out.
     """
 
     classifiers: nn.ModuleList
 
     def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__} must turn hidden_PH and vectors_PDC into states_PDW")
+        raise NotImplementedError(f"{type(self).__name__} needs a forward() from hidden_PH, vectors_PDC to states_PDW")
 
     @torch.no_grad()
     def sample(self, hidden_PH: Tensor, embed, *, temperature: float = 0.0, generator=None, **places: Tensor) -> Tensor:
-        """Codes codes_PD, depth after depth, each given the ones before it.
+        """Return predicted codes_PD, depth by depth. Each depth gets the codes predicted before it.
 
-        embed: the tokenizer's ``embed``, codes (P, D) -> (P, D, C). temperature: 0 takes the largest logit. places:
-        those that ``forward`` takes.
+        embed: the tokenizer's ``embed``, codes (P, D) -> (P, D, C). temperature: 0 takes the code with the largest
+        logit. places: the optional arguments that ``forward`` takes.
         """
         codes_PD = torch.zeros(hidden_PH.shape[0], len(self.classifiers), dtype=torch.long, device=hidden_PH.device)
         for d, classifier in enumerate(self.classifiers):
@@ -55,16 +55,17 @@ def classifiers_of(width: int, codebook_sizes: list[int], *, bias: bool = True) 
 
 
 def places_of(head: nn.Module) -> frozenset[str]:
-    """Which of `PLACES` a head's ``forward`` takes."""
+    """Return which of `PLACES` a head's ``forward`` takes."""
     return PLACES & inspect.signature(head.forward).parameters.keys()
 
 
 @torch.no_grad()
 def why_whole_images(head: nn.Module, *, hidden_size: int, code_width: int) -> str | None:
-    """Why a head needs all tokens of an image at once, tried with three rows: another second row changes what it makes
-    of the others, or it fails. None where each row is looked at alone, and on the meta device, which cannot tell.
+    """Return why a head needs all tokens of an image at once. None: it does not, or the weights are on the meta device.
 
-    The second row is NaN, which a weight of zero does not hide; for a head that refuses NaN, other numbers.
+    The head is called with three rows. It needs all tokens if this fails, or if another second row changes the results
+    of the other two. The other second row is NaN, because a weight of zero does not hide NaN. If the head refuses NaN,
+    it gets other numbers.
     """
     weight, training = next(head.parameters()), head.training
     if weight.is_meta:
@@ -88,9 +89,9 @@ def why_whole_images(head: nn.Module, *, hidden_size: int, code_width: int) -> s
             own = with_second(lambda row: row)
             try:
                 other = with_second(lambda row: row * torch.nan)
-            except Exception:  # it looks at its input, which must be finite then
+            except Exception:  # the head checks its input, which must be finite
                 other = with_second(lambda row: -row)
-    except Exception as error:  # whatever a head that takes whole images alone raises
+    except Exception as error:  # a head that takes only whole images may raise anything
         return f"fails with three tokens ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     finally:
         head.train(training)

@@ -1,7 +1,7 @@
-"""A diffusion transformer that tells the noise in the latents of an image, from the LLM's hidden states at its tokens.
+"""A diffusion transformer that predicts the noise in an image's latents, from the LLM's hidden states of the image.
 
-Legend: ``I`` images, ``K`` noisy versions of each, ``N`` visual tokens of an image, ``C`` latents of a token, ``H`` LLM
-width, ``W`` head width, ``S`` diffusion steps.
+Legend: ``I`` images, ``K`` noisy versions of each image, ``N`` visual tokens of an image, ``C`` latents of a token,
+``H`` LLM width, ``W`` head width, ``S`` diffusion steps.
 """
 
 import math
@@ -18,8 +18,11 @@ PERIOD = 10000
 
 
 class DenoiserBlock(nn.Module):
-    """Attention over the tokens of an image and a feed-forward, each with shift, scale and gate of its own at every
-    token, made of the condition (adaLN-Zero, https://arxiv.org/abs/2212.09748). At the start it changes nothing."""
+    """A transformer block with adaLN-Zero (https://arxiv.org/abs/2212.09748): attention over an image's tokens, then a
+    feed-forward.
+
+    The condition of each token gives a shift, a scale and a gate for both. At initialisation the block returns its
+    input unchanged."""
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -41,11 +44,14 @@ class DenoiserBlock(nn.Module):
 
 
 class Denoiser(Component):
-    """Each token's condition is the sum of the timestep's embedding and of its hidden state, normalised and projected.
+    """The denoiser: it predicts the noise in noisy latents.
 
-    grid: (rows, columns) of the ``N`` tokens, whose fixed sines and cosines tell the places. width: a multiple of
-    num_heads and of 4. layers: number of blocks. steps: ``S``. signal_S: the share of the latents' variance that is
-    left at each step of a cosine schedule (https://arxiv.org/abs/2102.09672). It begins by telling zeros.
+    The condition of a token is the sum of two parts: the embedding of the timestep, and the token's hidden state,
+    normalised and projected. At initialisation the prediction is zero.
+
+    grid: (rows, columns) of the ``N`` tokens, for fixed position embeddings of sines and cosines. width: a multiple of
+    num_heads and of 4. layers: number of blocks. steps: ``S``. The buffer signal_S is the share of the latents'
+    variance that is left at each step of a cosine schedule (https://arxiv.org/abs/2102.09672).
     """
 
     def __init__(
@@ -85,12 +91,12 @@ class Denoiser(Component):
         return list(self.layers)
 
     def noisy(self, latents_INC: Tensor, noise_KINC: Tensor, time_KI: Tensor) -> Tensor:
-        """latents_KINC with the noise of their timesteps."""
+        """Add the noise of each timestep to the latents, (K, I, N, C)."""
         signal = self.signal_S[time_KI][..., None, None]
         return signal.sqrt() * latents_INC + (1 - signal).sqrt() * noise_KINC
 
     def forward(self, noisy_KINC: Tensor, time_KI: Tensor, hidden_INH: Tensor) -> Tensor:
-        """The noise in it, as it is told (K, I, N, C). hidden_INH: zeros where a cell has no hidden state."""
+        """Return the predicted noise (K, I, N, C). hidden_INH: zeros for a cell without a hidden state."""
         times_KIW = self.time_input(time_embedding(time_KI))
         states_INW = self.hidden_input(F.silu(F.layer_norm(hidden_INH, hidden_INH.shape[-1:])))
         condition = (times_KIW[:, :, None] + states_INW).flatten(0, 1)
@@ -106,7 +112,7 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def cosine_signal(steps: int) -> Tensor:
-    """signal_S; each step takes at most 0.999 of what is left."""
+    """Return signal_S of a cosine schedule. Each step removes at most 0.999 of the signal that is left."""
     times = torch.arange(steps + 1, dtype=torch.float64) / steps
     level = torch.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
     taken = (1 - level[1:] / level[:-1]).clamp(max=0.999)
@@ -114,7 +120,7 @@ def cosine_signal(steps: int) -> Tensor:
 
 
 def time_embedding(time: Tensor) -> Tensor:
-    """Cosines and sines (..., FREQUENCIES) of timesteps."""
+    """Return the embedding (..., FREQUENCIES) of timesteps: cosines, then sines."""
     half = FREQUENCIES // 2
     rates = torch.exp(-math.log(PERIOD) / half * torch.arange(half, dtype=torch.float32, device=time.device))
     angles = time[..., None].float() * rates
@@ -122,7 +128,7 @@ def time_embedding(time: Tensor) -> Tensor:
 
 
 def place_embedding(grid: tuple[int, int], width: int) -> Tensor:
-    """places_NW: sines and cosines of the column, then of the row."""
+    """Return places_NW: sines and cosines of the column, then of the row."""
     rates = PERIOD ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows, columns = (torch.arange(size, dtype=torch.float64) for size in grid)
     row_N, column_N = rows.repeat_interleave(grid[1]), columns.repeat(grid[0])

@@ -1,4 +1,4 @@
-"""Depth transformers: autoregressive over the residual levels of one visual token.
+"""Depth transformers: heads that predict the codes of one visual token autoregressively, depth by depth.
 
 Legend: ``P`` visual positions, ``H`` LLM width, ``D`` code depth, ``C`` code width, ``W`` head width,
 ``F`` feed-forward width (2 W).
@@ -16,13 +16,13 @@ from asvr.models.heads.base import Head, classifiers_of
 from asvr.registry import HEADS
 
 EPS = 1e-6
-# Computed again at a time: enough for products to outweigh what each time costs, reading the weights and writing their
-# gradients on CUDA.
+# With full activation checkpointing, so many positions are recomputed at a time. Each chunk reads the weights once and
+# writes their gradients; on CUDA the chunks are large enough that the matrix products take longer than this.
 POSITIONS = dict(cpu=512, cuda=8192)
 
 
 class DepthFeedForward(nn.Module):
-    """Linear, GELU, linear with weights of its own at every depth."""
+    """Linear, GELU, linear. Each depth has its own weights."""
 
     def __init__(self, *, width: int, depth: int):
         super().__init__()
@@ -35,12 +35,12 @@ class DepthFeedForward(nn.Module):
 
 
 class DepthLayer(nn.Module):
-    """Causal attention over depth, then the feed-forward of each depth, both pre-normalised."""
+    """Causal attention over depth, then the feed-forward of each depth. A norm comes before each of the two."""
 
     def __init__(self, *, width: int, depth: int, num_heads: int, residual_from_norm: bool):
         super().__init__()
         self.num_heads = num_heads
-        self.attention_kernel = sdpa  # until `asvr.models.attention.use_attention` chooses another
+        self.attention_kernel = sdpa  # `asvr.models.attention.use_attention` may set another
         self.residual_from_norm = residual_from_norm
         self.norm1 = nn.RMSNorm(width, eps=EPS)
         self.qkv = nn.Linear(width, 3 * width)
@@ -59,15 +59,15 @@ class DepthLayer(nn.Module):
 
 @HEADS.register_module()
 class DepthTransformerHead(Head):
-    """A small causal transformer over depth: it predicts the codes of a token one after another.
+    """A small causal transformer over depth. It predicts the codes of a token one after another.
 
-    Its inputs are the projected hidden state, then the running sums of the code vectors of the depths
-    before: ``[z, in(e1), in(e1 + e2), ...]``. Depth is told apart by the feed-forward weights and
-    classifiers of each depth; there is no positional embedding.
+    Its inputs are the projected hidden state, then the running sums of the code vectors of the depths before:
+    ``[z, in(e1), in(e1 + e2), ...]``. There is no positional embedding: each depth has its own feed-forward weights
+    and its own classifier.
 
-    width: ``W``, divisible by num_heads. layers: number of blocks. activation_checkpointing: see
-        `asvr.models.checkpointing`; ``full`` keeps the inputs of the whole head, and computes it again some positions
-        at a time.
+    width: ``W``, a multiple of num_heads. layers: number of blocks. num_heads: number of attention heads.
+    activation_checkpointing: see `asvr.models.checkpointing`. ``full`` keeps only the inputs of the whole head, and
+        recomputes the head in chunks of positions.
     """
 
     residual_from_norm = False
@@ -108,7 +108,7 @@ class DepthTransformerHead(Head):
         return self.states(hidden_PH, vectors_PDC, mode=self.activation_checkpointing)
 
     def states(self, hidden_PH: Tensor, vectors_PDC: Tensor, *, mode: str) -> Tensor:
-        """mode: of the activation checkpointing of each layer."""
+        """Return states_PDW. mode: the activation checkpointing of each layer."""
         sums_PDC = vectors_PDC[:, :-1].cumsum(1)
         x_PDW = torch.cat([self.input(hidden_PH).unsqueeze(1), self.code_input(sums_PDC)], dim=1)
         x_PDW = x_PDW.to(self.norm.weight.dtype)  # under autocast the residual stream stays in the weights' precision
@@ -119,14 +119,14 @@ class DepthTransformerHead(Head):
 
 @HEADS.register_module()
 class ReleasedHead(DepthTransformerHead):
-    """The head of the paper's released code, with its quirks.
+    """The head of the paper's released code, with its peculiarities.
 
-    It is the class RQTransformer of ``rqtransformer/modeling_rqtransformer.py``. The quirks:
+    It is the class RQTransformer of ``rqtransformer/modeling_rqtransformer.py``. Its peculiarities:
 
-    - the second residual adds the feed-forward to the *normed* tensor, not to its input;
-    - each layer has two feed-forward biases that are never used. They are kept as frozen parameters, so that
-      sizes and checkpoints agree;
-    - no positional embedding; inputs are cumulative sums of code vectors.
+    - The second residual connection adds the feed-forward's output to the *normed* tensor, not to the layer's input.
+    - Each layer has two feed-forward biases that are never used. They are kept as frozen parameters, so that sizes and
+      checkpoints agree.
+    - There is no positional embedding. The inputs are cumulative sums of code vectors.
     """
 
     residual_from_norm = True

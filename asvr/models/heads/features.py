@@ -1,4 +1,4 @@
-"""The head of a target without codes: from a hidden state to features.
+"""The head of a target without codes: it maps a hidden state to features.
 
 Legend: ``P`` visual positions, ``H`` LLM width, ``E`` width of the features.
 """
@@ -12,10 +12,10 @@ FIELDS = ("layers", "width", "activation", "norm")
 
 
 class FeatureMLP(Component):
-    """Linear layers with an activation between them, ``hidden_PH -> features_PE``; each row is looked at alone.
+    """Linear layers with an activation between them: ``hidden_PH -> features_PE``, row by row.
 
-    layers: 1 is one linear map. width: between the layers; None: as wide as the LLM. activation: ``gelu``, ``relu`` or
-    ``silu``. norm: a layer norm in front. key: of the config, for messages.
+    layers: number of linear layers. width: width between the layers; None: the LLM's width. activation: ``gelu``,
+    ``relu`` or ``silu``. norm: whether a layer norm comes first. key: the config key, for messages.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class FeatureMLP(Component):
         super().__init__()
         for name, value in dict(layers=layers, width=hidden_size if width is None else width).items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{key}.{name}={value!r}: expected a whole number from 1 on")
+                raise ValueError(f"{key}.{name}={value!r}: expected a whole number of at least 1")
         if activation not in ACTIVATIONS:
             known = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"{key}.activation={activation!r}: expected one of {known}")
@@ -48,7 +48,7 @@ class FeatureMLP(Component):
 
 
 def build_mlp(config: dict, *, hidden_size: int, out_width: int, key: str) -> FeatureMLP:
-    """Of the fields in a config. Raises ``ValueError``, which names ``key``, for one that is none of `FIELDS`."""
+    """Build a `FeatureMLP` from config fields. Raises ``ValueError``, which names ``key``, for an unknown field."""
     if unknown := sorted(set(config) - set(FIELDS)):
         raise ValueError(f"{key}.{unknown[0]}: unknown; expected some of {', '.join(FIELDS)}")
     return FeatureMLP(hidden_size=hidden_size, out_width=out_width, key=key, **config)

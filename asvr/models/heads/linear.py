@@ -1,4 +1,4 @@
-"""A linear head: every depth from the hidden state alone.
+"""A linear head: it predicts each depth from the hidden state alone.
 
 Legend: ``P`` visual positions, ``H`` LLM width, ``D`` code depth, ``C`` code width.
 """
@@ -11,7 +11,10 @@ from asvr.registry import HEADS
 
 @HEADS.register_module()
 class LinearHead(Head):
-    """One linear classifier for each depth on the hidden state. It predicts the depths independently."""
+    """One linear classifier for each depth, on the hidden state. The depths are predicted independently.
+
+    bias: whether the classifiers have a bias.
+    """
 
     def __init__(self, *, hidden_size: int, codebook_sizes: list[int], code_width: int, bias: bool = True):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Losses: pure functions of predictions and targets that return sums; the model normalises them."""
+"""Losses: they compare predictions with targets and return sums. The model normalises the sums."""
 
 from asvr.models.losses.code_cross_entropy import CodeCrossEntropy
 from asvr.models.losses.features import CosineLoss, FeatureLoss, L1Loss, MSELoss, SimilarityLoss, SmoothL1Loss

@@ -14,11 +14,11 @@ from asvr.registry import LOSSES
 
 @LOSSES.register_module()
 class CodeCrossEntropy(nn.Module):
-    """Cross-entropy of codes, the weighted mean over depths: ``sum_d w_d CE_d / sum_d w_d``, summed over positions.
+    """Cross-entropy of codes: the weighted mean over depths, ``sum_d w_d CE_d / sum_d w_d``, summed over positions.
 
-    depth_weights: one weight a depth; None weighs all depths alike, which is the released code's
-    ``(1/8) sum_d CE`` (``asvr/model/language_model/asvr_llama.py``).
-    label_smoothing: probability mass spread over all codes, in [0, 1).
+    depth_weights: one weight for each depth. None gives all depths the same weight, as the released code's
+    ``(1/8) sum_d CE`` does (``asvr/model/language_model/asvr_llama.py``).
+    label_smoothing: the probability that is spread over all codes, in [0, 1).
     """
 
     def __init__(self, *, depth_weights: list[float] | None = None, label_smoothing: float = 0.0):
@@ -37,14 +37,18 @@ class CodeCrossEntropy(nn.Module):
         codes_PD: Tensor,
         soft: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss summed over positions (nats) and the number of right codes at each depth (D,).
+        """Return the loss summed over positions (nats), and the number of right codes at each depth (D,).
 
-        soft: ids_PDK and shares_PDK, the codes that share the target of each depth and what share each has; of each
-        row and depth the first is the one of ``codes_PD``. None: that one is all of the target.
+        soft: ids_PDK and shares_PDK, for soft labels. ids_PDK are the codes that share the target of a depth, and
+        shares_PDK is the share of each. The first of the K codes is the one in ``codes_PD``. None: hard labels, the
+        code in ``codes_PD`` is the whole target.
         """
         weights = self.depth_weights or [1.0] * len(classifiers)
         if len(weights) != len(classifiers):
-            raise ValueError(f"loss.depth_weights has {len(weights)} entries, the codes have depth {len(classifiers)}")
+            raise ValueError(
+                f"loss.depth_weights has {len(weights)} entries, the codes have depth {len(classifiers)}: give one "
+                "weight for each depth"
+            )
         losses, corrects = [], []
         for d, classifier in enumerate(classifiers):
             target, shares = (codes_PD[:, d], None) if soft is None else (soft[0][:, d], soft[1][:, d])

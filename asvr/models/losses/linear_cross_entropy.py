@@ -1,6 +1,6 @@
-"""Cross-entropy of a classifier that never holds the logits of all rows.
+"""The cross-entropy of a linear classifier, computed in chunks so that it never holds the logits of all rows.
 
-Legend: ``S`` rows, ``H`` width, ``V`` classes, ``K`` classes of a row that have a share of its target.
+Legend: ``S`` rows, ``H`` width, ``V`` classes, ``K`` classes that share the target of a row.
 """
 
 import logging
@@ -15,15 +15,16 @@ from torch.utils.checkpoint import checkpoint
 
 logger = logging.getLogger("asvr")
 
-# Logits at once, as float32, and as many for their softmax: 32 MiB on the CPU, 256 MiB on CUDA, where a chunk has to be
-# large for its products to outweigh reading the classifier and writing its gradient.
+# The largest number of logits of a chunk: 32 MiB on the CPU and 256 MiB on CUDA as float32, and as much again for their
+# softmax. Each chunk reads the classifier and writes its gradient; on CUDA a chunk has to be large, so that its matrix
+# products take longer than that.
 MAX_LOGITS = dict(cpu=2**23, cuda=2**26)
-MANY_CLASSES = 2**18  # of a layer that does not tell how many it has
+MANY_CLASSES = 2**18  # assumed for a layer that does not say how many classes it has
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class JoinedClassifier(nn.Module):
-    """Several classifiers of the same hidden states as one: their classes stand one after another, in one softmax."""
+    """Several classifiers of the same hidden states, joined into one. Their classes are concatenated in one softmax."""
 
     def __init__(self, *layers: nn.Module):
         super().__init__()
@@ -33,7 +34,7 @@ class JoinedClassifier(nn.Module):
             self.out_features = sum(layer.out_features for layer in layers)
 
     def forward(self, hidden_SH: Tensor) -> Tensor:
-        first, *others = self.layers  # the others may have another precision
+        first, *others = self.layers  # the others may have another dtype
         return torch.cat([first(hidden_SH), *(layer(hidden_SH.to(_dtype(layer))) for layer in others)], dim=-1)
 
 
@@ -51,46 +52,50 @@ def linear_cross_entropy(
     scale: float = 1.0,
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the summed cross-entropy in nats and the number of rows whose largest logit is the target's,
-    both 0-dimensional float32. The softmax is float32 whatever the precision of the matrix product.
+    """Return the summed cross-entropy in nats, and the number of rows whose target has the largest logit.
 
-    linear: a plain linear layer, or a `JoinedClassifier` of such, whose weights are used; or any other module from
-    hidden states to logits (an adapter around a layer, a layer with hooks or of another class), which is called.
-    target: the class of each row (S,); or with shares_SK, ``K`` classes of each row (S, K), different ones, and what
-    share of the row's target each of them has: float32, the sum of a row is 1. The first of them counts as the right
-    one. label_smoothing: the share of the target that all classes have alike.
-    scale, softcap: what is done to the logits before the softmax, see `changed_logits`.
+    Both are 0-dimensional float32. The softmax is in float32, whatever the precision of the matrix product.
 
-    Torch's own ``linear_cross_entropy`` (2.15) works in the same way but gives no predictions: the count of right
-    ones would cost a fourth matrix product, and torch 2.11 has none.
+    linear: any module from hidden states to logits. The weights of a plain linear layer, or of a `JoinedClassifier` of
+    such layers, are used directly. Any other module (an adapter, a layer with hooks) is called.
+    target: the class of each row (S,). With shares_SK: ``K`` different classes of each row (S, K). The first of them
+    counts as the right one.
+    shares_SK: the share of the target that each of the ``K`` classes has, float32; each row sums to 1.
+    label_smoothing: the share of the target that is spread over all classes.
+    scale, softcap: how the logits are changed before the softmax, see `changed_logits`.
+
+    Torch's own ``linear_cross_entropy`` (2.15) works in the same way but returns no predictions. Counting the right
+    ones would take a fourth matrix product. Torch 2.11 does not have it.
     """
     target_SK = target[:, None] if shares_SK is None else target
     layers = linear.layers if type(linear) is JoinedClassifier else [linear]
     if others := [layer for layer in layers if not is_plain(layer)]:
-        _tell(type(others[0]).__name__)
+        _log_slow(type(others[0]).__name__)
         return _called_cross_entropy(hidden_SH, linear, target_SK, shares_SK, label_smoothing, scale, softcap)
     tensors = [hidden_SH, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))]
-    if not torch.is_grad_enabled():  # autograd asks its functions for gradients even then
+    if not torch.is_grad_enabled():  # otherwise `needs_input_grad` would be True even then
         tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
     return _LinearCrossEntropy.apply(target_SK, shares_SK, label_smoothing, scale, softcap, *tensors)
 
 
 def changed_logits(logits: Tensor, scale: float = 1.0, softcap: float | None = None) -> Tensor:
-    """Logits as an LLM gives them behind its LM head: times ``scale`` (Cohere, Granite), then squeezed between
-    ``-softcap`` and ``softcap`` (Gemma 2)."""
+    """Change logits as some LLMs do after their LM head.
+
+    They are multiplied by ``scale`` (Cohere, Granite), then limited to ``-softcap`` to ``softcap`` by tanh (Gemma 2).
+    """
     logits = logits if scale == 1.0 else logits * scale
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
 def _error_before(error_SV: Tensor, changed_SV: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """The derivative by the logits, from that by the changed logits, in place."""
+    """Return the gradient of the logits, from that of the changed logits. It changes its argument in place."""
     if softcap is not None:
         error_SV *= 1 - (changed_SV / softcap).square()
     return error_SV if scale == 1.0 else error_SV.mul_(scale)
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether calling a layer does nothing but multiply by its weight and add its bias."""
+    """Whether a layer only multiplies by its weight and adds its bias, without hooks or other code."""
     return (
         type(layer) is nn.Linear
         and type(layer.weight) in (Tensor, nn.Parameter, FakeTensor)
@@ -108,7 +113,9 @@ def _called_cross_entropy(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """As `linear_cross_entropy`: a chunk of rows at a time, whose logits are computed again for the backward pass."""
+    """Compute `linear_cross_entropy` by calling the module on chunks of rows.
+
+    The logits of a chunk are recomputed in the backward pass."""
     kind = "cpu" if hidden_SH.device.type == "cpu" else "cuda"
     rows = max(1, MAX_LOGITS[kind] // getattr(module, "out_features", MANY_CLASSES))
 
@@ -117,11 +124,11 @@ def _called_cross_entropy(
         if shares is None:
             loss = F.cross_entropy(logits, target[:, 0], reduction="sum", label_smoothing=label_smoothing)
         else:
-            loss, _ = _loss_and_error(logits, target, shares, label_smoothing, wanted=False)
+            loss, _ = _loss_and_error(logits, target, shares, label_smoothing, needs_error=False)
         return loss, (logits.detach().argmax(-1) == target[:, 0]).sum().float()
 
     results = []
-    for begin in range(0, max(1, hidden_SH.shape[0]), rows):  # a call without rows too: its losses are 0
+    for begin in range(0, max(1, hidden_SH.shape[0]), rows):  # without rows there is one chunk, with the loss 0
         chunk = slice(begin, begin + rows)
         given = hidden_SH[chunk], target_SK[chunk], None if shares_SK is None else shares_SK[chunk]
         again = torch.is_grad_enabled()
@@ -131,29 +138,30 @@ def _called_cross_entropy(
 
 
 @lru_cache
-def _tell(name: str) -> None:
-    logger.info("cross-entropy goes through %s itself, which is no plain linear layer: it takes longer", name)
+def _log_slow(name: str) -> None:
+    logger.info("cross-entropy calls %s, which is not a plain linear layer: this takes longer", name)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Chunk by chunk, the gradients are made right behind the logits: three matrix products in all, none again.
+    """Cross-entropy that computes the gradients of a chunk right after its logits.
 
-    What is kept for the backward pass is the gradients themselves, which are as large as hidden states and weights.
+    So there are three matrix products, and none is repeated. The backward pass keeps only the gradients, which are as
+    large as the hidden states and the weights.
     """
 
     @staticmethod
     def forward(ctx, target_SK, shares_SK, label_smoothing, scale, softcap, hidden_SH, *parameters):
-        """parameters: weight and bias of each layer, whose classes stand one after another."""
+        """parameters: the weight and the bias of each layer, in the order of their classes."""
         device, tensors = hidden_SH.device.type, (hidden_SH, *parameters)
         half = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if half else parameters[0].dtype
         classes = sum(weight_VH.shape[0] for weight_VH in parameters[::2])
         rows = max(1, (MAX_LOGITS["cpu"] if device == "cpu" else MAX_LOGITS["cuda"]) // classes)
-        wanted = ctx.needs_input_grad[5:]
+        needs_grad = ctx.needs_input_grad[5:]
         grads = [
             torch.zeros_like(tensor, dtype=None if tensor is hidden_SH else torch.float32) if needed else None
-            for tensor, needed in zip(tensors, wanted, strict=True)
-        ]  # what is added up over chunks is float32
+            for tensor, needed in zip(tensors, needs_grad, strict=True)
+        ]  # sums over chunks are float32
         loss = torch.zeros((), device=hidden_SH.device)
         correct = torch.zeros((), device=hidden_SH.device)
         with torch.autocast(device, enabled=False):
@@ -166,7 +174,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = changed_logits(logits, scale, softcap)
                 correct += (logits.argmax(-1) == target[:, 0]).sum()
                 shares = None if shares_SK is None else shares_SK[chunk]
-                chunk_loss, error = _loss_and_error(logits, target, shares, label_smoothing, any(wanted))
+                chunk_loss, error = _loss_and_error(logits, target, shares, label_smoothing, any(needs_grad))
                 loss += chunk_loss
                 if error is not None:
                     error = _error_before(error, logits, scale, softcap)
@@ -188,15 +196,17 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
-def _loss_and_error(logits_SV: Tensor, target_SK: Tensor, shares_SK: Tensor | None, smoothing: float, wanted: bool):
-    """The summed loss, and its derivative by the logits (softmax minus target)."""
+def _loss_and_error(
+    logits_SV: Tensor, target_SK: Tensor, shares_SK: Tensor | None, smoothing: float, needs_error: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the summed loss, and its gradient by the logits (softmax minus target) if ``needs_error``, else None."""
     classes = logits_SV.shape[-1]
     logs_SV = torch.log_softmax(logits_SV, -1)
     picked_SK = logs_SV.gather(1, target_SK)
     picked_S = (picked_SK if shares_SK is None else picked_SK * shares_SK).sum(1)
     mean_S = logs_SV.mean(-1) if smoothing else 0.0
     loss = -((1 - smoothing) * picked_S + smoothing * mean_S).sum()
-    if not wanted:
+    if not needs_error:
         return loss, None
     probabilities_SV = logs_SV.exp_()
     if smoothing:
@@ -207,8 +217,7 @@ def _loss_and_error(logits_SV: Tensor, target_SK: Tensor, shares_SK: Tensor | No
 
 
 def _add_gradients(grads: list, chunk: slice, error_SV: Tensor | None, hidden_SH: Tensor, weights: list) -> None:
-    """Write or add the gradients of one chunk by hidden states, and by weight and bias of each layer, where they are
-    wanted."""
+    """Add the gradients of one chunk to those of the hidden states, weights and biases that need one."""
     if error_SV is None:
         return
     errors = error_SV.split([len(weight_VH) for weight_VH in weights], dim=1)
@@ -222,6 +231,6 @@ def _add_gradients(grads: list, chunk: slice, error_SV: Tensor | None, hidden_SH
         elif of_hidden is not None:
             of_hidden[chunk] += error @ weights[i]
         if of_weight is not None and of_weight.dtype == hidden_SH.dtype:
-            of_weight.addmm_(error.T, hidden_SH)  # without a copy of the weight's size
+            of_weight.addmm_(error.T, hidden_SH)  # in place: no temporary as large as the weight
         elif of_weight is not None:
             of_weight += error.T @ hidden_SH

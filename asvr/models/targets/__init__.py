@@ -1,4 +1,4 @@
-"""Reconstruction targets."""
+"""Reconstruction targets: what the model predicts about its input images."""
 
 from asvr.models.targets.base import Seen, Target, TensorSpec
 from asvr.models.targets.build import build_target, check_together

@@ -1,7 +1,7 @@
-"""The contract of a reconstruction target: what the LLM's hidden states at an image are trained to tell.
+"""The contract of a reconstruction target: what the LLM's hidden states of an image are trained to predict.
 
-Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images of the encoder (each crop of an image that is cut into several
-is one), ``N`` visual tokens of one, ``P`` visual positions that carry the loss, ``H`` LLM width, ``E`` encoder width.
+Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images (if an image is cut into crops, each crop counts as one), ``N``
+visual tokens of an image, ``P`` visual positions that carry the loss, ``H`` LLM width, ``E`` encoder width.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from asvr.models.visual_attention import AttentionRule
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Of one image. shape: without the images' dimension."""
+    """The shape and dtype of a tensor of one image. shape: without the dimension of the images."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -31,12 +31,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a target may look at, of one micro-batch.
+    """What a target can read of one micro-batch.
 
-    hidden: tap -> hidden states of all positions, flat (B*T, H); the taps that the target names. features_INE: of the
-    encoder, None where the batch has no image. training: whether this is a training step. masked: what the target had
-    masked in the pass that it reads. embeds_BTH, rule: what the LLM gets where nothing is masked, and who sees whom
-    then (None: all attention is causal).
+    batch: the micro-batch. hidden: tap -> hidden states of all positions, flat (B*T, H), for the target's ``taps``.
+    features_INE: the encoder's features, None if the batch has no image. training: whether this is a training step.
+    masked: which tokens the target masked in the LLM pass that it reads. embeds_BTH: the LLM's input without masks.
+    rule: the attention rule without masks (None: attention is causal).
     """
 
     batch: Batch
@@ -48,12 +48,13 @@ class Seen:
     rule: AttentionRule | None = None
 
     def images(self, tap: int = -1) -> Tensor:
-        """Hidden states (I, N, H) at the positions of the images' own tokens; zeros at a cell without one, see
-        `there_IN`."""
+        """Return the hidden states (I, N, H) at the positions of the visual tokens.
+
+        A cell without a token has zeros, see `there_IN`."""
         return self.by_image(self.hidden[tap][self.batch.visual_position_V])
 
     def by_image(self, values_VX: Tensor) -> Tensor:
-        """What the visual tokens have, (V, X), as (I, N, X); zeros at a cell without a token."""
+        """Arrange values of the visual tokens (V, X) by image: (I, N, X). A cell without a token has zeros."""
         batch = self.batch
         if batch.cells is not None:
             all_cells = values_VX.new_zeros(batch.num_images * batch.num_cells, values_VX.shape[-1])
@@ -61,7 +62,7 @@ class Seen:
         return values_VX.unflatten(0, (batch.num_images, batch.num_cells))
 
     def means(self, tap: int = -1) -> Tensor:
-        """The mean of each image's hidden states, (I, H) float32; zeros for one without a token."""
+        """Return the mean hidden state of each image, (I, H) float32. An image without tokens has zeros."""
         states_INH, there_IN = self.images(tap).float(), self.there_IN
         if there_IN is None:
             return states_INH.mean(1)
@@ -69,8 +70,9 @@ class Seen:
 
     @property
     def has_tokens_I(self) -> Tensor:
-        """Which images have a token at all, bool: a tile that is padding through and through has none. On the CPU they
-        are counted by `Batch.num_images_with_tokens`."""
+        """Which images have at least one token, bool. A tile that consists of padding has none.
+
+        `Batch.num_images_with_tokens` is their number, counted on the CPU."""
         there_IN = self.there_IN
         if there_IN is not None:
             return there_IN.any(1)
@@ -79,8 +81,10 @@ class Seen:
 
     @property
     def there_IN(self) -> Tensor | None:
-        """Which cells have a token, bool; None: all of them. Of a tile that was padded some have none, nor have those
-        that an image in its own resolution does not fill."""
+        """Which cells have a token, bool. None: all of them.
+
+        Cells in the padding of a tile have none. With images in their own resolution, cells beyond the image have
+        none."""
         batch = self.batch
         if batch.cells is None:
             return None
@@ -90,27 +94,36 @@ class Seen:
 
 
 class Target:
-    """What is reconstructed of the images, from which hidden states, and by which loss.
+    """A reconstruction target: what to predict about the images, from which hidden states, and with which loss.
 
-    A target of one's own is a class in the registry ``TARGETS``, with `truth` and `loss`. It is no module: its weights
-    are in three slots, by which checkpoints, ``train``, DDP and FSDP2 know them.
+    Your own target is a subclass in the registry ``TARGETS`` with the methods `truth` and `loss`. It is not a
+    ``nn.Module``. Its weights are in three attributes, where checkpoints, ``train``, DDP and FSDP2 find them:
 
-    head: what is trained with ``heads`` (several layers go into a ``nn.ModuleList`` or the like). teacher: what makes
-        the truth and gets no gradient; None where there is none. criterion: a loss with weights or buffers, or None.
-    keeps_teacher: True where the teacher changes in training (an EMA) or its weights are in no file: checkpoints hold
-        it then. False: its weights are in files of their own, which checkpoints name by a fingerprint.
-    copies_llm: True where the constructor copies the LLM, whose weights must be there then.
-    own_pass: True where it masks visual tokens in a pass of its own (`mask`), which costs one more of the LLM.
-    shares_mask: True where the text reads the images that it masks, in training. rules: True where attention in the
-        pass that it reads is not causal.
-    metrics: name -> shape of what `loss` counts beside the loss; ``()`` for one number.
-    text_rows: a layer whose classes stand behind the LM head's in the softmax of the text loss, or None.
+    head: a module that is trained with ``heads``. Several layers go into one ``nn.ModuleList`` or the like.
+    teacher: a module that makes the truth and gets no gradient, or None.
+    criterion: a loss with weights or buffers, or None.
 
-    name: of the loss in logs. weight: factor of the loss, or a `Ramp` as a dict; the attribute is the present one.
-    taps: the hidden states that it reads: -1 after the LLM's final norm, 0 what its first block gets, ``k`` the output
-    of its k-th block. shift: 1 = the hidden state before a visual token predicts it, 0 = the one at its own position.
-    supervise: which visual tokens carry the loss, see `Positions`. key: of the entry in the config, for messages.
-    encoder, llm, load_weights and key are injected.
+    More attributes of the class:
+
+    keeps_teacher: True if the teacher changes in training (a moving average) or its weights are in no file. Then
+        checkpoints hold it. False: its weights are in files, and checkpoints hold only their fingerprint.
+    copies_llm: True if the constructor copies the LLM. Then the LLM's weights are loaded before.
+    own_pass: True if the target masks visual tokens in an LLM pass of its own (`mask`), which costs time.
+    shares_mask: True if in training the text sees the same masked images.
+    rules: True if attention in the pass that it reads is not causal.
+    metrics: name -> shape of each metric that `loss` returns; ``()`` for one number.
+    text_rows: a layer whose classes are added after the LM head's to the softmax of the text loss, or None.
+
+    Arguments; the library gives encoder, llm, load_weights and key:
+
+    name: name of the loss in logs. weight: factor of the loss, or a dict with the fields of a `Ramp`.
+    taps: the hidden states that the target reads. -1: after the LLM's final norm. 0: the input of the first block.
+        ``k``: the output of the k-th block.
+    shift: 1: the hidden state before a visual token predicts it. 0: the hidden state at its own position does.
+    supervise: which visual tokens carry the loss. None: all. A number: so many of each image, drawn in each training
+        step. Or a dict, see `Positions`. key: the config key, for messages.
+
+    The attribute ``weight`` is the current factor of the loss.
     """
 
     head: nn.Module | None = None
@@ -122,7 +135,7 @@ class Target:
     own_pass: bool = False
     shares_mask: bool = False
     rules: bool = False
-    metrics: dict[str, tuple[int, ...]] = {}  # noqa: RUF012  read alone
+    metrics: dict[str, tuple[int, ...]] = {}  # noqa: RUF012  it is only read
 
     def __init__(
         self,
@@ -146,7 +159,7 @@ class Target:
                 )
             if tap == llm.num_layers and getattr(llm, "final_norm", tap) is None:
                 raise ValueError(
-                    f"{key}.tap={tap}: no final norm is found in this LLM, which has no other last state; use -1"
+                    f"{key}.tap={tap}: no final norm is found in this LLM, so its last state is tap=-1; use -1"
                 )
         self.ramp = ramp_of(weight, f"{key}.weight")
         self.weight = weight if self.ramp is None else self.ramp.begin
@@ -156,111 +169,129 @@ class Target:
 
     @property
     def counts(self) -> bool:
-        """Whether its loss has a weight at any time."""
+        """Whether the weight of the loss is above 0 at any time."""
         return bool(self.weight if self.ramp is None else self.ramp.begin or self.ramp.end)
 
     def set_progress(self, done: float) -> None:
-        """Before each step of a stage: from 0 in the first to 1 in the last."""
+        """Set how much of a stage is done, before each step: 0 in the first, 1 in the last."""
         if self.ramp is not None:
             self.weight = self.ramp.at(done)
 
     # What a target gives -----------------------------------------------------------------------------------
 
     def views(self) -> dict[str, ImageTransform]:
-        """The images that `truth` needs beside the encoder's features: view name -> transform. Their pixels come by
-        this name, which is the target's, or begins with it: ``<name>.<what>``. Equal transforms, such as the encoder's,
-        are computed once."""
+        """The pixels that `truth` needs besides the encoder's features: view name -> transform.
+
+        The name of a view is the target's name, or begins with it: ``<name>.<what>``. If two views have equal
+        transforms, or one equals the encoder's, the pixels are computed once."""
         return {}
 
     def truth_spec(self) -> dict[str, TensorSpec] | None:
-        """What `truth` gives of an image, where ``data.cache=True`` may keep it; None: it cannot be kept, since it
-        changes in training, or is drawn."""
+        """Return the tensors of `truth` for one image, if ``data.cache=True`` may cache them.
+
+        None: they cannot be cached, because they change in training or are random."""
         return None
 
     def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
-        """What is to be reconstructed: name -> (I, ...). pixels: by view, those of `views`. features_INE: of the
-        encoder. It runs without gradients, in float32. What it gives comes back in `loss`, computed or cached."""
-        raise NotImplementedError(f"{type(self).__name__} must say what is to be reconstructed: truth()")
+        """Return what the target has to reconstruct: name -> (I, ...). `loss` gets it, computed or cached.
+
+        pixels: the pixels of each view in `views`. features_INE: the encoder's features. It runs without gradients, in
+        float32."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method truth() that returns what to reconstruct")
 
     def mask(self, batch: Batch, *, training: bool) -> Masked | None:
-        """Which visual tokens the LLM gets masked for this target, drawn anew in each training step; None: it reads
-        what the text reads. Masks are drawn on the CPU: nothing may wait for the device."""
+        """Choose the visual tokens that are masked for this target. None: no token is masked.
+
+        Masks are drawn anew in each training step, on the CPU, so that nothing waits for the device."""
         return None
 
     def reads_alone(self, *, training: bool) -> bool:
-        """Whether it has a pass of its own for what it masks. The same for all micro-batches of a step."""
+        """Whether the LLM runs once more for this target's masks. It is the same for all micro-batches of a step."""
         return self.own_pass
 
     def teach(self, seen: Seen) -> dict[str, Tensor]:
-        """More of the truth, of what the LLM gets: that of a teacher which is a copy of it. It runs in the precision of
-        the step, and must make no gradients."""
+        """Return more of the truth, computed from the LLM's input. A teacher that is a copy of the LLM needs this.
+
+        It runs in the precision of the step, and must not compute gradients."""
         return {}
 
     def to_cache(self, truth: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The truth of some images on the CPU, as the cache keeps it. Raises ``ValueError`` where it is not as
-        `truth_spec` says."""
+        """Return the truth of some images on the CPU, as the cache keeps it.
+
+        Raises ``ValueError`` if it does not match `truth_spec`."""
         specs, found = self.truth_spec(), {}
         assert specs is not None  # a truth without a spec is never cached
         if truth.keys() != specs.keys():
-            raise ValueError(f"the truth of target {self.name!r} holds {sorted(truth)}, truth_spec() {sorted(specs)}")
+            raise ValueError(
+                f"target {self.name!r}: truth() returns {sorted(truth)}, but truth_spec() names {sorted(specs)}"
+            )
         for name, spec in specs.items():
             value = truth[name].cpu()
             if (value.dtype, tuple(value.shape[1:])) != (spec.dtype, tuple(spec.shape)):
                 raise ValueError(
-                    f"{name!r} of target {self.name!r} is {value.dtype} {tuple(value.shape[1:])} an image, expected "
-                    f"{spec.dtype} {tuple(spec.shape)}, as truth_spec() says"
+                    f"target {self.name!r}: truth() returns {name!r} as {value.dtype} {tuple(value.shape[1:])} for an "
+                    f"image, but truth_spec() says {spec.dtype} {tuple(spec.shape)}"
                 )
             found[name] = value
         return found
 
     def cache_key(self) -> str:
-        """All that `truth` depends on besides the entry in the config and the encoder's features: two targets of one
-        key give one truth. The source of the class is a part of it; of functions that it calls it is not."""
+        """Return a text that stands for all that `truth` depends on, besides the config and the encoder's features.
+
+        Two targets with the same key have the same truth. The source code of the class is a part of the key. The source
+        code of functions that it calls is not."""
         teacher = "" if self.teacher is None else fingerprint_of(self.teacher)
         return f"{source_of_class(type(self))} {teacher} {self.views()} {self.truth_spec()}"
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss summed over what `count` counts, and as such sums the `metrics` by name. Nothing may wait for the
-        device."""
-        raise NotImplementedError(f"{type(self).__name__} must compare hidden states with the truth: loss()")
+        """Return the loss and the `metrics` by name, all summed over what `count` counts.
+
+        Nothing may wait for the device."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method loss() that compares hidden states and truth")
 
     def count(self, window: list[Batch], *, training: bool) -> float:
-        """By what the sum of `loss` over these micro-batches is divided: by default the number of visual tokens that
-        carry it, in training the expected one where some are drawn. From counts on the CPU alone."""
+        """Return the number by which the sum of `loss` over these micro-batches is divided.
+
+        By default it is the number of visual tokens that carry the loss. If tokens are drawn in training, it is the
+        expected number. It may use only counts on the CPU."""
         return self.positions.count(window, self.shift, training=training)
 
     def learns_from(self, batch: Batch) -> bool:
-        """Whether a micro-batch has anything for this target. From counts on the CPU alone."""
+        """Whether this target has a loss on a micro-batch. It may use only counts on the CPU."""
         return self.count([batch], training=False) > 0
 
     def start(self, model) -> None:
-        """Where a run begins with a model folder that lacks this target: its weights are as built then, the others the
-        folder's. A teacher that follows the training begins here. Raises ``ValueError`` where nothing says how."""
+        """Initialise the teacher when a run starts from a model folder that lacks this target.
+
+        The model has the folder's weights then, and this target has its new ones. A teacher that changes in training
+        is set here. Raises ``ValueError`` if a subclass has such a teacher and no `start`."""
         if self.keeps_teacher:
             raise ValueError(
-                f"target {self.name!r} is not in the model that the run begins with, and {type(self).__name__}.start() "
-                "does not say how its teacher begins: write it, or begin with a model that has the target"
+                f"target {self.name!r} is not in the model that the run begins with, and {type(self).__name__} has no "
+                "start() that initialises its teacher: write one, or begin with a model that has the target"
             )
 
     def after_step(self, model, skipped: Tensor | None) -> None:
-        """After each optimisation step: a place for an EMA, see `asvr.models.targets.ema`. skipped: () bool on the
-        device, whether the step was left out since it was not finite. Runs without gradients."""
+        """Do what is needed after each optimisation step, such as a moving average (`asvr.models.targets.ema`).
+
+        skipped: () bool on the device, True if the step was skipped because a number was not finite. It runs without
+        gradients."""
 
     def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """Maps to look at: name -> (I, N) numbers, NaN at a token without one. None: there is nothing to show."""
+        """Return maps to look at: name -> (I, N) numbers, NaN where a token has none. None: there are no maps."""
         return None
 
     @property
     def decodes(self) -> bool:
-        """Whether pixels can be made of what it predicts."""
+        """Whether its predictions can be decoded into pixels."""
         return False
 
     def describe(self) -> str:
-        """A few words for summaries."""
+        """Describe the target in a few words, for summaries."""
         return type(self).__name__
 
     def portable(self, config: dict) -> dict:
-        """``config`` of this target without the files that it names, see `Component.portable`."""
+        """Return the ``config`` of this target without names of files, see `Component.portable`."""
         own = {key: value for key, value in config.items() if key != "fit"}
         for part in ("teacher", "head"):
             if isinstance(own.get(part), dict) and isinstance(getattr(self, part), nn.Module):
@@ -268,7 +299,7 @@ class Target:
         return own
 
     def check_slots(self) -> None:
-        """Raise ``ValueError`` for a teacher that would move and not be kept."""
+        """Raise ``ValueError`` if the teacher changes in training, but checkpoints would not hold it."""
         moves = type(self).after_step is not Target.after_step
         if moves and self.teacher is not None and not self.keeps_teacher:
             raise ValueError(
@@ -277,12 +308,15 @@ class Target:
             )
 
     def check_layout(self, layout: ImageLayout) -> None:
-        """Raise ``ValueError`` where it cannot learn from images of which not all cells have a token, or whose number
-        of tokens depends on their size: ``layout.fixed`` is None then."""
+        """Raise ``ValueError`` if the target cannot be used with this layout.
+
+        If ``layout.fixed`` is None, some cells may have no token, or the number of tokens depends on the image size."""
 
     # For use in `loss` -------------------------------------------------------------------------------------
 
     def places(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
-        """Which hidden position predicts which visual token: ``source_P``, flat into (B*T), and ``token_P``, flat into
-        (I*N), None where that is all of them."""
+        """Return which hidden state predicts which visual token, as flat indices.
+
+        ``source_P``: the hidden state's index in (B*T). ``token_P``: the visual token's index in (I*N), or None if the
+        rows are all tokens in order."""
         return self.positions.places(seen.batch, self.shift, training=seen.training)

@@ -1,4 +1,4 @@
-"""Discrete codes as a reconstruction target: of which visual tokenizer, by which head and loss.
+"""Discrete codes as a reconstruction target, with a visual tokenizer, a head and a loss.
 
 Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M`` on the tokenizer's,
 ``D`` code depth, ``P`` supervised visual positions, ``H`` LLM width.
@@ -25,10 +25,10 @@ from asvr.registry import HEADS, LOSSES, TARGETS, VISUAL_TOKENIZERS
 
 
 class _Codes:
-    """Which codes are to be predicted, by a tokenizer (``teacher``).
+    """The codes to predict, made by a tokenizer (``teacher``).
 
-    shares_encoder: it quantises the model's own encoder features. There is no constructor here: the fields of a target
-    in a config are found by following the constructors of its classes.
+    shares_encoder: whether the tokenizer quantises the features of the model's own encoder. There is no constructor
+    here, because the config fields of a target are read from the constructors of its classes.
     """
 
     name: str
@@ -47,7 +47,7 @@ class _Codes:
         return dict(codes=TensorSpec(shape, code_dtype(max(self.tokenizer.codebook_sizes))))
 
     def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
-        """``codes`` (I, M, D) on the tokenizer's grid, from the encoder's own features or from pixels."""
+        """Return ``codes`` (I, M, D) on the tokenizer's grid, made from the encoder's features or from pixels."""
         if self.shares_encoder:
             return dict(codes=self.tokenizer.quantize(features_INE))
         return dict(codes=self.tokenizer.encode(pixels[self.name]))
@@ -62,8 +62,9 @@ class _Codes:
 
 
 class CodeTruth(_Codes):
-    """The side of a `CodeTarget` that needs neither LLM nor head. name: of the target. tokenizer: what makes the
-    codes."""
+    """The part of a `CodeTarget` that needs neither an LLM nor a head.
+
+    name: the target's name. tokenizer: it makes the codes."""
 
     def __init__(self, *, name: str, tokenizer: VisualTokenizer, encoder):
         self.name, self.teacher = name, tokenizer
@@ -74,15 +75,18 @@ class CodeTruth(_Codes):
 class CodeTarget(_Codes, Target):
     """The discrete codes of a visual tokenizer, which a head predicts depth by depth. This is ASVR's target.
 
-    tokenizer, head, loss: component configs; the loss is `CodeCrossEntropy` by default. tap: which hidden state, see
-        `Target`. resample: ``nearest`` where the tokenizer's grid is not the encoder's; None: they must agree. fit:
-        arguments of the tokenizer's ``fit()``, which is fitted before training then (`asvr.engine.prepare`).
+    tokenizer: config of the visual tokenizer that makes the codes. head: config of the head that predicts them.
+    loss: config of the loss. None: `CodeCrossEntropy`. tap: which hidden state the head reads, see `Target`.
+    resample: ``nearest``: each encoder position takes the code of the tokenizer's cell in which its centre lies. None:
+        the two grids must be equal.
+    fit: arguments of the tokenizer's ``fit()``. With them it is fitted before training (`asvr.engine.prepare`).
 
-    index_N: for each encoder position the tokenizer's position, None where the grids agree. shares_encoder: the
-    tokenizer quantises the model's own encoder features. asked: what the head's ``forward`` asks for, see `Head`.
-    whole_images: why the head, which asks for nothing, needs all tokens of an image; None: it does not.
+    Attributes. index_N: for each encoder position, the tokenizer's position; None if the grids are equal.
+    shares_encoder: whether the tokenizer quantises the features of the model's own encoder. asked: the optional
+    arguments that the head's ``forward`` takes, see `Head`. whole_images: why the head needs all tokens of an image at
+    once, as text; None if it does not.
 
-    Raises ``ValueError`` where the grids differ and ``resample`` is not set, or ``tap`` is no layer of the LLM.
+    Raises ``ValueError`` if the grids differ and ``resample`` is not set, or if ``tap`` is not a layer of the LLM.
     """
 
     def __init__(
@@ -103,32 +107,35 @@ class CodeTarget(_Codes, Target):
         super().__init__(encoder=encoder, llm=llm, taps=(tap,), shift=shift, load_weights=load_weights, **own)
         key, self.tap, self.hidden_size = self.key, tap, llm.hidden_size
         if tap == llm.num_layers:
-            _tell_last_tap(key, tap)
+            _log_last_tap(key, tap)
         self.teacher = build_tokenizer(tokenizer, encoder, load_weights)
         self.shares_encoder = shares_encoder(self.teacher, encoder)
         self.criterion = LOSSES.build(loss or dict(type="CodeCrossEntropy"))
         weights = getattr(self.criterion, "depth_weights", None)
         depth = self.tokenizer.depth
         if weights is not None and len(weights) != depth:
-            raise ValueError(f"{key}.loss.depth_weights has {len(weights)} entries, the codes have depth {depth}")
+            raise ValueError(
+                f"{key}.loss.depth_weights has {len(weights)} entries, the codes have depth {depth}: give one weight "
+                "for each depth"
+            )
         sizes = dict(hidden_size=llm.hidden_size, code_width=self.tokenizer.code_width)
         self.head = HEADS.build(head, default_args=dict(sizes, codebook_sizes=self.tokenizer.codebook_sizes))
-        some_alone = self.positions.supervise is not None  # a head may get some tokens of an image alone
+        some_alone = self.positions.supervise is not None  # then the head gets only some tokens of an image
         self.asked = places_of(self.head)
         self.whole_images = None
         if (shift == 1 or some_alone) and not self.asked:
             self.whole_images = why_whole_images(self.head, **sizes)
         if self.whole_images and some_alone:
             raise ValueError(
-                f"{key}.supervise={self.positions.supervise}: {type(self.head).__name__} {self.whole_images}, and "
-                "would get some alone: have its forward() take image_P and cell_P (which image and which cell a row "
-                "is), or set it None"
+                f"{key}.supervise={self.positions.supervise}: {type(self.head).__name__} {self.whole_images}, but "
+                "would get only some of its tokens: let its forward() take image_P and cell_P (the image and the cell "
+                "of each row), or set supervise=None"
             )
         self.native = hasattr(encoder.transform, "grid_of")  # each image has a grid of its own
         if self.native and not self.shares_encoder and resample != "nearest":
             raise ValueError(
-                f"{key}: the encoder reads images in their own resolution, its grid is never the tokenizer's: set "
-                "resample='nearest' (each encoder position takes the code of the cell its centre lies in)"
+                f"{key}: the encoder reads images in their own resolution, so its grid is not the tokenizer's: set "
+                "resample='nearest' (each encoder position takes the code of the cell in which its centre lies)"
             )
         self.index_N = None if self.shares_encoder or self.native else _resample(key, self.tokenizer, encoder, resample)
         self.metrics = dict(correct=(depth,))
@@ -136,7 +143,7 @@ class CodeTarget(_Codes, Target):
     # The contract of a target ------------------------------------------------------------------------------
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """In nats; ``correct``: the number of right codes at each depth (D,)."""
+        """Return the loss in nats, and ``correct``: the number of right codes at each depth (D,)."""
         source_P, token_P = self.places(seen)
         codes_PD = self.codes_by_cell(truth, seen.batch).flatten(0, 1)
         codes_PD = codes_PD if token_P is None else codes_PD[token_P]
@@ -146,7 +153,7 @@ class CodeTarget(_Codes, Target):
 
     @property
     def classifiers(self) -> Sequence[nn.Module]:
-        """What turns the head's states into logits, one a code depth."""
+        """The layers that turn the head's states into logits, one for each code depth."""
         return self.head.classifiers
 
     @property
@@ -167,45 +174,47 @@ class CodeTarget(_Codes, Target):
         sizes = dict(hidden_size=self.hidden_size, code_width=self.tokenizer.code_width)
         if why := why_whole_images(self.head, **sizes):
             raise ValueError(
-                f"{self.key}.head: {type(self.head).__name__} {why}, and with {type(layout).__name__} some images lack "
-                "some: have its forward() take image_P and cell_P (which image and which cell a row is)"
+                f"{self.key}.head: {type(self.head).__name__} {why}, but with {type(layout).__name__} some images lack "
+                "some tokens: let its forward() take image_P and cell_P (the image and the cell of each row)"
             )
 
     # Codes and predictions ---------------------------------------------------------------------------------
 
     def codes(self, truth: dict[str, Tensor]) -> Tensor:
-        """codes_IND on the encoder's grid, int64; where each image has a grid of its own, on the tokenizer's still."""
+        """Return codes_IND on the encoder's grid, int64.
+
+        If each image has its own grid, they are still on the tokenizer's grid: use `codes_by_cell`."""
         return self.to_encoder_grid(require_integers(truth["codes"], f"codes of target {self.name!r}"))
 
     def codes_by_cell(self, truth: dict[str, Tensor], batch: Batch) -> Tensor:
-        """codes_IND, of each cell of the encoder."""
+        """Return codes_IND: the codes of each cell of the encoder."""
         return self.to_cells(self.codes(truth), batch)
 
     def to_cells(self, values_INX: Tensor, batch: Batch) -> Tensor:
-        """What `to_encoder_grid` gives, of each cell of the encoder, also where each image has a grid of its own."""
+        """Bring the result of `to_encoder_grid` to the encoder's cells if each image has its own grid."""
         if not self.native or self.shares_encoder:
             return values_INX
         found = (_nearest(tuple(self.tokenizer.grid), tuple(grid)) for grid in batch.cells.grids)
         index_IN = torch.tensor([own + [0] * (self.num_tokens - len(own)) for own in found], device="cpu")
-        if values_INX.is_cuda:  # the host would wait for a copy of other memory
+        if values_INX.is_cuda:  # a copy from memory that is not pinned would make the CPU wait
             index_IN = index_IN.pin_memory()
         index_IN = index_IN.to(values_INX.device, non_blocking=True)
         return values_INX.gather(1, index_IN[..., None].expand(-1, -1, values_INX.shape[-1]))
 
     def states(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> Tensor:
-        """token_P: the rows' flat indices into (I*N), None where they are all."""
+        """Return the head's states_PDW. token_P: the rows' flat indices in (I*N), None if the rows are all tokens."""
         if token_P is not None and self.whole_images:
             raise ValueError(
-                f"target {self.name!r}: {type(self.head).__name__} {self.whole_images}, and with shift=1 "
-                "the first one has no hidden state where an image begins its sample: have its forward() take image_P "
-                "and cell_P (which image and which cell a row is), or set shift=0"
+                f"target {self.name!r}: {type(self.head).__name__} {self.whole_images}, but with shift=1 the first "
+                "token has no hidden state if an image begins its sample: let its forward() take image_P and cell_P "
+                "(the image and the cell of each row), or set shift=0"
             )
         with torch.no_grad():
             vectors_PDC = self.tokenizer.embed(codes_PD)
-        return self.run_head(hidden_PH.float(), vectors_PDC, token_P)  # a frozen LLM may be half precision
+        return self.run_head(hidden_PH.float(), vectors_PDC, token_P)  # a frozen LLM may be in half precision
 
     def run_head(self, hidden_PH: Tensor, vectors_PDC: Tensor, token_P: Tensor | None = None) -> Tensor:
-        """The head, told which image and which cell a row is where it asks for it."""
+        """Call the head. It also gets the image and the cell of each row if its ``forward`` takes them."""
         if not self.asked:
             return self.head(hidden_PH, vectors_PDC)
         if token_P is None:
@@ -215,8 +224,9 @@ class CodeTarget(_Codes, Target):
 
     @torch.no_grad()
     def predict(self, hidden_PH: Tensor, codes_PD: Tensor, token_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The most probable code at each depth given the true codes of the depths before, codes_PD; and its
-        probability."""
+        """Return the most probable code at each depth, and its probability, both (P, D).
+
+        codes_PD: the true codes. Each depth gets the true codes of the depths before it."""
         states_PDW = self.states(hidden_PH, codes_PD, token_P)
         codes, probabilities = [], []
         for d, classifier in enumerate(self.classifiers):
@@ -227,7 +237,7 @@ class CodeTarget(_Codes, Target):
         return torch.stack(codes, dim=1), torch.stack(probabilities, dim=1)
 
     def to_encoder_grid(self, values_IMX: Tensor) -> Tensor:
-        """(I, N, ...): each encoder position takes the value of the cell its centre lies in."""
+        """Return (I, N, ...): each encoder position takes the value of the cell in which its centre lies."""
         if self.index_N is None:
             return values_IMX
         self.index_N = self.index_N.to(values_IMX.device)  # copied at the first step only
@@ -235,7 +245,7 @@ class CodeTarget(_Codes, Target):
 
 
 def build_tokenizer(config: dict, encoder, load_weights: bool = True) -> VisualTokenizer:
-    """A tokenizer that takes an ``encoder`` and is given none quantises the model's own."""
+    """Build a visual tokenizer. If it takes an ``encoder`` and the config has none, it gets the model's encoder."""
     fields = inspect.signature(VISUAL_TOKENIZERS.get(config["type"])).parameters
     if "encoder" in fields and config.get("encoder") is None:
         config = dict(config, encoder=encoder)
@@ -243,16 +253,16 @@ def build_tokenizer(config: dict, encoder, load_weights: bool = True) -> VisualT
 
 
 def shares_encoder(tokenizer: VisualTokenizer, encoder) -> bool:
-    """Whether codes come from the features of the model's own encoder, which then runs once for both."""
+    """Whether the codes come from the features of the model's own encoder. Then it runs once for both."""
     return getattr(tokenizer, "encoder", None) is encoder
 
 
-def _tell_last_tap(key: str, tap: int) -> None:
-    """It used to be -1 by another name, and there are checkpoints that were trained so."""
+def _log_last_tap(key: str, tap: int) -> None:
+    """Log what the number of the last layer means. In earlier versions it meant -1, and such checkpoints exist."""
     log_once(
         logging.INFO,
-        "%s.tap=%d: the last block's own output, in front of the final norm; earlier runs with it took the state "
-        "behind the norm, which is tap=-1",
+        "%s.tap=%d is the output of the last block, before the final norm; in earlier versions it was the state after "
+        "the norm, which is tap=-1",
         *(key, tap),
     )
 
@@ -265,19 +275,19 @@ def _resample(key: str, tokenizer: VisualTokenizer, encoder, rule: str | None) -
         raise ValueError(
             f"{key}: the tokenizer's grid is {'x'.join(map(str, tokenizer.grid))}, the encoder's "
             f"{' and '.join('x'.join(map(str, grid)) for grid in grids)}: choose sizes that agree, or set "
-            "resample='nearest' (each encoder position takes the code of the cell its centre lies in)"
+            "resample='nearest' (each encoder position takes the code of the cell in which its centre lies)"
         )
     return torch.cat([nearest_cells(tokenizer.grid, grid) for grid in grids])
 
 
-def nearest_cells(grid: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-    """For each cell of the grid ``wanted``, in raster order, the cell of ``grid`` that its centre lies in."""
-    return torch.tensor(_nearest(grid, wanted), device="cpu")
+def nearest_cells(grid: tuple[int, int], other_grid: tuple[int, int]) -> Tensor:
+    """For each cell of ``other_grid``, in raster order, return the cell of ``grid`` in which its centre lies."""
+    return torch.tensor(_nearest(grid, other_grid), device="cpu")
 
 
 @cache
-def _nearest(grid: tuple[int, int], wanted: tuple[int, int]) -> list[int]:
+def _nearest(grid: tuple[int, int], other_grid: tuple[int, int]) -> list[int]:
     rows, columns = (
-        [int((i + 0.5) * own / other) for i in range(other)] for own, other in zip(grid, wanted, strict=True)
+        [int((i + 0.5) * own / other) for i in range(other)] for own, other in zip(grid, other_grid, strict=True)
     )
     return [row * grid[1] + column for row in rows for column in columns]

@@ -1,7 +1,7 @@
-"""The latents of the whole image as a reconstruction target: a head tells the noise that was added to them.
+"""The latents of an image as a reconstruction target: a head predicts the noise that was added to them.
 
-Legend: ``I`` images, ``K`` noisy versions of each, ``N`` visual tokens of an image, ``C`` latents of a token, ``H`` LLM
-width, ``P`` visual positions that carry the loss.
+Legend: ``I`` images, ``K`` noisy versions of each image, ``N`` visual tokens of an image, ``C`` latents of a token,
+``H`` LLM width, ``P`` visual positions that carry the loss.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Exponential moving averages of weights, for targets whose teacher follows a part of the model."""
+"""Exponential moving averages (EMA) of weights, for targets whose teacher follows a part of the model."""
 
 import torch
 from torch import Tensor, nn
@@ -9,20 +9,25 @@ from asvr.models.shards import full_tensor, local_shard
 
 @torch.no_grad()
 def move_towards(teacher: nn.Module, student: nn.Module, *, decay: float, skipped: Tensor | None = None) -> None:
-    """``teacher = decay * teacher + (1 - decay) * student``, weights and floating-point buffers alike; other buffers
-    are copied. skipped: () bool on the device; where it is true, nothing moves, and nothing waits for it.
+    """Update a moving average: ``teacher = decay * teacher + (1 - decay) * student``.
 
-    Both have the same tensors by name; they may be sharded over processes, each in its own way: every process calls
-    it. Raises ``ValueError`` where the names differ, and for a teacher in half precision, in which a small share of a
-    difference is lost: keep it in float32 (``copy.deepcopy(part).float()``).
+    This holds for weights and floating-point buffers. Other buffers are copied. skipped: () bool on the device. If it
+    is true, nothing changes. Nothing waits for the device.
+
+    Both modules need tensors with the same names. Each may be sharded over processes in its own way, so every process
+    must call this. Raises ``ValueError`` if the names differ, or if the teacher is in half precision: small updates
+    would be lost by rounding. Keep it in float32 (``copy.deepcopy(part).float()``).
     """
     own, other = teacher.state_dict(keep_vars=True), student.state_dict(keep_vars=True)
     if own.keys() != other.keys():
         different = sorted(own.keys() ^ other.keys())
-        raise ValueError(f"teacher and student differ in {', '.join(different[:3])} ({len(different)} tensors)")
+        raise ValueError(
+            f"teacher and student differ in {', '.join(different[:3])} ({len(different)} tensors): expected the same "
+            "tensors in both"
+        )
     if half := [key for key, value in own.items() if value.dtype in (torch.bfloat16, torch.float16)]:
         raise ValueError(
-            f"{half[0]} of a teacher is {own[half[0]].dtype}, in which an average does not move: use float()"
+            f"{half[0]} of a teacher is {own[half[0]].dtype}, where small updates are lost: use teacher.float()"
         )
     share = 1.0 - decay if skipped is None else torch.where(skipped, 0.0, 1.0 - decay).float()
     for key, value in own.items():
@@ -34,7 +39,7 @@ def move_towards(teacher: nn.Module, student: nn.Module, *, decay: float, skippe
 
 
 def _aligned(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """What this process holds of ``own``, and the same part of ``other``."""
+    """Return this process's part of ``own``, and the same part of ``other``."""
     if isinstance(own, DTensor):
         if not isinstance(other, DTensor) or other.placements != own.placements:
             other = local_shard(full_tensor(other), own)

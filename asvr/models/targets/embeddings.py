@@ -1,4 +1,4 @@
-"""The visual embeddings that enter the LLM as a reconstruction target.
+"""A reconstruction target: the visual embeddings that the LLM gets as input.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width, ``H`` LLM width.
 """
@@ -18,14 +18,14 @@ from asvr.registry import TARGETS
 class EmbeddingTarget(ContinuousTarget):
     """The visual embeddings that the projector gives to the LLM (VDEP, arXiv 2502.09093; GAS, arXiv 2608.12209).
 
-    VDEP takes the model's own projector as it is, GAS an exponential moving average of it. No gradient goes into that
-    projector, so that the embeddings do not move towards what the LLM predicts.
+    VDEP uses the model's own projector. GAS uses a moving average of it. No gradient flows into the target's projector,
+    so that the embeddings do not move towards the LLM's predictions.
 
-    decay: of the average, in a step; None: there is none. The rest is as in `ContinuousTarget` and `Target`.
-    model_projector is injected.
+    decay: decay of the moving average in each step. None: the model's own projector is used.
 
-    They are taken where the projector gives them: some LLMs scale them, or add positions, in front of the first block.
-    They move, so nothing is cached. Checkpoints hold an averaged projector.
+    The other arguments are those of `ContinuousTarget` and `Target`. The library gives model_projector. The target is
+    the output of the projector. Some LLMs scale it or add positions before their first block: this is not part of the
+    target. The embeddings change in training, so they are not cached. Checkpoints hold a moving average.
     """
 
     def __init__(self, *, llm, model_projector: nn.Module, decay: float | None = None, key: str = "target", **own):
@@ -36,7 +36,7 @@ class EmbeddingTarget(ContinuousTarget):
         self.keeps_teacher = decay is not None
         if self.keeps_teacher:
             self.teacher = copy.deepcopy(model_projector).float().requires_grad_(False).eval()
-        self._projector = (model_projector,)  # a tuple hides it: it is the model's
+        self._projector = (model_projector,)  # in a tuple, so that it is not registered here: it belongs to the model
 
     def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
         projector = self._projector[0] if self.teacher is None else self.teacher

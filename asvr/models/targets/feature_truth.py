@@ -1,4 +1,4 @@
-"""Which features are to be predicted: those of a frozen teacher, brought to the cells of the model's encoder.
+"""The features that a target predicts: those of a frozen teacher, resampled to the cells of the model's encoder.
 
 Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M`` on the teacher's, ``E`` width.
 """

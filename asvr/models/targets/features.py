@@ -1,7 +1,7 @@
-"""Continuous features as a reconstruction target, told at one or several layers of the LLM.
+"""Continuous features as a reconstruction target, predicted at one or several layers of the LLM.
 
 Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``P`` visual positions that carry the loss,
-``H`` LLM width, ``E`` width of the features, ``W`` width of what is told: ``E``, or ``H`` without a head.
+``H`` LLM width, ``E`` width of the features, ``W`` width of the predictions: ``E``, or ``H`` without a head.
 """
 
 import inspect
@@ -20,17 +20,19 @@ from asvr.registry import LOSSES, TARGETS
 
 
 class ContinuousTarget(Target):
-    """What targets without codes have in common: head, loss and maps. A subclass sets ``width``, which is ``E``, before
-    this constructor runs, and has `features`.
+    """The base class of targets without codes: head, loss and maps.
 
-    tap: which hidden state, see `Target`; a list: each of them tells the features, and the loss is their mean.
-    mlp: fields of a `FeatureMLP`, one for each tap; None: the hidden states themselves are compared. shared_mlp: one
-        for all taps.
-    loss: a `FeatureLoss`; None: `CosineLoss`. normalize: the features go through a layer norm without weights first.
+    A subclass sets ``width`` (``E``) before it calls this constructor, and has a method `features`.
 
-    ``cosine`` is logged: the mean cosine of the angle between what is told and what is wanted.
+    tap: which hidden state, see `Target`. With a list, each of them predicts the features, and the loss is the mean.
+    mlp: fields of a `FeatureMLP`. Each tap gets its own. None: the hidden states themselves are the predictions.
+    shared_mlp: one MLP for all taps.
+    loss: a `FeatureLoss`. None: `CosineLoss`. normalize: whether the target features go through a layer norm without
+        weights first.
 
-    A stage in which the weight is 0 computes nothing of it. Raises ``ValueError`` where widths do not fit.
+    The metric ``cosine`` is the mean cosine similarity of predicted and target features.
+
+    If the weight is 0 in a stage, nothing is computed. Raises ``ValueError`` if the widths do not fit.
     """
 
     width: int
@@ -52,7 +54,7 @@ class ContinuousTarget(Target):
         if not taps or len(set(taps)) < len(taps) or not all(type(one) is int for one in taps):
             raise ValueError(f"{key}.tap={tap!r}: expected a layer, or a list of different layers")
         if shared_mlp and (mlp is None or len(taps) == 1):
-            raise ValueError(f"{key}.shared_mlp=True: needs `mlp` and a list of several layers in `tap`")
+            raise ValueError(f"{key}.shared_mlp=True: needs an `mlp`, and a list of several layers in `tap`")
         super().__init__(encoder=encoder, llm=llm, taps=taps, key=key, **own)
         self.normalize = normalize
         self.criterion = LOSSES.build(loss or dict(type="CosineLoss"))
@@ -61,7 +63,7 @@ class ContinuousTarget(Target):
         if mlp is None:
             if llm.hidden_size != self.width and not self.of_images:
                 raise ValueError(
-                    f"{key}.mlp=None compares hidden states of width {llm.hidden_size} with features of width "
+                    f"{key}.mlp=None: the hidden states have width {llm.hidden_size}, but the features have width "
                     f"{self.width}: set mlp=dict(layers=1)"
                 )
         else:
@@ -72,8 +74,8 @@ class ContinuousTarget(Target):
     # For a subclass ----------------------------------------------------------------------------------------
 
     def features(self, truth: dict[str, Tensor], batch: Batch) -> Tensor:
-        """What is wanted, (I, N, E) float32, out of what `truth` gave or the cache kept."""
-        raise NotImplementedError(f"{type(self).__name__} must give the features of each cell")
+        """Return the target features (I, N, E) float32, from the result of `truth` or from the cache."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method features() for the features of each cell")
 
     # The contract of a target ------------------------------------------------------------------------------
 
@@ -81,21 +83,21 @@ class ContinuousTarget(Target):
         return self.counts and super().learns_from(batch)
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        wanted_PE, source_P, token_P = self.wanted(seen, truth)
+        target_PE, source_P, token_P = self.wanted(seen, truth)
         losses, cosines = [], []
-        for told_PW in self.told(seen, source_P):
-            losses.append(self._compare(told_PW, wanted_PE, token_P, seen.batch.num_images))
+        for predicted_PW in self.told(seen, source_P):
+            losses.append(self._compare(predicted_PW, target_PE, token_P, seen.batch.num_images))
             if self.metrics:
-                cosines.append(F.cosine_similarity(told_PW.detach(), wanted_PE, dim=-1).sum())
+                cosines.append(F.cosine_similarity(predicted_PW.detach(), target_PE, dim=-1).sum())
         return torch.stack(losses).mean(), dict(cosine=torch.stack(cosines).mean()) if cosines else {}
 
     def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """``cosine`` of each token, the mean over the taps."""
+        """Return ``cosine``: the cosine similarity of each token, the mean over the taps."""
         if not self.metrics:
             return None
-        wanted_PE, source_P, token_P = self.wanted(seen, truth)
-        told = self.told(seen, source_P)
-        cosines_P = torch.stack([F.cosine_similarity(told_PE, wanted_PE, dim=-1) for told_PE in told]).mean(0)
+        target_PE, source_P, token_P = self.wanted(seen, truth)
+        predicted = self.told(seen, source_P)
+        cosines_P = torch.stack([F.cosine_similarity(own_PE, target_PE, dim=-1) for own_PE in predicted]).mean(0)
         found = cosines_P.new_full((seen.batch.num_images * self.num_tokens,), float("nan"))
         found[slice(None) if token_P is None else token_P] = cosines_P
         return dict(cosine=found.view(seen.batch.num_images, self.num_tokens))
@@ -103,7 +105,7 @@ class ContinuousTarget(Target):
     # Parts -------------------------------------------------------------------------------------------------
 
     def told(self, seen: Seen, source_P: Tensor) -> list[Tensor]:
-        """What the hidden states at these flat positions tell, (P, W) float32, by tap."""
+        """Return the predictions (P, W) float32 of each tap, from the hidden states at these flat positions."""
         states = [seen.hidden[tap][source_P].float() for tap in self.taps]
         if self.head is None:
             return states
@@ -111,24 +113,24 @@ class ContinuousTarget(Target):
         return [head(hidden_PH).float() for head, hidden_PH in zip(heads, states, strict=True)]
 
     def wanted(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """wanted_PE, and `Target.places`."""
+        """Return the target features (P, E), and the two indices of `Target.places`."""
         source_P, token_P = self.places(seen)
-        wanted_PE = self.features(truth, seen.batch).flatten(0, 1)
-        wanted_PE = wanted_PE if token_P is None else wanted_PE[token_P]
-        return F.layer_norm(wanted_PE, wanted_PE.shape[-1:]) if self.normalize else wanted_PE, source_P, token_P
+        target_PE = self.features(truth, seen.batch).flatten(0, 1)
+        target_PE = target_PE if token_P is None else target_PE[token_P]
+        return F.layer_norm(target_PE, target_PE.shape[-1:]) if self.normalize else target_PE, source_P, token_P
 
-    def _compare(self, told_PW: Tensor, wanted_PE: Tensor, token_P: Tensor | None, images: int) -> Tensor:
+    def _compare(self, predicted_PW: Tensor, target_PE: Tensor, token_P: Tensor | None, images: int) -> Tensor:
         if not self.of_images:
-            return self.criterion(told_PW, wanted_PE)
+            return self.criterion(predicted_PW, target_PE)
         if token_P is None:
-            return self.criterion(*(rows.unflatten(0, (images, -1)) for rows in (told_PW, wanted_PE)), None)
+            return self.criterion(*(rows.unflatten(0, (images, -1)) for rows in (predicted_PW, target_PE)), None)
 
         def by_image(rows: Tensor) -> Tensor:
             cells = rows.new_zeros(images * self.num_tokens, *rows.shape[1:])
             return cells.index_copy(0, token_P, rows).unflatten(0, (images, -1))
 
         there_IN = by_image(torch.ones_like(token_P, dtype=torch.bool))
-        return self.criterion(by_image(told_PW), by_image(wanted_PE), there_IN)
+        return self.criterion(by_image(predicted_PW), by_image(target_PE), there_IN)
 
 
 @TARGETS.register_module()
@@ -182,7 +184,7 @@ class FeatureTarget(ContinuousTarget):
 
 
 def _check_loss(criterion, of_images: bool, key: str) -> None:
-    """Raise ``ValueError`` for a loss that is called with something else, such as one of codes."""
+    """Raise ``ValueError`` for a loss that takes other arguments, such as a loss of codes."""
     function = criterion.forward if isinstance(criterion, nn.Module) else criterion
     parameters = inspect.signature(function).parameters.values()
     needed = [
@@ -191,6 +193,6 @@ def _check_loss(criterion, of_images: bool, key: str) -> None:
     if len(needed) > (3 if of_images else 2):
         name = type(criterion).__name__ if isinstance(criterion, nn.Module) else function.__name__
         raise ValueError(
-            f"{key}.type={name!r} takes {', '.join(needed)}: a loss of features takes told_PE and wanted_PE, such as "
-            "CosineLoss, L1Loss, MSELoss, SmoothL1Loss or SimilarityLoss"
+            f"{key}.type={name!r} takes {', '.join(needed)}: a loss of features takes predicted_PE and target_PE, such "
+            "as CosineLoss, L1Loss, MSELoss, SmoothL1Loss or SimilarityLoss"
         )

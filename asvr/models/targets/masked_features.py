@@ -1,4 +1,4 @@
-"""A target that reads masked images: the features of a frozen teacher, told of blocks that the LLM does not see.
+"""A target that masks images: it predicts a frozen teacher's features of blocks that the LLM does not see.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``V`` visual tokens in the rows, ``K`` blocks of an image, ``P``
 tokens of all blocks, ``E`` width of the features.

@@ -1,6 +1,6 @@
-"""A target that a moving average of the model itself gives: what it makes of the whole image, told of a masked one.
+"""A target that masks images: it predicts what a moving average of the model computes for the whole image.
 
-Legend: ``I`` images, ``N`` visual tokens of an image, ``V`` visual tokens in the rows, ``P`` those that are masked,
+Legend: ``I`` images, ``N`` visual tokens of an image, ``V`` visual tokens in all rows, ``P`` masked visual tokens,
 ``H`` LLM width, ``W`` outputs of the head.
 """
 
@@ -22,34 +22,36 @@ from asvr.registry import TARGETS
 
 
 class CentredCrossEntropy(nn.Module):
-    """Of soft labels: the teacher's outputs less their moving mean, sharpened (DINO, arXiv 2104.14294).
+    """The cross-entropy of DINO (arXiv 2104.14294) with soft labels.
 
-    student_temperature, teacher_temperature: by which outputs are divided. momentum: of the mean, in a step.
+    The labels are the softmax of the teacher's outputs, minus their moving mean, divided by a small temperature.
+
+    student_temperature, teacher_temperature: the outputs are divided by them. momentum: momentum of the moving mean in
+    each step.
     """
 
     def __init__(self, *, outputs: int, student_temperature: float, teacher_temperature: float, momentum: float):
         super().__init__()
         self.student, self.teacher, self.momentum = student_temperature, teacher_temperature, momentum
         self.register_buffer("centre", torch.zeros(outputs))
-        self.register_buffer("sum", torch.zeros(outputs), persistent=False)  # since the step began
+        self.register_buffer("sum", torch.zeros(outputs), persistent=False)  # over the micro-batches of a step
         self.register_buffer("count", torch.zeros(()), persistent=False)
 
-    def forward(self, told_PW: Tensor, teacher_PW: Tensor) -> tuple[Tensor, Tensor]:
-        """The cross-entropy in nats, summed over ``P``; and the sum of the labels' own entropy, below which it cannot
-        be."""
+    def forward(self, predicted_PW: Tensor, teacher_PW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropy in nats, summed over ``P``, and its lower bound: the entropy of the labels."""
         labels_PW = ((teacher_PW.float() - self.centre) / self.teacher).softmax(-1)
-        loss = -(labels_PW * (told_PW.float() / self.student).log_softmax(-1)).sum()
+        loss = -(labels_PW * (predicted_PW.float() / self.student).log_softmax(-1)).sum()
         return loss, torch.special.entr(labels_PW).sum()
 
     @torch.no_grad()
     def note(self, teacher_VW: Tensor) -> None:
-        """What the teacher gave at all visual tokens of a micro-batch."""
+        """Add the teacher's outputs at all visual tokens of a micro-batch to the sums of this step."""
         self.sum += teacher_VW.float().sum(0)
         self.count += len(teacher_VW)
 
     @torch.no_grad()
     def move(self, skipped: Tensor | None) -> None:
-        """Towards the mean of the step's outputs, those of all processes. Every process calls it."""
+        """Move the mean towards the mean of the step's outputs in all processes. Every process must call it."""
         total = sum_over_processes(dict(sum=self.sum, count=self.count))
         mean_W, stays = total["sum"] / total["count"].clamp(min=1), total["count"] == 0
         stays = stays if skipped is None else stays | skipped
@@ -60,24 +62,25 @@ class CentredCrossEntropy(nn.Module):
 
 @TARGETS.register_module()
 class MaskedLatentTarget(Target):
-    """A moving-average LLM's states of the whole image, predicted from masked tokens (LaVer, arXiv 2512.06281).
+    """The states of a moving-average LLM for the whole image, predicted from masked tokens (LaVer, arXiv 2512.06281).
 
-    A part of an image's tokens is masked in a pass of its own. There the model predicts what the teacher, the moving
-    average of the LLM and of the head, gives for the whole image.
+    In an additional LLM pass, some of an image's tokens are masked. The model predicts the teacher's outputs there. The
+    teacher is the moving average of the LLM and of the head, and sees the whole image. It is a float32 copy of the LLM.
 
-    mask_ratio: the part of the tokens that is masked, rounded down. mlp: fields of `FeatureMLP`, the head;
-        outputs: ``W``, by default as wide as the LLM. decay: of the teacher's average, in a step. student_temperature,
-        teacher_temperature, centre_momentum: see `CentredCrossEntropy`. gram_weight: of the mean squared difference
-        between the cosines of all pairs of an image's tokens in what is told and in what the teacher gives.
+    mask_ratio: the share of the tokens that is masked, rounded down.
+    mlp: fields of `FeatureMLP`, for the head. outputs: ``W``, by default the LLM's width.
+    decay: decay of the moving average in each step.
+    student_temperature, teacher_temperature, centre_momentum: see `CentredCrossEntropy`.
+    gram_weight: weight of the Gram term, the `SimilarityLoss` of the head's and the teacher's outputs.
 
-    Matches ``LaverLoss`` of the released code, but for the Gram term, which compares the tokens of one image, not of
-    all images of a process; and the mean, which moves once in a step. The teacher is a float32 copy of the whole LLM.
+    It matches ``LaverLoss`` of the released code with two exceptions: the Gram term compares the tokens of one image,
+    not those of all images of a process, and the mean moves once in each step.
     """
 
     keeps_teacher = True
     copies_llm = True
     own_pass = True
-    metrics = {"gram": (), "kl": ()}  # noqa: RUF012  read alone
+    metrics = {"gram": (), "kl": ()}  # noqa: RUF012  it is only read
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class MaskedLatentTarget(Target):
         super().__init__(encoder=encoder, llm=llm, **own)
         key = self.key
         if self.shift or self.positions.supervise is not None:
-            raise ValueError(f"{key}: MaskedLatentTarget reads masked tokens: leave out shift and supervise")
+            raise ValueError(f"{key}: MaskedLatentTarget chooses the tokens itself: leave out shift and supervise")
         for name, value in dict(decay=decay, centre_momentum=centre_momentum, mask_ratio=mask_ratio).items():
             if not 0 < value < 1:
                 raise ValueError(f"{key}.{name}={value!r}: expected a number between 0 and 1")
@@ -105,7 +108,9 @@ class MaskedLatentTarget(Target):
             if value <= 0:
                 raise ValueError(f"{key}.{name}_temperature={value!r}: expected a number above 0")
         if int(mask_ratio * self.num_tokens) == 0:
-            raise ValueError(f"{key}.mask_ratio={mask_ratio}: masks none of an image's {self.num_tokens} tokens")
+            raise ValueError(
+                f"{key}.mask_ratio={mask_ratio}: masks none of an image's {self.num_tokens} tokens; set a larger one"
+            )
         self.mask_ratio, self.decay, self.gram_weight = mask_ratio, decay, gram_weight
         outputs = outputs or llm.hidden_size
         fields = dict(dict(layers=3, width=2048), **(mlp or {}))
@@ -121,10 +126,10 @@ class MaskedLatentTarget(Target):
         )
         self.similarity = SimilarityLoss()
 
-    # What is masked, and what is told there ----------------------------------------------------------------
+    # Masks and predictions ---------------------------------------------------------------------------------
 
     def truth(self, pixels, features_INE) -> dict[str, Tensor]:
-        return {}  # the teacher reads what the LLM gets: see `teach`
+        return {}  # the teacher needs the LLM's input: see `teach`
 
     def mask(self, batch: Batch, *, training: bool) -> Masked | None:
         if not self.learns_from(batch):
@@ -141,12 +146,12 @@ class MaskedLatentTarget(Target):
         return self.counts and self.count([batch], training=True) > 0
 
     def count(self, window: list[Batch], *, training: bool) -> float:
-        """Masked tokens."""
+        """Count the masked tokens."""
         return sum(self._masked_of(len(own_V)) for batch in window for own_V, _ in images_of(batch))
 
     @torch.no_grad()
     def teach(self, seen: Seen) -> dict[str, Tensor]:
-        """What the teacher gives at all visual tokens, (V, W)."""
+        """Return the teacher's outputs at all visual tokens, (V, W)."""
         batch = seen.batch
         mask_BT = batch.attention_mask_BT if batch.left_padded else None
         ruled = {} if seen.rule is None else dict(rule=seen.rule)
@@ -155,24 +160,26 @@ class MaskedLatentTarget(Target):
         return dict(outputs=self.teacher["mlp"](hidden_VH.float()))
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The cross-entropy in nats, and the Gram term. ``gram``: the latter alone; ``kl``: the former less the labels'
-        entropy, which changes as the teacher and its mean move."""
-        told_VW = self.head.mlp(seen.hidden[-1][seen.batch.visual_position_V].float())
+        """Return the cross-entropy in nats plus the weighted Gram term, and the metrics.
+
+        ``gram`` is the Gram term. ``kl`` is the cross-entropy minus the entropy of the labels: this entropy changes
+        while the teacher and the mean move."""
+        predicted_VW = self.head.mlp(seen.hidden[-1][seen.batch.visual_position_V].float())
         places_P = seen.masked.place_P
-        loss, entropy = self.criterion(told_VW[places_P], truth["outputs"][places_P])
-        gram = self._gram(seen, told_VW, truth["outputs"]) * (len(places_P) / len(told_VW))
+        loss, entropy = self.criterion(predicted_VW[places_P], truth["outputs"][places_P])
+        gram = self._gram(seen, predicted_VW, truth["outputs"]) * (len(places_P) / len(predicted_VW))
         if seen.training:
             self.criterion.note(truth["outputs"])
         return loss + self.gram_weight * gram, dict(gram=gram.detach(), kl=(loss - entropy).detach())
 
-    def _gram(self, seen: Seen, told_VW: Tensor, teacher_VW: Tensor) -> Tensor:
-        """Summed over tokens."""
-        return self.similarity(seen.by_image(told_VW), seen.by_image(teacher_VW.float()), seen.there_IN)
+    def _gram(self, seen: Seen, predicted_VW: Tensor, teacher_VW: Tensor) -> Tensor:
+        """Return the Gram term, summed over tokens."""
+        return self.similarity(seen.by_image(predicted_VW), seen.by_image(teacher_VW.float()), seen.there_IN)
 
     def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The cosine of what is told and what the teacher gives, at the masked tokens."""
-        told_VW = self.head.mlp(seen.hidden[-1][seen.batch.visual_position_V].float())
-        cosine_V = F.cosine_similarity(told_VW, truth["outputs"].float(), dim=-1)
+        """Return ``cosine``: the cosine similarity of the head's and the teacher's outputs, at the masked tokens."""
+        predicted_VW = self.head.mlp(seen.hidden[-1][seen.batch.visual_position_V].float())
+        cosine_V = F.cosine_similarity(predicted_VW, truth["outputs"].float(), dim=-1)
         return dict(cosine=seen.masked.map_of(cosine_V, seen.batch))
 
     # The teacher ---------------------------------------------------------------------------------------------
@@ -187,4 +194,4 @@ class MaskedLatentTarget(Target):
         self.criterion.move(skipped)
 
     def describe(self) -> str:
-        return f"{int(self.mask_ratio * self.num_tokens)} masked tokens, told by the EMA of the LLM"
+        return f"{int(self.mask_ratio * self.num_tokens)} masked tokens, predicted with the LLM's EMA as the teacher"

@@ -1,6 +1,7 @@
-"""Which visual tokens carry a target's loss.
+"""The visual tokens that carry a target's loss.
 
-Legend: ``I`` images, ``N`` visual tokens of an image, ``P`` visual positions that carry the loss, ``K`` of one image.
+Legend: ``I`` images, ``N`` visual tokens of an image, ``P`` visual positions that carry the loss, ``K`` those of one
+image.
 """
 
 import numpy as np
@@ -10,11 +11,14 @@ from asvr.data.batch import Batch, count_of_cells, drawn_sources, fixed_sources,
 
 
 class Positions:
-    """supervise: None: all tokens. ``K``: in training so many of each image, drawn anew in each step; all elsewhere.
-    ``dict(every=k, first=0)``: each k-th token in raster order, from ``first`` on. ``dict(cells=[...])``: these.
+    """The choice of the visual tokens that carry a target's loss.
 
-    per_image: how many of an image. fixed: their numbers where they are always the same, else None. Raises
-    ``ValueError``, which names ``key``, for what is none of these.
+    supervise: None: all tokens. ``K``: in each training step, ``K`` random tokens of each image; in evaluation, all.
+    ``dict(every=k, first=0)``: every k-th token in raster order, starting with ``first``. ``dict(cells=[...])``: these
+    tokens.
+
+    Attributes. per_image: the number of tokens of an image. fixed: their indices if they are always the same, else
+    None. Raises ``ValueError``, which names ``key``, for other values.
     """
 
     def __init__(self, supervise: int | dict | None, num_tokens: int, *, key: str):
@@ -33,7 +37,7 @@ class Positions:
         self.per_image = len(self.fixed) if self.fixed is not None else self.drawn or num_tokens
 
     def places(self, batch: Batch, shift: int, *, training: bool) -> tuple[Tensor, Tensor | None]:
-        """``source_P`` and ``token_P``, see `Target.places`."""
+        """Return ``source_P`` and ``token_P``, see `Target.places`."""
         if self.fixed is not None:
             return fixed_sources(batch, shift, self.fixed)
         if training and self.drawn is not None:
@@ -41,7 +45,7 @@ class Positions:
         return visual_sources(batch, shift)
 
     def count(self, window: list[Batch], shift: int, *, training: bool) -> float:
-        """Tokens that carry the loss; their expected number where they are drawn, which leaves the loss unbiased."""
+        """Count the tokens that carry the loss. If they are drawn, it is their expected number: so no bias arises."""
         if self.fixed is not None:
             return sum(count_of_cells(batch, shift, self.fixed) for batch in window)
         count = sum(batch.num_visual_targets(shift) for batch in window)

@@ -1,4 +1,4 @@
-"""Visual codes as further words of the LLM's vocabulary: one softmax over both, by the LM head itself.
+"""Visual codes as additional words of the LLM's vocabulary: one softmax runs over words and codes.
 
 Legend: ``P`` supervised visual positions, ``H`` LLM width, ``T`` words of the LM head, ``V`` visual codes.
 """

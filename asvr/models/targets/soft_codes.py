@@ -1,4 +1,4 @@
-"""Soft codes as a reconstruction target: the codes near a visual token share it by their distances.
+"""Soft codes as a reconstruction target: several near codes share the target of a token, by their distances.
 
 Legend: ``I`` images, ``N`` visual tokens of an image on the encoder's grid, ``M`` on the tokenizer's, ``D`` code depth,
 ``K`` codes that share a target, ``P`` supervised visual positions.

@@ -1,4 +1,4 @@
-"""Visual tokenizers: pixels in, a grid of discrete codes out."""
+"""Visual tokenizers: they turn pixels into a grid of discrete codes."""
 
 from asvr.models.tokenizers.base import VisualTokenizer
 from asvr.models.tokenizers.pixel import PixelTokenizer

@@ -1,4 +1,4 @@
-"""The contract of a visual tokenizer: what turns an image into discrete targets.
+"""The contract of a visual tokenizer, which turns an image into discrete codes.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in a codebook,
 ``C`` code width, ``K`` codes that share a target.
@@ -17,43 +17,48 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def require_integers(codes: Tensor, what: str) -> Tensor:
-    """The codes as int64. Raises ``ValueError`` for other numbers, which would be cut to whole ones without a word.
-    Their dtype alone is looked at, so that no device is waited for."""
+    """Return the codes as int64. Raises ``ValueError`` for a dtype that does not hold integers.
+
+    Only the dtype is checked, so that nothing waits for the device."""
     if not isinstance(codes, Tensor) or codes.dtype not in INTEGERS:
         got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
-        raise ValueError(f"{what} are {got}: expected whole numbers (torch.int64), the numbers of code vectors")
+        raise ValueError(f"{what} are {got}: expected integers (torch.int64), the indices of code vectors")
     return codes.long()
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor holds any: not on the meta device, and not where memory is planned or FLOPs are counted."""
+    """Whether a tensor holds values: not on the meta device, and not while memory is planned or FLOPs are counted."""
     return not (tensor.is_meta or isinstance(tensor, FakeTensor) or torch.jit.is_tracing())
 
 
 def code_dtype(size: int) -> torch.dtype:
-    """The smallest that holds the codes of a codebook of ``size``."""
+    """Return the smallest dtype for the codes of a codebook of ``size``."""
     return torch.int16 if size <= 2**15 else torch.int32
 
 
 def require_codes(codes_IND: Tensor, what: str, sizes: Sequence[int]) -> Tensor:
-    """Codes (..., D) on the CPU, as int64. Raises ``ValueError`` where they are no integers, or none of their level's
-    codebook; sizes: of these."""
+    """Return codes (..., D) on the CPU, as int64.
+
+    sizes: the size of each level's codebook. Raises ``ValueError`` if a code is not an integer or is outside its
+    level's codebook."""
     codes_IND = require_integers(codes_IND, what).cpu()
     if codes_IND.shape[-1] != len(sizes):
         raise ValueError(f"{what} have {codes_IND.shape[-1]} levels, expected {len(sizes)}")
     outside = (codes_IND < 0) | (codes_IND >= torch.tensor(sizes))
     if outside.any():
         code, level = codes_IND[outside][0].item(), outside.nonzero()[0, -1].item()
-        raise ValueError(f"{what}: {code} is no code of level {level}, whose codebook has {sizes[level]} entries")
+        raise ValueError(
+            f"{what}: the code {code} of level {level} is not in its codebook; expected 0 to {sizes[level] - 1}"
+        )
     return codes_IND
 
 
 class VisualTokenizer(Component):
-    """``encode(pixels (I, 3, h, w)) -> codes_IND`` (int64), always float32 inside, without gradients.
+    """A visual tokenizer: ``encode(pixels (I, 3, h, w)) -> codes_IND`` (int64).
 
-    codebook_sizes: ``V`` of each of the ``D`` levels. code_width: ``C``. grid: (rows, columns).
-    transform: what turns an image into pixels. fitted: False until the codebooks hold something.
-    The constructor must also work under ``torch.device("meta")``.
+    It computes in float32 and without gradients. codebook_sizes: ``V`` of each of the ``D`` levels. code_width: ``C``.
+    grid: (rows, columns) of the codes. transform: it turns an image into pixels. fitted: False while the codebooks are
+    empty. The constructor must also work under ``torch.device("meta")``.
     """
 
     codebook_sizes: list[int]
@@ -77,25 +82,28 @@ class VisualTokenizer(Component):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return codes_IND for pixels (I, 3, h, w)."""
-        raise NotImplementedError(f"{type(self).__name__} must turn pixels into codes_IND")
+        raise NotImplementedError(f"{type(self).__name__} needs a method encode() from pixels to codes_IND")
 
     @property
     def softens(self) -> bool:
-        """Whether `encode_soft` gives codes with shares."""
+        """Whether the tokenizer has `encode_soft`."""
         return type(self).encode_soft is not VisualTokenizer.encode_soft
 
     def encode_soft(self, pixels: Tensor, *, temperature: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return codes_IND as `encode` does, ids (I, N, D, K) of the ``top`` nearest codes of each level, given the
-        codes before, and their shares, see `asvr.models.tokenizers.quantizer.soft_codes`. A tokenizer that can
-        quantise what an encoder gave has ``quantize_soft(features_INE, ...)`` too."""
+        """Return codes_IND as `encode` does, and for each level the ids (I, N, D, K) and shares of the nearest codes.
+
+        See `asvr.models.tokenizers.quantizer.soft_codes`. Each level depends on the codes of the levels before. top:
+        ``K``. A tokenizer that quantises an encoder's features also has ``quantize_soft(features_INE, ...)``."""
         raise ValueError(
             f"{type(self).__name__} has no encode_soft(): its codes have no distances, which soft codes need"
         )
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Return the code vectors (..., D, C) of codes (..., D), one a level, not summed."""
-        raise NotImplementedError(f"{type(self).__name__} must turn codes (..., D) into vectors (..., D, C)")
+        """Return the code vectors (..., D, C) of codes (..., D): one for each level, not summed."""
+        raise NotImplementedError(
+            f"{type(self).__name__} needs a method embed() from codes (..., D) to vectors (..., D, C)"
+        )
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return pixels (I, 3, h, w) in [-1, 1] for codes_IND, where the tokenizer has a decoder."""
+        """Return pixels (I, 3, h, w) in [-1, 1] for codes_IND, if the tokenizer has a decoder."""
         raise ValueError(f"{type(self).__name__} has no decoder: its codes cannot be turned into pixels")

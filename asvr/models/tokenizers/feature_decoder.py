@@ -1,4 +1,4 @@
-"""Pixels from codes of an encoder's features.
+"""A decoder from the codes of an encoder's features to pixels.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``C`` code width.
 """
@@ -13,13 +13,14 @@ from asvr.models.tokenizers.projections import ResnetProjection, build_projectio
 
 
 class FeatureDecoder(nn.Module):
-    """Code vectors (I, N, C), summed over the depth, -> pixels (I, 3, h, w), not clamped.
+    """A decoder from code vectors (I, N, C), summed over the depth, to pixels (I, 3, h, w), not clamped.
 
-    projection: see `build_projection`. The grid is then resized to ``latent_size`` and goes through a residual block
-    to ``latent_width`` and a VQGAN's decoder (the other fields are ``JanusVQVAEConfig``'s; ``attention_levels`` counts
-    from the finest, 0; None is the coarsest alone). The image is ``2 ** (levels - 1)`` times as large.
+    projection: see `build_projection`. After it the grid is resized to ``latent_size``. A residual block changes the
+    width to ``latent_width``, and a VQGAN's decoder makes an image that is ``2 ** (levels - 1)`` times as large.
+    attention_levels: the levels with attention, where 0 is the finest; None: only the coarsest. The other arguments are
+    fields of ``JanusVQVAEConfig``.
 
-    Matches ``decode`` of DualToken's ``modeling_rqvaesiglip.py``, in float32 (generation A rounds to bfloat16 there).
+    It matches ``decode`` of DualToken's ``modeling_rqvaesiglip.py``, in float32. (There, generation A uses bfloat16.)
     """
 
     def __init__(

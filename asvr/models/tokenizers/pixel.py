@@ -1,4 +1,4 @@
-"""Appearance tokens: a VQGAN whose codes can be turned back into pixels.
+"""Appearance tokens: the codes of a VQGAN, which can be decoded into pixels.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in the codebook, ``C`` code width.
 """
@@ -27,33 +27,32 @@ from asvr.registry import VISUAL_TOKENIZERS
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 WHOLE_MODEL_PREFIX = "model.vqmodel."  # of JanusForConditionalGeneration
 TRAIN_COMMAND = "asvr train-tokenizer CONFIG"
-# Fields of `arch` that JanusVQVAEConfig does not have, and what they are in a Janus model. attention_levels: levels of
-# the encoder, 0 the finest, that have attention besides the middle; None is the coarsest.
+# Fields of `arch` that JanusVQVAEConfig does not have, with their values for a Janus model. attention_levels: levels of
+# the encoder with attention, besides the middle; 0 is the finest. None: only the coarsest.
 OWN_FIELDS = dict(depth=1, unit_vectors=True, attention_levels=None)
 
 
 @VISUAL_TOKENIZERS.register_module()
 class PixelTokenizer(VisualTokenizer):
-    """The codes of a VQGAN, which describe pixels: LlamaGen's and Janus' VQ-16, taming-transformers' or RQ-VAE's.
+    """The codes of a VQGAN, which describe pixels: VQ-16 of LlamaGen and Janus, taming-transformers, or RQ-VAE.
 
-    It is built from the parts of transformers' ``JanusVQVAE``. LlamaGen (https://arxiv.org/abs/2406.06525) and Janus
-    have that network; taming-transformers (https://arxiv.org/abs/2012.09841) and RQ-VAE
-    (https://arxiv.org/abs/2203.01941) have the same one, and their weights can be imported.
+    It is built from the parts of transformers' ``JanusVQVAE``. LlamaGen (https://arxiv.org/abs/2406.06525), Janus,
+    taming-transformers (https://arxiv.org/abs/2012.09841) and RQ-VAE (https://arxiv.org/abs/2203.01941) use this
+    network. The weights of the latter two can be imported.
 
-    The lookup is done here, not by transformers: LlamaGen compares unit vectors (the encoder's output and
-    the code, both L2-normalised) and decodes from the unit code, while ``JanusVQVAE.encode`` compares the
-    raw vectors and only ``decode`` normalises. With raw vectors most codes differ from the original model's.
+    The codes are looked up here, not by transformers. LlamaGen compares unit vectors (the encoder's output and the
+    code, both L2-normalised), and decodes the unit code. But ``JanusVQVAE.encode`` compares raw vectors, and only
+    ``decode`` normalises. With raw vectors, most codes differ from the original model's.
 
-    image_size: side of the square input in pixels; the grid's side is ``image_size / 2 ** (levels - 1)``,
-        whatever ``num_patches`` a folder states (the network is convolutional): VQ-16 at 432 gives 27 x 27.
-    name: a folder with ``config.json`` and ``model.safetensors`` of a ``JanusVQVAE``, such as `save_pretrained`
-        writes, or of a whole Janus model, of which only the VQGAN is read (looked up by `asvr.base.hub`). None:
-        random weights, to be trained.
-    arch: fields of ``JanusVQVAEConfig``; the defaults are VQ-16. Besides: ``unit_vectors`` (default True: as LlamaGen;
-        False: raw vectors, as taming and RQ-VAE), ``depth`` (default 1: one code a grid cell; more: residual codes out
-        of one codebook, as RQ-VAE, which can be imported but not trained here) and ``attention_levels`` (see
-        `OWN_FIELDS`). A folder's own configuration wins over it.
-    load_weights: False builds the architecture only.
+    image_size: side of the square input in pixels. The side of the grid is ``image_size / 2 ** (levels - 1)``, because
+        the network is convolutional; ``num_patches`` of a folder is not used. VQ-16 at 432 pixels has 27 x 27 codes.
+    name: a folder with ``config.json`` and ``model.safetensors`` of a ``JanusVQVAE``, such as `save_pretrained` writes,
+        or of a whole Janus model, from which only the VQGAN is read (found by `asvr.base.hub`). None: random weights.
+    arch: fields of ``JanusVQVAEConfig``; the defaults are VQ-16. There are three more fields. ``unit_vectors``: True
+        (the default) as in LlamaGen, False as in taming-transformers and RQ-VAE. ``depth``: 1 (the default) is one code
+        for each cell; more are residual codes with one codebook, as in RQ-VAE, which can be imported but not trained
+        here. ``attention_levels``: see `OWN_FIELDS`. If there is a folder, its configuration is used.
+    load_weights: False builds the architecture without weights.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class PixelTokenizer(VisualTokenizer):
             for levels in (self.model.encoder.down, self.model.decoder.up[::-1]):
                 place_attention(levels, config, own["attention_levels"])
         self.own_fields, self.unit_vectors = own, own["unit_vectors"]
-        self.register_buffer("trained", torch.zeros((), dtype=torch.bool))  # so that a checkpoint carries it
+        self.register_buffer("trained", torch.zeros((), dtype=torch.bool))  # a buffer, so that checkpoints hold it
         self._fitted = False
         self.grid = (config.num_patches, config.num_patches)
         self.codebook_sizes, self.code_width = [config.num_embeddings] * own["depth"], config.embed_dim
@@ -96,27 +95,27 @@ class PixelTokenizer(VisualTokenizer):
         return self._fitted
 
     def fingerprint(self) -> str:
-        """Of the weights and of `OWN_FIELDS`, by which the same weights give other codes."""
+        """Return a fingerprint of the weights and of `OWN_FIELDS`: the codes depend on both."""
         return hashlib.sha256(f"{super().fingerprint()} {sorted(self.own_fields.items())}".encode()).hexdigest()[:16]
 
     def codebook(self) -> Tensor:
-        """The codes (V, C), as unit vectors where ``unit_vectors``."""
+        """Return the code vectors (V, C), as unit vectors if ``unit_vectors`` is set."""
         weight = self.model.quantize.embedding.weight
         return F.normalize(weight, dim=-1) if self.unit_vectors else weight
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Vectors (I, N, C) that the encoder gives, before quantisation; as unit vectors where ``unit_vectors``."""
+        """Return the encoder's vectors (I, N, C) before quantisation, as unit vectors if ``unit_vectors`` is set."""
         z = self.model.quant_conv(self.model.encoder(pixels)).flatten(2).transpose(1, 2)
         return F.normalize(z, dim=-1) if self.unit_vectors else z
 
     def generate(self, vectors: Tensor) -> Tensor:
-        """Pixels (I, 3, h, w), not clamped, from code vectors (I, N, C)."""
+        """Return pixels (I, 3, h, w), not clamped, from code vectors (I, N, C)."""
         z = vectors.transpose(1, 2).unflatten(2, self.grid)
         return self.model.decoder(self.model.post_quant_conv(z))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return codes (I, N, D) of pixels in [-1, 1]. Raises ValueError before any training."""
+        """Return the codes (I, N, D) of pixels in [-1, 1]. Raises ``ValueError`` if the weights are random."""
         self._check(pixels)
         with full_float32(pixels.device):
             codes = [codes_P for _, codes_P in self._levels(pixels)]
@@ -142,10 +141,12 @@ class PixelTokenizer(VisualTokenizer):
                 f"`{TRAIN_COMMAND}`, then name='<folder>' in this tokenizer's config"
             )
         if pixels.shape[-2:] != self.transform.size:
-            raise ValueError(f"PixelTokenizer: pixels of {tuple(pixels.shape[-2:])}, expected {self.transform.size}")
+            raise ValueError(
+                f"PixelTokenizer: the pixels have the size {tuple(pixels.shape[-2:])}, expected {self.transform.size}"
+            )
 
     def _levels(self, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield what is left over before each level, and its codes_P, of the cells of all images."""
+        """Yield the residual before each level and the level's codes_P, for the cells of all images."""
         residual, codebook_VC = self.latents(pixels.float()).flatten(0, 1), self.codebook()
         for _ in self.codebook_sizes:
             codes_P = nearest(residual, codebook_VC)
@@ -168,15 +169,17 @@ class PixelTokenizer(VisualTokenizer):
         return dict(super().portable(config), arch={k: v for k, v in arch.items() if v != known[k]})
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, which ``JanusVQVAE.from_pretrained`` reads too (where
-        ``attention_levels`` is None; what else of `OWN_FIELDS` is not Janus's, it does not know)."""
+        """Write ``config.json`` and ``model.safetensors``.
+
+        ``JanusVQVAE.from_pretrained`` can read them too if ``attention_levels`` is None. It ignores the other
+        `OWN_FIELDS`."""
         own = {key: value for key, value in self.own_fields.items() if value != OWN_FIELDS[key]}
         config = self.model.config.to_dict() | {"architectures": [JanusVQVAE.__name__]} | own
         return write_folder(folder, weights=(WEIGHTS, self.model.state_dict()), texts={CONFIG: config})
 
 
 def _read_config(folder: Path | None, arch: dict, name: str | None) -> tuple[JanusVQVAEConfig, dict, str]:
-    """The architecture, its `OWN_FIELDS`, and the prefix of its weights in the folder's file."""
+    """Return the architecture, its `OWN_FIELDS`, and the prefix of its weights in the folder's file."""
     known = JanusVQVAEConfig().to_dict() | OWN_FIELDS
     unknown = sorted(arch.keys() - known.keys())
     if unknown:
@@ -209,20 +212,21 @@ def _split(fields: dict) -> tuple[JanusVQVAEConfig, dict]:
     own = {key: _plain(fields.get(key, default)) for key, default in OWN_FIELDS.items()}
     if own["depth"] < 1 or (own["depth"] > 1 and own["unit_vectors"]):
         raise ValueError(
-            f"PixelTokenizer arch: depth={own['depth']}, unit_vectors={own['unit_vectors']}: expected depth 1, or more "
-            "with unit_vectors=False (what a unit vector leaves over is none)"
+            f"PixelTokenizer arch: depth={own['depth']}, unit_vectors={own['unit_vectors']}: expected depth=1, or a "
+            "larger depth with unit_vectors=False (the residual of a unit vector is not one)"
         )
     config = JanusVQVAEConfig.from_dict({key: value for key, value in fields.items() if key not in OWN_FIELDS})
     levels = len(config.channel_multiplier)
     wrong = [level for level in own["attention_levels"] or [] if level not in range(levels)]
     if wrong:
-        raise ValueError(f"PixelTokenizer arch.attention_levels: {wrong}, expected levels 0 to {levels - 1}")
+        raise ValueError(f"PixelTokenizer arch.attention_levels: {wrong}; expected levels from 0 to {levels - 1}")
     return config, own
 
 
 def place_attention(levels: Sequence[nn.Module], config: JanusVQVAEConfig, chosen: list[int]) -> None:
-    """Give the blocks of the ``chosen`` levels of an encoder or decoder (finest first) attention, and no others;
-    transformers has it on the coarsest level only."""
+    """Give attention to the blocks of the ``chosen`` levels of an encoder or decoder, and remove it from the others.
+
+    levels: the finest first. transformers has attention only on the coarsest level."""
     for index, (level, multiplier) in enumerate(zip(levels, config.channel_multiplier, strict=True)):
         blocks = len(level.block) if index in chosen else 0
         level.attn = nn.ModuleList(JanusVQVAEAttnBlock(config.base_channels * multiplier) for _ in range(blocks))

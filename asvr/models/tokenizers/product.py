@@ -1,4 +1,4 @@
-"""Product quantisation: the channels of a vector are cut into D groups, each with a codebook of its own.
+"""Product quantisation: the channels of a vector are cut into D groups, and each group has its own codebook.
 
 Legend: ``P`` vectors, ``D`` groups (the code depth), ``V`` codes in a codebook, ``C`` code width, ``G`` channels of a
 group.
@@ -15,25 +15,23 @@ from asvr.models.tokenizers.quantizer import ResidualQuantizer, lloyd, nearest
 
 
 class ProductQuantizer(ResidualQuantizer):
-    """``x = [x_1, ..., x_D]``, ``c_d = argmin |x_d - e|^2``: the codes of a vector do not depend on one another.
+    """A product quantiser: ``x = [x_1, ..., x_D]``, ``c_d = argmin |x_d - e|^2``. Codes do not depend on one another.
 
-    This is multi-codebook quantisation (UniTok, https://arxiv.org/abs/2502.20321) without the networks around it. It is
-    a residual quantiser too, whose code vectors are zero outside their group: `embed` gives them so, with all ``C``
-    channels, and their sum is the vector that the codes stand for.
+    This is multi-codebook quantisation (UniTok, https://arxiv.org/abs/2502.20321) without the networks around it. It
+    can be seen as a residual quantiser whose code vectors are zero outside their group. `embed` returns such vectors,
+    with all ``C`` channels. Their sum is the vector that the codes stand for.
 
-    depth: ``D``, a divisor of width. No codebook is shared: each group has other channels. The other arguments are
-    those of `ResidualQuantizer`. ``relative_error`` of `statistics` counts groups that come later as not described.
+    depth: ``D``, a divisor of width. The groups cannot share a codebook. The other arguments are those of
+    `ResidualQuantizer`. In `statistics`, the ``relative_error`` of a level includes the channels of all later groups.
     """
 
     def __init__(self, *, depth: int, width: int, shared: bool = False, **kwargs):
         if shared:
-            raise ValueError(
-                "quantizer='product' with shared=True: groups have channels of their own, set shared=False"
-            )
+            raise ValueError("quantizer='product' with shared=True: groups cannot share a codebook; set shared=False")
         if depth < 1 or width % depth:
             raise ValueError(
                 f"quantizer='product' with depth={depth}: expected a divisor of the number of channels, {width}, "
-                "so that groups have one size"
+                "so that all groups have the same size"
             )
         super().__init__(depth=depth, width=width, **kwargs)
 
@@ -42,7 +40,7 @@ class ProductQuantizer(ResidualQuantizer):
         return self.width // self.depth
 
     def levels(self, x_PC: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-        """Yield (level, its group x_PG, codes_P, what all codes so far leave over of the whole vector)."""
+        """Yield (level, its group x_PG, codes_P, the residual of the whole vector after the codes so far)."""
         rest_PC = x_PC.clone()
         for level, x_PG in enumerate(x_PC.split(self.book_width, dim=1)):
             weight_VG = self.book(level).weight
@@ -59,7 +57,7 @@ class ProductQuantizer(ResidualQuantizer):
 
     @torch.no_grad()
     def kmeans(self, x: Tensor, *, iterations: int = 10, generator: torch.Generator, on_iteration=None) -> None:
-        """Set the codebooks from vectors (..., C): Lloyd's k-means of each group."""
+        """Set the codebooks from vectors (..., C), with Lloyd's k-means on each group."""
         with full_float32(x.device):
             for level, x_PG in enumerate(self._rows(x).split(self.book_width, dim=1)):
                 book, size = self.book(level), self.sizes[level]
@@ -73,7 +71,7 @@ QUANTIZERS = dict(residual=ResidualQuantizer, product=ProductQuantizer)
 
 
 def build_quantizer(kind: str, **sizes) -> ResidualQuantizer:
-    """kind: a name in `QUANTIZERS`. Raises ``ValueError`` for another."""
+    """Build a quantiser. kind: a name in `QUANTIZERS`. Raises ``ValueError`` for another name."""
     if kind not in QUANTIZERS:
         raise ValueError(f"SemanticTokenizer.quantizer={kind!r}: expected one of {', '.join(QUANTIZERS)}")
     return QUANTIZERS[kind](**sizes)

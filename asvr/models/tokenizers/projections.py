@@ -1,4 +1,4 @@
-"""What stands between an encoder's features and the quantiser in some trained tokenizers.
+"""Networks between an encoder's features and the quantiser, in some imported tokenizers.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``E`` encoder width, ``C`` code width.
 """
@@ -13,8 +13,8 @@ GROUPS, EPS = 32, 1e-6
 class ResnetProjection(nn.Module):
     """A residual block of a 1 x 1 and a 3 x 3 convolution over the grid, features_INE -> vectors_INC.
 
-    Matches ``prequant_visual`` and ``prequant_semantic`` of DualToken's first two generations
-    (``rqvaesigliptransformer``), whose names it keeps.
+    It matches ``prequant_visual`` and ``prequant_semantic`` of DualToken's first two generations
+    (``rqvaesigliptransformer``), and keeps their names of weights.
     """
 
     def __init__(self, *, in_width: int, width: int, grid: tuple[int, int]):
@@ -35,12 +35,13 @@ class ResnetProjection(nn.Module):
 
 
 class AttentionProjection(nn.Module):
-    """One block that changes the width: attention and a linear map side by side, then a gated MLP.
+    """One block that changes the width: the sum of attention and a linear map, then a gated MLP.
 
-    Where the width shrinks, the heads' outputs are averaged; where it grows, they stand side by side; either way a head
-    is as wide as the narrower side. causal: a token attends to those before it. Matches ``AttnProjection`` of
-    DualToken's generation D (``modeling_rqvaesiglip.py``), whose names it keeps: ``prequant_*`` are not causal,
-    ``postquant_*`` are.
+    Each head is as wide as the narrower of the two sides. If the width shrinks, the heads' outputs are averaged. If it
+    grows, they are concatenated. causal: a token attends only to itself and the tokens before it.
+
+    It matches ``AttnProjection`` of DualToken's generation D (``modeling_rqvaesiglip.py``), and keeps its names of
+    weights. There, ``prequant_*`` are not causal and ``postquant_*`` are.
     """
 
     def __init__(self, *, in_width: int, width: int, causal: bool = False):
@@ -74,9 +75,9 @@ class AttentionProjection(nn.Module):
 
 
 class ShortcutProjection(nn.Module):
-    """``main(features of one layer) + weight * shortcut(features of another)``, which stand side by side in the input.
+    """``main(features of one layer) + weight * shortcut(features of another)``; the input has both, concatenated.
 
-    Matches the pixel branch of DualToken's generation D (``prequant_pix``, ``prequant_shortcut``).
+    It matches the pixel branch of DualToken's generation D (``prequant_pix``, ``prequant_shortcut``).
     """
 
     def __init__(self, main: nn.Module, shortcut: nn.Module, *, weight: float):
@@ -89,9 +90,11 @@ class ShortcutProjection(nn.Module):
 
 
 def build_projection(config: dict, *, in_width: int, grid: tuple[int, int]) -> nn.Module:
-    """config: ``dict(type='resnet', width=...)`` or ``dict(type='attention', width=..., causal=False)``; ``width``
-    defaults to the input's. ``shortcut=WEIGHT`` besides: the input is two layers' features, and the second's have a
-    projection of their own, whose output is added with this weight. Raises ``ValueError`` for anything else.
+    """Build a frozen projection.
+
+    config: ``dict(type='resnet', width=...)`` or ``dict(type='attention', width=..., causal=False)``. The default
+    ``width`` is the input's. With ``shortcut=WEIGHT`` the input has the features of two layers, concatenated. The
+    second layer has its own projection, whose output is added with this weight. Raises ``ValueError`` for other values.
     """
     fields = {"resnet": {"width", "shortcut"}, "attention": {"width", "shortcut", "causal"}}
     options = dict(config)
@@ -107,8 +110,8 @@ def build_projection(config: dict, *, in_width: int, grid: tuple[int, int]) -> n
     width = options.pop("width", in_width)
     if kind == "attention":
         if max(width, in_width) % min(width, in_width):
-            raise ValueError(f"projection: {in_width} -> {width}, expected one to divide the other")
+            raise ValueError(f"projection: {in_width} -> {width}: expected one width to be a multiple of the other")
         return AttentionProjection(in_width=in_width, width=width, **options).requires_grad_(False)
     if in_width % GROUPS or width % GROUPS:
-        raise ValueError(f"projection: {in_width} -> {width}, expected multiples of {GROUPS}")
+        raise ValueError(f"projection: {in_width} -> {width}: expected multiples of {GROUPS}")
     return ResnetProjection(in_width=in_width, width=width, grid=grid).requires_grad_(False)

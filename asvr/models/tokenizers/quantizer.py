@@ -1,9 +1,9 @@
-"""Residual vector quantisation: a vector becomes D codes, each of what the codes before it left over.
+"""Residual vector quantisation: a vector becomes D codes. Each code describes what the codes before it left over.
 
 Legend: ``P`` vectors, ``D`` code depth, ``V`` codes in a codebook, ``C`` code width, ``K`` codes that share a target.
 
-Residual quantisation as in RQ-VAE (https://arxiv.org/abs/2203.01941); k-means initialisation and EMA
-updates as in SoundStream (https://arxiv.org/abs/2107.03312).
+Residual quantisation is as in RQ-VAE (https://arxiv.org/abs/2203.01941). The k-means initialisation and the EMA updates
+are as in SoundStream (https://arxiv.org/abs/2107.03312).
 """
 
 import math
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from asvr.base.precision import full_float32
 from asvr.models.tokenizers.base import has_numbers
 
-# Bytes of the largest distance matrix: rows are searched in chunks that stay below it.
+# Size in bytes of the largest distance matrix. Rows are searched in chunks to stay below it.
 DISTANCE_BYTES = 256 * 2**20
 
 
 def nearest(x_PC: Tensor, codebook_VC: Tensor, *, memory: int = DISTANCE_BYTES) -> Tensor:
-    """The index of the nearest code (squared distance) of each float32 row; the lowest one in a tie.
+    """Return the index of the nearest code (squared distance) of each float32 row. In a tie it is the lowest index.
 
-    memory: bytes that the matrix of distances may take.
+    memory: the most bytes that the matrix of distances may take.
     """
     squares_V = codebook_VC.square().sum(-1)
     rows = max(1, memory // (4 * len(codebook_VC)))
@@ -40,10 +40,11 @@ def soft_codes(
     top: int,
     memory: int = DISTANCE_BYTES,
 ) -> tuple[Tensor, Tensor]:
-    """ids_PK and shares_PK: the ``top`` most probable codes of each row under softmax(-|x - e|^2 / temperature), which
-    is the nearest first, and their probabilities, divided by the sum of these (soft labels of RQ-VAE).
+    """Return the soft labels of RQ-VAE: ids_PK and shares_PK of the ``top`` nearest codes of each row.
 
-    codes_P: the `nearest` code of each row, the first of ids_PK also where another one is as near.
+    A code ``e`` has the probability softmax(-|x - e|^2 / temperature). shares_PK are the probabilities of the nearest
+    codes, divided by their sum. codes_P: the `nearest` code of each row. It is always the first of ids_PK, also if
+    another code is as near.
     """
     squares_V, found = codebook_VC.square().sum(-1), []
     rows = max(1, memory // (4 * len(codebook_VC)))
@@ -58,8 +59,10 @@ def soft_codes(
 
 
 class Codebook(nn.Module):
-    """weight: (V, C). share: each code's share of the vectors, an exponential moving average that sums to 1
-    (all zeros before fitting). The moving sum of a code's vectors is ``weight * share``, so it is not stored.
+    """A codebook with moving averages. weight: (V, C), the code vectors.
+
+    share: each code's share of the vectors, an exponential moving average that sums to 1 (all zeros before fitting).
+    The moving sum of a code's vectors is ``weight * share``, so it is not stored.
     """
 
     def __init__(self, *, size: int, width: int):
@@ -69,7 +72,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def update(self, counts_V: Tensor, sums_VC: Tensor, decay: float) -> None:
-        """Move towards the means of one batch's vectors."""
+        """Move the codes towards the means of one batch's vectors."""
         total = counts_V.sum()
         share_V = decay * self.share + (1 - decay) * counts_V / total
         sums_VC = decay * self.share[:, None] * self.weight + (1 - decay) * sums_VC / total
@@ -79,7 +82,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def restart(self, x_PC: Tensor, below: float, generator: torch.Generator) -> int:
-        """Replace every code whose share fell under ``below / V`` by a random row; return how many were."""
+        """Replace every code whose share is below ``below / V`` by a random row. Return how many were replaced."""
         dead = (self.share < below / len(self.share)).nonzero().squeeze(1)[: len(x_PC)]
         chosen = torch.randperm(len(x_PC), generator=generator)[: len(dead)].to(x_PC.device)
         self.weight[dead] = x_PC[chosen]
@@ -88,11 +91,11 @@ class Codebook(nn.Module):
 
 
 class ResidualQuantizer(nn.Module):
-    """Greedy residual quantiser: ``r_0 = x``, ``c_d = argmin |r_d - e|^2``, ``r_{d+1} = r_d - e[c_d]``.
+    """A greedy residual quantiser: ``r_0 = x``, ``c_d = argmin |r_d - e|^2``, ``r_{d+1} = r_d - e[c_d]``.
 
-    codebook_size: ``V``, one number or one for each level. shared: all levels use one codebook.
-    decay: of the moving averages, a step. dead_below: a code is dead when it takes less than this part of
-    an equal share (``1 / V``). Arithmetic is float32 whatever the input and the autocast state.
+    codebook_size: ``V``, one number or one for each level. shared: whether all levels use one codebook. decay: decay of
+    the moving averages in each step. dead_below: a code is dead if its share is less than this part of an equal share
+    (``1 / V``). memory: see `nearest`. Arithmetic is in float32, whatever the input's dtype and autocast.
     """
 
     def __init__(
@@ -109,7 +112,9 @@ class ResidualQuantizer(nn.Module):
         super().__init__()
         sizes = [codebook_size] * depth if isinstance(codebook_size, int) else list(codebook_size)
         if depth < 1 or len(sizes) != depth or min(sizes) < 1:
-            raise ValueError(f"codebook_size={codebook_size}, depth={depth}: expected a positive number or one a level")
+            raise ValueError(
+                f"codebook_size={codebook_size}, depth={depth}: expected a positive number, or one for each level"
+            )
         if shared and len(set(sizes)) > 1:
             raise ValueError(f"shared=True needs one codebook_size for all levels, not {sizes}")
         if shared and sizes[0] < depth:
@@ -122,7 +127,7 @@ class ResidualQuantizer(nn.Module):
 
     @property
     def book_width(self) -> int:
-        """Numbers in a codebook's vector, all of which a search compares."""
+        """The width of the vectors in a codebook."""
         return self.width
 
     @property
@@ -131,7 +136,7 @@ class ResidualQuantizer(nn.Module):
 
     @property
     def fitted(self) -> bool:
-        """Whether every codebook holds something. Reads the buffers only until it has been true once."""
+        """Whether every codebook is filled. The buffers are not read again after this was true once."""
         if not self._fitted:
             shares = [book.share for book in self.codebooks]
             self._fitted = has_numbers(shares[0]) and all(bool(share.any()) for share in shares)
@@ -152,15 +157,14 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
-        """Codes (..., D) of vectors (..., C), int64."""
+        """Return the codes (..., D) of vectors (..., C), int64."""
         with full_float32(x.device):
             codes = [codes_P for _, _, codes_P, _ in self.levels(self._rows(x))]
         return torch.stack(codes, dim=-1).unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def encode_soft(self, x: Tensor, *, temperature: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes (..., D) as `encode` gives, and the `soft_codes` of each level, given the codes before: ids (..., D, K)
-        and shares (..., D, K)."""
+        """Return codes (..., D) as `encode` does, and the `soft_codes` of each level: ids and shares (..., D, K)."""
         options = dict(temperature=temperature, top=top, memory=self.memory)
         with full_float32(x.device):
             found = [
@@ -170,19 +174,19 @@ class ResidualQuantizer(nn.Module):
         return tuple(torch.stack(part, dim=1).unflatten(0, x.shape[:-1]) for part in zip(*found, strict=True))
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Code vectors (..., d, C) of codes (..., d); d may stop before D."""
+        """Return the code vectors (..., d, C) of codes (..., d). ``d`` may be less than ``D``."""
         return torch.stack([F.embedding(c, self.book(i).weight) for i, c in enumerate(codes.unbind(-1))], dim=-2)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Vectors (..., C) that codes (..., d) stand for: the sum of the code vectors."""
+        """Return the vectors (..., C) that codes (..., d) stand for: the sums of their code vectors."""
         return self.embed(codes).sum(-2)
 
     @torch.no_grad()
     def kmeans(self, x: Tensor, *, iterations: int = 10, generator: torch.Generator, on_iteration=None) -> None:
-        """Set the codebooks level by level from vectors (..., C): Lloyd's k-means of each level's residuals.
+        """Set the codebooks level by level from vectors (..., C), with Lloyd's k-means on each level's residuals.
 
-        A shared codebook is filled in ``D`` parts, one from each level's residuals under the parts before.
-        on_iteration: called after each iteration.
+        A shared codebook is filled in ``D`` parts. Each part comes from the residuals that the parts before leave.
+        on_iteration: a function that is called after each iteration.
         """
         with full_float32(x.device):
             residual = self._rows(x)
@@ -205,9 +209,9 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor, *, generator: torch.Generator) -> int:
-        """One EMA step on vectors (..., C) with dead-code restart; return how many codes were restarted.
+        """Run one EMA step on vectors (..., C), and restart dead codes. Return how many codes were restarted.
 
-        Reproducible bit by bit on the CPU, and on CUDA under ``torch.use_deterministic_algorithms``.
+        It is bitwise reproducible on the CPU, and on CUDA under ``torch.use_deterministic_algorithms``.
         """
         assert self.fitted, "update() needs codebooks: call kmeans() first"
         with full_float32(x.device):
@@ -225,10 +229,10 @@ class ResidualQuantizer(nn.Module):
 
     @torch.no_grad()
     def statistics(self, x: Tensor) -> dict[str, list[float]]:
-        """How well the codes describe vectors (..., C); one number a level in each list.
+        """Measure how well the codes describe vectors (..., C). Each list has one number for each level.
 
-        usage: per cent of the codebook that occurs. perplexity: exp of the entropy of the codes (at most V).
-        relative_error: squared error after this level, divided by that of always giving the mean vector.
+        usage: per cent of the codes that occur. perplexity: exp of the entropy of the codes (at most V).
+        relative_error: squared error after this level, divided by the squared error of the mean vector.
         """
         with full_float32(x.device):
             rows = self._rows(x)
@@ -243,28 +247,28 @@ class ResidualQuantizer(nn.Module):
 
     def _rows(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.width:
-            raise ValueError(f"vectors of width {x.shape[-1]} for a quantizer of width {self.width}")
+            raise ValueError(f"the vectors have width {x.shape[-1]}, but the quantizer has width {self.width}")
         return x.detach().reshape(-1, self.width).float()
 
 
 def code_usage(codes: Tensor, size: int) -> tuple[float, float]:
-    """(per cent of the ``size`` codes that occur, perplexity) of any tensor of codes."""
+    """Return the per cent of the ``size`` codes that occur in a tensor of codes, and the codes' perplexity."""
     share_V = torch.bincount(codes.flatten(), minlength=size).double() / codes.numel()
     entropy = -torch.special.xlogy(share_V, share_V).sum().item()
     return 100 * (share_V > 0).double().mean().item(), math.exp(entropy)
 
 
 def _assign(x_PC: Tensor, codes_P: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """(counts_V, sums_VC) of the vectors of each code."""
+    """Return counts_V and sums_VC of the vectors of each code."""
     sums_VC = x_PC.new_zeros(size, x_PC.shape[1]).index_add_(0, codes_P, x_PC)
     return torch.bincount(codes_P, minlength=size).float(), sums_VC
 
 
 def lloyd(x_PC: Tensor, size: int, iterations: int, generator: torch.Generator, memory: int, on_iteration) -> Tensor:
-    """Lloyd's algorithm from random rows; return centres (size, C).
+    """Run Lloyd's algorithm from random rows, and return the centres (size, C).
 
-    A centre without vectors restarts at a vector drawn in proportion to its squared error (as k-means++
-    draws), so repeated rows cost no codes while there are enough different ones.
+    A centre without vectors restarts at a vector that is drawn in proportion to its squared error, as in k-means++. So
+    no code is lost to repeated rows, as long as there are enough different rows.
     """
     start = torch.randperm(len(x_PC), generator=generator)[:size]
     start = start.repeat(math.ceil(size / len(start)))[:size]  # fewer vectors than codes: some codes stay unused

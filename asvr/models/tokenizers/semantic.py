@@ -1,7 +1,7 @@
-"""Semantic tokens: residual quantisation of the features that a vision encoder gives.
+"""Semantic tokens: vector quantisation of a vision encoder's features.
 
-Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in a codebook,
-``E`` encoder width, ``C`` code width, which is ``E`` unless there is a projection.
+Legend: ``I`` images, ``N`` visual tokens of an image, ``D`` code depth, ``V`` codes in a codebook, ``E`` encoder width,
+``C`` code width (``E`` unless there is a projection).
 """
 
 import dataclasses
@@ -36,22 +36,21 @@ FIT_COMMAND = "asvr train-tokenizer CONFIG"
 
 @VISUAL_TOKENIZERS.register_module()
 class SemanticTokenizer(VisualTokenizer):
-    """Vector quantisation of the features of one layer of an encoder: residual or product codes.
+    """Vector quantisation of an encoder's features, into residual or product codes.
 
-    With residual codes it is DualToken's semantic branch (https://arxiv.org/abs/2503.14324) without its training of the
-    encoder.
+    With residual codes it is DualToken's semantic branch (https://arxiv.org/abs/2503.14324). Unlike there, the encoder
+    is not trained.
 
-    encoder: a config, which builds a frozen encoder of the tokenizer's own, or an `Encoder` to share: it is
-        then no submodule here, so that its parameters are counted and saved once.
-    quantizer: what the ``depth`` codes of a token are: ``residual``, each of what the ones before left over, or
-        ``product``, each of a group of channels.
-    codebook_size, shared: see `ResidualQuantizer`.
-    projection: what stands in front of the quantiser in an imported tokenizer, see `build_projection`; such a
-        tokenizer cannot be fitted here.
-    decoder: what turns codes into pixels in an imported tokenizer, see `FeatureDecoder`.
-    name: a folder written by `save_pretrained` (looked up by `asvr.base.hub`); its sizes and its encoder must be
-        these. None: codebooks are empty until `fit`.
-    load_weights: False builds the architecture only.
+    encoder: a config: the tokenizer has its own frozen encoder. Or an `Encoder`: it is shared, and no submodule of the
+        tokenizer, so that its parameters are counted and saved once.
+    depth: the number of codes of a token. quantizer: ``residual``: each code describes what the codes before left over.
+        ``product``: each code describes a group of channels. codebook_size, shared: see `ResidualQuantizer`.
+    projection: a network before the quantiser, for imported tokenizers, see `build_projection`. A tokenizer with a
+        projection cannot be fitted here.
+    decoder: a decoder from codes to pixels, for imported tokenizers, see `FeatureDecoder`.
+    name: a folder that `save_pretrained` has written (found by `asvr.base.hub`). Its sizes and its encoder must match.
+        None: the codebooks are empty until `fit`.
+    load_weights: False builds the architecture without weights.
     """
 
     def __init__(
@@ -69,10 +68,10 @@ class SemanticTokenizer(VisualTokenizer):
     ):
         super().__init__()
         if encoder is None:
-            raise ValueError("SemanticTokenizer: `encoder` is missing: give an encoder config or an Encoder to share")
+            raise ValueError("SemanticTokenizer: `encoder` is missing: give the config of an encoder, or an Encoder")
         self.encoder_config = None
         if isinstance(encoder, Encoder):
-            self._shared_encoder = (encoder,)  # a tuple hides it from the module tree
+            self._shared_encoder = (encoder,)  # in a tuple, so that it is not registered as a submodule
         else:
             self._shared_encoder = None
             self.encoder_config = dict(encoder)
@@ -91,8 +90,8 @@ class SemanticTokenizer(VisualTokenizer):
         several = isinstance(self.transform, JoinedTransform) or len(grids_of(self.encoder)) > 1
         if several and (projection is not None or decoder is not None):
             raise ValueError(
-                "SemanticTokenizer: `projection` and `decoder` need an encoder that sees one image in one grid, not "
-                f"{type(self.encoder).__name__}"
+                "SemanticTokenizer: `projection` and `decoder` need an encoder with one image transform and one grid, "
+                f"but {type(self.encoder).__name__} has several"
             )
         self.decoder_config, self.decoder = decoder, None
         if decoder is not None:
@@ -124,26 +123,26 @@ class SemanticTokenizer(VisualTokenizer):
         return self
 
     def fingerprint(self) -> str:
-        """Of the codebooks and of the encoder, shared or not: what the codes of an image depend on."""
+        """Return a fingerprint of the codebooks and of the encoder, shared or not: the codes depend on both."""
         parts = (fingerprint(self._weights()), fingerprint_of(self.encoder), str(_describe(self.encoder)))
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
 
     @torch.no_grad()
     def features(self, pixels: Pixels) -> Tensor:
-        """The encoder's features_INE, computed without autocast, as float32."""
+        """Return the encoder's features_INE as float32, computed without autocast."""
         with full_float32(self.quantizer.codebooks[0].weight.device):
             return self.encoder(pixels).float()
 
     def quantize(self, features_INE: Tensor) -> Tensor:
-        """Return codes_IND of features the encoder gave (cached, or shared with the model).
+        """Return codes_IND of the encoder's features (from a cache, or shared with the model).
 
-        Raises ValueError when the codebooks are empty or the width is not the encoder's.
+        Raises ``ValueError`` if the codebooks are empty, or the width is not the encoder's.
         """
         self._require_fitted(features_INE)
         return self.quantizer.encode(self._projected(features_INE))
 
     def quantize_soft(self, features_INE: Tensor, *, temperature: float, top: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `encode_soft`, of features; raises as `quantize` does."""
+        """Do what `encode_soft` does, for features. It raises the errors of `quantize`."""
         self._require_fitted(features_INE)
         return self.quantizer.encode_soft(self._projected(features_INE), temperature=temperature, top=top)
 
@@ -162,7 +161,7 @@ class SemanticTokenizer(VisualTokenizer):
             return self.projection(features_INE.float())
 
     def _weights(self) -> nn.Module:
-        """What the tokenizer's folder holds."""
+        """Return the module whose weights the tokenizer's folder holds."""
         others = dict(projection=self.projection, decoder=self.decoder)
         others = {name: module for name, module in others.items() if module is not None}
         return nn.ModuleDict(dict(quantizer=self.quantizer, **others)) if others else self.quantizer
@@ -192,34 +191,38 @@ class SemanticTokenizer(VisualTokenizer):
         seed: int = 0,
         progress: bool = True,
     ) -> dict[str, list[float]]:
-        """Fill the codebooks from batches of features (..., E), in a random order of images.
+        """Fill the codebooks from batches of features (..., E). The batches must be in a random order of images.
 
-        k-means runs on the first ``vectors_per_code * V`` vectors (all of them, if there are fewer); each
-        batch after those makes one EMA step. Returns `ResidualQuantizer.statistics` of the k-means vectors
-        after the last step. Raises ValueError on empty input, on numbers that are not finite, and with a
-        ``projection``, which was trained together with its codebooks.
+        k-means runs on the first ``vectors_per_code * V`` vectors, or on all if there are fewer. Each later batch makes
+        one EMA step. Returns `ResidualQuantizer.statistics` of the k-means vectors after the last step.
+
+        Raises ``ValueError`` if there is no batch, if a number is not finite, or if the tokenizer has a ``projection``
+        (it was trained together with its codebooks).
         """
         if self.projection is not None:
-            raise ValueError("SemanticTokenizer.fit: a tokenizer with a `projection` is imported, not fitted")
+            raise ValueError(
+                "SemanticTokenizer.fit: a tokenizer with a `projection` cannot be fitted: import it, or leave "
+                "projection out"
+            )
         generator = torch.Generator().manual_seed(seed)
-        wanted = vectors_per_code * max(self.codebook_sizes)
+        missing = vectors_per_code * max(self.codebook_sizes)  # vectors that k-means still needs
         device = self.quantizer.codebooks[0].weight.device
         sample, steps, restarted = [], 0, 0
         for batch in batches:
             batch = batch.to(device).reshape(-1, batch.shape[-1]).float()
             if not batch.isfinite().all():
                 raise ValueError("SemanticTokenizer.fit: a batch of features holds NaN or infinity")
-            if wanted > 0:
+            if missing > 0:
                 sample.append(batch)
-                wanted -= len(batch)
-                if wanted <= 0:
+                missing -= len(batch)
+                if missing <= 0:
                     self._kmeans(sample, iterations, generator, progress)
                 continue
             restarted += self.quantizer.update(batch, generator=generator)
             steps += 1
         if not sample:
-            raise ValueError("SemanticTokenizer.fit: there is no batch of features to fit")
-        if wanted > 0:
+            raise ValueError("SemanticTokenizer.fit: there is no batch of features; expected at least one")
+        if missing > 0:
             self._kmeans(sample, iterations, generator, progress)
         self.statistics = self.quantizer.statistics(torch.cat(sample))
         self.source = None
@@ -239,7 +242,7 @@ class SemanticTokenizer(VisualTokenizer):
         return own
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the codebooks (``tokenizer.safetensors``) and what they belong to (``tokenizer.json``)."""
+        """Write the codebooks (``tokenizer.safetensors``), and their sizes and encoder (``tokenizer.json``)."""
         if not self.fitted:
             raise ValueError("SemanticTokenizer.save_pretrained: the codebooks are empty; fit them first")
         encoder = self.encoder
@@ -255,7 +258,7 @@ class SemanticTokenizer(VisualTokenizer):
 
     def _load(self, name: str) -> None:
         folder = hub.require(name, what="visual tokenizer", fetch=FIT_COMMAND)
-        description = dict(dict(quantizer=RESIDUAL), **read_json(folder / DESCRIPTION))  # earlier folders do not say it
+        description = dict(dict(quantizer=RESIDUAL), **read_json(folder / DESCRIPTION))  # the default of old folders
         expected = dict(
             type="SemanticTokenizer",
             **self._sizes(),
@@ -279,17 +282,17 @@ class SemanticTokenizer(VisualTokenizer):
 
 
 def _require_one_size(encoder: Encoder, **parts: dict | None) -> None:
-    """Raise ``ValueError`` for parts that need one grid of all images, of an encoder that has none."""
+    """Raise ``ValueError`` if a part needs the same grid for all images, but the encoder has none."""
     found = [name for name, part in parts.items() if part is not None]
     if found and hasattr(encoder.transform, "grid_of"):
         raise ValueError(
-            f"SemanticTokenizer.{found[0]} is for images of one size: {type(encoder).__name__} reads them in their own "
-            "resolution"
+            f"SemanticTokenizer.{found[0]} needs images of one size, but {type(encoder).__name__} reads them in their "
+            "own resolution"
         )
 
 
 def _describe(encoder: Encoder) -> dict:
-    """What decides the features besides the weights, as JSON values. ``layer`` where the encoder has one."""
+    """Return all that decides the features besides the weights, as JSON values. layer: None if there is none."""
     transform = json.loads(json.dumps(dataclasses.asdict(encoder.transform)))
     return dict(
         type=type(encoder).__name__,

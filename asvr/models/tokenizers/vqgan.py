@@ -1,4 +1,4 @@
-"""What a VQGAN is trained with: quantisation, perceptual and adversarial losses.
+"""The losses with which a VQGAN is trained: quantisation, perceptual and adversarial losses.
 
 Legend: ``I`` images, ``P`` grid cells of all images, ``C`` code width. Pixels are in [-1, 1].
 """
@@ -19,9 +19,10 @@ from asvr.registry import ENCODERS
 
 @dataclass
 class Reconstruction:
-    """pixels (I, 3, h, w), codes_P, latents (P, C), and the two quantisation losses, not weighted.
+    """A reconstruction: pixels (I, 3, h, w), codes_P, latents (P, C), and the two quantisation losses, unweighted.
 
-    codebook: squared distance that moves the codes to the encoder's output; commitment: the reverse.
+    codebook: the squared distance whose gradient moves the codes to the encoder's output. commitment: the same
+    distance; its gradient moves the encoder's output to the codes.
     """
 
     pixels: Tensor
@@ -32,9 +33,9 @@ class Reconstruction:
 
 
 def reconstruct(tokenizer: PixelTokenizer, pixels: Tensor, *, quantized: bool = True) -> Reconstruction:
-    """Encode and decode with a straight-through gradient past the argmin (https://arxiv.org/abs/1711.00937).
+    """Encode and decode, with a straight-through gradient through the argmin (https://arxiv.org/abs/1711.00937).
 
-    quantized: False decodes what the encoder gives, for the start of a training.
+    quantized: False decodes the encoder's output without quantisation, for the start of training.
     """
     latents = tokenizer.latents(pixels)
     rows, codebook = latents.flatten(0, 1).float(), tokenizer.codebook()
@@ -52,10 +53,10 @@ def reconstruct(tokenizer: PixelTokenizer, pixels: Tensor, *, quantized: bool = 
 
 
 class PerceptualLoss(nn.Module):
-    """Mean squared distance of the unit features of a frozen encoder, as LPIPS without its learned weights.
+    """The mean squared distance between unit features of a frozen encoder: LPIPS without its learned weights.
 
-    encoder: a config of any registered encoder, or an `Encoder`. The images are resized to its input and
-    given its normalisation.
+    encoder: a config of any registered encoder, or an `Encoder`. Images are resized to its input size and normalised
+    as it expects.
     """
 
     def __init__(self, encoder: Encoder | dict):
@@ -63,7 +64,7 @@ class PerceptualLoss(nn.Module):
         built = encoder if isinstance(encoder, Encoder) else ENCODERS.build(encoder)
         if not isinstance(built.transform, ImageTransform):
             raise ValueError(
-                f"perceptual.encoder: {type(built).__name__} does not see one image of a fixed size, which a "
+                f"perceptual.encoder: {type(built).__name__} does not take one image of a fixed size, which a "
                 "perceptual loss needs: name one of the encoders in it"
             )
         self.encoder = built.requires_grad_(False).eval()
@@ -86,8 +87,10 @@ class PerceptualLoss(nn.Module):
 
 
 class PatchDiscriminator(nn.Sequential):
-    """Real or not, one logit a patch (https://arxiv.org/abs/1611.07004), with group norm, so that an image's
-    logits do not depend on the others in the batch. Each layer halves the resolution.
+    """A patch discriminator: one logit for each patch, real or not (https://arxiv.org/abs/1611.07004).
+
+    It has group norms, so that the logits of an image do not depend on the other images of the batch. Each layer halves
+    the resolution.
     """
 
     def __init__(self, *, width: int = 32, layers: int = 2):
@@ -103,13 +106,15 @@ class PatchDiscriminator(nn.Sequential):
 
 
 def hinge_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """The discriminator's loss."""
+    """Return the discriminator's hinge loss."""
     return (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()) / 2
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
-    """The factor that gives the adversarial loss the gradient norm of the reconstruction at ``last_layer``,
-    at most 1e4 (https://arxiv.org/abs/2012.09841, equation 7)."""
+    """Return the factor of the adversarial loss that makes its gradient norm equal the reconstruction's.
+
+    The gradients are taken at ``last_layer``. The factor is at most 1e4 (https://arxiv.org/abs/2012.09841, equation 7).
+    """
     (a,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
     (b,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
     return (a.norm() / (b.norm() + 1e-4)).clamp(max=1e4).detach()
@@ -118,8 +123,8 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 class Adversary(nn.Module):
     """A patch discriminator with its optimiser.
 
-    weight: of the adversarial loss. start: training step from which it counts. adaptive: multiply by
-    `adaptive_weight`. width, layers: of the discriminator. lr: of its Adam.
+    weight: weight of the adversarial loss. start: the training step from which it is used. adaptive: whether it is
+    multiplied by `adaptive_weight`. width, layers: sizes of the discriminator. lr: learning rate of its Adam optimiser.
     """
 
     def __init__(
@@ -138,16 +143,16 @@ class Adversary(nn.Module):
         self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=(0.5, 0.9))
 
     def loss(self, fake: Tensor, reconstruction: Tensor, last_layer: Tensor) -> Tensor:
-        """The weighted loss of the VQGAN: it wants its images ``fake`` to be taken for real ones.
+        """Return the weighted adversarial loss of the VQGAN: it is low if ``fake`` images are taken for real ones.
 
-        reconstruction: the rest of its loss; last_layer: weights of its last layer (for ``adaptive``).
+        reconstruction: the rest of the VQGAN's loss. last_layer: weights of its last layer. Both are for ``adaptive``.
         """
         loss = -self.discriminator(fake).mean()
         factor = adaptive_weight(reconstruction, loss, last_layer) if self.adaptive else 1.0
         return self.weight * factor * loss
 
     def step(self, real: Tensor, fake: Tensor) -> Tensor:
-        """One step of the discriminator; returns its loss."""
+        """Run one training step of the discriminator, and return its loss."""
         loss = hinge_loss(self.discriminator(real), self.discriminator(fake.detach()))
         self.optimizer.zero_grad()  # also drops the gradients that came from the VQGAN's loss
         loss.backward()

@@ -1,4 +1,4 @@
-"""Model transforms: what is done to a model behind its construction, in the order of ``model_transforms``."""
+"""Model transforms: changes to a model after its construction, in the order of ``model_transforms``."""
 
 from asvr.models.transforms.apply import (
     apply_transforms,

@@ -1,11 +1,12 @@
-"""Model transforms: what is done to a model behind its construction, in the order of ``model_transforms``.
+"""Applies model transforms: changes to a model after its construction, in the order of ``model_transforms``.
 
-A transform is a class of `MODEL_TRANSFORMS` whose instances are called with the model, or a function with an argument
-``model``. It changes the model in place: it may replace layers, add weights and freeze some. What it adds is trained,
-saved and loaded as all else is, under the names of `VLM.components`. A class may have ``merge(model)``, which undoes
-the transform and keeps what was learned: a later stage without the transform and saved models need it. It may have
-``derived``: component -> names of tensors that the transform makes of the component's files alone, which checkpoints
-need not hold.
+A transform is a class in `MODEL_TRANSFORMS` whose instances are called with the model, or a function with an argument
+``model``. It changes the model in place: it may replace layers, add weights and freeze some. Weights that it adds are
+trained, saved and loaded like all others, under the names of `VLM.components`.
+
+A class may have ``merge(model)``, which undoes the transform and keeps what was learned. Saved models need it, and so
+does a later stage without the transform. A class may also have ``derived``: component -> names of tensors that are
+computed only from the component's files. Checkpoints do not hold them.
 """
 
 import inspect
@@ -23,9 +24,10 @@ from asvr.registry import MODEL_TRANSFORMS
 
 
 def transform_and_train(model: nn.Module, configs: Sequence[dict], train: list[str]) -> None:
-    """Apply the transforms that the model does not have yet, and give gradients to what ``train`` names of what
-    components and transforms did not freeze. Raises ``ValueError`` where a transform gives the LLM other weights than
-    those that a target has copied."""
+    """Apply the transforms that the model does not have yet, then train only what ``train`` names.
+
+    Weights that a component or a transform froze stay frozen. Raises ``ValueError`` if a transform changes the LLM's
+    weights, but a target has a copy of the LLM."""
     if new := configs[len(model.transforms) :]:
         of_llm = model.llm.state_dict().keys()
         release(model, model.held)
@@ -36,14 +38,14 @@ def transform_and_train(model: nn.Module, configs: Sequence[dict], train: list[s
 
 
 def build_transform(config: dict) -> Callable:
-    """What is called with the model."""
+    """Build the transform: a function that is called with the model."""
     options = dict(config)
     kind = MODEL_TRANSFORMS.get(options.pop("type"))
     return kind(**options) if inspect.isclass(kind) else partial(kind, **options)
 
 
 def apply_transforms(model: nn.Module, configs: Sequence[dict]) -> None:
-    """Apply transforms to a model of `VLM` in order. What they add is in no file: checkpoints hold it."""
+    """Apply transforms to a `VLM` in order. Weights that they add are in no file, so checkpoints hold them."""
     for config in configs:
         in_files = {name: _in_files(part) for name, part in model.components().items() if source_of(part) is not None}
         transform = build_transform(config)
@@ -71,25 +73,28 @@ def _require_no_copy(model: nn.Module, transforms: list[str]) -> None:
 
 
 def _in_files(part: nn.Module) -> dict[int, torch.Tensor]:
-    """The tensors of a component that stand in its ``source``, by their ids, which are theirs as long as they live."""
+    """Return the tensors of a component that are in the files of its ``source``, by their ids.
+
+    They are returned too, because an id is unique only as long as its tensor exists."""
     return {id(value): value for key, value in part.state_dict(keep_vars=True).items() if key not in apart_of(part)}
 
 
 def merge_transforms(model: nn.Module, keep: int = 0) -> None:
-    """Undo all transforms behind the first ``keep``, the last one first. Raises ``ValueError`` where one has no
-    ``merge``."""
+    """Undo all transforms after the first ``keep``, the last one first.
+
+    Raises ``ValueError`` if one has no ``merge``."""
     require_merge(model, keep)
     for transform in reversed(model.transforms[keep:]):
         before = {name: part.state_dict().keys() for name, part in model.components().items()}
         transform.merge(model)
         model.transforms.pop()
         for name, part in model.components().items():
-            if part.state_dict().keys() != before[name]:  # what is merged stands in no file
+            if part.state_dict().keys() != before[name]:  # merged weights are in no file
                 part.source, part.apart = None, frozenset()
 
 
 def require_merge(model: nn.Module, keep: int = 0) -> None:
-    """Raise ``ValueError`` where a transform behind the first ``keep`` has no ``merge``."""
+    """Raise ``ValueError`` if a transform after the first ``keep`` has no ``merge``."""
     for transform in model.transforms[keep:]:
         if not hasattr(transform, "merge"):
             name = getattr(transform, "func", type(transform)).__name__
@@ -100,7 +105,7 @@ def require_merge(model: nn.Module, keep: int = 0) -> None:
 
 
 def require_device(configs: Sequence[dict], device: torch.device) -> None:
-    """Raise ``ValueError`` where a transform cannot train on a device, which a class tells by this method."""
+    """Raise ``ValueError`` if a transform has a method ``require_device`` and cannot train on this device."""
     for config in configs:
         if hasattr(transform := build_transform(config), "require_device"):
             transform.require_device(device)

@@ -14,16 +14,19 @@ MULTIPLE = 16  # of both sizes of a weight, for CUDA's kernels
 
 @MODEL_TRANSFORMS.register_module()
 class Float8:
-    """Matrix products of linear layers in 8-bit floating point, forward and backward (``torchao.float8``). Weights,
-    gradients, the optimiser's state and checkpoints are what they are without it.
+    """Matrix products of linear layers in 8-bit floating point, forward and backward (``torchao.float8``).
 
-    layers: patterns of names, as `Lora` has them. recipe: how numbers become 8 bits wide. ``rowwise``: by a factor for
-        each row. ``tensorwise``: by one factor, which is faster; samples of a micro-batch then change each other's
-        rounding, so ``data.pack`` refuses it. ``rowwise_with_gw_hp``: as rowwise, but the products that make gradients
-        of weights are not in 8 bits. emulate: round to 8 bits and multiply in full precision. It runs on any device,
-        and is slower than without this transform.
-    Raises ``ValueError`` where torchao is missing, for another recipe, and for patterns that match no linear layer, or
-    one whose sizes are no multiples of 16 (unless ``emulate``).
+    Weights, gradients, the optimiser's state and checkpoints are the same as without it.
+
+    layers: patterns of names, as in `Lora`.
+    recipe: how numbers are scaled to 8 bits. ``rowwise``: with a factor for each row. ``tensorwise``: with one factor
+        for the whole tensor, which is faster. Samples of a micro-batch then change each other's rounding, so it cannot
+        be used with ``data.pack``. ``rowwise_with_gw_hp``: as rowwise, but the gradients of weights are computed in
+        full precision.
+    emulate: round to 8 bits, but multiply in full precision. It runs on any device, and is slower than no transform.
+
+    Raises ``ValueError`` if torchao is missing, for an unknown recipe, if a pattern matches no linear layer, or if a
+    size of a layer is not a multiple of 16 (unless ``emulate``).
     """
 
     def __init__(self, *, layers: list[str], recipe: str = "rowwise", emulate: bool = False):
@@ -38,8 +41,8 @@ class Float8:
             return
         raise ValueError(
             f"model_transforms: Float8 with recipe={self.recipe!r} needs a CUDA device of capability "
-            f"{needed[0]}.{needed[1]} or higher, and runtime.device is {device}: leave it out, or set emulate=True, "
-            "which rounds as it does and is slow"
+            f"{needed[0]}.{needed[1]} or higher, but runtime.device is {device}: leave it out, or set emulate=True, "
+            "which rounds in the same way but is slow"
         )
 
     def __call__(self, model: nn.Module) -> None:
@@ -52,7 +55,7 @@ class Float8:
                 if not self.emulate and any(size % MULTIPLE for size in layer.weight.shape):
                     sizes = " x ".join(map(str, layer.weight.shape))
                     raise ValueError(
-                        f"Float8: {name}.{key} is {sizes}, and both sizes must be multiples of {MULTIPLE}: name other "
+                        f"Float8: {name}.{key} is {sizes}, but both sizes must be multiples of {MULTIPLE}: name other "
                         "layers"
                     )
             chosen = set(layers)
@@ -62,7 +65,7 @@ class Float8:
             self._changed[name] = list(layers)
 
     def merge(self, model: nn.Module) -> None:
-        """Put plain linear layers with the same weights in their places."""
+        """Replace the layers by plain linear layers with the same weights."""
         for name, keys in self._changed.items():
             part = model.components()[name]
             for key in keys:

@@ -1,4 +1,4 @@
-"""The linear layers that a transform's patterns name."""
+"""Finds and replaces the linear layers that a transform's patterns name."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,10 @@ from asvr.models.trainable import is_matched, near_names
 
 
 def linear_layers(model: nn.Module, patterns: Sequence[str], name: str) -> dict[str, dict[str, nn.Linear]]:
-    """Component -> name in it -> layer, of all linear layers in what the patterns match, tokenizers left out. name: of
-    the transform, for ``ValueError`` where a pattern matches none."""
+    """Return all linear layers that the patterns match: component -> name in it -> layer.
+
+    Visual tokenizers are left out. name: the transform's name, for messages. Raises ``ValueError`` if a pattern matches
+    no linear layer."""
     parts = {n: part for n, part in model.components().items() if not n.startswith("tokenizer.")}
     known = {
         f"{n}.{key}": (n, key, layer)
@@ -28,13 +30,13 @@ def linear_layers(model: nn.Module, patterns: Sequence[str], name: str) -> dict[
 
 
 def replace_layer(part: nn.Module, key: str, layer: nn.Module) -> None:
-    """Put ``layer`` in the place of the one of this name."""
+    """Replace the layer with this name by ``layer``."""
     parent, _, own = key.rpartition(".")
     setattr(part.get_submodule(parent), own, layer)
 
 
 def plain_linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """A linear layer of these parameters; it draws no random numbers."""
+    """Return a linear layer with these parameters. It draws no random numbers."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight, layer.bias = weight, bias
     return layer

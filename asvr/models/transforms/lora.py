@@ -1,4 +1,4 @@
-"""Low-rank adapters."""
+"""Low-rank adapters (LoRA) as a model transform."""
 
 from torch import nn
 
@@ -8,23 +8,24 @@ from asvr.registry import MODEL_TRANSFORMS
 
 @MODEL_TRANSFORMS.register_module()
 class Lora:
-    """Low-rank adapters (LoRA) on linear layers, by the ``peft`` package.
+    """Low-rank adapters (LoRA) on linear layers, from the ``peft`` package.
 
-    All other weights of a component that gets adapters are frozen. A stage trains the adapters where ``train`` names
-    the component.
+    All other weights of a component with adapters are frozen. A stage trains the adapters if ``train`` names the
+    component. Adapters are in float32.
 
-    layers: patterns of names, see `asvr.models.trainable`: ``llm.*.self_attn`` adapts the linear layers of the LLM's
-        attention. r: rank. alpha: an adapter's product is multiplied by ``alpha / r``. dropout: of its input, from 0 to
-        below 1. Adapters are float32.
-    Raises ``ValueError`` where peft is missing, and for patterns that match no linear layer, or one that has adapters
-    or shares its weight.
+    layers: patterns of names, see `asvr.models.trainable`. For example, ``llm.*.self_attn`` adapts the linear layers of
+        the LLM's attention. r: rank. alpha: an adapter's output is multiplied by ``alpha / r``. dropout: dropout of an
+        adapter's input, from 0 to below 1.
+
+    Raises ``ValueError`` if peft is missing, if a pattern matches no linear layer, or if a layer already has adapters
+    or shares its weight with another layer.
     """
 
     def __init__(self, *, layers: list[str], r: int = 8, alpha: float = 16.0, dropout: float = 0.0):
         if r < 1 or not 0 <= dropout < 1:
             raise ValueError(f"Lora r={r}, dropout={dropout}: expected r of at least 1, and dropout from 0 to below 1")
         self.layers, self.options = list(layers), dict(r=r, lora_alpha=alpha, lora_dropout=dropout)
-        self.frozen: dict[str, list[str]] = {}  # by component, names (before and merged) of what this froze
+        self.frozen: dict[str, list[str]] = {}  # by component: names, without adapters, of the weights frozen here
 
     def __call__(self, model: nn.Module) -> None:
         peft = _peft(type(self).__name__)
@@ -35,11 +36,11 @@ class Lora:
             peft.inject_adapter_in_model(peft.LoraConfig(target_modules=list(layers), **self.options), part)
             for parameter in part.parameters():
                 if parameter.requires_grad and id(parameter) not in known:
-                    parameter.data = parameter.data.float()  # small steps are lost in half precision
+                    parameter.data = parameter.data.float()  # half precision would lose small steps
             self.frozen[name] = [key for key, p in before.items() if not p.requires_grad]
 
     def merge(self, model: nn.Module) -> None:
-        """Add the adapters to the weights of their layers, in the layers' dtype, and take them out."""
+        """Add the adapters to the weights of their layers, in the layers' dtype, and remove them."""
         layer_class = _peft(type(self).__name__).tuners.tuners_utils.BaseTunerLayer
         for name, frozen in self.frozen.items():
             part = model.components()[name]
@@ -53,7 +54,7 @@ class Lora:
         self.frozen.clear()
 
     def _found(self, model: nn.Module, peft) -> dict[str, dict[str, nn.Linear]]:
-        """See `linear_layers`."""
+        """Return the layers to adapt, see `linear_layers`. Raises ``ValueError`` for layers that cannot be adapted."""
         found = linear_layers(model, self.layers, type(self).__name__)
         tuned, parts = peft.tuners.tuners_utils.BaseTunerLayer, model.components()
         for name, layers in found.items():
@@ -66,7 +67,7 @@ class Lora:
                     )
             if any(isinstance(module, tuned) for module in parts[name].modules()):
                 raise ValueError(
-                    f"{type(self).__name__}: the {name} has adapters already: name all of its layers in one transform"
+                    f"{type(self).__name__}: the {name} already has adapters: name all of its layers in one transform"
                 )
         return found
 

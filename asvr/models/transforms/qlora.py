@@ -1,4 +1,4 @@
-"""Low-rank adapters on layers whose own weights are kept in 4 bits."""
+"""Low-rank adapters on layers with 4-bit weights (QLoRA) as a model transform."""
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,9 @@ from asvr.models.transforms.layers import plain_linear
 from asvr.models.transforms.lora import Lora
 from asvr.registry import MODEL_TRANSFORMS
 
-BLOCK = 64  # weights that share a scale, in a row of all of a layer's
-# NormalFloat: numbers that equally many weights are next to, if weights are normally distributed (QLoRA,
-# https://arxiv.org/abs/2305.14314, appendix E).
+BLOCK = 64  # number of consecutive weights of a layer that share a scale
+# NormalFloat: if weights are normally distributed, each of these numbers is the nearest one of equally many weights
+# (QLoRA, https://arxiv.org/abs/2305.14314, appendix E).
 NF4 = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635),
     *(-0.18477343022833234, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725),
@@ -22,11 +22,14 @@ NF4 = (
 
 @MODEL_TRANSFORMS.register_module()
 class QLora(Lora):
-    """`Lora` on layers whose own weights are kept in 4 bits (`Nf4Linear`), and frozen.
+    """`Lora` on layers whose own weights are frozen and kept in 4 bits (`Nf4Linear`).
 
-    layers, r, alpha, dropout: as of `Lora`. The weights are rounded anew from their files whenever the model is built,
-    to the same numbers with any number of threads; checkpoints hold them where they stand in no file.
-    Raises ``ValueError`` where `Lora` does, and for a layer whose number of weights is no multiple of 64.
+    layers, r, alpha, dropout: as in `Lora`.
+
+    Whenever the model is built, the weights are read from their files and rounded again. The result does not depend on
+    the number of threads. Checkpoints hold only weights that are in no file.
+
+    Raises the errors of `Lora`, and ``ValueError`` if a layer's number of weights is not a multiple of 64.
     """
 
     def __init__(self, *, layers: list[str], r: int = 8, alpha: float = 16.0, dropout: float = 0.0):
@@ -51,13 +54,13 @@ class QLora(Lora):
                 if layer.weight.numel() % BLOCK:
                     sizes = " x ".join(map(str, layer.weight.shape))
                     raise ValueError(
-                        f"QLora: {name}.{key} is {sizes}, and its number of weights must be a multiple of {BLOCK}: "
+                        f"QLora: {name}.{key} is {sizes}, but its number of weights must be a multiple of {BLOCK}: "
                         "name other layers"
                     )
         return found
 
     def merge(self, model: nn.Module) -> None:
-        """Add the adapters to the weights as they are in 4 bits, in the dtype that they had before."""
+        """Add the adapters to the rounded weights, in the dtype that the weights had before rounding."""
         for name in self.frozen:
             for layer in list(model.components()[name].modules()):
                 if isinstance(base := getattr(layer, "base_layer", None), Nf4Linear):
@@ -67,27 +70,27 @@ class QLora(Lora):
 
 
 class Nf4Linear(nn.Module):
-    """A frozen linear layer with a weight of 4 bits a number, and a float32 scale for each 64.
+    """A frozen linear layer with weights of 4 bits, and a float32 scale for each 64 weights.
 
-    Products are computed in the input's precision. The weight is made in it for each product, forward and backward, and
-    kept in between in 4 bits alone. (The scales are not rounded themselves, as QLoRA does: their mean would depend on
-    the number of threads, and so would the model.)
+    Products are computed in the input's precision. The weight is converted to it for each product, forward and
+    backward. Between products only the 4 bits are kept. (QLoRA also rounds the scales. This is not done here: it uses
+    their mean, which depends on the number of threads, and so would the model.)
     """
 
-    kept_whole = True  # in each process
+    kept_whole = True  # every process has all weights, they are not sharded
 
     def __init__(self, layer: nn.Linear):
         super().__init__()
         self.dtype, self.shape = layer.weight.dtype, layer.weight.shape
         codes, scales = quantize(layer.weight.detach())
         self.scales = nn.Parameter(scales, requires_grad=False)  # (blocks, 1)
-        self.codes = nn.Parameter(codes, requires_grad=False)  # (blocks, 32) uint8, two in each
+        self.codes = nn.Parameter(codes, requires_grad=False)  # (blocks, 32) uint8, with two weights in each
         self.register_buffer("table", torch.tensor(NF4, device=codes.device), persistent=False)
         self.bias = layer.bias
 
     @property
     def uncounted(self) -> int:
-        """How many weights there are beyond the numbers of ``scales`` and ``codes``."""
+        """The number of weights, minus the number of elements of ``scales`` and ``codes``."""
         return self.shape.numel() - self.codes.numel() - self.scales.numel()
 
     def weight_in(self, dtype: torch.dtype) -> Tensor:
@@ -102,7 +105,7 @@ class Nf4Linear(nn.Module):
 
 
 class Nf4Product(torch.autograd.Function):
-    """Rows (..., K) times the transposed weight (N, K). The weight has no gradient."""
+    """The product of rows (..., K) and the transposed weight (N, K). The weight has no gradient."""
 
     @staticmethod
     def forward(ctx, x: Tensor, scales: Tensor, codes: Tensor, table: Tensor, shape: torch.Size) -> Tensor:
@@ -117,8 +120,11 @@ class Nf4Product(torch.autograd.Function):
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """codes (blocks, 32) and scales (blocks, 1): of each block of 64 weights the largest size, and for each weight the
-    place in `NF4` of the number next to its part of it. Every step is exact, or rounds one number by itself."""
+    """Return codes (blocks, 32) and scales (blocks, 1) of a weight.
+
+    The scale of a block of 64 weights is its largest absolute value. The code of a weight is the index in `NF4` of the
+    number that is nearest to weight / scale. Every step is exact or rounds each number alone, so that the number of
+    threads does not matter."""
     blocks = weight.float().reshape(-1, BLOCK)
     scales = blocks.abs().amax(1, keepdim=True)
     table = torch.tensor(NF4, device=weight.device)
@@ -129,6 +135,6 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(scales: Tensor, codes: Tensor, table: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The weight of `quantize`, as it was rounded."""
+    """Return the rounded weight from the scales and codes of `quantize`."""
     places = torch.stack([codes >> 4, codes & 15], dim=-1).flatten(1)
     return (table[places.int()] * scales).view(shape).to(dtype)

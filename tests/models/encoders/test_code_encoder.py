@@ -72,12 +72,12 @@ def test_the_fingerprint_has_the_tokenizers():
 
 
 def test_what_is_wrong_is_refused():
-    with pytest.raises(ValueError, match="give an encoder config or an Encoder to share"):
+    with pytest.raises(ValueError, match="give the config of an encoder, or an Encoder"):
         CodeEncoder(tokenizer=dict(type="SemanticTokenizer", depth=2, codebook_size=4))
     with pytest.raises(ValueError, match="width=0: expected at least 1"):
         CodeEncoder(tokenizer=PIXEL, width=0)
     sequence = dict(type="MultiEncoder", encoders=[TOWER, TOWER], join="sequence")
-    with pytest.raises(ValueError, match="it gives 8 codes an image on a grid of 2x2"):
+    with pytest.raises(ValueError, match="it gives 8 codes for an image on a grid of 2x2"):
         CodeEncoder(tokenizer=dict(SEMANTIC, encoder=sequence))
     with pytest.raises(ValueError, match="its weights are random"):
         CodeEncoder(tokenizer=PIXEL)(pixels())
@@ -103,5 +103,5 @@ def test_a_tokenizer_of_joined_encoders_is_saved_and_read(tmp_path):
 
 def test_a_decoder_of_joined_features_is_refused():
     joined = dict(type="MultiEncoder", encoders=[TOWER, TOWER])
-    with pytest.raises(ValueError, match="need an encoder that sees one image in one grid, not MultiEncoder"):
+    with pytest.raises(ValueError, match="one image transform and one grid, but MultiEncoder has several"):
         SemanticTokenizer(encoder=joined, depth=2, codebook_size=4, decoder=dict(arch=dict(width=8)))

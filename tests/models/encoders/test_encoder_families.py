@@ -229,7 +229,7 @@ def test_pyramids_and_oblongs_are_refused_with_what_to_do():
     swin = dict(model_type="swin", image_size=16, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 2])
     with pytest.raises(ValueError, match=r"swin: layer \d gives \(.*not the 64 tokens of a grid of 8 x 8.*TimmEncoder"):
         HFVisionEncoder(arch=dict(swin, window_size=4), transform=half)(torch.randn(1, 3, 16, 16))
-    with pytest.raises(ValueError, match=r"image_size=\[12, 8\]: only squares are read"):
+    with pytest.raises(ValueError, match=r"image_size=\[12, 8\]: expected a square"):
         HFVisionEncoder(arch=dict(FAMILIES["internvit"][0], image_size=[12, 8]))
 
 

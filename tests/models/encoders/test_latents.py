@@ -97,11 +97,14 @@ def test_a_folder_wins_over_arch_and_says_so(tmp_path, monkeypatch):
             dict(arch=ARCH | dict(latent_channel=3)),
             "arch.latent_channel: AutoencoderKL has no such field.*latent_channels",
         ),
-        (dict(arch=ARCH | dict(norm_num_groups=3)), "arch: diffusers makes no AutoencoderKL of it: .*divisible"),
+        (
+            dict(arch=ARCH | dict(norm_num_groups=3)),
+            "arch: diffusers cannot build an AutoencoderKL from it: .*divisible",
+        ),
         (dict(arch=ARCH | dict(up_block_types=["UpDecoderBlock2D"])), "arch.up_block_types: expected 2 blocks"),
         (dict(image_size=18), "image_size=18: expected a multiple of 4, such as 16"),
-        (dict(image_size=None), "give image_size .* or grid"),
-        (dict(grid=(4, 4)), "give image_size .* or grid"),
+        (dict(image_size=None), "give either image_size .* or grid"),
+        (dict(grid=(4, 4)), "give either image_size .* or grid"),
     ],
 )
 def test_what_makes_no_vae_is_refused(fields, message):

@@ -86,7 +86,7 @@ class Native(Encoder):
     "encoders, options, told",
     [
         ((TOWER, OTHER), {}, r"grids are 2x2 and 3x3: choose .* or set resample='bilinear'"),
-        ((TOWER, OTHER), dict(join="add", resample="area"), r"widths must agree, given \[8, 12\]"),
+        ((TOWER, OTHER), dict(join="add", resample="area"), r"widths must agree, but they are \[8, 12\]"),
         ((TOWER, OTHER), dict(join="sequence", resample="area"), "leave it out"),
         ((TOWER, OTHER), dict(join="beside"), "join='beside': expected one of 'channel', 'sequence', 'add'"),
         ((TOWER, OTHER), dict(resample="cubic"), "resample='cubic': expected one of 'bilinear'"),
@@ -95,7 +95,7 @@ class Native(Encoder):
         (
             (TOWER, dict(type="MultiEncoder", encoders=[TOWER, OTHER], join="sequence")),
             dict(resample="area"),
-            r"encoders\[1\] has the tokens of several grids",
+            r"encoders\[1\] has several grids",
         ),
     ],
 )

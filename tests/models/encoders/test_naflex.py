@@ -185,12 +185,12 @@ def test_the_fixed_encoder_of_such_a_tower_is_as_it_was():
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (dict(max_num_patches=0), "encoder.max_num_patches=0: expected 1 or more"),
-        (dict(transform=dict(center_crop=True)), "encoder.transform.center_crop: expected mean, std and interpolation"),
-        (dict(transform=dict(size=[8, 8])), "encoder.transform.size: expected mean, std and interpolation"),
+        (dict(max_num_patches=0), "encoder.max_num_patches=0: expected at least 1"),
+        (dict(transform=dict(center_crop=True)), "encoder.transform.center_crop: expected only mean, std"),
+        (dict(transform=dict(size=[8, 8])), "encoder.transform.size: expected only mean, std and interpolation"),
         (
             dict(arch=dict(ARCH, model_type="siglip_vision_model", image_size=8)),
-            "NaFlexEncoder reads a siglip2_vision_model, this is a siglip_vision_model: use type='HFVisionEncoder'",
+            "NaFlexEncoder needs a siglip2_vision_model, but this is a siglip_vision_model: use type='HFVisionEncoder'",
         ),
     ],
 )

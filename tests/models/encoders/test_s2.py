@@ -56,12 +56,12 @@ def test_one_scale_is_the_encoder():
 
 @pytest.mark.parametrize("scales", [[], [0, 1], [1, 1.5], [2, 2], [True]])
 def test_other_scales_are_refused(scales):
-    with pytest.raises(ValueError, match="expected different whole numbers"):
+    with pytest.raises(ValueError, match="expected different integers"):
         built(scales)
 
 
 def test_an_encoder_of_several_images_is_refused():
-    with pytest.raises(ValueError, match="MultiEncoder does not see one image of a fixed size"):
+    with pytest.raises(ValueError, match="MultiEncoder does not take one image of a fixed size"):
         built(encoder=dict(type="MultiEncoder", encoders=[TOWER, OTHER], resample="area"))
 
 

@@ -326,5 +326,5 @@ def test_the_text_reads_whole_images_while_a_ramp_is_at_zero():
 
 
 def test_two_targets_cannot_both_mask_what_the_text_reads():
-    with pytest.raises(ValueError, match="one target alone may mask the images that the text reads"):
+    with pytest.raises(ValueError, match="only one target may mask the images that the text reads"):
         model_with(BLOCKS, dict(BLOCKS, name="others"))

@@ -122,7 +122,7 @@ def test_what_cannot_be_done_is_one_line(monkeypatch):
     require_device([FLOAT8 | dict(emulate=False, recipe="tensorwise")], torch.device("cuda"))
     with pytest.raises(ValueError, match="runtime.device is cuda: leave it out, or set emulate=True"):
         require_device([FLOAT8 | dict(emulate=False)], torch.device("cuda"))
-    with pytest.raises(ValueError, match="llm.model.model.layers.0.mlp.gate_proj is 24 x 16, and both sizes must be"):
+    with pytest.raises(ValueError, match="llm.model.model.layers.0.mlp.gate_proj is 24 x 16, but both sizes must be"):
         changed(emulate=False, layers=["llm.*.mlp"])
     with pytest.raises(ValueError, match=r"Float8: layers='llm.\*.self_atn' matches no linear layer; did you mean"):
         changed(layers=["llm.*.self_atn"])

@@ -177,9 +177,9 @@ def test_sizes_are_counted_as_without():
 def test_what_does_not_fit_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match="QLora: llm.model.lm_head shares its weight with another layer"):
         apply_transforms(tiny_model(tied=True), [QLORA])
-    with pytest.raises(ValueError, match="the llm has adapters already: name all of its layers in one transform"):
+    with pytest.raises(ValueError, match="the llm already has adapters: name all of its layers in one transform"):
         apply_transforms(tiny_model(), [QLORA, QLORA | dict(layers=["llm.*.mlp"])])
-    with pytest.raises(ValueError, match="llm.model.lm_head is 33 x 16, and its number of weights must be a multiple"):
+    with pytest.raises(ValueError, match="llm.model.lm_head is 33 x 16, but its number of weights must be a multiple"):
         apply_transforms(tiny_model(vocab_size=33), [QLORA])
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"QLora needs peft .*: pip install 'asvr\[lora\]'"):
