@@ -22,18 +22,21 @@ from asvr.registry import ENCODERS, TARGETS
 class DenoisingTarget(Target):
     """The latents of a VAE, reconstructed by a small denoiser (ROSS, https://arxiv.org/abs/2410.09575).
 
-    In training each image's latents get noise at ``times`` random steps of a cosine schedule, and the head tells it
-    from what is seen and from the hidden states of the image's tokens. The loss is the squared error, its mean over
-    ``times`` and channels summed over tokens. Evaluation takes the same noise for each image, at evenly spaced steps.
-    Of an image of which some cells have no token, the head sees the latents of all; the others carry the loss.
+    In training, noise is added to each image's latents at ``times`` random steps of a cosine schedule. The head
+    predicts the noise from the noisy latents and the hidden states of the image's tokens. The loss is the squared
+    error: its mean over ``times`` and channels, summed over tokens. Evaluation uses the same noise for each image, at
+    evenly spaced steps. Some cells of an image may have no token. The head sees the latents of all cells; only cells
+    with a token carry the loss.
 
-    teacher: a `LatentEncoder`, or any encoder whose grid is the model's; its ``grid`` is given, where it takes one.
-    normalize: a token's latents go through a layer norm without weights first, for features, which are not scaled as
-        a VAE's latents are. tap: which hidden state, see `Target`. width, layers, num_heads, steps: of the head, see
-        `Denoiser`.
+    teacher: config of a `LatentEncoder`, or of any encoder whose grid is the model's. If it has an argument ``grid``,
+        it gets the encoder's grid.
+    normalize: whether a token's latents go through a layer norm without weights first. This is for features, which are
+        not scaled as a VAE's latents are.
+    tap: which hidden state, see `Target`. times: how many noisy versions of an image each training step has.
+    width, layers, num_heads, steps: options of the head, see `Denoiser`.
 
-    Raises ``ValueError`` where grids differ, for ``supervise``, and for an encoder that gives several grids or reads
-    images in their own resolution.
+    Raises ``ValueError`` if the grids differ, for ``supervise``, and for an encoder with several grids or for images in
+    their own resolution.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class DenoisingTarget(Target):
                 f"{'x'.join(map(str, self.grid))}: leave image_size and grid out"
             )
         shown = getattr(encoder.transform, "shown", encoder.transform)
-        self.center_crop = getattr(shown, "center_crop", False)  # so that a token and its latents are one place
+        self.center_crop = getattr(shown, "center_crop", False)  # so that a token and its latents show the same place
         self.head = Denoiser(
             hidden_size=llm.hidden_size,
             channels=self.teacher.width,
@@ -79,13 +82,15 @@ class DenoisingTarget(Target):
         if layers < 1:
             raise ValueError(f"{key}.layers={layers}: expected at least 1")
         if self.positions.supervise is not None:
-            raise ValueError(f"{key}.supervise: the noise of whole images is told; leave it out")
+            raise ValueError(f"{key}.supervise: the noise of whole images is predicted; leave it out")
         if hasattr(encoder.transform, "grid_of"):
             raise ValueError(f"{key}: the encoder reads images in their own resolution, and latents are of one grid")
         if len(grids_of(encoder)) > 1:
             raise ValueError(f"{key}: the encoder gives the tokens of several grids, and latents are of one")
         if times < 1 or steps < times:
-            raise ValueError(f"{key}.times={times}, steps={steps}: expected at least 1, and as many steps as times")
+            raise ValueError(
+                f"{key}.times={times}, steps={steps}: expected times of at least 1, and at least as many steps"
+            )
         if num_heads < 1 or width % num_heads or width % 4:
             raise ValueError(f"{key}.width={width} is no multiple of 4 and of num_heads={num_heads}")
 
@@ -108,7 +113,7 @@ class DenoisingTarget(Target):
 
     @torch.no_grad()
     def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``error``: of the noise that is told, squared, where 1 is that of telling none."""
+        """Return ``error``: the squared error of the predicted noise. It is 1 if the prediction is zero."""
         error_IN, there_IN = self.errors(seen, truth)
         return dict(error=error_IN if there_IN is None else error_IN.masked_fill(~there_IN, torch.nan))
 
@@ -118,8 +123,9 @@ class DenoisingTarget(Target):
     # Noise and hidden states -------------------------------------------------------------------------------
 
     def errors(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """error_IN, the mean squared error of each token, and there_IN: which tokens have a hidden state that tells
-        them; None: all."""
+        """Return error_IN, the mean squared error of each token, and there_IN: which tokens have a hidden state.
+
+        there_IN is None if all of them have one."""
         latents_INC = truth["latents"].float()
         hidden_INH, there_IN = self.states(seen)
         time_KI, noise_KINC = self.noise(latents_INC, training=seen.training)
@@ -127,7 +133,7 @@ class DenoisingTarget(Target):
         return (told_KINC.float() - noise_KINC).square().mean((0, -1)), there_IN
 
     def noise(self, latents_INC: Tensor, *, training: bool) -> tuple[Tensor, Tensor]:
-        """time_KI and noise_KINC: in training drawn on the device, so that nothing waits for it."""
+        """Return time_KI and noise_KINC. In training they are drawn on the device, so that nothing waits for it."""
         images, device = len(latents_INC), latents_INC.device
         if training:
             time_KI = torch.randint(self.steps, (self.times, images), device=device)
@@ -138,7 +144,7 @@ class DenoisingTarget(Target):
         return time_K[:, None].expand(-1, images), noise_K1NC.expand(-1, images, -1, -1)
 
     def states(self, seen: Seen) -> tuple[Tensor, Tensor | None]:
-        """hidden_INH, zeros at cells that no hidden state tells, and there_IN, see `errors`."""
+        """Return hidden_INH, with zeros for cells without a hidden state, and there_IN, see `errors`."""
         source_P, token_P = self.places(seen)
         hidden_PH, shape = seen.hidden[self.tap][source_P].float(), (seen.batch.num_images, self.num_tokens)
         if token_P is None:

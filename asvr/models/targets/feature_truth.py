@@ -21,13 +21,15 @@ RESAMPLING = ("bilinear", "bicubic", "area")
 
 
 class FeatureTruth:
-    """teacher: the config of an encoder, which is built and frozen; None: the model's own encoder gives the features.
-    resample: how features of another grid are brought to the encoder's; None: the grids must agree. key: of the target
-    in the config, for messages.
+    """The target features: those of a frozen teacher, or of the model's own encoder.
 
-    teacher: the module, or None. width: ``E``. dtype: of what is kept in a cache, the teacher's own.
+    teacher: config of an encoder, which is built and frozen. None: the features of the model's own encoder.
+    resample: how features on another grid are resampled to the encoder's grid. None: the grids must agree.
+    key: the target's config key, for messages.
 
-    Raises ``ValueError`` where the grids do not fit, or the teacher sees other parts of the image than the encoder.
+    Attributes. teacher: the module, or None. width: ``E``. dtype: dtype of cached features, which is the teacher's.
+
+    Raises ``ValueError`` if the grids do not fit, or the teacher sees other parts of the image than the encoder.
     """
 
     def __init__(self, teacher: dict | None, *, encoder, resample: str | None, key: str, load_weights: bool):
@@ -66,11 +68,13 @@ class FeatureTruth:
         own = grids_of(teacher)
         if own == self.grids and not self.native:
             if self.resample is not None:
-                told = "%s.resample=%r has no effect: the teacher's grid is the encoder's"
-                log_once(logging.WARNING, told, key, self.resample)
+                message = "%s.resample=%r has no effect: the teacher's grid is the encoder's"
+                log_once(logging.WARNING, message, key, self.resample)
             self.resample = None
         elif len(own) > 1:
-            raise ValueError(f"{name}: {type(teacher).__name__} has the tokens of several grids, the encoder others")
+            raise ValueError(
+                f"{name}: {type(teacher).__name__} has several grids, which differ from the encoder's: use one grid"
+            )
         elif self.resample is None:
             there = "each image's own" if self.native else " and ".join("x".join(map(str, grid)) for grid in self.grids)
             raise ValueError(
@@ -95,14 +99,14 @@ class FeatureTruth:
         return {} if self.teacher is None else {name: self.teacher.transform}
 
     def spec(self) -> TensorSpec | None:
-        """Of an image's features, as the cache keeps them. None of the encoder's own, which have a cache already."""
+        """Return the spec of an image's cached features. None for the encoder's features: they have their own cache."""
         if self.teacher is None:
             return None
         tokens = self.teacher.num_tokens if self.native else self.num_cells
         return TensorSpec((tokens, self.width), self.dtype)
 
     def features(self, pixels: Pixels | None, features_INE: Tensor | None) -> Tensor:
-        """(I, N, E); with an encoder that reads images in their own resolution (I, M, E). Without gradients."""
+        """Return the features (I, N, E), without gradients. If images have their own resolution, they are (I, M, E)."""
         if self.teacher is None:
             return features_INE
         own_IME = self.teacher(pixels)
@@ -111,8 +115,9 @@ class FeatureTruth:
         return own_IME.to(self.dtype)
 
     def by_cell(self, features: Tensor, batch: Batch) -> Tensor:
-        """What `features` gave, cached or not, as (I, N, E) float32: of each cell of the encoder. Zeros behind the
-        cells that an image in its own resolution has."""
+        """Bring the result of `features`, cached or not, to the encoder's cells: (I, N, E) float32.
+
+        For an image in its own resolution, the values after its cells are zero."""
         if self.teacher is None or not self.native:
             return features.float()
         found_INE = features.new_zeros(len(features), self.num_cells, self.width, dtype=torch.float32)

@@ -139,12 +139,13 @@ class FeatureTarget(ContinuousTarget):
 
     VIRAL: https://arxiv.org/abs/2509.07979. MetaMorph's visual prediction: https://arxiv.org/abs/2412.14164.
 
-    teacher: the config of an encoder, which sees the image through its own transform; None: the features that the model
-        itself sees. resample: ``bilinear``, ``bicubic`` or ``area`` where the teacher's grid is not the encoder's.
-        The rest is as in `ContinuousTarget` and `Target`.
+    teacher: config of an encoder, which sees the image through its own transform. None: the features of the model's own
+        encoder.
+    resample: ``bilinear``, ``bicubic`` or ``area``: how the teacher's features are resampled to the encoder's grid.
+        None: the grids must agree.
 
-    With a teacher ``data.cache=True`` keeps its features, on the encoder's grid and in the teacher's dtype.
-    Raises ``ValueError`` where grids or widths do not fit.
+    The other arguments are those of `ContinuousTarget` and `Target`. With ``data.cache=True`` the teacher's features
+    are cached, on the encoder's grid and in the teacher's dtype. Raises ``ValueError`` if grids or widths do not fit.
     """
 
     def __init__(

@@ -25,21 +25,24 @@ from asvr.registry import LOSSES, TARGETS
 class MaskedFeatureTarget(Target):
     """A teacher's features of masked blocks, which an early layer of the LLM predicts (JARVIS, arXiv 2512.15885).
 
-    The context that the layer sees has none of the blocks. The text reads the same pass: of a masked image it sees the
-    context and what was predicted.
+    The tokens of the blocks are masked, and are predicted from the rest of the image, the context. Text is read in the
+    same LLM pass: of a masked image it sees the context and the masked tokens.
 
-    teacher, resample: see `FeatureTruth`. tap: the layer that is read, by default a fourth of all. mlp: fields of
-        `FeatureMLP`, the head. loss: a `FeatureLoss`, by default the cosine. masks: fields of `Blocks`. share: of the
-        images that are masked in training, the others are seen whole.
+    teacher: config of an encoder, which is built and frozen. None: the features of the model's own encoder.
+    resample: how the teacher's features are resampled to the encoder's grid, see `FeatureTruth`.
+    tap: the layer whose output predicts the features. None: at a fourth of the layers.
+    mlp: fields of `FeatureMLP`, for the head. loss: a `FeatureLoss`. None: `CosineLoss`.
+    masks: fields of `Blocks`. share: the share of the images that are masked in training.
 
-    It follows ``MLLMJEPA`` and ``MaskCollator`` of the released code. What differs: an image is masked or not by a draw
-    of its own, not with its whole micro-batch; a block may stand at the last row and column; contexts are not cut to
-    the shortest of a micro-batch; and a context that would be too small costs a block, it never overlaps one.
+    It follows ``MLLMJEPA`` and ``MaskCollator`` of the released code, with four differences. Each image is masked or
+    not by its own draw, not together with its micro-batch. A block may include the last row and column. Contexts are
+    not cut to the shortest one of a micro-batch. If the context would be too small, there is one block fewer; a context
+    never overlaps a block.
     """
 
     shares_mask = True
     rules = True
-    metrics = {"cosine": ()}  # noqa: RUF012  read alone
+    metrics = {"cosine": ()}  # noqa: RUF012  it is only read
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class MaskedFeatureTarget(Target):
         super().__init__(encoder=encoder, llm=llm, taps=(tap,), load_weights=load_weights, **own)
         key = self.key
         if self.shift or self.positions.supervise is not None:
-            raise ValueError(f"{key}: MaskedFeatureTarget reads the masked tokens: leave out shift and supervise")
+            raise ValueError(f"{key}: MaskedFeatureTarget chooses the tokens itself: leave out shift and supervise")
         if not 0 < share <= 1:
             raise ValueError(f"{key}.share={share!r}: expected a number above 0 and up to 1")
         if unknown := sorted(set(masks or {}) - {field.name for field in fields(Blocks)}):
@@ -75,7 +78,8 @@ class MaskedFeatureTarget(Target):
         self.criterion = LOSSES.build(loss or dict(type="CosineLoss"))
         if getattr(self.criterion, "of_images", False):
             raise ValueError(
-                f"{key}.loss: {type(self.criterion).__name__} compares all tokens of an image: not of blocks"
+                f"{key}.loss: {type(self.criterion).__name__} compares all tokens of an image, but there are only "
+                "those of blocks: use CosineLoss"
             )
 
     def views(self) -> dict[str, ImageTransform]:
@@ -96,7 +100,7 @@ class MaskedFeatureTarget(Target):
         whole_I = generator.random(batch.num_images) >= (self.share if training else 1.0)
         block_IKN[whole_I], context_IN[whole_I] = False, True
         image_P, _, cell_P = block_IKN.nonzero()
-        drawn = self.blocks.blocks * block_IKN.sum(2).max()  # tokens of an image's blocks, which have one size
+        drawn = self.blocks.blocks * block_IKN.sum(2).max()  # tokens of an image's blocks, which all have the same size
         return masked(
             batch,
             self.head.token,
@@ -108,15 +112,17 @@ class MaskedFeatureTarget(Target):
         )
 
     def reads_alone(self, *, training: bool) -> bool:
-        """Text reads whole images where nothing is learned of masked ones."""
+        """Text reads images without masks in evaluation, and if this target's weight is 0."""
         return not training or self.weight == 0
 
     def learns_from(self, batch: Batch) -> bool:
         return self.counts and batch.num_images > 0
 
     def count(self, window: list[Batch], *, training: bool) -> float:
-        """Images, those that are expected to be masked: the loss of one is the mean over its blocks, of which those
-        that were not drawn, since they left too little, count as 0."""
+        """Count the images that are expected to be masked.
+
+        The loss of an image is the mean over its blocks. A block that was not drawn, because it left too little
+        context, counts as 0."""
         return sum(batch.num_images for batch in window) * (self.share if training else 1.0)
 
     def told(self, seen: Seen) -> Tensor:
@@ -124,7 +130,7 @@ class MaskedFeatureTarget(Target):
         return self.head.mlp(states_VH[seen.masked.place_P].float())
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """``cosine``: of what is told and the features, whatever the loss is."""
+        """Return the loss, and ``cosine``: the cosine similarity of predicted and target features, for any loss."""
         told_PE, wanted_VE = self.told(seen), self.features.by_cell(truth["features"], seen.batch).flatten(0, 1)
         wanted_PE = wanted_VE[seen.masked.place_P]
         cosine = F.cosine_similarity(told_PE.detach(), wanted_PE, dim=-1).sum() * seen.masked.weight

@@ -15,23 +15,22 @@ from asvr.registry import TARGETS
 
 @TARGETS.register_module()
 class SharedVocabularyTarget(CodeTarget):
-    """Codes as further words of the LLM: one softmax over words and codes (Youtu-VL, arXiv 2601.19798).
+    """Codes as additional words of the LLM: one softmax over words and codes (Youtu-VL, arXiv 2601.19798).
 
-    As `CodeTarget` with codes of depth 1. The softmax of a visual position runs over [``T`` rows of the LM head; ``V``
-    rows of codes], with no head between.
+    It is a `CodeTarget` with codes of depth 1. The softmax of a visual position runs over the ``T`` rows of the LM head
+    and ``V`` rows of codes. There is no other head.
 
-    joint_text: True: so does the softmax of the text's positions, whose loss the visual rows are a part of, as long as
-        this target has a weight (one softmax over the union everywhere, as the paper's). False: text positions know
-        the words alone, as without this target.
+    joint_text: True: the softmax of text positions runs over words and codes too, as in the paper, as long as this
+        target's weight is above 0. False: text positions use only the words, as without this target.
 
-    The visual rows are this target's own weights, trained with ``heads``; the LM head is trained where the LLM is, and
-    gets gradients from visual positions too. Answers are made of the LM head alone, so no visual code is ever written,
-    and an export leaves the rows behind. ``correct`` counts a code whose logit is the largest of the union; `predict`
-    takes the best one of the codes, with its probability in the union.
+    The rows of codes are this target's own weights, and are trained with ``heads``. The LM head is trained with the
+    LLM, and gets gradients from visual positions too. Answers are generated with the LM head alone, so no visual code
+    is ever written, and an export leaves the rows out. ``correct`` counts a code if its logit is the largest of all
+    words and codes. `predict` returns the most probable code, with its probability among words and codes.
 
-    The other arguments are those of `CodeTarget`; ``head`` and ``tap`` are not free. Raises ``ValueError`` for codes of
-    another depth, ``shift=0`` (a position would predict the next word and its own code with one softmax), an LLM that
-    does not tell its ``vocab_size``, and one that caps or scales its logits.
+    The other arguments are those of `CodeTarget`; ``head`` and ``tap`` cannot be set. Raises ``ValueError`` for codes
+    of another depth, for ``shift=0`` (a position would predict the next word and its own code with one softmax), for an
+    LLM without ``vocab_size``, and for an LLM that caps or scales its logits.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class SharedVocabularyTarget(CodeTarget):
         key: str = "target",
     ):
         if shift != 1:
-            raise ValueError(f"{key}.shift={shift!r}: the LM head predicts what comes next: set shift=1")
+            raise ValueError(f"{key}.shift={shift!r}: the LM head predicts the next token: set shift=1")
         if not isinstance(getattr(llm, "vocab_size", None), int):
             raise ValueError(f"{key}: {type(llm).__name__} has no vocab_size, the number of its LM head's words")
         if getattr(llm, "logit_changes", None):
@@ -79,17 +78,17 @@ class SharedVocabularyTarget(CodeTarget):
                 f"{key}.tokenizer: codes of depth {self.tokenizer.depth}, expected depth=1: a visual token is one word "
                 "of the vocabulary"
             )
-        self.llm = (llm,)  # a tuple hides it from the module tree
+        self.llm = (llm,)  # in a tuple, so that it is not registered as a submodule
         self.num_words, self.joint_text = llm.vocab_size, joint_text
 
     @property
     def rows(self) -> nn.Linear:
-        """The visual codes' part of the classifier."""
+        """The part of the classifier that belongs to the visual codes."""
         return self.head.classifiers[0]
 
     @property
     def classifiers(self) -> list[nn.Module]:
-        """Made at each use: a transform may have put another LM head in place."""
+        """Built at each use, because a transform may have replaced the LM head."""
         return [JoinedClassifier(self.llm[0].lm_head, self.rows)]
 
     @property
@@ -100,7 +99,7 @@ class SharedVocabularyTarget(CodeTarget):
         source_P, token_P = self.places(seen)
         codes_P1 = self.codes_by_cell(truth, seen.batch).flatten(0, 1)
         codes_P1 = codes_P1 if token_P is None else codes_P1[token_P]
-        hidden_P1H = seen.hidden[self.tap][source_P][:, None]  # in the precision that the LM head gets of the text
+        hidden_P1H = seen.hidden[self.tap][source_P][:, None]  # in the same precision as for text
         loss, correct_D = self.criterion(hidden_P1H, self.classifiers, self.num_words + codes_P1)
         return loss, dict(correct=correct_D)
 

@@ -21,18 +21,19 @@ from asvr.registry import TARGETS
 class SoftCodeTarget(CodeTarget):
     """`CodeTarget` with soft labels: near codes are partly right too (RQ-VAE, https://arxiv.org/abs/2203.01941).
 
-    At each depth, given the codes before, a code ``e`` has the probability softmax(-|r - e|^2 / temperature), where
-    ``r`` is what those codes left over.
+    At each depth, a code ``e`` has the probability softmax(-|r - e|^2 / temperature). ``r`` is the residual that the
+    codes of the depths before leave.
 
-    temperature: in squared units of the features that are quantised. The metric ``entropy`` (nats, by depth) tells how
-    soft it makes the codes: 0 is hard. top: of each depth the most probable codes alone are kept, and their
-    probabilities are divided by their sum. The other arguments are those of `CodeTarget`; the loss is one that takes
-    ``soft``, as `CodeCrossEntropy` does.
+    temperature: in squared units of the features that are quantised. The metric ``entropy`` (nats, for each depth) says
+        how soft the codes are: 0 is hard.
+    top: how many codes of each depth are kept, the most probable ones. Their probabilities are divided by their sum.
 
-    The head still gets the nearest codes of the depths before, and ``correct`` counts these. Probabilities are rounded
-    to float16, cached or not, and a cache keeps ``4 K + 2`` bytes (``6 K + 4`` above 32,768 codes) a token and depth.
+    The other arguments are those of `CodeTarget`. The loss must take ``soft``, as `CodeCrossEntropy` does. The head
+    still gets the nearest codes of the depths before, and ``correct`` counts the nearest codes. Probabilities are
+    rounded to float16, cached or not. A cache keeps ``4 K + 2`` bytes (``6 K + 4`` above 32,768 codes) for each token
+    and depth.
 
-    Raises ``ValueError`` where the tokenizer or the loss knows no soft codes, and for impossible numbers.
+    Raises ``ValueError`` if the tokenizer or the loss does not support soft codes, or a number is impossible.
     """
 
     def __init__(self, *, temperature: float, top: int = 8, **own):
@@ -45,12 +46,12 @@ class SoftCodeTarget(CodeTarget):
         if not self.tokenizer.softens:
             raise ValueError(
                 f"{self.key}.tokenizer: {type(self.tokenizer).__name__} has no encode_soft(), which soft codes need: "
-                "take a SemanticTokenizer or a PixelTokenizer, or type='CodeTarget'"
+                "use a SemanticTokenizer or a PixelTokenizer, or type='CodeTarget'"
             )
         if "soft" not in inspect.signature(self.criterion.forward).parameters:
             raise ValueError(
                 f"{self.key}.loss: {type(self.criterion).__name__}.forward() takes no `soft`, the codes that share a "
-                "target and their shares: take CodeCrossEntropy, or type='CodeTarget'"
+                "target and their shares: use CodeCrossEntropy, or type='CodeTarget'"
             )
         self.options = dict(temperature=temperature, top=top)
         self.metrics = dict(self.metrics, entropy=(self.tokenizer.depth,))
@@ -61,7 +62,7 @@ class SoftCodeTarget(CodeTarget):
         return dict(codes=codes, ids=TensorSpec(shape, codes.dtype), shares=TensorSpec(shape, torch.float16))
 
     def truth(self, pixels: dict[str, Pixels], features_INE: Tensor | None) -> dict[str, Tensor]:
-        """``codes`` (I, M, D), the nearest; ``ids`` and ``shares`` (I, M, D, K) of the most probable."""
+        """Return the nearest ``codes`` (I, M, D), and ``ids`` and ``shares`` (I, M, D, K) of the most probable ones."""
         if self.shares_encoder:
             codes, ids, shares = self.tokenizer.quantize_soft(features_INE, **self.options)
         else:
@@ -74,8 +75,9 @@ class SoftCodeTarget(CodeTarget):
         return dict(super().to_cache(truth), ids=ids.to(code_dtype(max(sizes))), shares=truth["shares"].cpu())
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """In nats; ``correct``: how often the nearest code has the largest logit, and ``entropy``: of the shares, both
-        by depth (D,)."""
+        """Return the loss in nats and the metrics, each (D,).
+
+        ``correct``: how often the nearest code has the largest logit. ``entropy``: the entropy of the shares."""
         source_P, token_P = self.places(seen)
         codes_PD = self.codes_by_cell(truth, seen.batch).flatten(0, 1)
         ids_PDK, shares_PDK = (self._by_cell(truth[name], seen.batch) for name in ("ids", "shares"))
@@ -89,6 +91,6 @@ class SoftCodeTarget(CodeTarget):
         return loss, dict(correct=correct_D, entropy=entropy_D)
 
     def _by_cell(self, values_IMDK: Tensor, batch: Batch) -> Tensor:
-        """(I*N, D, K), of each cell of the encoder."""
+        """Return the values (I*N, D, K) of each cell of the encoder."""
         found = self.to_cells(self.to_encoder_grid(values_IMDK.flatten(2)), batch)
         return found.flatten(0, 1).unflatten(1, values_IMDK.shape[2:])
