@@ -260,7 +260,7 @@ class Halves(ImageLayout):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.image_aspect": "pad"}, "data.image_aspect='pad' .*own resolution: set it 'square'"),
+        ({"data.image_aspect": "pad"}, "data.image_aspect='pad' .*own resolution: set it to 'square'"),
         ({"model.projector.positions": True}, "model.projector.positions=True .*its tokens are no square"),
         ({"model.layout": dict(type="Halves")}, "model.layout.type='Halves' .*leave the layout out"),
         (

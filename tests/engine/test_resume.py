@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_used(copy, tiny_run):
     damage(folder / "step_00000056" / "state.pt")
     again(copy)
     assert "state.pt is damaged" in (log := (copy / "train.log").read_text())
-    assert "set aside as damaged_step_00000056" in log and "goes on from step 49 of 60" in log
+    assert "is renamed to damaged_step_00000056" in log and "goes on from step 49 of 60" in log
     assert weights(copy, "finetune") == weights(tiny_run, "finetune") and curve(copy) == curve(tiny_run)
     assert steps_of(copy, "finetune") == [49, 56, 60] and (folder / "damaged_step_00000056").is_dir()
 

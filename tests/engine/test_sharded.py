@@ -245,7 +245,7 @@ def run_out(rank, folder, asynchronous) -> str:
 
 def test_another_models_checkpoint_is_refused(tmp_path):
     in_processes(2, train, True, None, tmp_path)
-    with pytest.raises(ValueError, match=r"weights of heads do not fit this model, first: \['semantic"):
+    with pytest.raises(ValueError, match=r"weights of heads do not fit this model; the first ones: \['semantic"):
         checkpoint.load_weights(tmp_path / "step_00000002", tiny_model(reconstruction=[]))
     with pytest.raises(ValueError, match=r"weights of llm do not fit this model"):
         checkpoint.load_weights(tmp_path / "step_00000002", tiny_model(vocab_size=40))

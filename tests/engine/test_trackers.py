@@ -86,7 +86,7 @@ def test_a_stage_may_name_other_trackers_or_none(config):
     [
         ("wandbb", r"visualizer='wandbb': no such tracker; did you mean 'wandb'\?"),
         (["tensorboard", "mflow"], r"visualizer\[1\]='mflow': no such tracker; did you mean 'mlflow'\?"),
-        (["wandb", dict(type="WandbVisBackend")], "visualizer: expected each type once"),
+        (["wandb", dict(type="WandbVisBackend")], "visualizer: each type may be given once"),
         (7, "visualizer=7: expected dict"),
         (dict(vis_backends=["local"], images=-1), "visualizer.images=-1: expected a whole number, at least 0"),
         ([dict(type="wandb", project="x")], r"visualizer\[0\].project: WandbVisBackend has no such field"),
