@@ -97,7 +97,7 @@ def test_a_start_folder_that_was_replaced_is_refused(saved, tmp_path):
     run(cfg, tmp_path / "run", only="finetune")
     description = json.loads((copy / "asvr.json").read_text())
     (copy / "asvr.json").write_text(json.dumps(description | dict(image_aspect="pad")))
-    with pytest.raises(ValueError, match="trained from weights of .*copy' that were replaced since"):
+    with pytest.raises(ValueError, match="trained from weights of .*copy' that have been replaced"):
         run(cfg, tmp_path / "run", only="finetune")
 
 

@@ -34,8 +34,8 @@ class SplitAdamW(torch.optim.AdamW):
     """torch's fused AdamW, which computes the same updates for bfloat16 parameters as for float32 ones.
 
     sums: for each bfloat16 parameter, its float32 gradient so far. The parameter's own ``grad`` is added to it and
-    removed as soon as it is computed. found_inf: a float32 tensor (), as in torch's fused optimisers; if it is 1, a step
-    changes nothing. Raises ``ValueError`` for parameters of another half precision.
+    removed as soon as it is computed. found_inf: a float32 tensor (), as in torch's fused optimisers; a step changes
+    nothing if it is 1. Raises ``ValueError`` for parameters of another half precision.
     """
 
     half_precision = True

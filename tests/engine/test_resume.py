@@ -270,7 +270,7 @@ def test_a_stage_whose_start_was_replaced_is_refused(copy):
     meta = edit_meta(copy, "pretrain", 40)
     edit_meta(copy, "pretrain", 40, sha256=meta["sha256"] | {"model.safetensors": "0" * 64})
     for finished in (True, False):
-        with pytest.raises(ValueError, match="'pretrain' that were replaced since.*--stage finetune --resume never"):
+        with pytest.raises(ValueError, match="'pretrain' that have been replaced.*--stage finetune --resume never"):
             again(copy)
         if finished:
             interrupted(copy, keep=1)
@@ -405,7 +405,7 @@ def test_a_named_checkpoint_must_be_one_of_this_run(copy, tiny_run):
         again(copy, resume=str(copy / "finetune"))
     with pytest.raises(ValueError, match="not a checkpoint of .*--work-dir"):
         again(copy, resume=str(checkpoints(tiny_run, "finetune") / "step_00000049"))
-    with pytest.raises(ValueError, match="not a checkpoint of a stage that is to run: finetune"):
+    with pytest.raises(ValueError, match="not a checkpoint of a stage that will run: finetune"):
         again(copy, resume=str(checkpoints(copy, "blind") / "step_00000004"), only="finetune")
 
 

@@ -128,7 +128,7 @@ def test_other_processes_draw_new_random_states(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="asvr"):
         training.load(tmp_path / "two" / "step_00000002")
     drawn = torch.rand(3)
-    assert "2 processes made the checkpoint, 1 go on: random states are drawn anew from seed 0, rank and step 2" in (
+    assert "2 processes made the checkpoint, 1 go on: new random states are drawn from seed 0, rank and step 2" in (
         caplog.text
     )
     training.load(tmp_path / "two" / "step_00000002")

@@ -362,7 +362,7 @@ def test_weights_at_another_place_with_another_architecture_are_refused(half, co
     settings = json.loads(file.read_text())
     settings["rms_norm_eps"] = 1e-2
     file.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="was made with other settings of llm than the files say"):
+    with pytest.raises(ValueError, match="was made with other settings of llm than in the files"):
         train(config, work_dir, PLAIN | options)
 
 
