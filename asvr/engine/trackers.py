@@ -87,9 +87,7 @@ class LocalFile(Tracker):
         super().open(settings, step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        super().image(
-            name.replace("/", "_"), image, step
-        )  # it becomes a file name; the backend makes no folders
+        super().image(name.replace("/", "_"), image, step)  # it becomes a file name; the backend makes no folders
 
 
 class TensorBoard(Tracker):
@@ -104,7 +102,7 @@ class TensorBoard(Tracker):
 
 
 class WandB(Tracker):
-    """W&B. Points are drawn over our ``step``, since W&B's own step can only grow and cannot go back to a checkpoint."""
+    """W&B. Points are drawn over our ``step``, since W&B's own step can only grow: it cannot go back on resume."""
 
     goes_on = True
 

@@ -353,5 +353,5 @@ def test_the_tool_takes_a_config_and_fails_where_a_task_does(lmms_eval, tiny_run
     command += ["--include-path", str(own_tasks), "--out", str(tmp_path / "out"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    with pytest.raises(SystemExit, match=r"1 task\(s\) failed; the same command tries them again"):
+    with pytest.raises(SystemExit, match=r"1 task\(s\) failed; run the same command to try them again"):
         run_tool(runpy.run_path(str(ROOT / "tools/eval.py"))["main"])
