@@ -265,7 +265,7 @@ def check_frozen(folder: Path, model: nn.Module) -> None:
         here = fingerprint_in(parts[name], None, saved) if saved else fingerprint_of(parts[name])
         same = here in (there["fingerprint"], *there.get("casts", ()))
         if not same and not _same_in_another_dtype(parts[name], there["fingerprint"], saved):
-            found = f"{there['source']} ({there['fingerprint']}), here {source_of(parts[name])} ({here})"
+            found = f"{there['source']} ({there['fingerprint']}), now {source_of(parts[name])} ({here})"
             different.append(f"{name}: {found}")
     if different:
         raise ValueError(

@@ -171,7 +171,7 @@ def _is_under(key: str, names: tuple[str, ...]) -> bool:
 
 def _difference(key: str, there, here) -> str:
     key, there, here = next(_leaves(key, there, here))
-    return f"{key}: {there!r} there, {here!r} here"
+    return f"{key}: {there!r} in the checkpoint, {here!r} now"
 
 
 def _leaves(key: str, there, here) -> Iterator[tuple]:

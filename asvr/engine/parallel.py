@@ -81,7 +81,7 @@ def _check_precision(model: nn.Module) -> None:
     half = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32}
     if half:
         raise ValueError(
-            f"parallel: trained weights are {half.pop()}, whose gradients one process alone can add up: set "
+            f"parallel: trained weights are {half.pop()}, whose gradients can only be added up in one process: set "
             "dtype='float32' (optim.precision='bf16' still computes in bf16, and FSDP2's param_dtype='bfloat16' sends "
             "bf16)"
         )

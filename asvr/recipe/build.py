@@ -182,7 +182,7 @@ def _images(configs: list) -> dict:
 
 
 def data_fingerprint(dataset) -> str | None:
-    """`ConversationDataset.fingerprint`, or None where a user's dataset has none."""
+    """The result of `ConversationDataset.fingerprint`, or None if a user's data set does not have this method."""
     return dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
 
 

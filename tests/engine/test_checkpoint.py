@@ -118,7 +118,7 @@ def test_other_frozen_weights_are_refused(tmp_path):
     other = tiny_model()
     checkpoint.check_frozen(folder, other)
     next(other.encoder.parameters()).data += 1
-    with pytest.raises(ValueError, match=r"frozen weights of encoder: a/tower \(\w{16}\), here a/tower.*; tokenizer"):
+    with pytest.raises(ValueError, match=r"frozen weights of encoder: a/tower \(\w{16}\), now a/tower.*; tokenizer"):
         checkpoint.check_frozen(folder, other)
 
 

@@ -226,12 +226,15 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_serves(c
 @pytest.mark.parametrize(
     "changes, key",
     [
-        ({"optim.lr": 1e-3}, "optim.lr: 0.002 there, 0.001 here"),
+        ({"optim.lr": 1e-3}, "optim.lr: 0.002 in the checkpoint, 0.001 now"),
         ({"data.global_batch": 16}, "data.global_batch"),
         ({"runtime.seed": 1}, "runtime.seed"),
-        ({"model.reconstruction.0.fit.iterations": 3}, "model.reconstruction.0.fit.iterations: 15 there, 3 here"),
-        ({"schedule.steps": 61}, "schedule.steps: 60 there, 61 here"),
-        ({"stages.finetune.init": "scratch"}, "init: 'pretrain' there, 'scratch' here"),
+        (
+            {"model.reconstruction.0.fit.iterations": 3},
+            "model.reconstruction.0.fit.iterations: 15 in the checkpoint, 3 now",
+        ),
+        ({"schedule.steps": 61}, "schedule.steps: 60 in the checkpoint, 61 now"),
+        ({"stages.finetune.init": "scratch"}, "init: 'pretrain' in the checkpoint, 'scratch' now"),
         ({"text_tokenizer.vocab_size": 300}, "text_tokenizer.fingerprint"),
     ],
 )

@@ -217,7 +217,7 @@ def test_what_else_changes_in_a_part_of_a_mixture_is_refused_by_its_own_name(run
     shutil.copytree(config.parent / "images", tmp_path / "images")
     data = mixture(config, tmp_path / "images")
     data["sources"][1]["weight"] = 3
-    with pytest.raises(ValueError, match=r"configuration \(data.train.sources.1.weight: 1 there, 3 here\)"):
+    with pytest.raises(ValueError, match=r"configuration \(data.train.sources.1.weight: 1 in the checkpoint, 3 now\)"):
         goes_on(config, tmp_path / "run", data)
 
 
