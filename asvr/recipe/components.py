@@ -85,9 +85,9 @@ OWN = "asvr."  # how this library's modules begin. In most of its components, `a
 def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     """Return the problems of one component: its type, its constructor's fields, and the components in it."""
     if not isinstance(value, dict):
-        return [f"{key}={short(value)}: expected a {registry.name}, dict(type=...)"]
+        return [f"{key}={short(value)}: expected {_one(registry)}, dict(type=...)"]
     if "type" not in value:
-        return [f"{key}.type is missing: expected a {registry.name}; {nearest('', registry.module_dict)}"]
+        return [f"{key}.type is missing: expected {_one(registry)}; {nearest('', registry.module_dict)}"]
     cls = find(registry, value["type"])
     if cls is None:
         return [
@@ -122,6 +122,11 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
         wrong = causal_problem if registry is LLMS else tower_problem
         problems += check_arch(f"{key}.arch", value["arch"], wrong)
     return problems + nested_problems(key, value)
+
+
+def _one(registry: Registry) -> str:
+    """The name of one component with its article, such as "an encoder"."""
+    return f"{'an' if registry.name.startswith(('a', 'e', 'i', 'o', 'llm')) else 'a'} {registry.name}"
 
 
 def _given(key: str, registry: Registry) -> set[str]:

@@ -138,7 +138,7 @@ def test_a_component_may_leave_muon_alone():
     assert {group["lr"] for group in rest} == {1e-3, 2e-3}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert by_muon | names(model, [p for group in rest for p in group["params"]]) == trained
-    with pytest.raises(ValueError, match="this stage trains none .* or none without muon=False"):
+    with pytest.raises(ValueError, match="this stage trains none .* or all of them have muon=False"):
         wrapper(model, type="Muon", groups=groups | dict(llm=dict(muon=False)))
 
 
