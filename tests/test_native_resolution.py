@@ -277,7 +277,7 @@ class Halves(ImageLayout):
                 ),
                 "model.reconstruction.0.resample": "nearest",
             },
-            r"model.reconstruction\[0\].tokenizer.encoder .*are not those of another encoder",
+            r"model.reconstruction\[0\].tokenizer.encoder .*have other cells than the model's encoder",
         ),
         (
             {"model.reconstruction.0.tokenizer.decoder": dict(layers=1)},

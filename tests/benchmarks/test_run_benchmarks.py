@@ -330,7 +330,7 @@ def test_a_stage_whose_weights_are_gone_is_refused(lmms_eval, tiny_run, tmp_path
     assert len(checkpoints) > 1
     for checkpoint in reversed(checkpoints):
         shutil.rmtree(checkpoint)
-        with pytest.raises(ValueError, match="the last checkpoint of stage 'finetune' in .* is gone: asvr train"):
+        with pytest.raises(ValueError, match="the last checkpoint of stage 'finetune' in .* is gone: run asvr train"):
             run_benchmarks(folder, [WORDS])
 
 

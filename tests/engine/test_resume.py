@@ -397,7 +397,7 @@ def test_goes_on_from_a_named_checkpoint_even_of_a_finished_stage(copy, tiny_run
     # What stood behind it is no checkpoint of the new run: not its newest, nor what it is pruned by.
     assert (checkpoints(copy, "finetune") / "later_step_00000060" / "checkpoint.json").is_file()
     assert steps_of(copy, "finetune") == steps_of(tiny_run, "finetune")
-    with pytest.raises(ValueError, match="expected a folder step_N; rename one that was set aside"):
+    with pytest.raises(ValueError, match="expected a folder step_N; if a run renamed it, rename it back"):
         again(copy, resume=str(checkpoints(copy, "finetune") / "later_step_00000060"))
     assert weights(copy, "finetune") == weights(tiny_run, "finetune")
     assert curve(copy) == curve(tiny_run)

@@ -241,7 +241,7 @@ def test_a_stage_starts_from_a_model_of_the_hub(hub, saved, monkeypatch):
     with pytest.raises(ValueError, match="org/none: there is no such folder here and no such model on the Hub"):
         wanted_starts(Recipe(cfg).only("finetune").stages)
     cfg.stages.finetune.init = "pretrian"
-    with pytest.raises(ValueError, match="or its name on the Hub; did you mean 'pretrain'"):
+    with pytest.raises(ValueError, match="or a model's name on the Hub; did you mean 'pretrain'"):
         check_config(cfg)
 
 

@@ -385,7 +385,7 @@ def test_an_older_checkpoint_does_not_go_on_with_another_hidden_state(config, tm
         meta = json.loads(file.read_text())
         del meta["last_tap"]
         file.write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match="which tap=2 named then and tap=-1 names now"):
+    with pytest.raises(ValueError, match="which was tap=2 then and is tap=-1 now"):
         train(config, tmp_path / "run", options)
 
 
