@@ -154,7 +154,7 @@ def run_tool(main) -> None:
     except ValueError as error:
         if _not_a_name(error):
             _end(
-                f"error: {ascii(error.object)} is not a valid file name in this locale, whose encoding is "
+                f"error: {ascii(error.object)} is no name of a file under this locale, whose encoding is "
                 f"{error.encoding}: set PYTHONUTF8=1, or a locale with UTF-8"
             )
         kind = type(error)

@@ -143,7 +143,7 @@ def test_a_name_that_the_locale_cannot_write_is_no_fault_of_the_image(tmp_path, 
 
     monkeypatch.setattr("asvr.data.images.os.stat", stat)
     with pytest.raises(
-        ValueError, match=r"\\u56fe.png' is not a valid file name in this locale.*set PYTHONUTF8=1"
+        ValueError, match=r"\\u56fe.png' is no name of a file under this locale.*set PYTHONUTF8=1"
     ) as error:
         check_file(tmp_path / "图.png")
     assert not isinstance(error.value, Refused)  # which `on_error='skip'` would leave out
