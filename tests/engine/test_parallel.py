@@ -324,7 +324,7 @@ def test_mistakes_are_told_before_anything_is_built(config):
         train(config, config.parent / "none", {"parallel": "FSDP2"})
     with pytest.raises(
         ValueError,
-        match="parallel.type='MMDistributedDataParallel' : it cannot share an optimisation step .*; known: DDP, FSDP2",
+        match="parallel.type='MMDistributedDataParallel': it cannot share an optimisation step .*; known: DDP, FSDP2",
     ):
         check_config(load_config(config, {"parallel.type": "MMDistributedDataParallel"}))
 
