@@ -133,7 +133,7 @@ def test_new_separators_that_stay_as_they_are_drawn_are_told(folder, tmp_path, q
     changes |= {"stages.pretrain.train": ["projector"], "stages.finetune.train": ["llm"]}
     train(folder, tmp_path / "run", changes | {"stages.finetune.model.layout": TILES})
     told = (tmp_path / "run" / "train.log").read_text()
-    assert "has no separators of model.layout, and this stage does not train the new ones" in told
+    assert "has no separators of model.layout. The new ones are random, and this stage does not train them" in told
 
 
 def test_tiles_may_be_followed_by_whole_images(folder, tmp_path, quick):

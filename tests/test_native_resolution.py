@@ -260,7 +260,7 @@ class Halves(ImageLayout):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.image_aspect": "pad"}, "data.image_aspect='pad' .*own resolution: set it 'square'"),
+        ({"data.image_aspect": "pad"}, "data.image_aspect='pad' .*own resolution: set it to 'square'"),
         ({"model.projector.positions": True}, "model.projector.positions=True .*its tokens are no square"),
         ({"model.layout": dict(type="Halves")}, "model.layout.type='Halves' .*leave the layout out"),
         (
@@ -277,7 +277,7 @@ class Halves(ImageLayout):
                 ),
                 "model.reconstruction.0.resample": "nearest",
             },
-            r"model.reconstruction\[0\].tokenizer.encoder .*are not those of another encoder",
+            r"model.reconstruction\[0\].tokenizer.encoder .*have other cells than the model's encoder",
         ),
         (
             {"model.reconstruction.0.tokenizer.decoder": dict(layers=1)},

@@ -87,7 +87,7 @@ def test_training_goes_on_from_a_folder(saved, tiny_run, tmp_path):
         assert all(torch.allclose(own[key], start[key], atol=1e-6) for key in own)
     assert "starts from" in (tmp_path / "on" / "train.log").read_text()
     other = load_config(ROOT / "configs/asvr_mini.py", TINY | changes | {"model.reconstruction.0.fit.iterations": 1})
-    with pytest.raises(ValueError, match="its tokenizer.semantic differ from the config's, whose outputs are cached"):
+    with pytest.raises(ValueError, match="the weights of tokenizer.semantic differ from those that the config names"):
         run(other, tmp_path / "other", only="finetune")
 
 
@@ -97,7 +97,7 @@ def test_a_start_folder_that_was_replaced_is_refused(saved, tmp_path):
     run(cfg, tmp_path / "run", only="finetune")
     description = json.loads((copy / "asvr.json").read_text())
     (copy / "asvr.json").write_text(json.dumps(description | dict(image_aspect="pad")))
-    with pytest.raises(ValueError, match="trained from weights of .*copy' that were replaced since"):
+    with pytest.raises(ValueError, match="trained from weights of .*copy' that have been replaced"):
         run(cfg, tmp_path / "run", only="finetune")
 
 
@@ -116,7 +116,7 @@ def change(folder, key: str, value) -> None:
     ("damage", "message"),
     [
         (lambda f: (f / "asvr.json").write_text("{"), "asvr.json: cannot be read"),
-        (lambda f: (f / "asvr.json").write_text('{"format": 99}'), "format 99, this library reads 1"),
+        (lambda f: (f / "asvr.json").write_text('{"format": 99}'), "its format is 99, but this library reads 1"),
         (lambda f: (f / "model.safetensors").write_bytes(b"x"), "model.safetensors: missing or damaged"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors: missing or damaged"),
         (lambda f: (f / "asvr.json").write_text("[1]"), "asvr.json: expected a JSON object, found list"),
@@ -243,7 +243,7 @@ def test_a_score_needs_positions_for_the_answer_too(trained, monkeypatch):
 def test_a_part_of_a_run_is_told_apart_from_other_software(tiny_run):
     (step,) = sorted((tiny_run / "blind" / "checkpoints").iterdir())[-1:]
     for folder in (step, tiny_run / "blind"):
-        with pytest.raises(ValueError, match=f"is a part of the run {tiny_run}: give that"):
+        with pytest.raises(ValueError, match=f"is a part of the run {tiny_run}: give that folder"):
             asvr.load(folder)
     with pytest.raises(
         ValueError, match=r"has no stage 'finetun': expected one of \['blind', 'pretrain', 'finetune'\]"

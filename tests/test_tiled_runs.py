@@ -167,7 +167,7 @@ def test_a_row_that_does_not_hold_its_tiles_is_told(config, tmp_path):
 
 
 def test_padding_that_would_do_nothing_is_told(config, tmp_path):
-    with pytest.raises(ValueError, match=r"data.image_aspect='pad' .*does nothing with AnyRes: set it to 'square'"):
+    with pytest.raises(ValueError, match=r"data.image_aspect='pad' .*has no effect with AnyRes: set it to 'square'"):
         train(config, tmp_path / "run", options({"data.image_aspect": "pad"}))
 
 

@@ -1,4 +1,4 @@
-"""Talk with a model about images: python tools/chat.py FOLDER"""
+"""Chat with a model about images: python tools/chat.py FOLDER"""
 
 from asvr.commands.chat import main
 from asvr.commands.cli import run_tool

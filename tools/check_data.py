@@ -1,4 +1,4 @@
-"""Look at all data of a config before a GPU-hour is spent: ``python tools/check_data.py CONFIG``."""
+"""Check all data of a config before training: python tools/check_data.py CONFIG"""
 
 from asvr.commands.check_data import main
 from asvr.commands.cli import run_tool

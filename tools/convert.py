@@ -1,4 +1,4 @@
-"""Weights in and out: python tools/convert.py show|import|export ..."""
+"""Import weights, export a model, or show a checkpoint: python tools/convert.py show|import|export ..."""
 
 from asvr.commands.cli import run_tool
 from asvr.commands.convert import main

@@ -1,4 +1,4 @@
-"""A web page to look at a model: python tools/demo.py FOLDER"""
+"""Open a web page to look at a model: python tools/demo.py FOLDER"""
 
 from asvr.commands.cli import run_tool
 from asvr.commands.demo import main

@@ -1,4 +1,4 @@
-"""What a config needs, on paper: python tools/estimate.py configs/asvr_vicuna7b.py [--plan 8x8]"""
+"""Plan a training run: python tools/estimate.py configs/asvr_vicuna7b.py [--plan 8x8]"""
 
 from asvr.commands.cli import run_tool
 from asvr.commands.plan import main

@@ -1,4 +1,4 @@
-"""Ask a trained model: questions with known answers, or public benchmarks."""
+"""Evaluate a trained model: python tools/eval.py MODEL"""
 
 from asvr.commands.cli import run_tool
 from asvr.commands.evaluate import main

@@ -1,7 +1,7 @@
-"""Compute the target codes of a config's images ahead of training.
+"""Compute the target codes of a config's images before training.
 
-A training run reads them with `data.cache='codes'` and `data.cache_dir='DIR'`. Started again, it goes on where it
-stopped. Several processes share the work: `--shard 0/4` to `--shard 3/4`.
+A training run reads them with `data.cache='codes'` and `data.cache_dir='DIR'`. If you start the command again, it goes
+on where it stopped. Several processes can share the work: `--shard 0/4` to `--shard 3/4`.
 
 example:
   asvr cache-codes my_config.py --out codes
@@ -16,9 +16,9 @@ from asvr.commands.cli import add_cfg_options, add_config, new_parser, parse_cfg
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
     add_config(parser)
-    parser.add_argument("--out", type=Path, help="default: the config's data.cache_dir")
-    parser.add_argument("--shard", default="0/1", help="i/n: this process's part, i from 0 (default 0/1)")
-    parser.add_argument("--workers", type=int, help="processes that open images; default: data.num_workers")
+    parser.add_argument("--out", type=Path, help="the folder for the codes (default: the config's data.cache_dir)")
+    parser.add_argument("--shard", default="0/1", help="i/n: this process's part, i from 0 (default: 0/1)")
+    parser.add_argument("--workers", type=int, help="processes that open images (default: data.num_workers)")
     add_cfg_options(parser)
     return parser
 

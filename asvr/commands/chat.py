@@ -2,9 +2,9 @@
 
 FOLDER is a saved model, or the work dir of a finished run. A line is a question, or a command:
 
-/image PATH   show an image; several before one question are shown together
-/map [FILE]   save where the visual head is right on the last image, and how sure (default: token_map.png)
-/clear        forget everything so far
+/image PATH   show an image; several images before one question are shown together
+/map [FILE]   save a map of the last image: where the visual head is right, and how certain (default: token_map.png)
+/clear        forget all images and questions so far
 /quit         end (or Ctrl-D)
 
 example:
@@ -25,7 +25,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def answer(conversation, line: str) -> None:
-    """Do what a line says; what is wrong with it is told, and the conversation goes on."""
+    """Do what a line says. If it is wrong, print an error and go on."""
     from asvr.demo.maps import as_seen
     from asvr.evaluation.drawing import draw_targets
 
@@ -33,7 +33,7 @@ def answer(conversation, line: str) -> None:
     rest = rest.strip()
     try:
         if command == "/image" and not rest:
-            print("/image PATH: which image?")
+            print("/image: expected /image PATH")
         elif command == "/image":
             image = conversation.show(rest)
             print(f"{rest}: {image.width} x {image.height} pixels")
@@ -41,7 +41,7 @@ def answer(conversation, line: str) -> None:
             file = Path(rest or "token_map.png")
             maps = conversation.token_maps()
             if not maps:
-                raise ValueError("the targets of this model have nothing to show")
+                raise ValueError("the targets of this model have no map to show")
             draw_targets(as_seen(conversation.pretrained, conversation.images[-1]), maps).savefig(file)
             print(f"written: {file}")
         elif command == "/clear":

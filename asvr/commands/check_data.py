@@ -1,10 +1,11 @@
 """Check all data of a config before training: every record is read and every image opened.
 
-Several processes do the work. Refused records are reported by reason, with examples. So is what is used but odd (cut
-rows, wrong extensions, rotated photos). The folder --out gets every such record (records.jsonl), the counts
-(report.json), and histograms of row lengths and image sizes (sizes.png). It needs the text tokenizer and no weights.
+Several processes share the work. Refused records are reported by reason, with examples. Records that are used but
+unusual are reported too (cut rows, wrong extensions, rotated photos). The folder --out gets all these records
+(records.jsonl), the counts (report.json), and histograms of row lengths and image sizes (sizes.png). The command needs
+the text tokenizer, but no weights.
 
-Exit code: 0 every record can be used, 3 some are refused, 1 or 2 the config, a whole file or the command is wrong.
+Exit codes: 0: every record can be used; 3: some are refused; 1 or 2: the config, a file or the command is wrong.
 
 examples:
   asvr check-data my_config.py
@@ -29,18 +30,20 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
     add_config(parser, nargs="?")
     parser.add_argument("--stage", help="only this stage (default: all)")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core; 0: this one alone)")
-    parser.add_argument("--limit", type=int, help="only the first records of each dataset")
+    parser.add_argument("--workers", type=int, help="worker processes (default: one for each core; 0: none)")
+    parser.add_argument("--limit", type=int, help="check only this many records of each data set, the first ones")
     parser.add_argument(
-        "--headers-only", action="store_true", help="do not decode the images: files that are cut off pass"
+        "--headers-only", action="store_true", help="do not decode the images; incomplete files are then not found"
     )
-    parser.add_argument("--out", type=Path, help="default: work_dirs/<config name>/check_data")
-    parser.add_argument("--ann-file", help="LLaVA's JSON or JSON lines, in place of a config")
-    parser.add_argument("--image-folder", default="")
-    parser.add_argument("--template")
-    parser.add_argument("--tokenizer", help="a Hugging Face model's name or folder")
-    parser.add_argument("--max-length", type=int)
-    parser.add_argument("--image-tokens", type=int, help="positions that an image takes (default 576)")
+    parser.add_argument(
+        "--out", type=Path, help="the folder for the report (default: work_dirs/<config name>/check_data)"
+    )
+    parser.add_argument("--ann-file", help="a file in LLaVA's format (JSON or JSON lines), in place of a config")
+    parser.add_argument("--image-folder", default="", help="with --ann-file: the folder of the images")
+    parser.add_argument("--template", help="with --ann-file: the name of a template, such as vicuna_v1")
+    parser.add_argument("--tokenizer", help="with --ann-file: the name or folder of a Hugging Face model")
+    parser.add_argument("--max-length", type=int, help="with --ann-file: the most positions of a row")
+    parser.add_argument("--image-tokens", type=int, help="with --ann-file: the tokens of an image (default: 576)")
     add_cfg_options(parser)
     return parser
 
@@ -55,9 +58,9 @@ def main() -> None:
     of_file = {key: getattr(args, key) for key in ("image_folder", "template", "tokenizer", "max_length")}
     of_file["image_folder"] = of_file["image_folder"] or None
     if args.config:
-        refuse_options(of_file | dict(image_tokens=args.image_tokens), "goes with --ann-file alone")
+        refuse_options(of_file | dict(image_tokens=args.image_tokens), "can only be used with --ann-file")
     else:
-        refuse_options(dict(stage=args.stage, cfg_options=args.cfg_options), "goes with a CONFIG alone")
+        refuse_options(dict(stage=args.stage, cfg_options=args.cfg_options), "can only be used with a CONFIG")
     require_positive(dict(limit=args.limit, max_length=args.max_length, image_tokens=args.image_tokens))
     require_positive(dict(workers=args.workers or None))
     from asvr.data.check import default_workers  # here: --help need not wait for torch

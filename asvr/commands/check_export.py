@@ -1,7 +1,7 @@
-"""Check an exported folder in transformers, vLLM or SGLang: does it answer as the model does here?
+"""Check an exported folder in transformers, vLLM or SGLang: does it give the same answers as this library?
 
-The folder is loaded in each engine and asked greedy questions about images. Token ids must be the same, and log
-probabilities nearly so. Exit code 1 where an engine differs. An engine that is not installed is named.
+Each engine loads the folder and answers questions about images, with greedy decoding. Token ids must be the same, and
+log probabilities almost the same. The exit code is 1 if an engine differs. Engines that are not installed are listed.
 
 examples:
   asvr check-export models/my_llava
@@ -21,22 +21,33 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog=prog, allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="a folder that `asvr convert export` wrote")
-    parser.add_argument("--engine", default="all", choices=ENGINES, help="default: all that are installed")
+    parser.add_argument("--engine", default="all", choices=ENGINES, help="the engine (default: all that are installed)")
     parser.add_argument(
         "--against",
         metavar="MODEL",
-        help="the model that was exported (a work dir or a saved model): its answers by this library are the "
-        "reference; default: those of transformers",
+        help="the model that was exported (a work dir or a saved model); the reference is its answers in this library "
+        "(default: the answers of transformers)",
     )
-    parser.add_argument("--image", type=Path, nargs="+", default=[], metavar="FILE", help="default: made images")
-    parser.add_argument("--question", nargs="+", default=[], metavar="TEXT", help="asked about all images together")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument(
-        "--max-length", type=int, help="of a prompt with its answer; vLLM and SGLang keep memory for it"
+        "--image", type=Path, nargs="+", default=[], metavar="FILE", help="images (default: generated images)"
     )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the engines")
     parser.add_argument(
-        "--tolerance", type=float, default=0.05, help="for log probabilities, in nats (default: %(default)s)"
+        "--question", nargs="+", default=[], metavar="TEXT", help="questions; each is asked about all images together"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="the most tokens of an answer (default: 32)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        help="the most tokens of a prompt with its answer; vLLM and SGLang reserve memory for them",
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="the dtype of the engines"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.05,
+        help="the allowed difference of log probabilities, in nats (default: %(default)s)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""What the command-line tools share."""
+"""Arguments, checks and error output that all commands share."""
 
 import argparse
 import codecs
@@ -16,29 +16,29 @@ from asvr.base.launched import started_as
 PACKAGE = str(Path(__file__).parents[1])
 
 
-CONFIGS = {"bash": "_asvr_configs", "zsh": "_asvr_configs"}  # what completes a config, see asvr/commands/completion.py
+CONFIGS = {"bash": "_asvr_configs", "zsh": "_asvr_configs"}  # functions that complete a config, see completion.py
 
 
 def new_parser(prog: str | None, doc: str, **kwargs) -> argparse.ArgumentParser:
-    """The parser of a command. prog: how it is called; None: as it was. doc: the docstring of its module."""
+    """Make the parser of a command. prog: its name in the help; None: from sys.argv. doc: its module's docstring."""
     kwargs = dict(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False) | kwargs
     return argparse.ArgumentParser(prog=prog, description=doc, **kwargs)
 
 
 def add_config(parser: argparse.ArgumentParser, **kwargs) -> None:
-    """The argument that `asvr.base.recipes.config_file` finds."""
+    """Add the argument CONFIG, which `asvr.base.recipes.config_file` resolves."""
     kwargs = dict(metavar="CONFIG", help="a config file, or the name of a recipe (asvr list recipes)") | kwargs
     parser.add_argument("config", **kwargs).complete = CONFIGS
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides: optim.lr=1e-4 ..."
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change config fields: optim.lr=1e-4 ..."
     )
 
 
 def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
-    """``["optim.lr=1e-4"]`` -> ``{"optim.lr": 1e-4}``, read as MMEngine reads them. name: of the argument."""
+    """``["optim.lr=1e-4"]`` -> ``{"optim.lr": 1e-4}``, by MMEngine's rules. name: the name of the option."""
     from mmengine.config import DictAction  # here: --help need not wait for torch
 
     options = argparse.Namespace(cfg_options={})
@@ -48,35 +48,39 @@ def parse_cfg_options(values: list[str], name: str = "--cfg-options") -> dict:
             raise ValueError(f"{name} {wrong[0]!r}: expected KEY=VALUE")
         try:
             DictAction(name, "cfg_options")(None, options, values)
-        except AssertionError as error:  # brackets
+        except AssertionError as error:  # brackets that do not match
             raise ValueError(f"{name}: {error}") from error
-        except RecursionError as error:  # of MMEngine's parser, which knows lists and tuples
+        except RecursionError as error:  # MMEngine's parser only knows lists and tuples
             raise ValueError(
-                f"{name}: lists of dicts cannot be given here: write a config file with _base_ that holds them, or "
-                "name one field, such as model.reconstruction.0.weight=0.5"
+                f"{name}: lists of dicts cannot be given here: write them into a config file with _base_, or change "
+                "one field, such as model.reconstruction.0.weight=0.5"
             ) from error
     return options.cfg_options
 
 
 def add_talker(parser: argparse.ArgumentParser) -> None:
-    """The model that is talked with, and how."""
+    """Add the arguments of commands that ask a model questions."""
     parser.add_argument(
         "folder",
         help="a saved model, the work dir of a finished run, or org/name[@revision] of a model on the Hugging Face Hub",
     )
-    parser.add_argument("--stage", help="of a work dir; default: the last")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--stage", help="the stage to load from a work dir (default: the last)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:0")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="the most tokens of an answer (default: 256)")
     add_trust(parser)
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trust-custom-imports", action="store_true", help="run the modules that a saved model names")
+    parser.add_argument(
+        "--trust-custom-imports",
+        action="store_true",
+        help="import the Python modules that a saved model names, which runs their code",
+    )
 
 
 def refuse_options(options: dict, why: str) -> None:
-    """Raise ``ValueError`` where an option was given that has no meaning beside the others. options: what argparse
-    read, by its name there."""
+    """Raise ``ValueError`` if one of these options was given. options: argparse's values, by name. why: the end of the
+    message."""
     for name, value in options.items():
         if value not in (None, False, []):
             raise ValueError(f"{_flag(name)} {why}")
@@ -101,8 +105,7 @@ def require_folder(options: dict) -> None:
 
 
 def _take_all_characters() -> None:
-    """What the terminal's encoding does not have is printed as an escape; a question in UTF-8 is read where the locale
-    is C."""
+    """Print characters that the terminal's encoding does not have as escapes, and read UTF-8 even in the locale C."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not in a notebook
             stream.reconfigure(errors="backslashreplace")
@@ -112,7 +115,7 @@ def _take_all_characters() -> None:
 
 
 def _not_a_name(error: ValueError) -> bool:
-    """Whether the locale's encoding does not have a character of a file's name."""
+    """Whether an error says that the locale's encoding does not have a character of a file name."""
     return isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8"
 
 
@@ -128,13 +131,13 @@ def _end(message: str) -> None:
 
 
 def _of_process(message: str) -> str:
-    """Of several processes each names itself: most errors are the same in all of them, some are one's alone."""
+    """The message with the number of the process, if there are several. Some errors come only in one process."""
     rank, world = started_as()
     return message if world == 1 else f"process {rank} of {world}: {message}"
 
 
 def _name_process() -> None:
-    """What is told before there is a log goes to the terminal from each of several processes."""
+    """Log to the terminal, with the number of the process, until the run has a log file. Only for several processes."""
     logger = logging.getLogger("asvr")
     if started_as()[1] > 1 and not logger.handlers:
         handler = logging.StreamHandler()
@@ -157,9 +160,10 @@ def _reader_is_gone() -> bool:
 
 
 def run_tool(main) -> None:
-    """Run a tool's main function. A ``ValueError`` raised by this library is the user's to mend and is told in plain
-    text, exit code 1, and so is a full disk; any other error keeps its traceback. Whatever the locale, no character
-    that is printed ends a tool."""
+    """Run the main function of a command.
+
+    The user can correct a ``ValueError`` of this library, or a full disk. These are printed as one plain line, with
+    exit code 1. Any other error keeps its traceback. No printed character ends a command, in any locale."""
     _take_all_characters()
     _name_process()
     try:
@@ -179,7 +183,7 @@ def run_tool(main) -> None:
         own = kind.__module__.split(".")[0] == Path(PACKAGE).name  # `Refused`, also out of a DataLoader's worker
         if not own and not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
             raise
-        # A worker's error comes with its traceback in front of its message.
+        # The message of a DataLoader worker's error begins with its traceback.
         _end(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")
     except Interrupted as stop:
         print(_of_process(str(stop)), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The script that completes commands, options and names of recipes in a shell, made by the package shtab."""
+"""Makes the script that completes commands, options and recipe names in a shell, with the package shtab."""
 
 from argparse import ArgumentParser
 
@@ -6,7 +6,7 @@ import shtab
 
 from asvr.base.recipes import list_recipes
 
-# Names of recipes, and files. They are written into the script: no Python starts while you type.
+# Complete names of recipes, and files. The names are written into the script, so no Python starts while you type.
 PREAMBLE = {
     "bash": """\
 _asvr_configs() {{
@@ -24,13 +24,13 @@ _asvr_configs() {{
 
 
 def script(shell: str, parsers: dict[str, ArgumentParser]) -> str:
-    """shell: ``bash`` or ``zsh``. parsers: of every command, by its name."""
-    whole = ArgumentParser(prog="asvr")
-    whole.add_argument("--version", action="store_true", help="print the version")
-    commands = whole.add_subparsers()
+    """Make the script. shell: ``bash`` or ``zsh``. parsers: the parser of every command, by its name."""
+    top = ArgumentParser(prog="asvr")
+    top.add_argument("--version", action="store_true", help="print the version")
+    commands = top.add_subparsers()
     for name, parser in parsers.items():
         summary = parser.description.partition("\n")[0]
         commands.add_parser(name, parents=[parser], add_help=False, help=summary)
     names = " ".join(recipe.name for recipe in list_recipes())
     preamble = {key: text.format(names=names) for key, text in PREAMBLE.items()}
-    return shtab.complete(whole, shell=shell, preamble=preamble)
+    return shtab.complete(top, shell=shell, preamble=preamble)

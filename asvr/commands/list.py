@@ -1,4 +1,4 @@
-"""List what exists: registered components with their fields, or recipes.
+"""List the registered components with their fields, or the recipes.
 
 KIND is a kind of component (encoder, projector, target, loss, dataset ...), `recipes`, or `all` (all components).
 PATTERN is a part of a name, or a shell pattern such as '*Loss'.
@@ -25,8 +25,8 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
     parser.add_argument("kind", nargs="?", metavar="KIND", help="a kind of component, `recipes`, or `all` (default)")
     parser.add_argument("pattern", nargs="?", metavar="PATTERN", help="only names that match")
-    parser.add_argument("-v", "--verbose", action="store_true", help="fields, types, defaults and where the code is")
-    parser.add_argument("--all", action="store_true", help="also what MMEngine and torch have, such as optimisers")
+    parser.add_argument("-v", "--verbose", action="store_true", help="also show fields, types, defaults and modules")
+    parser.add_argument("--all", action="store_true", help="also list components of MMEngine and torch (optimisers)")
     parser.add_argument("--json", action="store_true", help="print records as JSON, with all fields")
     return parser
 
@@ -80,7 +80,7 @@ def list_components(args: argparse.Namespace) -> None:
     if not found and args.pattern:
         print(f"no {'component' if kind is None else kind} matches {args.pattern!r}")
     if kind is None:
-        print("\nRecipes: asvr list recipes. A component of your own: asvr new --help")
+        print("\nRecipes: asvr list recipes. To write your own component: asvr new --help")
 
 
 def _print(components: list, verbose: bool) -> None:
@@ -105,7 +105,7 @@ def _print_field(field) -> None:
 
 
 def _as_json(value) -> str | None:
-    """A default that JSON does not have, as Python writes it; none as null."""
+    """A default value that JSON does not have, as Python's repr; null if there is no default."""
     from asvr.recipe.catalog import REQUIRED
 
     return None if value is REQUIRED else repr(value)

@@ -1,4 +1,4 @@
-"""All commands by their names: what ``asvr`` and ``python -m asvr`` start."""
+"""Starts the commands of ``asvr`` and ``python -m asvr`` by their names."""
 
 import importlib
 import sys
@@ -16,13 +16,13 @@ GROUPS = {
     "Take it along": ("push", "convert", "check-export"),
 }
 NAMES = tuple(name for names in GROUPS.values() for name in names)
-OLD = dict(eval="evaluate", estimate="plan")  # names that go on working
+OLD = dict(eval="evaluate", estimate="plan")  # old names that still work
 SHELLS = ("bash", "zsh")
 WIDTH = max(map(len, NAMES)) + 2
 
 
 def module_of(name: str):
-    """The module of a command: its docstring is the help, `parser` has the arguments, `main` runs it."""
+    """The module of a command. Its docstring is the help, `parser` makes the arguments, and `main` runs it."""
     return importlib.import_module(f"asvr.commands.{name.replace('-', '_')}")
 
 
@@ -37,11 +37,11 @@ def all_parsers() -> dict[str, ArgumentParser]:
 
 
 def usage() -> str:
-    lines = ["usage: asvr COMMAND ...", "", "asvr COMMAND --help tells more. A first run: asvr train asvr_mini"]
+    lines = ["usage: asvr COMMAND ...", "", "More help: asvr COMMAND --help. A first run: asvr train asvr_mini"]
     for group, names in GROUPS.items():
         lines += ["", f"{group}:", *(f"  {name:<{WIDTH}}{summary_of(name)}" for name in names)]
     options = {
-        "-h, --help": "print this",
+        "-h, --help": "print this help",
         "--version": "print the version",
         "--print-completion SHELL": "print a script that completes commands in bash or zsh:",
         "": 'eval "$(asvr --print-completion bash)"',
@@ -63,7 +63,7 @@ def main() -> None:
         name = OLD.get(given[0], given[0].replace("_", "-"))
         if name not in NAMES:
             _wrong(f"there is no command {given[0]!r}; {nearest(given[0], NAMES)}")
-        sys.argv = [f"asvr {name}", *given[1:]]  # what argparse shows as the program
+        sys.argv = [f"asvr {name}", *given[1:]]  # argparse shows the first entry as the program
         run_tool(module_of(name).main)
 
 
@@ -77,4 +77,4 @@ def _completion(shell: list[str]) -> str:
 
 def _wrong(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)  # wrong arguments, as argparse ends
+    sys.exit(2)  # argparse uses this code for wrong arguments

@@ -1,4 +1,4 @@
-"""Write a component of your own that works, with a config that trains it and a test.
+"""Write a new component of your own that works, with a config that trains it and a test.
 
 KIND is target, encoder, projector, loss, dataset or metric. NAME is its class, such as EdgeMaps. Three files are
 written: edge_maps.py (the component), edge_maps_mini.py (the mini recipe with it) and test_edge_maps.py. Change the
@@ -19,8 +19,8 @@ from asvr.commands.cli import new_parser
 
 SKELETONS = Path(__file__).parent / "skeletons"
 KINDS = ("target", "encoder", "projector", "loss", "dataset", "metric")
-CLASS, MODULE = "MyComponent", "my_component"  # what the skeletons have in place of NAME
-OWN_DATA = ("dataset",)  # kinds whose config does without the recipe's data
+CLASS, MODULE = "MyComponent", "my_component"  # placeholders in the skeletons, which NAME replaces
+OWN_DATA = ("dataset",)  # kinds whose config does not use the recipe's data
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def check_name(kind: str, given: str) -> tuple[str, str]:
-    """The names of the class and of its module. Raises ``ValueError`` for a name that cannot be used."""
+    """Return the names of the class and of its module. Raises ``ValueError`` for a name that cannot be used."""
     name = "".join(part[:1].upper() + part[1:] for part in given.split("_"))
     module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", given) or keyword.iskeyword(given) or keyword.iskeyword(module):
@@ -51,12 +51,12 @@ def check_name(kind: str, given: str) -> tuple[str, str]:
     from asvr.recipe.catalog import component_kinds  # here: --help need not wait for torch
 
     if name in component_kinds()[kind].module_dict:
-        raise ValueError(f"NAME {given!r}: there is a {kind} {name} already; choose another name")
+        raise ValueError(f"NAME {given!r}: a {kind} {name} exists already; choose another name")
     return name, module
 
 
 def write(kind: str, name: str, module: str, out: Path) -> list[str]:
-    """Write the three files into a folder; return their names. Raises ``ValueError`` where one is there already."""
+    """Write the three files into a folder, and return their names. Raises ``ValueError`` if a file exists already."""
     own = SKELETONS / kind
     texts = {
         f"{module}.py": _text(own / "component.py"),
@@ -66,7 +66,7 @@ def write(kind: str, name: str, module: str, out: Path) -> list[str]:
     }
     for file in texts:
         if (out / file).exists():
-            raise ValueError(f"{out / file} is there already: choose another name, or another folder with --out")
+            raise ValueError(f"{out / file} exists already: choose another name, or another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         (out / file).write_text(text.replace(CLASS, name).replace(MODULE, module), encoding="utf-8")

@@ -1,6 +1,6 @@
-"""Plan a training run: parameters, FLOPs, memory, and with --plan the communication and time on many GPUs.
+"""Plan a training run: parameters, FLOPs and memory; with --plan, also communication and time on many GPUs.
 
-No weights and no data are needed.
+The command needs no weights and no data.
 
 examples:
   asvr plan asvr_vicuna7b
@@ -22,17 +22,17 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--plan",
         metavar="NODESxGPUS",
-        help="memory, communication, checkpoints and the input side on so many nodes of so many GPUs; without it the "
-        "sizes, FLOPs and memory that `asvr train --dry-run` prints",
+        help="memory, communication, checkpoints and data input for this number of nodes and of GPUs in each node, "
+        "such as 8x8; without it: the sizes, FLOPs and memory that `asvr train --dry-run` prints",
     )
-    parser.add_argument("--samples", type=int, help="samples of a stage (default: 10,000,000)")
-    parser.add_argument("--card", help="A100, H100 (default) or H200")
-    parser.add_argument("--mfu", type=float, help="share of the cards' peak that a step reaches (default: 0.4)")
-    parser.add_argument("--link-gbs", type=float, help="GB/s into a card from its node's others (default: 300)")
+    parser.add_argument("--samples", type=int, help="the samples of a stage (default: 10,000,000)")
+    parser.add_argument("--card", help="the GPU: A100, H100 (default) or H200")
+    parser.add_argument("--mfu", type=float, help="the part of the GPUs' peak that a step reaches (default: 0.4)")
+    parser.add_argument("--link-gbs", type=float, help="GB/s into a GPU from others of its node (default: 300)")
     parser.add_argument("--network-gbs", type=float, help="GB/s into a node from other nodes (default: 200)")
     parser.add_argument("--disk-gbs", type=float, help="GB/s from a node to the disk (default: 2)")
-    parser.add_argument("--image-kb", type=float, help="size of an image file (default: 150)")
-    parser.add_argument("--out", type=Path, help="a file for the plan as JSON")
+    parser.add_argument("--image-kb", type=float, help="the size of an image file in kB (default: 150)")
+    parser.add_argument("--out", type=Path, help="a JSON file to write the plan to")
     add_cfg_options(parser)
     return parser
 

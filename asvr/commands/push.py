@@ -1,7 +1,7 @@
 """Upload a model to the Hugging Face Hub.
 
-FOLDER is the work dir of a finished run, a saved model, or what `convert export` wrote. A model card (README.md) is
-made from the run. A card that you wrote yourself is never replaced unless you ask for it. Log in first with
+FOLDER is the work dir of a finished run, a saved model, or a folder of `asvr convert export`. A model card (README.md)
+is made from the run. A card that you wrote yourself is only replaced if you ask for it. First log in with
 `hf auth login`, or set HF_TOKEN.
 
 examples:
@@ -20,17 +20,19 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
         prog, allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="a work dir, a saved model, or an exported model")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="the model on the Hub; it is made if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make a new model private")
-    parser.add_argument("--revision", help="a branch to upload to; it is made if it does not exist (default: main)")
+    parser.add_argument("repo_id", metavar="ORG/NAME", help="the model on the Hub; it is created if it does not exist")
+    parser.add_argument("--private", action="store_true", help="if the model is created, make it private")
+    parser.add_argument(
+        "--revision", help="the branch to upload to; it is created if it does not exist (default: main)"
+    )
     parser.add_argument("--create-pr", action="store_true", help="open a pull request in place of a commit")
-    parser.add_argument("--commit-message", help="the first line of the commit")
+    parser.add_argument("--commit-message", help="the first line of the commit message")
     parser.add_argument("--license", help="for the model card, as the Hub names it: apache-2.0, mit, ..., or other")
-    parser.add_argument("--license-name", help="with --license other")
-    parser.add_argument("--license-link", help="with --license other")
+    parser.add_argument("--license-name", help="the name of the license, with --license other")
+    parser.add_argument("--license-link", help="a link to the license, with --license other")
     parser.add_argument("--overwrite-card", action="store_true", help="replace a model card on the Hub that you edited")
     of_run = parser.add_argument_group("work dir of a run")
-    of_run.add_argument("--stage", help="default: the last")
+    of_run.add_argument("--stage", help="the stage to upload (default: the last)")
     add_trust(of_run)
     return parser
 
@@ -50,7 +52,7 @@ def main() -> None:
     if (args.folder / "asvr.json").is_file() or (args.folder / "config.json").is_file():
         refuse_options(
             dict(stage=args.stage, trust_custom_imports=args.trust_custom_imports),
-            "goes with a run's work dir: this folder is uploaded as it is",
+            "can only be used with a run's work dir: this folder is uploaded as it is",
         )
         from asvr.sharing.card import License
         from asvr.sharing.push import push_folder  # here: --help need not wait for torch

@@ -15,15 +15,15 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
     parser.add_argument("out", type=Path, help="OUT.json is written, and the folder OUT with the images")
     parser.add_argument("--split", default="test", help="train, test or photos")
-    parser.add_argument("--scenes", type=int, default=300, help="how many (default 300)")
+    parser.add_argument("--scenes", type=int, default=300, help="the number of scenes (default: 300)")
     parser.add_argument(
         "--kinds",
         nargs="*",
-        help="kinds of question (default: all); a wrong one lists them",
+        help="kinds of question (default: all); the error for a wrong kind lists them",
     )
-    parser.add_argument("--concepts", type=int, help="how many kinds of object (default: all)")
-    parser.add_argument("--size", type=int, default=128, help="pixels of a side (default 128)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--concepts", type=int, help="the number of kinds of object (default: all)")
+    parser.add_argument("--size", type=int, default=128, help="the side of an image in pixels (default: 128)")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the scenes (default: 0)")
     return parser
 
 
@@ -34,7 +34,7 @@ def main() -> None:
 
     out: Path = args.pop("out")
     if out.exists() or out.with_suffix(".json").exists():
-        raise ValueError(f"{out} or {out.with_suffix('.json')} is there already: name another, or remove it")
+        raise ValueError(f"{out} or {out.with_suffix('.json')} exists already: choose another name, or remove it")
     dataset = Scenes(per_scene=None, **args)
     out.mkdir(parents=True, exist_ok=True)
     for i in range(len(dataset.scenes)):

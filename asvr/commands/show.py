@@ -1,7 +1,7 @@
-"""Show what a config means: settings with defaults, the model, what is trained, and the first samples.
+"""Show what a config means: its settings with defaults, the model, its trained parts, and the first samples.
 
-The model is built without memory, and no weights are needed. Samples need the text tokenizer and the data; they show
-which tokens are learned and where images stand, so that you can check the template.
+The model is built without memory, and no weights are needed. Samples need the text tokenizer and the data. They show
+which tokens are learned and where the images are, so that you can check the template.
 
 examples:
   asvr show asvr_mini
@@ -19,7 +19,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
     add_config(parser)
     parser.add_argument("--stage", help="the stage to show (default: the last)")
-    parser.add_argument("--samples", type=int, default=1, help="how many samples (default 1; 0: none)")
+    parser.add_argument("--samples", type=int, default=1, help="the number of samples (default: 1; 0: none)")
     add_cfg_options(parser)
     return parser
 
@@ -46,17 +46,17 @@ def main() -> None:
     print(cfg.filename)
     for name, own in recipe.stages.items():
         print(f"stage {name}: starts from {own.init}, trains {', '.join(own.train)}")
-    print(f"\nSettings of stage {stage.name}; (default): not in the config\n")
+    print(f"\nSettings of stage {stage.name}; those marked (default) are not in the config\n")
     print(config_text(stage))
     models = check_sizes(recipe)
     console = Console(width=WIDTH, markup=False, highlight=False)  # names may hold brackets
     console.print("", model_table(models, stage.name), sep="\n")
     if args.samples:
         try:
-            told = samples_text(stage, models[stage.name], args.samples)
+            text = samples_text(stage, models[stage.name], args.samples)
         except MissingWeights as error:
-            wanted = ", ".join(f"{model.name} ({fetch_command(model.name)})" for model in error.models)
-            told = f"No samples are shown: the text tokenizer is not here: {wanted}"
-        except (ValueError, OSError, ImportError) as error:  # data or a package are not here; the rest was shown
-            told = f"No samples are shown: {' '.join(str(error).split())}"
-        print(f"\n{told}")
+            missing = ", ".join(f"{model.name} ({fetch_command(model.name)})" for model in error.models)
+            text = f"No samples are shown: the text tokenizer is not on this machine: {missing}"
+        except (ValueError, OSError, ImportError) as error:  # data or a package is missing; the rest was shown
+            text = f"No samples are shown: {' '.join(str(error).split())}"
+        print(f"\n{text}")

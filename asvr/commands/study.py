@@ -16,14 +16,18 @@ from asvr.commands.cli import CONFIGS, new_parser, refuse_options, require_file,
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
+    parser.add_argument("study", help="a study's file, or its name (asvr list recipes studies)").complete = CONFIGS
+    parser.add_argument("--out", type=Path, help="the folder for all runs (default: work_dirs/<name of the study>)")
     parser.add_argument(
-        "study", help="a study's file, or the name of one (asvr list recipes studies)"
-    ).complete = CONFIGS
-    parser.add_argument("--out", type=Path, help="default: work_dirs/<name of the study>")
-    parser.add_argument("--jobs", type=int, help="runs at the same time, each with its part of the cores (default: 1)")
-    parser.add_argument("--report", action="store_true", help="train nothing: write the report of finished runs")
-    parser.add_argument("--questions", type=Path, help="LLaVA-format JSON or JSONL: ask every finished run these too")
-    parser.add_argument("--image-folder", type=Path, help="where the images of --questions are (default: here)")
+        "--jobs", type=int, help="the number of runs at the same time; they share the cores (default: 1)"
+    )
+    parser.add_argument("--report", action="store_true", help="do not train; write the report of finished runs")
+    parser.add_argument(
+        "--questions", type=Path, help="more questions for all finished runs, LLaVA-format JSON or JSONL"
+    )
+    parser.add_argument(
+        "--image-folder", type=Path, help="the folder of the images of --questions (default: the current one)"
+    )
     return parser
 
 
@@ -38,7 +42,7 @@ def main() -> None:
     require_file(dict(questions=args.questions))
     require_folder(dict(image_folder=args.image_folder))
     if args.report:
-        refuse_options(dict(jobs=args.jobs, image_folder=args.image_folder), "has no meaning with --report")
+        refuse_options(dict(jobs=args.jobs, image_folder=args.image_folder), "cannot be used with --report")
     if args.questions is None:
         refuse_options(dict(image_folder=args.image_folder), "needs --questions")
     keep_freed_memory()
@@ -51,7 +55,10 @@ def main() -> None:
     set_up_logging(out / "study.log")
     failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1)
     if failed:
-        again = f"the same command tries them again; a changed arm needs its folder in {out} removed, or another --out"
+        again = (
+            f"run the same command to try them again. If you change an arm, remove its folder in {out}, or use "
+            "another --out"
+        )
         sys.exit("\n".join([f"{len(failed)} run(s) failed; {again}:", *failed]))
     print(write_report(study, collect(study, out), out))
     print(written(out))

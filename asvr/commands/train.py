@@ -1,6 +1,6 @@
 """Train a config: run its stages in order.
 
-Started again, the same command skips finished stages and goes on from the newest checkpoint.
+If you start the same command again, it skips finished stages and goes on from the newest checkpoint.
 
 examples:
   asvr train asvr_mini
@@ -16,28 +16,31 @@ from asvr.base.allocator import keep_freed_memory
 from asvr.base.interruption import interruptible
 from asvr.commands.cli import add_cfg_options, add_config, new_parser, parse_cfg_options
 
-EXIT_CODES = """exit codes: 0 finished; 75 ended by SIGTERM, SIGUSR1 or SIGINT, behind a checkpoint where a stage was
-training: the same command goes on (a second signal, a second later, ends it at once); 1 something to mend, told in the
-last line, such as more skipped steps than runtime.max_skipped, whose checkpoint is kept; 2 wrong arguments"""
+EXIT_CODES = """exit codes:
+  0   the run is finished
+  1   an error that you can correct; the last line says what is wrong
+  2   wrong arguments
+  75  SIGTERM, SIGUSR1 or SIGINT ended the run. If a stage was training, a checkpoint was written. The same command goes
+      on. A second signal, at least one second later, ends the run at once."""
 
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__, epilog=EXIT_CODES)
     add_config(parser)
-    parser.add_argument("--work-dir", type=Path, help="where everything is written (default: work_dirs/<config name>)")
+    parser.add_argument("--work-dir", type=Path, help="the folder for all files (default: work_dirs/<config name>)")
     parser.add_argument("--stage", help="run only this stage")
     parser.add_argument(
         "--resume",
         default="auto",
         metavar="auto|never|CHECKPOINT",
-        help="auto (default): go on where the work dir stands; never: start anew, the old run is renamed; "
-        "or a checkpoint folder to go on from",
+        help="auto (default): go on from the state of the work dir; never: start from the beginning, and rename the "
+        "old run; or a checkpoint folder to go on from",
     )
-    parser.add_argument("--seed", type=int, help="replaces runtime.seed")
+    parser.add_argument("--seed", type=int, help="the seed, in place of runtime.seed")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="build on the meta device, print sizes, FLOPs and the memory plan, and stop; needs no weights",
+        help="only print sizes, FLOPs and the memory plan; no weights are needed",
     )
     add_cfg_options(parser)
     return parser

@@ -12,8 +12,8 @@ from asvr.commands.cli import add_cfg_options, add_config, new_parser, parse_cfg
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
     add_config(parser)
-    parser.add_argument("--work-dir", help="default: work_dirs/<name of the config>")
-    parser.add_argument("--seed", type=int, help="default: the config's, or 0")
+    parser.add_argument("--work-dir", help="the folder for all files (default: work_dirs/<config name>)")
+    parser.add_argument("--seed", type=int, help="the seed (default: the config's, or 0)")
     add_cfg_options(parser)
     return parser
 

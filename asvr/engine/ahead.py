@@ -1,5 +1,6 @@
-"""Parts of the model that compute something ahead of training, built as the stages build them: weights that no file
-holds are drawn from the seed, and must be the same ones there."""
+"""Builds the parts of the model that compute outputs before training.
+
+They are built as the stages build them, so that weights that are drawn from the seed are the same in both."""
 
 from collections.abc import Callable
 
@@ -16,16 +17,16 @@ from asvr.registry import ENCODERS, TARGETS
 
 
 def encoder_ahead(recipe: Recipe, device: torch.device):
-    """The frozen encoder of all stages. It is the first that `build_model` builds."""
+    """Build the frozen encoder of all stages. `build_model` also builds it first, so its random weights agree."""
     torch.manual_seed(recipe.runtime.seed)
     return as_in_training(ENCODERS.build(recipe.first.model.encoder), recipe.first, device)
 
 
 def tokenizer_ahead(recipe: Recipe, target: dict, encoder, device: torch.device, vocab_size: Callable[[], int]):
-    """The tokenizer of a target, which may quantise what ``encoder`` gives.
+    """Build the visual tokenizer of a target. It may quantise the features of ``encoder``.
 
-    vocab_size: gives `TextTokenizer.num_ids`. It and the LLM are needed where the tokenizer's weights are drawn: the
-    model draws the LLM's before.
+    vocab_size: a function that returns `TextTokenizer.num_ids`. If the tokenizer's weights are random, the whole model
+    is built to get them, since the model draws the LLM's weights before.
     """
     tokenizer = build_tokenizer(target["tokenizer"], encoder)
     if source_of(tokenizer) is None and is_drawn(lambda: build_tokenizer(target["tokenizer"], encoder)):
@@ -35,13 +36,15 @@ def tokenizer_ahead(recipe: Recipe, target: dict, encoder, device: torch.device,
 
 
 def is_code_target(entry: dict) -> bool:
-    """Whether an entry of ``reconstruction`` is a `CodeTarget`, and no class of a user's that derives from it."""
+    """Whether an entry of ``reconstruction`` is exactly a `CodeTarget`, not a user's class that derives from it."""
     return find(TARGETS, entry.get("type", "CodeTarget")) is CodeTarget
 
 
 def truth_ahead(recipe: Recipe, entry: dict, encoder, device: torch.device, vocab_size: Callable[[], int]):
-    """What says what a target reconstructs: a `CodeTruth`, or the target itself beside an LLM without memory; None
-    where it cannot be cached. Raises ``ValueError`` where its teacher has random weights, which no file holds."""
+    """Build the object that computes the truth of a target: a `CodeTruth`, or the target itself.
+
+    The target is built with an LLM without memory. Returns None if the truth cannot be cached. Raises ``ValueError`` if
+    the target's teacher has random weights."""
     if is_code_target(entry):
         tokenizer = tokenizer_ahead(recipe, entry, encoder, device, vocab_size)
         return CodeTruth(name=entry["name"], tokenizer=tokenizer, encoder=encoder)
@@ -52,20 +55,20 @@ def truth_ahead(recipe: Recipe, entry: dict, encoder, device: torch.device, voca
         return build_target(entry, key=f"target {entry['name']!r}", **given)
 
     target = build()
-    if target.truth_spec() is None or target.keeps_teacher:  # a kept teacher moves, or stands in checkpoints alone
+    if target.truth_spec() is None or target.keeps_teacher:  # a kept teacher changes, or only checkpoints hold it
         return None
     if target.teacher is not None:
         if source_of(target.teacher) is None and is_drawn(lambda: build().teacher):
             raise ValueError(
-                f"reconstruction target {entry['name']!r}: its teacher has random weights, which stand in no file: "
-                "name weights, or set data.cache=False"
+                f"reconstruction target {entry['name']!r}: its teacher has random weights, so its outputs cannot be "
+                "cached: name weights for the teacher, or set data.cache=False"
             )
         as_in_training(target.teacher, recipe.first, device)
     return target
 
 
 def _stage_of(recipe: Recipe, entry: dict) -> Stage:
-    """The first stage with this target."""
+    """The first stage that has this target."""
     return next(
         stage
         for stage in recipe.stages.values()
@@ -74,7 +77,7 @@ def _stage_of(recipe: Recipe, entry: dict) -> Stage:
 
 
 def is_drawn(build: Callable[[], torch.nn.Module]) -> bool:
-    """Whether the weights of what ``build`` makes depend on the state of the random number generator."""
+    """Whether the module that ``build`` makes has random weights. It is built with two seeds and compared."""
     found = set()
     with torch.random.fork_rng(devices=[]):
         for seed in (0, 1):

@@ -1,5 +1,4 @@
-"""What ``asvr check-data`` does: from a config, or a file alone, to a report of everything that is wrong with its
-data."""
+"""Runs ``asvr check-data``: reads the data of a config, or one file, and reports everything that is wrong with them."""
 
 import json
 from dataclasses import replace
@@ -19,13 +18,14 @@ from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
 from asvr.registry import TEXT_TOKENIZERS
 
-REFUSED = 3  # the exit code where a record is refused; 1 and 2 are errors of the config and the command
+REFUSED = 3  # the exit code if a record is refused; 1 and 2 are errors of the config and the command
 
 
 def sources_of_config(path: str, stage: str | None, cfg_options: dict | None) -> list[Source]:
-    """Every dataset of a config (of one stage, where it is named) by every way in which it is used. Needs the text
-    tokenizer and no weights: the model is built without memory. Raises ``ValueError`` with every problem of the
-    config, and for data whose file cannot be read at all."""
+    """List every data set of a config, or of one stage. A data set that is used in several ways is listed for each.
+
+    It needs the text tokenizer but no weights: the model is built without memory. Raises ``ValueError`` with all
+    problems of the config, and for a data file that cannot be read at all."""
     cfg = load_config(path, cfg_options)
     check_config(cfg)
     recipe = Recipe(cfg)
@@ -53,7 +53,7 @@ def sources_of_config(path: str, stage: str | None, cfg_options: dict | None) ->
 def sources_of_file(
     ann_file: str, *, image_folder: str, template: str, tokenizer: str, max_length: int | None, num_image_tokens: int
 ) -> list[Source]:
-    """A LLaVA file alone, as training rows. Raises as `sources_of_config`."""
+    """A source for one LLaVA file without a config, read as training rows. Raises the errors of `sources_of_config`."""
     data = Config(dict(template=template, max_length=max_length, on_error="skip"))
     config = dict(type="LlavaDataset", ann_file=ann_file, image_folder=image_folder)
     text_tokenizer = TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=tokenizer))
@@ -63,9 +63,9 @@ def sources_of_file(
 def _source(
     name: str, config: dict, data: Config, tokenizer, num_image_tokens: int | ImageLayout, asked: bool
 ) -> Source:
-    whole = Config(dict(template=data.template, max_length=None, on_error="skip"))
+    uncut = Config(dict(template=data.template, max_length=None, on_error="skip"))
     try:
-        dataset = build_dataset(dict(config, on_error="skip"), whole, tokenizer, num_image_tokens)
+        dataset = build_dataset(dict(config, on_error="skip"), uncut, tokenizer, num_image_tokens)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     return Source(
@@ -79,8 +79,10 @@ def _source(
 
 
 def check_sources(sources: list[Source], *, out: Path, workers: int, limit: int | None, decode: bool) -> bool:
-    """Scan, print what was found, and write it to ``out``: report.json (counts), records.jsonl (a line for each record
-    that is refused or odd) and sizes.png. Returns whether every record can be used."""
+    """Scan the sources, print what was found, and write it to ``out``. Returns whether every record can be used.
+
+    The files are report.json (counts), records.jsonl (one line for each record that is refused or unusual) and
+    sizes.png."""
     out.mkdir(parents=True, exist_ok=True)
     results = {}
     with open(out / "records.jsonl", "w", encoding="utf-8") as stream:
@@ -101,7 +103,7 @@ def _in_words(name: str, found: Found, examples: dict) -> str:
     lines = [f"{name}: {found.records:,} records, {found.pictures:,} images, {refused:,} refused"]
     if found.unread:
         keys = ", ".join(f"{key} ({number:,})" for key, number in found.unread.most_common())
-        lines.append(f"  keys that are not read, and in how many records: {printable(keys)}")
+        lines.append(f"  keys that are not read (number of records): {printable(keys)}")
     for kind, counts in (("refused", found.refused), ("noted", found.noted)):
         for reason, number in counts.most_common():
             lines.append(f"  {kind}: {reason}: {number:,}")
@@ -112,7 +114,7 @@ def _in_words(name: str, found: Found, examples: dict) -> str:
 
 
 def draw_sizes(file: Path, sources: list[Source], results: dict[str, Found]) -> None:
-    """Histograms of the lengths of rows and of the sizes of images, a row of them for each source."""
+    """Draw histograms of row lengths and image sizes, one row of plots for each source."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -120,8 +122,8 @@ def draw_sizes(file: Path, sources: list[Source], results: dict[str, Found]) -> 
     FigureCanvasAgg(figure)
     for axes, source in zip(figure.subplots(len(sources), 2, squeeze=False), sources, strict=True):
         found = results[source.name]
-        _histogram(axes[0], found.tokens, f"{plain(source.name)}\nrows by length in tokens, visual ones included")
-        _histogram(axes[1], found.sides, "pictures by their longer side in pixels")
+        _histogram(axes[0], found.tokens, f"{plain(source.name)}\nrows by length in tokens, visual tokens included")
+        _histogram(axes[1], found.sides, "images by their longer side in pixels")
         if source.max_length is not None:
             axes[0].axvline(source.max_length, color="#d62728", linewidth=1, label="max_length")
             axes[0].legend(frameon=False, fontsize=8)

@@ -1,11 +1,11 @@
-"""Checkpoints: a folder with the weights that stand in no other file, and the state to go on from.
+"""Writes and reads checkpoints: folders with the weights that no other file has, and the state to go on from.
 
-``model.safetensors``  weights that were trained or initialised here, see `asvr.engine.saved`
+``model.safetensors``  weights that were trained or initialised in the run, see `asvr.engine.saved`
 ``state.pt``           optimiser, schedule, random states (tensors and plain values only)
 ``checkpoint.json``    step, stage, configuration, fingerprints of the frozen weights, SHA-256 of the other files
 
-Where weights are sharded over processes, ``weights/`` and ``optimizer/`` take the place of the first file and of the
-optimiser's part in the second, see `asvr.engine.sharded`. Each is read into a model of either kind.
+If weights are sharded over processes, ``weights/`` replaces the first file, and ``optimizer/`` replaces the optimiser's
+part of the second, see `asvr.engine.sharded`. A checkpoint of either kind can be read into a model of either kind.
 """
 
 import hashlib
@@ -36,14 +36,14 @@ from asvr.engine.checkpoint_folder import (
     require_whole,
     set_aside_damaged,
     set_aside_later,
-    told,
+    with_reason,
 )
 from asvr.engine.saved import frozen_fingerprints, own_components, saved_tensors
 from asvr.models.component import apart_of, fingerprint_in, fingerprint_of, source_of
 from asvr.models.hf import DTYPES
 from asvr.models.shards import local_shard, untied_state_dict
 
-__all__ = [  # of the folders and of what they hold, for users of this
+__all__ = [  # from the modules beneath, for users of this module
     "PREFIX",
     "clean",
     "frozen_fingerprints",
@@ -61,8 +61,8 @@ WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 
 def collect(model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict) -> dict:
-    """All that a checkpoint holds, not yet copied: ``weights``, the optimiser's ``tensors`` where they are sharded, and
-    ``state``."""
+    """Collect the content of a checkpoint, without a copy: ``weights``, ``state``, and the optimiser's ``tensors`` if
+    they are sharded."""
     weights = {
         f"{name}.{key}": value
         for name, module in own_components(model).items()
@@ -77,18 +77,19 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer | None, state: di
 
 
 def save(folder: Path, *, model: nn.Module, state: dict, meta: dict, optimizer=None) -> None:
-    """Write ``folder`` at once and atomically; every process calls it. meta: what ``checkpoint.json`` holds besides the
-    hashes. Raises ``ValueError`` where the disk has no room for it."""
+    """Write a checkpoint now, completely or not at all. Every process calls it.
+
+    meta: the content of ``checkpoint.json`` without the hashes. Raises ``ValueError`` if the disk has no room."""
     write(folder, collect(model, optimizer, state), meta)
 
 
 def writes_here(content: dict) -> bool:
-    """Whether this process writes any of what `collect` found."""
+    """Whether this process writes a part of the content that `collect` returned."""
     return dist.is_main_process() or sharded.is_sharded(content["weights"])
 
 
 def write(folder: Path, content: dict, meta: dict, group=None) -> None:
-    """Write what `collect` found. group: of the processes, None the default one."""
+    """Write the content that `collect` returned. group: the process group; None: the default one."""
     if sharded.is_sharded(content["weights"]):
         _write_sharded(folder, content, meta, group)
     elif dist.is_main_process():
@@ -101,18 +102,20 @@ def _write_whole(folder: Path, content: dict, meta: dict) -> None:
         partial = begin(folder)
         require_room(folder, needed)
         save_file({key: value.cpu().contiguous() for key, value in content["weights"].items()}, partial / WEIGHTS)
-        with open(partial / STATE, "wb") as stream:  # torch's own files do not say why they cannot be written
+        with open(partial / STATE, "wb") as stream:  # an error of torch's own file would not give the reason
             torch.save(content["state"], stream)
         _require_readable(partial / STATE)
         finish(folder, meta, {name: _hash(partial / name) for name in (WEIGHTS, STATE)})
     except Exception as error:
         abandon(folder)
-        raise told(folder, needed, error) from error
+        raise with_reason(folder, needed, error) from error
 
 
 def _write_sharded(folder: Path, content: dict, meta: dict, group) -> None:
-    """What goes wrong in one process ends it in all of them, their groups' end too: MMEngine's functions would then act
-    as if there were one process, torch's own raise."""
+    """Write a sharded checkpoint. If one process fails, all of them raise an error.
+
+    Torch's own functions are used, since they raise if the group has ended. MMEngine's would go on as if there were one
+    process."""
     own = sharded.local_bytes(content["weights"] | content["tensors"])
     needed, first = sum(_gather(own, group)), torch.distributed.get_rank(group) == 0
     partial = folder.with_name(f".{folder.name}.partial")
@@ -143,11 +146,11 @@ def _write_sharded(folder: Path, content: dict, meta: dict, group) -> None:
     except Exception as error:
         if first:
             abandon(folder)
-        raise told(folder, needed, error) from error
+        raise with_reason(folder, needed, error) from error
 
 
 def _require_readable(file: Path) -> None:
-    """Raise ``ValueError`` for a state that `load_state` would refuse. Only names of classes are read."""
+    """Raise ``ValueError`` for a state that `load_state` could not read. Only names of classes are read here."""
     if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file):
         raise ValueError(
             f"the state of the optimiser or of a hook holds {', '.join(sorted(unsafe))}, which could not be read back: "
@@ -156,7 +159,7 @@ def _require_readable(file: Path) -> None:
 
 
 def _together(work, group) -> list:
-    """The results of all processes, or the error of the first that had one."""
+    """Run ``work`` in all processes and return all results. If some fail, raise the error of the first one."""
     result, error = None, None
     try:
         result = work()
@@ -197,17 +200,18 @@ def _bytes_in(value) -> int:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 of a checkpoint's weights, as ``checkpoint.json`` has it."""
+    """The SHA-256 of a checkpoint's weights, from ``checkpoint.json``."""
     meta = read_meta(folder)
     return meta["sha256"][WEIGHTS] if WEIGHTS in meta["sha256"] else meta["weights"]
 
 
 def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> list[str]:
-    """Load a checkpoint's weights; strict. What is not in the file must stand in files of its own (an LLM that the
-    stage before froze). A component that the model froze may be in the file (a stage before trained it); it then
-    counts as initialised here, so that later checkpoints hold it too. So do tensors of a component that is there in
-    part. start: of another stage, which may have other targets; returns the names of the new ones, whose weights stay
-    as they are."""
+    """Load a checkpoint's weights, strictly. Returns the names of new targets.
+
+    Weights that are not in the checkpoint must have files of their own, such as an LLM that the stage before froze. A
+    component that this model freezes may be in the checkpoint, because an earlier stage trained it. It then counts as
+    initialised in the run, so that later checkpoints hold it too. The same is true for single tensors of a component.
+    start: the checkpoint is of another stage, which may have other targets; new targets keep their weights."""
     whole = WEIGHTS in read_meta(folder)["sha256"]
     require_whole(folder, [WEIGHTS] if whole else _files(folder, sharded.WEIGHTS))
     shapes = _shapes(folder / WEIGHTS) if whole else sharded.shapes(folder / sharded.WEIGHTS)
@@ -235,7 +239,7 @@ def load_weights(folder: Path, model: nn.Module, *, start: bool = False) -> list
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Load the optimiser's state and return the other states. Every process calls it."""
+    """Load the optimiser's state, and return the other states. Every process calls it."""
     whole = WEIGHTS in read_meta(folder)["sha256"]
     files = [STATE] if whole else [STATE, *_files(folder, sharded.OPTIMIZER)]
     require_whole(folder, files)
@@ -249,8 +253,10 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def check_frozen(folder: Path, model: nn.Module) -> None:
-    """Raise ``ValueError`` where weights that a checkpoint leaves to their files are not those that it was made with,
-    whether ``model`` trains them or not: so it is asked before they are replaced. Every process calls it."""
+    """Raise ``ValueError`` if the model's frozen weights are not those that a checkpoint was made with.
+
+    These are the weights that the checkpoint itself does not hold. ``model`` may train them now, so call this before
+    its weights are replaced. Every process calls it."""
     meta, parts, different = read_meta(folder), model.components(), []
     for name, there in meta["frozen"].items():
         if name not in parts:
@@ -259,17 +265,17 @@ def check_frozen(folder: Path, model: nn.Module) -> None:
         here = fingerprint_in(parts[name], None, saved) if saved else fingerprint_of(parts[name])
         same = here in (there["fingerprint"], *there.get("casts", ()))
         if not same and not _same_in_another_dtype(parts[name], there["fingerprint"], saved):
-            told = f"{there['source']} ({there['fingerprint']}), here {source_of(parts[name])} ({here})"
-            different.append(f"{name}: {told}")
+            found = f"{there['source']} ({there['fingerprint']}), now {source_of(parts[name])} ({here})"
+            different.append(f"{name}: {found}")
     if different:
         raise ValueError(
-            f"{folder} was made with other frozen weights of {'; '.join(different)}. Give those it was made with, take "
-            "another --work-dir, or train anew with --resume never"
+            f"{folder} was made with other frozen weights of {'; '.join(different)}. Name the weights it was made "
+            "with, use another --work-dir, or train from the start with --resume never"
         )
 
 
 def _same_in_another_dtype(part: nn.Module, fingerprint: str, saved: Collection[str]) -> bool:
-    """A stage may hold the same weights in another dtype than the one before it."""
+    """Whether a part has the saved weights in another dtype. A stage may use another dtype than the stage before."""
     own = {p.dtype for p in part.parameters()}
     return any(fingerprint_in(part, dtype, saved) == fingerprint for dtype in DTYPES.values() if {dtype} != own)
 

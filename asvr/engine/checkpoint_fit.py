@@ -1,4 +1,4 @@
-"""Whether a checkpoint's weights are those of a model: by name, shape and component."""
+"""Checks whether a checkpoint's weights fit a model, by name, shape and component."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -13,14 +13,16 @@ from asvr.models.component import apart_of, source_of
 from asvr.models.shards import untied_state_dict
 from asvr.recipe.model_folder import tell_new_separators
 
-OF_TARGETS = ("heads", "losses", "teachers")  # components that hold a part of each target, by its name
+OF_TARGETS = ("heads", "losses", "teachers")  # components with a part for each target, by the target's name
 
 
 def check_fit(
     folder: Path, model: nn.Module, shapes: dict[str, torch.Size], *, start: bool = False
 ) -> tuple[dict[str, set[str]], list[str]]:
-    """The components that a checkpoint holds, with the keys that it has of each; and the model's targets that it has
-    not, where it is only a stage's start. Raises ``ValueError`` where they are not this model's."""
+    """Return the components that a checkpoint holds, with their keys, and the names of new targets.
+
+    New targets are the model's targets that the checkpoint does not have. They are allowed if the checkpoint is only
+    the start of a stage. Raises ``ValueError`` if the weights are not those of this model."""
     components = model.components()
     by_component: dict[str, dict] = {}
     for key, shape in shapes.items():
@@ -31,18 +33,19 @@ def check_fit(
     homeless = {n for n, m in parts if apart_of(m) or (source_of(m) is None and not _is_new(n, m, new))}
     missing = homeless - by_component.keys()
     if "losses" in missing:
-        logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", folder)
+        logger.warning("%s: an earlier version saved no weights of losses; they keep their first values", folder)
         missing.remove("losses")
     if "separators" in missing:  # the stage before saw images whole
         tell_new_separators(model, folder)
         missing.remove("separators")
     if "separators" in by_component and "separators" not in components:  # the stage before saw tiles
-        logger.info("%s: its separators are left out, since model.layout has none", folder)
+        logger.info("%s: its separators are ignored, since model.layout has none", folder)
         del by_component["separators"]
     unknown = by_component.keys() - components.keys()
     if missing or unknown:
         raise ValueError(
-            f"{folder}: components missing {sorted(missing)}, unknown {sorted(unknown)}; another model's checkpoint?"
+            f"{folder} is a checkpoint of another model: components missing in it: {sorted(missing)}, unknown "
+            f"components: {sorted(unknown)}"
         )
     for name, own in by_component.items():
         expected = untied_state_dict(components[name])
@@ -51,23 +54,24 @@ def check_fit(
         wrong = sorted((needed | own.keys()) - (expected.keys() & own.keys()))
         wrong = wrong or [key for key in own if own[key] != expected[key].shape]
         if wrong:
-            raise ValueError(f"{folder}: weights of {name} do not fit this model, first: {wrong[:5]}")
+            raise ValueError(f"{folder}: weights of {name} do not fit this model; the first ones: {wrong[:5]}")
     return {name: set(own) for name, own in by_component.items()}, new
 
 
 def of_targets(component: str, key: str, names: Collection[str]) -> bool:
-    """Whether a weight of a component is a part of one of these targets."""
+    """Whether a weight of a component belongs to one of these targets."""
     return component in OF_TARGETS and key.partition(".")[0] in names
 
 
 def _is_new(name: str, module: nn.Module, new: list[str]) -> bool:
-    """Whether nothing of a component can be in the checkpoint: it is empty, or of new targets alone."""
+    """Whether a component has no weights besides those of new targets, so that the checkpoint cannot hold it."""
     return all(of_targets(name, key, new) for key in module.state_dict())
 
 
 def _other_targets(folder: Path, model: nn.Module, by_component: dict[str, dict]) -> list[str]:
-    """The targets that the checkpoint does not have. What it has of targets that the model does not have is taken out
-    of ``by_component``."""
+    """Return the targets that the checkpoint does not have.
+
+    Weights of targets that the model does not have are removed from ``by_component``."""
     own = {target.name for target in model.targets}
     known = {key.partition(".")[0] for name in OF_TARGETS for key in by_component.get(name, {})}
     gone = sorted(known - own)
@@ -76,9 +80,9 @@ def _other_targets(folder: Path, model: nn.Module, by_component: dict[str, dict]
         if not by_component[name]:
             del by_component[name]
     if gone:
-        logger.info("%s: its targets %s are left out, since the stage does not have them", folder, ", ".join(gone))
+        logger.info("%s: its targets %s are ignored, since the stage does not have them", folder, ", ".join(gone))
     if new := sorted(name for name in own - known if _has_weights(model, name)):
-        logger.info("%s has no target %s: new here", folder, ", ".join(new))
+        logger.info("%s has no target %s: it is new in this stage", folder, ", ".join(new))
     return new
 
 

@@ -1,8 +1,8 @@
-"""The folders of checkpoints: written whole or not at all, told whole from damaged, kept in order.
+"""Manages the folders of checkpoints: writes them completely or not at all, finds damaged ones, and removes old ones.
 
-A folder is written as ``.step_N.partial`` and renamed when complete. A step that is saved again moves out of the way as
-``.step_N.old`` first. So whenever a process is killed, ``step_N`` is whole, or ``.step_N.old`` is and `clean` brings it
-back. ``checkpoint.json`` has the SHA-256 of every other file.
+A folder is written as ``.step_N.partial`` and renamed when it is complete. If a step is saved again, its old folder is
+first renamed to ``.step_N.old``. So if a process is killed at any time, either ``step_N`` is complete, or
+``.step_N.old`` is complete and `clean` brings it back. ``checkpoint.json`` has the SHA-256 of every other file.
 """
 
 import json
@@ -24,7 +24,7 @@ DAMAGED, LATER = "damaged_", "later_"
 
 
 def begin(folder: Path) -> Path:
-    """A new empty folder that `finish` renames to ``folder``."""
+    """Make a new empty folder, which `finish` renames to ``folder``."""
     partial = _partial(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -32,13 +32,13 @@ def begin(folder: Path) -> Path:
 
 
 def finish(folder: Path, meta: dict, sha256: dict[str, str]) -> None:
-    """Describe what was written and give it its name. sha256: of each file, by its name in the folder."""
+    """Write the description of a complete folder, and give it its final name. sha256: of each file, by its name."""
     partial, old = _partial(folder), folder.with_name(f".{folder.name}.old")
     (partial / META).write_text(json.dumps(dict(meta, sha256=sha256), indent=1), encoding="utf-8")
     flush(partial / META)
     for place in (partial, *(path for path in partial.iterdir() if path.is_dir())):
         flush(place)
-    if folder.exists():  # a step that is saved again; moved away first, so that no half of it keeps the name
+    if folder.exists():  # the step is saved again: move the old folder away, so that a half one never has the name
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
     os.replace(partial, folder)
@@ -52,34 +52,36 @@ def abandon(folder: Path) -> None:
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Raise ``ValueError`` where ``needed`` bytes are more than what is free for ``folder``."""
+    """Raise ``ValueError`` if the disk of ``folder`` has less than ``needed`` bytes free."""
     if needed > free_bytes(folder):
         raise ValueError(no_room(folder, needed, "the disk is too small"))
 
 
 def no_room(folder: Path, needed: int, why: str) -> str:
+    """The error message for a checkpoint that the disk has no room for."""
     return (
         f"{folder} cannot be written: {why}; it needs {in_bytes(needed)}, {in_bytes(free_bytes(folder))} are free. The "
         f"last good checkpoint is {newest(folder.parent)}. Make room and run the same command again"
     )
 
 
-def told(folder: Path, needed: int, error: Exception) -> Exception:
-    """``error``, or a ``ValueError`` that says what there was no room for."""
+def with_reason(folder: Path, needed: int, error: Exception) -> Exception:
+    """Return ``error``, or a ``ValueError`` that explains it if the disk was full."""
     full = full_disk(error)
     return error if full is None else ValueError(no_room(folder, needed, full.strerror))
 
 
 def prune(folder: Path, keep: int) -> None:
+    """Delete all checkpoints under ``folder`` but the newest ``keep`` ones."""
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-        gone = _partial(old)  # renamed first: a kill leaves no half checkpoint under the name of a whole one
+        gone = _partial(old)  # rename it first, so that a kill leaves no half checkpoint under the final name
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(old, gone)
         shutil.rmtree(gone)
 
 
 def flush(path: Path) -> None:
-    """To the disk: a file, or a folder with the names in it."""
+    """Write a file, or the list of names of a folder, from the system's memory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,22 +97,23 @@ def _partial(folder: Path) -> Path:
 
 
 def read_meta(folder: Path) -> dict:
-    """What ``checkpoint.json`` says; raises ``ValueError`` where it is missing or damaged."""
+    """Read ``checkpoint.json``. Raises ``ValueError`` if it is missing or damaged."""
     file = folder / META
     if not file.is_file():
-        raise ValueError(f"{folder} is no checkpoint: it has no {META}; delete it")
+        raise ValueError(f"{folder} is not a checkpoint: it has no {META}; delete it")
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(meta, dict) or not isinstance(meta.get("sha256"), dict):
-            raise ValueError("it names no files")
+            raise ValueError("it has no list of files")
     except ValueError as error:
         raise ValueError(f"{file} is damaged ({error}): delete {folder} to go on from the one before") from error
     return meta
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint under ``folder`` with a readable description, or None. Whether its other files are whole
-    is seen when they are loaded."""
+    """The newest checkpoint under ``folder`` with a readable description, or None.
+
+    Its other files are checked later, when they are loaded."""
     for found in sorted(folder.glob(f"{PREFIX}*"), reverse=True):
         try:
             read_meta(found)
@@ -121,8 +124,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def require_whole(folder: Path, names: list[str]) -> None:
-    """Raise ``ValueError`` where one of these files is missing or damaged. Every process calls it, and hashes its share
-    of them."""
+    """Raise ``ValueError`` if one of these files is missing or damaged.
+
+    Every process calls it, and hashes its share of the files."""
     if (problem := _damage_seen_by_all(folder, names)) is not None:
         raise ValueError(f"{problem}: delete {folder} to go on from the one before")
 
@@ -137,14 +141,14 @@ def _damage(folder: Path, names: list[str]) -> str | None:
                 return f"{file} is damaged (its SHA-256 is not the one written)"
         except FileNotFoundError:
             return f"{file} is missing"
-        except OSError as error:  # a bad disk: the other processes wait for an answer
+        except OSError as error:  # a bad disk; return a problem, since the other processes wait for an answer
             return f"{file} cannot be read ({error})"
     return None
 
 
 @lru_cache(maxsize=4096)
 def _digest(file: Path, size: int, time: int, inode: int) -> str:
-    """Read once, though a checkpoint is verified when it is chosen and again when it is loaded."""
+    """The SHA-256 of a file. It is kept, since a checkpoint is verified when it is chosen and when it is loaded."""
     return sha256_of(file)
 
 
@@ -152,7 +156,9 @@ def _digest(file: Path, size: int, time: int, inode: int) -> str:
 
 
 def clean(folder: Path) -> None:
-    """Bring back or remove what a kill left half done under ``folder``. Only for the process that writes there."""
+    """Bring back or remove the unfinished folders that a killed process left under ``folder``.
+
+    Only the process that writes there may call it."""
     for old in folder.glob(".*.old"):
         whole = folder / old.name[1 : -len(".old")]
         if whole.exists():
@@ -165,7 +171,7 @@ def clean(folder: Path) -> None:
 
 
 def set_aside_damaged(folder: Path) -> None:
-    """Rename the newest checkpoints under ``folder`` up to the first whole one, if they are damaged, and warn of each.
+    """Rename the damaged checkpoints that are newer than the newest complete one, each with a warning.
 
     Nothing is deleted. Every process calls it and hashes its share of the files.
     """
@@ -179,22 +185,24 @@ def set_aside_damaged(folder: Path) -> None:
         if problem is None:
             return
         if is_main_process():
-            logger.warning("%s: set aside as %s", problem, _set_aside(folder / name, DAMAGED))
+            logger.warning("%s; the checkpoint is renamed to %s", problem, _set_aside(folder / name, DAMAGED))
         wait()
     if names:
-        logger.warning("%s: no whole checkpoint is left; this stage begins anew", folder)
+        logger.warning("%s: no undamaged checkpoint is left; this stage starts from the beginning", folder)
 
 
 def set_aside_later(start: Path) -> None:
-    """Rename the checkpoints behind ``start``, from which their stage goes on once more: they would be taken for the
-    newest of what begins there. Nothing is deleted. Only for the process that writes there."""
+    """Rename the checkpoints of steps after ``start``, if a stage goes on from ``start`` again.
+
+    Otherwise they would count as the newest checkpoints of the continued stage. Nothing is deleted. Only the process
+    that writes there may call it."""
     for found in sorted(start.parent.glob(f"{PREFIX}*")):
         if found.name > start.name:
-            logger.info("%s: set aside as %s", found, _set_aside(found, LATER))
+            logger.info("%s is renamed to %s", found, _set_aside(found, LATER))
 
 
 def _set_aside(folder: Path, mark: str) -> str:
-    """The new name."""
+    """Rename a folder, and return its new name."""
     aside, n = folder.with_name(f"{mark}{folder.name}"), 1
     while aside.exists():
         n += 1

@@ -1,4 +1,4 @@
-"""Computing target codes ahead of training: what ``asvr cache-codes`` and ``data.cache='codes'`` do."""
+"""Computes target codes before training, for ``asvr cache-codes`` and ``data.cache='codes'``."""
 
 import re
 from collections.abc import Callable
@@ -37,21 +37,22 @@ def code_cache(
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
 ) -> tuple[CodeCache, dict[str, str]]:
-    """The codes of every image of all stages by every target's tokenizer, under ``root``, and the
-    tokenizers' fingerprints by the names of `VLM.components`. What is there is reused.
+    """Compute the codes of all images of all stages, with every target's tokenizer, and keep them under ``root``.
 
-    vocab_size: see `tokenizer_ahead`. shard: (i, n) computes what is missing of every n-th image, from the i-th, and
-    leaves the others to processes with another i; the cache is then only complete when all are done. workers: processes
-    that open images; None is ``data.num_workers``. Raises ``ValueError`` where stages disagree on what a target's
-    codes are, where its tokenizer is fitted in the run, or where the disk is too small; `Refused` where an image is
-    unreadable (``on_error``).
+    Codes that are there already are reused. Returns the cache, and the tokenizers' fingerprints by the names of
+    `VLM.components`. vocab_size: see `tokenizer_ahead`. shard: (i, n) computes every n-th image, starting with the
+    i-th. Other processes compute the rest, and the cache is complete when all are done. workers: processes that open
+    images; None: ``data.num_workers``.
+
+    Raises ``ValueError`` if stages disagree on a target's codes, if a tokenizer is fitted in the run, or if the disk is
+    too small. Raises `Refused` for an image that cannot be read, if ``on_error`` is ``'raise'``.
     """
     targets, data = distinct_targets(recipe), recipe.first.data
-    _, pictures = images_of_stages(recipe)
+    _, images = images_of_stages(recipe)
     device = build_device(recipe.runtime.device)
     encoder = encoder_ahead(recipe, device)
-    hashes, stores, fingerprints = hash_images(root, pictures), {}, {}
-    by_hash = {sha256: pictures[key] for key, sha256 in hashes.items()}
+    hashes, stores, fingerprints = hash_images(root, images), {}, {}
+    by_hash = {sha256: images[key] for key, sha256 in hashes.items()}
     for name, target in targets.items():
         tokenizer = tokenizer_ahead(recipe, target, encoder, device, vocab_size)
         fingerprints[f"tokenizer.{name}"] = fingerprint_of(tokenizer)
@@ -63,8 +64,8 @@ def code_cache(
             data.image_aspect,
             recipe.first.model.encoder if shares_encoder(tokenizer, encoder) else None,
         )
-        missing = [sha256 for sha256 in by_hash if sha256 not in store.rows]  # what was refused is tried again
-        share = set(list(by_hash)[shard[0] :: shard[1]])  # of all: what others have done meanwhile does not move it
+        missing = [sha256 for sha256 in by_hash if sha256 not in store.rows]  # refused images are tried again
+        share = set(list(by_hash)[shard[0] :: shard[1]])  # of all images, so that others' progress does not change it
         own = {sha256: by_hash[sha256] for sha256 in missing if sha256 in share}
         _log_state(store, len(by_hash), len(missing), len(own), recipe.shared("cache_budget_gb", CACHE))
         if own:
@@ -76,7 +77,7 @@ def code_cache(
 
 
 def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
-    """The targets of all stages by name. Raises ``ValueError`` where two of one name have other codes."""
+    """The targets of all stages, by name. Raises ``ValueError`` if two of the same name have different codes."""
     found: dict[str, ConfigDict] = {}
     first = recipe.first
     for name, stage in recipe.stages.items():
@@ -95,7 +96,7 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
                     f"reconstruction target {target['name']!r} has `fit`: fit it first with asvr train-tokenizer "
                     "and name its folder, or set data.cache=True"
                 )
-            if not is_code_target(target):  # computed in the step
+            if not is_code_target(target):  # its truth is computed in the training step
                 continue
             if found.setdefault(target["name"], target)["tokenizer"] != target["tokenizer"]:
                 raise ValueError(
@@ -106,7 +107,8 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
 
 
 def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str, encoder: dict | None) -> CodeStore:
-    """encoder: the config of the model's, where the tokenizer quantises its features."""
+    """The store of a target's codes. encoder: the config of the model's encoder, if the tokenizer quantises its
+    features, else None."""
     depends_on = dict(
         encoder=None if encoder is None else without_weights(encoder, nested=True),
         fingerprint=fingerprint_of(tokenizer),
@@ -118,16 +120,16 @@ def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str, encode
     return CodeStore(root, name, depends_on=depends_on, shape=shape, size=max(tokenizer.codebook_sizes))
 
 
-def _log_state(store: CodeStore, pictures: int, missing: int, own: int, budget_gb: float | None) -> None:
+def _log_state(store: CodeStore, images: int, missing: int, own: int, budget_gb: float | None) -> None:
     if not missing:
-        logger.info("codes of %s: all %d images are in %s", store.name, pictures, store.folder)
+        logger.info("codes of %s: all %d images are in %s", store.name, images, store.folder)
         return
-    logger.info("codes of %s: %d of %d images are missing in %s", store.name, missing, pictures, store.folder)
+    logger.info("codes of %s: %d of %d images are missing in %s", store.name, missing, images, store.folder)
     require_room(store.folder, own * store.row_bytes, f"codes of {own} images", budget_gb)
 
 
-class _Pictures(Dataset):
-    """(sha256, pixels or None, what was refused or None)."""
+class _Images(Dataset):
+    """Images to encode. An item is (sha256, pixels or None, message and reason of a refused image or None)."""
 
     def __init__(self, sources: dict, transform, data: Config):
         self.items, self.transform, self.aspect = list(sources.items()), transform, data.image_aspect
@@ -150,7 +152,7 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
         what = f"batches of {BATCH} images"
         require_room_for_workers(pixels, share=BATCH, files=BATCH, workers=workers, ahead=AHEAD, what=what)
     loader = DataLoader(
-        _Pictures(sources, tokenizer.transform, data),
+        _Images(sources, tokenizer.transform, data),
         BATCH,
         num_workers=workers,
         collate_fn=list,
@@ -180,13 +182,13 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
 
 
 def run_config(path: str, *, out: Path | None, shard: str, workers: int | None, cfg_options: dict | None) -> None:
-    """What ``asvr cache-codes`` does. Raises ``ValueError`` with every problem of the config."""
+    """Run ``asvr cache-codes``. Raises ``ValueError`` with all problems of the config."""
     recipe = load_recipe(path, cfg_options)
     preflight(recipe)
     index, count = parse_shard(shard)
     out = out or recipe.shared("cache_dir", CACHE)
     if out is None:
-        raise ValueError("where to: give --out DIR, or data.cache_dir in the config")
+        raise ValueError("there is no folder for the codes: give --out DIR, or set data.cache_dir in the config")
     set_up_logging(Path(out) / f"cache_codes.{index}-of-{count}.log")
 
     def vocab_size() -> int:

@@ -1,4 +1,4 @@
-"""What a finished stage has left in the work dir."""
+"""Finds the files that a finished stage has left in the work dir."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ DONE, EMA = "done.json", "ema"
 
 
 def require_start(recipe: Recipe, name: str, work_dir: Path) -> None:
-    """Raise ``ValueError`` where the stage that ``name`` starts from is not finished."""
+    """Raise ``ValueError`` if the stage that ``name`` starts from is not finished."""
     init = recipe.stages[name].init
     if init != SCRATCH and not is_model_folder(init):
         require_finished(work_dir, init)
@@ -25,23 +25,26 @@ def require_finished(work_dir: Path, name: str) -> None:
 
 
 def finished_at(work_dir: Path, name: str) -> int | None:
-    """When a stage was finished last, in nanoseconds; None: it is not."""
+    """The time when a stage was finished last, in nanoseconds; None if it is not finished."""
     file = work_dir / name / DONE
     return file.stat().st_mtime_ns if file.is_file() else None
 
 
 def finished_checkpoint(work_dir: Path, name: str) -> Path:
-    """The checkpoint at the end of a finished stage. Raises ``ValueError`` where that is gone, or not there yet."""
+    """The last checkpoint of a finished stage. Raises ``ValueError`` if the stage is not finished, or if it is gone."""
     require_finished(work_dir, name)
     folder = last_checkpoint(work_dir, name)
     if folder is None:
-        raise ValueError(f"the last checkpoint of stage {name!r} in {work_dir} is gone: asvr train makes it again")
+        raise ValueError(
+            f"the last checkpoint of stage {name!r} in {work_dir} is gone: run asvr train to make it again"
+        )
     return folder
 
 
 def finished_averages(work_dir: Path, name: str) -> Path:
-    """The averages of the weights at the end of a finished stage, see ``runtime.ema``. Raises ``ValueError`` where it
-    has none, or those of another run of the stage."""
+    """The averaged weights at the end of a finished stage, see ``runtime.ema``.
+
+    Raises ``ValueError`` if there are none, or if they are from another run of the stage."""
     folder, last = work_dir / name / EMA, finished_checkpoint(work_dir, name)
     if not (folder / "checkpoint.json").is_file():
         raise ValueError(f"{folder}: stage {name!r} kept no averages of its weights: train it with runtime.ema")
@@ -52,18 +55,20 @@ def finished_averages(work_dir: Path, name: str) -> Path:
 
 
 def trained_with(work_dir: Path, name: str) -> dict:
-    """The `identity` that a finished stage was trained with. Raises ``ValueError`` as `finished_checkpoint` does."""
+    """The `identity` that a finished stage was trained with. Raises the errors of `finished_checkpoint`."""
     return checkpoint.read_meta(finished_checkpoint(work_dir, name))["config"]
 
 
 def weights_digest(work_dir: Path, name: str) -> str:
-    """SHA-256 of a finished stage's weights. Raises ``ValueError`` as `finished_checkpoint` does."""
+    """The SHA-256 of a finished stage's weights. Raises the errors of `finished_checkpoint`."""
     return checkpoint.weights_digest(finished_checkpoint(work_dir, name))
 
 
 def start_digest(recipe: Recipe, name: str, work_dir: Path) -> str | None:
-    """What a stage starts from: `weights_digest` of a stage, or SHA-256 of a model folder's description, which holds
-    those of its weights; None where it starts from scratch, or those weights are gone."""
+    """The digest of the weights that a stage starts from.
+
+    For an earlier stage it is `weights_digest`. For a model folder it is the SHA-256 of its description, which has the
+    digests of its weights. None if the stage starts from scratch, or if the weights are gone."""
     init = recipe.stages[name].init
     if (folder := local_model(init)) is not None:
         return hashlib.sha256((folder / MODEL_FILE).read_bytes()).hexdigest()
@@ -71,7 +76,7 @@ def start_digest(recipe: Recipe, name: str, work_dir: Path) -> str | None:
 
 
 def last_checkpoint(work_dir: Path, name: str) -> Path | None:
-    """The checkpoint at the end of a finished stage, if it is still there."""
+    """The last checkpoint of a finished stage, or None if it is not there."""
     newest = checkpoint.newest(work_dir / name / "checkpoints")
     if newest is None or not (work_dir / name / DONE).is_file():
         return None

@@ -1,8 +1,8 @@
-"""Trained weights in bfloat16 whose other 16 bits the optimiser keeps.
+"""Trains weights in bfloat16, while the optimiser keeps the 16 bits that are missing to float32.
 
-A float32 number is a bfloat16 and 16 bits more. The model holds the one, the optimiser the other, and together they are
-the float32 weight that AdamW updates: no weight is cast in the forward or backward pass, no update is lost, and nothing
-is kept twice. Gradients of a step's micro-batches add up in float32.
+A float32 number is a bfloat16 number and 16 more bits. The model holds the bfloat16 numbers, and the optimiser holds
+the other bits. Together they are the float32 weights that AdamW updates. So no weight is cast in the forward or
+backward pass, no update is lost, and nothing is stored twice. Gradients of a step's micro-batches add up in float32.
 """
 
 import weakref
@@ -16,25 +16,26 @@ from asvr.registry import OPTIMIZERS
 
 
 def split(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 -> the nearest bfloat16 (of two equally near ones the larger in magnitude), and what is missing, int16 in
-    units of the last bit."""
+    """Split float32 into the nearest bfloat16 and the rest, as int16 in units of the last bit.
+
+    If two bfloat16 are equally near, the larger in magnitude is used."""
     bits = weight.view(torch.int32)
     upper = ((bits + 2**15) >> 16).to(torch.int16)
     return upper.view(torch.bfloat16), (bits - (upper.to(torch.int32) << 16)).to(torch.int16)
 
 
 def join(upper: Tensor, lower: Tensor) -> Tensor:
-    """The float32 of `split`, bit for bit."""
+    """Put the two results of `split` together again. The float32 is the same, bit for bit."""
     return ((upper.view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)).view(torch.float32)
 
 
 @OPTIMIZERS.register_module(name="AdamW")
 class SplitAdamW(torch.optim.AdamW):
-    """torch's AdamW, fused; on bfloat16 parameters it computes what it computes on float32 ones.
+    """torch's fused AdamW, which computes the same updates for bfloat16 parameters as for float32 ones.
 
-    sums: the float32 gradient so far of each bfloat16 parameter, whose own ``grad`` is taken as soon as it is there.
-    found_inf: as torch's fused optimisers have it, a float32 tensor (); where it is 1 a step changes nothing.
-    Raises ``ValueError`` for parameters of another half precision.
+    sums: for each bfloat16 parameter, its float32 gradient so far. The parameter's own ``grad`` is added to it and
+    removed as soon as it is computed. found_inf: a float32 tensor (), as in torch's fused optimisers; a step changes
+    nothing if it is 1. Raises ``ValueError`` for parameters of another half precision.
     """
 
     half_precision = True
@@ -75,7 +76,7 @@ class SplitAdamW(torch.optim.AdamW):
             for parameter in group["params"]:
                 if parameter in self.sums:
                     self._step(parameter, group)
-        return super().step(closure)  # the float32 ones: the others have no `grad`
+        return super().step(closure)  # updates only the float32 parameters: the others have no `grad`
 
     def _step(self, parameter: Tensor, group: dict) -> None:
         state, gradient = self.state[parameter], self.sums.pop(parameter)
@@ -110,7 +111,7 @@ class SplitAdamW(torch.optim.AdamW):
         self.sums.clear()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """torch would cast the state of a bfloat16 parameter to bfloat16."""
+        """Load the state. (torch alone would cast the state of a bfloat16 parameter to bfloat16.)"""
         super().load_state_dict(state_dict)
         names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)

@@ -1,4 +1,4 @@
-"""What the result of a stage depends on, and whether a checkpoint was made with the same."""
+"""Collects the settings that a stage's result depends on, and compares them with those of a checkpoint."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from asvr.recipe.config import is_model_folder
 from asvr.recipe.recipe import Stage
 from asvr.registry import ENCODERS, HEADS, LLMS, PROJECTORS, VISUAL_TOKENIZERS
 
-# Settings that are no part of what a stage is.
+# Settings that do not change the result of a stage.
 _LEFT_OUT = (
     "runtime.log_interval",
     "runtime.checkpoint_interval",
@@ -29,7 +29,7 @@ _LEFT_OUT = (
     "evaluation",
     "validation",
 )
-# Settings that may change between an interrupted run and its continuation: samples and objective of a step stay.
+# Settings that may change when an interrupted run goes on: the samples and the objective of a step stay the same.
 _FREE = (
     "data.micro_batch",
     "data.pack",
@@ -42,21 +42,22 @@ _FREE = (
     "runtime.compile",
     "model.llm.activation_checkpointing",
 )
-# How a step is split decides what these draw.
+# Settings that change how a step is split, and with it the random numbers (dropout, `supervise`).
 _DRAWING = ("data.micro_batch", "data.pack", "data.group")
-# What is refused is left out of its batch, and no other sample moves: so that a run goes on behind a bad record.
+# Settings that decide which records are refused. A refused record is left out of its batch, and no other sample moves.
+# They may change so that a run can go on after a bad record.
 _REFUSING = ("data.on_error", "data.max_pixels")
-# Fields that say where a dataset's files are: its fingerprint stands for what is in them.
+# Fields with the places of a data set's files. They may change: the data set's fingerprint is compared instead.
 _PLACES = ("ann_file", "files")
-# Fields that say where its images are: the digest of images in a checkpoint stands for them. An older one has none.
+# Fields with the places of its images. The digest of images is compared instead. An older checkpoint has no digest.
 _IMAGE_PLACES = ("image_folder", "root")
 _TEXT_TOKENIZER, _FINGERPRINT = "text_tokenizer", "text_tokenizer.fingerprint"
-_CHAT_TEMPLATE, _CHAT_FILE = "data.chat_template", "data.template.chat_template"  # its digest, and where it may be read
+_CHAT_TEMPLATE, _CHAT_FILE = "data.chat_template", "data.template.chat_template"  # its digest, and its file or text
 _WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
 
 
 def identity(stage: Stage, text_tokenizer) -> dict:
-    """Dotted key -> value of every setting that the result depends on, and what it was resolved to."""
+    """Return every setting that the result depends on, as dotted key -> value, with fingerprints of what it names."""
     flat: dict = {"init": stage.init, _FINGERPRINT: text_tokenizer.fingerprint()}
     if (digest := chat_template_digest(stage.data.template, text_tokenizer)) is not None:
         flat[_CHAT_TEMPLATE] = digest
@@ -74,9 +75,9 @@ def identity(stage: Stage, text_tokenizer) -> dict:
 
 
 def check_same_config(folder: Path, own: dict) -> dict[str, tuple]:
-    """What differs between a checkpoint's `identity` and this one, and may: key -> (there, here).
+    """Compare a checkpoint's `identity` with ours. Returns the allowed differences: key -> (there, here).
 
-    Raises ``ValueError`` where anything else does, with what it is.
+    Raises ``ValueError`` that names the differences that are not allowed.
     """
     meta = checkpoint.read_meta(folder)
     there = {k: v for k, v in meta["config"].items() if not _is_under(k, _LEFT_OUT)}
@@ -90,44 +91,46 @@ def check_same_config(folder: Path, own: dict) -> dict[str, tuple]:
     if wrong:
         listing = "; ".join(_difference(key, *(own.get(key) for own in essence)) for key in wrong[:5])
         raise ValueError(
-            f"{folder} belongs to another configuration ({listing}). "
-            "Give the options it was trained with, take another --work-dir, or train anew with --resume never"
+            f"{folder} belongs to another configuration ({listing}). Give the options it was trained with, use "
+            "another --work-dir, or train from the start with --resume never"
         )
     return different
 
 
 def other_places(different: dict, section: str) -> bool:
-    """Whether files of ``section`` are read from elsewhere: what is in them is to be compared."""
+    """Whether files of ``section`` are at another place now, so that their contents must be compared."""
     return any(_is_under(key, (section,)) and not _is_under(key, _FREE) for key in different)
 
 
 def architecture(model, config: dict) -> dict[str, str]:
-    """Digests, by part, of all that decides what a model computes besides its weights, wherever its files lie."""
-    told = model.portable(config)
-    told["llm"] = {key: value for key, value in told["llm"].items() if key != "activation_checkpointing"}
-    texts = {part: json.dumps(own, sort_keys=True, default=str) for part, own in told.items() if part != "type"}
+    """Digests, by part, of the settings that decide what a model computes. They do not depend on its files' places."""
+    settings = model.portable(config)
+    settings["llm"] = {key: value for key, value in settings["llm"].items() if key != "activation_checkpointing"}
+    texts = {part: json.dumps(own, sort_keys=True, default=str) for part, own in settings.items() if part != "type"}
     return {part: hashlib.sha256(text.encode()).hexdigest()[:16] for part, text in texts.items()}
 
 
 def tell_changes(different: dict, stage: Stage) -> None:
-    """One line for each setting with which a stage goes on in another way than before."""
+    """Log one line for each setting that has changed since the checkpoint that a stage goes on from."""
     draws = any(isinstance(entry.get("supervise"), int) for entry in stage.model.reconstruction)
     leaves = [leaf for key, pair in different.items() for leaf in _leaves(key, *pair)]
     for key, there, here in leaves:
-        told = "samples and objective of a step are the same"
+        effect = "samples and objective of a step are the same"
         if _is_under(key, ("data.train",)):
-            told = "the records are the same, and so are the images of them that were compared"
+            effect = "the records are the same, and so are those images that were compared"
         elif _is_under(key, _REFUSING):
-            told = "other records may be left out of their steps, none is added or moved"
+            effect = "other records may be left out of their steps, but none is added or moved"
         elif _is_under(key, _DRAWING):
             what = "the tokens that `supervise` draws and any dropout" if draws else "any dropout"
-            told += f", but for {what}, which draw anew"
-        logger.info("goes on with %s=%r (was %r): %s", key, here, there, told)
+            effect += f", but new random numbers are drawn for {what}"
+        logger.info("goes on with %s=%r (was %r): %s", key, here, there, effect)
 
 
 def _essence(flat: dict, places: tuple[str, ...]) -> dict:
-    """An `identity` without what may change. Where files lie may: fingerprints of what is in them are compared.
-    places: the fields of a dataset that say so."""
+    """An `identity` without the settings that may change.
+
+    The places of files may change, since fingerprints of their contents are compared. places: the fields of a data set
+    with such places."""
     found = {}
     for key, value in flat.items():
         parent, _, last = key.rpartition(".")
@@ -146,14 +149,14 @@ def _essence(flat: dict, places: tuple[str, ...]) -> dict:
 
 
 def _files_of(config: dict) -> tuple[str, ...]:
-    """The fields that name files of weights. What a user's own component makes of such a name is not known here."""
+    """The fields of a component that name files of weights. Of a user's own component they are not known."""
     kinds = (find(registry, config.get("type")) for registry in _WEIGHED)
     kind = next((kind for kind in kinds if kind is not None), None)
     return WEIGHT_FIELDS if kind is not None and kind.__module__.startswith(OWN) else ()
 
 
 def _without(value, fields: Callable[[dict], tuple]):
-    """Without some fields of every component in a list of them; fields: of a component's config."""
+    """The value without some fields of its components. fields: gives these fields for a component's config."""
     if isinstance(value, list):
         return [_without(item, fields) for item in value]
     if isinstance(value, dict):
@@ -168,11 +171,11 @@ def _is_under(key: str, names: tuple[str, ...]) -> bool:
 
 def _difference(key: str, there, here) -> str:
     key, there, here = next(_leaves(key, there, here))
-    return f"{key}: {there!r} there, {here!r} here"
+    return f"{key}: {there!r} in the checkpoint, {here!r} now"
 
 
 def _leaves(key: str, there, here) -> Iterator[tuple]:
-    """Key and both values of all that differs, as far down as both have it."""
+    """Yield the key and both values of each difference, at the deepest level that both sides have."""
     if isinstance(there, dict) and isinstance(here, dict) and there.keys() == here.keys():
         inner = list(there)
     elif isinstance(there, list) and isinstance(here, list) and len(there) == len(here):

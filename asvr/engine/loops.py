@@ -1,4 +1,4 @@
-"""The training loop: one iteration is one optimisation step."""
+"""The training loop. One iteration is one optimisation step."""
 
 import time
 
@@ -17,13 +17,13 @@ from asvr.registry import LOOPS
 
 @LOOPS.register_module()
 class StepLoop(BaseLoop):
-    """Runs ``steps`` optimisation steps; an item of the loader is one step, a list of micro-batches.
+    """Runs ``steps`` optimisation steps. An item of the loader is one step, a list of micro-batches.
 
-    MMEngine's own loop steps once a micro-batch and, on resume, reads and drops every batch already used;
-    here the sampler is moved to its position instead (``iter`` is set before ``run``).
+    MMEngine's own loop makes one step for each micro-batch. On resume, it reads and drops every batch that was used
+    already. This loop moves the sampler to its position instead (``iter`` is set before ``run``).
 
-    stop: a hook sets it to the error that ends the run behind the step; a checkpoint of that step is written first. So
-    does a worker that died or is stuck, and a signal that comes while this process waits for its samples for long.
+    stop: the error that ends the run after the current step, when its checkpoint is written. A hook may set it. It is
+    also set if a worker dies or hangs, or if a signal comes during a long wait for samples.
     """
 
     def __init__(self, runner, dataloader, steps: int):
@@ -93,7 +93,7 @@ class StepLoop(BaseLoop):
             with naming_workers(self.dataloader), waiting(), named_range("data"):
                 self.window = next(batches)
         except (WorkerFailed, Interrupted) as error:
-            if get_world_size() > 1:  # the others are in a step, which this one would have to take part in
+            if get_world_size() > 1:  # the other processes are in a step already, and cannot end it without this one
                 raise
             self.stop = error
             return

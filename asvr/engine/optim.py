@@ -1,4 +1,4 @@
-"""An optimiser's step: mixed precision, clipping, and skipping what is not finite."""
+"""An optimiser's step, with mixed precision and clipping. Steps that are not finite are skipped."""
 
 import logging
 from contextlib import contextmanager
@@ -18,15 +18,15 @@ from asvr.models.shards import full_tensor
 class AutocastOptimWrapper(OptimWrapper):
     """MMEngine's optimiser wrapper with bf16 autocast on any device, clipping without a synchronisation, and skipping.
 
-    A step whose losses or gradients are not all finite, on any rank, changes neither weights nor the optimiser's state.
-    A fused optimiser of torch (AdamW, Adam, SGD without momentum) skips it on the device. For any other this process
-    waits in each step for the device to say whether all is finite: the optimiser's kernels are then launched when the
-    backward pass has ended, and not while it runs.
-    ``grad_norm`` is the norm before clipping of the last step, ``skipped`` whether it was not finite (bool), both
-    tensors () on the device.
+    If a loss or a gradient on any rank is not finite, the step changes neither the weights nor the optimiser's state. A
+    fused optimiser of torch (AdamW, Adam, SGD without momentum) skips the step on the device. For any other optimiser,
+    this process waits in each step until the device knows whether all values are finite. Its kernels are then launched
+    after the backward pass, not while it runs.
+    ``grad_norm`` is the norm of the last step before clipping. ``skipped`` (bool) says whether that step was skipped.
+    Both are tensors () on the device.
     """
 
-    never_skips = False  # a benchmark sets it, whose plain step neither skips nor waits
+    never_skips = False  # a benchmark sets this, to measure a step that neither skips nor waits
 
     def __init__(self, optimizer, *, precision: str, clip_grad: float | None):
         super().__init__(optimizer)
@@ -37,13 +37,15 @@ class AutocastOptimWrapper(OptimWrapper):
         self.grad_norm = self.skipped = None
         if not compat.skips_on_device(optimizer):
             name = type(optimizer).__name__
-            log_once(logging.INFO, "optim.type=%r: each step waits for the device to tell whether it is finite", name)
-        self._losses: torch.Tensor | None = None  # of the step so far, added up: NaN or infinite where one of them is
+            log_once(logging.INFO, "optim.type=%r: each step waits for the device to know if it is finite", name)
+        self._losses: torch.Tensor | None = None  # the sum of the step's losses: not finite if one of them is not
 
     @contextmanager
     def optim_context(self, model: nn.Module):
-        """Without autocast's cache, which would hold half-precision copies of all weights to the end of the forward
-        pass, though each weight is used once there; and gradients of a weight used several times add up in float32."""
+        """Autocast without its cache.
+
+        The cache would keep half-precision copies of all weights until the forward pass ends, though most are used only
+        once. Without it, the gradients of a weight that is used several times add up in float32."""
         with torch.autocast(model.device.type, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=False):
             yield
 
@@ -69,16 +71,16 @@ class AutocastOptimWrapper(OptimWrapper):
             self.optimizer.step(**kwargs)
 
     def _not_finite(self) -> torch.Tensor:
-        """All ranks get one answer: gradients are the same on all, losses are each rank's own."""
+        """Whether the step is not finite on any rank. Gradients are the same on all ranks, losses are not."""
         finite = self.grad_norm.isfinite()
         if self._losses is not None:
             finite, self._losses = finite & self._losses.isfinite(), None
-        skipped = (~finite).to(torch.uint8)  # no bool: not every backend reduces it
+        skipped = (~finite).to(torch.uint8)  # not bool, since some backends cannot reduce it
         all_reduce(skipped, "max")
         return skipped.bool()
 
 
 def build_optim_wrapper(model: nn.Module, config: dict) -> AutocastOptimWrapper:
-    """The optimiser that ``optim`` of a config names, see `asvr.engine.optimizers`, in its wrapper."""
+    """Build the optimiser that ``optim`` of a config names (see `asvr.engine.optimizers`), in its wrapper."""
     optimizer = build_optimizer(model, config)
     return AutocastOptimWrapper(optimizer, precision=config["precision"], clip_grad=config["clip_grad"])

@@ -1,4 +1,6 @@
-"""Optimisers by name: the library's own, torch's, a user's (registry ``OPTIMIZERS``) or one by its import path."""
+"""Builds optimisers by name.
+
+A name may be one of the library's own, of torch's, of a user's (registry ``OPTIMIZERS``), or an import path."""
 
 import inspect
 
@@ -14,7 +16,7 @@ from asvr.registry import OPTIMIZERS
 
 __all__ = ["Muon", "SplitAdamW", "build_optimizer"]
 
-# They skip a step on the device, see `asvr.base.compat.skips_on_device`, if they are built fused.
+# If these are built with fused=True, they skip a step on the device, see `asvr.base.compat.skips_on_device`.
 _FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
@@ -22,17 +24,19 @@ _FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 class Muon(torch.optim.Optimizer):
     """torch's Muon for the matrices of transformer blocks, AdamW for all other parameters.
 
-    Blocks are those of LLM, encoder and heads. The others are embeddings, LM head, classifiers, projector, norms and
-    biases.
+    The blocks are those of LLM, encoder and heads. The other parameters are embeddings, LM head, classifiers,
+    projector, norms and biases.
 
-    params: groups, those with matrices of blocks marked ``in_block=True``, see `asvr.models.parameter_groups`.
-    lr, weight_decay: of both. With the default ``adjust_lr_fn='match_rms_adamw'`` updates of both are of one size, so
-        that a rate that suits AdamW suits both; 'original' needs a higher one (0.02) and an ``adamw_lr_scale`` below 1.
+    params: groups of parameters. Groups with matrices of blocks have ``in_block=True``, see
+        `asvr.models.parameter_groups`.
+    lr, weight_decay: of both optimisers. With the default ``adjust_lr_fn='match_rms_adamw'`` the updates of both have
+        the same size, so that a rate that is good for AdamW is good for both. 'original' needs a higher rate (0.02) and
+        an ``adamw_lr_scale`` below 1.
     momentum, nesterov, ns_steps, adjust_lr_fn: of Muon, see ``torch.optim.Muon``. betas, eps: of AdamW.
-    adamw_lr_scale: factor of AdamW's rate.
+    adamw_lr_scale: a factor of AdamW's learning rate.
     """
 
-    split_blocks = True  # whether `parameter_groups` sets matrices of blocks apart
+    split_blocks = True  # whether `parameter_groups` puts matrices of blocks into groups of their own
 
     def __init__(
         self,
@@ -52,8 +56,8 @@ class Muon(torch.optim.Optimizer):
         rest = [_without_mark(group) for group in params if not group[IN_BLOCK]]
         if not matrices:
             raise ValueError(
-                "it is for the matrices of transformer blocks, and this stage trains none (no llm, encoder "
-                "or heads with `blocks` in `train`, or none without muon=False): take AdamW in this stage"
+                "it trains the matrices of transformer blocks, and this stage trains none (`train` has no llm, "
+                "encoder or heads with `blocks`, or all of them have muon=False): use AdamW in this stage"
             )
         for group in rest:
             group["lr"] = group.get("lr", lr) * adamw_lr_scale
@@ -67,7 +71,7 @@ class Muon(torch.optim.Optimizer):
         self._link()
 
     def _link(self) -> None:
-        """Both parts work on this optimiser's groups and state."""
+        """Let both parts use the groups and the state of this optimiser."""
         first = 0
         for part in self._parts:
             last = first + len(part.param_groups)
@@ -89,7 +93,7 @@ def _without_mark(group: dict) -> dict:
 
 
 def build_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer:
-    """``optim`` of the config, on the trained parameters of ``model``. Raises ``ValueError`` for what does not fit."""
+    """Build the optimiser of ``optim`` for the trained parameters of ``model``. Raises ``ValueError`` if it cannot."""
     cls = OPTIMIZERS.get(config.get("type", "AdamW"))
     groups = parameter_groups(model, config, split_blocks=getattr(cls, "split_blocks", False))
     if not groups:
@@ -111,19 +115,21 @@ def _check_parameters(cls, parameters: list[nn.Parameter]) -> None:
     half = {p.dtype for p in parameters} - {torch.float32}
     if half and not getattr(cls, "half_precision", False):
         raise ValueError(
-            f"optim.type={cls.__name__!r} trains float32 weights, and this stage trains {half.pop()} ones: set "
-            "dtype='float32', or take type='AdamW', which keeps the bits that bfloat16 lacks"
+            f"optim.type={cls.__name__!r} trains only float32 weights, and this stage has {half.pop()} weights: set "
+            "dtype='float32', or use type='AdamW', which keeps the bits that bfloat16 lacks"
         )
     if cls.__module__.startswith("torchao.") and any(isinstance(p, DTensor) for p in parameters):
         raise ValueError(
-            f"optim.type={cls.__name__!r}: its states in 8 bits cannot be saved in parts: take parallel.type='DDP', or "
+            f"optim.type={cls.__name__!r}: its 8-bit states cannot be saved in parts: use parallel.type='DDP', or "
             "another optimiser"
         )
 
 
 def _keep_rates_numbers(optimizer: torch.optim.Optimizer) -> None:
-    """An optimiser that reads rates from tensors (torchao's, whose steps are compiled) gets them for the time of a
-    step. Schedules, logs and checkpoints have numbers."""
+    """Keep learning rates as numbers, for an optimiser that reads them from tensors.
+
+    Torchao's optimisers do so, since their steps are compiled. They get tensors only during a step. Schedules, logs and
+    checkpoints have numbers."""
     tensors = [group["lr"] for group in optimizer.param_groups]
 
     def enter(optimizer, args, kwargs) -> None:

@@ -1,8 +1,8 @@
-"""Sharing a training step among processes: DDP and FSDP2, behind MMEngine's Runner as its model wrappers.
+"""Shares a training step among processes with DDP or FSDP2, which are model wrappers of MMEngine's Runner.
 
-Each process has a part of the samples of the same optimisation step (`asvr.data.samplers.BatchSampler`). Before it, the
-processes agree on the CPU on the numbers of supervised tokens, by which losses are divided, and on the number of
-micro-batches. Gradients are then added up, not averaged: the objective is that of one process.
+Each process has a part of the samples of the same optimisation step (`asvr.data.samplers.BatchSampler`). Before the
+step, the processes exchange two counts on the CPU: the supervised tokens, by which losses are divided, and the
+micro-batches. Gradients are then added up, not averaged, so the objective is the same as with one process.
 """
 
 import hashlib
@@ -29,14 +29,15 @@ FROZEN = ("shard", "replicate")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model in a wrapper, or the model."""
+    """The model inside a wrapper, or the model itself if it has no wrapper."""
     return model.module if is_model_wrapper(model) else model
 
 
 @contextmanager
 def full_params(model: nn.Module) -> Iterator[nn.Module]:
-    """The bare model with all of its weights in this process, to be asked here. All processes must come here; what is
-    done inside needs the others for nothing."""
+    """The model without its wrapper, with all of its weights in this process, so that it can answer questions.
+
+    All processes must enter this block. Inside it, no process needs the others."""
     with model.full_params() if isinstance(model, FSDP2) else _as_it_is():
         yield unwrap(model)
 
@@ -47,8 +48,10 @@ def _as_it_is() -> Iterator[None]:
 
 
 def all_reduce_counts(model: nn.Module, window: list[Batch]) -> tuple[list[Batch], dict[str, float]]:
-    """The micro-batches of this process, with empty ones up to the number of the process that has most of them, and the
-    supervised tokens of all processes by loss. Both are counts of the collate function's: no device is waited for."""
+    """Return the micro-batches of this process and the number of supervised tokens of all processes, by loss.
+
+    Empty micro-batches are added, so that all processes have the same number. The collate function has counted the
+    tokens, so no device is waited for."""
     counts = model.count_targets(window)
     everyone = gather_numbers([len(window), *counts.values()])
     most = max(int(numbers[0]) for numbers in everyone)
@@ -58,8 +61,10 @@ def all_reduce_counts(model: nn.Module, window: list[Batch]) -> tuple[list[Batch
 
 
 def shared_step(wrapper: nn.Module, window: list[Batch], optim_wrapper, calls: Callable) -> dict[str, Tensor]:
-    """`VLM.train_step` in all processes at once. Its logs are this process's share of sums over all of them, with the
-    same names in each. calls: for a number of micro-batches, what runs the forward pass of each."""
+    """Run `VLM.train_step` in all processes together.
+
+    The logs are this process's share of the sums over all processes, with the same names in each. calls: gives, for a
+    number of micro-batches, the function that runs the forward pass of each."""
     model = wrapper.module
     window, totals = all_reduce_counts(model, window)
     logs = model.train_step(window, optim_wrapper, totals=totals, calls=calls(len(window)))
@@ -76,29 +81,34 @@ def _check_precision(model: nn.Module) -> None:
     half = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32}
     if half:
         raise ValueError(
-            f"parallel: trained weights are {half.pop()}, whose gradients one process alone can add up: set "
-            "dtype='float32' (optim.precision='bf16' computes in bf16, and FSDP2's param_dtype='bfloat16' sends it)"
+            f"parallel: trained weights are {half.pop()}, whose gradients can only be added up in one process: set "
+            "dtype='float32' (optim.precision='bf16' still computes in bf16, and FSDP2's param_dtype='bfloat16' sends "
+            "bf16)"
         )
 
 
 def _check_statistics(model: nn.Module) -> None:
-    """Raise ``ValueError`` for running statistics that training moves: each process would move its own by its own
-    samples. Synchronised ones wait for all processes, of which one may have no image to encode."""
+    """Raise ``ValueError`` if a trained norm keeps running statistics, as batch norm does.
+
+    Each process would change its own statistics by its own samples. Synchronised statistics do not help: they wait for
+    all processes, and one may have no image to encode."""
     if get_world_size() == 1:
         return
-    model.train()  # a component may keep its norms as they are
+    model.train()  # a component may keep its norms in eval mode, and then they are allowed
     for part, component in model.components().items():
         for name, module in component.named_modules():
             if isinstance(module, _NormBase) and module.training and module.running_mean is not None:
                 raise ValueError(
-                    f"parallel: {part} is trained and its {name} ({type(module).__name__}) keeps running statistics, "
-                    "which several processes cannot share: leave the component out of `train`, take one "
-                    "without them (a frozen batch norm, a layer or group norm), or start one process"
+                    f"parallel: {part} is trained, and its {name} ({type(module).__name__}) keeps running statistics, "
+                    "which several processes cannot share: leave the component out of `train`, use one with another "
+                    "norm (a frozen batch norm, a layer norm or a group norm), or start one process"
                 )
 
 
 def check_buffers(model: nn.Module) -> None:
-    """Raise ``ValueError`` where a buffer differs between processes: a checkpoint holds one. Every process calls it."""
+    """Raise ``ValueError`` if a buffer differs between processes, since a checkpoint can hold only one value.
+
+    Every process calls it."""
     if get_world_size() == 1:
         return
     own = {
@@ -113,12 +123,12 @@ def check_buffers(model: nn.Module) -> None:
     if different:
         raise ValueError(
             f"parallel: the buffer {different[0]} ({len(different)} in all) differs between processes, since it "
-            "depends on a process's own samples: compute it from those of all, or start one process"
+            "depends on a process's own samples: compute it from the samples of all processes, or start one process"
         )
 
 
 def _buffers(component: nn.Module) -> dict[str, Tensor]:
-    """Those that a checkpoint holds."""
+    """The buffers that a checkpoint holds."""
     names = {name for name, _ in component.named_buffers()}
     return {key: value for key, value in component.state_dict().items() if key in names}
 
@@ -131,7 +141,7 @@ def _bytes_of(value: Tensor):
 class DDP(DistributedDataParallel):
     """Data parallel: each process holds the whole model, and gradients are summed during the last backward pass.
 
-    bucket_mb: gradients that travel together.
+    bucket_mb: the size, in MB, of the gradients that are sent together.
     """
 
     defers = False
@@ -157,7 +167,7 @@ class DDP(DistributedDataParallel):
 
 
 def _add_up(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """DDP's own reduction would take the mean."""
+    """Add gradients up. (DDP's own reduction would average them.)"""
     future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     return future.then(lambda done: done.value()[0])
 
@@ -166,20 +176,23 @@ def _add_up(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor
 class FSDP2(nn.Module):
     """Fully sharded: each process holds a part of weights, gradients and optimiser states (torch's ``fully_shard``).
 
-    Each block of the LLM is gathered when it runs; all the rest (embeddings, LM head, projector, heads, encoder,
-    tokenizers) once a micro-batch, so that a process whose samples need a part of it not need not tell the others.
+    Each block of the LLM is gathered when it runs. All other parts (embeddings, LM head, projector, heads, encoder,
+    tokenizers) are gathered once in each micro-batch, even if a process has no samples that need them.
 
-    param_dtype, reduce_dtype: names of dtypes in which blocks are gathered and compute, and in which their gradients
-        are added up; None: as they are. shard: processes that share one copy of the model, a divisor of all; each such
-        group is a replica (hybrid sharding: the processes of a node); None: all. reshard_after_forward: give a block's
-        gathered weights up after its forward pass, and gather them again in the backward pass. reduce_each: add
-        gradients up in every micro-batch, so that each process keeps its part of them alone; False: in the last one.
-        frozen: ``shard``, or ``replicate`` to hold frozen weights whole in each process, as convolutions' with channels
-        last always are; trained ones lose that layout.
+    param_dtype: the dtype in which blocks are gathered and compute; None: the weights' own.
+    reduce_dtype: the dtype in which the gradients of blocks are added up; None: their own.
+    shard: the number of processes that share one copy of the model. It must divide the number of all processes. With
+        the processes of one node, it is hybrid sharding. None: all processes share one copy.
+    reshard_after_forward: free a block's gathered weights after its forward pass, and gather them again in the backward
+        pass.
+    reduce_each: add gradients up in every micro-batch, so that each process keeps only its part of them. False: only in
+        the last micro-batch.
+    frozen: ``shard``, or ``replicate`` to hold all frozen weights in each process. Frozen convolutions in the layout
+        channels last are always replicated. Trained ones lose this layout.
     """
 
-    defers = True  # the LLM's weights are read when it is in parts
-    choices = dict(param_dtype=(None, *DTYPES), reduce_dtype=(None, *DTYPES), frozen=FROZEN)  # of a config's values
+    defers = True  # the LLM's weights are read after it is sharded
+    choices = dict(param_dtype=(None, *DTYPES), reduce_dtype=(None, *DTYPES), frozen=FROZEN)  # allowed values of fields
 
     def __init__(
         self,
@@ -200,10 +213,10 @@ class FSDP2(nn.Module):
         _check_statistics(module)
         blocks = getattr(module.llm, "blocks", None)
         if not blocks:
-            raise ValueError(f"parallel: {type(module.llm).__name__} tells no `blocks` to shard; use type='DDP'")
+            raise ValueError(f"parallel: {type(module.llm).__name__} has no `blocks` to shard; use type='DDP'")
         self.module, self.reduce_each, self.reshard_after_forward = module, reduce_each, reshard_after_forward
         for parameter in module.parameters():
-            if parameter.requires_grad and not parameter.is_contiguous():  # channels last, which FSDP cannot cut
+            if parameter.requires_grad and not parameter.is_contiguous():  # FSDP cannot shard channels last
                 parameter.data = parameter.data.contiguous()
         packed = kept_whole(module)
         whole = [
@@ -222,7 +235,7 @@ class FSDP2(nn.Module):
         fully_shard(module, reshard_after_forward=False, **common)
         for unit in self._units():
             unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(True)  # a plain sum, which gloo has too
+            unit.set_force_sum_reduction_for_comms(True)  # a plain sum also works with gloo
         if hasattr(module.llm, "materialise"):
             module.llm.materialise(device)
         self._begun = False
@@ -234,13 +247,13 @@ class FSDP2(nn.Module):
     def _calls(self, count: int) -> Iterator[Callable]:
         for number in range(1, count + 1):
             self.module.set_requires_gradient_sync(self.reduce_each or number == count)
-            self.module.set_requires_all_reduce(number == count)  # between replicas once a step
+            self.module.set_requires_all_reduce(number == count)  # between replicas, once in each step
             yield self.module
 
     @contextmanager
     def full_params(self) -> Iterator[None]:
-        """All weights in this process, until the end of the block."""
-        if not self._begun:  # FSDP takes the first module that runs for the one that holds all others
+        """Gather all weights in this process, until the end of the block."""
+        if not self._begun:  # FSDP treats the first module that runs as the root, so the whole model must run first
             with torch.no_grad():
                 self.module(Batch.blank().to(self.module.device))
             self._begun = True
@@ -256,14 +269,14 @@ class FSDP2(nn.Module):
                 block.set_reshard_after_forward(self.reshard_after_forward, recurse=False)
             for unit in self._units():
                 unit.reshard()
-            compat.forget_forward_passes(self.module)  # each process has made as many as its share of questions took
+            compat.forget_forward_passes(self.module)  # processes have made different numbers of forward passes
 
     def _units(self) -> list[FSDPModule]:
         return [module for module in self.module.modules() if isinstance(module, FSDPModule)]
 
 
 def _mesh(device: torch.device, shard: int | None):
-    """All processes in one row, or replicas of ``shard`` processes each."""
+    """The device mesh: all processes in one row, or replicas of ``shard`` processes each."""
     world = get_world_size()
     if shard is None or shard == world:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))

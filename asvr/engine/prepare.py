@@ -1,5 +1,5 @@
-"""What is computed once before training: features and codes of frozen parts, and codebooks fitted on the
-training images."""
+"""Prepares a run before training: caches features and codes of frozen parts, and fits codebooks on the training
+images."""
 
 import hashlib
 import json
@@ -29,11 +29,12 @@ from asvr.registry import ENCODERS
 
 @dataclass
 class Prepared:
-    """What the stages start from.
+    """The result of `prepare`, which all stages use.
 
-    recipe: with the folder of a fitted tokenizer as its ``name`` in place of ``fit``.
-    cache: features and codes of all images, or codes alone; None where ``data.cache`` is off.
-    fingerprints: of the parts that computed it, by the names of `VLM.components`: a stage's must be the same.
+    recipe: the recipe; a fitted tokenizer has the ``name`` of its folder in place of ``fit``.
+    cache: features and codes of all images, or only codes; None if ``data.cache`` is off.
+    fingerprints: of the parts that computed the cache, by the names of `VLM.components`. The parts of a stage must have
+        the same.
     """
 
     recipe: Recipe
@@ -43,11 +44,11 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
-    """Everything that stands before the first stage; what is there already is reused.
+    """Compute all that is needed before the first stage. Results that exist already are reused.
 
-    A target with ``fit`` gets its tokenizer fitted on the training images and saved under
-    ``work_dir/tokenizers/<target>-<digest of what it was fitted with>``. ``recipe`` itself is left as it is:
-    it says what a run is, wherever it lies.
+    If a target has ``fit``, its tokenizer is fitted on the training images and saved under
+    ``work_dir/tokenizers/<target>-<digest of all that the fit depends on>``. ``recipe`` itself is not changed, so it
+    does not depend on the work dir.
     """
     entries, data = recipe.targets(), recipe.first.data
     cached = recipe.shared("cache", CACHE)
@@ -63,7 +64,7 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     encoder = encoder_ahead(recipe, device)
     layout = build_layout(recipe.first.model, encoder)
     training, all_images = images_of_recipe(recipe)
-    if not all_images and not any("fit" in entry for entry in entries):  # there is nothing to compute ahead
+    if not all_images and not any("fit" in entry for entry in entries):  # there is nothing to compute
         return Prepared(recipe, text_tokenizer, None)
     cache = build_feature_cache(
         root,
@@ -82,10 +83,10 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     for target in entries:
         if "fit" not in target:
             continue
-        pictures = {key: all_images[key] for key in training}
-        folder = _fit_folder(work_dir, recipe, target, encoder, cache, pictures)
+        images = {key: all_images[key] for key in training}
+        folder = _fit_folder(work_dir, recipe, target, encoder, cache, images)
         if not folder.is_dir():
-            opened = dict(pictures=pictures, layout=layout, aspect=data.image_aspect)
+            opened = dict(images=images, layout=layout, aspect=data.image_aspect)
             _fit(target, folder, encoder, cache, seed=recipe.runtime.seed, device=device, **opened)
         fitted[target["name"]] = str(folder)
     recipe = recipe.with_fitted(fitted)
@@ -104,7 +105,9 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
 
 
 def images_of_recipe(recipe: Recipe) -> tuple[list[str], dict]:
-    """`images_of_stages`, where the cached features of the frozen encoder serve all stages."""
+    """The images of all stages, see `images_of_stages`.
+
+    Raises ``ValueError`` if one cache of features and codes cannot serve all stages."""
     first = recipe.first
     for name, stage in recipe.stages.items():
         if "encoder" in stage.trained_components:
@@ -121,7 +124,8 @@ def images_of_recipe(recipe: Recipe) -> tuple[list[str], dict]:
             )
         if stage.data.image_aspect != first.data.image_aspect:
             raise ValueError(
-                f"data.cache needs one image_aspect in all stages; stage {name} has {stage.data.image_aspect!r}"
+                f"data.cache serves all stages, and stages.{name}.data.image_aspect differs: set data.cache=False, or "
+                f"image_aspect={first.data.image_aspect!r}"
             )
     codes: dict[str, object] = {}
     for entry in recipe.targets():
@@ -136,7 +140,9 @@ def images_of_recipe(recipe: Recipe) -> tuple[list[str], dict]:
 
 
 def _unweighted(entry: dict) -> dict:
-    """What may decide the truth of a target of a user's own, without names of weights, which fingerprints stand for."""
+    """The settings of a user's own target that may change its truth.
+
+    Names of weights are left out, since fingerprints of the weights are compared."""
     return {
         key: without_weights(value) if isinstance(value, dict) else value
         for key, value in entry.items()
@@ -144,11 +150,13 @@ def _unweighted(entry: dict) -> dict:
     }
 
 
-def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: FeatureCache, pictures: dict) -> Path:
-    """Named by all that a fit depends on, and not by where its images lie: on CUDA a second one gives other
-    codebooks, and a run whose images have moved needs its own. Earlier versions named it by that too."""
+def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: FeatureCache, images: dict) -> Path:
+    """The folder of a fitted tokenizer. Its name is a digest of all that the fit depends on.
+
+    It does not depend on the places of images: a run whose images have moved must find its fit again, since a second
+    fit on CUDA gives other codebooks. Earlier versions used the places too, so their name is looked up first."""
     place, seed, first = work_dir / "tokenizers", recipe.runtime.seed, recipe.first
-    earlier = place / f"{target['name']}-{_fit_digest(target, cache.folder.name, list(pictures), seed)}"
+    earlier = place / f"{target['name']}-{_fit_digest(target, cache.folder.name, list(images), seed)}"
     if earlier.is_dir():
         return earlier
     root = cache.folder.parent
@@ -156,13 +164,13 @@ def _fit_folder(work_dir: Path, recipe: Recipe, target: dict, encoder, cache: Fe
     if type(layout) is not WholeImage:
         config = dict(config, layout=layout.cells_key())
     features = folder_of(root, encoder, {}, first.data.image_aspect, config).name
-    contents = list(hash_images(root, pictures).values())
+    contents = list(hash_images(root, images).values())
     return place / f"{target['name']}-{_fit_digest(target, features, contents, seed)}"
 
 
-def _fit_digest(target: dict, features: str, pictures: list[str], seed: int) -> str:
-    """features: stands for the encoder."""
-    parts = [target["tokenizer"].to_dict(), target["fit"].to_dict(), features, pictures, seed]
+def _fit_digest(target: dict, features: str, images: list[str], seed: int) -> str:
+    """features: the name of the folder of features, which depends on the encoder."""
+    parts = [target["tokenizer"].to_dict(), target["fit"].to_dict(), features, images, seed]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -172,29 +180,29 @@ def _fit(
     encoder,
     cache: FeatureCache,
     *,
-    pictures: dict,
+    images: dict,
     layout: ImageLayout,
     aspect: str,
     seed: int,
     device,
 ) -> None:
-    """Fit a target's tokenizer on the features that it will quantise: the cached ones, or its own encoder's."""
+    """Fit a target's tokenizer on the features that it will quantise: cached ones, or those of its own encoder."""
     own = target["tokenizer"].get("encoder")
     if own and is_drawn(lambda: ENCODERS.build(own)):
         raise ValueError(
-            f"reconstruction target {target['name']!r}: the encoder of its tokenizer has random weights, which stand "
-            "in no file, so that what is fitted on its features could not be used again: name its weights"
+            f"reconstruction target {target['name']!r}: the encoder of its tokenizer has random weights, so a "
+            "tokenizer that is fitted on its features could not be used again: name weights for this encoder"
         )
-    logger.info("fitting the tokenizer of target %r on %d images", target["name"], len(pictures))
+    logger.info("fitting the tokenizer of target %r on %d images", target["name"], len(images))
     tokenizer = build_tokenizer(target["tokenizer"], encoder).to(device)
-    keys = list(pictures)
+    keys = list(images)
     order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed)).tolist()
     keys = [keys[i] for i in order]
     batches = cache.batches(cache.crops_of(keys))
     if layout.fixed is None:
-        batches = _with_tokens(batches, keys, pictures, layout)
+        batches = _with_tokens(batches, keys, images, layout)
     if not shares_encoder(tokenizer, encoder):
-        found = pixel_batches(keys, pictures, [tokenizer.transform], aspect, layout=layout)
+        found = pixel_batches(keys, images, [tokenizer.transform], aspect, layout=layout)
         batches = (tokenizer.features(move(pixels, device)) for _, pixels in found)
     statistics = tokenizer.fit(batches, seed=seed, **target["fit"])
     tokenizer.save_pretrained(folder)
@@ -202,15 +210,15 @@ def _fit(
         logger.info("  %s by depth: %s", name, ", ".join(f"{value:.3f}" for value in values))
 
 
-def _with_tokens(batches: Iterable[Tensor], keys: list[str], pictures: dict, layout: ImageLayout) -> Iterator[Tensor]:
-    """The features of the cells that have a token, (..., E). keys: of the images, in the order of the batches."""
-    there = (cells_N for key in keys for cells_N in _there(layout, pictures[key]))
+def _with_tokens(batches: Iterable[Tensor], keys: list[str], images: dict, layout: ImageLayout) -> Iterator[Tensor]:
+    """Yield the features of the cells that have a token, (..., E). keys: of the images, in the order of the batches."""
+    kept = (cells_N for key in keys for cells_N in _cells_with_token(layout, images[key]))
     for features_INE in batches:
-        yield torch.cat([features_NE[next(there)] for features_NE in features_INE])
+        yield torch.cat([features_NE[next(kept)] for features_NE in features_INE])
 
 
-def _there(layout: ImageLayout, picture) -> list[np.ndarray]:
-    """By crop, the cells that have a token, in their order."""
-    own = layout(image_size(picture, max_pixels=LARGEST_LIMIT))
+def _cells_with_token(layout: ImageLayout, image) -> list[np.ndarray]:
+    """For each crop of an image, the cells that have a token, in order."""
+    own = layout(image_size(image, max_pixels=LARGEST_LIMIT))
     cells = np.sort(own.tokens_L[own.tokens_L >= 0])
     return [cells[cells // layout.num_cells == crop] % layout.num_cells for crop in range(own.num_crops)]

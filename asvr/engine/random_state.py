@@ -1,4 +1,4 @@
-"""The states of the random number generators, of one process and of several."""
+"""Saves and restores the states of the random number generators, in one or several processes."""
 
 import random
 
@@ -10,7 +10,7 @@ from asvr.base.log import logger
 
 
 def random_state() -> dict:
-    """Of this process: tensors and plain values."""
+    """The random states of this process, as tensors and plain values."""
     version, key, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return dict(
@@ -22,7 +22,9 @@ def random_state() -> dict:
 
 
 def _cuda_random_states() -> list[torch.Tensor]:
-    """Of all cards; of its own where there are several processes, each of which would else take memory on all."""
+    """The states of all GPUs; with several processes, only of the process's own GPU.
+
+    Otherwise each process would take memory on all GPUs."""
     if not torch.cuda.is_available():
         return []
     return [torch.cuda.get_rng_state()] if dist.get_world_size() > 1 else torch.cuda.get_rng_state_all()
@@ -41,17 +43,17 @@ def set_random_state(state: dict) -> None:
 
 
 def random_states() -> list[dict]:
-    """Of all processes, by rank; every process calls it."""
+    """The random states of all processes, by rank. Every process calls it."""
     return dist.all_gather_object(random_state())
 
 
 def restore_random_states(states: list[dict], *, seed: int, step: int) -> None:
-    """Each process gets its own of ``states``. Where there were more or fewer processes, all draw new ones."""
+    """Give each process its own of ``states``. If the number of processes has changed, all draw new states."""
     if len(states) == dist.get_world_size():
         set_random_state(states[dist.get_rank()])
         return
     logger.info(
-        "%d processes made the checkpoint, %d go on: random states are drawn anew from seed %d, rank and step %d",
+        "%d processes made the checkpoint, %d go on: new random states are drawn from seed %d, rank and step %d",
         *(len(states), dist.get_world_size(), seed, step),
     )
     drawn = int(np.random.SeedSequence([seed, dist.get_rank(), step]).generate_state(1)[0])

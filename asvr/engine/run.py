@@ -1,4 +1,4 @@
-"""What ``asvr train`` does: check, prepare, train stage after stage, evaluate, draw the summary."""
+"""Runs ``asvr train``: checks, prepares, trains all stages, evaluates them, and draws the summary."""
 
 import json
 from pathlib import Path
@@ -39,11 +39,11 @@ AUTO, NEVER = "auto", "never"
 
 @interruptible()
 def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = AUTO) -> dict:
-    """Run all stages of a config, or ``only`` one; return the results by stage.
+    """Run all stages of a config, or ``only`` one, and return the results by stage.
 
-    resume: ``auto`` goes on where ``work_dir`` stands; ``never`` starts anew and keeps what was there beside it;
-    a folder goes on from that checkpoint. Of several processes the first one writes all files. Raises
-    `asvr.base.interruption.Interrupted` where a signal ends it.
+    resume: ``auto`` goes on from the state of ``work_dir``. ``never`` starts from the beginning, and renames the old
+    run. A folder: go on from this checkpoint. With several processes, the first one writes all files. Raises
+    `asvr.base.interruption.Interrupted` if a signal ends the run.
     """
     check_config(cfg)
     recipe = Recipe(cfg)
@@ -79,7 +79,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
         warn_of_memory(running, build_device(recipe.runtime.device))
     if is_main_process():
         dump_config(recipe.config, work_dir / "config.py")
-        with replaced_folder(work_dir / "text_tokenizer") as folder:  # for whoever loads the model later
+        with replaced_folder(work_dir / "text_tokenizer") as folder:  # for loading the model later
             text_tokenizer.save_pretrained(folder)
     with main_first():
         prepared = prepare(recipe, work_dir, text_tokenizer)
@@ -88,7 +88,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
         done = finished_at(work_dir, name)
         model = run_stage(recipe, name, prepared, work_dir, start)
         _evaluate(recipe.stages[name], model, prepared, work_dir, trained=finished_at(work_dir, name) != done)
-        del model  # before the next stage's is built
+        del model  # before the model of the next stage is built
     results = read_json_file(work_dir / RESULTS)
     for name, result in results.items():
         logger.info("%s: %s", name, report(result))
@@ -101,7 +101,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
 
 
 def _check_metrics(recipe: Recipe, text_tokenizer, layouts: dict) -> None:
-    """See `check_metrics`, of those that a config names."""
+    """Check the metrics that a config names, see `check_metrics`."""
     for name, stage in recipe.stages.items():
         for key in ("evaluation", "validation"):
             section = getattr(stage, key) or {}
@@ -114,8 +114,10 @@ def _check_metrics(recipe: Recipe, text_tokenizer, layouts: dict) -> None:
 
 
 def _evaluate(stage: Stage, model, prepared: Prepared, work_dir: Path, *, trained: bool) -> None:
-    """The model of a finished stage, and then its averaged weights where ``runtime.ema`` asks for that: the model has
-    them afterwards. Every process calls it. trained: whether the stage was trained just now, and its logs are new."""
+    """Evaluate the model of a finished stage, and then its averaged weights if ``runtime.ema.evaluate`` is set.
+
+    The model has the averaged weights afterwards. Every process calls it. trained: whether the stage was trained in
+    this run, so that its logs are new."""
     if not stage.evaluation:
         return
     folder, averages = finished_checkpoint(work_dir, stage.name), work_dir / stage.name / EMA
@@ -125,10 +127,10 @@ def _evaluate(stage: Stage, model, prepared: Prepared, work_dir: Path, *, traine
     for name, weights in evaluated.items():
         if weights == averages:
             load_weights(averages, unwrap(model))
-        with full_params(model) as whole:
-            made = _keep_evaluation(stage, name, weights, whole, prepared, work_dir)
+        with full_params(model) as full:
+            made = _keep_evaluation(stage, name, weights, full, prepared, work_dir)
             if is_main_process() and stage.visualizer and (made or trained):
-                _log_evaluation(stage, name, read_meta(weights)["step"], whole, prepared, work_dir)
+                _log_evaluation(stage, name, read_meta(weights)["step"], full, prepared, work_dir)
             wait()
 
 
@@ -142,8 +144,9 @@ def _log_evaluation(stage: Stage, name: str, step: int, model, prepared: Prepare
 
 
 def _keep_evaluation(stage: Stage, name: str, weights: Path, model, prepared: Prepared, work_dir: Path) -> bool:
-    """Whether it was made anew: a result is kept while the weights and the settings that it was made with are the same.
-    name: of the result. All processes call it."""
+    """Evaluate a stage, unless there is a result of the same weights, data and settings. Returns whether it was made.
+
+    name: the name of the result. All processes call it."""
     results = by_main(lambda: read_json_file(work_dir / RESULTS))
     settings = dict(stage.evaluation)
     dataset = build_questions(settings.pop("dataset"), stage, model, prepared)
@@ -194,16 +197,16 @@ def _named_checkpoint(resume: str, work_dir: Path, stages: list[str]) -> Path | 
     if not (folder / "checkpoint.json").is_file():
         raise ValueError(f"--resume {resume}: expected 'auto', 'never' or a checkpoint folder (…/checkpoints/step_…)")
     if not folder.name.startswith(PREFIX):
-        raise ValueError(f"--resume {resume}: expected a folder {PREFIX}N; rename one that was set aside to that first")
+        raise ValueError(f"--resume {resume}: expected a folder {PREFIX}N; if a run renamed it, rename it back first")
     if work_dir.resolve() not in folder.parents:
         raise ValueError(f"--resume {resume} is not a checkpoint of {work_dir}: name its run with --work-dir")
     if folder.parent.parent.name not in stages:
-        raise ValueError(f"--resume {resume} is not a checkpoint of a stage that is to run: {', '.join(stages)}")
+        raise ValueError(f"--resume {resume} is not a checkpoint of a stage that will run: {', '.join(stages)}")
     return folder
 
 
 def _set_aside(work_dir: Path) -> None:
-    """Rename an existing run (or one stage of it) to ``<name>.old-<n>``: nothing is deleted."""
+    """Rename an existing run, or one stage of it, to ``<name>.old-<n>``. Nothing is deleted."""
     if work_dir.exists():
         n = 1
         while (old := work_dir.with_name(f"{work_dir.name}.old-{n}")).exists():

@@ -1,4 +1,4 @@
-"""MMEngine's Runner for one stage of a config."""
+"""Builds MMEngine's Runner for one stage of a config."""
 
 import copy
 import time
@@ -45,16 +45,16 @@ DEFAULT_MAX_SKIPPED = 10
 
 
 def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
-    """shared: the model, or the wrapper (`asvr.engine.parallel`) in which several processes train it."""
+    """Build the runner of a stage. shared: the model, or its wrapper (`asvr.engine.parallel`) for several processes."""
     model, several, tokenizer = unwrap(shared), get_world_size() > 1, prepared.text_tokenizer
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
     dataset = build_dataset(data.train, data, tokenizer, model.layout.per_image)
     steps = num_steps(stage, len(dataset))
     optim_wrapper = build_optim_wrapper(model, stage.optim)
-    images = image_digest(dataset) if is_main_process() else None  # which writes checkpoint.json
+    images = image_digest(dataset) if is_main_process() else None  # only the main process writes checkpoint.json
     meta = meta | dict(samples=len(dataset), data=data_fingerprint(dataset), images=images)
     trackers = Trackers(stage.visualizer, folder)
-    experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
+    experiment = f"{name}_{time.time_ns()}"  # MMEngine's own name can be the same for two runs in one second
     logger.info(
         "stage %s: %d samples, %d steps of %d, training %s", name, len(dataset), steps, data.global_batch, stage.train
     )
@@ -73,7 +73,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
         param_scheduler=build_schedulers(optim_wrapper, stage.schedule, steps),
         default_hooks=dict(runtime_info=None, timer=None, sampler_seed=None, logger=None, checkpoint=None),
         custom_hooks=[
-            *copy.deepcopy(stage.custom_hooks or []),  # MMEngine changes them; in front of the library's own
+            *copy.deepcopy(stage.custom_hooks or []),  # a copy, since MMEngine changes them; before the library's own
             SkipHook(stage=name, interval=runtime.log_interval, limit=runtime.get("max_skipped", DEFAULT_MAX_SKIPPED)),
             ProgressHook(
                 file=str(work_dir / "metrics.jsonl"),
@@ -100,24 +100,24 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
         default_scope="asvr",
         log_level="WARNING",
     )
-    stateful(runner.hooks)  # so that a hook that cannot be saved is told before the first step
+    stateful(runner.hooks)  # raises an error before the first step if a hook cannot be saved
     return runner
 
 
 def _drawn(dataset, batch: int, seed: int) -> Callable[[int], dict[str, int]] | None:
-    """Of a mixture, the samples of each source up to a step."""
+    """For a mixture, a function that counts the samples of each source up to a step; else None."""
     return (lambda step: dataset.drawn(step * batch, seed)) if isinstance(dataset, Mixture) else None
 
 
 def _best(stage: Stage) -> str | None:
-    """The number that chooses the best weights; accuracy by default, where a metric gives it."""
+    """The name of the number that chooses the best weights. The default is the accuracy, if a metric gives it."""
     metrics = stage.validation.get("metrics", DEFAULT)
     if best := stage.validation.get("best"):
         return best
     if any(issubclass(METRICS.get(entry["type"]), ExactMatch) for entry in metrics):
         return ACCURACY
     logger.warning(
-        "validation.best is not set and no metric of stage %s gives an accuracy: no best weights are kept", stage.name
+        "validation.best is not set, and no metric of stage %s gives an accuracy: no best weights are kept", stage.name
     )
     return None
 

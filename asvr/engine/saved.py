@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a model: all that no other file holds. The rest is named by fingerprints."""
+"""Selects the weights that a checkpoint holds: those that no other file holds. Other weights have fingerprints."""
 
 from collections.abc import Collection
 
@@ -13,21 +13,23 @@ from asvr.models.tree import is_trained
 
 
 def own_components(model: nn.Module) -> dict[str, nn.Module]:
-    """Components of which a checkpoint holds something, see `saved_tensors`."""
+    """The components whose weights a checkpoint holds, in full or in part, see `saved_tensors`."""
     return {name: module for name, module in model.components().items() if _is_saved(name, module)}
 
 
 def _is_saved(name: str, module: nn.Module) -> bool:
-    """Tokenizers have folders of their own."""
+    """Whether a checkpoint holds weights of a component. Those of tokenizers are in folders of their own."""
     return not name.startswith("tokenizer.") and (
         source_of(module) is None or bool(apart_of(module)) or is_trained(module)
     )
 
 
 def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint holds of one of `own_components`: all of a component that was initialised here or is trained as
-    a whole. Of another what is trained, with the buffers beside it, and what is not in its files (``apart``). The rest
-    is frozen, stands in the files it came from, and is named by its fingerprint."""
+    """The tensors that a checkpoint holds of one of `own_components`.
+
+    If a component was initialised in the run, or is trained in full, these are all its tensors. Otherwise they are the
+    trained tensors, the buffers if any tensor is trained, and the tensors that are not in its files (``apart``). The
+    other tensors are frozen and in the files they came from. The checkpoint has only their fingerprint."""
     tensors = untied_state_dict(module)
     if source_of(module) is None or is_whole(module):
         return tensors
@@ -38,8 +40,9 @@ def saved_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
-    """By component, of what a checkpoint leaves to other files; ``saved`` lists what it holds of a component that it
-    holds in part. Where weights are sharded, every process calls it."""
+    """The fingerprints of the weights that a checkpoint does not hold, by component.
+
+    If it holds a part of a component, ``saved`` lists that part. If weights are sharded, every process calls it."""
     found = {}
     for name, module in model.components().items():
         saved = saved_tensors(module) if _is_saved(name, module) else {}
@@ -56,7 +59,7 @@ def frozen_fingerprints(model: nn.Module) -> dict[str, dict]:
 
 
 def _casts(name: str, module: nn.Module, saved: Collection[str] = ()) -> dict:
-    """Fingerprints in half precision of what is float32 here: a later stage may train the same weights so."""
+    """The fingerprints of float32 weights in half precision, since a later stage may use them in that dtype."""
     dtypes = {parameter.dtype for key, parameter in module.named_parameters() if key not in saved}
     if name.startswith("tokenizer.") or dtypes != {torch.float32}:
         return {}

@@ -1,4 +1,4 @@
-"""Saving while training goes on: what a checkpoint holds is copied to the CPU, and a thread writes the copy."""
+"""Saves checkpoints while training goes on. Their content is copied to the CPU, and a thread writes the copy."""
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -17,10 +17,10 @@ SOON = 60.0  # seconds
 
 
 class Saver:
-    """Writes the checkpoints of a stage, one at a time: the next waits for the last.
+    """Writes the checkpoints of a stage, one at a time. The next one waits for the one before.
 
-    Every process calls each method at the same step. folder: where ``step_N`` go. keep: how many. asynchronous: False
-    writes before training goes on, which saves the memory of the copy.
+    Every process calls each method at the same step. folder: gets the folders ``step_N``. keep: the number of
+    checkpoints to keep. asynchronous: False: training waits for the writing, which saves the memory of the copy.
     """
 
     def __init__(self, *, folder: Path, keep: int, asynchronous: bool):
@@ -30,7 +30,9 @@ class Saver:
         self._groups: list | None = None
 
     def save(self, step: int, *, model, optimizer, state: dict, meta: dict) -> None:
-        """Training may go on when this returns: the copy is complete. Raises what went wrong in the save before."""
+        """Copy the state and start to write it. Training may go on when this returns.
+
+        Raises the error of the save before, if there was one."""
         self.wait()
         folder, meta = self.folder / f"{PREFIX}{step:08d}", dict(meta, step=step)
         content = checkpoint.collect(model, optimizer, state)
@@ -38,7 +40,7 @@ class Saver:
             self._write(folder, content, meta, None)
             return
         if self._groups is None and dist.is_distributed():
-            # One for the thread and one for training, so that their messages cannot meet; on the CPU.
+            # One group for the thread and one for training, so that their messages cannot mix. Both are on the CPU.
             self._groups = [new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)]
         if checkpoint.writes_here(content):
             arguments = folder, copied(content), meta, self._groups and self._groups[0]
@@ -52,7 +54,7 @@ class Saver:
             prune(self.folder, self.keep)
 
     def check(self) -> None:
-        """Raise what went wrong in the save under way, once it has ended in all processes; cheap where none is."""
+        """Raise the error of the present save, if it has ended in all processes. This is cheap if there is none."""
         if self._running is not None and self._ended():
             self.wait()
 
@@ -63,7 +65,7 @@ class Saver:
         return bool(ended)
 
     def wait(self) -> None:
-        """Until the save under way has ended. Raises what went wrong in it, in whichever process."""
+        """Wait until the present save has ended. Raises its error, if it failed in any process."""
         if self._running is None:
             return
         running, self._running = self._running, None
@@ -75,24 +77,25 @@ class Saver:
             raise ValueError(next(filter(None, words)))
 
     def abandon(self) -> None:
-        """Where training has failed: what is being written is finished if that is soon; with other processes gone it
-        may not be, and then never gets its name."""
+        """Call this if training has failed. It waits a short time for the present save.
+
+        If other processes are gone, the save may never end. Then its folder does not get its final name."""
         if self._running is not None:
             wait([self._running], timeout=SOON)
 
     def close(self) -> None:
-        """At the end of a stage."""
+        """Call this at the end of a stage. It waits for the present save."""
         self.wait()
 
 
 def copied(value):
-    """Dicts, lists and tuples with a copy of each tensor in the CPU's memory; of a sharded one, of this process's part.
+    """Copy dicts, lists and tuples, with all tensors in them to the CPU. Of sharded tensors, this process's part.
 
-    Torch's own stager (2.11 to 2.14) keeps its copies by weak references to storages, and fails now and then where
-    several models are trained in one process: "invalid python storage".
+    Torch's own stager (2.11 to 2.14) has weak references to storages. It sometimes fails if several models are trained
+    in one process: "invalid python storage".
     """
     if isinstance(value, DTensor):
-        # Not by ``from_local``, which would move the part to the mesh's device.
+        # ``from_local`` would move the part to the mesh's device.
         names, layout = value.__tensor_flatten__()
         inside = {name: copied(getattr(value, name)) for name in names}
         return DTensor.__tensor_unflatten__(inside, layout, value.size(), value.stride())

@@ -1,4 +1,4 @@
-"""Schedules of the learning rate: presets, and MMEngine's parameter schedulers composed by a config."""
+"""Builds schedules of the learning rate: presets, or MMEngine's parameter schedulers from a config."""
 
 from mmengine.optim import OptimWrapper
 
@@ -7,7 +7,9 @@ from asvr.registry import PARAM_SCHEDULERS
 
 
 def build_schedulers(optim_wrapper: OptimWrapper, config: dict, steps: int) -> list:
-    """config: ``schedule`` of the config. steps: of the stage. A scheduler is built where it covers a step at all."""
+    """Build the schedulers of a stage. Those that cover no step are left out.
+
+    config: ``schedule`` of the config. steps: the number of steps of the stage."""
     entries = config.get("param_schedulers")
     entries = preset(config, steps) if entries is None else [_in_steps(entry, steps) for entry in entries]
     built = [dict(dict(begin=0, end=steps, by_epoch=False), **entry) for entry in entries]
@@ -18,13 +20,14 @@ def build_schedulers(optim_wrapper: OptimWrapper, config: dict, steps: int) -> l
             if entry["begin"] < entry["end"]
         ]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"schedule.param_schedulers, of {steps} steps: {error}") from error
+        raise ValueError(f"schedule.param_schedulers, with {steps} steps: {error}") from error
 
 
 def preset(config: dict, steps: int) -> list[dict]:
-    """A linear warm-up over ``warmup_ratio`` of the steps, then the ``preset``, which ends at ``min_lr_ratio`` of the
-    peak: ``cosine``, ``linear``, ``constant``, or ``wsd``, constant and then linear over the last ``decay_ratio`` of
-    the steps."""
+    """The schedulers of a preset: a linear warm-up over ``warmup_ratio`` of the steps, then the ``preset``.
+
+    It is ``cosine``, ``linear``, ``constant`` or ``wsd``, and ends at ``min_lr_ratio`` of the peak. ``wsd`` is constant
+    and then falls linearly over the last ``decay_ratio`` of the steps."""
     warmup, name, floor = (
         round(config["warmup_ratio"] * steps),
         config.get("preset", PRESET),
@@ -32,20 +35,20 @@ def preset(config: dict, steps: int) -> list[dict]:
     )
     found = []
     if warmup:
-        # `end` is the step after the last one that it changes: the peak, where the rest begins
+        # `end` is the step after the last one that it changes. At that step the rate is at its peak.
         found.append(dict(type="LinearLR", start_factor=1 / (warmup + 1), end=warmup + 1))
     if name == "cosine" and steps > warmup:
         found.append(dict(type="CosineAnnealingLR", T_max=steps - warmup, eta_min_ratio=floor, begin=warmup))
     elif name in ("linear", "wsd"):
         decay = steps - warmup if name == "linear" else round(config["decay_ratio"] * steps)
-        if decay:  # the floor is that of the step behind the last one, as the cosine's is
+        if decay:  # as with the cosine, the floor is reached at the step after the last one
             line = dict(type="LinearLR", start_factor=1.0, end_factor=floor)
             found.append(dict(line, begin=steps - decay, end=steps + 1))
     return found
 
 
 def _in_steps(entry: dict, steps: int) -> dict:
-    """With lengths that are given as parts of all steps (numbers with a point) in steps."""
+    """The entry with lengths in steps. In a config, a length with a decimal point is a fraction of all steps."""
 
     def length(value):
         if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Checkpoints of sharded models by ``torch.distributed.checkpoint``: each process writes what it holds, and any number
-of processes reads it, one without a process group too.
+"""Writes and reads checkpoints of sharded models, with ``torch.distributed.checkpoint``.
 
-``weights/`` and ``optimizer/`` hold safetensors files, keyed by the full names of parameters, and by
+Each process writes the parts that it holds. Any number of processes can read them, also one without a process group.
+``weights/`` and ``optimizer/`` hold safetensors files. The keys are the full names of parameters, and
 ``state.<parameter>.<moment>``. No file is pickled.
 """
 
@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from asvr.models.shards import local_shard
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
-# Bytes of a process's file. Its safetensors writer holds a file in memory, and Python's lock while it puts it together.
+# The most bytes of one file. The safetensors writer keeps a file in memory and holds Python's lock while it builds it.
 FILE_BYTES = 128 * 2**20
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -35,7 +35,7 @@ def is_sharded(tensors: dict[str, Tensor]) -> bool:
 
 
 def local_bytes(tensors: dict[str, Tensor]) -> int:
-    """What this process holds of them."""
+    """The number of bytes of these tensors that this process holds."""
     return sum(_local(tensor).nbytes for tensor in tensors.values())
 
 
@@ -45,8 +45,9 @@ def _local(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _first_failure() -> Iterator[None]:
-    """Raise what went wrong in the first process that failed, not the library's collection of it, which is no
-    ``Exception``."""
+    """Raise the error of the first process that failed, in place of torch's collection of all errors.
+
+    That collection is not an ``Exception``."""
     try:
         yield
     except dcp.CheckpointException as error:
@@ -57,21 +58,21 @@ def _first_failure() -> Iterator[None]:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict]:
-    """The optimiser's tensors, and its settings by parameter, which are plain values."""
+    """Return the optimiser's tensors, and its other settings by parameter, as plain values."""
     flat = get_optimizer_state_dict(model, optimizer, options=_FLAT)
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     for key, value in tensors.items():
         if type(_local(value)) is not Tensor:
             raise ValueError(
-                f"the optimiser's {key} is a {type(_local(value)).__name__}: of a sharded model plain tensors alone "
-                "can be saved: take another optimiser, or parallel.type='DDP'"
+                f"the optimiser's {key} is a {type(_local(value)).__name__}, but only plain tensors of a sharded model "
+                "can be saved: use another optimiser, or parallel.type='DDP'"
             )
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
 
 
 def write(folder: Path, tensors: dict[str, Tensor], group=None) -> list[Path]:
-    """Write tensors into ``folder``; every process of the group calls it. Returns the files of this process."""
-    # A whole one may be channels last, which safetensors does not take.
+    """Write tensors into ``folder``. Every process of the group calls it. Returns the files of this process."""
+    # Tensors that are not sharded may be channels last, which safetensors does not take.
     tensors = {key: value if isinstance(value, DTensor) else value.contiguous() for key, value in tensors.items()}
     writer = dcp.HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files(tensors), save_distributed=True)
     with _first_failure():
@@ -80,14 +81,14 @@ def write(folder: Path, tensors: dict[str, Tensor], group=None) -> list[Path]:
 
 
 def data_sha256(file: Path) -> str:
-    """Of what a safetensors file holds; the entries of its header come in any order."""
+    """The SHA-256 of the data of a safetensors file, without its header, whose entries come in any order."""
     with open(file, "rb") as stream:
         stream.seek(int.from_bytes(stream.read(8), "little"), 1)
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Which of a process's files each tensor goes to, counted from 1: the same on all processes."""
+    """Tensor -> the number of its file, from 1. The numbers are the same on all processes."""
     found, file, filled = {}, 1, 0
     for key, tensor in tensors.items():
         size = tensor.nbytes
@@ -105,20 +106,20 @@ def _files(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 
 def shapes(folder: Path) -> dict[str, torch.Size]:
-    """Of the whole tensors that the files of ``folder`` hold parts of."""
+    """The full shapes of the tensors in the files of ``folder``."""
     metadata = dcp.HuggingFaceStorageReader(str(folder)).read_metadata()
     return {key: value.size for key, value in metadata.state_dict_metadata.items()}
 
 
 def read(folder: Path, into: dict[str, Tensor]) -> None:
-    """Fill tensors, whole or sharded ones. Sharded ones need every process."""
+    """Fill full or sharded tensors from the files of ``folder``. If they are sharded, every process calls it."""
     with _first_failure(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp.load(into, storage_reader=dcp.HuggingFaceStorageReader(str(folder)), no_dist=not is_sharded(into))
 
 
 def read_optimizer(folder: Path, settings: dict, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """The state of `optimizer_state` into the optimiser of a model that may be sharded otherwise, or not at all."""
+    """Read the state of `optimizer_state` into an optimiser. Its model may be sharded in another way, or not at all."""
     tensors, _ = optimizer_state(model, optimizer)
     read(folder, tensors)
     set_optimizer_state_dict(model, optimizer, tensors | settings, options=_FLAT)
@@ -131,12 +132,12 @@ def read_optimizer(folder: Path, settings: dict, model: nn.Module, optimizer: to
 
 
 def _is_like(value, parameter: Tensor) -> bool:
-    """Whether a state is a tensor of the parameter's shape; it may be a plain number."""
+    """Whether a value of the state is a tensor of the parameter's shape. Others are plain numbers."""
     return isinstance(value, Tensor) and value.shape == parameter.shape
 
 
 def load_whole_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
-    """An optimiser's own state dict into one whose parameters may be sharded."""
+    """Load the state dict of a model that was not sharded into an optimiser whose parameters may be sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = {
         index: {
@@ -153,7 +154,7 @@ def load_whole_optimizer(state: dict, optimizer: torch.optim.Optimizer) -> None:
 
 
 def _keep_dtypes(own: dict, saved: dict) -> None:
-    """torch casts what it loads to the parameter's dtype, which makes other numbers of codes in 8 bits."""
+    """Restore the dtypes of saved tensors. Torch casts them to the parameter's dtype, which breaks 8-bit codes."""
     for key, value in saved.items():
         if isinstance(value, Tensor) and key in own and own[key].dtype != value.dtype:
             own[key] = value.to(own[key].device, copy=True)

@@ -1,4 +1,4 @@
-"""Runs the stages of a config in order: what is finished is skipped, what was interrupted goes on.
+"""Trains one stage of a config. A finished stage is skipped, and an interrupted one goes on.
 
 work_dir/
   config.py  metrics.jsonl  results.json  summary.png  train.log
@@ -50,12 +50,11 @@ from asvr.registry import DATASETS, MODEL_WRAPPERS
 
 
 def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, resume_from: Path | None = None):
-    """Train one stage to its end and return the model (in its wrapper, where several processes share the training), or
-    load it where the stage is finished.
+    """Train one stage to its end, or load it if it is finished. Returns the model.
 
-    resume_from: the checkpoint to go on from, even where the stage is finished; None takes the newest of this
-    stage, if there is one.
-    Raises ``ValueError`` where a checkpoint belongs to another configuration or other frozen weights.
+    With several processes, the model is in its wrapper. resume_from: the checkpoint to go on from, even if the stage is
+    finished; None: the newest checkpoint of this stage, if there is one.
+    Raises ``ValueError`` if a checkpoint belongs to another configuration or to other frozen weights.
     """
     stage = prepared.recipe.stages[name]
     folder = work_dir / name
@@ -64,10 +63,10 @@ def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, res
         if last_checkpoint(work_dir, name) is not None:
             logger.info("stage %s is finished: skipped (%s)", name, folder)
             return load_stage(recipe, name, prepared, work_dir)
-        logger.warning("stage %s was finished, but its last checkpoint is gone: it is trained again", name)
+        logger.warning("stage %s was finished, but its last checkpoint is gone: the stage is trained again", name)
     start = None if newest is not None else _start_of(recipe, name, work_dir, prepared.text_tokenizer)
     before = stage if start is None else recipe.stages[stage.init]
-    same = before.model_transforms == stage.model_transforms  # else the weights are there before the transforms
+    same = before.model_transforms == stage.model_transforms  # else weights are loaded before the transforms
     begin = None if same else partial(begin_with, start, before=before, stage=stage)
     shared = _fresh_model(recipe, name, prepared, shared=True, begin=begin)
     model = unwrap(shared)
@@ -106,9 +105,9 @@ def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, res
 
 
 def load_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, *, averaged: bool = False):
-    """The model of a finished stage, with the weights of its last checkpoint, or with their averages.
+    """Load the model of a finished stage, with the weights of its last checkpoint, or with their averages.
 
-    Raises ``ValueError`` where that is gone, or belongs to another configuration or other frozen weights.
+    Raises ``ValueError`` if the checkpoint is gone, or belongs to another configuration or to other frozen weights.
     """
     folder = finished_averages(work_dir, name) if averaged else finished_checkpoint(work_dir, name)
     model = _fresh_model(recipe, name, prepared)
@@ -117,7 +116,7 @@ def load_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, *,
 
 
 def _load_checkpoint(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, folder: Path, model) -> dict:
-    """What is other than it was, and may be: see `check_same_config`."""
+    """Check a checkpoint and load its weights. Returns the settings that have changed, see `check_same_config`."""
     different = check_same_config(folder, identity(recipe.stages[name], prepared.text_tokenizer))
     _check_start(folder, recipe, name, work_dir)
     if other_places(different, "model"):
@@ -130,38 +129,38 @@ def _load_checkpoint(recipe: Recipe, name: str, prepared: Prepared, work_dir: Pa
 
 
 def _require_same_architecture(folder: Path, model: nn.Module, config: dict) -> None:
-    """Raise ``ValueError`` where the files of a model, which lie elsewhere than before, say something else."""
+    """Raise ``ValueError`` if the files of a model are at another place now and have other settings than before."""
     there = checkpoint.read_meta(folder).get("architecture")
     if there is None:
         raise ValueError(
-            f"{folder} does not say which settings its model's files had: name the same files in the config"
+            f"{folder} does not say which settings its model's files had: name the same files as before in the config"
         )
     here = architecture(model, config)
     if different := [part for part in here if here[part] != there.get(part)]:
         raise ValueError(
-            f"{folder} was made with other settings of {', '.join(different)} than the files say that the config names "
-            "now: name the same files"
+            f"{folder} was made with other settings of {', '.join(different)} than in the files that the config names "
+            "now: name the same files as before"
         )
 
 
 def _require_prepared(prepared: Prepared, model: nn.Module, name: str) -> None:
-    """Raise ``ValueError`` where the cache holds outputs of other weights than the model's. Every process calls it."""
+    """Raise ``ValueError`` if the cache holds outputs of other weights than the model's. Every process calls it."""
     parts = model.components() if prepared.cache is not None else {}
     for part, fingerprint in prepared.fingerprints.items():
         if part in parts and (own := fingerprint_of(parts[part])) != fingerprint:
             raise ValueError(
                 f"stage {name}: the {part} of the model ({own}) is not the one whose outputs data.cache holds "
-                f"({fingerprint}): set data.cache=False, or name weights that a file holds in its config"
+                f"({fingerprint}): set data.cache=False, or give this part weights from a file in its config"
             )
 
 
 def _fresh_model(
     recipe: Recipe, name: str, prepared: Prepared, *, shared: bool = False, begin: Callable | None = None
 ) -> nn.Module:
-    """The model that a stage's checkpoints are loaded into: as the config says, or out of the folder ``init``.
+    """Build the model of a stage, before its checkpoints are loaded: from the config, or from the folder ``init``.
 
-    begin: gives it the weights that it begins with, in front of its transforms. shared: as it trains, compiled and in
-    the wrapper by which processes share a step, where the config asks for that.
+    begin: a function that gives it its first weights, before its transforms. shared: for training, so that it is
+    compiled and in its wrapper for several processes, if the config says so.
     """
     stage = prepared.recipe.stages[name]
     device, wrapper = build_device(stage.runtime.device), stage.parallel if shared else None
@@ -170,7 +169,7 @@ def _fresh_model(
     if folder is not None:
         begin = partial(start_from, folder=folder, cached=prepared.cache is not None)
         logger.info("stage %s starts from %s", name, init)
-    defers = defers and begin is None and not stage.model_transforms  # which look at weights
+    defers = defers and begin is None and not stage.model_transforms  # transforms need the weights
     model = build_model(stage, prepared.text_tokenizer.num_ids, defer_llm=defers, begin=begin)
     _require_prepared(prepared, model, name)
     if wrapper is None:
@@ -182,17 +181,18 @@ def _fresh_model(
         model = MODEL_WRAPPERS.build(wrapper, default_args=dict(module=model, device=device))
     packs, rules = stage.data.get("pack"), not unwrap(model).all_causal
     if shared and (packs or rules):
-        with full_params(model) as whole, uncompiled():
+        with full_params(model) as full, uncompiled():
             if packs:
-                check_isolation(whole.llm, PRECISIONS[stage.optim.precision])
+                check_isolation(full.llm, PRECISIONS[stage.optim.precision])
             if rules:
-                check_rules(whole.llm)
+                check_rules(full.llm)
     return model
 
 
 def finished_model(recipe: Recipe, name: str, text_tokenizer, work_dir: Path, *, averaged: bool = False) -> tuple:
-    """The model of a finished stage, and the stage as it ran, from the work dir alone: without data or cache. averaged:
-    with the averages of its weights, see ``runtime.ema``."""
+    """Return the model of a finished stage, and the stage as it ran. Only the work dir is needed, no data or cache.
+
+    averaged: with the averages of its weights, see ``runtime.ema``."""
     frozen = checkpoint.read_meta(finished_checkpoint(work_dir, name))["frozen"]
     folders = {}
     for target in (entry["name"] for entry in recipe.targets() if "fit" in entry):
@@ -205,9 +205,11 @@ def finished_model(recipe: Recipe, name: str, text_tokenizer, work_dir: Path, *,
 
 
 def recover(work_dir: Path, names: list[str], resume_from: Path | None) -> None:
-    """Mend what a kill or a bad disk left in these stages: leftovers are removed or brought back, and the newest
-    checkpoints that are damaged set aside, so that a stage goes on from the newest whole one; not in the stage of
-    ``resume_from``, which goes on from that alone. Every process calls it.
+    """Repair the folders of these stages after a killed process or a bad disk. Every process calls it.
+
+    Unfinished folders are removed or brought back. Damaged checkpoints that are newer than all others are renamed, so
+    that a stage goes on from the newest complete one. This is not done for the stage of ``resume_from``, which goes on
+    from that checkpoint.
     """
     for name in names:
         folder = work_dir / name / "checkpoints"
@@ -220,8 +222,9 @@ def recover(work_dir: Path, names: list[str], resume_from: Path | None) -> None:
 
 
 def check_run(recipe: Recipe, names: list[str], text_tokenizer, work_dir: Path) -> None:
-    """Raise ``ValueError`` where a stage's newest checkpoint in ``work_dir`` belongs to another configuration, before
-    anything there is written anew."""
+    """Raise ``ValueError`` if a stage's newest checkpoint in ``work_dir`` belongs to another configuration.
+
+    It is called before anything there is overwritten."""
     for name in names:
         if (newest := checkpoint.newest(work_dir / name / "checkpoints")) is not None:
             _require_same_run(newest, recipe.stages[name], text_tokenizer)
@@ -229,7 +232,7 @@ def check_run(recipe: Recipe, names: list[str], text_tokenizer, work_dir: Path) 
 
 
 def _restore(runner: Runner, folder: Path) -> None:
-    """Optimiser, schedule, position in the data and random states; the weights are loaded already."""
+    """Load optimiser, schedule, position in the data and random states. The weights are loaded already."""
     _require_same_data(folder, runner.train_dataloader.dataset)
     meta = checkpoint.read_meta(folder)
     state = checkpoint.load_state(folder, unwrap(runner.model), runner.optim_wrapper.optimizer)
@@ -238,16 +241,18 @@ def _restore(runner: Runner, folder: Path) -> None:
     hooks = stateful(runner.hooks)
     for name in hooks.keys() & state["hooks"].keys():
         hooks[name].load_state_dict(state["hooks"][name])
-    for name in sorted((hooks.keys() ^ state["hooks"].keys()) - {"ValidationHook"}):  # which may come and go
-        told = "the checkpoint has no state of it: it begins anew" if name in hooks else "its state is dropped"
-        logger.warning("goes on %s hook %s; %s", "with" if name in hooks else "without", name, told)
+    for name in sorted((hooks.keys() ^ state["hooks"].keys()) - {"ValidationHook"}):  # this one may be added or removed
+        if name in hooks:
+            logger.warning("goes on with hook %s; the checkpoint has no state of it, so it starts without one", name)
+        else:
+            logger.warning("goes on without hook %s; its state is dropped", name)
     runner.train_loop.iter = meta["step"]
     restore_random_states(state["random"], seed=runner.seed, step=meta["step"])
 
 
 def _require_same_run(folder: Path, stage: Stage, text_tokenizer) -> None:
-    """Raise ``ValueError`` where a checkpoint was made with another configuration, or with other data than those that
-    lie where it says now."""
+    """Raise ``ValueError`` if a checkpoint was made with another configuration, or if its data are at another place now
+    and have changed."""
     if other_places(check_same_config(folder, identity(stage, text_tokenizer)), "data.train"):
         dataset = DATASETS.build(stage.data.train)
         _require_same_data(folder, dataset, moved=True)
@@ -261,24 +266,25 @@ def _require_same_images(folder: Path, dataset) -> None:
     elif image_digest(dataset) != there:
         why = first_refused(dataset)
         raise ValueError(
-            f"{folder} was trained on other images than lie where data.train says now"
+            f"{folder} was trained on other images than those at the place that data.train names now"
             + (f" ({why})" if why else "")
-            + ". Bring the same images there, or start anew with --resume never"
+            + ". Put the same images there, or start from the beginning with --resume never"
         )
 
 
 def _require_same_data(folder: Path, dataset, *, moved: bool = False) -> None:
-    """moved: its files lie elsewhere than before, so that only a fingerprint can tell."""
+    """Raise ``ValueError`` if the data set is not the one of a checkpoint. moved: its files are at another place now,
+    so a fingerprint is needed to compare it."""
     meta, now = checkpoint.read_meta(folder), (len(dataset), data_fingerprint(dataset))
     if now != (meta["samples"], meta["data"]) or (moved and now[1] is None):
         raise ValueError(
-            f"{folder} was trained on other data: {meta['samples']} samples ({meta['data']}), data.train has "
-            f"{now[0]} ({now[1]}) now. Bring the data back, or start anew with --resume never"
+            f"{folder} was trained on other data: {meta['samples']} samples ({meta['data']}), but data.train has "
+            f"{now[0]} ({now[1]}) now. Put the old data back, or start from the beginning with --resume never"
         )
 
 
 def _start_of(recipe: Recipe, name: str, work_dir: Path, text_tokenizer) -> Path | None:
-    """The last checkpoint of the stage that this one starts from: ``init``, or the stage before it."""
+    """The last checkpoint of the stage that this stage starts from. None if it does not start from a stage."""
     init = recipe.stages[name].init
     if init == SCRATCH or is_model_folder(init):
         return None
@@ -286,7 +292,7 @@ def _start_of(recipe: Recipe, name: str, work_dir: Path, text_tokenizer) -> Path
     start = last_checkpoint(work_dir, init)
     if start is None:
         raise ValueError(
-            f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run that stage again"
+            f"stage {name!r} starts from stage {init!r}, whose last checkpoint is gone: run stage {init!r} again"
         )
     _require_same_run(start, recipe.stages[init], text_tokenizer)
     return start
@@ -296,6 +302,6 @@ def _check_start(folder: Path, recipe: Recipe, name: str, work_dir: Path) -> Non
     now = start_digest(recipe, name, work_dir)
     if now is not None and checkpoint.read_meta(folder)["start"] != now:
         raise ValueError(
-            f"{folder} was trained from weights of {recipe.stages[name].init!r} that were replaced since: "
-            f"train it anew with --stage {name} --resume never"
+            f"{folder} was trained from weights of {recipe.stages[name].init!r} that have been replaced: "
+            f"train this stage again with --stage {name} --resume never"
         )

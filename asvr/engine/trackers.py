@@ -1,7 +1,7 @@
-"""The trackers of a stage: MMEngine's backends, each of which gets all that is logged, and may fail without harm.
+"""The trackers of a stage, which are backends of MMEngine. Each gets everything that is logged, and may fail safely.
 
-``<stage>/vis_data/runs.json`` keeps how each tracker names the stage's run, so that a stage that goes on, and its
-evaluation, go on in the same run.
+``<stage>/vis_data/runs.json`` has each tracker's name of the stage's run. With it, a stage that goes on, and its
+evaluation, are logged to the same run.
 """
 
 import copy
@@ -36,16 +36,16 @@ from asvr.recipe.trackers import IMAGES
 from asvr.registry import VISBACKENDS
 
 RUNS = "runs.json"
-PROJECT = "asvr"  # W&B's project and MLflow's experiment, where neither config nor environment names one
+PROJECT = "asvr"  # the default of W&B's project and MLflow's experiment
 
 
 class Tracker:
-    """One backend. Those without a class of their own below begin another run each time.
+    """One backend. A backend without a class of its own below begins a new run each time.
 
-    own: its entry in the config. folder: the stage's.
+    own: its entry in the config. folder: the stage's folder. run: the tracker's name of an earlier run, or None.
     """
 
-    goes_on = False  # whether a later process adds to the same run
+    goes_on = False  # whether a later process can add to the same run
 
     def __init__(self, own: dict, folder: Path, run: str | None):
         self.own, self.folder, self.run = own, folder, run
@@ -53,15 +53,15 @@ class Tracker:
 
     @property
     def title(self) -> str:
-        """Of the stage's run."""
+        """The title of the stage's run."""
         return f"{self.folder.absolute().parent.name}/{self.folder.name}"
 
     def config(self) -> dict:
-        """What MMEngine builds the backend from."""
+        """The config from which MMEngine builds the backend."""
         return self.own
 
     def open(self, settings: dict, step: int) -> str | None:
-        """Begin, or go on behind ``step``; returns how the tracker names the run."""
+        """Begin a run, or go on with one after ``step``. Returns the tracker's name of the run, or None."""
         self.backend.add_config(Config(settings))
         return None
 
@@ -87,7 +87,7 @@ class LocalFile(Tracker):
         super().open(settings, step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        super().image(name.replace("/", "_"), image, step)  # a part of a file's name; the backend makes no folders
+        super().image(name.replace("/", "_"), image, step)  # it becomes a file name; the backend makes no folders
 
 
 class TensorBoard(Tracker):
@@ -96,13 +96,13 @@ class TensorBoard(Tracker):
     def open(self, settings: dict, step: int) -> None:
         if any(Path(self.backend._save_dir).glob("events.*")):
             writer = self.backend.experiment
-            writer.close()  # begins another file at the next scalar, whose first event hides later steps of the others
+            writer.close()  # the next scalar begins a new file, whose first event hides later steps of the old files
             writer.purge_step = step + 1
         super().open(settings, step)
 
 
 class WandB(Tracker):
-    """Points are drawn over ``step``: W&B's own step only grows, so it cannot go back to a checkpoint."""
+    """W&B. Points are drawn over our ``step``, since W&B's own step can only grow: it cannot go back on resume."""
 
     goes_on = True
 
@@ -122,7 +122,7 @@ class WandB(Tracker):
 
     def open(self, settings: dict, step: int) -> str:
         wandb = self.backend.experiment
-        # Not by the backend, which uploads every Python file below the current directory too.
+        # The backend's own method would also upload every Python file below the current directory.
         wandb.config.update(settings, allow_val_change=True)
         return wandb.run.id
 
@@ -136,7 +136,7 @@ class WandB(Tracker):
 
 class MLflow(Tracker):
     goes_on = True
-    _OF_RUN = ("run_name", "tags", "params")  # with which MMEngine's backend would begin a run before we name it
+    _OF_RUN = ("run_name", "tags", "params")  # with these, MMEngine's backend would begin a run before we name it
 
     def config(self) -> dict:
         given = {key: value for key, value in self.own.items() if value is not None and key not in self._OF_RUN}
@@ -148,24 +148,26 @@ class MLflow(Tracker):
         return place | given
 
     def open(self, settings: dict, step: int) -> str:
-        (self.folder.parent / "mlflow").mkdir(parents=True, exist_ok=True)  # where the database is, by default
+        (self.folder.parent / "mlflow").mkdir(parents=True, exist_ok=True)  # the default place of the database
         mlflow = self.backend.experiment
         tags = dict(self.own.get("tags") or {}, stage=self.folder.name, work_dir=str(self.folder.absolute().parent))
         run = mlflow.start_run(run_id=self.run, run_name=self.own.get("run_name") or self.title, tags=tags)
-        if self.run is None:  # MLflow takes no other values of a run's parameters later
+        if self.run is None:  # MLflow does not allow to change a run's parameters later
             mlflow.log_params(self.own.get("params") or {})
             self.backend.add_config(Config(settings))
         return run.info.run_id
 
     def scalars(self, numbers: dict[str, float], step: int) -> None:
-        """Names have letters, digits and some signs: a kind of question may have others."""
+        """Log numbers. Characters that MLflow does not allow in names are replaced by ``_``."""
         super().scalars({re.sub(r"[^\w\-. :/]", "_", name): value for name, value in numbers.items()}, step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        self.backend.experiment.log_image(image, key=name, step=step)  # the backend's own keeps the last one alone
+        self.backend.experiment.log_image(
+            image, key=name, step=step
+        )  # the backend's own method keeps only the last one
 
     def close(self) -> None:
-        self.backend.experiment.end_run()  # the backend uploads every text file of the work dir before that
+        self.backend.experiment.end_run()  # the backend's own method would upload every text file of the work dir
 
 
 class Aim(Tracker):
@@ -197,11 +199,13 @@ _KINDS = {
 
 
 class Trackers:
-    """All trackers of one stage, in the first process. One that raises an error is left out from then on, with one
-    warning; ``visualizer``, which is MMEngine's Runner's too, has the backends of the others."""
+    """All trackers of one stage, in the first process.
+
+    If a tracker raises an error, it is left out from then on, with one warning. ``visualizer`` has the backends of the
+    other trackers. MMEngine's Runner uses it too."""
 
     def __init__(self, config: dict | None, folder: Path):
-        """config: ``visualizer`` of a `Stage`. folder: the stage's; files are written to ``<folder>/vis_data``."""
+        """config: ``visualizer`` of a `Stage`. folder: the stage's folder. Files go to ``<folder>/vis_data``."""
         self.file = folder / "vis_data" / RUNS
         runs = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
         self.trackers: dict[str, Tracker] = {}
@@ -212,16 +216,16 @@ class Trackers:
             tracker.backend = VISBACKENDS.build(dict(save_dir=str(self.file.parent)) | tracker.config())
             self.trackers[kind.__name__] = tracker
         backends = [tracker.backend for tracker in self.trackers.values()]
-        name = f"{folder.name}_{time.time_ns()}"  # MMEngine's own name is one a second, and shared between runs
+        name = f"{folder.name}_{time.time_ns()}"  # MMEngine's own name can be the same for two runs in one second
         self.visualizer = Visualizer.get_instance(name, vis_backends=backends)
 
     def open(self, stage: Stage, step: int) -> None:
-        """Begin the stage's run, or go on with it behind ``step``. stage: its settings are the run's configuration."""
+        """Begin the stage's run, or go on with it after ``step``. stage: its settings are logged as configuration."""
         runs = {}
 
         def open_one(tracker: Tracker) -> None:
             if step > 0 and not tracker.goes_on:
-                logger.warning("%s cannot go on with an earlier run: it begins another", _name(tracker))
+                logger.warning("%s cannot go on with an earlier run: it begins a new run", _name(tracker))
             settings = dict(settings_of(stage), work_dir=str(tracker.folder.absolute()))
             if (run := tracker.open(settings, step)) is not None:
                 runs[_name(tracker)] = run
@@ -235,7 +239,7 @@ class Trackers:
         self._each(lambda tracker: tracker.scalars(numbers, step))
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """image: RGB, (height, width, 3) of bytes."""
+        """Log an image: RGB, (height, width, 3), uint8."""
         self._each(lambda tracker: tracker.image(name, image, step))
 
     def close(self) -> None:
@@ -245,13 +249,15 @@ class Trackers:
         for name, tracker in list(self.trackers.items()):
             try:
                 call(tracker)
-            except Exception as error:  # whatever it is, the run is worth more
+            except Exception as error:  # no error of a tracker may end the run
                 logger.warning(
-                    "%s failed and gets nothing more of stage %s; training goes on (%s: %s)",
+                    "%s failed and gets no more logs of stage %s; training goes on (%s: %s)",
                     *(name, tracker.folder.name, type(error).__name__, str(error).partition("\n")[0]),
                 )
                 del self.trackers[name], self.visualizer._vis_backends[name]
-                with suppress(Exception):  # so that the next stage can begin a run; the warning is given already
+                with suppress(
+                    Exception
+                ):  # close it, so that the next stage can begin a run; the warning is logged above
                     tracker.close()
 
 
@@ -260,14 +266,15 @@ def _name(tracker: Tracker) -> str:
 
 
 def settings_of(stage: Stage) -> dict:
-    """The resolved configuration of a stage: plain dicts and lists."""
+    """The full configuration of a stage, as plain dicts and lists."""
     others = {key: getattr(stage, key) for key in ("evaluation", "validation", "parallel")}
     return stage.to_dict() | {key: value.to_dict() for key, value in others.items() if value}
 
 
 def draw_samples(stage: Stage, model, text_tokenizer, dataset) -> dict[str, np.ndarray]:
-    """Sample images of an evaluation's data set for the trackers of a stage (`sample_images`). None in a process that
-    tracks nothing. Where they cannot be drawn, a warning says why, and the run goes on."""
+    """Draw sample images of an evaluation's data set for the trackers of a stage, see `sample_images`.
+
+    In a process without trackers there are none. If they cannot be drawn, a warning says why, and the run goes on."""
     number = stage.visualizer.get("images", IMAGES) if stage.visualizer and is_main_process() else 0
     if number == 0:
         return {}
@@ -280,6 +287,6 @@ def draw_samples(stage: Stage, model, text_tokenizer, dataset) -> dict[str, np.n
     )
     try:
         return sample_images(live, dataset, number)
-    except Exception as error:  # whatever it is, the run is worth more
+    except Exception as error:  # no error in a plot may end the run
         logger.warning("sample images are not drawn: %s: %s", type(error).__name__, error)
         return {}

@@ -1,6 +1,6 @@
-"""What is known of how a model was trained, read from its work dir: ``training.json`` of a saved model.
+"""Collects facts about the training of a model from its work dir, for ``training.json`` of a saved model.
 
-The file travels with the model, so it holds no path of this machine: of a path only its last part is kept.
+The file is shared with the model. So it has no paths of this machine: only the last part of a path is kept.
 """
 
 import json
@@ -18,17 +18,17 @@ from asvr.recipe.components import vision_parts
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.registry import ENCODERS, LLMS, VISUAL_TOKENIZERS
 
-# Of a stage's sections, what a reader of a model card looks for.
-_OF_DATA = ("max_length", "image_aspect", "pack", "group")
-_OF_RESULT = ("examples", "made_with", "codes_by_place", "seconds")  # what is left out of one
+_OF_DATA = ("max_length", "image_aspect", "pack", "group")  # fields of `data` for a model card
+_OF_RESULT = ("examples", "made_with", "codes_by_place", "seconds")  # parts of a result that are left out
 
 
 def training_facts(recipe: Recipe, name: str, work_dir: Path, *, averaged: bool = False) -> dict:
-    """What is known of a finished stage's model; what is not known is left out.
+    """Return the facts about the model of a finished stage. Unknown facts are left out.
 
-    averaged: of the averages that the stage kept, see ``runtime.ema``.
-    Returns ``stages``: ``name`` and the stages that it started from, the first one first; ``parts``: the pretrained
-    weights of each component; ``datasets``: those of the Hub; ``results``: of the evaluation of these weights.
+    averaged: whether the model has the averages of the weights, see ``runtime.ema``.
+    Returns ``stages``: the stage ``name`` and the stages that it started from, the earliest first; ``parts``: the
+    pretrained weights of each component; ``datasets``: the data sets of the Hub; ``results``: the evaluation of these
+    weights.
     """
     names = [name]
     while (before := recipe.stages[names[0]].init) in recipe.stages:
@@ -45,7 +45,7 @@ def training_facts(recipe: Recipe, name: str, work_dir: Path, *, averaged: bool 
 
 
 def _stage(stage: Stage, work_dir: Path) -> dict:
-    """Settings are those of the config, which trained it; what a checkpoint that is gone would say is left out."""
+    """The facts about one stage: settings from its config, and facts from its last checkpoint, if it is there."""
     folder, done = last_checkpoint(work_dir, stage.name), work_dir / stage.name / DONE
     done = json.loads(done.read_text(encoding="utf-8")) if done.is_file() else {}
     meta = {} if folder is None else checkpoint.read_meta(folder)
@@ -85,7 +85,7 @@ def _is_component(entry: dict, key: str) -> bool:
 
 
 def _parts(stage: Stage) -> list[dict]:
-    """Every component that may be pretrained: where it stands in the config, its type, and what it was made from."""
+    """List every component that may be pretrained: its place in the config, its type, and its weights."""
     found = [*vision_parts("encoder", stage.model.encoder, ENCODERS), ("llm", stage.model.llm, LLMS)]
     for entry in stage.model.get("reconstruction") or []:
         for key, registry in (("tokenizer", VISUAL_TOKENIZERS), ("teacher", ENCODERS)):
@@ -104,7 +104,7 @@ def _part(key: str, config: dict, *, fitted: bool) -> dict:
 
 
 def _on_hub_data(config: Any) -> Iterator[str]:
-    """The names of data sets of the Hub in a config of a data set, and in those that it mixes."""
+    """Yield the names of data sets of the Hub in a data set's config, also in the sources of a mixture."""
     if isinstance(config, dict):
         if config.get("type") == "HFDataset" and isinstance(config.get("path"), str) and may_be_on_hub(config["path"]):
             yield config["path"]
@@ -115,7 +115,7 @@ def _on_hub_data(config: Any) -> Iterator[str]:
 
 
 def _speed(name: str, work_dir: Path) -> dict:
-    """Medians of the log intervals, of all processes together, and the peak of memory of one."""
+    """The speed: medians over the log intervals, for all processes together, and the peak memory of one process."""
     file = work_dir / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     rows = [row for row in (json.loads(line) for line in lines if line.endswith("}")) if row.get("stage") == name]
@@ -126,7 +126,7 @@ def _speed(name: str, work_dir: Path) -> dict:
 
 
 def _results(name: str, work_dir: Path, averaged: bool) -> dict | None:
-    """Of ``results.json``, where they were made with these weights."""
+    """The results in ``results.json``, if they were made with these weights."""
     file = work_dir / "results.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     result = found.get(f"{name}_{EMA}" if averaged else name)
@@ -144,7 +144,7 @@ def _results(name: str, work_dir: Path, averaged: bool) -> dict | None:
 
 
 def public(value: Any) -> Any:
-    """A value of a config without paths of this machine; a name on the Hub, of one slash, stays whole."""
+    """A value of a config without paths of this machine. A name on the Hub, which has one slash, is kept."""
     if isinstance(value, dict):
         return {key: public(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run."""
+"""Builds the objects of a run from a config: model, data sets and loaders."""
 
 import copy
 import logging
@@ -33,18 +33,18 @@ from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.schema import is_device
 from asvr.registry import DATASETS, MODELS
 
-LOOKED_AT = 1000  # records, for one that can be used
-ITEM = ("input_ids", "labels", "images", "image_keys", "sample_id")  # what each item of a data set has
-MEASURED = 8  # samples that are made to see how large an optimisation step is
+LOOKED_AT = 1000  # the most records that are tried until one can be used
+ITEM = ("input_ids", "labels", "images", "image_keys", "sample_id")  # the keys that each item of a data set has
+MEASURED = 8  # the most samples that are built to measure the size of an optimisation step
 
 
 def build_model(
     stage: Stage, vocab_size: int, *, defer_llm: bool = False, begin: Callable[[torch.nn.Module], None] | None = None
 ):
-    """The model of a stage with its weights, from the seed, transformed; only what ``train`` names gets gradients.
+    """Build the model of a stage, with its weights and transforms. Only what ``train`` names gets gradients.
 
-    defer_llm: its LLM may be on the meta device still, see `HFCausalLM.materialise`. begin: gives the model the weights
-    that the stage begins with, in front of the transforms.
+    New weights are drawn from the seed. defer_llm: the LLM may stay on the meta device for now, see
+    `HFCausalLM.materialise`. begin: a function that gives the model its first weights, before the transforms.
     """
     torch.manual_seed(stage.runtime.seed)
     deferred = dict(defer_llm=True) if defer_llm else {}
@@ -64,14 +64,15 @@ def build_device(name: str) -> torch.device:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"runtime.device={name!r}: this torch sees no CUDA device; use 'auto' or 'cpu'")
     if name == "cuda" and get_world_size() > 1:
-        return torch.device("cuda", torch.cuda.current_device())  # which LOCAL_RANK chose
+        return torch.device("cuda", torch.cuda.current_device())  # LOCAL_RANK has chosen it
     return torch.device(name)
 
 
 def as_in_training(part: torch.nn.Module, stage: Stage, device: torch.device) -> torch.nn.Module:
-    """A frozen part of the model that computes something ahead of training, where and by the attention kernel that
-    training will use, so that what is cached is what would be computed online. The LLM's dtype is not at hand; it
-    decides only between kernels that are one in towers."""
+    """Set up a frozen part of the model to compute outputs before training.
+
+    It uses the device and the attention kernel of training, so cached outputs equal those computed online. The LLM's
+    dtype is not known here. It only decides between kernels that are the same in vision towers."""
     dtype = PRECISIONS[stage.optim.precision] or torch.float32
     kernel, _ = choose(stage.runtime.get("attention", AUTO), device, dtype)
     set_kernel(part, kernel)
@@ -79,8 +80,8 @@ def as_in_training(part: torch.nn.Module, stage: Stage, device: torch.device) ->
 
 
 def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int | ImageLayout):
-    """config: the dataset's own; data: the ``data`` section, whose template and limits it gets. num_image_tokens: see
-    `ImageLayout.per_image`."""
+    """Build a data set. config: its own config. data: the ``data`` section, which has the template and the limits.
+    num_image_tokens: see `ImageLayout.per_image`."""
     return DATASETS.build(
         config,
         default_args=dict(
@@ -94,8 +95,10 @@ def build_dataset(config: dict, data: Config, tokenizer, num_image_tokens: int |
 
 
 def check_data(recipe: Recipe, tokenizer, layouts: dict[str, ImageLayout]) -> None:
-    """Build every dataset of every stage and make an item of each, so that a missing file, a template that the
-    tokenizer cannot write, or data of which nothing can be used, is told before the first stage. layouts: by stage."""
+    """Build every data set of every stage, and one item of each, before the first stage.
+
+    This finds a missing file, a template that the tokenizer cannot write, and data without a record that can be used.
+    layouts: by stage."""
     for name, stage in recipe.stages.items():
         for key, config in dataset_configs(stage).items():
             try:
@@ -106,17 +109,18 @@ def check_data(recipe: Recipe, tokenizer, layouts: dict[str, ImageLayout]) -> No
 
 
 def _require_usable(dataset, stage: Stage, layout: ImageLayout, *, trained: bool) -> None:
-    """Raise ``ValueError`` where no record can be used; under ``on_error='raise'`` where the first one cannot. Of a
-    large dataset, where none of `LOOKED_AT` records can, a warning."""
+    """Raise ``ValueError`` if no record can be used; with ``on_error='raise'``, if the first one cannot.
+
+    Of a large data set only `LOOKED_AT` records are tried. If none of them can be used, a warning is logged."""
     if not trained and not hasattr(dataset, "question"):
-        raise ValueError(f"{DATASETS.broken(dataset)}: it has no question(i), which evaluation asks")
+        raise ValueError(f"{DATASETS.broken(dataset)}: it has no method question(i), which evaluation needs")
     entries = stage.model.get("reconstruction") or []
     shifts = [entry.get("shift", 0) for entry in entries if has_weight(entry.get("weight", 1.0))]
     max_pixels = getattr(stage.data, "max_pixels", None) or MAX_PIXELS
     places = range(len(dataset))
     if len(dataset) > LOOKED_AT and getattr(dataset, "in_order", False):
         places = places[:LOOKED_AT]
-    elif len(dataset) > LOOKED_AT:  # the first, and others by chance: in a regular pattern each n-th could be bad
+    elif len(dataset) > LOOKED_AT:  # the first and random others: with a fixed stride, all of them could be bad
         places = [0, *random.Random(0).sample(places, LOOKED_AT - 1)]
     reasons, first = Counter(), None
     for i in places:
@@ -128,8 +132,8 @@ def _require_usable(dataset, stage: Stage, layout: ImageLayout, *, trained: bool
             if trained:
                 row = dict(input_ids=item["input_ids"], labels=item["labels"], cut_to=item.get("cut_to"))
                 require_learned(**row, num_image_tokens=layout.largest().num_visual, shifts=shifts)
-            for picture in item["images"]:
-                layout.crops(open_image(picture, max_pixels=max_pixels))
+            for image in item["images"]:
+                layout.crops(open_image(image, max_pixels=max_pixels))
             return
         except Refused as error:
             message = str(error) if isinstance(item, Refusal) else f"{item['sample_id']}: {error}"
@@ -139,8 +143,8 @@ def _require_usable(dataset, stage: Stage, layout: ImageLayout, *, trained: bool
             first = first or message
     counted = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
     if len(places) < len(dataset):
-        told = "none of %d records can be used: %s; the first: %s"
-        log_once(logging.WARNING, told, len(places), counted, first)
+        message = "none of %d records can be used: %s; the first: %s"
+        log_once(logging.WARNING, message, len(places), counted, first)
         return
     raise ValueError(f"none of the {len(places)} records can be used: {counted}; the first: {first}")
 
@@ -152,7 +156,9 @@ def _check_item(item, dataset) -> None:
 
 
 def dataset_configs(stage: Stage) -> dict[str, dict]:
-    """What a stage trains on, and is asked about, by its key in the config; with the stage's policy on refusals."""
+    """The configs of a stage's data sets for training and evaluation, by their keys in the config.
+
+    Each has the stage's ``on_error``."""
     configs = {"data.train": stage.data.train}
     for key in ("evaluation", "validation"):
         if getattr(stage, key):
@@ -161,32 +167,32 @@ def dataset_configs(stage: Stage) -> dict[str, dict]:
 
 
 def images_of_stages(recipe: Recipe) -> tuple[list[str], dict]:
-    """Keys of the training images of all stages, and every image (key -> file), those of questions among them."""
+    """The keys of all stages' training images, and all images (key -> file), with those of questions."""
     training, asked = [], []
     for stage in recipe.stages.values():
         configs = dataset_configs(stage)
         training.append(configs.pop("data.train"))
         asked += configs.values()
-    found = _pictures(training)
-    return list(found), found | _pictures([config for config in asked if config not in training])
+    found = _images(training)
+    return list(found), found | _images([config for config in asked if config not in training])
 
 
-def _pictures(configs: list) -> dict:
+def _images(configs: list) -> dict:
     return {key: source for config in distinct(configs) for key, source in DATASETS.build(config).images()}
 
 
 def data_fingerprint(dataset) -> str | None:
-    """`ConversationDataset.fingerprint`, or None where a user's dataset has none."""
+    """The result of `ConversationDataset.fingerprint`, or None if a user's data set does not have this method."""
     return dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
 
 
 def shifts_of(model) -> list[int]:
-    """Of the targets that learn from images."""
+    """The shifts of the targets that learn from images."""
     return [target.shift for target in model.targets if target.counts]
 
 
 def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = False, trains: bool = False) -> Collate:
-    """trains: of training rows, of which those with nothing to learn are refused."""
+    """Build the collate function. trains: for training rows; rows with nothing to learn are then refused."""
     return Collate(
         layout=model.layout,
         views=model.views(),
@@ -203,7 +209,8 @@ def build_collate(data: Config, model, tokenizer, cache=None, *, packed: bool = 
 
 
 def pack_limits(data: Config) -> dict | None:
-    """Limits of a packed micro-batch: ``data.pack``, whose ``max_tokens`` is what padded rows could hold."""
+    """The limits of a packed micro-batch, from ``data.pack``. The default of ``max_tokens`` is the size of padded
+    rows."""
     if not data.get("pack"):
         return None
     given = {} if data.pack is True else dict(data.pack)
@@ -211,14 +218,14 @@ def pack_limits(data: Config) -> dict | None:
 
 
 def build_train_loader(stage: Stage, dataset, collate: Collate) -> DataLoader:
-    """Optimisation steps without end, each a list of micro-batches, of samples in an order that the seed decides."""
+    """A loader of endless optimisation steps, each a list of micro-batches. The seed decides the order of samples."""
     sampler = sampler_of(dataset, stage.runtime.seed)
     batches = BatchSampler(sampler, size=stage.data.global_batch, rank=get_rank(), world_size=get_world_size())
     return build_step_loader(stage, dataset, collate, batches)
 
 
 def build_step_loader(stage: Stage, dataset, collate: Collate, batch_sampler) -> DataLoader:
-    """Optimisation steps, each a list of micro-batches, of the samples that ``batch_sampler`` names."""
+    """A loader of optimisation steps, each a list of micro-batches, with the samples that ``batch_sampler`` names."""
     data = stage.data
     return DataLoader(
         dataset,
@@ -227,7 +234,7 @@ def build_step_loader(stage: Stage, dataset, collate: Collate, batch_sampler) ->
         num_workers=data.num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=1 if data.num_workers else None,  # an item is a whole step, in shared memory
-        generator=torch.Generator().manual_seed(stage.runtime.seed),  # so that it draws nothing from the global one
+        generator=torch.Generator().manual_seed(stage.runtime.seed),  # so the global generator does not move
         multiprocessing_context="fork" if data.num_workers else None,
         worker_init_fn=obey_parent_alone,
         timeout=(data.get("worker_timeout") or TIMEOUT) if data.num_workers else 0,
@@ -235,7 +242,7 @@ def build_step_loader(stage: Stage, dataset, collate: Collate, batch_sampler) ->
 
 
 def _require_room(data: Config, dataset, collate: Collate) -> None:
-    """Of what workers hand over: one micro-batch is made to see how large a step is."""
+    """Check that shared memory has room for the steps of the workers. One micro-batch is built to measure a step."""
     if not data.num_workers:
         return
     own = -(-data.global_batch // get_world_size())
@@ -245,7 +252,7 @@ def _require_room(data: Config, dataset, collate: Collate) -> None:
     for i in range(count):
         try:
             items.append(dataset[i if in_order else i * len(dataset) // count])
-        except Refused:  # told when it comes
+        except Refused:  # reported when training reads it
             continue
     batch = copy.copy(collate)
     batch.on_error = "skip"
@@ -261,7 +268,7 @@ def _require_room(data: Config, dataset, collate: Collate) -> None:
 
 
 class _AsCached:
-    """What a cache will give, by its size."""
+    """Stands for a cache that is not built yet: its values have the right shapes."""
 
     def __init__(self, model):
         self.encoder, self.specs = model.encoder, {target.name: target.truth_spec() for target in model.targets}
@@ -279,7 +286,7 @@ class _AsCached:
 
 
 def check_workers(recipe: Recipe, tokenizer) -> None:
-    """Raise ``ValueError`` where the workers of a stage have no room for what they hand over, before the first one."""
+    """Raise ``ValueError`` if shared memory is too small for the workers of a stage. It runs before the first stage."""
     if not any(stage.data.num_workers for stage in recipe.stages.values()):
         return
     for name, model in check_sizes(recipe).items():

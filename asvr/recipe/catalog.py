@@ -1,4 +1,4 @@
-"""What exists: every registered component with its fields, as records."""
+"""The catalog: every registered component with its fields, as records."""
 
 import inspect
 import re
@@ -21,8 +21,9 @@ REQUIRED = inspect.Parameter.empty  # `ComponentField.default` of a field that h
 class ComponentField:
     """An argument of a component's constructor.
 
-    type: its annotation as text, "" where there is none. default: its value, `REQUIRED` where there is none. injected:
-    the library gives it, so a config leaves it out. description: what the docstring says of it, or "".
+    type: its annotation as text; "" if there is none. default: its default value; `REQUIRED` if there is none.
+    injected: whether the library gives it, so that a config leaves it out. description: its text in the docstring, or
+    "".
     """
 
     name: str
@@ -42,7 +43,7 @@ class ComponentInfo:
     """A registered component.
 
     kind: one of `component_kinds`. name: its ``type`` in a config. summary: one line. module: where its class is.
-    takes_any: whether it takes fields that are not listed, by a ``**kwargs`` that no base class ends.
+    takes_any: whether it also takes fields that are not listed (it and its base classes have ``**kwargs``).
     """
 
     kind: str
@@ -60,9 +61,10 @@ def component_kinds() -> dict[str, FullRegistry]:
 
 
 def find_kind(given: str) -> str:
-    """The kind that a word means: singular or plural, with ``-``, ``_`` or a space, or a registry's own name.
+    """The kind of component that a word names.
 
-    Raises ``ValueError`` with the nearest kinds.
+    The word may be singular or plural, have ``-``, ``_`` or spaces, or be a registry's own name. Raises ``ValueError``
+    with the nearest kinds.
     """
     kinds = component_kinds()
     word = "_".join(given.lower().replace("-", " ").replace("_", " ").split())
@@ -76,10 +78,11 @@ def find_kind(given: str) -> str:
 def list_components(
     kind: str | None = None, pattern: str | None = None, *, inherited: bool = False
 ) -> list[ComponentInfo]:
-    """Every registered component, ordered by kind and name; those of your own are there once their module is imported.
+    """List the registered components, ordered by kind and name.
 
-    kind: only this one, in singular or plural (``"encoder"``, ``"visual tokenizers"``). pattern: a part of the name, or
-    a shell pattern (``"*Loss"``). inherited: also what MMEngine's registries have, such as torch's optimisers.
+    Your own components are listed once their module is imported. kind: only this kind, singular or plural
+    (``"encoder"``, ``"visual tokenizers"``). pattern: a part of the name, or a shell pattern (``"*Loss"``). inherited:
+    also list the components of MMEngine's registries, such as torch's optimisers.
 
     Raises ``ValueError`` for an unknown kind, with the nearest ones.
     """
@@ -93,7 +96,7 @@ def list_components(
 
 
 def inherited_count(kind: str) -> int:
-    """How many components a kind takes from MMEngine's registries."""
+    """The number of components that a kind inherits from MMEngine's registries."""
     registry = component_kinds()[kind]
     return len(_members(registry)) - len(registry.module_dict)
 
@@ -123,7 +126,7 @@ def describe(kind: str, name: str, component: Any) -> ComponentInfo:
 
 
 def _members(registry: Registry) -> dict[str, Any]:
-    """Of a registry and of its parents, whose names it may replace."""
+    """The components of a registry and its parents. A registry's own component replaces a parent's of the same name."""
     found: dict[str, Any] = {}
     while registry is not None:
         registry.import_from_location()
@@ -143,14 +146,15 @@ def _type_text(annotation: Any) -> str:
 
 
 def _doc(component: Any) -> str:
-    """The docstring of its own; a dataclass without one has its signature there."""
+    """The docstring that a component was written with. (Python gives a dataclass without one its signature.)"""
     doc = inspect.cleandoc(getattr(component, "__doc__", None) or "")
     return "" if doc.startswith(f"{getattr(component, '__name__', '')}(") else doc
 
 
 def _descriptions(component: Any, fields: set[str]) -> dict[str, str]:
-    """What docstrings say of each field: ``name: text``, at the begin of a line or behind a sentence. A class tells of
-    its fields before its base classes do."""
+    """The docstrings' texts about fields: ``name: text`` at the start of a line or after a sentence.
+
+    The text of a class goes before those of its base classes."""
     found: dict[str, str] = {}
     names = "|".join(sorted(map(re.escape, fields), key=len, reverse=True))
     mark = re.compile(rf"(?:^|(?<=[.;?] ))((?:{names})(?:, (?:{names}))*): ") if names else None
@@ -165,7 +169,7 @@ def _descriptions(component: Any, fields: set[str]) -> dict[str, str]:
 
 
 def _items(text: str) -> list[str]:
-    """Paragraphs of a docstring, on one line each; a line that begins with ``name:`` begins one too."""
+    """The paragraphs of a docstring, each on one line. A line that starts with ``name:`` also starts a paragraph."""
     items: list[str] = []
     for line in text.splitlines():
         begins = not line.strip() or re.match(r"[a-z_]\w*(, [a-z_]\w*)*: ", line) or not items or items[-1] == ""

@@ -1,4 +1,4 @@
-"""Checking the components of a config: types, the fields of their constructors, and the components in them."""
+"""Checks the components of a config: their types, the fields of their constructors, and nested components."""
 
 import inspect
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ from asvr.registry import (
     VISUAL_TOKENIZERS,
 )
 
-# Constructor arguments that the library fills in, so that a config need not.
+# Constructor arguments that the library gives. A config leaves them out.
 INJECTED = {
     MODELS: {"vocab_size", "load_weights", "defer_llm"},
     ENCODERS: {"load_weights"},
@@ -57,10 +57,11 @@ INJECTED = {
     MODEL_TRANSFORMS: {"model"},
     METRICS: set(),
 }
-# Where a constructor must take all of them, but for those that are given only to one that does.
+# The kinds whose constructors must take all of these arguments. Those of ASKED_FOR are optional: the library gives them
+# only to a constructor that takes them.
 GIVEN = (MODELS, ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS, DATASETS)
 ASKED_FOR = {"encoder", "defer", "defer_llm"}
-# Which registry builds the component in a field of this name, wherever the field stands.
+# Field name -> the registry that builds the component in it, at any place in a config.
 NESTED = dict(
     encoder=ENCODERS,
     projector=PROJECTORS,
@@ -75,18 +76,18 @@ NESTED = dict(
     train=DATASETS,
     template=TEMPLATES,
 )
-NESTED_LISTS = dict(encoders=ENCODERS)  # of a field that holds a list of components
-PARTS = ("encoder", "projector", "llm")  # of a model: always a component
-CODES = "CodeTarget"  # the type of a target that names none
-OWN = "asvr."  # modules of this library: in its components, `arch` is a transformers configuration, mostly
+NESTED_LISTS = dict(encoders=ENCODERS)  # the same for fields that hold a list of components
+PARTS = ("encoder", "projector", "llm")  # fields of a model that are always a component
+CODES = "CodeTarget"  # the type of a target whose config has no type
+OWN = "asvr."  # how this library's modules begin. In most of its components, `arch` is a transformers configuration.
 
 
 def check_component(key: str, value: Any, registry: Registry) -> list[str]:
-    """The problems of one component: its type, its constructor's fields, and the components in it."""
+    """Return the problems of one component: its type, its constructor's fields, and the components in it."""
     if not isinstance(value, dict):
-        return [f"{key}={short(value)}: expected a {registry.name}, dict(type=...)"]
+        return [f"{key}={short(value)}: expected {_one(registry)}, dict(type=...)"]
     if "type" not in value:
-        return [f"{key}.type is missing: expected a {registry.name}; {nearest('', registry.module_dict)}"]
+        return [f"{key}.type is missing: expected {_one(registry)}; {nearest('', registry.module_dict)}"]
     cls = find(registry, value["type"])
     if cls is None:
         return [
@@ -123,9 +124,15 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     return problems + nested_problems(key, value)
 
 
+def _one(registry: Registry) -> str:
+    """The name of one component with its article, such as "an encoder"."""
+    return f"{'an' if registry.name.startswith(('a', 'e', 'i', 'o', 'llm')) else 'a'} {registry.name}"
+
+
 def _given(key: str, registry: Registry) -> set[str]:
-    """What the library gives a part of the model, or a data set, in any case. A data set that is read for its texts or
-    images alone gets nothing."""
+    """The arguments that the library always gives a part of the model or a data set.
+
+    A data set that is only read for its texts or images gets none."""
     if registry not in GIVEN or registry is DATASETS and not key.endswith((".train", ".dataset")):
         return set()
     return INJECTED[registry] - ASKED_FOR
@@ -137,7 +144,7 @@ def nested_problems(key: str, value: dict) -> list[str]:
         if name == "reconstruction" and isinstance(item, list | tuple):
             problems += _targets(f"{key}.{name}", item)
         elif name == "reconstruction":
-            continue  # VLM's own annotation tells that it must be a list
+            continue  # `check_component` finds it: VLM's annotation says that it must be a list
         elif name == "sources" and isinstance(item, list | tuple):
             for i, source in enumerate(item):
                 problems += check_fields(f"{key}.sources[{i}]", source, SOURCE)
@@ -154,7 +161,7 @@ def nested_problems(key: str, value: dict) -> list[str]:
 
 
 def vision_parts(key: str, config: dict, registry: Registry) -> Iterator[tuple[str, dict, Registry]]:
-    """A component that sees images, and those in it: their keys, configs and registries."""
+    """Yield the key, config and registry of a component that sees images, and of all such components in it."""
     yield key, config, registry
     for name in ("encoder", "tokenizer"):
         if isinstance(config.get(name), dict):
@@ -170,19 +177,19 @@ def _targets(key: str, targets: list) -> list[str]:
         problems += _target(f"{key}[{i}]", target)
     names = [target.get("name") for target in targets if isinstance(target, dict)]
     if len(set(names)) < len(names):
-        problems.append(f"{key}: the names of the targets must differ, given {names}")
+        problems.append(f"{key}: each target must have a name of its own; the names are {names}")
     return problems
 
 
 def _target(key: str, target: Any) -> list[str]:
-    """A `CodeTarget`'s fields have rules of their own; of another class its constructor tells."""
+    """A `CodeTarget` is checked by its own table of fields, another class by its constructor."""
     if not isinstance(target, dict) or target.get("type", CODES) == CODES:
         problems = check_fields(key, target, TARGET)
         if not isinstance(target, dict):
             return problems
         return problems + nested_problems(key, target) + _fit(key, target) + _loss_of_codes(key, target)
     problems = [
-        f"{key}.{name}: the library gives it; a target's own encoder is its `teacher`"
+        f"{key}.{name}: the library gives this argument; leave it out. A target's own encoder goes into `teacher`"
         for name in sorted(INJECTED[TARGETS] & target.keys())
     ]
     if "name" in target and not NAME.test(target["name"]):
@@ -197,21 +204,24 @@ def _is_a(kind: Any, base: type) -> bool:
 
 
 def _loss_of_codes(key: str, target: dict) -> list[str]:
-    """A loss of features is called with other tensors than a head of codes has."""
+    """A `FeatureLoss` cannot be the loss of codes: it needs other tensors than a head of codes gives."""
     name = target["loss"].get("type") if isinstance(target.get("loss"), dict) else None
     if not _is_a(find(LOSSES, name), FeatureLoss):
         return []
-    return [f"{key}.loss.type={name!r} is a loss of features: codes take CodeCrossEntropy, a FeatureTarget takes it"]
+    return [
+        f"{key}.loss.type={name!r} compares features, and this target has codes: use CodeCrossEntropy here, or "
+        f"{name} in a FeatureTarget"
+    ]
 
 
 def _fit(key: str, target: dict) -> list[str]:
-    """``fit`` of a target becomes arguments of its tokenizer's ``fit(batches, *, seed, ...)``."""
+    """Check ``fit`` of a target: its fields are arguments of the tokenizer's ``fit(batches, *, seed, ...)``."""
     tokenizer = target.get("tokenizer")
     cls = find(VISUAL_TOKENIZERS, tokenizer.get("type")) if isinstance(tokenizer, dict) else None
     if cls is None or not isinstance(target.get("fit"), dict):
         return []
     if not hasattr(cls, "fit"):
-        return [f"{key}.fit: {tokenizer['type']} has no fit(); leave it out"]
+        return [f"{key}.fit: {tokenizer['type']} has no method fit(); leave `fit` out"]
     given, injected = target["fit"].keys(), {"batches", "seed"}
     required, known, takes_any = method_fields(cls, "fit")
     unknown = [] if takes_any else [name for name in given if name not in known - injected]
@@ -221,7 +231,9 @@ def _fit(key: str, target: dict) -> list[str]:
 
 
 def find(registry: Registry, name: Any):
-    """The class of a ``type``, from a registry, its parents or (``package.module.Class``) an import; or None."""
+    """The class that a ``type`` names, or None.
+
+    It is looked up in a registry, in its parents, or by an import (``package.module.Class``)."""
     if not isinstance(name, str):
         return name if inspect.isclass(name) else None
     if "." in name:

@@ -1,4 +1,4 @@
-"""Loading a config file, and the config of one of its stages."""
+"""Loads a config file, and makes the config of one of its stages."""
 
 import copy
 import logging
@@ -23,20 +23,20 @@ SCRATCH = "scratch"  # an `init`: the stage starts from the weights that the con
 
 
 def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
-    """Read a config file, apply ``cfg_options`` (dotted keys; a number picks an entry of a list) and import its
-    ``custom_imports``, looked up from the current directory too. The library's own components register when
-    the first of a kind is asked for.
+    """Read a config file, apply ``cfg_options`` and import the modules of its ``custom_imports``.
 
-    path: a file, or the name of a recipe, see `asvr.base.recipes.config_file`.
+    cfg_options: dotted keys and their values; a number in a key picks an entry of a list. path: a file, or the name of
+    a recipe, see `asvr.base.recipes.config_file`. Modules are also looked up from the current directory. The library's
+    own components are registered later, when the first of a kind is needed.
 
-    Raises ``ValueError`` naming the file that is missing, or the option or module that does not fit.
+    Raises ``ValueError`` that names the missing file, the wrong option, or the module that cannot be imported.
     """
     path = config_file(path)
     if path.suffix != ".py":
-        raise ValueError(f"{path} is no config, which is a Python file (.py)")
+        raise ValueError(f"{path} is not a config: expected a Python file (.py)")
     cfg = read_config_file(path)
     if PUBLISHED in cfg and not assigns(path, PUBLISHED):
-        cfg.pop(PUBLISHED)  # figures of a base are not those of what derives from it
+        cfg.pop(PUBLISHED)  # published numbers of a base are not those of a config that inherits from it
     for key, value in (cfg_options or {}).items():
         if (why := misfit(cfg._cfg_dict, _nested(key, value))) is not None:
             raise ValueError(f"--cfg-options {key}={value!r} does not fit {path}: {why}")
@@ -59,14 +59,17 @@ def _nested(key: str, value) -> dict:
 
 
 def dump_config(cfg: Config, file: Path) -> None:
-    """Write a config as a file that `load_config` reads. MMEngine's own dump sorts keys, and so would the stages run
-    in another order."""
+    """Write a config as a file that `load_config` reads.
+
+    MMEngine's own dump sorts the keys, which would change the order of the stages."""
     sections = [f"{key} = {pprint.pformat(v, width=110, sort_dicts=False)}\n" for key, v in cfg.to_dict().items()]
     replace_text(file, "\n".join(sections))
 
 
 def _check_options(cfg: Config, options: dict) -> None:
-    """Tell of an option that stages replace by their own value: an error where all of them do, else a warning."""
+    """Report an option that has no effect in a stage, because the stage has its own value.
+
+    If this is so in all stages, it is an error, else a warning."""
     stages = cfg.get("stages")
     dicts = {n: stage for n, stage in stages.items() if isinstance(stage, dict)} if isinstance(stages, dict) else {}
     for key, value in options.items():
@@ -80,12 +83,12 @@ def _check_options(cfg: Config, options: dict) -> None:
         message = f"--cfg-options {key}={value!r} has no effect in {', '.join(shadowed)}: the config sets it there"
         example = f"stages.{shadowed[0]}.{key}"
         if len(shadowed) == len(stages):
-            raise ValueError(f"{message}: name the stage, {example}={value!r}")
-        logging.getLogger("asvr").warning("%s (%s would)", message, example)
+            raise ValueError(f"{message}: name the stage, as in {example}={value!r}")
+        logging.getLogger("asvr").warning("%s. To change it, use %s", message, example)
 
 
 def _sets(value, path: list[str]) -> bool:
-    """Whether a stage's overrides replace what stands at ``path``. What a stage switches off (None) it does not."""
+    """Whether a stage's overrides replace the value at ``path``. A section that is None in the stage does not count."""
     for key in path:
         if value is None:
             return False
@@ -98,10 +101,10 @@ def _sets(value, path: list[str]) -> bool:
 
 
 def stage_config(cfg: Config, name: str) -> Config:
-    """The config that a stage runs with: its entries merged over the rest, as MMEngine merges a file over its
-    ``_base_`` (dicts deeply, all else replaced, ``_delete_=True`` replaces a dict as well).
+    """The config that one stage runs with: the stage's entries merged over the sections of the config.
 
-    Instead of ``stages`` it holds the stage's ``train``, the components that are trained.
+    They are merged as MMEngine merges a file over its ``_base_``: dicts key by key, everything else is replaced, and a
+    dict with ``_delete_=True`` is replaced too. The result has no ``stages``; it has the stage's ``train`` instead.
     """
     if name not in cfg.get("stages", {}):
         raise ValueError(f"the config has no stage {name!r}: expected one of {list(cfg.get('stages', {}))}")
@@ -115,18 +118,18 @@ def stage_config(cfg: Config, name: str) -> Config:
 
 
 def is_model_folder(init: str) -> bool:
-    """Whether an ``init`` is a folder that `asvr.pretrained.Pretrained.save_pretrained` wrote, or a model of the Hub
-    that is on this machine."""
+    """Whether an ``init`` is a saved model on this machine: a folder of `asvr.pretrained.Pretrained.save_pretrained`,
+    or a model of the Hub that is already downloaded."""
     return local_model(init) is not None
 
 
 def distinct(configs: list) -> list:
-    """Each once, in order; configs are not hashable."""
+    """The configs without duplicates, in order. (Configs are not hashable.)"""
     return [config for i, config in enumerate(configs) if config not in configs[:i]]
 
 
 def _drop_marks(value) -> None:
-    """MMEngine leaves ``_delete_`` in a dict that had nothing to replace."""
+    """Remove each ``_delete_`` that is left. MMEngine keeps it in a dict that had nothing to replace."""
     if isinstance(value, dict):
         value.pop(DELETE, None)
         for item in value.values():
@@ -137,7 +140,7 @@ def _drop_marks(value) -> None:
 
 
 def import_custom(custom_imports: dict) -> None:
-    """Import a config's modules, looked up from the current directory too; ``ValueError`` where that fails."""
+    """Import the modules that a config names, also from the current directory. Raises ``ValueError`` if that fails."""
     here = os.getcwd()
     if here not in sys.path:  # `python tools/train.py` puts tools/ there, not the current directory
         sys.path.insert(0, here)

@@ -1,4 +1,4 @@
-"""Reading a config file with its bases, and saying in one line what is wrong in which of them."""
+"""Reads a config file with its bases. An error says in one line what is wrong, and in which file."""
 
 import ast
 import reprlib
@@ -15,29 +15,31 @@ DELETE = "_delete_"
 
 
 def read_config_file(path: str | Path) -> Config:
-    """MMEngine's config of a Python file. Raises ``ValueError`` that names the file and the line or the key, whatever
-    goes wrong in it or in one of its bases."""
+    """Read a Python file as MMEngine's config.
+
+    Raises ``ValueError`` that names the file, and the line or the key, for any error in it or in one of its bases."""
     try:
         cfg = _from_file(path)
-        list(cfg.items())  # what the file imports is imported now
+        list(cfg.items())  # this runs the imports of the file now
         return cfg
-    except Exception as error:  # a config is code: anything may come out of it
-        raise ValueError(_told(Path(path).absolute(), error)) from error
+    except Exception as error:  # a config is code, so it may raise anything
+        raise ValueError(_described(Path(path).absolute(), error)) from error
 
 
 def _from_file(path: str | Path) -> Config:
-    """``asvr::NAME`` in a ``_base_`` is the recipe of that name."""
+    """Read the file. In ``_base_``, ``asvr::NAME`` means the recipe of that name."""
     from asvr.base.compat import bases_of_package  # here: importing this module must not load torch
 
     with bases_of_package(SCOPE, recipe_file):
         return Config.fromfile(path, import_custom_modules=False)
 
 
-def _told(path: Path, error: Exception) -> str:
+def _described(path: Path, error: Exception) -> str:
+    """One line that says what is wrong, and in which file."""
     problem, files = _problem(path, ())
     if problem is not None:
         return problem
-    for file in files[:-1]:  # a base before what stands on it
+    for file in files[:-1]:  # bases come first
         try:
             _from_file(file)
         except Exception as own:
@@ -48,8 +50,8 @@ def _told(path: Path, error: Exception) -> str:
     if isinstance(error, TypeError) and keys:
         innermost = frames[-1][0].f_locals
         return (
-            f"{path}: {'.'.join(keys)} is a dict here and {reprlib.repr(innermost['b'][keys[-1]])} in its {BASE}: give "
-            f"the same kind, or add {DELETE}=True to the dict, which then takes its place"
+            f"{path}: {'.'.join(keys)} is a dict here, but {reprlib.repr(innermost['b'][keys[-1]])} in its {BASE}: "
+            f"give the same type, or add {DELETE}=True to the dict to replace the value of the base"
         )
     lines = [number for frame, number in frames if frame.f_code.co_filename == str(path)]
     place = f"{path}, line {lines[-1]}" if lines else str(path)
@@ -58,8 +60,10 @@ def _told(path: Path, error: Exception) -> str:
 
 
 def _problem(path: Path, above: tuple[Path, ...]) -> tuple[str | None, list[Path]]:
-    """What is wrong in a file before it runs, or in one of its bases; and these files, a base before what stands on it.
-    above: the files that lead here."""
+    """Look for a problem in a file and its bases, without running them.
+
+    Returns the problem, or None, and the files that were read, each after its bases. above: the files whose bases led
+    to this one."""
     if path in above:
         return f"{above[-1]}: its {BASE} leads back to {path}", []
     if not path.is_file():
@@ -71,7 +75,7 @@ def _problem(path: Path, above: tuple[Path, ...]) -> tuple[str | None, list[Path
     except SyntaxError as error:
         return f"{path}, line {error.lineno or 1}: {error.msg}", []
     except ValueError as error:
-        return f"{path} is no Python file: {error}", []
+        return f"{path} is not a Python file: {error}", []
     found = []
     try:
         bases = _bases(tree)
@@ -86,12 +90,12 @@ def _problem(path: Path, above: tuple[Path, ...]) -> tuple[str | None, list[Path
 
 
 def assigns(path: str | Path, name: str) -> bool:
-    """Whether a config file sets the variable ``name`` itself, and not only a base of it."""
+    """Whether a config file itself sets the variable ``name``. A variable of its bases does not count."""
     return _assigned(ast.parse(Path(path).read_text(encoding="utf-8")), name) is not None
 
 
 def _assigned(tree: ast.Module, name: str) -> ast.expr | None:
-    """What the first assignment gives to a variable."""
+    """The expression in the first assignment to a variable, or None."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return node.value
@@ -99,8 +103,8 @@ def _assigned(tree: ast.Module, name: str) -> ast.expr | None:
 
 
 def _bases(tree: ast.Module) -> list[str]:
-    """Files only: ``asvr::NAME`` is the file of a recipe, and ``package::file`` of another package is MMEngine's to
-    find. Raises ``ValueError`` for a recipe that is none."""
+    """The files in ``_base_``. ``asvr::NAME`` is the file of that recipe. ``package::file`` of another package is left
+    out, since MMEngine finds it. Raises ``ValueError`` if there is no such recipe."""
     if (given := _assigned(tree, BASE)) is None:
         return []
     try:
@@ -113,14 +117,14 @@ def _bases(tree: ast.Module) -> list[str]:
 
 
 def misfit(base, given: dict, place: str = "") -> str | None:
-    """Why MMEngine does not merge ``given`` over what stands at ``place``; None where it does."""
+    """Why MMEngine cannot merge ``given`` over the value at ``place``, or None if it can."""
     for name, value in given.items():
         key = f"{place}.{name}" if place else name
         if isinstance(base, list | tuple):
             if not name.isdigit() or int(name) >= len(base):
-                return f"{place} is a list of {len(base)}: expected a number from 0 to {len(base) - 1} and not {name!r}"
+                return f"{place} is a list of {len(base)}: expected a number from 0 to {len(base) - 1}, not {name!r}"
             if isinstance(base, tuple) or not isinstance(value, dict):
-                return f"{key} is an entry of a list and no dict, and cannot be given alone: give the whole of {place}"
+                return f"{key}: one entry of a list can only be replaced by a dict: give the whole list {place}"
             old = base[int(name)]
         elif name not in base or not isinstance(value, dict) or value.get(DELETE):
             continue
@@ -128,8 +132,8 @@ def misfit(base, given: dict, place: str = "") -> str | None:
             old = base[name]
         if not isinstance(old, dict | list | tuple):
             return (
-                f"{key} is {reprlib.repr(old)} and not a dict: give the same kind, or, in a config file, a dict with "
-                f"{DELETE}=True, which then takes its place"
+                f"{key} is {reprlib.repr(old)}, not a dict: give the same type, or, in a config file, add "
+                f"{DELETE}=True to the dict to replace the value"
             )
         if (why := misfit(old, value, key)) is not None:
             return why

@@ -1,5 +1,6 @@
-"""The plain fields of entries inside a section of a config: a target of codes, a source of a mixture, a group of the
-optimiser, the averages of the weights, the profiler."""
+"""The plain fields of entries inside a config's sections.
+
+These are a target of codes, a source of a mixture, a group of the optimiser, averaged weights, and the profiler."""
 
 from torch import nn
 
@@ -9,7 +10,7 @@ from asvr.recipe.schema import COMPONENT, FLAG
 SHIFTS = (0, 1)
 
 NAME = Field(
-    "a name of letters, digits and _, and none that torch's modules have themselves ('half', 'train', 'keys')",
+    "a name of letters, digits and _ that is not a method of torch's modules (such as 'half', 'train', 'keys')",
     lambda value: isinstance(value, str) and value.isidentifier() and not hasattr(nn.ModuleDict, value),
     doc="The target's name in logs, caches and checkpoints.",
 )
@@ -31,37 +32,37 @@ TARGET = dict(  # of a CodeTarget
     ),
     weight=Field(
         f"{number(0).expected}, or dict(begin=..., end=..., until=...)",
-        lambda v: number(0).test(v) or isinstance(v, dict),  # whose values the target tells
+        lambda v: number(0).test(v) or isinstance(v, dict),  # the target checks the values of the dict
         default=1.0,
-        doc="The factor of the loss. `dict(begin=0.0, end=1.0, until=0.5)` goes in a straight line from the first step "
-        "of a stage to its middle; `until=1`, the default, to its last step.",
+        doc="The factor of the loss. `dict(begin=0.0, end=1.0, until=0.5)` changes it in a straight line from the "
+        "first step of a stage to its middle. With `until=1`, the default, it changes until the last step.",
     ),
     shift=one_of(
         *SHIFTS,
-        doc="1: the hidden state before a visual token predicts it (the paper's equation 2). 0: the token's own "
-        "hidden state does (the released code).",
+        doc="1: the hidden state before a visual token predicts its code (the paper's equation 2). 0: the token's own "
+        "hidden state predicts it (the released code).",
     ),
     tap=Field(
         "-1 (after the final norm) or the number of a layer",
         lambda v: is_int(v) and v >= -1,
         default=-1,
-        doc="Which hidden state predicts. -1: the one after the final norm. 0: what the first block gets. `k`: the "
-        "output of the k-th block, for the last block before the final norm.",
+        doc="Which hidden state predicts the codes. -1: the one after the final norm. 0: the input of the first block. "
+        "`k`: the output of the k-th block; for the last block, before the final norm.",
     ),
     resample=one_of(
         None,
         "nearest",
         default=None,
-        doc="None: the grid of the tokenizer must be the encoder's. `'nearest'`: each position of the encoder takes "
-        "the code of the cell in which its centre lies.",
+        doc="None: the tokenizer and the encoder must have the same grid. `'nearest'`: each position of the encoder "
+        "takes the code of the cell in which its centre lies.",
     ),
     supervise=Field(
         f"{count().expected}, dict(every=...), dict(cells=[...]) or None",
         lambda v: v is None or count().test(v) or isinstance(v, dict),
         default=None,
-        doc="Which visual tokens have a loss in training. None: all. A number: this many of each image (of each of its "
-        "crops, with tiles), drawn anew in each step. `dict(every=k, first=0)`: each k-th in raster order. "
-        "`dict(cells=[...])`: these.",
+        doc="Which visual tokens have a loss in training. None: all. A number: this many of each image (with tiles, of "
+        "each crop), drawn again in each step. `dict(every=k, first=0)`: each k-th token in raster order. "
+        "`dict(cells=[...])`: the tokens of these cells.",
     ),
     fit=Field(
         "a dict of arguments of the tokenizer's fit()",
@@ -76,27 +77,28 @@ SOURCE = dict(  # of a mixture
     dataset=COMPONENT.but(doc="The data set."),
     weight=optional(
         number(0, above=True),
-        doc="Its share of the samples, relative to the other sources. Give it for all sources or for none. None: the "
-        "number of its records.",
+        doc="The source's share of the samples, relative to the other sources. Give it for all sources or for none. "
+        "None: the number of its records.",
     ),
     name=Field(
         "a name, or None",
         lambda value: value is None or isinstance(value, str),
         default=None,
-        doc="Its name in `metrics.jsonl`. None: the name of its file.",
+        doc="The source's name in `metrics.jsonl`. None: the name of its file.",
     ),
 )
 
 GROUP = dict(  # of `optim.groups`
-    lr_scale=number(0, default=1.0, doc="Factor of the component's learning rate."),
+    lr_scale=number(0, default=1.0, doc="A factor of the component's learning rate."),
     weight_decay=number(
-        0, default=None, doc="The component's own weight decay. If it is left out, `optim.weight_decay`."
+        0, default=None, doc="The component's own weight decay. If it is left out, `optim.weight_decay` is used."
     ),
     layer_decay=Field(
         "a number above 0, at most 1",
         lambda v: is_number(v) and 0 < v <= 1,
         default=None,
-        doc="Factor by which the rate falls from each block to the block before it. Only for `llm` and `encoder`.",
+        doc="Each block's learning rate is this factor times the rate of the next block, so that early blocks learn "
+        "more slowly. Only for `llm` and `encoder`.",
     ),
     muon=one_of(
         True,
@@ -107,8 +109,8 @@ GROUP = dict(  # of `optim.groups`
 )
 
 EMA = dict(  # `runtime.ema`
-    decay=number(0, 1, doc="The part of the average that stays in each step, such as 0.999."),
-    evaluate=FLAG.but(doc="True: `evaluation` also asks the averaged weights; `results.json` has `<stage>_ema`."),
+    decay=number(0, 1, doc="The part of the average that is kept in each step, such as 0.999."),
+    evaluate=FLAG.but(doc="True: the averaged weights are evaluated too, as `<stage>_ema` in `results.json`."),
 )
 
 PROFILE = dict(  # `runtime.profile`

@@ -1,4 +1,4 @@
-"""A plain field of a config: what it may hold, its default, and what it does."""
+"""Describes a plain field of a config: its allowed values, its default, and what it does."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,9 +13,9 @@ REQUIRED = object()  # the `default` of a field that a config must have
 class Field:
     """One field of a section.
 
-    expected: what `test` accepts, in words. default: what the run takes if the field is left out; None where that is to
-    do without, `REQUIRED` where it may not be left out. The value stands here to be read: the code that reads the field
-    has it too, and a test compares the two. doc: what the field does, in Markdown.
+    expected: what `test` accepts, in words. default: the value that a run uses if the field is left out; None if it
+    then has none; `REQUIRED` if the field must be given. The default here is documentation: the code that reads the
+    field has it too, and a test compares the two. doc: what the field does, in Markdown.
     """
 
     expected: str
@@ -41,7 +41,7 @@ def is_number(value) -> bool:
 
 
 def one_of(*choices, **about) -> Field:
-    """about: `default` and `doc` of the field, here and below."""
+    """A field with one of these values. about: the field's `default` and `doc`, here and below."""
 
     def test(value) -> bool:
         return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in choices)
@@ -54,7 +54,7 @@ def count(low: int = 1, **about) -> Field:
 
 
 def number(low: float, high: float = float("inf"), *, above: bool = False, **about) -> Field:
-    """A number from ``low`` (or above it) to below ``high``."""
+    """A field with a number from ``low`` (if ``above``: greater than ``low``) to below ``high``."""
     words = f"a number {'above' if above else 'from'} {low}" + (f" to below {high}" if high < float("inf") else "")
 
     def test(value) -> bool:
@@ -64,12 +64,12 @@ def number(low: float, high: float = float("inf"), *, above: bool = False, **abo
 
 
 def optional(field: Field, *, default: Any = None, doc: str = "") -> Field:
-    """The field, or None; it may be left out."""
+    """The same field, which may also be None or left out."""
     return Field(f"{field.expected}, or None", lambda value: value is None or field.test(value), default, doc)
 
 
 def check_fields(key: str, value: Any, fields: dict[str, Field]) -> list[str]:
-    """The problems of one section (``key`` is its place in the config): unknown, missing and wrong fields."""
+    """Return the problems of one section: unknown, missing and wrong fields. key: the section's place in the config."""
     if not isinstance(value, dict):
         return [f"{key}={short(value)}: expected a dict with {', '.join(fields)}"]
     problems = [f"{key}.{name}: unknown field; {nearest(name, fields)}" for name in value if name not in fields]

@@ -1,4 +1,4 @@
-"""The weights of a model folder, and a model that training begins with them."""
+"""Reads the weights of a model folder, and starts the training of a model with them."""
 
 import logging
 from pathlib import Path
@@ -15,25 +15,26 @@ from asvr.recipe.model_file import read_description
 
 logger = logging.getLogger("asvr")
 
-OF_TARGETS = ("heads", "tokenizers", "losses", "teachers")  # attributes of a VLM that hold parts of its targets
+OF_TARGETS = ("heads", "tokenizers", "losses", "teachers")  # attributes of a VLM with parts of its targets
 SEPARATORS = "separators."
 
 
 def why_no_model(folder: Path) -> str:
+    """An error message: why a folder is not a model, and what to give instead."""
     expected = f"expected a folder with {MODEL_FILE} or a run's work dir with config.py"
     if not folder.exists():
         return f"{folder}: there is no such folder; {expected}"
     if folder.suffix == ".py":
         return f"{folder} is a config: train it with asvr train, and give its work dir; {expected}"
     if (run := next((p for p in folder.absolute().parents if (p / "config.py").is_file()), None)) is not None:
-        return f"{folder} is a part of the run {run}: give that"
+        return f"{folder} is a part of the run {run}: give that folder instead"
     if folder.is_file() or any(any(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin", ".pt")):
-        return f"{folder}: a checkpoint of other software? `asvr convert import` makes a folder of it; {expected}"
+        return f"{folder}: a checkpoint of other software? Convert it with `asvr convert import`; {expected}"
     return f"{folder}: neither a folder with {MODEL_FILE} nor a run's work dir with config.py"
 
 
 def read_weights(folder: Path, description: dict) -> dict[str, torch.Tensor]:
-    """All tensors of a folder. Raises ``ValueError`` where a file is missing or is not the one that was written."""
+    """Read all tensors of a folder. Raises ``ValueError`` if a file is missing or has changed since it was written."""
     for name, expected in description["sha256"].items():
         if not (folder / name).is_file() or sha256_of(folder / name) != expected:
             raise ValueError(f"{folder / name}: missing or damaged (its SHA-256 is not the one written)")
@@ -42,12 +43,14 @@ def read_weights(folder: Path, description: dict) -> dict[str, torch.Tensor]:
 
 
 def load_into(model: nn.Module, weights: dict[str, torch.Tensor], source: Path) -> None:
-    """Load weights strictly; only tied copies, which the file leaves out, may be missing, and all weights of losses,
-    which earlier versions did not save."""
+    """Load weights strictly.
+
+    Two kinds may be missing: tied copies, which the file leaves out, and all weights of losses, which earlier versions
+    did not save."""
     own = model.state_dict()
     unsaved = {key: value for key, value in own.items() if _is_of_losses(key)}
     if unsaved and not any(_is_of_losses(key) for key in weights):
-        logger.warning("%s: an earlier version, which saved no weights of losses: they are as they were built", source)
+        logger.warning("%s: an earlier version saved no weights of losses; they keep their first values", source)
         weights = weights | unsaved
     places = {tensor.data_ptr() for key, tensor in own.items() if key in weights}
     missing = [key for key in own if key not in weights and own[key].data_ptr() not in places]
@@ -65,8 +68,10 @@ def _is_of_losses(key: str) -> bool:
 
 
 def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
-    """Give a model the weights of a folder, to train it on. cached: features and codes of the model as it is are
-    in use already, so its encoder and tokenizers must be the folder's: ``ValueError`` where they are not."""
+    """Load the weights of a folder into a model, to go on training it.
+
+    cached: features and codes of the model's present encoder and tokenizers are in use already. Then the folder's must
+    be the same, else ``ValueError`` is raised."""
     parts = model.components()
     before = {name: fingerprint_of(part) for name, part in parts.items() if _makes_targets(name)}
     weights = read_weights(folder, read_description(folder))
@@ -76,7 +81,7 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     if any(key.startswith(SEPARATORS) and key not in weights for key in own):
         tell_new_separators(model, folder)
     if not model.layout.num_separators and (surplus := [key for key in weights if key.startswith(SEPARATORS)]):
-        logger.info("%s: its separators are left out, since model.layout has none", folder)
+        logger.info("%s: its separators are ignored, since model.layout has none", folder)
         weights = {key: value for key, value in weights.items() if key not in surplus}
     load_into(model, weights | {key: value for key, value in own.items() if key not in weights}, folder)
     for target in model.targets:
@@ -85,31 +90,32 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
     other = [name for name, fingerprint in before.items() if fingerprint_of(parts[name]) != fingerprint]
     if cached and other:
         raise ValueError(
-            f"init={str(folder)!r}: its {', '.join(other)} differ from the config's, whose outputs are cached: "
-            "set data.cache=False, or name the same weights in the config"
+            f"init={str(folder)!r}: the weights of {', '.join(other)} differ from those that the config names, and "
+            "the cache holds outputs of the config's: set data.cache=False, or name the same weights in the config"
         )
     for name, part in parts.items():
-        if name in KEPT or not part.state_dict():  # checkpoints hold the former always: they move without training
+        if name in KEPT or not part.state_dict():  # KEPT parts change without training, so checkpoints always have them
             continue
         if name in other or name not in before or source_of(part) is None:
             part.source = str(folder)
 
 
 def tell_new_separators(model: nn.Module, folder: Path) -> None:
-    """Of a start with weights of a model that saw images whole."""
+    """Log that the separators are new, because the weights come from a model that had none."""
     if is_trained(model.separators):
         logger.info("%s has no separators of model.layout: they are new", folder)
     else:
         logger.warning(
-            "%s has no separators of model.layout, and this stage does not train the new ones, which are drawn: name "
-            "'projector' in its `train`",
+            "%s has no separators of model.layout. The new ones are random, and this stage does not train them: add "
+            "'projector' to its `train`",
             folder,
         )
 
 
 def _new_targets(model: nn.Module, weights: dict, folder: Path) -> list[str]:
-    """The targets that a folder does not have (an imported LLaVA has none): their weights are as they were built.
-    Raises ``ValueError`` where their heads are not trained."""
+    """The names of the model's targets that a folder does not have. (An imported LLaVA has none.)
+
+    Their weights keep their first values. Raises ``ValueError`` if the stage does not train their heads."""
     own = model.state_dict()
     new = [
         target.name
@@ -119,8 +125,8 @@ def _new_targets(model: nn.Module, weights: dict, folder: Path) -> list[str]:
     ]
     if idle := [name for name in new if name in model.heads and not is_trained(model.heads[name])]:
         raise ValueError(
-            f"init={str(folder)!r} has no heads of {', '.join(idle)}, and the stage leaves them untrained: name "
-            "'heads' in its `train`, or leave these targets out"
+            f"init={str(folder)!r} has no heads of {', '.join(idle)}, and the stage does not train them: add "
+            "'heads' to its `train`, or leave these targets out"
         )
     if new:
         logger.info("%s: the heads of %s are new", folder, ", ".join(new))
@@ -135,13 +141,13 @@ def _without_other_targets(model: nn.Module, weights: dict, folder: Path) -> dic
         if part in OF_TARGETS and (name := rest.partition(".")[0]) not in own:
             names.setdefault(name, []).append(key)
     if names:
-        logger.info("%s: its targets %s are left out, since the stage does not have them", folder, ", ".join(names))
+        logger.info("%s: its targets %s are ignored, since the stage does not have them", folder, ", ".join(names))
     gone = {key for keys in names.values() for key in keys}
     return {key: value for key, value in weights.items() if key not in gone}
 
 
 def _prefixes(names: list[str]) -> tuple[str, ...]:
-    """Of the weights of these targets."""
+    """How the keys of these targets' weights begin."""
     return tuple(f"{part}.{name}." for part in OF_TARGETS for name in names)
 
 

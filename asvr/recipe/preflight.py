@@ -1,4 +1,4 @@
-"""What is checked before a run: names and fields, sizes, and that every pretrained model is here."""
+"""Checks before a run: names and fields, sizes, and whether every pretrained model is on this machine."""
 
 import os
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ from asvr.registry import ENCODERS, LLMS, MODELS, TEXT_TOKENIZERS, VISUAL_TOKENI
 
 
 def preflight(recipe: Recipe) -> dict[str, ImageLayout]:
-    """Everything that can be known without reading a weight or an image. Returns the layout of images by stage.
-    Of stages that ``recipe`` leaves out, keys and types alone are checked.
+    """Check all that can be checked without reading a weight or an image. Returns the layout of images by stage.
 
-    Raises ``ValueError`` for a wrong config (all of its problems) or for sizes that do not fit together, and
-    `asvr.base.hub.MissingWeights` naming all pretrained models, and files of data, that are not on this machine.
+    For stages that ``recipe`` leaves out, only keys and types are checked. Raises ``ValueError`` with all problems of a
+    wrong config, or for sizes that do not fit together. Raises `asvr.base.hub.MissingWeights` with all pretrained
+    models and data files that are not on this machine.
     """
     check_config(recipe.config)
     stages = recipe.stages
@@ -42,13 +42,13 @@ def preflight(recipe: Recipe) -> dict[str, ImageLayout]:
         models = check_sizes(recipe)
         wanted = [w for name, model in models.items() for w in wanted_weights(stages[name], model)]
         hub.require_all(distinct(wanted + wanted_starts(stages)))
-    except hub.MissingWeights as error:  # what is fetched by hand is told at once, data too
+    except hub.MissingWeights as error:  # one message lists all that the user has to fetch, data too
         raise hub.MissingWeights(error.models, missing_annotations(stages)) from None
     return {name: model.layout for name, model in models.items()}
 
 
 def missing_annotations(stages: dict[str, Stage]) -> list[str]:
-    """``section of stages: file`` for every ``ann_file`` that is not there, those of a mixture's sources among them."""
+    """``section of stages: file`` for every ``ann_file`` that is missing, also in the sources of a mixture."""
     found: dict[tuple, list[str]] = {}
     for name, stage in stages.items():
         for section in ("text_tokenizer", "data", "evaluation", "validation"):
@@ -69,8 +69,10 @@ def _annotations(config) -> Iterator[str]:
 
 
 def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
-    """The model of each stage, built on the meta device; raises ``ValueError`` where its parts do not fit, or where one
-    does not keep its contract. Warns of heads that no stage trains."""
+    """Build the model of each stage on the meta device, and return them by stage.
+
+    Warns of heads that no stage trains. Raises ``ValueError`` if parts do not fit together, or if one does not keep its
+    contract."""
     models = {}
     for name, stage in recipe.stages.items():
         models[name] = build_meta(stage)
@@ -89,14 +91,14 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
         aspect = stage.data.get("image_aspect", layout.aspects[0])
         if aspect not in layout.aspects:
             raise ValueError(
-                f"data.image_aspect={aspect!r} (stage {name}) does nothing with "
+                f"data.image_aspect={aspect!r} (stage {name}) has no effect with "
                 f"{type(layout).__name__}: set it to {layout.aspects[0]!r}"
             )
         tokens = layout.largest().num_tokens
         if stage.data.max_length <= tokens + 1:
             raise ValueError(
                 f"data.max_length={stage.data.max_length} (stage {name}) has no room for text: an image alone takes "
-                f"{'' if layout.fixed else 'up to '}{tokens} tokens"
+                f"{'' if layout.fixed else 'up to '}{tokens} tokens; set it higher"
             )
         positions = getattr(models[name].llm, "max_positions", None)
         if positions is not None and stage.data.max_length > positions:
@@ -109,49 +111,50 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
 
 
 def check_native(stage: str, model: nn.Module, image_aspect: str) -> None:
-    """Raise ``ValueError`` for what does not go with an encoder that reads images in their own resolution: the model's,
-    or a tokenizer's own."""
+    """Raise ``ValueError`` for settings that do not fit an encoder that reads images in their own resolution.
+
+    The encoder may be the model's or a tokenizer's own."""
     for target in model.targets:
         own = isinstance(target, CodeTarget) and not target.shares_encoder
         if own and hasattr(target.tokenizer.transform, "grid_of"):
             raise ValueError(
-                f"{target.key}.tokenizer.encoder ({stage}) reads images in their own resolution, so that the cells of "
-                "its codes are not those of another encoder: leave it out to quantise the features of the model's "
-                "encoder, or name one that reads images of one size"
+                f"{target.key}.tokenizer.encoder ({stage}) reads images in their own resolution, so its codes have "
+                "other cells than the model's encoder: leave it out to quantise the features of the model's encoder, "
+                "or name one that reads images of one size"
             )
     if not hasattr(model.encoder.transform, "grid_of"):
         return
     reads = f"{type(model.encoder).__name__} reads images in their own resolution"
     if image_aspect != "square":
-        raise ValueError(f"data.image_aspect={image_aspect!r} ({stage}): {reads}: set it 'square'")
+        raise ValueError(f"data.image_aspect={image_aspect!r} ({stage}): {reads}: set it to 'square'")
     if not isinstance(model.layout, WholeImage):
         raise ValueError(f"model.layout.type={type(model.layout).__name__!r} ({stage}): {reads}: leave the layout out")
     for target in model.targets:
         if isinstance(target, CodeTarget) and getattr(target.tokenizer.transform, "center_crop", False):
             raise ValueError(
-                f"{target.key} ({stage}): its tokenizer crops images, and {reads}, so that their cells differ: set "
-                "transform=dict(center_crop=False) for the encoder that makes its codes"
+                f"{target.key} ({stage}): its tokenizer crops images, and {reads}, so their cells differ: set "
+                "transform=dict(center_crop=False) for the encoder of this tokenizer"
             )
 
 
 def check_positions(stage: str, model: nn.Module) -> None:
-    """Raise ``ValueError`` where a projector adds rows and columns of one square to tokens that are none."""
+    """Raise ``ValueError`` if a projector adds the positions of one square grid to tokens that are no square grid."""
     encoder = model.encoder
     native, several = hasattr(encoder.transform, "grid_of"), len(grids_of(encoder)) > 1
     if getattr(model.projector, "place", None) is None or not (native or several):
         return
     why = "reads images in their own resolution" if native else "gives the tokens of several grids"
     raise ValueError(
-        f"model.projector.positions=True ({stage}): {type(encoder).__name__} {why}, so that its tokens are no square: "
-        "leave it out"
+        f"model.projector.positions=True ({stage}): {type(encoder).__name__} {why}, so its tokens are no square grid: "
+        "leave `positions` out"
     )
 
 
 def build_meta(stage: Stage) -> nn.Module:
-    """The model of a stage on the meta device: no weights, no memory. Only what ``train`` names has gradients.
+    """Build the model of a stage on the meta device, without weights or memory. Only what ``train`` names is trained.
 
-    Where the text tokenizer is learned from data, its ``vocab_size`` stands for its size; where it is a model's that is
-    not here, nothing does. Raises ``ValueError`` where the parts do not fit.
+    The size of a text tokenizer that is learned from data is its ``vocab_size``. The size of a pretrained text
+    tokenizer that is not on this machine is unknown. Raises ``ValueError`` if parts do not fit together.
     """
     vocab_size = stage.text_tokenizer.get("vocab_size") or _num_ids(stage.text_tokenizer)
     try:
@@ -159,7 +162,7 @@ def build_meta(stage: Stage) -> nn.Module:
             model = MODELS.build(stage.model, default_args=dict(vocab_size=vocab_size, load_weights=False))
     except hub.MissingWeights:
         raise
-    except (ValueError, TypeError, ArithmeticError) as error:  # the libraries beneath raise them for values and sizes
+    except (ValueError, TypeError, ArithmeticError) as error:  # torch and transformers raise them for wrong sizes
         raise ValueError(f"the model cannot be built: {error}") from error
     with device("meta"):
         transform_and_train(model, stage.model_transforms, list(stage.train))
@@ -171,13 +174,13 @@ def _num_ids(text_tokenizer: Config) -> int | None:
     return None if folder is None else _num_ids_in(str(folder))
 
 
-@cache  # a run builds its models a dozen times
+@cache  # a run builds its models about a dozen times
 def _num_ids_in(folder: str) -> int:
     return HFTokenizer(name=folder).num_ids
 
 
 def _needs_folder(stage: Stage) -> bool:
-    """Whether a part has no `arch`, so that its architecture too stands in its folder alone."""
+    """Whether a part has no `arch`, so that only its folder says what its architecture is."""
     return any(
         part.get("name") and not part.get("arch") and "arch" in constructor_fields(find(registry, part["type"]))[1]
         for _, part, registry in _parts(stage)
@@ -186,7 +189,7 @@ def _needs_folder(stage: Stage) -> bool:
 
 
 def _parts(stage: Stage) -> Iterator[tuple[str, dict, Registry]]:
-    """The LLM, and all components that see images; see `vision_parts`."""
+    """Yield the LLM and all components that see images, as `vision_parts` does."""
     yield from vision_parts("model.encoder", stage.model.encoder, ENCODERS)
     yield "model.llm", stage.model.llm, LLMS
     for i, entry in enumerate(stage.model.reconstruction):
@@ -197,12 +200,13 @@ def _parts(stage: Stage) -> Iterator[tuple[str, dict, Registry]]:
 
 
 def _has_tokenizer(entry: dict) -> bool:
-    """Whether an entry of ``reconstruction`` names a visual tokenizer; a user's own target may call anything so."""
+    """Whether an entry of ``reconstruction`` has a visual tokenizer. A user's own target may use the name for another
+    kind of value."""
     return isinstance(entry.get("tokenizer"), dict)
 
 
 def wanted_weights(stage: Stage, model: nn.Module | None = None) -> list[hub.Wanted]:
-    """Every pretrained model that a config names. model: the one built from it, for the sizes of tokenizers."""
+    """List each pretrained model that a stage's config names. model: the stage's model, for the sizes of tokenizers."""
     wanted = _wanted("text_tokenizer", stage.text_tokenizer, TEXT_TOKENIZERS)
     targets = [] if model is None else model.targets
     sizes = {
@@ -216,8 +220,10 @@ def wanted_weights(stage: Stage, model: nn.Module | None = None) -> list[hub.Wan
 
 
 def wanted_starts(stages: dict[str, Stage]) -> list[hub.Wanted]:
-    """The models of the Hub that stages start from (``init='org/name'``) and that are not here; ``ASVR_DOWNLOAD=1``
-    downloads them. Raises ``ValueError`` where that fails, or where what is here is no model of this library."""
+    """List the models of the Hub that stages start from (``init='org/name'``) and that are not on this machine.
+
+    With ``ASVR_DOWNLOAD=1`` they are downloaded instead. Raises ``ValueError`` if that fails, or if the folder on this
+    machine is no model of this library."""
     wanted = []
     for stage in stages.values():
         if hub_name(stage.init) is None or local_model(stage.init) is not None:
@@ -228,7 +234,7 @@ def wanted_starts(stages: dict[str, Stage]) -> list[hub.Wanted]:
             name, revision = hub_name(stage.init)
             if (folder := hub.resolve(name)) is not None and revision is None:
                 raise ValueError(
-                    f"stages.{stage.name}.init={name!r}: {folder} is no model of this library: it has no asvr.json"
+                    f"stages.{stage.name}.init={name!r}: {folder} is not a model of this library: it has no asvr.json"
                 )
             fetch = f"hf download {name}" + (f" --revision {revision}" if revision else "")
             wanted.append(hub.Wanted(stage.init, f"stages.{stage.name}.init", fetch=fetch))
@@ -236,7 +242,8 @@ def wanted_starts(stages: dict[str, Stage]) -> list[hub.Wanted]:
 
 
 def _wanted(key: str, component: dict, registry, size_bytes: int | None = None) -> list[hub.Wanted]:
-    """A user's own component finds its weights in its own way, so only this library's are looked at."""
+    """The pretrained models of one component. A user's own component is skipped, since it may find its weights in
+    another way."""
     if not find(registry, component["type"]).__module__.startswith(OWN):
         return []
     names = [component[field] for field in WEIGHT_FIELDS if component.get(field)]
@@ -245,7 +252,7 @@ def _wanted(key: str, component: dict, registry, size_bytes: int | None = None) 
 
 
 def _own_bytes(tokenizer: nn.Module) -> int:
-    """Bytes of a tokenizer without the encoder that it may hold."""
+    """The bytes of a tokenizer, without an encoder inside it."""
     encoders = [module for module in tokenizer.modules() if isinstance(module, Encoder)]
     inside = {id(part) for encoder in encoders for part in encoder.modules() if part is not encoder}
     return tensor_bytes(tokenizer) - sum(tensor_bytes(encoder) for encoder in encoders if id(encoder) not in inside)

@@ -1,4 +1,4 @@
-"""A recipe: a config, read once, as the stages that everything above takes."""
+"""Turns a config into a `Recipe` of `Stage` objects, once. All higher layers take these, not the config."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -12,16 +12,16 @@ from asvr.recipe.config import SCRATCH, load_config, stage_config
 from asvr.recipe.trackers import as_backends
 from asvr.recipe.validate import OPTIONAL, check_config
 
-CACHE = "the cache serves all stages"  # why they share a setting
+CACHE = "the cache serves all stages"  # the reason, in error messages, why stages must agree on a setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage with all its settings, those that it shares with other stages among them.
+    """One stage with all its settings, also those that it shares with other stages.
 
-    name: in ``stages`` of the config. init: what it starts from, see ``stages.<name>.init``. train: the components that
-    are trained, and patterns of weights, see `asvr.models.trainable`. The rest are sections of the config as the stage
-    runs with them; None: the stage does without.
+    name: its name in ``stages`` of the config. init: where its weights come from, see ``stages.<name>.init``. train:
+    the components that are trained, or patterns of weights, see `asvr.models.trainable`. The other fields are sections
+    of the config, as this stage runs with them. None: the stage does not have the section.
     """
 
     name: str
@@ -42,17 +42,19 @@ class Stage:
 
     @property
     def trained_components(self) -> set[str]:
-        """Those of which the stage trains something."""
+        """The components that the stage trains, in full or in part."""
         return components_of(self.train)
 
     def transforms_shared_with(self, before: "Stage") -> int:
-        """How many transforms both stages begin with. Where this one starts from the other, they stay; those behind
-        them are merged."""
+        """The number of transforms that both stages begin with.
+
+        If this stage starts from the other, these transforms stay, and the later ones are merged into the weights."""
         pairs = zip(self.model_transforms, before.model_transforms, strict=False)  # one may have more
         return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
     def to_dict(self) -> dict:
-        """Plain dicts and lists of all sections. Transforms are there if there are any: earlier versions had none."""
+        """All sections as plain dicts and lists. ``model_transforms`` is only there if the stage has some, since
+        earlier versions had none."""
         sections = ("text_tokenizer", "model", "data", "optim", "schedule", "runtime")
         found = dict(train=list(self.train), **{key: getattr(self, key).to_dict() for key in sections})
         transforms = [transform.to_dict() for transform in self.model_transforms]
@@ -60,16 +62,16 @@ class Stage:
 
 
 def load_recipe(path: str | Path, cfg_options: dict | None = None) -> "Recipe":
-    """`load_config`, checked. Raises ``ValueError`` with every problem of the config."""
+    """Load a config, check it, and return its recipe. Raises ``ValueError`` with all problems of the config."""
     config = load_config(path, cfg_options)
     check_config(config)
     return Recipe(config)
 
 
 class Recipe:
-    """The stages of a config in the order they run, and what they share.
+    """The stages of a config, in the order they run, with the settings that they share.
 
-    config: as it was loaded. It should have passed `asvr.recipe.validate.check_config`.
+    config: the loaded config. It should have passed `asvr.recipe.validate.check_config`.
     """
 
     def __init__(self, config: Config, stages: dict[str, Stage] | None = None):
@@ -90,7 +92,7 @@ class Recipe:
         return list(self.stages.values())[-1]
 
     def stage(self, name: str | None) -> Stage:
-        """None: the last one. Raises ``ValueError`` for a name that is none."""
+        """The stage of a name; None: the last one. Raises ``ValueError`` if there is no such stage."""
         if name is None:
             return self.last
         if name not in self.stages:
@@ -98,30 +100,32 @@ class Recipe:
         return self.stages[name]
 
     def only(self, name: str) -> "Recipe":
-        """With one stage, where that alone is to run."""
+        """The recipe with only one of its stages."""
         return Recipe(self.config, {name: self.stages[name]})
 
     def shared(self, key: str, why: str) -> Any:
-        """``data.<key>``, None where it is not set. Raises ``ValueError`` where stages differ in it."""
+        """The value of ``data.<key>``, or None if it is not set. Raises ``ValueError`` if stages differ in it.
+
+        why: the reason in the message."""
         found = {name: stage.data.get(key) for name, stage in self.stages.items()}
         value = found[self.first.name]
         for name, own in found.items():
             if own != value:
                 raise ValueError(
-                    f"{why}, and data.{key} is {value!r} in stage {self.first.name} and {own!r} in {name}: give all "
-                    "stages one"
+                    f"{why}, but data.{key} is {value!r} in stage {self.first.name} and {own!r} in {name}: set the "
+                    "same value in all stages"
                 )
         return value
 
     def targets(self) -> list[ConfigDict]:
-        """Every entry of every stage's list of reconstruction targets, each once."""
+        """All reconstruction targets of all stages, without duplicates."""
         found = []
         for stage in self.stages.values():
             found += [entry for entry in stage.model.get("reconstruction") or [] if entry not in found]
         return found
 
     def with_fitted(self, folders: dict[str, str]) -> "Recipe":
-        """With the folder of each fitted visual tokenizer, by the target's name, in place of the target's ``fit``."""
+        """The recipe with folders of fitted visual tokenizers in place of ``fit``. folders: by the target's name."""
 
         def fitted(stage: Stage) -> Stage:
             model = stage.model.copy()

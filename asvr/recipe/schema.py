@@ -1,8 +1,8 @@
-"""The plain fields of a config, section by section: what each may hold and what it does.
+"""The plain fields of a config, section by section: their allowed values and what they do.
 
 Components (dicts with ``type``) are not listed here: their fields are the arguments of their constructors. Fields of
 entries inside a section (a target, a group of the optimiser) are in `asvr.recipe.entries`. docs/reference/config.md is
-written from both.
+generated from both.
 """
 
 from asvr.data.images import LARGEST_LIMIT
@@ -32,15 +32,15 @@ METRICS = Field(
     "a list of metrics, [dict(type=...), ...]",
     lambda value: isinstance(value, list | tuple) and len(value) > 0,
     default=[dict(type="ExactMatch")],
-    doc="What is computed from the answers. `ExactMatch` gives the accuracy, in all and by kind of question; upper "
-    "case, outer blanks and a closing full stop do not count. A list replaces the default: name `ExactMatch` in it "
-    "too if you want it. Each metric is tried on one question before a run trains.",
+    doc="The metrics that are computed from the answers. `ExactMatch` gives the accuracy, in total and by kind of "
+    "question; upper case, spaces at the ends and a final full stop do not count. Your list replaces the default: add "
+    "`ExactMatch` to it if you want both. Each metric is tried on one question before the run trains.",
 )
 QUESTIONS = dict(  # of `evaluation` and `validation`
     dataset=COMPONENT.but(doc="The questions. The last answer of each record is the expected one."),
-    batch_size=count(default=64, doc="Questions that are answered at once."),
+    batch_size=count(default=64, doc="The number of questions that are answered at once."),
     max_new_tokens=count(default=32, doc="The most tokens of an answer."),
-    limit=optional(count(), doc="Ask the first questions only, this many. None: all."),
+    limit=optional(count(), doc="Ask only this many questions, the first ones. None: all."),
     metrics=METRICS,
 )
 
@@ -54,9 +54,9 @@ PUBLISHED = dict(
         doc="The published score of each benchmark.",
     ),
     differs=Field(
-        "a list of texts: what this config does in another way",
+        "a list of texts: how this config differs from the paper",
         lambda v: isinstance(v, list | tuple) and all(isinstance(text, str) for text in v),
-        doc="What this config does in another way than the paper.",
+        doc="How this config differs from the paper.",
     ),
 )
 
@@ -65,42 +65,43 @@ DATA = dict(
     template=Field(
         "the name of a template, or dict(type=...)",
         lambda value: isinstance(value, str | dict),
-        doc="The text around questions and answers, and which of it is learned: a name such as `'vicuna_v1'`, or a "
-        "component with fields, `dict(type='vicuna_v1', system='')`.",
+        doc="The text around questions and answers, and the part of it that is learned. It is a name such as "
+        "`'vicuna_v1'`, or a component with fields, `dict(type='vicuna_v1', system='')`.",
     ),
     max_length=count(
-        doc="The most positions of a row, visual tokens included. Text beyond it is cut, an image never. It may not be "
+        doc="The most positions of a row, with visual tokens. Text beyond it is cut, images never are. It may not be "
         "above the LLM's own maximum."
     ),
     image_aspect=one_of(
         *ASPECTS,
-        doc="How an image becomes the encoder's size. `'square'`: as the encoder's own processor does it. `'pad'`: the "
-        "image is padded to a square first. `'resize'`: it is squeezed. `NaFlexEncoder` takes `'square'` only.",
+        doc="How an image is brought to the encoder's size. `'square'`: as the encoder's own processor does it. "
+        "`'pad'`: the image is padded to a square first. `'resize'`: the image is squeezed. `NaFlexEncoder` takes only "
+        "`'square'`.",
     ),
     on_error=one_of(
         "raise",
         "skip",
-        doc="What to do with a record or an image that cannot be used: end the run with an error, or leave the record "
-        "out and count it.",
+        doc="What to do with a record or an image that cannot be used. `'raise'`: end the run with an error. `'skip'`: "
+        "leave the record out and count it.",
     ),
     max_pixels=optional(
         Field(f"a whole number from 1 to {LARGEST_LIMIT}", lambda v: is_int(v) and 1 <= v <= LARGEST_LIMIT),
         doc="An image with more pixels is refused before it is decoded. None: 100,000,000.",
     ),
-    micro_batch=count(doc="Rows of one forward pass, in each process. Without `pack` a row is a sample."),
+    micro_batch=count(doc="Rows of one forward pass, in each process. Without `pack`, a row is a sample."),
     global_batch=count(
-        doc="Samples of one optimisation step, of all processes together. It is a multiple of `micro_batch`; the "
+        doc="Samples of one optimisation step, in all processes together. It is a multiple of `micro_batch`. The "
         "number of accumulated passes follows from the two."
     ),
     num_workers=count(
         0,
-        doc="Processes that read and decode images, for each training process. Each one keeps one optimisation step "
-        "ready in shared memory (`/dev/shm`). If that is too small, the run ends before it trains and says what it "
-        "needs.",
+        doc="Worker processes that read and decode images, for each training process. Each worker keeps one "
+        "optimisation step ready in shared memory (`/dev/shm`). If that is too small, the run ends before it trains, "
+        "with an error that says how much it needs.",
     ),
     worker_timeout=optional(
         number(0, above=True),
-        doc="Seconds without any sample from the workers after which the run ends. A run in one process writes a "
+        doc="The run ends if the workers give no sample for this many seconds. A run in one process writes a "
         "checkpoint first. None: 600.",
     ),
     cache=one_of(
@@ -109,28 +110,28 @@ DATA = dict(
         "codes",
         default=False,
         doc="True: features of a frozen encoder and codes of the targets are computed once, before training. "
-        "`'codes'`: codes only, found by the content of the images (see `tools/cache_codes.py`).",
+        "`'codes'`: only codes, which are found by the content of the images (see `asvr cache-codes`).",
     ),
     pack=Field(
         "True, False or dict(max_tokens=..., max_images=...)",
         is_pack,
         default=False,
-        doc="True: several samples share one row without padding, and none of them sees another. A dict sets the "
-        "limits of a row; the default is `micro_batch * max_length` tokens. It is refused for an LLM that would "
-        "compute something else for packed samples; this is tried before training.",
+        doc="True: several samples share one row without padding, and no sample sees another. A dict sets the limits "
+        "of a row; the default is `micro_batch * max_length` tokens. An LLM that computes other results for packed "
+        "samples is refused; this is tested before training.",
     ),
     group=one_of(
         None,
         "length",
         "modality",
         default=None,
-        doc="Which rows share a micro-batch, without `pack`. `'length'`: rows of similar length. `'modality'`: also, "
-        "rows without images are kept apart from those with images. Samples and objective of a step stay the same.",
+        doc="Which rows share a micro-batch, if `pack` is off. `'length'`: rows of similar length. `'modality'`: the "
+        "same, and rows with and without images are kept apart. The samples and the objective of a step stay the same.",
     ),
     cache_budget_gb=optional(
         number(0, above=True),
-        doc="The most disk space in GB (1e9 bytes) that the features, or the codes of one target, may take. The log "
-        "says what they need before they are computed.",
+        doc="The most disk space in GB (1e9 bytes) for the features, and for the codes of each target. The log says "
+        "how much they need before they are computed.",
     ),
     cache_dir=Field(
         "a folder's name, or None",
@@ -152,7 +153,7 @@ OPTIM = dict(
         "two numbers from 0 to below 1",
         lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(number(0, 1).test(v) for v in value),
         default=None,
-        doc="Decay rates of the moments. If it is left out, the optimiser's own default.",
+        doc="The decay rates of the moments. If it is left out, the optimiser's own default is used.",
     ),
     weight_decay=number(0, default=0.0, doc="Applies to matrices only, not to biases and norms."),
     clip_grad=Field(
@@ -163,25 +164,25 @@ OPTIM = dict(
     precision=one_of(
         "float32",
         "bf16",
-        doc="`'bf16'`: matrix products and the LLM's residual stream in bfloat16; weights, gradients, optimiser states "
-        "and losses stay float32. The trained model answers in the same precision, in every command.",
+        doc="`'bf16'`: matrix products and the LLM's residual stream are in bfloat16; weights, gradients, optimiser "
+        "states and losses stay float32. The trained model answers in the same precision, in every command.",
     ),
     lr_scale=Field(
-        f"dict of a factor for any of {', '.join(TRAINABLE)}",
+        f"a dict with a factor for any of {', '.join(TRAINABLE)}",
         lambda v: isinstance(v, dict) and all(k in TRAINABLE and number(0).test(f) for k, f in v.items()),
         default=None,
         doc="`dict(heads=2.0)` multiplies the learning rate of a component. Components: " + NAMES + ".",
     ),
     groups=Field(
-        f"dict of a dict for any of {', '.join(TRAINABLE)}",
+        f"a dict with a dict for any of {', '.join(TRAINABLE)}",
         lambda v: isinstance(v, dict) and all(k in TRAINABLE for k in v),
         default=None,
-        doc="Settings of a component: `dict(llm=dict(lr_scale=0.5, layer_decay=0.9))`, see [groups](#optimgroups).",
+        doc="Settings of components: `dict(llm=dict(lr_scale=0.5, layer_decay=0.9))`, see [groups](#optimgroups).",
     ),
 )
 
 SCHEDULE = dict(
-    epochs=number(0, above=True, default=None, doc="How often the data set is seen. Give either this or `steps`."),
+    epochs=number(0, above=True, default=None, doc="How often the data set is used. Give either this or `steps`."),
     steps=count(default=None, doc="The number of optimisation steps. Give either this or `epochs`."),
     preset=one_of(
         *PRESETS,
@@ -192,38 +193,40 @@ SCHEDULE = dict(
         0,
         1,
         default=None,
-        doc="The part of the steps in which the rate rises in a straight line. Required with a preset.",
+        doc="The part of the steps, at the start, in which the rate rises in a straight line. Required with a preset.",
     ),
-    min_lr_ratio=number(0, 1, default=0.0, doc="The rate at the end of the preset, as a part of the peak."),
+    min_lr_ratio=number(0, 1, default=0.0, doc="The rate at the end of the preset, as a fraction of the peak."),
     decay_ratio=number(
         0,
         1,
         above=True,
         default=None,
-        doc="The part of the steps at the end in which the rate falls. Required with `'wsd'`, and only there.",
+        doc="The part of the steps, at the end, in which the rate falls. Only for `'wsd'`, which requires it.",
     ),
     param_schedulers=Field(
         "a list of dict(type=...)",
         lambda v: isinstance(v, list | tuple) and v,
         default=None,
-        doc="In place of a preset: a list of MMEngine's parameter schedulers. A length in them is a number of steps, "
-        "or with a decimal point a part of all steps.",
+        doc="In place of a preset: a list of MMEngine's parameter schedulers. A length in them is a number of steps. "
+        "With a decimal point, it is a fraction of all steps.",
     ),
 )
 
 EVALUATION = dict(
     QUESTIONS,
-    num_examples=count(0, default=6, doc="Images that `summary.png` shows with a map of the right visual tokens."),
+    num_examples=count(
+        0, default=6, doc="The number of images that `summary.png` shows, with a map of the right visual tokens."
+    ),
 )
 
 VALIDATION = dict(
     QUESTIONS,
     interval=count(doc="Optimisation steps between two validations."),
     best=Field(
-        "the name of a number that a metric gives",
+        "the name of a number that a metric returns",
         lambda v: isinstance(v, str) and v != "",
         default="accuracy",
-        doc="The number that decides which weights are the best; higher is better. They are kept in `<stage>/best`.",
+        doc="The number that chooses the best weights; higher is better. They are kept in `<stage>/best`.",
     ),
 )
 
@@ -240,15 +243,15 @@ RUNTIME = dict(
     max_skipped=count(
         0,
         default=10,
-        doc="A step is skipped if a loss or a gradient is not finite. A stage ends with an error and a checkpoint if "
-        "it has skipped more steps than this. It is looked at every `log_interval` steps.",
+        doc="A step is skipped if a loss or a gradient is not finite. If a stage has skipped more steps than this, it "
+        "writes a checkpoint and ends with an error. This is checked every `log_interval` steps.",
     ),
     async_checkpoint=one_of(
         True,
         False,
         default=True,
         doc="True: a checkpoint is copied to the CPU's memory, and training goes on while the copy is written. False: "
-        "training waits. That saves the memory of the copy: 12 bytes for each trained parameter in float32 with AdamW.",
+        "training waits. This saves the memory of the copy: 12 bytes for each trained parameter in float32 with AdamW.",
     ),
     attention=one_of(
         "auto",
@@ -256,9 +259,9 @@ RUNTIME = dict(
         "xformers",
         "varlen",
         default="auto",
-        doc="The attention kernel of packed rows. `'auto'` takes the fastest one that works here, and the log says "
-        "which and why. Any other value is an error if that kernel does not work. `'varlen'` is torch's "
-        "variable-length flash attention. Rows of one length always go to SDPA.",
+        doc="The attention kernel for packed rows. `'auto'` takes the fastest one that works on this machine; the log "
+        "says which one and why. Any other value is an error if that kernel does not work. `'varlen'` is torch's "
+        "variable-length flash attention. Rows of one length always use SDPA.",
     ),
     compile=FLAG.but(
         doc="True, on CUDA only: `torch.compile` the blocks of the LLM and of the depth transformers around their "

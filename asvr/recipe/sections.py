@@ -1,6 +1,6 @@
-"""What each section of a config holds and is for, in words: for the reference in docs/ and for help texts.
+"""Describes each section of a config in words, for the reference in docs/ and for help texts.
 
-What is inside the sections is checked by `asvr.recipe.schema` (plain fields) and `asvr.recipe.components`.
+`asvr.recipe.schema` (plain fields) and `asvr.recipe.components` describe what is inside the sections.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Section:
-    """holds: what its value is, in words. doc: what it is for, in Markdown."""
+    """The description of one section. holds: the kind of its value. doc: its purpose, in Markdown."""
 
     holds: str
     doc: str
@@ -18,49 +18,51 @@ SECTION_DOCS = dict(
     text_tokenizer=Section("a component of `TEXT_TOKENIZERS`", "The text tokenizer."),
     model=Section(
         "a component of `MODELS`: `VLM` with its parts",
-        "Encoder, layout, projector, LLM and the reconstruction targets. Widths, vocabulary and code sizes are never "
-        "written: each part gets those of its neighbours.",
+        "Encoder, layout, projector, LLM and the reconstruction targets. A config never has widths, vocabulary or code "
+        "sizes: each part gets them from its neighbours.",
     ),
     data=Section("a dict of fields", "What a stage is trained on, and how samples become batches."),
-    optim=Section("a dict of fields", "The optimiser, its rates, and the precision."),
+    optim=Section("a dict of fields", "The optimiser, its learning rates, and the precision."),
     schedule=Section("a dict of fields", "How long a stage is, and how the learning rate changes."),
     stages=Section(
         "a dict of stages, `dict(NAME=dict(train=[...], ...), ...)`",
-        "The stages of the run, in the order they run. Anything else in a stage is merged over the sections of the "
-        "config, as a file is merged over its `_base_`: dicts key by key, all else is replaced.",
+        "The stages of the run, in the order they run. The sections in a stage are merged over the sections of the "
+        "config, as a file is merged over its `_base_`: dicts key by key, and everything else is replaced.",
     ),
     runtime=Section("a dict of fields", "Seed, device, intervals of logs and checkpoints, kernels."),
     model_transforms=Section(
         "a list of components of `MODEL_TRANSFORMS`, or None",
-        "Changes of the model before it trains: adapters (`Lora`, `QLora`), products in 8 bits (`Float8`).",
+        "Changes of the model before it trains: adapters (`Lora`, `QLora`), matrix products in 8 bits (`Float8`).",
     ),
     parallel=Section(
         "a component of `MODEL_WRAPPERS`, or None",
-        "How several processes share a step: `DDP` or `FSDP2`. Needed where `torchrun` or `srun` starts several.",
+        "How several processes share a step: `DDP` or `FSDP2`. Needed if `torchrun` or `srun` starts more than one.",
     ),
     evaluation=Section(
-        "a dict of fields, or None", "Questions that a stage asks when it has ended. None: it asks none."
+        "a dict of fields, or None", "Questions that the model is asked at the end of a stage. None: no evaluation."
     ),
-    validation=Section("a dict of fields, or None", "Questions that a stage asks while it trains. None: it asks none."),
+    validation=Section(
+        "a dict of fields, or None", "Questions that the model is asked while a stage trains. None: no validation."
+    ),
     custom_hooks=Section(
         "a list of components of `HOOKS`",
-        "MMEngine's hooks, of your own or MMEngine's, that the training loop calls beside its own.",
+        "Hooks that the training loop also calls: your own, or some of MMEngine's.",
     ),
     visualizer=Section(
         "`dict(vis_backends=[...])`, or None",
-        "Trackers (components of `VISBACKENDS`), which get all that is logged.",
+        "Trackers (components of `VISBACKENDS`). They get everything that is logged.",
     ),
     published=Section(
         "a dict of fields",
-        "What a paper reports of the row that this config stands for. Training does not read it, and a config that "
-        "inherits from this one does not inherit it.",
+        "The numbers that a paper reports for this config. Training does not read them, and a config that inherits "
+        "from this one does not inherit them.",
     ),
     custom_imports=Section(
         "`dict(imports=['module', ...])`",
-        "Modules with components of your own. They are found where the command is started, or installed.",
+        "Modules with your own components. They must be installed, or be in the folder where the command is started.",
     ),
     default_scope=Section(
-        "a text", "MMEngine's scope of the registries. The default, `'asvr'`, is right for all configs."
+        "a text", "The scope of MMEngine's registries. The default, `'asvr'`, is right for all configs."
     ),
 )
 
@@ -68,12 +70,12 @@ STAGE_DOCS = dict(
     train=Section(
         "a list of components, or of patterns",
         "What is trained: any of `encoder`, `projector`, `llm` and `heads`, or patterns of weights such as "
-        "`'llm.*.self_attn'`, in which `*`, `?` and `[0-9]` mean what they mean in file names. Losses are trained with "
-        "`heads`. Everything else is frozen.",
+        "`'llm.*.self_attn'`. In a pattern, `*`, `?` and `[0-9]` mean the same as in file names. Losses are trained "
+        "with `heads`. Everything else is frozen.",
     ),
     init=Section(
         "`'scratch'`, the name of a stage, or a folder",
-        "What the stage starts from: the weights that the config names (`'scratch'`), an earlier stage, or a model's "
-        "folder. The default is the stage before it; of the first stage, `'scratch'`.",
+        "Where the weights of the stage come from: the weights that the config names (`'scratch'`), an earlier stage, "
+        "or a model's folder. The default is the stage before; for the first stage, it is `'scratch'`.",
     ),
 )

@@ -1,30 +1,31 @@
-"""What a constructor, or another method, takes, as its signature tells."""
+"""Reads the arguments of a constructor, or of another method, from its signature."""
 
 import inspect
 import types
 import typing
 from typing import Any
 
-PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # annotations that a config's value is checked against
+PLAIN = (bool, int, float, str, list, tuple, dict, type(None))  # values of a config are checked if annotated with these
 
 
 def constructor_fields(cls) -> tuple[set[str], set[str], bool]:
-    """Names that a constructor needs, names that it takes, and whether it takes any name.
+    """Return the names that a constructor requires, all names that it takes, and whether it takes any name.
 
-    A ``**kwargs`` is followed to the constructor of the next base class.
+    If it has ``**kwargs``, the constructor of the next base class counts too.
     """
     return _fields(_constructors(cls))
 
 
 def method_fields(cls: type, name: str) -> tuple[set[str], set[str], bool]:
-    """The same of a method."""
+    """The same as `constructor_fields`, for a method."""
     return _fields(_versions(cls, name))
 
 
 def constructor_parameters(cls) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The named parameters of a constructor in order, those behind its ``**kwargs`` too, and whether it takes any name.
+    """The named parameters of a constructor, in order, and whether it takes any name.
 
-    A class's own parameter stands for those of its base classes with the same name.
+    If it has ``**kwargs``, the parameters of the next base class are included. A class's own parameter replaces one of
+    a base class with the same name.
     """
     found: dict[str, inspect.Parameter] = {}
     for function in _constructors(cls):
@@ -38,7 +39,7 @@ def constructor_parameters(cls) -> tuple[dict[str, inspect.Parameter], bool]:
 
 
 def _fields(functions: list) -> tuple[set[str], set[str], bool]:
-    """functions: a class's own, then those of its base classes, which a ``**kwargs`` may go to."""
+    """See `constructor_fields`. functions: a class's own function, then those of its base classes."""
     required, known = set(), set()
     for function in functions:
         parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
@@ -55,13 +56,13 @@ def _constructors(cls) -> list:
 
 
 def _versions(cls: type, name: str) -> list:
-    """A method as a class and its base classes define it."""
+    """The definitions of a method in a class and in its base classes."""
     found = [c.__dict__[name] for c in cls.__mro__ if name in c.__dict__]
-    return [getattr(method, "__func__", method) for method in found]  # of static and class methods
+    return [getattr(method, "__func__", method) for method in found]  # static and class methods have a `__func__`
 
 
 def annotations(cls) -> dict[str, Any]:
-    """Constructor argument -> its annotation, where it is made of plain types."""
+    """Constructor argument -> its annotation, for annotations of plain types only."""
     found = {}
     for constructor in reversed(_constructors(cls)):
         for name, parameter in inspect.signature(constructor).parameters.items():
@@ -70,13 +71,13 @@ def annotations(cls) -> dict[str, Any]:
 
 
 def _kinds(hint) -> list:
-    """The types that a union has, or the one that it is; of ``list[int]`` the list."""
+    """The types of an annotation: all types of a union, or the one type. For ``list[int]`` it is ``list``."""
     parts = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return [typing.get_origin(part) or part for part in parts]
 
 
 def fits(value: Any, hint) -> bool:
-    """Whether a config's value is of an annotated type; a whole number is a float too, a tuple a list."""
+    """Whether a config's value has the annotated type. A whole number counts as a float, and a tuple as a list."""
     kinds = _kinds(hint)
     if isinstance(value, bool):
         return bool in kinds

@@ -1,7 +1,7 @@
-"""``visualizer`` of a config: the trackers that get what a run logs.
+"""Checks ``visualizer`` of a config: the trackers that get the logs of a run.
 
-It is the name of a tracker, a list of names and ``dict(type=..., ...)``, or ``dict(vis_backends=[...], images=4)``. A
-`Stage` has the last form, with MMEngine's names of the types.
+The value has one of three forms: the name of a tracker, a list of names or ``dict(type=..., ...)``, or
+``dict(vis_backends=[...], images=4)``. A `Stage` has the last form, with MMEngine's names of the types.
 """
 
 from importlib.util import find_spec
@@ -26,11 +26,11 @@ TRACKERS = dict(
     local="LocalVisBackend",
 )
 _PACKAGES = {backend: name for name, backend in TRACKERS.items() if name != "local"}
-_FORMS = "expected dict(vis_backends=[dict(type='wandb'), ...]), or names alone: 'wandb', or ['tensorboard', 'wandb']"
+_FORMS = "expected dict(vis_backends=[dict(type='wandb'), ...]), or only names: 'wandb', or ['tensorboard', 'wandb']"
 
 
 def as_backends(value: Any) -> ConfigDict | None:
-    """Any of the forms as the last one; None where there is no tracker."""
+    """Convert any of the three forms to the last one. None if there is no tracker."""
     if not value:
         return None
     if not isinstance(value, dict):
@@ -39,7 +39,7 @@ def as_backends(value: Any) -> ConfigDict | None:
 
 
 def _backend(entry: Any) -> Any:
-    """With MMEngine's name of the type in place of ours."""
+    """The entry of one backend, with MMEngine's name of the type in place of ours."""
     if isinstance(entry, str):
         entry = dict(type=entry)
     if not isinstance(entry, dict):
@@ -49,7 +49,7 @@ def _backend(entry: Any) -> Any:
 
 
 def check_visualizer(value: Any) -> list[str]:
-    """Problems, a line each."""
+    """Return the problems of ``visualizer``, one line each."""
     long = isinstance(value, dict)
     entries = value.get("vis_backends") if long else [value] if isinstance(value, str) else value
     if not isinstance(entries, list | tuple) or not all(isinstance(entry, str | dict) for entry in entries):
@@ -66,21 +66,21 @@ def check_visualizer(value: Any) -> list[str]:
         problems += _entry(place if isinstance(value, str) else f"{place}[{i}]", entry)
     types = [_backend(entry).get("type") for entry in entries]
     if len(set(map(str, types))) < len(types):
-        problems.append(f"{place}: expected each type once, given {types}")
+        problems.append(f"{place}: each type may be given once; the types are {types}")
     return problems
 
 
 def _entry(key: str, entry: str | dict) -> list[str]:
-    """A name without ``VisBackend`` is one of ours, or a user's own."""
+    """The problems of one entry. A name is one of `TRACKERS`, or the name of a registered class."""
     if isinstance(entry, str) and entry not in TRACKERS and VISBACKENDS.get(entry) is None:
         return [f"{key}={entry!r}: no such tracker; {nearest(entry, TRACKERS)}"]
     return registered_component(key, _backend(entry), VISBACKENDS)
 
 
 def require_packages(visualizer: dict | None) -> None:
-    """Raise ``ValueError`` where a tracker's package is not installed. For a run that trains: other commands need none.
+    """Raise ``ValueError`` if a tracker's package is not installed. Only a run that trains needs the packages.
 
-    visualizer: of a `Stage`.
+    visualizer: the section of a `Stage`.
     """
     for i, entry in enumerate((visualizer or {}).get("vis_backends", ())):
         package = _PACKAGES.get(entry["type"])

@@ -1,6 +1,6 @@
-"""Checking what trains a model: ``optim``, ``schedule`` and ``custom_hooks`` of a config.
+"""Checks ``optim``, ``schedule`` and ``custom_hooks`` of a config.
 
-Each function returns its problems, a line each.
+Each function returns its problems, one line each.
 """
 
 import inspect
@@ -17,22 +17,22 @@ from asvr.recipe.schema import PRESETS, SECTIONS
 from asvr.recipe.signatures import constructor_fields
 from asvr.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS
 
-PRESET = "cosine"  # where the config names none
+PRESET = "cosine"  # the default
 LENGTHS = ("begin", "end", "T_max", "total_steps", "step_size", "milestones", "periods")  # of a parameter scheduler
 _OF_PRESETS = ("preset", "warmup_ratio", "min_lr_ratio", "decay_ratio")
 _REFUSED = dict(
-    LBFGS="it computes the loss several times a step",
-    SparseAdam="it takes sparse gradients alone",
-    ZeroRedundancyOptimizer="parallel=dict(type='FSDP2') is what shards an optimiser's state",
+    LBFGS="it computes the loss several times in a step",
+    SparseAdam="it takes only sparse gradients",
+    ZeroRedundancyOptimizer="to shard the optimiser's state, use parallel=dict(type='FSDP2')",
 )
-_USABLE = ("EmptyCacheHook", "ProfilerHook")  # hooks of MMEngine that ask nothing of its own training loop
+_USABLE = ("EmptyCacheHook", "ProfilerHook")  # hooks of MMEngine that do not need its own training loop
 
 
 def check_optim(value: dict) -> list[str]:
     fields = SECTIONS["optim"]
     cls = find(OPTIMIZERS, value.get("type"))
     own = constructor_fields(cls)[1] - {"params", "weight_decay"} if cls is not None else set()
-    library = fields.keys() - {"betas"}  # which is AdamW's, and others'
+    library = fields.keys() - {"betas"}  # `betas` is an argument of AdamW and of other optimisers
     arguments = {name: item for name, item in value.items() if name not in library}
     problems = check_fields("optim", {name: value[name] for name in value if name in fields}, fields)
     if "type" not in value or not isinstance(value["type"], str):
@@ -47,7 +47,9 @@ def check_optim(value: dict) -> list[str]:
     known = {name: item for name, item in arguments.items() if name in own and name not in fields}
     problems += check_component("optim", dict(type=value["type"], lr=1.0, **known), OPTIMIZERS)
     if "weight_decay" not in constructor_fields(cls)[1] and value.get("weight_decay"):
-        problems.append(f"optim.weight_decay={value['weight_decay']!r}: {value['type']} has none; leave it out, or 0")
+        problems.append(
+            f"optim.weight_decay={value['weight_decay']!r}: {value['type']} has no weight decay; leave it out, or set 0"
+        )
     return problems + _groups(value, cls)
 
 
@@ -56,17 +58,17 @@ def _groups(value: dict, cls: type) -> list[str]:
     for name, group in (groups or {}).items() if isinstance(groups, dict) else ():
         if isinstance(group, dict) and "freeze" in group:
             problems.append(
-                f"optim.groups.{name}.freeze: `train` says what is trained: leave {name!r} out of it, or name parts of "
-                f"it by patterns (train=['{name}.*norm*'])"
+                f"optim.groups.{name}.freeze: no such field, since `train` of the stage says what is trained: leave "
+                f"{name!r} out of it, or name the parts to train by patterns (train=['{name}.*norm*'])"
             )
             continue
         problems += check_fields(f"optim.groups.{name}", group, GROUP)
         if isinstance(group, dict) and "muon" in group and not getattr(cls, "split_blocks", False):
-            problems.append(f"optim.groups.{name}.muon: only type='Muon' reads it; leave it out")
+            problems.append(f"optim.groups.{name}.muon: only optim.type='Muon' has this field; leave it out")
         if isinstance(group, dict) and "lr_scale" in group and name in (value.get("lr_scale") or {}):
-            problems.append(f"optim.groups.{name}.lr_scale: optim.lr_scale.{name} is given too; leave one out")
+            problems.append(f"optim.groups.{name}.lr_scale: optim.lr_scale.{name} is given too; leave one of them out")
         if isinstance(group, dict) and "layer_decay" in group and name not in ("llm", "encoder"):
-            problems.append(f"optim.groups.{name}.layer_decay: expected of llm and encoder alone, which have blocks")
+            problems.append(f"optim.groups.{name}.layer_decay: only llm and encoder can have it; leave it out")
     return problems
 
 
@@ -78,8 +80,8 @@ def check_schedule(value: dict) -> list[str]:
     if entries is None:
         return problems + _preset(value)
     problems += [
-        f"schedule.{name}: part of a preset, and param_schedulers are given; leave one out "
-        "(schedule=dict(_delete_=True, ...) drops what a config inherits)"
+        f"schedule.{name}: it belongs to a preset, but param_schedulers are given too; leave one of them out "
+        "(schedule=dict(_delete_=True, ...) removes inherited fields)"
         for name in _OF_PRESETS
         if name in value
     ]
@@ -93,16 +95,16 @@ def _preset(value: dict) -> list[str]:
     if "warmup_ratio" not in value:
         problems.append(f"schedule.warmup_ratio is missing: expected {SECTIONS['schedule']['warmup_ratio'].expected}")
     if name == "constant" and value.get("min_lr_ratio"):
-        problems.append("schedule.min_lr_ratio: preset='constant' never falls; leave it out")
+        problems.append("schedule.min_lr_ratio: with preset='constant' the rate never falls; leave it out")
     if (name == "wsd") != ("decay_ratio" in value) and name in PRESETS:
         problems.append(
             "schedule.decay_ratio is missing: expected the part of the steps in which preset='wsd' falls, such as 0.2"
             if name == "wsd"
-            else f"schedule.decay_ratio: preset={name!r} has none; leave it out, or take preset='wsd'"
+            else f"schedule.decay_ratio: preset={name!r} does not have it; leave it out, or use preset='wsd'"
         )
     ratios = [value.get(key, 0) for key in ("warmup_ratio", "decay_ratio")]
     if name == "wsd" and all(isinstance(ratio, int | float) for ratio in ratios) and sum(ratios) > 1:
-        problems.append(f"schedule: warmup_ratio and decay_ratio are {sum(ratios)} together, more than all steps")
+        problems.append(f"schedule: warmup_ratio and decay_ratio add up to {sum(ratios)}; expected at most 1")
     return problems
 
 
@@ -111,21 +113,21 @@ def _scheduler(key: str, entry: Any) -> list[str]:
     if problems:
         return problems
     if entry["type"].startswith("ReduceOnPlateau"):
-        problems.append(f"{key}.type={entry['type']!r}: it follows a validation of MMEngine's; take another schedule")
+        problems.append(f"{key}.type={entry['type']!r}: it needs MMEngine's own validation loop; use another schedule")
     if entry.get("by_epoch"):
-        problems.append(f"{key}.by_epoch: a schedule counts optimisation steps here; leave it out")
+        problems.append(f"{key}.by_epoch: schedules count optimisation steps in this library; leave it out")
     for name in LENGTHS:
         given = entry.get(name)
         for length in given if isinstance(given, list | tuple) else [given]:
             if isinstance(length, float) and not 0 <= length <= 1:
                 problems.append(
-                    f"{key}.{name}={length!r}: expected a part of the steps, 0.0 to 1.0, or a whole number of steps"
+                    f"{key}.{name}={length!r}: expected a fraction of all steps, 0.0 to 1.0, or a whole number of steps"
                 )
     return problems
 
 
 def _without_parts(entry: Any) -> Any:
-    """With a number of steps in place of each length that is given as a part of all steps, which MMEngine has not."""
+    """The entry with whole numbers in place of fractions of all steps, which MMEngine does not know."""
 
     def steps(value):
         return [steps(item) for item in value] if isinstance(value, list | tuple) else 1
@@ -137,7 +139,7 @@ def _without_parts(entry: Any) -> Any:
 
 def check_hooks(value: Any) -> list[str]:
     if not isinstance(value, list | tuple):
-        return [f"custom_hooks={value!r}: expected a list of hooks, dict(type=...)"]
+        return [f"custom_hooks={value!r}: expected a list of hooks, [dict(type=...), ...]"]
     problems = []
     for i, entry in enumerate(value):
         key = f"custom_hooks[{i}]"
@@ -155,14 +157,14 @@ def _not_for_users(name: str) -> str | None:
         return "the library adds this hook itself; leave it out"
     if module.startswith("mmengine.") and name not in _USABLE:
         return (
-            f"it needs MMEngine's own training loop; its hooks for here are {', '.join(_USABLE)} (averaged weights: "
-            "runtime.ema; logs: visualizer)"
+            f"it needs MMEngine's own training loop; of MMEngine's hooks, you can use {', '.join(_USABLE)} (for "
+            "averaged weights: runtime.ema; for logs: visualizer)"
         )
     return None
 
 
 def registered_component(key: str, entry: Any, registry: Registry) -> list[str]:
-    """`check_component`, whose suggestions for an unknown type are MMEngine's own components too."""
+    """The same as `check_component`, but for an unknown type it also suggests MMEngine's own components."""
     if isinstance(entry, dict) and isinstance(entry.get("type"), str) and not _is_known(entry["type"], registry):
         return [_unknown(f"{key}.type", entry["type"], registry)]
     return check_component(key, entry, registry)

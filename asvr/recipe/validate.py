@@ -1,7 +1,7 @@
-"""Checking a config before anything is built and any weight is read.
+"""Checks a config before anything is built or any weight is read.
 
-Every problem is collected and reported in one ``ValueError``, each with its key in the config, what was
-given, what was expected and the nearest known names.
+One ``ValueError`` reports all problems. Each has its key in the config, the given value, the expected value and the
+nearest known names.
 """
 
 import inspect
@@ -28,20 +28,20 @@ BY_STAGE = (
     *("model", "data", "optim", "schedule", "evaluation", "validation", "parallel"),
     *("custom_hooks", "visualizer", "model_transforms"),
 )
-OPTIONAL = ("evaluation", "validation", "parallel", "custom_hooks", "visualizer")  # None: the stage does without
+OPTIONAL = ("evaluation", "validation", "parallel", "custom_hooks", "visualizer")  # None: the stage has no such section
 OF_STAGE = ("train", "init", *BY_STAGE)
 OTHER = ("stages", "custom_imports", "default_scope")
 REQUIRED = ("text_tokenizer", "model", "data", "optim", "schedule", "stages", "runtime")
 
 
 def check_config(cfg: Config) -> None:
-    """Raise ``ValueError`` with everything that is wrong in a config's keys, types, fields and plain values.
+    """Raise ``ValueError`` with all problems of a config's keys, types, fields and plain values.
 
-    Each stage is checked as it will run. Sizes that do not fit together are found by building, which
-    `asvr.recipe.preflight.check_sizes` does without memory.
+    Each stage is checked as it will run. Sizes that do not fit together are not found here, but by
+    `asvr.recipe.preflight.check_sizes`, which builds the models without memory.
     """
     if (command := _other_command(cfg)) is not None:
-        raise ValueError(f"{cfg.filename or 'the config'} is no config of a training: give it to {command}")
+        raise ValueError(f"{cfg.filename or 'the config'} is not a training config: give it to {command}")
     problems = [
         f"{key}: unknown section; {nearest(key, (*ONCE, *BY_STAGE, *OTHER))}"
         for key in cfg
@@ -56,14 +56,14 @@ def check_config(cfg: Config) -> None:
 
 
 def _other_command(cfg: Config) -> str | None:
-    """The command that takes a config of another kind: a study, or a visual tokenizer."""
+    """The command for a config of another kind (a study, or a visual tokenizer), or None for a training config."""
     if "arms" in cfg:
         return "asvr study"
     return "asvr train-tokenizer" if "tokenizer" in cfg and "stages" not in cfg else None
 
 
 def _stages(cfg: Config) -> list[str]:
-    """Problems of the sections that a stage may override; one that all stages share is told once."""
+    """The problems of the sections that a stage may override. A problem of all stages is reported once."""
     stages = cfg.get("stages")
     if not isinstance(stages, dict) or not stages:
         return (
@@ -86,20 +86,22 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
     train = stage.get("train")
     if not isinstance(train, list | tuple) or not train:
         problems.append(
-            f"train={short(train)}: expected a list of some of {', '.join(TRAINABLE)}, or of patterns of weights "
-            "('llm.*.self_attn')"
+            f"train={short(train)}: expected a list with any of {', '.join(TRAINABLE)}, or with patterns of weights "
+            "such as 'llm.*.self_attn'"
         )
     else:
         names = [str(entry).partition(".")[0] for entry in train]
         problems += [
-            f"train={list(train)}: no component {n!r}; {nearest(n, TRAINABLE)}" for n in names if n not in TRAINABLE
+            f"train={list(train)}: no such component {n!r}; {nearest(n, TRAINABLE)}"
+            for n in names
+            if n not in TRAINABLE
         ]
     starts = (SCRATCH, *itertools.takewhile(lambda other: other != name, cfg.stages))
     init = str(stage.get("init", SCRATCH))
     if init not in starts and not is_model_folder(init) and not may_be_on_hub(init):  # `preflight` looks it up there
         problems.append(
-            f"init={short(stage['init'])}: expected 'scratch' or a stage before this one, or a model's folder (with "
-            f"{MODEL_FILE}) or its name on the Hub; {nearest(stage['init'], starts)}"
+            f"init={short(stage['init'])}: expected 'scratch', a stage before this one, a model's folder (with "
+            f"{MODEL_FILE}), or a model's name on the Hub; {nearest(stage['init'], starts)}"
         )
     try:
         merged = stage_config(cfg, name)
@@ -110,7 +112,7 @@ def _stage(cfg: Config, name: str, stage: Any) -> list[str]:
 
 
 def check_section(key: str, value: Any) -> list[str]:
-    """The problems of one section, as a stage runs with it. key: its name."""
+    """Return the problems of one section, with the values that a stage runs with. key: the section's name."""
     if key == "text_tokenizer":
         return check_component(key, value, TEXT_TOKENIZERS)
     if key == "model":
@@ -140,9 +142,9 @@ def check_section(key: str, value: Any) -> list[str]:
     if key == "schedule":
         problems += check_schedule(value)
     if key == "data":
-        whole, part = value.get("global_batch"), value.get("micro_batch")
-        if count().test(whole) and count().test(part) and whole % part:
-            problems.append(f"data.global_batch={whole}: expected a multiple of data.micro_batch={part}")
+        batch, part = value.get("global_batch"), value.get("micro_batch")
+        if count().test(batch) and count().test(part) and batch % part:
+            problems.append(f"data.global_batch={batch}: expected a multiple of data.micro_batch={part}")
         problems += _packing(value)
     return problems
 
@@ -166,11 +168,14 @@ def _transform(what: str, kind: Any) -> list[str]:
 
 
 def _wrapper(value: dict) -> list[str]:
-    """MMEngine's own, which would be found too, know nothing of optimisation steps."""
+    """The problems of a wrapper. MMEngine's own wrappers are refused: they do not know our optimisation steps."""
     name = value["type"]
     wrapper = find(MODEL_WRAPPERS, name)
     if not {"module", "device"} <= constructor_fields(wrapper)[1]:
-        return [f"parallel.type={name!r} shares no steps; {nearest(name, MODEL_WRAPPERS.module_dict)}"]
+        return [
+            f"parallel.type={name!r}: it cannot share an optimisation step of this library; "
+            f"{nearest(name, MODEL_WRAPPERS.module_dict)}"
+        ]
     return [
         f"parallel.{field}={value[field]!r}: expected one of {', '.join(map(repr, allowed))}"
         for field, allowed in getattr(wrapper, "choices", {}).items()
@@ -179,14 +184,14 @@ def _wrapper(value: dict) -> list[str]:
 
 
 def _metrics(key: str, metrics: list) -> list[str]:
-    """MMEngine's own, which would be found too, take other things than answers."""
+    """The problems of metrics. MMEngine's own metrics are refused: they do not take answers."""
     problems = []
     for i, metric in enumerate(metrics):
         wrong = check_component(f"{key}[{i}]", metric, METRICS)
         if not wrong and not all(hasattr(find(METRICS, metric["type"]), name) for name in ("update", "compute")):
             kind = metric["type"]
             wrong = [
-                f"{key}[{i}].type={kind!r} has no update() and compute(), see asvr.evaluation.metrics.Metric; "
+                f"{key}[{i}].type={kind!r} must have update() and compute(), see asvr.evaluation.metrics.Metric; "
                 f"{nearest(kind, METRICS.module_dict)}"
             ]
         problems += wrong
@@ -196,7 +201,7 @@ def _metrics(key: str, metrics: list) -> list[str]:
 def _packing(data: dict) -> list[str]:
     pack, limit, problems = data.get("pack"), data.get("max_length"), []
     if pack and data.get("group"):
-        problems.append("data.group: packed samples need no grouping; leave it out, or data.pack")
+        problems.append("data.group: packed samples need no grouping; leave out data.group or data.pack")
     tokens = pack.get("max_tokens") if isinstance(pack, dict) else None
     if count().test(tokens) and count().test(limit) and tokens < limit:
         problems.append(f"data.pack.max_tokens={tokens}: expected at least data.max_length={limit}")

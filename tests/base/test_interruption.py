@@ -156,7 +156,7 @@ def test_in_a_step_it_ends_behind_that_step_with_its_checkpoint(copy, tiny_run, 
         signalled_in("asvr.models.vlm", "VLM.train_step", patch, at=24)
         again(copy, {"data.num_workers": 1})
     assert checkpoints(copy) == [14, 21, 24] and not (copy / "finetune" / "done.json").exists()
-    assert "SIGTERM: stops behind step 24 of 60" in (copy / "train.log").read_text()
+    assert "SIGTERM: stops after step 24 of 60" in (copy / "train.log").read_text()
     again(copy)
     same_end(copy, tiny_run)
 
@@ -222,6 +222,6 @@ def test_the_command_ends_with_the_code(to, copy, tiny_run):
     assert process.wait(60) == EXIT_CODE, copy.with_suffix(".out").read_text()
     told = copy.with_suffix(".out").read_text()
     assert "SIGUSR1: the run was stopped; the same command resumes it (exit code 75)" in told
-    assert f"stops behind step {checkpoints(copy)[-1]} of 60" in told and "Traceback" not in told
+    assert f"stops after step {checkpoints(copy)[-1]} of 60" in told and "Traceback" not in told
     again(copy)
     same_end(copy, tiny_run)

@@ -97,7 +97,9 @@ def test_a_metric_may_ask_the_model_and_leaves_training_as_it_was(config, plain,
 
 def test_no_best_weights_are_kept_without_a_number_to_choose_by(config, plain, tmp_path):
     work_dir = run(config, tmp_path / "run", validated(config, dict(type="Asking")))
-    assert "validation.best is not set and no metric of stage finetune gives an" in (work_dir / "train.log").read_text()
+    assert (
+        "validation.best is not set, and no metric of stage finetune gives an" in (work_dir / "train.log").read_text()
+    )
     assert len(validations(work_dir)) == 2 and not (work_dir / "finetune" / "best").exists()
     assert weights(work_dir) == weights(plain)
 

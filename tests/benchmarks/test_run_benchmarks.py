@@ -330,7 +330,7 @@ def test_a_stage_whose_weights_are_gone_is_refused(lmms_eval, tiny_run, tmp_path
     assert len(checkpoints) > 1
     for checkpoint in reversed(checkpoints):
         shutil.rmtree(checkpoint)
-        with pytest.raises(ValueError, match="the last checkpoint of stage 'finetune' in .* is gone: asvr train"):
+        with pytest.raises(ValueError, match="the last checkpoint of stage 'finetune' in .* is gone: run asvr train"):
             run_benchmarks(folder, [WORDS])
 
 
@@ -353,5 +353,5 @@ def test_the_tool_takes_a_config_and_fails_where_a_task_does(lmms_eval, tiny_run
     command += ["--include-path", str(own_tasks), "--out", str(tmp_path / "out"), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    with pytest.raises(SystemExit, match=r"1 task\(s\) failed; the same command tries them again"):
+    with pytest.raises(SystemExit, match=r"1 task\(s\) failed; run the same command to try them again"):
         run_tool(runpy.run_path(str(ROOT / "tools/eval.py"))["main"])

@@ -48,7 +48,7 @@ def test_no_script_hides_another_module(folder):
 def test_a_study_without_its_questions_is_told_so(tool, tmp_path):
     assert tool("study.py", "x.py", "--questions", str(tmp_path)) == f"error: --questions: there is no file {tmp_path}"
     assert tool("study.py", "x.py", "--image-folder", ".") == "error: --image-folder needs --questions"
-    assert "--jobs has no meaning with --report" in tool("study.py", "x.py", "--report", "--jobs", "2")
+    assert "--jobs cannot be used with --report" in tool("study.py", "x.py", "--report", "--jobs", "2")
     assert tool("study.py", "x.py", "--jobs", "0") == "error: --jobs 0: expected at least 1"
 
 
@@ -214,5 +214,5 @@ def test_the_seed_option_replaces_the_configs(tool, tmp_path):
 
 
 def test_lists_of_dicts_in_options_are_told():
-    with pytest.raises(ValueError, match="lists of dicts cannot be given here: write a config file"):
+    with pytest.raises(ValueError, match="lists of dicts cannot be given here: write them into a config file"):
         parse_cfg_options(["model.reconstruction=[dict(name='x',type='y')]"])

@@ -60,7 +60,7 @@ def test_a_name_may_have_either_form(given, names):
         ("my-loss", "expected a class name"),
         ("Class", "expected a class name"),
         ("Json", "its file json.py would hide the module 'json'"),
-        ("CosineLoss", "there is a loss CosineLoss already"),
+        ("CosineLoss", "a loss CosineLoss exists already"),
     ],
 )
 def test_a_name_that_cannot_be_used_is_told(given, message):
@@ -70,7 +70,7 @@ def test_a_name_that_cannot_be_used_is_told(given, message):
 
 def test_no_file_is_overwritten(tmp_path):
     (tmp_path / "test_edge_maps.py").write_text("mine")
-    with pytest.raises(ValueError, match="test_edge_maps.py is there already"):
+    with pytest.raises(ValueError, match="test_edge_maps.py exists already"):
         write("loss", "EdgeMaps", "edge_maps", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["test_edge_maps.py"]
     assert len(write("loss", "EdgeMaps", "edge_maps", Path(tmp_path / "other"))) == 3

@@ -38,7 +38,9 @@ def test_a_config_without_weights_is_shown_but_for_its_samples(monkeypatch, tmp_
     assert rows["llm"] == ["HFCausalLM", "6,738.42 M", "no", "all"]
     assert rows["layers"][0] == "3 x DepthLayer" and rows["projector"][-2:] == ["all", "all"]
     last = said.strip().splitlines()[-1]
-    assert last.startswith("No samples are shown: the text tokenizer is not here: lmsys/vicuna-7b-v1.5 (hf download")
+    assert last.startswith(
+        "No samples are shown: the text tokenizer is not on this machine: lmsys/vicuna-7b-v1.5 (hf download"
+    )
 
 
 def test_samples_are_shown_with_their_labels_and_images():

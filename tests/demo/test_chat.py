@@ -146,7 +146,7 @@ def test_the_tool_answers_and_tells_what_is_wrong(tiny_run, picture, tmp_path):
     assert done.returncode == 0, done.stderr
     out = done.stdout.splitlines()
     assert "error: no image yet: show one first" in out
-    assert "/image PATH: which image?" in out
+    assert "/image: expected /image PATH" in out
     assert any(line.startswith("error: ") and "text.png cannot be read" in line for line in out)
     assert any(line.startswith("error: ") and "missing.png is missing" in line for line in out)
     assert f"{tmp_path / 'small.png'}: 5 x 9 pixels" in out

@@ -80,7 +80,7 @@ def test_good_data_give_zero_and_headers_are_faster_but_see_less(data):
 def test_wrong_commands_and_files_are_told(data):
     for arguments, message in {
         ("--stage", "none"): "--stage none: expected one of only",
-        ("--template", "plain"): "--template goes with --ann-file alone",
+        ("--template", "plain"): "--template can only be used with --ann-file",
         ("--ann-file", "x"): "give a CONFIG or an --ann-file",
         ("--cfg-options", "data.train.ann_file=none.json"): "only: data.train: ann_file 'none.json' is missing",
         ("--cfg-options", "data.on_eror=skip"): "did you mean 'on_error'",

@@ -103,10 +103,10 @@ def test_what_a_stage_before_trained_is_kept_when_it_is_frozen(tmp_path):
 
 def test_another_models_checkpoint_is_refused(tmp_path, monkeypatch):
     folder = save(tmp_path / "step_00000001", tiny_model())
-    with pytest.raises(ValueError, match=r"weights of heads do not fit this model, first: \['semantic"):
+    with pytest.raises(ValueError, match=r"weights of heads do not fit this model; the first ones: \['semantic"):
         checkpoint.load_weights(folder, tiny_model(reconstruction=[]))
     without = save(tmp_path / "step_00000002", tiny_model(reconstruction=[]))
-    with pytest.raises(ValueError, match=r"components missing \['heads'\]"):
+    with pytest.raises(ValueError, match=r"components missing in it: \['heads'\]"):
         checkpoint.load_weights(without, tiny_model())
     monkeypatch.setitem(LLAMA, "intermediate_size", 32)
     with pytest.raises(ValueError, match="weights of llm do not fit this model"):
@@ -118,7 +118,7 @@ def test_other_frozen_weights_are_refused(tmp_path):
     other = tiny_model()
     checkpoint.check_frozen(folder, other)
     next(other.encoder.parameters()).data += 1
-    with pytest.raises(ValueError, match=r"frozen weights of encoder: a/tower \(\w{16}\), here a/tower.*; tokenizer"):
+    with pytest.raises(ValueError, match=r"frozen weights of encoder: a/tower \(\w{16}\), now a/tower.*; tokenizer"):
         checkpoint.check_frozen(folder, other)
 
 
@@ -208,7 +208,7 @@ def flip(file) -> None:
         (lambda folder: (folder / "state.pt").unlink(), "state.pt is missing"),
         (lambda folder: (folder / "checkpoint.json").unlink(), "it has no checkpoint.json"),
         (lambda folder: (folder / "checkpoint.json").write_text('{"step": 2, "sha'), "checkpoint.json is damaged"),
-        (lambda folder: (folder / "checkpoint.json").write_text("{}"), "it names no files"),
+        (lambda folder: (folder / "checkpoint.json").write_text("{}"), "it has no list of files"),
         (lambda folder: (folder / "checkpoint.json").write_bytes(b"\0" * 300), "checkpoint.json is damaged"),
     ],
 )
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path, caplog, damage, r
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     for step, line in zip((3, 2), told, strict=True):
         assert f"step_{step:08d}" in line and reason in line
-        assert line.endswith(f"set aside as damaged_step_{step:08d}") and (tmp_path / line.split()[-1]).is_dir()
+        assert line.endswith(f"is renamed to damaged_step_{step:08d}") and (tmp_path / line.split()[-1]).is_dir()
 
 
 def test_without_a_whole_checkpoint_the_beginning_is_told_and_nothing_deleted(tmp_path, caplog):
@@ -231,7 +231,7 @@ def test_without_a_whole_checkpoint_the_beginning_is_told_and_nothing_deleted(tm
         flip(save(tmp_path / "step_00000001", tiny_model()) / "state.pt")
         checkpoint.set_aside_damaged(tmp_path)
         assert checkpoint.newest(tmp_path) is None
-        assert "no whole checkpoint is left" in caplog.messages[-1]
+        assert "no undamaged checkpoint is left" in caplog.messages[-1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["damaged_step_00000001", "damaged_step_00000001.2"]
 
 
@@ -320,7 +320,7 @@ def test_no_checkpoint_is_told(tmp_path):
     assert checkpoint.newest(tmp_path) is None and checkpoint.newest(tmp_path / "none") is None
     (tmp_path / "step_00000001").mkdir()
     assert checkpoint.newest(tmp_path) is None
-    with pytest.raises(ValueError, match="step_00000001 is no checkpoint: it has no checkpoint.json"):
+    with pytest.raises(ValueError, match="step_00000001 is not a checkpoint: it has no checkpoint.json"):
         checkpoint.read_meta(tmp_path / "step_00000001")
     (tmp_path / "step_00000001" / "checkpoint.json").write_text(json.dumps(META)[:20])
     with pytest.raises(ValueError, match="checkpoint.json is damaged"):

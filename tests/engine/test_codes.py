@@ -86,7 +86,7 @@ def test_a_partial_cache_is_named_and_completed(config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((), {}, "where to: give --out DIR, or data.cache_dir"),
+        ((), {}, "give --out DIR, or set data.cache_dir"),
         (("--out", "x", "--shard", "2/2"), {}, "--shard 2/2: expected i/n with i from 0"),
         (("--out", "x"), {"stages.finetune.data.image_aspect": "pad"}, "stages.finetune has another image_aspect"),
     ],

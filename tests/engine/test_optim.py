@@ -94,7 +94,7 @@ def test_lengths_are_parts_of_the_steps_or_steps():
 
 
 def test_what_mmengine_refuses_names_the_field():
-    with pytest.raises(ValueError, match="schedule.param_schedulers, of 10 steps: .*factor should between 0 and 1"):
+    with pytest.raises(ValueError, match="schedule.param_schedulers, with 10 steps: .*factor should between 0 and 1"):
         rates_of(10, param_schedulers=[dict(type="LinearLR", start_factor=2.0)])
 
 

@@ -138,7 +138,7 @@ def test_a_component_may_leave_muon_alone():
     assert {group["lr"] for group in rest} == {1e-3, 2e-3}
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert by_muon | names(model, [p for group in rest for p in group["params"]]) == trained
-    with pytest.raises(ValueError, match="this stage trains none .* or none without muon=False"):
+    with pytest.raises(ValueError, match="this stage trains none .* or all of them have muon=False"):
         wrapper(model, type="Muon", groups=groups | dict(llm=dict(muon=False)))
 
 
@@ -163,7 +163,7 @@ def test_muon_computes_what_torchs_muon_and_adamw_compute():
 
 def test_muon_without_a_matrix_is_refused():
     with pytest.raises(
-        ValueError, match="optim.type='Muon': it is for the matrices of transformer blocks, and this stage"
+        ValueError, match="optim.type='Muon': it trains the matrices of transformer blocks, and this stage"
     ):
         wrapper(tiny_model(train=["projector"], reconstruction=[]), type="Muon")
 
@@ -189,7 +189,7 @@ def test_bfloat16_weights_are_adamws_alone():
     model.llm.to(torch.bfloat16)
     wrapper(model)
     with pytest.raises(
-        ValueError, match="optim.type='SGD' trains float32 weights, and this stage trains torch.bfloat16"
+        ValueError, match="optim.type='SGD' trains only float32 weights, and this stage has torch.bfloat16"
     ):
         wrapper(model, type="SGD")
 

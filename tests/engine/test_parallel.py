@@ -323,7 +323,8 @@ def test_mistakes_are_told_before_anything_is_built(config):
     with pytest.raises(ValueError, match="parallel='FSDP2'"):
         train(config, config.parent / "none", {"parallel": "FSDP2"})
     with pytest.raises(
-        ValueError, match="parallel.type='MMDistributedDataParallel' shares no steps; known: DDP, FSDP2"
+        ValueError,
+        match="parallel.type='MMDistributedDataParallel': it cannot share an optimisation step .*; known: DDP, FSDP2",
     ):
         check_config(load_config(config, {"parallel.type": "MMDistributedDataParallel"}))
 

@@ -78,9 +78,7 @@ def test_the_log_says_where_the_profile_is_and_what_was_left_out(profiled):
     log = (profiled / "train.log").read_text()
     assert "profile of steps 2 to 3: " in log and "trace_rank0.json, open it at https://ui.perfetto.dev" in log
     assert "runtime.profile.memory is ignored on cpu: only CUDA has memory snapshots" in log
-    assert (
-        "runtime.profile.steps=(2, 3): stage pretrain trains the steps 1 to 1 now, so nothing of it is profiled" in log
-    )
+    assert "runtime.profile.steps=(2, 3): stage pretrain now trains only the steps 1 to 1, so it is not profiled" in log
     assert not (profiled / "pretrain" / "profile").exists()
     assert not list(profiled.rglob("*.pickle"))
 

@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_used(copy, tiny_run):
     damage(folder / "step_00000056" / "state.pt")
     again(copy)
     assert "state.pt is damaged" in (log := (copy / "train.log").read_text())
-    assert "set aside as damaged_step_00000056" in log and "goes on from step 49 of 60" in log
+    assert "is renamed to damaged_step_00000056" in log and "goes on from step 49 of 60" in log
     assert weights(copy, "finetune") == weights(tiny_run, "finetune") and curve(copy) == curve(tiny_run)
     assert steps_of(copy, "finetune") == [49, 56, 60] and (folder / "damaged_step_00000056").is_dir()
 
@@ -226,12 +226,15 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint_serves(c
 @pytest.mark.parametrize(
     "changes, key",
     [
-        ({"optim.lr": 1e-3}, "optim.lr: 0.002 there, 0.001 here"),
+        ({"optim.lr": 1e-3}, "optim.lr: 0.002 in the checkpoint, 0.001 now"),
         ({"data.global_batch": 16}, "data.global_batch"),
         ({"runtime.seed": 1}, "runtime.seed"),
-        ({"model.reconstruction.0.fit.iterations": 3}, "model.reconstruction.0.fit.iterations: 15 there, 3 here"),
-        ({"schedule.steps": 61}, "schedule.steps: 60 there, 61 here"),
-        ({"stages.finetune.init": "scratch"}, "init: 'pretrain' there, 'scratch' here"),
+        (
+            {"model.reconstruction.0.fit.iterations": 3},
+            "model.reconstruction.0.fit.iterations: 15 in the checkpoint, 3 now",
+        ),
+        ({"schedule.steps": 61}, "schedule.steps: 60 in the checkpoint, 61 now"),
+        ({"stages.finetune.init": "scratch"}, "init: 'pretrain' in the checkpoint, 'scratch' now"),
         ({"text_tokenizer.vocab_size": 300}, "text_tokenizer.fingerprint"),
     ],
 )
@@ -270,7 +273,7 @@ def test_a_stage_whose_start_was_replaced_is_refused(copy):
     meta = edit_meta(copy, "pretrain", 40)
     edit_meta(copy, "pretrain", 40, sha256=meta["sha256"] | {"model.safetensors": "0" * 64})
     for finished in (True, False):
-        with pytest.raises(ValueError, match="'pretrain' that were replaced since.*--stage finetune --resume never"):
+        with pytest.raises(ValueError, match="'pretrain' that have been replaced.*--stage finetune --resume never"):
             again(copy)
         if finished:
             interrupted(copy, keep=1)
@@ -394,7 +397,7 @@ def test_goes_on_from_a_named_checkpoint_even_of_a_finished_stage(copy, tiny_run
     # What stood behind it is no checkpoint of the new run: not its newest, nor what it is pruned by.
     assert (checkpoints(copy, "finetune") / "later_step_00000060" / "checkpoint.json").is_file()
     assert steps_of(copy, "finetune") == steps_of(tiny_run, "finetune")
-    with pytest.raises(ValueError, match="expected a folder step_N; rename one that was set aside"):
+    with pytest.raises(ValueError, match="expected a folder step_N; if a run renamed it, rename it back"):
         again(copy, resume=str(checkpoints(copy, "finetune") / "later_step_00000060"))
     assert weights(copy, "finetune") == weights(tiny_run, "finetune")
     assert curve(copy) == curve(tiny_run)
@@ -405,7 +408,7 @@ def test_a_named_checkpoint_must_be_one_of_this_run(copy, tiny_run):
         again(copy, resume=str(copy / "finetune"))
     with pytest.raises(ValueError, match="not a checkpoint of .*--work-dir"):
         again(copy, resume=str(checkpoints(tiny_run, "finetune") / "step_00000049"))
-    with pytest.raises(ValueError, match="not a checkpoint of a stage that is to run: finetune"):
+    with pytest.raises(ValueError, match="not a checkpoint of a stage that will run: finetune"):
         again(copy, resume=str(checkpoints(copy, "blind") / "step_00000004"), only="finetune")
 
 

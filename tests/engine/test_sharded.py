@@ -128,7 +128,7 @@ def test_other_processes_draw_new_random_states(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="asvr"):
         training.load(tmp_path / "two" / "step_00000002")
     drawn = torch.rand(3)
-    assert "2 processes made the checkpoint, 1 go on: random states are drawn anew from seed 0, rank and step 2" in (
+    assert "2 processes made the checkpoint, 1 go on: new random states are drawn from seed 0, rank and step 2" in (
         caplog.text
     )
     training.load(tmp_path / "two" / "step_00000002")
@@ -245,7 +245,7 @@ def run_out(rank, folder, asynchronous) -> str:
 
 def test_another_models_checkpoint_is_refused(tmp_path):
     in_processes(2, train, True, None, tmp_path)
-    with pytest.raises(ValueError, match=r"weights of heads do not fit this model, first: \['semantic"):
+    with pytest.raises(ValueError, match=r"weights of heads do not fit this model; the first ones: \['semantic"):
         checkpoint.load_weights(tmp_path / "step_00000002", tiny_model(reconstruction=[]))
     with pytest.raises(ValueError, match=r"weights of llm do not fit this model"):
         checkpoint.load_weights(tmp_path / "step_00000002", tiny_model(vocab_size=40))

@@ -75,9 +75,9 @@ def test_skipped_steps_are_named_counted_and_left_out_of_the_means(tmp_path, mon
     both = (logs[4]["text"] + logs[5]["text"]).item() / 2
     assert third["loss"] == pytest.approx(both) and third["skipped"] == 3
     assert [message.partition("finite; ")[::2] for message in warnings() if message.startswith("tune, step")] == [
-        ("tune, step 2: skipped, a loss or a gradient was not ", "its samples: c, bad"),
-        ("tune, step 3: skipped, a loss or a gradient was not ", "its samples: bad"),
-        ("tune, step 4: skipped, a loss or a gradient was not ", "its samples: bad, d"),
+        ("tune, step 2: skipped, since a loss or a gradient was not ", "its samples: c, bad"),
+        ("tune, step 3: skipped, since a loss or a gradient was not ", "its samples: bad"),
+        ("tune, step 4: skipped, since a loss or a gradient was not ", "its samples: bad, d"),
     ]
     draw_summary(tmp_path, {})
 

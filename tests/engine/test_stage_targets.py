@@ -84,9 +84,7 @@ def test_a_stage_with_new_targets_resumes_exactly(tmp_path):
 def test_a_new_target_that_the_stage_does_not_train_is_told(tmp_path):
     cfg = config([], ["one"])
     cfg.stages.finetune.train = ["projector", "llm"]
-    with pytest.raises(
-        ValueError, match=r"has no head of target 'one', and the stage leaves it untrained: name 'heads'"
-    ):
+    with pytest.raises(ValueError, match=r"has no head of target 'one', and the stage does not train it: add 'heads'"):
         run(cfg, tmp_path)
 
 

@@ -86,7 +86,7 @@ def test_a_stage_may_name_other_trackers_or_none(config):
     [
         ("wandbb", r"visualizer='wandbb': no such tracker; did you mean 'wandb'\?"),
         (["tensorboard", "mflow"], r"visualizer\[1\]='mflow': no such tracker; did you mean 'mlflow'\?"),
-        (["wandb", dict(type="WandbVisBackend")], "visualizer: expected each type once"),
+        (["wandb", dict(type="WandbVisBackend")], "visualizer: each type may be given once"),
         (7, "visualizer=7: expected dict"),
         (dict(vis_backends=["local"], images=-1), "visualizer.images=-1: expected a whole number, at least 0"),
         ([dict(type="wandb", project="x")], r"visualizer\[0\].project: WandbVisBackend has no such field"),
@@ -175,7 +175,7 @@ def test_a_tracker_that_fails_costs_one_warning(config, plain, tmp_path, calls, 
     assert weights(work_dir) == weights(plain)
     told = [line for line in (work_dir / "train.log").read_text().splitlines() if "Recorder failed" in line]
     assert len(told) == 1
-    assert told[0].endswith("gets nothing more of stage finetune; training goes on (OSError: the server)")
+    assert told[0].endswith("gets no more logs of stage finetune; training goes on (OSError: the server)")
     assert len([what for what in calls if what[0] == "add_scalars"]) == before
     lines = (work_dir / "finetune" / "vis_data" / "scalars.json").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines if "train/loss" in line] == STEPS
@@ -185,7 +185,7 @@ def test_a_tracker_that_cannot_go_on_says_so(config, plain, tmp_path, calls):
     work_dir = run(config, tmp_path / "run", "Recorder", evaluation=None, like=plain)
     assert "cannot go on" not in (work_dir / "train.log").read_text()
     resumed(config, work_dir, "Recorder", evaluation=None)
-    assert "Recorder cannot go on with an earlier run: it begins another" in (work_dir / "train.log").read_text()
+    assert "Recorder cannot go on with an earlier run: it begins a new run" in (work_dir / "train.log").read_text()
 
 
 def test_tensorboard_gets_images_and_the_config(config, plain, tmp_path):

@@ -91,9 +91,9 @@ VALIDATION = {"stages.finetune.validation": dict(dataset=dict(type="EasyVQA", sp
         (
             "evaluation.metrics",
             [dict(type="Nothing")],
-            r"metrics\[0\].type='Nothing' has no update\(\) and compute\(\)",
+            r"metrics\[0\].type='Nothing' must have update\(\) and compute\(\)",
         ),
-        ("evaluation.metrics", [dict(type="DumpResults", out_file_path="a.pkl")], "has no update"),
+        ("evaluation.metrics", [dict(type="DumpResults", out_file_path="a.pkl")], "must have update"),
         ("evaluation.best", "accuracy", "evaluation.best: unknown field"),
         ("stages.finetune.validation.best", 3, "validation.best=3: expected the name of a number"),
     ],

@@ -30,7 +30,7 @@ def pair(*encoders: dict, **fields) -> dict:
         (pair(TOWER, dict(type="SigLIP")), "model.encoder.encoders[1].type='SigLIP': no such encoder"),
         (
             {"model.encoder": dict(PAIR, encoders=[TOWER, "dino"])},
-            "model.encoder.encoders[1]='dino': expected a encoder",
+            "model.encoder.encoders[1]='dino': expected an encoder",
         ),
         (pair(TOWER, {}), "model.encoder.encoders[1].type is missing"),
         (pair(TOWER, TOWER, jion="add"), "model.encoder.jion: MultiEncoder has no such field; did you mean 'join'?"),

@@ -75,4 +75,4 @@ def test_an_optimiser_that_cannot_be_tried_is_told(caplog):
     model = tiny_model()
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert state_bytes(model, COMMON | dict(type="Particular")) == 8 * trained
-    assert "optim.type='Particular' is taken to keep two moments (these are not my weights)" in caplog.text
+    assert "optim.type='Particular' is assumed to keep two moments (these are not my weights)" in caplog.text

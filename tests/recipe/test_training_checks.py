@@ -18,18 +18,21 @@ def optim(kind: str, **settings) -> dict:
     "change, problem",
     [
         ({"optim.type": "AdmW"}, "optim.type='AdmW': no such optimizer; did you mean 'AdamW'"),
-        ({"optim.type": "LBFGS"}, "optim.type='LBFGS': it computes the loss several times a step; take another"),
+        ({"optim.type": "LBFGS"}, "optim.type='LBFGS': it computes the loss several times in a step; take another"),
         ({"optim.type": "nowhere.optim.AdamW8bit"}, "optim.type='nowhere.optim.AdamW8bit' needs nowhere: pip install"),
         ({"optim.clip_gard": 1.0}, "optim.clip_gard: AdamW has no such field; did you mean 'clip_grad'?"),
         ({"optim.momentum": 0.9}, "optim.momentum: AdamW has no such field"),
         ({"optim.betas": [0.9, 1.5]}, "optim.betas=[0.9, 1.5]: expected two numbers from 0 to below 1"),
-        ({"optim": optim("Rprop", weight_decay=0.1)}, "optim.weight_decay=0.1: Rprop has none; leave it out, or 0"),
+        (
+            {"optim": optim("Rprop", weight_decay=0.1)},
+            "optim.weight_decay=0.1: Rprop has no weight decay; leave it out, or set 0",
+        ),
         ({"optim": optim("SGD", betas=[0.9, 0.99])}, "optim.betas: SGD has no such field"),
         ({"optim": optim("SGD", fused="yes")}, "optim.fused='yes': expected bool | None"),
         ({"optim.lr": None}, "optim.lr=None: expected a number above 0"),
         (
             {"optim.groups": dict(head=dict(lr_scale=2.0))},
-            "optim.groups={'head': {'lr_scale': 2.0}}: expected dict of a",
+            "optim.groups={'head': {'lr_scale': 2.0}}: expected a dict with a dict for",
         ),
         (
             {"optim.groups": dict(heads=dict(lrscale=2.0))},
@@ -41,15 +44,15 @@ def optim(kind: str, **settings) -> dict:
         ),
         (
             {"optim.groups": dict(heads=dict(layer_decay=0.9))},
-            "optim.groups.heads.layer_decay: expected of llm and encod",
+            "optim.groups.heads.layer_decay: only llm and encoder can",
         ),
         (
             {"optim.groups": dict(llm=dict(freeze=True))},
-            "optim.groups.llm.freeze: `train` says what is trained: leave 'llm' out of it, or name parts of it by",
+            "optim.groups.llm.freeze: no such field, since `train` of the stage says what is trained: leave",
         ),
         (
             {"optim.groups": dict(encoder=dict(muon=False))},
-            "optim.groups.encoder.muon: only type='Muon' reads it; leave it out",
+            "optim.groups.encoder.muon: only optim.type='Muon' has this field; leave it out",
         ),
         (
             {"optim.type": "Muon", "optim.groups": dict(encoder=dict(muon=0))},
@@ -57,23 +60,23 @@ def optim(kind: str, **settings) -> dict:
         ),
         (
             {"optim.groups": dict(llm=dict(lr_scale=2.0)), "optim.lr_scale": dict(llm=1.0)},
-            "optim.groups.llm.lr_scale: optim.lr_scale.llm is given too; leave one out",
+            "optim.groups.llm.lr_scale: optim.lr_scale.llm is given too; leave one of them out",
         ),
         ({"schedule.preset": "wds"}, "schedule.preset='wds': expected one of 'cosine', 'linear', 'constant', 'wsd'"),
         ({"schedule.preset": "wsd"}, "schedule.decay_ratio is missing: expected the part of the steps"),
-        ({"schedule.decay_ratio": 0.5}, "schedule.decay_ratio: preset='cosine' has none; leave it out, or take"),
+        ({"schedule.decay_ratio": 0.5}, "schedule.decay_ratio: preset='cosine' does not have it; leave it out, or use"),
         (
             {"schedule": dict(preset="constant", min_lr_ratio=0.1)},
-            "schedule.min_lr_ratio: preset='constant' never falls",
+            "schedule.min_lr_ratio: with preset='constant' the rate never falls",
         ),
         (
             {"schedule": dict(preset="wsd", warmup_ratio=0.6, decay_ratio=0.5)},
-            "schedule: warmup_ratio and decay_ratio are 1.1 together, more than all steps",
+            "schedule: warmup_ratio and decay_ratio add up to 1.1; expected at most 1",
         ),
         ({"schedule.warmup": 1}, "schedule.warmup: unknown field; did you mean 'warmup_ratio'?"),
         (
             {"schedule.param_schedulers": [dict(type="LinearLR")]},
-            "schedule.warmup_ratio: part of a preset, and param_schedulers are given; leave one out",
+            "schedule.warmup_ratio: it belongs to a preset, but param_schedulers are given too; leave one of them out",
         ),
         (
             {"schedule": schedulers(dict(type="LinerLR"))},
@@ -89,15 +92,15 @@ def optim(kind: str, **settings) -> dict:
         ),
         (
             {"schedule": schedulers(dict(type="LinearLR", end=1.5))},
-            "schedule.param_schedulers[0].end=1.5: expected a part of the steps, 0.0 to 1.0, or a whole number",
+            "schedule.param_schedulers[0].end=1.5: expected a fraction of all steps, 0.0 to 1.0, or a whole number",
         ),
         (
             {"schedule": schedulers(dict(type="LinearLR", by_epoch=True))},
-            "by_epoch: a schedule counts optimisation steps",
+            "by_epoch: schedules count optimisation steps",
         ),
         (
             {"schedule": schedulers(dict(type="ReduceOnPlateauLR"))},
-            "it follows a validation of MMEngine's; take another",
+            "it needs MMEngine's own validation loop; use another",
         ),
         (
             {"custom_hooks": dict(type="ProfilerHook")},
@@ -133,7 +136,7 @@ def optim(kind: str, **settings) -> dict:
         ),
         (
             {"visualizer": dict(vis_backends=[dict(type="LocalVisBackend")] * 2)},
-            "visualizer.vis_backends: expected each t",
+            "visualizer.vis_backends: each type may be given once",
         ),
         (
             {"visualizer": dict(vis_backends=[], save_dir="x")},

@@ -169,11 +169,11 @@ def test_a_right_config_passes():
         ({"schedule.epochs": 1}, "schedule: expected either `epochs` or `steps`, not both"),
         (
             {"stages.pretrain.train": ["head"]},
-            "stages.pretrain: train=['head']: no component 'head'; did you mean 'heads'?",
+            "stages.pretrain: train=['head']: no such component 'head'; did you mean 'heads'?",
         ),
         (
             {"stages.pretrain.train": ["lm.*.mlp"]},
-            "stages.pretrain: train=['lm.*.mlp']: no component 'lm'; did you mean 'llm'?",
+            "stages.pretrain: train=['lm.*.mlp']: no such component 'lm'; did you mean 'llm'?",
         ),
         (
             {"model_transforms": dict(type="Lora")},
@@ -191,11 +191,11 @@ def test_a_right_config_passes():
         ({"stages.pretrain.optm": {}}, "stages.pretrain: optm: unknown; did you mean 'optim'?"),
         (
             {"stages.finetune.init": "pretrian"},
-            "stages.finetune: init='pretrian': expected 'scratch' or a stage before",
+            "stages.finetune: init='pretrian': expected 'scratch', a stage before",
         ),
         (
             {"stages.pretrain.init": "finetune"},
-            "stages.pretrain: init='finetune': expected 'scratch' or a stage before",
+            "stages.pretrain: init='finetune': expected 'scratch', a stage before",
         ),
         ({"evaluation": dict(dataset=dict(type="EasyVQA"), batch=3)}, "evaluation.batch: unknown field; did you mean"),
         ({"stages.finetune.optim.lr": "1e-4"}, "stages.finetune: optim.lr='1e-4': expected a number above 0"),
@@ -292,7 +292,7 @@ def test_a_data_set_whose_items_lack_something_is_told(item, words):
             check_data(own, None, dict.fromkeys(("pretrain", "finetune"), FixedTokens(4)))
         asked = recipe(evaluation=dict(dataset=dict(type="Mine")), **{"data.train": dict(_delete_=True, type="Mine")})
         item = dict(input_ids=[1, 2], labels=[1, 2], images=[], image_keys=[], sample_id="a")
-        with pytest.raises(ValueError, match=r"evaluation.dataset: Mine .* it has no question\(i\)"):
+        with pytest.raises(ValueError, match=r"evaluation.dataset: Mine .* it has no method question\(i\)"):
             check_data(asked, None, dict.fromkeys(("pretrain", "finetune"), FixedTokens(4)))
     finally:
         DATASETS.module_dict.pop("Mine")
@@ -428,7 +428,7 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
     [("studies/targets_mini", "asvr study"), ("tokenizers/semantic_mini", "asvr train-tokenizer")],
 )
 def test_a_config_of_another_kind_is_told_with_its_command(recipe, command):
-    with pytest.raises(ValueError, match=f"is no config of a training: give it to {command}$"):
+    with pytest.raises(ValueError, match=f"is not a training config: give it to {command}$"):
         check_config(load_config(recipe))
 
 

@@ -241,7 +241,7 @@ def test_a_stage_starts_from_a_model_of_the_hub(hub, saved, monkeypatch):
     with pytest.raises(ValueError, match="org/none: there is no such folder here and no such model on the Hub"):
         wanted_starts(Recipe(cfg).only("finetune").stages)
     cfg.stages.finetune.init = "pretrian"
-    with pytest.raises(ValueError, match="or its name on the Hub; did you mean 'pretrain'"):
+    with pytest.raises(ValueError, match="or a model's name on the Hub; did you mean 'pretrain'"):
         check_config(cfg)
 
 
@@ -316,7 +316,7 @@ def test_the_commands_take_a_name_of_the_hub(hub, model, saved, tmp_path):
     repo = hub.repos["org/command"]
     assert ModelCard(repo.commits[repo.refs["main"]]["README.md"].decode()).data.license_name == "mine"
     refused = call_tool(ROOT / "asvr/commands/push.py", saved, "org/command", "--stage", "finetune")
-    assert "--stage goes with a run's work dir" in refused.stderr
+    assert "--stage can only be used with a run's work dir" in refused.stderr
     refused = call_tool(ROOT / "asvr/commands/push.py", "org/command", "org/copy")
     assert "org/command: there is no such folder" in refused.stderr and "org/copy" not in hub.repos
     out = tmp_path / "exported"

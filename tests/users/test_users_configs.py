@@ -58,24 +58,24 @@ def test_a_wrong_architecture_names_its_key(option, problem):
     assert told(option).startswith(problem)
 
 
-NOT_A_DICT = "and not a dict: give the same kind, or, in a config file, a dict with _delete_=True"
-ENTRY = "is an entry of a list and no dict, and cannot be given alone: give the whole of"
+NOT_A_DICT = ", not a dict: give the same type, or, in a config file, add _delete_=True to the dict to replace"
+ENTRY = ": one entry of a list can only be replaced by a dict: give the whole list"
 
 
 @pytest.mark.parametrize(
     ("option", "why"),
     [
-        ("data.template.system=x", f"data.template is 'plain' {NOT_A_DICT}"),
-        ("runtime.seed.x=1", f"runtime.seed is 0 {NOT_A_DICT}"),
-        ("model.reconstruction.0.shift.x=1", f"model.reconstruction.0.shift is 1 {NOT_A_DICT}"),
+        ("data.template.system=x", f"data.template is 'plain'{NOT_A_DICT}"),
+        ("runtime.seed.x=1", f"runtime.seed is 0{NOT_A_DICT}"),
+        ("model.reconstruction.0.shift.x=1", f"model.reconstruction.0.shift is 1{NOT_A_DICT}"),
         (
             "stages.pretrain.train.x=1",
-            "stages.pretrain.train is a list of 2: expected a number from 0 to 1 and not 'x'",
+            "stages.pretrain.train is a list of 2: expected a number from 0 to 1, not 'x'",
         ),
         ("model.reconstruction.5.shift=0", "model.reconstruction is a list of 1: expected a number from 0 to 0"),
         ("model.reconstruction.-1.shift=0", "model.reconstruction is a list of 1: expected a number from 0 to 0"),
-        ("model.reconstruction.0=3", f"model.reconstruction.0 {ENTRY} model.reconstruction"),
-        ("optim.betas.0=0.5", f"optim.betas.0 {ENTRY} optim.betas"),
+        ("model.reconstruction.0=3", f"model.reconstruction.0{ENTRY} model.reconstruction"),
+        ("optim.betas.0=0.5", f"optim.betas.0{ENTRY} optim.betas"),
     ],
 )
 def test_an_option_that_does_not_fit_names_what_stands_there(option, why):
@@ -110,7 +110,7 @@ LONG = dict(model=dict(reconstruction=[dict(name=f"target_{n}" * 20, shift=0) fo
 def test_a_dict_over_a_long_list_is_told_shortly(tmp_path):
     (tmp_path / "base.py").write_text(f"model = {LONG['model']!r}")
     (tmp_path / "child.py").write_text("_base_ = 'base.py'\nmodel = dict(reconstruction=dict(shift=1))")
-    with pytest.raises(ValueError, match="model.reconstruction is a dict here and .* in its _base_: give") as refused:
+    with pytest.raises(ValueError, match="model.reconstruction is a dict here, but .* in its _base_: give") as refused:
         load_config(tmp_path / "child.py")
     assert len(str(refused.value)) < 800
     stage = dict(LONG, stages=dict(a=dict(model=dict(reconstruction={"x": dict(shift=1)}))))

@@ -445,7 +445,7 @@ def test_check_data_tells_unread_keys(pictures, tmp_path):
         *("--workers", 0, "--out", tmp_path / "out"),
     )
     assert done.returncode == 0, done.stderr
-    assert "keys that are not read, and in how many records: difficulty (3)" in done.stdout
+    assert "keys that are not read (number of records): difficulty (3)" in done.stdout
 
 
 # Keys that are near to ours, or hold nothing ---------------------------------------------------------------------

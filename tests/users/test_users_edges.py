@@ -100,7 +100,7 @@ def test_a_step_of_refused_samples_is_told(edges, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["stage"] == "finetune"]
     assert len(losses) == 4 and [loss == 0 for loss in losses] == [True, False, True, True]
-    assert losses[1] > 1 and "nothing to learn: all samples left out" in (tmp_path / "run/train.log").read_text()
+    assert losses[1] > 1 and "nothing to learn: all samples were left out" in (tmp_path / "run/train.log").read_text()
 
 
 # Workers ----------------------------------------------------------------------------------------------------

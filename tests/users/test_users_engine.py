@@ -263,7 +263,7 @@ def test_a_folder_without_targets_gets_new_heads_where_they_are_trained(trained,
     assert "the heads of semantic are new" in (tmp_path / "run/train.log").read_text()
     own = asvr.load(tmp_path / "run", device="cpu")
     assert fingerprint_of(own.model.llm) == fingerprint_of(source.model.llm)
-    with pytest.raises(ValueError, match="has no heads of semantic, and the stage leaves them untrained"):
+    with pytest.raises(ValueError, match="has no heads of semantic, and the stage does not train them"):
         train(config, tmp_path / "other", stage("projector"))
 
 
@@ -362,7 +362,7 @@ def test_weights_at_another_place_with_another_architecture_are_refused(half, co
     settings = json.loads(file.read_text())
     settings["rms_norm_eps"] = 1e-2
     file.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="was made with other settings of llm than the files say"):
+    with pytest.raises(ValueError, match="was made with other settings of llm than in the files"):
         train(config, work_dir, PLAIN | options)
 
 
@@ -385,7 +385,7 @@ def test_an_older_checkpoint_does_not_go_on_with_another_hidden_state(config, tm
         meta = json.loads(file.read_text())
         del meta["last_tap"]
         file.write_text(json.dumps(meta))
-    with pytest.raises(ValueError, match="which tap=2 named then and tap=-1 names now"):
+    with pytest.raises(ValueError, match="which was tap=2 then and is tap=-1 now"):
         train(config, tmp_path / "run", options)
 
 
@@ -523,7 +523,7 @@ def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_saved(tmp_pat
 MISTAKES = {
     "a dict over a text": (
         "_base_ = 'base.py'\nmodel = dict(encoder=dict(type='A'))",
-        "config.py: model.encoder is a dict here and 'x' in its _base_",
+        "config.py: model.encoder is a dict here, but 'x' in its _base_",
     ),
     "a dict over a text, in a base": ("_base_ = 'child.py'", "child.py: model.encoder is a dict here"),
     "syntax": ("a = 1\nb = (", r"config.py, line 2: '\(' was never closed"),
@@ -534,7 +534,7 @@ MISTAKES = {
     "a name, in a base": ("_base_ = 'unnamed.py'", "unnamed.py, line 2: NameError"),
     "twice": ("_base_ = ['base.py', 'base2.py']", "config.py: KeyError: Duplicate key is not allowed .*'model'"),
     "an import": ("import no_such_module", "config.py: ModuleNotFoundError"),
-    "no text": ("a = '\xff'", "config.py is no Python file: 'utf-8' codec"),
+    "no text": ("a = '\xff'", "config.py is not a Python file: 'utf-8' codec"),
 }
 
 

@@ -138,7 +138,7 @@ def test_other_images_at_another_place_are_refused(run_of, config, tmp_path, how
     shutil.copytree(half, tmp_path / "run")
     shutil.copytree(config.parent / "images", tmp_path / "images")
     OTHERS[how](tmp_path / "images")
-    with pytest.raises(ValueError, match="was trained on other images than lie where data.train says now") as error:
+    with pytest.raises(ValueError, match="was trained on other images than those at the place") as error:
         # So that no image is refused before.
         train(
             config, tmp_path / "run", PLAIN | {"data.train": kind(config, tmp_path / "images"), "data.on_error": "skip"}
@@ -217,7 +217,7 @@ def test_what_else_changes_in_a_part_of_a_mixture_is_refused_by_its_own_name(run
     shutil.copytree(config.parent / "images", tmp_path / "images")
     data = mixture(config, tmp_path / "images")
     data["sources"][1]["weight"] = 3
-    with pytest.raises(ValueError, match=r"configuration \(data.train.sources.1.weight: 1 there, 3 here\)"):
+    with pytest.raises(ValueError, match=r"configuration \(data.train.sources.1.weight: 1 in the checkpoint, 3 now\)"):
         goes_on(config, tmp_path / "run", data)
 
 

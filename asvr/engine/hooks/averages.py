@@ -20,22 +20,22 @@ from asvr.registry import HOOKS
 class AverageHook(Hook):
     """Keeps exponential moving averages of the trained weights (``runtime.ema``).
 
-    After each step ``average = decay * average + (1 - decay) * weight``, in float32. The first average is what the
-    stage starts from. A skipped step counts as one that changed nothing.
+    After each step ``average = decay * average + (1 - decay) * weight``, in float32. The first average is the weights
+    that the stage starts from. A skipped step counts as a step that changed nothing.
 
-    At the end of the stage ``<folder>/ema`` holds the averages as the weights of a checkpoint. meta: see
-    `asvr.engine.hooks.CheckpointHook`. Each process averages the parts of weights that it holds. A checkpoint has whole
-    averages: where weights are sharded, each is gathered to be saved, and the first process holds all of them in the
-    CPU's memory meanwhile.
+    At the end of the stage, ``<folder>/ema`` holds the averages as the weights of a checkpoint. meta: see
+    `asvr.engine.hooks.CheckpointHook`. Each process averages the parts of weights that it holds. A checkpoint has full
+    averages. So sharded averages are gathered for it, and the first process keeps all of them in the CPU's memory for
+    that time.
     """
 
-    priority = "LOW"  # in front of the checkpoint, which holds the averages of its step
+    priority = "LOW"  # before the checkpoint, which holds the averages of its step
 
     def __init__(self, *, decay: float, folder: str, meta: dict):
         self.folder, self.meta = Path(folder), meta
         self.update = get_ema_multi_avg_fn(decay)
         self.averages: dict[str, Tensor] = {}
-        self.saved: dict[str, Tensor] = {}  # of the checkpoint to go on from, until training begins
+        self.saved: dict[str, Tensor] = {}  # the averages of the checkpoint to go on from, until training begins
 
     def state_dict(self) -> dict[str, Tensor]:
         found = {}

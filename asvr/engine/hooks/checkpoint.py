@@ -1,4 +1,4 @@
-"""Saves checkpoints at intervals, at the end of a stage, and where a run is stopped."""
+"""Saves checkpoints at intervals, at the end of a stage, and when a run is stopped."""
 
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from asvr.registry import HOOKS
 
 
 def stateful(hooks: list[Hook]) -> dict[str, Hook]:
-    """Hooks whose ``state_dict()`` checkpoints hold, by the name of their class; a second one of a class has a number.
+    """The hooks with a ``state_dict()``, which checkpoints hold, by the name of their class.
 
-    Raises ``ValueError`` for one that runs behind the checkpoint of a step.
+    A second hook of a class has a number in its name. Raises ``ValueError`` for a hook that runs after the checkpoint
+    of a step.
     """
     found: dict[str, Hook] = {}
     for hook in hooks:
@@ -23,8 +24,9 @@ def stateful(hooks: list[Hook]) -> dict[str, Hook]:
             name = type(hook).__name__
             if get_priority(hook.priority) > get_priority(CheckpointHook.priority):
                 raise ValueError(
-                    f"custom_hooks: {name} has a state and priority {hook.priority!r}, behind the checkpoint, which "
-                    f"would hold the state of the step before: give it {CheckpointHook.priority!r} or a higher one"
+                    f"custom_hooks: {name} has a state and priority {hook.priority!r}, so it runs after the "
+                    "checkpoint, which would hold the state of the step before: give it priority "
+                    f"{CheckpointHook.priority!r} or higher"
                 )
             count = sum(type(other) is type(hook) for other in found.values())
             found[f"{name}.{count + 1}" if count else name] = hook
@@ -32,7 +34,7 @@ def stateful(hooks: list[Hook]) -> dict[str, Hook]:
 
 
 def _values(state: dict) -> dict:
-    """Without methods, which some of MMEngine's schedulers count as state and make anew."""
+    """A scheduler's state without methods. Some of MMEngine's schedulers have methods in it, and build them again."""
     return {key: value for key, value in state.items() if not callable(value)}
 
 
@@ -40,13 +42,13 @@ def _values(state: dict) -> dict:
 class CheckpointHook(Hook):
     """Writes checkpoints at an interval and at the end of a stage, and removes old ones.
 
-    folder: where checkpoints go. interval: optimisation steps between them. keep: how many to keep. meta: what each
-    ``checkpoint.json`` says besides the step (stage, configuration, frozen weights). asynchronous: see
-    `asvr.engine.saver.Saver`. An error in a save ends the run at a later step; the end of a stage waits for the last
-    save.
+    folder: the folder of the checkpoints. interval: optimisation steps between two of them. keep: the number of
+    checkpoints to keep. meta: the content of ``checkpoint.json`` besides the step (stage, configuration, frozen
+    weights). asynchronous: see `asvr.engine.saver.Saver`. An error in a save ends the run at a later step. The end of a
+    stage waits for the last save.
     """
 
-    priority = "VERY_LOW"  # after the schedule has moved, so that the saved state is the next step's
+    priority = "VERY_LOW"  # after the schedule, so that the saved state is that of the next step
 
     def __init__(self, *, folder: str, interval: int, keep: int, meta: dict, asynchronous: bool = True):
         if interval < 1 or keep < 1:
@@ -63,18 +65,18 @@ class CheckpointHook(Hook):
         self.saver.check()
         last = runner.iter == runner.max_iters or runner.train_loop.stop is not None
         save = runner.iter % self.interval == 0 or last
-        if save or runner.iter == 1:  # the first step shows most of what differs
+        if save or runner.iter == 1:  # most differences show at the first step
             check_buffers(unwrap(runner.model))
         if save:
             self.save(runner)
 
     def after_train(self, runner) -> None:
-        if self.saved != runner.iter and get_world_size() == 1:  # it ended where it waited for the next samples
+        if self.saved != runner.iter and get_world_size() == 1:  # it ended while it waited for the next samples
             self.save(runner)
         self.saver.close()
 
     def abandon(self) -> None:
-        """Called where training has failed."""
+        """The loop calls this if training has failed."""
         self.saver.abandon()
 
     def save(self, runner) -> None:

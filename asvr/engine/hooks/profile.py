@@ -1,4 +1,4 @@
-"""Profiles some steps of a stage: a trace, a table of operations, and a snapshot of the GPU's memory."""
+"""Profiles some steps of a stage. Writes a trace, a table of operations, and a snapshot of the GPU's memory."""
 
 from pathlib import Path
 
@@ -12,23 +12,23 @@ from asvr.base.log import logger
 from asvr.engine.parallel import unwrap
 from asvr.registry import HOOKS
 
-ROWS = 50  # of the table
-EVENTS = 1_000_000  # of allocations and frees that a snapshot keeps
+ROWS = 50  # the most rows of the table
+EVENTS = 1_000_000  # the most allocations and frees that a snapshot keeps
 
 
 @HOOKS.register_module()
 class TraceHook(Hook):
-    """Writes of the steps ``first`` to ``last``, counted from 1 as the log counts them, both included:
+    """Profiles the steps from ``first`` to ``last``, both included. Steps are counted from 1, as in the log.
 
-    ``<folder>/trace_rank<r>.json``, for https://ui.perfetto.dev or chrome://tracing; ``<folder>/table_rank<r>.txt``,
-    time and memory by operation and kernel; with ``memory``, on CUDA, ``<folder>/memory_rank<r>.pickle``, for
-    https://pytorch.org/memory_viz.
+    It writes ``<folder>/trace_rank<r>.json``, for https://ui.perfetto.dev or chrome://tracing, and
+    ``<folder>/table_rank<r>.txt``, time and memory by operation and kernel. With ``memory``, on CUDA, it also writes
+    ``<folder>/memory_rank<r>.pickle``, for https://pytorch.org/memory_viz.
 
-    One of each for each process. The step before the first one warms the profiler up. Losses and weights are those of a
-    run without it; the profiled steps are slower. stage: its name, for the log.
+    Each process writes its own files. The step before the first one warms up the profiler. Losses and weights are the
+    same as without the profiler; the profiled steps are slower. stage: the stage's name, for the log.
     """
 
-    priority = "VERY_HIGH"  # in front of other hooks, whose work does not belong to a step
+    priority = "VERY_HIGH"  # before other hooks, whose work is not part of a step
 
     def __init__(self, *, folder: str, stage: str, first: int, last: int, memory: bool = False):
         self.folder, self.stage = Path(folder), stage
@@ -40,10 +40,10 @@ class TraceHook(Hook):
         device = unwrap(runner.model).device
         if not runner.iter < self.first <= self.last <= runner.max_iters:
             logger.warning(
-                "runtime.profile.steps=(%d, %d): stage %s trains the steps %d to %d now, so nothing of it is profiled",
+                "runtime.profile.steps=(%d, %d): stage %s now trains only the steps %d to %d, so it is not profiled",
                 *(self.first, self.last, self.stage, runner.iter + 1, runner.max_iters),
             )
-            self.first = 0  # a step that never comes
+            self.first = 0  # no step has this number
             return
         if self.memory and device.type != "cuda":
             logger.warning("runtime.profile.memory is ignored on %s: only CUDA has memory snapshots", device.type)
@@ -73,13 +73,13 @@ class TraceHook(Hook):
             self.profiler.step()
 
     def abandon(self) -> None:
-        """Where an error or a signal ends the stage: nothing is written."""
+        """Stop the profiler without writing files. The loop calls this if an error or a signal ends the stage."""
         if self.profiler is not None:
             self._stop()
 
     def after_train(self, runner) -> None:
         if self.profiler is not None:  # a signal came before the last step
-            logger.warning("stage %s ended within the profiled steps: no profile is written", self.stage)
+            logger.warning("stage %s ended before the last profiled step: no profile is written", self.stage)
             self._stop()
 
     def _start(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Progress bar, readable log lines and JSON lines, with one synchronisation an interval."""
+"""Writes the progress bar, readable log lines and JSON lines, with one synchronisation in each interval."""
 
 import json
 import time
@@ -26,23 +26,23 @@ NORM = "grad_norm"
 class ProgressHook(Hook):
     """Logs losses, accuracies, throughput and memory every ``interval`` steps.
 
-    Means are over these steps, or over those of them that have the loss at all; skipped ones do not count. Of several
-    processes that share a step: sums over all of them, and the first one's times and memory.
+    A mean is over those steps of the interval that have the loss. Skipped steps do not count. If several processes
+    share a step, sums are over all of them, and times and memory are those of the first one.
 
-    Written to ``file`` as one JSON object a line: step, lr, loss (weighted sum), loss_<name> in nats a token,
-    acc_<name> (text) and acc_<target> (a list, one a depth), grad_norm, tokens_per_s and images_per_s (real ones,
-    padding not counted), real_tokens_percent (of all positions computed), data_time_percent (of the interval, waiting
-    for input), tflop_per_s (of what the samples need: no padding, no recomputation), mfu_percent (of that, in bf16 on
-    a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only
-    where there are any), samples (of a mixture: source -> samples drawn since the stage began), skipped (steps since
-    the stage began whose losses or gradients were not finite; where there are any). loss and grad_norm are null, and
-    the other means are missing, where all steps of an interval were skipped; loss is 0 and alone where
-    all samples of an interval were refused.
+    Each line of ``file`` is one JSON object: step, lr, loss (weighted sum), loss_<name> in nats for each token,
+    acc_<name> (text) and acc_<target> (a list, one for each depth), grad_norm, tokens_per_s and images_per_s (without
+    padding), real_tokens_percent (of all computed positions), data_time_percent (the part of the interval spent waiting
+    for input), tflop_per_s (the FLOPs that the samples need, without padding and recomputation), mfu_percent (from
+    tflop_per_s, in bf16 on a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out
+    since the stage began; only if there are any), samples (for a mixture: source -> samples drawn since the stage
+    began), skipped (steps since the stage began that were not finite; only if there are any). If all steps of an
+    interval were skipped, loss and grad_norm are null, and there are no other means. If all samples of an interval were
+    refused, loss is 0, and there are no other losses.
 
-    Any hook gets each record by a method ``after_log(runner, kind, record)``, in the first process alone. kind: train;
+    Any hook with a method ``after_log(runner, kind, record)`` gets each record, only in the first process. kind: train;
     `ValidationHook` calls it with validation.
 
-    drawn: what ``samples`` are after a step, see `asvr.data.mixture.Mixture.drawn`.
+    drawn: a function that returns ``samples`` after a step, see `asvr.data.mixture.Mixture.drawn`.
     """
 
     priority = "BELOW_NORMAL"
@@ -61,11 +61,11 @@ class ProgressHook(Hook):
         self.file, self.stage, self.interval = Path(file), stage, interval
         self.refused: Counter = Counter()
         self.skipped = 0
-        self.flops, self.drawn = flops, drawn  # None where FLOPs cannot be counted, and where there is one source
+        self.flops, self.drawn = flops, drawn  # None if FLOPs cannot be counted; None if there is only one source
         self._reset()
 
     def state_dict(self) -> dict:
-        """The part of an interval that is done, so that a resumed run writes the same lines."""
+        """The sums of the interval so far, so that a resumed run writes the same lines."""
         real, positions = (sum(own) for own in zip(*gather(self._places()), strict=True))
         own = dict(refused=dict(_added(gather(self.refused))), skipped=self.skipped, earlier=(real, positions))
         return dict(own, sums=self._all_sums(), counts=dict(self.counts), steps=self.steps)
@@ -90,12 +90,10 @@ class ProgressHook(Hook):
 
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
-        self.counts: dict[
-            str, torch.Tensor
-        ] = {}  # steps in a sum; which ones were skipped is known on the device alone
+        self.counts: dict[str, torch.Tensor] = {}  # steps in each sum; only the device knows which were skipped
         self.steps = self.tokens = self.positions = self.images = self.needed_flops = 0
         self.data_time, self.start = 0.0, time.perf_counter()
-        self.earlier = (0, 0)  # `_places` of a process that was interrupted; its time does not count, nor do rates
+        self.earlier = (0, 0)  # `_places` of an interrupted process; its times and rates do not count
 
     def _places(self) -> tuple[int, int]:
         """Real tokens and positions of the interval so far."""
@@ -120,7 +118,7 @@ class ProgressHook(Hook):
     def _count_refusals(self, refusals: list[Refusal]) -> None:
         for refusal in refusals:
             if refusal.reason not in self.refused:
-                logger.warning("left out: %s (further ones with this reason are only counted)", refusal.message)
+                logger.warning("left out: %s (others with this reason are only counted)", refusal.message)
             self.refused[refusal.reason] += 1
 
     def after_train(self, runner) -> None:
@@ -172,7 +170,7 @@ class ProgressHook(Hook):
         self._reset()
 
     def _all_sums(self) -> dict[str, torch.Tensor]:
-        """Over all processes; the norm of the gradient is every one's already."""
+        """The sums over all processes. The norm of the gradient is the same in all of them already."""
         own = {key: value for key, value in self.sums.items() if key != NORM}
         return sum_over_processes(own) | {key: value for key, value in self.sums.items() if key == NORM}
 
@@ -180,7 +178,7 @@ class ProgressHook(Hook):
         return key == NORM or is_main_process()
 
     def _speed(self, speed: float, device: torch.device) -> dict[str, float]:
-        """speed: FLOPs a second of all processes."""
+        """The entries for speed and MFU. speed: FLOPs per second, in all processes together."""
         if self.flops is None:
             return {}
         peak = self.flops.peak(device)
@@ -200,7 +198,7 @@ def _loss(record: dict, digits: int) -> str:
     if record["loss"] is None:
         return "all skipped"
     if not any(key.startswith("loss_") for key in record):
-        return "nothing to learn: all samples left out"
+        return "nothing to learn: all samples were left out"
     return f"loss {record['loss']:.{digits}f}"
 
 
@@ -210,7 +208,7 @@ def _own_metrics(model) -> list[str]:
 
 
 def _line(record: dict, metrics: list[str]) -> str:
-    """A log line for people."""
+    """A log line that is easy to read."""
     parts = [
         f"{record['stage']} {record['step']}/{record['steps']}",
         f"lr {record['lr']:.2e}",
@@ -250,16 +248,16 @@ def _divide(value: float | list[float], by: int) -> float | list[float]:
 
 
 def _peak_memory_gib(device: torch.device) -> float:
-    """Of the accelerator; on the CPU, the process's largest resident size."""
+    """The peak memory of the GPU; on the CPU, the largest resident size of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resident_bytes() / 2**30
 
 
 def forget_after(file: Path, stage: str, step: int) -> None:
-    """Drop lines of this stage after ``step``: a resumed run writes them again."""
+    """Remove the lines of this stage after ``step``, since a resumed run writes them again."""
     if file.is_file():
-        whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # a kill may have torn the last line
-        lines = [json.loads(line) for line in whole.splitlines()]
+        complete, _, _ = file.read_text(encoding="utf-8").rpartition("\n")  # a kill may have cut the last line
+        lines = [json.loads(line) for line in complete.splitlines()]
         kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
         replace_text(file, "".join(json.dumps(line) + "\n" for line in kept))

@@ -1,4 +1,4 @@
-"""Ends a run behind the step in which a signal came."""
+"""Ends a run after the step in which a signal came."""
 
 import signal
 
@@ -14,13 +14,13 @@ from asvr.registry import HOOKS
 
 @HOOKS.register_module()
 class SignalHook(Hook):
-    """Ends a run in order when a signal comes (SIGTERM, SIGUSR1, Ctrl-C), see `asvr.base.interruption`.
+    """Ends a run cleanly when a signal comes (SIGTERM, SIGUSR1, Ctrl-C), see `asvr.base.interruption`.
 
-    All ranks stop behind the same step: they exchange one number a step, on the CPU, so that no rank waits for its
+    All ranks stop after the same step. They exchange one number in each step, on the CPU, so that no rank waits for its
     device.
     """
 
-    priority = "LOW"  # in front of the checkpoint, which is written where a run stops
+    priority = "LOW"  # before the checkpoint hook, which writes a checkpoint when a run stops
 
     def before_train(self, runner) -> None:
         several = get_world_size() > 1
@@ -34,4 +34,4 @@ class SignalHook(Hook):
             number = highest.item()
         if number and runner.train_loop.stop is None:
             runner.train_loop.stop = Interrupted(signal.Signals(number))
-            logger.warning("%s: stops behind step %d of %d", signal.Signals(number).name, runner.iter, runner.max_iters)
+            logger.warning("%s: stops after step %d of %d", signal.Signals(number).name, runner.iter, runner.max_iters)

@@ -1,4 +1,4 @@
-"""Names what was in the steps that were skipped, and ends a run of too many."""
+"""Names the samples of skipped steps, and ends a run with too many of them."""
 
 import torch
 from mmengine.hooks import Hook
@@ -12,17 +12,18 @@ from asvr.registry import HOOKS
 class SkipHook(Hook):
     """Logs the steps that were skipped because a loss or a gradient was not finite, and ends a run with too many.
 
-    It logs the steps of each log interval with their samples, see `asvr.engine.optim.AutocastOptimWrapper`.
+    For each log interval it logs the skipped steps with their samples, see `asvr.engine.optim.AutocastOptimWrapper`.
 
-    interval: steps between two looks, since each waits for the device. limit: more skipped steps in a stage end the run
-    with a ``ValueError``, behind a checkpoint; the stage then goes on with a higher limit alone.
+    interval: steps between two checks, since each check waits for the device. limit: the most skipped steps of a stage.
+    With more, a checkpoint is written and the run ends with a ``ValueError``. The stage then only goes on with a higher
+    limit.
     """
 
     def __init__(self, *, stage: str, interval: int, limit: int):
         self.stage, self.interval, self.limit = stage, interval, limit
         self.count = 0
         self.steps: list[tuple[int, list[str], torch.Tensor]] = []  # of the interval: step, samples, whether skipped
-        self.skipped: list[tuple[int, list[str]]] = []  # of the interval, where that is known
+        self.skipped: list[tuple[int, list[str]]] = []  # of the interval: steps that are known to be skipped
 
     def state_dict(self) -> dict:
         self._look()
@@ -52,10 +53,10 @@ class SkipHook(Hook):
             self.steps = []
 
     def _name(self) -> None:
-        for step, samples in self.skipped:  # the same steps on every rank, each with its own part of the samples
+        for step, samples in self.skipped:  # the steps are the same on all ranks; each rank has its own samples
             samples = [sample for own in gather(samples) for sample in own]
             logger.warning(
-                "%s, step %d: skipped, a loss or a gradient was not finite; its samples: %s",
+                "%s, step %d: skipped, since a loss or a gradient was not finite; its samples: %s",
                 self.stage,
                 step,
                 ", ".join(dict.fromkeys(samples)),
@@ -67,6 +68,7 @@ class SkipHook(Hook):
         if self.count > self.limit:
             runner.train_loop.stop = ValueError(
                 f"stage {self.stage}: {self.count} steps were skipped, a loss or a gradient was not finite: stopped "
-                f"at step {runner.iter}, whose checkpoint is kept. The log names the samples: mend them or lower the "
-                f"learning rate and train the stage anew, or go on with a runtime.max_skipped above {self.limit}"
+                f"at step {runner.iter}, whose checkpoint is kept. The log names the samples: correct them or lower "
+                "the learning rate and train the stage from its start, or go on with runtime.max_skipped above "
+                f"{self.limit}"
             )

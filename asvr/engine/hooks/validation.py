@@ -1,4 +1,4 @@
-"""Asks questions while a stage trains, and keeps the weights that answered best."""
+"""Validates the model while a stage trains, and keeps the best weights."""
 
 import json
 from collections.abc import Callable
@@ -27,16 +27,17 @@ BEST = "best"
 class ValidationHook(Hook):
     """Validates every ``interval`` optimisation steps and at the end of a stage, and keeps the best weights.
 
-    validate: the model -> the result of `asvr.evaluation.accuracy.evaluate`, and in ``images`` sample images for
-    trackers, by name. The model is the one that trains, in eval mode meanwhile; random states are put back, so that
-    training is the same with and without. Of several processes all validate, each its share. file: gets one JSON object
-    a validation: stage, step, steps and the result. by: the number of a metric; None: no best weights are kept. folder:
-    ``<folder>/best`` holds the weights of its highest value so far, of equal ones the first. meta: see
-    `asvr.engine.hooks.CheckpointHook`. A signal ends a validation, in several processes behind the batch of questions
-    that each is at; the resumed run begins with it.
+    validate: a function: the model -> the result of `asvr.evaluation.accuracy.evaluate`, with sample images for
+    trackers in ``images``, by name. It gets the model that trains, in eval mode for that time. Random states are
+    restored afterwards, so that training is the same with and without validation. With several processes, each answers
+    its share of the questions. file: gets one JSON object for each validation: stage, step, steps and the result. by:
+    the name of the number that chooses the best weights; None: no best weights are kept. folder: ``<folder>/best``
+    holds the weights with the highest value so far; if values are equal, the first. meta: see
+    `asvr.engine.hooks.CheckpointHook`. A signal ends a validation; several processes first end their present batch of
+    questions. The resumed run begins with this validation.
     """
 
-    priority = "LOW"  # behind the log line of the step, in front of the checkpoint, which holds what is best so far
+    priority = "LOW"  # after the log line of the step, before the checkpoint, which holds the best value so far
 
     def __init__(
         self, *, validate: Callable, file: str, folder: str, stage: str, interval: int, meta: dict, by: str | None
@@ -44,14 +45,14 @@ class ValidationHook(Hook):
         self.validate, self.file, self.folder = validate, Path(file), Path(folder)
         self.stage, self.interval, self.meta, self.by = stage, interval, meta, by
         self.best: float | None = None
-        self.pending = False  # whether the step's validation is still to be made
+        self.pending = False  # whether the validation of the present step has not ended yet
 
     def state_dict(self) -> dict:
         return dict(best=self.best, pending=self.pending, by=self.by)
 
     def load_state_dict(self, state: dict) -> None:
         self.best, self.pending = state["best"], state["pending"]
-        if state.get("by", ACCURACY) != self.by:  # values of two metrics do not compare
+        if state.get("by", ACCURACY) != self.by:  # values of two metrics cannot be compared
             self.best = None
 
     def before_train(self, runner) -> None:
@@ -92,8 +93,8 @@ class ValidationHook(Hook):
     def _keep_best(self, runner, result: dict) -> None:
         try:
             require_best(self.by, result)
-        except ValueError as error:  # such as of a benchmark that failed: the training is worth more
-            logger.warning("step %d is not compared with the best: %s", runner.iter, error)
+        except ValueError as error:  # for example, a benchmark failed; training must go on
+            logger.warning("step %d is not compared with the best one: %s", runner.iter, error)
             return
         if self.best is None or result[self.by] > self.best:
             self.best = result[self.by]

@@ -1,4 +1,4 @@
-"""Sends what a run logs to the trackers that ``visualizer`` of a config names."""
+"""Sends the logs of a run to the trackers that ``visualizer`` of a config names."""
 
 import numpy as np
 from mmengine.hooks import Hook
@@ -12,8 +12,9 @@ NOT_SCALARS = ("step", "steps")
 
 
 def scalars(record: dict, prefix: str) -> dict[str, float]:
-    """The numbers of a record, those in its dicts and lists too: ``{"acc": [1.0, 0.5]}`` -> ``<prefix>/acc/0``, ... A
-    list of lists is a map, which is left out."""
+    """The numbers of a record, also those in its dicts and lists: ``{"acc": [1.0, 0.5]}`` -> ``<prefix>/acc/0``, ...
+
+    Lists of lists are left out."""
     found = {}
     for key, value in record.items():
         if isinstance(value, dict):
@@ -28,8 +29,8 @@ def scalars(record: dict, prefix: str) -> dict[str, float]:
 def log_evaluation(
     trackers: Trackers, stage: Stage, kind: str, result: dict, images: dict[str, np.ndarray], step: int
 ) -> None:
-    """The result of an evaluation, at the last step of its stage, in the run of the stage. kind: what its names begin
-    with."""
+    """Log the result of an evaluation to the run of its stage, at the stage's last step. kind: the first part of its
+    names."""
     trackers.open(stage, step)
     trackers.scalars(scalars(result, kind), step)
     for name, image in images.items():
@@ -39,12 +40,10 @@ def log_evaluation(
 
 @HOOKS.register_module()
 class VisualizerHook(Hook):
-    """Sends what is logged to the trackers of ``visualizer``: ``train/loss``, ``validation/accuracy`` and so on.
+    """Sends all logs to the trackers of ``visualizer``: ``train/loss``, ``validation/accuracy`` and so on.
 
-    The images of a validation are sent too.
-
-    A stage that goes on logs the steps behind its checkpoint again: of the earlier ones, a local file drops the lines
-    and TensorBoard shows none; the other trackers get them twice.
+    The images of a validation are sent too. A stage that goes on logs the steps after its checkpoint again. A local
+    file then drops the earlier lines of these steps, and TensorBoard hides them. Other trackers get them twice.
     """
 
     priority = "BELOW_NORMAL"

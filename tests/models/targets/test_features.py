@@ -371,9 +371,7 @@ def test_a_mistake_is_told(entry, words):
 @pytest.mark.parametrize("name", ["asvr_mini", "targets/scenes/shared_vocabulary", "targets/scenes/soft_codes"])
 def test_a_loss_of_features_is_refused_where_codes_are_told(name):
     config = load_config(ROOT / f"configs/{name}.py", {"model.reconstruction.0.loss": dict(type="CosineLoss")})
-    with pytest.raises(
-        ValueError, match=r"reconstruction\[0\].loss.type='CosineLoss' is a loss of features: codes take"
-    ):
+    with pytest.raises(ValueError, match=r"reconstruction\[0\].loss.type='CosineLoss' compares features"):
         check_config(config)
 
 

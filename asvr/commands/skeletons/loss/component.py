@@ -12,9 +12,9 @@ from asvr.registry import LOSSES
 
 @LOSSES.register_module()
 class MyComponent(nn.Module):
-    """Cross-entropy with label smoothing, the mean over depths.
+    """Cross-entropy with label smoothing, averaged over depths.
 
-    smoothing: probability mass that is spread over all codes, from 0 to below 1.
+    smoothing: the probability that is spread over all codes, from 0 to below 1.
     """
 
     def __init__(self, *, smoothing: float = 0.1):
@@ -24,7 +24,7 @@ class MyComponent(nn.Module):
         self.smoothing = smoothing
 
     def forward(self, states_PDW: Tensor, classifiers: nn.ModuleList, codes_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss summed over positions (the model divides it by their number), and the right codes by depth (D,)."""
+        """Return the loss summed over positions (the model divides it), and the number of right codes by depth (D,)."""
         losses, right = [], []
         for depth, classifier in enumerate(classifiers):
             logits_PV = classifier(states_PDW[:, depth]).float()

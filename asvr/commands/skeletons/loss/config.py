@@ -1,4 +1,4 @@
-# The mini recipe whose semantic codes are learned with the loss MyComponent (my_component.py).
+# The mini recipe, with the loss MyComponent (my_component.py) for its semantic codes.
 #   asvr train my_component_mini.py
 _base_ = ["asvr::asvr_mini"]
 

@@ -1,4 +1,4 @@
-"""A metric of your own: what is computed from the answers of an evaluation."""
+"""A metric of your own. It computes numbers from the answers of an evaluation."""
 
 from asvr.evaluation.metrics import Metric, normalise
 from asvr.registry import METRICS
@@ -6,9 +6,9 @@ from asvr.registry import METRICS
 
 @METRICS.register_module()
 class MyComponent(Metric):
-    """The share of words of the expected answer that the answer has too, and the mean length of an answer.
+    """The share of the expected answer's words that are in the answer, and the mean length of an answer.
 
-    name: of the share in logs and results.
+    name: the name of the share in logs and results.
     """
 
     def __init__(self, *, name: str = "my_component"):
@@ -21,6 +21,6 @@ class MyComponent(Metric):
         self.lengths.append(len(answer))
 
     def compute(self) -> dict[str, float]:
-        """Numbers by name; no other metric may use the same name."""
+        """Return numbers by name. No other metric may use the same names."""
         count = max(1, len(self.shares))
         return {self.name: sum(self.shares) / count, f"{self.name}_words": sum(self.lengths) / count}

@@ -1,4 +1,4 @@
-# The mini recipe, evaluated with the metric MyComponent (my_component.py) besides the accuracy.
+# The mini recipe, evaluated with the accuracy and with the metric MyComponent (my_component.py).
 #   asvr train my_component_mini.py
 _base_ = ["asvr::asvr_mini"]
 

@@ -1,4 +1,4 @@
-# The mini recipe with the target MyComponent (my_component.py) in place of semantic codes.
+# The mini recipe with the target MyComponent (my_component.py) in place of its semantic codes.
 #   asvr train my_component_mini.py
 _base_ = ["asvr::asvr_mini"]
 
