@@ -138,7 +138,7 @@ DATASETS = _registry(
     "asvr.data",
     _DATASETS,
     contract="a map-style data set of items for the collate function, mostly a `ConversationDataset` with __len__, "
-    "record(i) and picture(name)",
+    "record(i) and image(name)",
     needs=("__len__", "__getitem__"),
 )
 METRICS = _registry(

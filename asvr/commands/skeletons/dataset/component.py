@@ -1,4 +1,4 @@
-"""A data set of your own. Its images are painted here; for files, see `picture`."""
+"""A data set of your own. Its images are painted here; for files, see `image`."""
 
 from functools import partial
 
