@@ -122,6 +122,9 @@ def _load(path: str, folder: Path, name: str | None, split: str, revision: str |
     if folder.is_file():
         raise ValueError(f"{told} is a file: give its folder, or read it with ParquetDataset, TarDataset, LlavaDataset")
     if any((folder / file).is_file() for file in SAVED):
+        for key, value in dict(name=name, revision=revision).items():
+            if value is not None:
+                raise ValueError(f"{told} is a folder of save_to_disk, which has no {key}: leave {key}={value!r} out")
         return _load_saved(datasets, folder, split, streaming, told)
     if not folder.is_dir() and str(path).count("/") > 1:
         raise ValueError(f"{told} is not a folder")
@@ -143,6 +146,8 @@ def _load_saved(datasets, folder: Path, split: str, streaming: bool, told: str):
         if split not in found:
             raise ValueError(f"{told} has no split {split!r}: it has {', '.join(map(repr, found))}")
         found = found[split]
+    elif found.split is None and split != "train":
+        raise ValueError(f"{told} holds one data set without splits: leave split={split!r} out")
     elif str(found.split or split) != split:
         raise ValueError(f"{told} has the split {str(found.split)!r} alone: set split={str(found.split)!r}")
     return found.to_iterable_dataset() if streaming else found
