@@ -72,6 +72,8 @@ class ConversationDataset:
     def __init__(
         self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise", ignore=()
     ):
+        if hasattr(type(self), "picture"):  # else a base's image() would be called in its place
+            raise ValueError(f"{type(self).__name__}: its method picture(name) is now called image(name): rename it")
         if max_length is not None and num_image_tokens is None:
             raise ValueError("max_length needs num_image_tokens: the positions that an image takes")
         self.tokenizer = tokenizer
@@ -95,8 +97,7 @@ class ConversationDataset:
 
     def image(self, name: str) -> tuple[str, Source]:
         """The cache key of an image of a record, and where it is."""
-        old = " (it was called picture)" if hasattr(self, "picture") else ""
-        raise NotImplementedError(f"{type(self).__name__} must find an image: write image(name){old}")
+        raise NotImplementedError(f"{type(self).__name__} must find an image")
 
     def sample_id(self, i: int) -> str:
         return f"{self.source}:{i}"
