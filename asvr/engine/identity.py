@@ -50,6 +50,7 @@ _REFUSING = ("data.on_error", "data.max_pixels")
 _PLACES = ("ann_file", "files")
 # Fields that say where its images are: the digest of images in a checkpoint stands for them. An older one has none.
 _IMAGE_PLACES = ("image_folder", "root")
+_RENAMED = dict(max_pictures="max_images")  # fields of data sets, whose old names stand in earlier checkpoints
 _TEXT_TOKENIZER, _FINGERPRINT = "text_tokenizer", "text_tokenizer.fingerprint"
 _CHAT_TEMPLATE, _CHAT_FILE = "data.chat_template", "data.template.chat_template"  # its digest, and where it may be read
 _WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
@@ -137,6 +138,7 @@ def _essence(flat: dict, places: tuple[str, ...]) -> dict:
             if last in places:
                 continue
             value = _without(value, lambda config: places)
+            key = f"{parent}.{_RENAMED.get(last, last)}"
         elif _is_under(key, ("model",)):
             if last in _files_of({"type": flat.get(f"{parent}.type")}):
                 continue
