@@ -1,4 +1,4 @@
-"""Relative links of a Markdown page. Used by docs/_hooks.py and by tests/test_docs.py."""
+"""Relative links of a Markdown page. Used by docs/_hooks.py and by tests/docs/test_links.py."""
 
 import re
 from collections.abc import Callable, Iterator

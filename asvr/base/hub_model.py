@@ -46,11 +46,11 @@ def local_model(name: str | Path) -> Path | None:
         return None
     if (found := _in_zoo(*parts)) is not None:
         return found
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return _snapshot(*parts, local_files_only=True)
-    except (LocalEntryNotFoundError, HfHubHTTPError):
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError):  # the last one: no name of the Hub after all
         return None
 
 

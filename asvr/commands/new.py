@@ -10,6 +10,7 @@ examples:
 """
 
 import argparse
+import ast
 import importlib.util
 import keyword
 import re
@@ -44,7 +45,7 @@ def check_name(kind: str, given: str) -> tuple[str, str]:
     """Return the names of the class and of its module. Raises ``ValueError`` for a name that cannot be used."""
     name = "".join(part[:1].upper() + part[1:] for part in given.split("_"))
     module = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", given) or keyword.iskeyword(given) or keyword.iskeyword(module):
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", given) or any(map(keyword.iskeyword, (name, given, module))):
         raise ValueError(f"NAME {given!r}: expected a class name of letters and digits, such as EdgeMaps")
     if importlib.util.find_spec(module) is not None and not Path(f"{module}.py").exists():
         raise ValueError(f"NAME {given!r}: its file {module}.py would hide the module {module!r}; choose another name")
@@ -52,6 +53,8 @@ def check_name(kind: str, given: str) -> tuple[str, str]:
 
     if name in component_kinds()[kind].module_dict:
         raise ValueError(f"NAME {given!r}: a {kind} {name} exists already; choose another name")
+    if name in _names_in(SKELETONS / kind):
+        raise ValueError(f"NAME {given!r}: the skeleton uses {name} for something else; choose another name")
     return name, module
 
 
@@ -71,6 +74,13 @@ def write(kind: str, name: str, module: str, out: Path) -> list[str]:
     for file, text in texts.items():
         (out / file).write_text(text.replace(CLASS, name).replace(MODULE, module), encoding="utf-8")
     return list(texts)
+
+
+def _names_in(skeleton: Path) -> set[str]:
+    """All names that the code of a skeleton uses, but that of its own class."""
+    nodes = [node for file in skeleton.glob("*.py") for node in ast.walk(ast.parse(_text(file)))]
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return (used | {node.name for node in nodes if isinstance(node, ast.alias)}) - {CLASS}
 
 
 def _text(file: Path) -> str:

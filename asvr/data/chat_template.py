@@ -172,21 +172,27 @@ class TokenizerChat(Template):
         if not text.startswith(prompt):
             why = f"the chat template writes the prompt of message {i} in another way when its answer follows"
             raise Refused(why, REASON)
-        for form in (answer, answer.strip(), answer.rpartition(THINKING)[2].strip()):  # templates trim, drop reasoning
-            place = text.find(form + self.ending, len(prompt))
-            if place >= 0:
-                return len(prompt), place + len(form + self.ending)
-        raise Refused(f"the chat template changes the text of message {i} (assistant): {short(answer)}", REASON)
+        end = text.find(self.ending, len(prompt))  # no text has its control token, so this is the answer's own
+        forms = (answer, answer.strip(), answer.rpartition(THINKING)[2].strip())  # templates trim, drop reasoning
+        if end >= 0 and text[len(prompt) : end].endswith(forms):
+            return len(prompt), end + len(self.ending)
+        raise Refused(f"the chat template does not write message {i} (assistant) as it is: {short(answer)}", REASON)
 
     def _encoded(self, piece: str, at: int, spans: list[tuple[int, int]]) -> Iterator[Segment]:
-        """The ids of a piece of the rendered text. at: where it begins. A token is learned if any part of it is."""
+        """The ids of a piece of the rendered text. at: where it begins."""
         if not piece:
             return
         found = self.tokenizer.hf(piece, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
-        learned = ((token, any(at + b < end and at + e > begin for begin, end in spans)) for token, (b, e) in pairs)
+        learned = ((token, self._is_learned(piece, at, b, e, spans)) for token, (b, e) in pairs)
         for supervised, group in groupby(learned, key=lambda pair: pair[1]):
             yield Segment("ids", supervised=supervised, ids=tuple(token for token, _ in group))
+
+    def _is_learned(self, piece: str, at: int, first: int, end: int, spans: list[tuple[int, int]]) -> bool:
+        """A token is learned if a part of it is. A control token may take the white space behind it, which can be an
+        answer's: its first character decides. first, end: where the token stands in the piece."""
+        last = first if piece[first:end].strip() in self.control else end - 1
+        return any(at + first < stop and at + last >= start for start, stop in spans)
 
     def _refuse_control_tokens(self, messages: list[dict]) -> None:
         """Refuse texts with control tokens: they are encoded together with the template, and would become real ones."""

@@ -123,6 +123,9 @@ def _load(path: str, folder: Path, name: str | None, split: str, revision: str |
         readers = "ParquetDataset, TarDataset or LlavaDataset"
         raise ValueError(f"{where} is a file: give its folder, or read it with {readers}")
     if any((folder / file).is_file() for file in SAVED):
+        for key, value in dict(name=name, revision=revision).items():
+            if value is not None:
+                raise ValueError(f"{where} is a folder of save_to_disk, which has no {key}: leave {key}={value!r} out")
         return _load_saved(datasets, folder, split, streaming, where)
     if not folder.is_dir() and str(path).count("/") > 1:
         raise ValueError(f"{where} is not a folder, and not a name on the Hub")
@@ -144,6 +147,8 @@ def _load_saved(datasets, folder: Path, split: str, streaming: bool, where: str)
         if split not in found:
             raise ValueError(f"{where} has no split {split!r}: it has {', '.join(map(repr, found))}")
         found = found[split]
+    elif found.split is None and split != "train":
+        raise ValueError(f"{where} holds one data set without splits: leave split={split!r} out")
     elif str(found.split or split) != split:
         raise ValueError(f"{where} has only the split {str(found.split)!r}: set split={str(found.split)!r}")
     return found.to_iterable_dataset() if streaming else found

@@ -31,7 +31,7 @@ CONTENT = {
         "text texts txt caption captions blip_caption prompt query question questions".split(), "conversations"
     ),
     **dict.fromkeys("response answer answers instruction input output completion".split(), "conversations"),
-    **dict.fromkeys("images image_list img imgs image images photo photos".split(), "image"),
+    **dict.fromkeys("images image_list img imgs picture pictures photo photos".split(), "image"),
     **dict.fromkeys("video videos audio audios speech objects system system_prompt tools".split()),
     **dict.fromkeys("chosen rejected".split()),
 }

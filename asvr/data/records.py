@@ -74,6 +74,8 @@ class ConversationDataset:
     def __init__(
         self, *, tokenizer=None, template=None, max_length=None, num_image_tokens=None, on_error="raise", ignore=()
     ):
+        if hasattr(type(self), "picture"):  # else a base's image() would be called in its place
+            raise ValueError(f"{type(self).__name__}: its method picture(name) is now called image(name): rename it")
         if max_length is not None and num_image_tokens is None:
             raise ValueError("max_length needs num_image_tokens: the positions that an image takes")
         self.tokenizer = tokenizer

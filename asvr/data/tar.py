@@ -131,7 +131,9 @@ def _record(fields: dict[str, bytes], pictures: dict[str, str], ignore: Collecti
     record = in_llava_form(record, ignore)
     named = record.pop("image", None)
     named = named if isinstance(named, list) else [] if named is None else [named]
-    if not pictures and any(not isinstance(name, str) for name in named):  # the images stand in the json itself
+    if any(not isinstance(name, str) for name in named):  # the json itself holds them
+        if pictures:
+            raise Refused("its json holds images, and so does the shard: expected one of them", "malformed")
         record["image"] = named
         named = []
     if named and len(named) != len(pictures):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from asvr.data.conversation import parse_rounds
+from asvr.data.image_sources import Source
 from asvr.data.refusals import Refused
 from asvr.data.templates import IMAGE_MARK
 from asvr.demo.session import read_upload
@@ -72,36 +74,44 @@ def examples_of_run(work_dir: Path, stage: str | None) -> list[Example]:
     try:
         dataset = DATASETS.build(dict(evaluation.dataset))
         return _of_kinds(dataset)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError) as error:  # the last one: of a mixture, which finds no image
         logger.info("no examples from the run's evaluation data: %s", error)
         return []
 
 
 def _of_kinds(dataset) -> list[Example]:
     """One record of a kind (its ``category``) after another, each with an image of its own."""
-    if not hasattr(dataset, "record") or not hasattr(dataset, "image"):
+    if not hasattr(dataset, "checked"):
         return []
-    by_kind: dict[str, list[tuple[str, dict]]] = {}
-    step = max(1, len(dataset) // LOOKED_AT)
-    for i in range(0, len(dataset), step):
-        record = dataset.record(i)
-        if isinstance(record.get("image"), str) and len(record.get("conversations") or []) > 1:
-            by_kind.setdefault(record.get("category", ""), []).append((record["image"], record))
-    chosen: dict[str, dict] = {}
+    by_kind: dict[str, list[tuple]] = {}
+    for i in range(0, len(dataset), max(1, len(dataset) // LOOKED_AT)):
+        if (found := _read(dataset, i)) is not None:
+            kind, *own = found
+            by_kind.setdefault(kind, []).append(tuple(own))
+    chosen: dict = {}
     answers: Counter[str] = Counter()
     for kind in itertools.islice(itertools.cycle(sorted(by_kind)), MOST * max(1, len(by_kind))):
-        fresh = [(image, record) for image, record in by_kind[kind] if image not in chosen]
+        fresh = [own for own in by_kind[kind] if own[0] not in chosen]
         if fresh and len(chosen) < MOST:
-            image, record = min(fresh, key=lambda one: answers[_answer(one[1])])  # not "yes" six times
-            chosen[image] = record
-            answers[_answer(record)] += 1
-    return [_of_record(dataset, record) for record in chosen.values()]
+            image, question, answer = min(fresh, key=lambda own: answers[own[2]])  # not "yes" six times
+            chosen[image] = question, answer
+            answers[answer] += 1
+    return [
+        Example(image=read_upload(dataset.image(image)[1] if isinstance(image, str) else image), question=q, answer=a)
+        for image, (q, a) in chosen.items()
+    ]
 
 
-def _of_record(dataset, record: dict) -> Example:
-    question = record["conversations"][0]["value"].replace(IMAGE_MARK, "").strip()
-    return Example(image=read_upload(dataset.image(record["image"])[1]), question=question, answer=_answer(record))
-
-
-def _answer(record: dict) -> str:
-    return record["conversations"][1]["value"].strip()
+def _read(dataset, i: int) -> tuple[str, Source, str, str] | None:
+    """Category, image, first question and its answer of a record; None of one that has not one of each."""
+    try:
+        record, _ = dataset.checked(i)
+        images = record.get("image")
+        images = images if isinstance(images, list) else [] if images is None else [images]
+        rounds = parse_rounds(record.get("conversations") or [], len(images))
+    except Refused:  # the evaluation counts it
+        return None
+    if len(images) != 1:
+        return None
+    question = rounds[0].question.replace(IMAGE_MARK, "").strip()
+    return str(record.get("category", "")), images[0], question, rounds[0].answer.strip()

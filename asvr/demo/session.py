@@ -91,7 +91,7 @@ def read_upload(file: str | Path) -> Image.Image:
     try:
         return open_image(file, max_pixels=MAX_PIXELS, upright=True)
     except Refused as error:
-        raise Refused(str(error).replace(str(file), Path(file).name), error.reason) from error
+        raise Refused(str(error).replace(str(file), Path(str(file)).name), error.reason) from error
 
 
 def pieces(work: Callable[[Callable[[str], None]], None]) -> Iterator[str]:

@@ -51,6 +51,7 @@ _REFUSING = ("data.on_error", "data.max_pixels")
 _PLACES = ("ann_file", "files")
 # Fields with the places of its images. The digest of images is compared instead. An older checkpoint has no digest.
 _IMAGE_PLACES = ("image_folder", "root")
+_RENAMED = dict(max_pictures="max_images")  # fields of data sets, whose old names stand in earlier checkpoints
 _TEXT_TOKENIZER, _FINGERPRINT = "text_tokenizer", "text_tokenizer.fingerprint"
 _CHAT_TEMPLATE, _CHAT_FILE = "data.chat_template", "data.template.chat_template"  # its digest, and its file or text
 _WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
@@ -140,6 +141,7 @@ def _essence(flat: dict, places: tuple[str, ...]) -> dict:
             if last in places:
                 continue
             value = _without(value, lambda config: places)
+            key = f"{parent}.{_RENAMED.get(last, last)}"
         elif _is_under(key, ("model",)):
             if last in _files_of({"type": flat.get(f"{parent}.type")}):
                 continue

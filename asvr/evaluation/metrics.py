@@ -4,7 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from mmengine.config import Config
+from PIL import Image
 
+from asvr.data.image_sources import is_base64
 from asvr.data.refusals import Refusal
 from asvr.registry import METRICS
 
@@ -33,13 +35,22 @@ def row_of(dataset, i: int, item: dict, answer: str) -> dict:
     return dict(
         id=item["sample_id"],
         record_id=record.get("id"),
-        image=record.get("image"),
+        image=_image_names(record.get("image"), item["images"]),
         kind=record.get("category", NO_KIND),
         question=item["question"],
         expected=item["answer"],
         answer=answer,
         right=normalise(answer) == normalise(item["answer"]),
     )
+
+
+def _image_names(named, images: list):
+    """As the record names its images; where it holds them itself, where they are."""
+    own = named if isinstance(named, list | tuple) else [named]
+    if named is not None and all(isinstance(name, str) and not is_base64(name) for name in own):
+        return named
+    told = ["in the record" if isinstance(image, Image.Image) else str(image) for image in images]
+    return told if len(told) > 1 else next(iter(told), None)
 
 
 class Metric:

@@ -33,9 +33,8 @@ Processor = LlavaProcessor | LlavaNextProcessor
 
 
 def template_of(source: Pretrained) -> Template:
-    """The template of training; one that is a text tokenizer's own is bound to it."""
-    template = build_template(source.template)
-    return template.bind(source.text_tokenizer) if hasattr(template, "bind") else template
+    """The template of training."""
+    return build_template(source.template, source.text_tokenizer)
 
 
 def build_processor(source: Pretrained) -> tuple[Processor, int]:

@@ -72,7 +72,7 @@ def check_visualizer(value: Any) -> list[str]:
 
 def _entry(key: str, entry: str | dict) -> list[str]:
     """The problems of one entry. A name is one of `TRACKERS`, or the name of a registered class."""
-    if isinstance(entry, str) and entry not in TRACKERS and VISBACKENDS.get(entry) is None:
+    if isinstance(entry, str) and entry not in TRACKERS and (not entry or VISBACKENDS.get(entry) is None):
         return [f"{key}={entry!r}: no such tracker; {nearest(entry, TRACKERS)}"]
     return registered_component(key, _backend(entry), VISBACKENDS)
 

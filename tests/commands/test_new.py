@@ -59,6 +59,8 @@ def test_a_name_may_have_either_form(given, names):
         ("2Maps", "expected a class name"),
         ("my-loss", "expected a class name"),
         ("Class", "expected a class name"),
+        ("true", "expected a class name"),
+        ("Tensor", "the skeleton uses Tensor for something else"),
         ("Json", "its file json.py would hide the module 'json'"),
         ("CosineLoss", "a loss CosineLoss exists already"),
     ],

@@ -127,7 +127,7 @@ def test_a_bad_record_is_refused_with_file_and_record(folder, kind):
     refusal = dataset[1]
     assert (refusal.reason, refusal.sample_id) == (reason, f"{dataset.source}:1")
     assert dataset[0]["input_ids"] == dataset[2]["input_ids"]
-    for read in (dataset.texts, dataset.pictures, dataset.fingerprint):
+    for read in (dataset.texts, dataset.images, dataset.fingerprint):
         assert list(read())
     assert time.perf_counter() - begin < 10
 

@@ -143,6 +143,18 @@ def test_a_prompt_is_the_generation_prompt_and_begins_the_row(family):
     assert chat.stop == (None if end == "</s>" else end)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("answer", [" Yes", "\nYes ", "Yes\n"])
+def test_an_answer_ends_where_it_does_when_a_later_question_ends_like_it(family, answer):
+    """Templates trim answers, so that the answer as the record has it may stand in a later question alone."""
+    make, template, end, _ = FAMILIES[family]
+    tokenizer = make(template)
+    ids, labels = encode(llava([("is it red?", answer), (f"say{answer}", "no")]), tokenizer)
+    texts = [text.replace(f" {end}", end) for text in learned(ids, labels, tokenizer)]
+    assert [text.count(end) for text in texts] == [1, 1]
+    assert "".join(texts[0].split()) == f"Yes{end}"
+
+
 def test_marks_of_the_template_are_the_mask_of_transformers():
     tokenizer = bytes_with(MARKED)
     ids, labels = encode(llava(TALK), tokenizer)

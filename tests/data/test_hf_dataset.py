@@ -100,6 +100,14 @@ def test_what_save_to_disk_wrote(folder, tmp_path):
         build(tmp_path / "one", split="test")
 
 
+def test_what_a_saved_folder_does_not_have_is_told_and_not_ignored(folder, tmp_path):
+    datasets.Dataset.from_list(datasets.load_dataset(str(folder), split="train").to_list()).save_to_disk(tmp_path)
+    assert len(build(tmp_path)) == len(build(folder))
+    for fields in (dict(split="test"), dict(split="train[:2]"), dict(name="x"), dict(revision="main")):
+        with pytest.raises(ValueError, match="leave .* out"):
+            build(tmp_path, **fields)
+
+
 def test_a_name_is_read_from_the_cache_of_datasets(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("socket.socket.connect", None)

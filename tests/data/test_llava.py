@@ -209,3 +209,12 @@ def test_pictures_and_texts_follow_the_policy(folder):
     for read in (LlavaDataset(ann_file=ann_file).pictures, LlavaDataset(ann_file=ann_file).texts):
         with pytest.raises(Refused, match=f"{ann_file}, record 1: not JSON"):
             list(read())
+
+
+def test_a_method_of_the_old_name_is_told_and_not_passed_over(folder):
+    class Own(LlavaDataset):
+        def picture(self, name):
+            return super().image(f"other/{name}")
+
+    with pytest.raises(ValueError, match=r"Own: its method picture\(name\) is now called image\(name\): rename it"):
+        Own(ann_file=str(folder / "rows.json"))

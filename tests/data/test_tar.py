@@ -234,3 +234,5 @@ def test_a_record_in_a_shard_may_name_or_hold_its_images(tmp_path):
     path = shard(tmp_path / "x.tar", [*members, ("k.a.png", png("red")), ("k.b.png", png("lime"))])
     colors = [[open_image(source).getpixel((0, 0)) for source in item["images"]] for item in build(path)]
     assert colors == [[(0, 0, 255)], [(0, 255, 0), (255, 0, 0)]]
+    with pytest.raises(Refused, match="its json holds images, and so does the shard"):
+        build(shard(tmp_path / "y.tar", [members[0], ("j.png", png("red"))]))[0]

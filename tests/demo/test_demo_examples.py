@@ -38,6 +38,22 @@ def test_a_run_whose_data_are_not_here_offers_none(tmp_path, caplog):
     assert examples_of_run(tmp_path / "saved", None) == []  # a saved model knows no data
 
 
+@pytest.mark.parametrize("form", ["role and content", "parts", "system first"])
+def test_records_of_any_form_give_examples(form, tmp_path):
+    gradient().convert("RGB").save(tmp_path / "a.png")
+    question, answer = dict(role="user", content="what?"), dict(role="assistant", content="me")
+    if form == "parts":
+        question["content"] = [dict(type="image"), dict(type="text", text="what?")]
+    system = [dict(role="system", content="Be brief.")] if form == "system first" else []
+    bad = dict(image="a.png", messages=[question])
+    record = dict(image=["a.png"], conversations=[*system, question, answer])
+    (tmp_path / "rows.jsonl").write_text(f"{json.dumps(bad)}\n{json.dumps(record)}\n")
+    dataset = f'dict(type="LlavaDataset", ann_file="{tmp_path / "rows.jsonl"}", _delete_=True)'
+    (tmp_path / "config.py").write_text(CONFIG.replace("dict(max_images=30)", dataset))
+    examples = examples_of_run(tmp_path, None)
+    assert [(example.question, example.answer) for example in examples] == [("what?", "me")]
+
+
 def test_a_folder_and_a_file(tmp_path):
     for name in ("b.png", "a.JPG"):
         gradient().convert("RGB").save(tmp_path / name)

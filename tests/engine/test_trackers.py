@@ -84,6 +84,7 @@ def test_a_stage_may_name_other_trackers_or_none(config):
 @pytest.mark.parametrize(
     "given, message",
     [
+        ("", r"visualizer='': no such tracker"),
         ("wandbb", r"visualizer='wandbb': no such tracker; did you mean 'wandb'\?"),
         (["tensorboard", "mflow"], r"visualizer\[1\]='mflow': no such tracker; did you mean 'mlflow'\?"),
         (["wandb", dict(type="WandbVisBackend")], "visualizer: each type may be given once"),

@@ -1,10 +1,17 @@
 """Metrics that a config names, and what is told where one is wrong."""
 
+import base64
+import io
+import json
+
 import pytest
+from data_helpers import byte_level
+from PIL import Image
 from run_helpers import ROOT, TINY
 
+from asvr.data.records import ConversationDataset
 from asvr.engine.run import run
-from asvr.evaluation.metrics import ExactMatch, Metric, count
+from asvr.evaluation.metrics import ExactMatch, Metric, count, row_of
 from asvr.recipe.config import load_config
 from asvr.recipe.validate import check_config
 from asvr.registry import METRICS
@@ -60,6 +67,32 @@ def test_exact_match_is_the_accuracy_by_kind():
 def test_what_is_no_number_or_has_a_name_that_is_taken(numbers, message):
     with pytest.raises(ValueError, match=message):
         count([dict(type="ExactMatch"), dict(type="Given", numbers=numbers)], ROWS)
+
+
+@pytest.mark.parametrize("form", ["name", "names", "base64", "image", "bytes", "part"])
+def test_a_row_names_images_and_holds_none(form):
+    """Rows are lines of JSON files."""
+    image, file = Image.new("RGB", (30, 30), "red"), io.BytesIO()
+    image.save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    given = dict(name="a.png", names=["a.png"], base64=url, image=[image], bytes=dict(bytes=file.getvalue(), path=None))
+    question = [dict(type="image_url", image_url=url)] * (form == "part") + [dict(type="text", text="q")]
+    record = dict(messages=[dict(role="user", content=question), dict(role="assistant", content="a")])
+
+    class Own(ConversationDataset):
+        source = "own"
+
+        def record(self, i):
+            return record | (dict(image=given[form]) if form in given else {})
+
+        def image(self, name):
+            return name, image
+
+    dataset = Own(tokenizer=byte_level(), template="vicuna_v1")
+    row = row_of(dataset, 0, dataset.question(0), "b")
+    told = f"in the record ({len(file.getvalue())} bytes)"
+    expected = dict(given, base64=told, bytes=told, part=told, image="in the record")
+    assert json.loads(json.dumps(row))["image"] == expected[form]
 
 
 def test_two_metrics_have_two_names():

@@ -205,6 +205,14 @@ def test_folders_come_first_and_a_wrong_path_is_no_question_to_the_hub(hub, save
     ]
 
 
+@pytest.mark.parametrize("name", ["runs/a--b", "org/name.", "org/.."])
+def test_what_cannot_be_a_name_of_the_hub_is_told_in_one_line(name):
+    assert local_model(name) is None
+    with pytest.raises(ValueError, match="is no name of a model on the Hub: expected org/name") as error:
+        find_model(name)
+    assert "\n" not in str(error.value)
+
+
 def test_a_model_of_others_and_one_with_code_are_told_before_their_weights_come(hub, model, saved):
     push_folder(saved, "org/code")
     repo = hub.repos["org/code"]

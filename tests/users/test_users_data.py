@@ -249,6 +249,7 @@ def test_a_tar_of_img2dataset_is_taken_and_named_pictures_keep_their_order(tmp_p
         (dict(image=["a.png"], caption=["a wall"]), "unknown column 'caption'"),
         (dict(image=["a.png"], what_it_says=["a wall"]), "unknown column 'what_it_says'"),
         (dict(question=["what?"], answer=["red"], photos=[["a.png"]]), "unknown column 'photos'; did you mean 'image'"),
+        (dict(question=["what?"], answer=["red"], picture=["a"]), "unknown column 'picture'; did you mean 'image'"),
         (dict(question=["what?"], answer=["red"], scan=[b"png"]), "unknown column 'scan'"),
     ],
 )
