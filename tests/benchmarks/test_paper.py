@@ -82,7 +82,7 @@ def test_the_report_says_what_ran_on_what():
     assert "| pope | pope_accuracy | 0.7500 | 0.0100 | 100 |" in text
     assert "## Failed\n\n- mme: OSError: no room\n" in text
     assert "## Left out, because their data are not on this machine\n\n- gqa\n" in text
-    assert "## Results of an earlier command, not checked\n\n- pope\n\nTheir tasks are in none of the folders of this command" in text
+    assert "## Results of an earlier command, not checked\n\n- pope\n\nTheir tasks are in none of the folders" in text
     assert text.endswith("## Left out, because they have changed since they ran\n\n- mine\n")
     for benchmark in PAPER:
         assert f"| {benchmark.column} | {benchmark.name} | {benchmark.task} |" in text
