@@ -1,4 +1,4 @@
-"""A model as one folder: save it, load it, ask it, train it on.
+"""A model in one folder: load it, ask it questions, save it, push it.
 
 folder/
   asvr.json          the model's configuration, template and image settings, SHA-256 of the weights
@@ -57,13 +57,13 @@ logger = logging.getLogger("asvr")
 
 @dataclass(kw_only=True)
 class Pretrained:
-    """A model with what it needs to answer: ``asvr.load`` makes it.
+    """A model with everything that it needs to answer. ``asvr.load`` returns it.
 
-    config: of the `VLM`, as in ``model`` of a config file. template, image_aspect: as in ``data``.
-    precision: what it was trained in and answers in, see `computing_in`; None where that is not known.
-    custom_imports: modules that register its own components. text_tokenizer: None where the checkpoint that it was
-    imported from had none; such a model cannot be asked. training: what `training_facts` tells of how it was trained;
-    None where that is not known.
+    config: the config of the `VLM`, as in ``model`` of a config file. template, image_aspect: as in ``data``.
+    precision: the precision of training, in which it also answers, see `computing_in`; None if it is not known.
+    custom_imports: modules that register its own components. text_tokenizer: None if the model was imported from a
+    checkpoint without one; such a model cannot be asked. training: the result of `training_facts`; None if it is not
+    known.
     """
 
     model: nn.Module
@@ -80,10 +80,10 @@ class Pretrained:
         return self
 
     def chat(self, image, question: str, *, max_new_tokens: int = 128, **kwargs) -> str:
-        """The answer to one question. image: a file or image, a list of them, or None for text alone.
+        """Answer one question. image: a file or an image, a list of them, or None for text alone.
 
-        ``<image>`` in the question says where an image stands; otherwise it stands in front. kwargs go to
-        transformers' ``generate``; by default it is greedy.
+        Write ``<image>`` in the question where an image belongs. Otherwise images come first. kwargs go to
+        transformers' ``generate``. The default is greedy decoding.
         """
         if not isinstance(question, str):
             raise ValueError(f"question {short(question)}: expected a text")
@@ -92,9 +92,11 @@ class Pretrained:
         return self.generate([dict(images=images, messages=messages)], max_new_tokens=max_new_tokens, **kwargs)[0]
 
     def generate(self, prompts: list[dict], *, max_new_tokens: int = 128, **kwargs) -> list[str]:
-        """Answers to several conversations at once: ``dict(images=[...], messages=[...])``. The last message is a
-        question. Messages are LLaVA's, or those of OpenAI and Hugging Face, whose parts can have the images (see
-        `asvr.data.messages`). Raises `PromptTooLong` where one is longer than the LLM has positions."""
+        """Answer several conversations at once. Each is ``dict(images=[...], messages=[...])``.
+
+        The last message is a question. Messages have LLaVA's form, or the form of OpenAI and Hugging Face, whose parts
+        can hold the images (see `asvr.data.messages`). Raises `PromptTooLong` if one is longer than the LLM allows.
+        """
         batch = self.batch(prompts)
         with computing_in(self.precision, self.model.device):
             return generate(
@@ -108,9 +110,12 @@ class Pretrained:
 
     @torch.inference_mode()
     def score(self, conversations: list[dict]) -> list[tuple[float, bool]]:
-        """Of each conversation, answers included: the loss of its answers in nats a token, the end of an answer being
-        one, and whether each token of them is the most probable one. Raises `PromptTooLong` where one is longer than
-        the LLM has positions."""
+        """Compute the loss of the given answers of each conversation.
+
+        Returns a pair for each conversation: the loss of its answers in nats per token (the end of an answer is a token
+        too), and whether each of these tokens is the most probable one. Raises `PromptTooLong` if a conversation is
+        longer than the LLM allows.
+        """
         model, batch = self.model.eval(), self.batch(conversations, answered=True)
         positions, longest = getattr(model.llm, "max_positions", None), batch.attention_mask_BT.shape[1]
         if positions is not None and longest > positions:
@@ -129,8 +134,8 @@ class Pretrained:
         return found
 
     def batch(self, prompts: list[dict], *, answered: bool = False) -> Batch:
-        """The conversations of `generate` as a batch on the model's device, each up to where its answer begins, or
-        whole."""
+        """The conversations of `generate` as a batch on the model's device. Each ends where its answer begins. With
+        answered=True the answer is included."""
         if self.text_tokenizer is None:
             raise ValueError(NO_TEXT_TOKENIZER)
         template = build_template(self.template, self.text_tokenizer)
@@ -160,11 +165,12 @@ class Pretrained:
         license_name: str | None = None,
         license_link: str | None = None,
     ) -> Path:
-        """Write the folder, whole or not at all; adapters are merged into the weights. Returns its absolute path.
+        """Write the model to a folder. Returns its absolute path.
 
-        max_shard_size: weights above it are split into several files. license: what the model card states, a licence
-        by its name on the Hub (``apache-2.0``); for any other ``"other"`` with license_name and license_link. None: the
-        card says "not stated". Raises ``ValueError`` where the folder exists or cannot be written.
+        Adapters are merged into the weights. If writing fails, no folder is left. max_shard_size: larger weights are
+        split into several files. license: the licence in the model card, by its name on the Hub (``apache-2.0``). For
+        any other licence give ``"other"`` with license_name and license_link. None: the card says "not stated". Raises
+        ``ValueError`` if the folder exists or cannot be written.
         """
         terms = License(license=license, license_name=license_name, license_link=license_link)
         merge_transforms(self.model)
@@ -189,15 +195,15 @@ class Pretrained:
         license_link: str | None = None,
         overwrite_card: bool = False,
     ) -> CommitInfo:
-        """Upload the model, as `save_pretrained` writes it, to the Hugging Face Hub, and return the commit (its
-        ``commit_url``, its ``pr_url`` with create_pr).
+        """Upload the model to the Hugging Face Hub. Returns the commit, with ``commit_url`` (and ``pr_url`` for
+        create_pr).
 
-        repo_id: ``org/name``, or ``name`` for your own account; it is made where it does not exist. private: of a new
-        one, None: as the organisation has it. token: None: that of ``hf auth login`` or ``HF_TOKEN``. revision: a
-        branch, which is made where it does not exist. create_pr: open a pull request in place of a commit.
-        overwrite_card: replace a model card on the Hub that a person wrote, which is kept otherwise. The rest is as in
-        `save_pretrained`. The files are written to a temporary folder first (``TMPDIR`` moves that). Raises
-        ``ValueError`` in one line where the Hub refuses or cannot be reached.
+        repo_id: ``org/name``, or ``name`` for your own account. It is created if it does not exist. private: for a new
+        repository; None: the default of the organisation. token: None: the one of ``hf auth login`` or ``HF_TOKEN``.
+        revision: a branch; it is created if it does not exist. create_pr: open a pull request in place of a commit.
+        overwrite_card: replace a model card on the Hub that a person wrote; the default keeps it. All other arguments
+        are those of `save_pretrained`. The files are first written to a temporary folder (set ``TMPDIR`` to move it).
+        Raises ``ValueError`` in one line if the Hub refuses or cannot be reached.
         """
         own = dict(license=license, license_name=license_name, license_link=license_link)
         with tempfile.TemporaryDirectory() as place:
@@ -232,7 +238,8 @@ class Pretrained:
 
 
 def _check_prompt(i: int, prompt: dict) -> tuple[list, list]:
-    """The images of a prompt and its messages in LLaVA's form. Raises ``ValueError`` for what nobody would look at."""
+    """The images of a prompt, and its messages in LLaVA's form. Raises ``ValueError`` for anything that would be
+    ignored."""
     if not isinstance(prompt, dict) or "messages" not in prompt:
         raise ValueError(f"prompt {i} is {short(prompt)}: expected dict(images=[...], messages=[...])")
     if unknown := [key for key in prompt if key not in PROMPT]:
@@ -268,23 +275,29 @@ def load(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
 ) -> Pretrained:
-    """The model of a folder that `Pretrained.save_pretrained` wrote, of a finished run's work dir, of the averages that
-    a stage of it kept (``<work dir>/<stage>/ema``, see ``runtime.ema``), or of the Hugging Face Hub (``org/name``, or
-    ``org/name@revision``).
+    """Load a trained model.
 
-    A folder of that name comes first, then ``$ASVR_MODEL_ZOO``, then the Hub. Whoever writes ``asvr.load("org/name")``
-    names one model and wants it, so its newest version is downloaded, as transformers and timm do; names in a config
-    wait for ``ASVR_DOWNLOAD=1``. With ``HF_HUB_OFFLINE=1``, or without a network, the Hub's cache is read. Where the
-    part before the slash is a folder here, the Hub is not asked: ``work_dirs/typo`` is a wrong path. Only data are
-    downloaded (safetensors, JSON, the tokenizer's files), and no code of the model runs.
+    folder: one of these four:
 
-    revision: a branch, tag or commit of the Hub's model. token: None: that of ``hf auth login`` or ``HF_TOKEN``.
-    cache_dir: None: the Hub's cache (``HF_HOME``). stage: of a work dir, None the last; what its ``model_transforms``
-    added, such as adapters, is merged into the weights where they can be. precision: to answer in, see `computing_in`;
-    None: the one that it was trained in. trust_custom_imports: import, and so run, the modules that a saved model names
-    for its own components. A work dir's ``config.py`` is Python and runs: load your own runs only.
+    - a folder that `Pretrained.save_pretrained` wrote
+    - the work dir of a finished run
+    - the averages that a stage of a run kept (``<work dir>/<stage>/ema``, see ``runtime.ema``)
+    - a model of the Hugging Face Hub (``org/name`` or ``org/name@revision``)
 
-    Raises ``ValueError`` in one line where the model is not found, or is damaged.
+    A folder of that name comes first, then ``$ASVR_MODEL_ZOO``, then the Hub. The newest version on the Hub is
+    downloaded, as transformers and timm do. (Names in a config are downloaded only with ``ASVR_DOWNLOAD=1``.) With
+    ``HF_HUB_OFFLINE=1``, or without a network, the Hub's cache is read. If the part before the slash is a folder here,
+    the Hub is not asked: ``work_dirs/typo`` is a wrong path. Only data are downloaded (safetensors, JSON, the
+    tokenizer's files), and no code of the model runs.
+
+    revision: a branch, tag or commit of the model on the Hub. token: None: the one of ``hf auth login`` or
+    ``HF_TOKEN``. cache_dir: None: the Hub's cache (``HF_HOME``). stage: a stage of a work dir; None: the last one.
+    Adapters and other results of its ``model_transforms`` are merged into the weights, if that is possible. precision:
+    the precision of answers, see `computing_in`; None: the precision of training. trust_custom_imports: import, and so
+    run, the modules that a saved model names for its own components. The ``config.py`` of a work dir is Python and
+    runs: load only your own runs.
+
+    Raises ``ValueError`` in one line if the model is not found or is damaged.
     """
     if not isinstance(folder, str | Path):
         raise ValueError(f"asvr.load({short(folder)}): expected a folder's name")
@@ -320,7 +333,7 @@ def _load_folder(folder: Path, trust_custom_imports: bool) -> Pretrained:
     model = build_described(description["model"], folder / MODEL_FILE)
     load_into(model, read_weights(folder, description), folder)
     if not model.all_causal:
-        set_kernel(model.llm, "sdpa")  # who sees whom is told to a kernel of ours, and this one runs everywhere
+        set_kernel(model.llm, "sdpa")  # its attention needs a mask of ours, and this kernel takes masks everywhere
     tokenizer = None
     if (folder / TEXT_TOKENIZER).is_dir():
         tokenizer = TEXT_TOKENIZERS.build(dict(type="HFTokenizer", name=str((folder / TEXT_TOKENIZER).absolute())))
@@ -362,17 +375,20 @@ def _load_work_dir(work_dir: Path, stage: str | None, *, averaged: bool = False)
 
 
 def _trained_tokenizer(recipe: Recipe, stage: str, work_dir: Path):
-    """The text tokenizer that a finished stage was trained with: the one saved in the work dir, or the config's own
-    where the saved one is another. (Work dirs of older versions: `save_pretrained` of transformers lost a setting.)"""
+    """The text tokenizer that a finished stage was trained with.
+
+    It is the one that the work dir has. If that one differs, it is the config's own. (In work dirs of older versions
+    `save_pretrained` of transformers lost a setting.)
+    """
     folder = (work_dir / TEXT_TOKENIZER).absolute()
-    wanted = trained_with(work_dir, stage)["text_tokenizer.fingerprint"]
+    expected = trained_with(work_dir, stage)["text_tokenizer.fingerprint"]
     for config in (dict(type="HFTokenizer", name=str(folder)), recipe.text_tokenizer):
         try:
             tokenizer = TEXT_TOKENIZERS.build(config)
-        except ValueError as error:  # such as one of a user's own class, whose files are no Hugging Face tokenizer's
+        except ValueError as error:  # a tokenizer of a user's own class may write other files than Hugging Face's
             logger.info("%s", error)
             continue
-        if tokenizer.fingerprint() == wanted:
+        if tokenizer.fingerprint() == expected:
             return tokenizer
     raise ValueError(
         f"{folder}: neither this text tokenizer nor the one that the config names is the one that stage {stage!r} was "

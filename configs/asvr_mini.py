@@ -1,6 +1,6 @@
-# The embedded default: real images, questions and pretrained parts that come as ordinary packages.
-# A small Llama learns, from nothing, to answer easy-vqa's questions while it predicts the semantic codes of each
-# image. Three stages: a blind model for comparison (no images), the images alone (no text), the questions.
+# The mini run: real images, questions and a pretrained encoder, which all come as ordinary packages.
+# A small Llama with random weights learns to answer easy-vqa's questions. It also predicts the semantic codes of each
+# image. There are three stages: a blind model for comparison (no images), images alone (no text), and the questions.
 #   pip install -e '.[mini]' && python tools/train.py configs/asvr_mini.py
 _base_ = ["./_base_/runtime.py"]
 
@@ -31,18 +31,18 @@ model = dict(
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=512,
-            initializer_range=0.08,  # about width ** -0.5; transformers' 0.02 is meant for wide models
+            initializer_range=0.08,  # about width ** -0.5; transformers' 0.02 is for wide models
             tie_word_embeddings=False,
         ),
     ),
     reconstruction=[
         dict(
             name="semantic",
-            tokenizer=dict(type="SemanticTokenizer", depth=2, codebook_size=64),  # on the encoder's own features
+            tokenizer=dict(type="SemanticTokenizer", depth=2, codebook_size=64),  # of the encoder's own features
             fit=dict(vectors_per_code=512, iterations=15),
             head=dict(type="DepthTransformerHead", width=64, layers=1, num_heads=4),
             loss=dict(type="CodeCrossEntropy"),
-            weight=0.3,  # the codes are many and the questions few: at 1.0 some kinds of question come late
+            weight=0.3,  # with 1.0 some kinds of question are learned late, because there are many codes
             shift=1,
         )
     ],

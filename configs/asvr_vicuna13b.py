@@ -1,4 +1,4 @@
-# ASVR with Vicuna-13B, otherwise asvr_vicuna7b.py.
+# ASVR with Vicuna-13B. The rest is asvr_vicuna7b.py.
 # python tools/train.py configs/asvr_vicuna13b.py
 _base_ = ["./asvr_vicuna7b.py"]
 

@@ -1,6 +1,6 @@
-# Appearance as pixels: the codes of Janus' VQGAN (LlamaGen's VQ-16), one a token; 432 pixels give SigLIP's 27 x 27.
-# Not in the paper, whose appearance codes come from SigLIP's 6th layer (asvr_vicuna7b_appearance.py).
-# Its folder is cut out of a Janus model first, or comes from LlamaGen's vq_ds16_c2i.pt by the same command:
+# A pixel target: the codes of Janus' VQGAN (LlamaGen's VQ-16), one for each token. 432 pixels give SigLIP's 27 x 27.
+# It is not in the paper. The paper's appearance codes come from SigLIP's 6th layer (asvr_vicuna7b_appearance.py).
+# First make the tokenizer's folder from a Janus model. The same command also reads LlamaGen's vq_ds16_c2i.pt:
 #   hf download deepseek-community/Janus-Pro-1B --local-dir Janus-Pro-1B
 #   python tools/convert.py import Janus-Pro-1B models/janus-vq16 --image-size 432
 # python tools/train.py configs/asvr_vicuna7b_pixel.py

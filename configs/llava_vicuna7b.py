@@ -1,4 +1,4 @@
-# LLaVA-1.5 with SigLIP-SO400M and Vicuna-7B: the text loss alone, the paper's baseline.
+# LLaVA-1.5 with SigLIP-SO400M and Vicuna-7B: only the text loss. This is the paper's baseline.
 # python tools/train.py configs/llava_vicuna7b.py
 _base_ = [
     "_base_/models/siglip_so400m_vicuna7b.py",
@@ -10,7 +10,7 @@ _base_ = [
 stages = dict(
     pretrain=dict(
         train=["projector", "heads"],
-        model=dict(llm=dict(dtype="bfloat16")),  # frozen here: half the memory
+        model=dict(llm=dict(dtype="bfloat16")),  # frozen here, so this halves its memory
         optim=dict(lr=1e-3),
     ),
     finetune=dict(

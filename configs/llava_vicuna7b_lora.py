@@ -1,6 +1,6 @@
-# LLaVA-1.5 with adapters in place of the whole LLM, as LLaVA's scripts/v1_5/finetune_lora.sh trains them (so do VIRAL's
-# scripts): rank 128, alpha 256 and dropout 0.05 on all linear layers of the LLM's blocks, a learning rate of 2e-4 for
-# adapters and 2e-5 for the projector, batches of 128. The LLM beneath is frozen in bfloat16.
+# LLaVA-1.5 with LoRA: adapters are trained in place of the whole LLM, as in LLaVA's scripts/v1_5/finetune_lora.sh and
+# VIRAL's scripts. Rank 128, alpha 256 and dropout 0.05 on all linear layers of the LLM's blocks; a learning rate of
+# 2e-4 for adapters and 2e-5 for the projector; batches of 128. The LLM itself is frozen in bfloat16.
 # Differs: SigLIP in place of CLIP; samples are packed and not grouped by modality.
 # python tools/train.py configs/llava_vicuna7b_lora.py
 _base_ = ["./llava_vicuna7b.py"]

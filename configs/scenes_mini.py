@@ -1,5 +1,5 @@
-# Scenes of known objects: a small Llama learns, from nothing, to answer questions on number, colour, place and letters,
-# in drawings that it never saw, while it predicts the semantic codes of each image.
+# Scenes of known objects: a small Llama with random weights learns to answer questions on number, colour, place and
+# letters in new drawings. It also predicts the semantic codes of each image.
 #   pip install -e '.[mini]' && python tools/train.py configs/scenes_mini.py
 _base_ = ["./asvr_mini.py"]
 

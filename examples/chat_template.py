@@ -1,7 +1,7 @@
-"""A chat template of one's own: the form of Llama 3's chat models.
+"""A chat template of your own, in the form of Llama 3's chat models.
 
-A template says which pieces of text follow one another, and which of them the model learns to write. It never sees a
-token id: the library encodes piece by piece. ``python tools/train.py configs/examples/chat_template.py``
+A template says which pieces of text follow one another, and which of them the model learns to write. It never sees
+token ids, because the library encodes piece by piece. ``python tools/train.py configs/examples/chat_template.py``
 """
 
 from collections.abc import Iterator
@@ -26,11 +26,11 @@ class Llama3(Template):
 
     @property
     def stop(self) -> str:
-        """The special token that ends an answer, where that is not the tokenizer's EOS."""
+        """The special token that ends an answer. It is needed if this is not the tokenizer's EOS."""
         return TURN
 
     def segments(self, rounds: list[Round]) -> Iterator[Segment]:
-        """One `Round` is a question and its answer. The answer is None where the model is to write it: the segments
+        """A `Round` is a question and its answer. If the model has to write the answer, it is None. The segments then
         end in front of it."""
         yield BOS
         if self.system:

@@ -1,7 +1,8 @@
-"""A denoising target over the latents of whole images: from noisy latents and the hidden states of an image, a small
-network tells the noise (a linear path from latents to noise, as in rectified flow).
+"""A denoising target over the latents of whole images.
 
-The latents are here the image itself, in few pixels; those of a VAE are made in `truth` in the same way.
+A small network gets noisy latents and the hidden states of an image, and predicts the noise. The path from latents to
+noise is linear, as in rectified flow. Here the latents are the image itself in few pixels. Those of a VAE are made in
+`truth` in the same way.
 """
 
 import torch
@@ -28,7 +29,7 @@ class Denoiser(nn.Module):
 
 @TARGETS.register_module()
 class DenoisedLatents(Target):
-    """size: rows and columns of the latents. width: of the network."""
+    """Predicts the noise in the latents. size: rows and columns of the latents. width: the width of the network."""
 
     def __init__(self, *, encoder, llm, size: int = 8, width: int = 32, **own):
         super().__init__(encoder=encoder, llm=llm, **own)
@@ -44,7 +45,7 @@ class DenoisedLatents(Target):
     def truth(self, pixels, features_INE):
         return dict(latents=pixels[self.name])
 
-    def count(self, window, *, training):  # a loss of an image, not of its tokens
+    def count(self, window, *, training):  # the loss is one number for an image, not for each token
         return sum(batch.num_images_with_tokens for batch in window)
 
     def loss(self, seen, truth):
@@ -52,6 +53,6 @@ class DenoisedLatents(Target):
         noise = torch.randn_like(latents)
         time_I = torch.rand(len(latents), device=latents.device)
         share = time_I.view(-1, 1, 1, 1)
-        told = self.head((1 - share) * latents + share * noise, time_I, seen.means(-1))
-        loss_I = F.mse_loss(told, noise - latents, reduction="none").mean((1, 2, 3))
+        predicted = self.head((1 - share) * latents + share * noise, time_I, seen.means(-1))
+        loss_I = F.mse_loss(predicted, noise - latents, reduction="none").mean((1, 2, 3))
         return (loss_I * seen.has_tokens_I).sum(), {}

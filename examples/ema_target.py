@@ -1,5 +1,8 @@
-"""A target whose teacher follows the training: the encoder is trained, and its exponential moving average gives the
-features that the LLM is to tell. Checkpoints hold the teacher, since it stands in no other file."""
+"""A target with a teacher that follows the training.
+
+The encoder is trained. Its exponential moving average is the teacher, and the LLM predicts the teacher's features.
+Checkpoints hold the teacher, because no other file has it.
+"""
 
 import copy
 
@@ -12,7 +15,7 @@ from asvr.registry import TARGETS
 
 @TARGETS.register_module()
 class EmaFeatures(Target):
-    """decay: of the average, in a step."""
+    """Predicts the features of the averaged encoder. decay: the decay of the average in one step."""
 
     keeps_teacher = True
 
@@ -33,8 +36,8 @@ class EmaFeatures(Target):
         source_P, token_P = self.places(seen)
         features_PE = F.layer_norm(truth["features"], truth["features"].shape[-1:]).flatten(0, 1)
         features_PE = features_PE if token_P is None else features_PE[token_P]
-        told_PE = self.head(seen.hidden[-1][source_P].float())
-        return F.smooth_l1_loss(told_PE, features_PE, reduction="none").mean(-1).sum(), {}
+        predicted_PE = self.head(seen.hidden[-1][source_P].float())
+        return F.smooth_l1_loss(predicted_PE, features_PE, reduction="none").mean(-1).sum(), {}
 
     def start(self, model):
         self.teacher.load_state_dict(model.encoder.state_dict())

@@ -1,6 +1,6 @@
-"""An encoder of one's own beside one of the library: each sees the image in its own size.
+"""An encoder of your own beside an encoder of the library. Each sees the image in its own size.
 
-``configs/examples/encoder_pair.py`` joins it to a convolutional network; nothing here knows of the other encoder.
+``configs/examples/encoder_pair.py`` joins it to a convolutional network. This file does not depend on the other.
 """
 
 import math
@@ -16,7 +16,7 @@ from asvr.registry import ENCODERS
 
 @ENCODERS.register_module()
 class EdgePatches(Encoder):
-    """How strong edges are in each of some directions, patch by patch. It has no weights."""
+    """An encoder without weights. Its features are the strength of edges in several directions, patch by patch."""
 
     def __init__(self, *, image_size: int = 64, patch: int = 8, directions: int = 8, load_weights: bool = True):
         super().__init__()

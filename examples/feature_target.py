@@ -1,6 +1,6 @@
-"""A target without codes: the LLM's middle layer tells the encoder's features, by the cosine of the angle to them.
+"""A target without codes: a layer of the LLM predicts the encoder's features, with a cosine loss.
 
-It has no teacher of its own and reads what the encoder made, cached or not, so there is nothing more to cache.
+It has no teacher of its own. It reads the features of the encoder, cached or not. So there is nothing more to cache.
 """
 
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from asvr.registry import TARGETS
 
 @TARGETS.register_module()
 class CosineFeatures(Target):
-    """tap: the layer whose hidden states are read. The rest is as in `Target`."""
+    """Predicts the encoder's features. tap: the layer whose hidden states are read. The other fields are `Target`'s."""
 
     metrics = {"cosine": ()}  # logged as cosine_<name>, the mean over all positions
 

@@ -1,7 +1,7 @@
-"""Metrics of one's own, for answers of more than a word.
+"""Metrics of your own, for answers with several words.
 
-``configs/examples/metric.py`` names this file in ``custom_imports``, and the classes by ``type`` in the lists
-``evaluation.metrics`` and ``validation.metrics``; ``validation.best`` names the number that chooses the best weights.
+``configs/examples/metric.py`` names this file in ``custom_imports``. It names the classes by ``type`` in the lists
+``evaluation.metrics`` and ``validation.metrics``. ``validation.best`` names the number that chooses the best weights.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from asvr.registry import METRICS
 
 @METRICS.register_module()
 class WordF1(Metric):
-    """How many words an answer shares with the expected one: the F1 of each answer (SQuAD's), and their mean."""
+    """The mean F1 of the words of answers, as in SQuAD: the words that an answer shares with the expected one."""
 
     def __init__(self, *, name: str = "word_f1"):
         self.name, self.values = name, []
@@ -29,7 +29,7 @@ class WordF1(Metric):
 
 @METRICS.register_module()
 class YesShare(Metric):
-    """How often a model says yes where yes or no is expected: half of them would be fair."""
+    """The share of "yes" among the answers to yes-or-no questions. A fair model is near one half."""
 
     def __init__(self):
         self.yes, self.asked = 0, 0

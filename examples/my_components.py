@@ -1,4 +1,4 @@
-"""An encoder, a projector, a head and a loss of one's own, without a change in the library.
+"""An encoder, a projector, a head and a loss of your own. The library is not changed.
 
 ``configs/examples/custom_components.py`` names this file in ``custom_imports`` and the classes by ``type``.
 
@@ -19,9 +19,9 @@ from asvr.registry import ENCODERS, HEADS, LOSSES, PROJECTORS
 
 @ENCODERS.register_module()
 class ColorPatches(Encoder):
-    """The colours of each patch, averaged over ``cells`` x ``cells`` parts of it. It has no weights.
+    """An encoder without weights. Its features are the mean colours of ``cells`` x ``cells`` parts of each patch.
 
-    An encoder sets ``width``, ``grid`` and ``transform``; whatever depends on them follows.
+    An encoder sets ``width``, ``grid`` and ``transform``. The library reads all other sizes from them.
     """
 
     def __init__(self, *, image_size: int = 64, patch: int = 8, cells: int = 4, load_weights: bool = True):
@@ -42,7 +42,7 @@ class ColorPatches(Encoder):
 
 @PROJECTORS.register_module()
 class NormProjector(Component):
-    """A layer norm and a linear map, features_INE -> visual_INH. The library gives the two widths."""
+    """A projector with a layer norm and a linear map, features_INE -> visual_INH. The library gives both widths."""
 
     def __init__(self, *, in_width: int, out_width: int, eps: float = 1e-5):
         super().__init__()
@@ -55,7 +55,7 @@ class NormProjector(Component):
 
 @HEADS.register_module()
 class AdditiveHead(Head):
-    """Adds to the hidden state what the codes of the depths before say; no attention over depth.
+    """A head that adds the code vectors of the depths before to the hidden state. It has no attention over depths.
 
     The library gives hidden_size, codebook_sizes and code_width.
     """
@@ -67,15 +67,15 @@ class AdditiveHead(Head):
         self.classifiers = nn.ModuleList([nn.Linear(width, size) for size in codebook_sizes])
 
     def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
-        before_PDC = F.pad(vectors_PDC[:, :-1].cumsum(1), (0, 0, 1, 0))  # nothing stands before the first depth
+        before_PDC = F.pad(vectors_PDC[:, :-1].cumsum(1), (0, 0, 1, 0))  # zeros before the first depth
         return F.gelu(self.hidden_input(hidden_PH).unsqueeze(1) + self.code_input(before_PDC))
 
 
 @LOSSES.register_module()
 class FocalCodeLoss(nn.Module):
-    """Cross-entropy that weighs a code less the surer the model is of it (https://arxiv.org/abs/1708.02002).
+    """Focal cross-entropy: codes that the model already predicts well count less (https://arxiv.org/abs/1708.02002).
 
-    A loss returns the sum over positions (the model normalises it) and the number of right codes by depth.
+    A loss returns the sum over positions, which the model normalises, and the number of right codes by depth.
     """
 
     def __init__(self, *, gamma: float = 1.0):

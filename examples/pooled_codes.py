@@ -1,5 +1,5 @@
-"""Codes of pooled features at every fourth position: four neighbours in raster order have one code, which the last of
-them tells."""
+"""A target with codes of pooled features. Four neighbours in raster order share one code. The last of them predicts
+it."""
 
 import torch
 
@@ -11,7 +11,7 @@ GROUP = 4
 
 @TARGETS.register_module()
 class PooledCodes(CodeTarget):
-    """As `CodeTarget`; its tokenizer must quantise the features of the model's own encoder."""
+    """A `CodeTarget` for pooled features. Its tokenizer must quantise the features of the model's own encoder."""
 
     def __init__(self, **own):
         super().__init__(**dict(dict(supervise=dict(every=GROUP, first=GROUP - 1)), **own))

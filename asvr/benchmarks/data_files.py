@@ -1,4 +1,4 @@
-"""Whether the data sets of lmms-eval's tasks are on this machine, and how to fetch those that are not."""
+"""Checks whether the data sets of lmms-eval's tasks are on this machine, and says how to fetch missing ones."""
 
 import glob
 import os
@@ -8,16 +8,18 @@ from pathlib import Path
 
 from asvr.base.files import sha256_of
 
-BUILDERS = ("arrow", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")  # of files that are named
+BUILDERS = ("arrow", "csv", "imagefolder", "json", "pandas", "parquet", "text", "webdataset")  # for named files
 NOT_DATA = ("README.md", ".gitattributes")
-DEFAULT = "default"  # how the library datasets calls the subset of a data set that names none
+DEFAULT = "default"  # the name that the library datasets gives to an unnamed subset
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a task reads. name: a data set of the Hugging Face Hub, a folder, or a kind of file. subset: of it, or None
-    for its only one. files: where they are named, or patterns (``data/*.jsonl``), from ``folder`` on; without files,
-    all of that folder are read."""
+    """The data set of a task.
+
+    name: a data set of the Hugging Face Hub, a folder, or a kind of file. subset: None for the only one. files: names
+    or patterns of files in ``folder`` (``data/*.jsonl``); without them all files of the folder are read.
+    """
 
     task: str
     name: str
@@ -26,7 +28,7 @@ class DataSet:
     folder: str = ""
 
     def absent(self) -> str | None:
-        """What is missing and how to get it, or None where the data are here."""
+        """What is missing and how to get it. None if the data are on this machine."""
         if self.name in BUILDERS:
             gone = [file for file in self.files if not _is_remote(file) and not _matching(self.folder, file)]
             return f"- {self.task}: there is no {', '.join(gone)}" if gone else None
@@ -37,8 +39,11 @@ class DataSet:
         return f"- {self.task}: {self.name}\n    fetch it:  hf download --repo-type dataset {self.name}"
 
     def state(self) -> list[str]:
-        """What is here of it, by which it is known when that has changed: SHA-256 of files that are named, names, sizes
-        and times of those in a folder, the revisions of a data set of the Hub."""
+        """The state of the data on this machine. It differs after a change.
+
+        It has the SHA-256 of named files, the names, sizes and times of files in a folder, and the revisions of a data
+        set of the Hub.
+        """
         if self.name in BUILDERS and self.files:
             here = [name for name in self.files if not _is_remote(name)]
             return [sha256_of(file) for name in here for file in _matching(self.folder, name)]
@@ -51,12 +56,12 @@ class DataSet:
         return fetched + ["/".join(folder.parts[-3:]) for folder in self.prepared()]
 
     def is_prepared(self) -> bool:
-        """Whether the library datasets has loaded it here before and needs no network for it."""
+        """Whether the library datasets has loaded it before, and so needs no network."""
         return bool(self.prepared())
 
     def prepared(self) -> list[Path]:
-        """The folders, one a revision, that the library datasets keeps it in. Without a name it is the subset
-        ``default``, or the only one there is."""
+        """The folders in which the library datasets keeps it, one for each revision. If no subset is named, it is
+        ``default`` or the only one."""
         owner, _, name = self.name.rpartition("/")
         folder = datasets_cache() / (f"{owner}___{_snake(name)}" if owner else _snake(name))
         whole = [file.parent for file in folder.glob(f"{self.subset or '*'}/*/*/dataset_info.json")]
@@ -67,7 +72,7 @@ class DataSet:
 
 
 class MissingData(ValueError):
-    """Data sets that are not on this machine: of which tasks, and the commands that fetch them."""
+    """Data sets of tasks are not on this machine. The message has the commands that fetch them."""
 
     def __init__(self, absent: dict[str, str], present: list[str]):
         self.tasks = list(absent)
@@ -83,7 +88,7 @@ class MissingData(ValueError):
 
 
 def data_set(task: str, config: dict) -> DataSet | None:
-    """What a task of this configuration (lmms-eval's yaml as a dict) reads; None where it does not say."""
+    """The data set of a task. config: lmms-eval's yaml as a dict. None if it names no data set."""
     name, kwargs = config.get("dataset_path"), config.get("dataset_kwargs") or {}
     if not isinstance(name, str):
         return None
@@ -98,14 +103,14 @@ def hub_cache() -> Path:
 
 
 def datasets_cache() -> Path:
-    """Where lmms-eval has data sets prepared."""
+    """The folder in which lmms-eval keeps prepared data sets."""
     home = os.environ.get("HF_HOME", "~/.cache/huggingface")
     named = os.environ.get("LMMS_EVAL_DATASETS_CACHE") or os.environ.get("HF_DATASETS_CACHE")
     return Path(os.path.expandvars(named or f"{home}/datasets")).expanduser()
 
 
 def hub_folder(name: str) -> Path | None:
-    """The folder that ``hf download`` has made of a data set, if it is here."""
+    """The folder in which ``hf download`` has put a data set, or None."""
     if not _on_hub(name):
         return None
     main = _main(name)
@@ -117,8 +122,10 @@ def hub_folder(name: str) -> Path | None:
 
 
 def found_folder(name: str, subset: str | None) -> Path | None:
-    """The folder to read a data set of the Hub from, where only ``hf download`` has been at it. Without a subset's
-    name it is read too where the library datasets has another subset than ``default``, which may be any."""
+    """The folder of ``hf download`` for a data set that the library datasets has not prepared, else None.
+
+    If no subset is named, a prepared subset counts only if it is ``default``.
+    """
     return None if DataSet("", name, subset or DEFAULT).is_prepared() else hub_folder(name)
 
 
@@ -127,7 +134,7 @@ def _on_hub(name: str) -> bool:
 
 
 def _main(name: str) -> Path:
-    """The file in which ``hf download`` notes the commit that it fetched."""
+    """The file in which ``hf download`` writes the commit that it has fetched."""
     return hub_cache() / f"datasets--{name.replace('/', '--')}" / "refs" / "main"
 
 
@@ -142,8 +149,8 @@ def _matching(folder: str, name: str) -> list[Path]:
 
 
 def _listing(folder: Path) -> list[str]:
-    """Of all files, but those in which the library datasets keeps what a task made of them, which a run adds. A single
-    file is one of its own."""
+    """Names, sizes and times of all files of a folder, or of a single file. Caches of the library datasets are left
+    out, because a run adds them."""
     names = sorted(glob.glob("**", root_dir=folder, recursive=True)) if folder.is_dir() else [""]
     files = [folder / name for name in names if not re.search(r"(^|/)cache-\w+\.arrow$", name)]
     known = [(file, file.stat()) for file in files if file.is_file()]
@@ -157,6 +164,6 @@ def _flat(value) -> list[str]:
 
 
 def _snake(name: str) -> str:
-    """As datasets writes a name: ``DocVQA`` is ``doc_vqa``."""
+    """The form in which datasets writes a name: ``DocVQA`` becomes ``doc_vqa``."""
     name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)
     return re.sub(r"([a-z\d])([A-Z])", r"\1_\2", name).lower()

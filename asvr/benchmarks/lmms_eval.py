@@ -1,4 +1,4 @@
-"""The model ``asvr`` of lmms-eval, whose tasks then run on a saved model, a run, or one that is in memory.
+"""The model ``asvr`` of lmms-eval. With it lmms-eval's tasks run on a saved model, a run, or a model in memory.
 
     python -m lmms_eval --model asvr --model_args pretrained=models/mine --tasks mme --batch_size 16
 
@@ -17,7 +17,7 @@ from asvr.base.shares import shared_out
 from asvr.pretrained import Pretrained, PromptTooLong, load
 from asvr.recipe.build import build_device
 
-MAX_NEW_TOKENS = 1024  # where a task says nothing, as in lmms-eval's own models
+MAX_NEW_TOKENS = 1024  # if a task does not set it, as in lmms-eval's own models
 
 
 def manifest():
@@ -27,13 +27,15 @@ def manifest():
 
 
 class Asvr(lmms):
-    """pretrained: what ``asvr.load`` reads, or its result, or a model that trains in the same form. batch_size:
-    questions at once. device: see `build_device`. shared: of several processes, in which lmms-eval asks the same
-    questions, each answers its share of the batches, and all get all answers.
+    """A model of this library in the form that lmms-eval asks.
 
-    Images stand in front of the question unless it says ``<image>``. A question that is longer than the LLM has
-    positions gets an empty answer and a warning; a choice that is, an infinite loss, with which it loses against any
-    other (among choices that all are too long lmms-eval takes the first). Raises ``ValueError`` for videos and sounds.
+    pretrained: a folder or name for ``asvr.load``, its result, or a model in training in the same form. batch_size:
+    questions at once. device: see `build_device`. shared: several processes get the same questions from lmms-eval; each
+    answers its share of the batches, and all get all answers.
+
+    Images come before the question unless it has ``<image>``. A question that is too long for the LLM gets an empty
+    answer and a warning. A choice that is too long gets an infinite loss, so any other choice wins. If all choices are
+    too long, lmms-eval takes the first. Raises ``ValueError`` for videos and sounds.
     """
 
     def __init__(
@@ -63,8 +65,8 @@ class Asvr(lmms):
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """lmms-eval's convention: the loss of the continuation in nats a token, whose smallest wins, and whether it is
-        the greedy answer."""
+        """The loss of each continuation in nats per token, and whether it is the greedy answer. lmms-eval takes the
+        smallest loss."""
         parts = self._chunks(list(range(len(requests))))
 
         def score(chunk: list[int]) -> list[tuple[float, bool]]:
@@ -77,7 +79,7 @@ class Asvr(lmms):
         return [indices[begin : begin + self.batch_size] for begin in range(0, len(indices), self.batch_size)]
 
     def _work_on(self, parts: list, work: Callable, sizes: list[int], desc: str, unit: str) -> list:
-        """``work(part)`` of each batch, in their order."""
+        """The results of ``work(part)`` for all batches, in order."""
         with progress_bar(total=sum(sizes), desc=desc, unit=unit) as bar:
             if self.shared:
                 numbered = list(enumerate(parts))
@@ -96,7 +98,7 @@ class Asvr(lmms):
         raise ValueError("asvr: tasks of several rounds are not supported: choose others, or use lmms-eval's llava_hf")
 
     def _answers(self, prompts: list[dict], kwargs: dict) -> list[str]:
-        """None to a question that is longer than the LLM has positions: it must not cost the others theirs."""
+        """The answers. A question that is too long for the LLM gets an empty one, and the others are still answered."""
         try:
             return self.pretrained.generate(prompts, **kwargs)
         except PromptTooLong as error:
@@ -106,7 +108,7 @@ class Asvr(lmms):
             return [""]
 
     def _scores(self, conversations: list[dict]) -> list[tuple[float, bool]]:
-        """The worst there is to a conversation that is longer than the LLM has positions."""
+        """The scores. A conversation that is too long for the LLM gets the worst one."""
         try:
             return self.pretrained.score(conversations)
         except PromptTooLong as error:
@@ -116,7 +118,7 @@ class Asvr(lmms):
             return [(math.inf, False)]
 
     def _alike(self, requests: list[Instance]) -> list[tuple[dict, list[int]]]:
-        """Settings of the generation, and the requests that have them, the longest first."""
+        """Groups of requests with the same settings of generation. In each group the longest comes first."""
         groups: dict[str, tuple[dict, list[int]]] = {}
         for i, request in enumerate(requests):
             settings = request.args[1]
@@ -138,7 +140,7 @@ class Asvr(lmms):
 
 
 def _generation(settings: dict) -> dict:
-    """Keyword arguments of transformers' ``generate`` from those of a task."""
+    """Keyword arguments for transformers' ``generate``, from the settings of a task."""
     found = dict(max_new_tokens=settings.get("max_new_tokens", MAX_NEW_TOKENS))
     if settings.get("num_beams") not in (None, 1):
         found["num_beams"] = settings["num_beams"]

@@ -1,4 +1,4 @@
-"""Tasks of lmms-eval as a metric of ``validation`` and ``evaluation``, on the model that trains."""
+"""A metric that runs tasks of lmms-eval on the model in training, for ``validation`` and ``evaluation``."""
 
 import importlib.util
 import math
@@ -19,18 +19,18 @@ from asvr.evaluation.metrics import Metric
 from asvr.registry import METRICS
 
 INSTALL = "metrics: LmmsEval needs lmms-eval, which is not installed: pip install -e '.[eval]'"
-FOLDER = "lmms_eval"  # of a stage: the questions with the last answers, and what tasks write
+FOLDER = "lmms_eval"  # in the stage's folder: the questions with the last answers, and files of tasks
 
 
 @METRICS.register_module()
 class LmmsEval(Metric):
-    """Public benchmarks, or tasks of your own, through lmms-eval: ``lmms/<task>/<metric>`` of each number of a task.
+    """Runs public benchmarks, or tasks of your own, through lmms-eval. Its numbers are ``lmms/<task>/<metric>``.
 
-    tasks: names of tasks or groups of lmms-eval, or ``paper``. limit: only the first questions of each task.
+    tasks: names of tasks or groups of lmms-eval, or ``paper``. limit: ask only so many questions of each task.
     batch_size: questions at once. include_paths: folders with tasks of your own.
 
-    Of several processes each answers its share of the batches; the result is that of one process. A task that fails is
-    a warning, and its numbers are missing.
+    Several processes share the batches. The result is the same as that of one process. If a task fails, there is a
+    warning, and its numbers are missing.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class LmmsEval(Metric):
         self.numbers: dict[str, float] = {}
 
     def check(self) -> list[str]:
-        """Raises ``ValueError`` where lmms-eval, a task or the data of one are missing, or a judge cannot be asked."""
+        """Raise ``ValueError`` if lmms-eval, a task or its data are missing, or if a judge is needed and has no key."""
         found = self._find()
         refuse_judged(found, self.tasks)
         missing = {} if os.environ.get("ASVR_DOWNLOAD") == "1" else found.missing(self.tasks)
@@ -64,16 +64,16 @@ class LmmsEval(Metric):
 
         pretrained = Pretrained(config={}, **vars(live))
         model = Asvr(pretrained=pretrained, batch_size=self.batch_size, shared=True)
-        with tempfile.TemporaryDirectory() as elsewhere:  # of several processes the first one writes
+        with tempfile.TemporaryDirectory() as elsewhere:  # only the first process writes
             out = folder / FOLDER if is_main_process() else Path(elsewhere)
             for name in self.tasks:
                 try:
                     self.numbers |= self._ask_one(model, found, name, out)
-                except Exception as error:  # whatever it is, the training is worth more
+                except Exception as error:  # a task may raise anything, and the training must go on
                     logger.warning("lmms-eval: task %s failed: %s: %s", name, type(error).__name__, error)
 
     def update(self, row: dict) -> None:
-        """Answers to other questions do not matter here."""
+        """Ignore the answers to the config's own questions."""
 
     def compute(self) -> dict[str, float]:
         return self.numbers
@@ -93,9 +93,9 @@ class LmmsEval(Metric):
                 task_manager=found.manager,
                 limit=self.limit,
                 batch_size=self.batch_size,
-                bootstrap_iters=0,  # standard errors, which take seconds
-                distributed_executor_backend="torchrun",  # which makes no process groups of its own
-                # What tasks read of lmms-eval's command line: where to write, and that scoring needs no images.
+                bootstrap_iters=0,  # no standard errors, because they take seconds
+                distributed_executor_backend="torchrun",  # this backend makes no process groups of its own
+                # Tasks read two options of lmms-eval's command line: where to write, and that scoring needs no images.
                 cli_args=Namespace(output_path=str(out), process_with_media=False),
             )
         write_samples(result["samples"], out)
@@ -108,7 +108,7 @@ class LmmsEval(Metric):
 
 
 def _metric(key: str) -> str:
-    """lmms-eval's ``metric,filter``: the filter's name is kept where there is one."""
+    """The name of a number from lmms-eval's ``metric,filter``. The filter's name is kept if there is one."""
     metric, _, name = key.partition(",")
     return metric if name == "none" else f"{metric}_{name}"
 

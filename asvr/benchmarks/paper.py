@@ -1,23 +1,25 @@
-"""The benchmarks of the ASVR paper (arXiv 2506.09040v2, table 1): which task of lmms-eval 0.7 measures each, and what
-the paper reports.
+"""The benchmarks of the ASVR paper (arXiv 2506.09040v2, table 1) with their tasks in lmms-eval 0.7 and its numbers.
 
-The authors name Cambrian-1's evaluation code, with prompts of their own; lmms-eval asks and scores in its own way. So
-numbers measured here are comparable with one another, and with the paper's only roughly.
+The authors used Cambrian-1's evaluation code with prompts of their own. lmms-eval asks and scores in another way. So
+numbers measured here can be compared with one another, but only roughly with the paper's.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-TASKS = Path(__file__).parent / "tasks"  # lmms-eval tasks of this library, for benchmarks that its own do not serve
+TASKS = Path(__file__).parent / "tasks"  # tasks of this library, for benchmarks without a suitable task in lmms-eval
 AVERAGE = "AVG"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """column: its name in the paper's table. task: of lmms-eval. metrics: their mean times ``scale`` is the table's
-    figure. note: what is measured, and what is not known of the paper's figure. judge: what would ask a GPT model, and
-    what is measured without one."""
+    """A benchmark of the paper.
+
+    column: its name in the paper's table. task: the task of lmms-eval. metrics: their mean times ``scale`` is the
+    number in the table. note: what is measured, and what is not known about the paper's number. judge: what would ask a
+    GPT model, and what is measured without one.
+    """
 
     column: str
     name: str
@@ -159,14 +161,14 @@ PAPER_ROWS = {
     "ASVR (paper)": (59.5, 24.3, 35.4, 16.4, 66.1, 72.8, 66.4, 61.5, 33.9, 57.0, 54.1, 30.0, 33.7, 86.3, 49.8),
 }
 
-# Tasks of lmms-eval whose figures are GPT's, and those that measure without; and what the metrics of its others are
-# called whose figures are (gpt_eval_score, gpt4_score, llm_as_judge_eval).
+# Tasks of lmms-eval that need a GPT judge, and tasks that measure the same without one. Other tasks with a judge are
+# known by the names of their metrics (gpt_eval_score, gpt4_score, llm_as_judge_eval).
 JUDGED = {"hallusion_bench_image": "asvr_hallusion_bench_image", "mmbench_en_dev": "mmbench_en_dev_static"}
 JUDGES_METRIC = re.compile("gpt|llm_as_judge|llm_judge")
 
 
 def paper_figures(results: dict[str, dict]) -> dict[str, float]:
-    """By column: of lmms-eval's results by task, those that are there; the average only where all are."""
+    """The numbers by column, from lmms-eval's results by task. The average is included only if all are there."""
     figures = {}
     for benchmark in PAPER:
         values = [metric_value(results.get(benchmark.task, {}), metric) for metric in benchmark.metrics]
@@ -178,5 +180,5 @@ def paper_figures(results: dict[str, dict]) -> dict[str, float]:
 
 
 def metric_value(result: dict, metric: str):
-    """Of a task's result in lmms-eval's form, whose keys are ``metric,filter``."""
+    """The value of a metric in a task's result. Its keys have lmms-eval's form ``metric,filter``."""
     return next((value for key, value in result.items() if key.split(",")[0] == metric), None)

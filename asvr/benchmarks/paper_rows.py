@@ -1,6 +1,6 @@
-"""The rows of the paper's tables (arXiv 2506.09040v2) and the configs that stand for them: the page ``docs/paper.md``.
+"""The page ``docs/paper.md``: rows of the paper's tables (arXiv 2506.09040v2), each with its config.
 
-A config says itself which row it is, in its section ``published``.
+A config names its row in its section ``published``.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from asvr.recipe.validate import check_config
 COLUMNS = tuple(benchmark.column for benchmark in PAPER)
 COMMAND = "python benchmarks/paper_rows.py"
 
-# In the order of the page: a baseline, then what is compared with it.
+# In the order of the page. A baseline comes before the rows that are compared with it.
 ROWS = (
     ("T1", "Discrete input, LLaVA-1.5"),
     ("T1", "Discrete input, ASVR"),
@@ -52,9 +52,9 @@ trains it, and what the paper reports. These are the paper's numbers: none of th
 """
 COMMON = """All rows differ from the paper in these points:
 
-- The paper's visual tokenizer is DualToken, which fine-tunes its own vision tower. The authors keep its weights on
-  Google Drive; they were not at hand. The configs use a residual quantisation of the frozen encoder's features instead,
-  which `tools/train_tokenizer.py` fits (`configs/tokenizers/`). An imported DualToken tokenizer can take its place.
+- The paper's visual tokenizer is DualToken, which fine-tunes its own vision tower. Its weights are on Google Drive.
+  They were not available here. The configs use a residual quantisation of the frozen encoder's features instead.
+  `tools/train_tokenizer.py` fits it (`configs/tokenizers/`). An imported DualToken tokenizer can replace it.
 - Hidden states predict the codes of the next visual token (`shift=1`, the paper's equation 2). The released code has no
   shift and another head: [asvr_vicuna7b_released.py](../configs/asvr_vicuna7b_released.py).
 - The paper states no learning rates and no batch sizes. All rows have those of the released scripts.
@@ -64,7 +64,7 @@ COMMON = """All rows differ from the paper in these points:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """scores: by column. config: a file of the folder."""
+    """A row of one of the paper's tables. scores: by column. config: the name of a file in the folder."""
 
     table: str
     row: str
@@ -75,10 +75,10 @@ class Row:
 
 
 def paper_rows(configs: Path) -> list[Row]:
-    """Every row of `ROWS`. configs: the folder ``configs/paper``, in which files that begin with "_" are no rows.
+    """Every row of `ROWS`. configs: the folder ``configs/paper``. Files that begin with "_" are ignored.
 
-    Raises ``ValueError`` for a config that names no row, one that another config has, or other columns than the
-    paper's, and for a row without a config.
+    Raises ``ValueError`` if a config names an unknown row, a row that another config has, or other columns than the
+    paper's, and if a row has no config.
     """
     found: dict[tuple[str, str], Row] = {}
     for file in _files(configs):
@@ -102,7 +102,7 @@ def paper_rows(configs: Path) -> list[Row]:
 
 
 def others(configs: Path) -> list[Path]:
-    """Configs in the folder that are no row of the paper."""
+    """The configs in the folder that are not a row of the paper."""
     return [file for file in _files(configs) if PUBLISHED not in load_config(file)]
 
 
@@ -119,7 +119,7 @@ def page(configs: Path) -> str:
         table(["paper's table", "row", *COLUMNS, AVERAGE], scores),
         "\n## What differs from the paper\n\n",
         COMMON,
-        "\nAnd single rows in these:\n\n",
+        "\nSingle rows differ in these points (the numbers in the table):\n\n",
         *(f"{i}. {note}\n" for i, note in enumerate(notes, 1)),
     ]
     if extra := others(configs):
@@ -135,7 +135,7 @@ def _files(configs: Path) -> list[Path]:
 
 
 def _config(name: str) -> tuple[str, str]:
-    """A link and the command."""
+    """A link to the config, and its command."""
     return f"[{name}](../configs/paper/{name})", f"`python tools/train.py configs/paper/{name}`"
 
 
@@ -144,7 +144,7 @@ def _marks(row: Row, notes: list[str]) -> str:
 
 
 def _title(file: Path) -> str:
-    """What the head of a config says, up to the command."""
+    """The text of a config's header, up to the command."""
     lines = takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
     said = takewhile(lambda line: not line.startswith("# python "), lines)
     return " ".join(line.removeprefix("# ") for line in said)

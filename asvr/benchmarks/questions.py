@@ -1,4 +1,4 @@
-"""What ``asvr evaluate`` does without public benchmarks: ask a run or a saved model the questions of a file."""
+"""Ask a run or a saved model the questions of a file. ``asvr evaluate`` does this without public benchmarks."""
 
 from pathlib import Path
 
@@ -34,8 +34,8 @@ def evaluate_run(
 ) -> dict:
     """Evaluate the trained model of ``stage`` (None: the last) on ``questions``, or on the config's own data.
 
-    Writes ``result.json`` and ``answers.jsonl`` to ``out`` (None: ``evaluation`` in the work dir, or a folder in that
-    with the name of the questions' file); raises ``ValueError`` where the stage is not finished.
+    Writes ``result.json`` and ``answers.jsonl`` to ``out``. None means ``evaluation`` in the work dir, or a folder in
+    it with the name of the questions' file. Raises ``ValueError`` if the stage is not finished.
     """
     recipe = Recipe(cfg)
     name = recipe.stage(stage).name
@@ -44,7 +44,7 @@ def evaluate_run(
     settings = dict(recipe.stages[name].evaluation or {})
     if questions is not None:
         settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
-        settings.pop("limit", None)  # of the config's own questions
+        settings.pop("limit", None)  # the limit is for the config's own questions
     if "dataset" not in settings:
         raise ValueError("no questions: give --questions FILE, or `evaluation` in the config")
     out = out or work_dir / "evaluation" / (questions.stem if questions is not None else "")
@@ -75,8 +75,11 @@ def evaluate_folder(
     out: Path | None,
     trust_custom_imports: bool = False,
 ) -> dict:
-    """`evaluate_run` on a run's work dir with its own config, or on a saved model, which needs ``questions``. folder:
-    also the name of a model on the Hub, see `asvr.load`; its results go to ``work_dirs/<name>``."""
+    """Evaluate a run's work dir with its own config (see `evaluate_run`), or a saved model, which needs ``questions``.
+
+    folder: a folder, or the name of a model on the Hub, see `asvr.load`. The results of a model on the Hub go to
+    ``work_dirs/<name>``.
+    """
     name, folder = folder, find_model(folder)
     if not is_model_folder(folder):
         if not (folder / "config.py").is_file():
@@ -108,7 +111,7 @@ def evaluate_folder(
 
 
 def _refuse_others(out: Path, questions: Path | None) -> None:
-    """Raise ``ValueError`` where ``out`` holds the answers to another file, of the same name and from another place."""
+    """Raise ``ValueError`` if ``out`` holds the answers to another file with the same name."""
     there = read_json_file(out / "result.json").get("asked", {})
     if questions is None or there.get("file") is None:
         return

@@ -1,4 +1,4 @@
-"""What benchmarks found, as tables: the paper's, where one of its tasks ran, and every metric of every task."""
+"""The report of public benchmarks: the paper's table, if one of its tasks ran, and every metric of every task."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from asvr.benchmarks.paper import AVERAGE, PAPER, PAPER_ROWS, paper_figures
 
 NOT_RUN = "-"
 UNCHECKED = """
-Their tasks are in none of this command's folders (`--include-path`), and may have changed since.
+Their tasks are in none of the folders of this command (`--include-path`). They may have changed since they ran.
 """
 
 
@@ -23,7 +23,7 @@ def write_report(result: dict, out: Path) -> None:
 
 
 def markdown(result: dict, *, notes: bool = True) -> str:
-    """notes: what each column of the paper's table is here."""
+    """The report as Markdown. notes: whether to explain the columns of the paper's table."""
     model, settings = result["model"], result["settings"]
     parts = [f"# {model['folder']}" + (f", stage {model['stage']}" if model["stage"] else "")]
     asked = "" if settings["limit"] is None else f"the first {settings['limit']} questions of each task; "
@@ -39,18 +39,18 @@ def markdown(result: dict, *, notes: bool = True) -> str:
     if rows:
         parts += ["## Every metric", table(["task", "metric", "value", "standard error", "questions"], rows)]
     if result["unchecked"]:
-        parts += ["## Of an earlier command, not checked", _listed(result["unchecked"]) + UNCHECKED]
+        parts += ["## Results of an earlier command, not checked", _listed(result["unchecked"]) + UNCHECKED]
     if result["failed"]:
         parts += ["## Failed", "".join(f"- {name}: {why}\n" for name, why in result["failed"].items())]
     if result["missing"]:
-        parts += ["## Left out, their data are not here", _listed(result["missing"])]
+        parts += ["## Left out, because their data are not on this machine", _listed(result["missing"])]
     if result["changed"]:
-        parts += ["## Left out, they have changed since they ran", _listed(result["changed"])]
+        parts += ["## Left out, because they have changed since they ran", _listed(result["changed"])]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def flat_results(tasks: dict[str, dict]) -> dict[str, dict]:
-    """By task, and by member of a group: metrics in lmms-eval's form, and how many questions were asked."""
+    """The results by task and by member of a group: metrics in lmms-eval's form, and the number of questions."""
     found = {}
     for result in tasks.values():
         for task, metrics in result["results"].items():
@@ -73,7 +73,7 @@ def metric_rows(task: str, found: dict) -> list[list[str]]:
 
 
 def paper_table(rows: dict[str, dict[str, float]]) -> str:
-    """The paper's rows and ours, in its columns and groups; '-' where ours was not run."""
+    """The paper's rows and ours, in the paper's columns and groups. '-' means that a task was not run."""
     columns = [benchmark.column for benchmark in PAPER] + [AVERAGE]
     lines = {name: dict(zip(columns, values, strict=True)) for name, values in PAPER_ROWS.items()} | rows
     cells = {
@@ -99,10 +99,11 @@ def paper_notes() -> str:
         for b in PAPER
     ]
     intro = (
-        "The paper's rows are its table 1 (Vicuna-7B, SigLIP, 558K and 665K samples), measured with Cambrian-1's code "
-        "and prompts of the authors'; ours are asked and scored by lmms-eval. Compare ours with one another first.\n\n"
+        "The paper's rows are from its table 1 (Vicuna-7B, SigLIP, 558K and 665K samples). They were measured with "
+        "Cambrian-1's code and the authors' prompts. Our rows were measured with lmms-eval. So compare our rows with "
+        "one another first.\n\n"
     )
-    return intro + table(["column", "benchmark", "task", "metric", "what it is"], rows)
+    return intro + table(["column", "benchmark", "task", "metric", "note"], rows)
 
 
 def _listed(names: list[str]) -> str:

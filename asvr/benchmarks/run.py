@@ -1,10 +1,11 @@
-"""Public benchmarks, or the user's own tasks, on a model of this library through lmms-eval, task after task.
+"""Run public benchmarks, or the user's own tasks, on a model of this library through lmms-eval.
 
 out/
-  results.json         everything: model, versions, settings, each task's results (those of commands before too, where
-                       the task is unchanged, or unchecked: not to be found now), what failed, what was left out
+  results.json         everything: model, versions, settings, results of each task, failed tasks, tasks left out;
+                       results of earlier commands are kept if the task is unchanged, or can no longer be found
+                       (unchecked)
   report.md            the same as tables
-  tasks/<task>.json    a finished task, which is not run again while the model, the task and the settings are the same
+  tasks/<task>.json    a finished task; it is not run again while the model, the task and the settings are the same
   samples/<task>.jsonl its questions with the answers
   submissions/         files that some tasks write for a server
 """
@@ -32,7 +33,7 @@ INSTALL = "benchmarks run through lmms-eval, which is not installed: pip install
 
 @dataclass(frozen=True)
 class Source:
-    """The model that is asked. stage: of a work dir, None for a saved model. weights: a SHA-256 of its own."""
+    """The model that is asked. stage: a stage of a work dir, None for a saved model. weights: a SHA-256 of them."""
 
     folder: str
     stage: str | None
@@ -51,13 +52,13 @@ def run_benchmarks(
     skip_missing: bool = False,
     out: Path | None = None,
 ) -> dict:
-    """Run tasks on the model that `asvr.load` reads from ``folder``, and return what ``results.json`` holds. A model of
-    the Hub is downloaded with ``ASVR_DOWNLOAD=1`` alone, as the data are, and its results go to ``work_dirs/<name>``.
+    """Run tasks on the model that `asvr.load` reads from ``folder``. Returns the content of ``results.json``.
 
-    names: tasks or groups of lmms-eval, or ``paper`` for the paper's fourteen. include_paths: folders with tasks of the
-    user's own. limit: only the first questions of each. skip_missing: leave out tasks whose data are not here.
-    Raises ``ValueError`` before a model is loaded where something is not installed, not known or not here; a task that
-    fails while it runs is named under ``failed``.
+    A model of the Hub, like the data, is downloaded only with ``ASVR_DOWNLOAD=1``. Its results go to
+    ``work_dirs/<name>``. names: tasks or groups of lmms-eval, or ``paper`` for the paper's fourteen. include_paths:
+    folders with tasks of the user. limit: ask only so many questions of each task. skip_missing: leave out tasks whose
+    data are not on this machine. Raises ``ValueError`` before a model is loaded if something is not installed, unknown
+    or missing. A task that fails during the run is listed under ``failed``.
     """
     if importlib.util.find_spec("lmms_eval") is None:
         raise ValueError(INSTALL)
@@ -65,7 +66,7 @@ def run_benchmarks(
         raise ValueError("--tasks: name tasks of lmms-eval, with commas between them, or `paper`")
     model, folder = folder, find_model(folder, download=os.environ.get("ASVR_DOWNLOAD") == "1")
     source, names = find_source(folder, stage), expand(names)
-    if out is None:  # a trial of some questions must not take the place of a whole run
+    if out is None:  # a trial with some questions must not replace a full run
         out = (
             results_home(model, folder)
             / "benchmarks"
@@ -106,7 +107,8 @@ def run_benchmarks(
 
 
 def find_source(folder: Path, stage: str | None) -> Source:
-    """Raises ``ValueError`` where the folder is no model, or its stage is not finished or its weights are gone."""
+    """The model in a folder. Raises ``ValueError`` if the folder is no model, its stage is not finished, or its weights
+    are missing."""
     from asvr.engine.finished import weights_digest
     from asvr.recipe.model_folder import why_no_model
 
@@ -124,7 +126,7 @@ def find_source(folder: Path, stage: str | None) -> Source:
 
 
 def _made_with(source: Source, tasks: Tasks, name: str, limit: int | None) -> dict:
-    """A result is kept while this is the same."""
+    """The settings of a result. The result is kept while they are the same."""
     return _model_and_way(source, limit) | dict(task=tasks.fingerprint(name))
 
 
@@ -134,37 +136,37 @@ def _model_and_way(source: Source, limit: int | None) -> dict:
 
 
 def _earlier(out: Path, source: Source, limit: int | None, names: list[str]) -> dict[str, dict]:
-    """Results of other tasks than these, by commands before this one, on the same model in the same way."""
+    """Results of other tasks, from earlier commands with the same model and settings."""
     found = {file.stem: _read(out, file.stem) for file in sorted((out / "tasks").glob("[!.]*.json"))}
     same = _model_and_way(source, limit).items()
     return {name: f for name, f in found.items() if name not in names and same <= f["made_with"].items()}
 
 
 def _valid(earlier: dict[str, dict], made_with: dict[str, dict]) -> tuple[dict[str, dict], list[str]]:
-    """The results whose tasks are unchanged or not to be found, and the names of those whose tasks have changed."""
+    """The results whose tasks are unchanged or cannot be found, and the names of tasks that have changed."""
     changed = [name for name in earlier if name in made_with and earlier[name]["made_with"] != made_with[name]]
     for name in changed:
-        logger.info("%s: has changed since it ran, its result is left out", name)
+        logger.info("%s: the task has changed since it ran, so its result is left out", name)
     return {name: found for name, found in earlier.items() if name not in changed}, changed
 
 
 def _run(
     source: Source, tasks: Tasks, to_run: dict[str, dict], out: Path, *, batch_size: int, limit: int | None, device: str
 ) -> dict[str, str]:
-    """to_run: by name of the task, what its result is kept with. Returns the tasks that failed, and why."""
+    """Run tasks. to_run: names of tasks with the settings of their results. Returns failed tasks with reasons."""
     from asvr.base.compat import read_downloaded_datasets
     from asvr.benchmarks.lmms_eval import Asvr
     from asvr.pretrained import load
 
     pretrained = load(source.folder, device=device, stage=source.stage)
     model, failed = Asvr(pretrained=pretrained, batch_size=batch_size), {}
-    fetched = tasks.missing(list(to_run))  # by the tasks themselves: only then are their revisions known
+    fetched = tasks.missing(list(to_run))  # the tasks download these data; only then are their revisions known
     for number, (name, made_with) in enumerate(to_run.items(), 1):
         logger.info("%s: begins (%d of %d)", name, number, len(to_run))
         try:
             with read_downloaded_datasets(found_folder):
                 found = _one(model, tasks.manager, name, limit, out)
-        except Exception as error:  # whatever it is, it is this task's alone
+        except Exception as error:  # a task may raise anything, and the other tasks still run
             logger.exception("%s failed", name)
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         else:
@@ -174,7 +176,7 @@ def _run(
 
 
 def _one(model, manager, name: str, limit: int | None, out: Path) -> dict:
-    """Run a task; writes its samples, and returns the rest of lmms-eval's results."""
+    """Run one task and write its samples. Returns the rest of lmms-eval's results."""
     from lmms_eval.evaluator import simple_evaluate
     from lmms_eval.utils import handle_non_serializable
 
@@ -184,7 +186,7 @@ def _one(model, manager, name: str, limit: int | None, out: Path) -> dict:
         task_manager=manager,
         limit=limit,
         batch_size=model.batch_size,
-        # What tasks read of lmms-eval's command line: where to write, and that scoring needs no images.
+        # Tasks read two options of lmms-eval's command line: where to write, and that scoring needs no images.
         cli_args=Namespace(output_path=str(out), process_with_media=False),
     )
     write_samples(found.pop("samples"), out / "samples")

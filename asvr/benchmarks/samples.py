@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_samples(samples: dict[str, list[dict]], folder: Path) -> None:
-    """``<folder>/<task>.jsonl``, in the order of the questions. samples: of lmms-eval's results."""
+    """Write ``<folder>/<task>.jsonl`` in the order of the questions. samples: a part of lmms-eval's results."""
     from lmms_eval.utils import handle_non_serializable
 
     folder.mkdir(parents=True, exist_ok=True)

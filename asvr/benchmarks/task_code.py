@@ -1,4 +1,4 @@
-"""Where the functions of an lmms-eval task stand: its yaml names them after ``!function``."""
+"""Find the Python files of an lmms-eval task. Its yaml names functions after ``!function``."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -7,13 +7,15 @@ from pathlib import Path
 
 
 def task_code(config) -> list[Path]:
-    """The Python files of a configuration's functions, each with those beside it, which it may import. Nothing is
-    imported to find them; a file that is not there is left to lmms-eval to tell of."""
+    """The Python files of a configuration's functions, and the files beside them, which they may import.
+
+    Nothing is imported to find them. Missing files are ignored here, because lmms-eval reports them.
+    """
     return [file for node in _functions(config) for file in _files(node)]
 
 
 def _functions(config) -> Iterator:
-    """The yaml nodes that lmms-eval's simple mode leaves where functions are."""
+    """The yaml nodes that lmms-eval's simple mode keeps in place of functions."""
     if isinstance(config, dict | list):
         for value in config.values() if isinstance(config, dict) else config:
             yield from _functions(value)
@@ -22,7 +24,7 @@ def _functions(config) -> Iterator:
 
 
 def _files(node) -> list[Path]:
-    """As lmms-eval finds them: from the folder of the yaml that the node stands in, else as a module."""
+    """The files of one function. Like lmms-eval, it looks in the folder of the yaml first, then for a module."""
     module = node.value.rpartition(".")[0]
     beside = Path(node.start_mark.name).parent / f"{module}.py"
     if beside.is_file():
@@ -30,11 +32,11 @@ def _files(node) -> list[Path]:
     origin = _origin(module.split("."))
     if origin is None:
         return []
-    return sorted(origin.parent.glob("*.py")) if "." in module else [origin]  # one alone may stand among strangers
+    return sorted(origin.parent.glob("*.py")) if "." in module else [origin]  # files beside a single module are others'
 
 
 def _origin(names: list[str]) -> Path | None:
-    """The file of a module, without the import of its packages that ``find_spec`` of a dotted name makes."""
+    """The file of a module. Unlike ``find_spec`` of a dotted name, it does not import the packages."""
     if not all(name.isidentifier() for name in names):
         return None
     spec = importlib.util.find_spec(names[0])

@@ -19,16 +19,16 @@ from asvr.recipe.recipe import Recipe
 from asvr.registry import DATASETS
 
 MOST = 6
-LOOKED_AT = 500  # records of an evaluation set among which examples are looked for
+LOOKED_AT = 500  # the number of records in which examples are searched
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-QUESTION = "What is in this image?"  # about an image that comes without one
+QUESTION = "What is in this image?"  # for an image without a question
 
 logger = logging.getLogger("asvr")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """answer: the right one, None where it is not known."""
+    """An image and a question. answer: the right one, None if it is not known."""
 
     image: Image.Image
     question: str
@@ -64,8 +64,10 @@ def _example(file: Path, i: int, record: object) -> Example:
 
 
 def examples_of_run(work_dir: Path, stage: str | None) -> list[Example]:
-    """Questions of the evaluation data that the run's config names, of as many kinds as there are; none for a saved
-    model, which knows no data, and where the data cannot be read here (which is logged)."""
+    """Questions of the evaluation data in the run's config, of different kinds.
+
+    A saved model names no data, so it has none. If the data cannot be read, the list is empty and the log says why.
+    """
     if not (work_dir / "config.py").is_file():
         return []
     evaluation = Recipe(load_config(work_dir / "config.py")).stage(stage).evaluation
@@ -80,7 +82,7 @@ def examples_of_run(work_dir: Path, stage: str | None) -> list[Example]:
 
 
 def _of_kinds(dataset) -> list[Example]:
-    """One record of a kind (its ``category``) after another, each with an image of its own."""
+    """Take records of all kinds (``category``) in turn. Each has another image."""
     if not hasattr(dataset, "checked"):
         return []
     by_kind: dict[str, list[tuple]] = {}
@@ -93,7 +95,7 @@ def _of_kinds(dataset) -> list[Example]:
     for kind in itertools.islice(itertools.cycle(sorted(by_kind)), MOST * max(1, len(by_kind))):
         fresh = [own for own in by_kind[kind] if own[0] not in chosen]
         if fresh and len(chosen) < MOST:
-            image, question, answer = min(fresh, key=lambda own: answers[own[2]])  # not "yes" six times
+            image, question, answer = min(fresh, key=lambda own: answers[own[2]])  # prefer new answers
             chosen[image] = question, answer
             answers[answer] += 1
     return [

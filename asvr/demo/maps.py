@@ -1,4 +1,4 @@
-"""How much an answer looks at each visual token; token maps are made by `asvr.evaluation.maps`.
+"""The attention of an answer to each visual token. `asvr.evaluation.maps` makes the token maps.
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``N`` visual tokens of an image, ``V`` visual tokens of the last image, ``L``
 layers, ``R`` rows and ``C`` columns of the encoder's grid.
@@ -20,13 +20,12 @@ __all__ = ["TargetMap", "ValueMap", "answer_attention", "as_seen", "target_maps"
 
 @torch.inference_mode()
 def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages: list[dict]) -> np.ndarray:
-    """How much the last answer of ``messages`` looks at each token of the last image, by layer (L, R, C): the
-    attention weights of the positions that write its tokens, its end included, averaged over them and over the heads.
-    A layer's sum is the image's share of all attention; of an image that is cut into crops it is the first one's.
-    NaN at a cell without a token.
+    """The attention of the last answer of ``messages`` to each token of the last image, by layer (L, R, C).
 
-    A second pass over the conversation finds them. Raises ``ValueError`` without an image, and where the LLM has no
-    attention weights.
+    These are the attention weights of the positions that write the answer and its end, averaged over positions and
+    heads. The sum of a layer is the image's share of all attention. If the image is cut into crops, it is the first
+    crop's. A cell without a token has NaN. The weights come from a second pass over the conversation. Raises
+    ``ValueError`` if there is no image, or if the LLM has no attention weights.
     """
     if not images:
         raise ValueError("there is no image to look at")
@@ -47,7 +46,7 @@ def answer_attention(pretrained: Pretrained, images: list[Image.Image], messages
 
 
 def _of_last_image(batch: Batch, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int]]:
-    """Of the last image's first crop: the positions of its tokens, the cells that they are, and the cells' grid."""
+    """The tokens of the last image's first crop: their positions, their cells, and the grid of the cells."""
     crop = batch.num_images - batch.crops[-1]
     grid, index_V = batch.grid_of(crop, grid), np.arange(batch.num_images * batch.num_cells)
     if batch.cells is not None:

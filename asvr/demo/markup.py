@@ -1,4 +1,4 @@
-"""Words and HTML of the web page. All text that comes from a model, a file or a user is escaped here."""
+"""Texts and HTML of the web page. All text from a model, a file or a user is escaped here."""
 
 import base64
 import html
@@ -113,7 +113,7 @@ def intro(demos: list[Demo]) -> str:
 
 
 def describe(demo: Demo) -> str:
-    """A heading with the model's name, and one line: what it is made of."""
+    """A heading with the model's name, and one line about its parts."""
     model = demo.pretrained.model
     image, (rows, columns) = model.layout.largest(), model.encoder.grid
     fixed = f"{rows * columns} tokens, a grid of {rows} x {columns} cells"
@@ -145,7 +145,7 @@ def _figure(panel: Panel) -> str:
 
 
 def preview(image: Image.Image, caption: str) -> str:
-    """The chosen image, as it is."""
+    """The chosen image with its caption."""
     words = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f'<figure class="asvr-preview">{_image(image, "The chosen image")}{words}</figure>'
 

@@ -20,10 +20,10 @@ from asvr.demo.session import Demo, Session, read_upload
 
 MAX_FILE = "100mb"
 PREVIEW, ICON = (480, 480), (112, 112)
-MEAN = -1  # the layer that stands for all
+MEAN = -1  # means the average of all layers
 NO_ANSWER = "(no answer)"
 HINT = "A question can also be asked without an image. A new image begins a new conversation."
-# Darker than gradio's own where its contrast is below 4.5 : 1.
+# Darker colours where the contrast of gradio's own is below 4.5 : 1.
 COLOURS = dict(
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
@@ -48,9 +48,10 @@ class _Side:
 
 
 class Page:
-    """The components and what events make of them. Events give a dict of component and value; what it lacks stays.
+    """The components of the page and its events. An event returns a dict of components and new values. All other
+    components stay.
 
-    demos: the models, which all get the same image and the same question, one after the other."""
+    demos: the models. All get the same image and the same question, one after the other."""
 
     def __init__(self, demos: list[Demo], examples: list[Example]):
         self.examples, self.sides = examples, [_Side(demo) for demo in demos]
@@ -117,7 +118,8 @@ class Page:
                         side.pixels.append(gr.HTML(waiting, elem_id=f"pixels{number}-{target.name}"))
 
     def _columns(self, named: bool = False) -> Iterator[tuple[_Side, str]]:
-        """A column for each model, and what its components' names end in. named: with its name on top, of several."""
+        """A column for each model, and the end of its components' names. named: show the model's name if there are
+        several."""
         with gr.Row(equal_height=False):
             for i, side in enumerate(self.sides):
                 with gr.Column(min_width=320):
@@ -126,7 +128,7 @@ class Page:
                     yield side, f"-{i + 1}" if i else ""
 
     def _events(self) -> None:
-        # One event at a time, whatever its kind and its tab: they share the model.
+        # One event at a time, for all kinds and tabs, because they share the model.
         one = dict(concurrency_limit=1, concurrency_id="model")
         layers = [side.layer for side in self.sides]
         shown = [self.sessions, self.file, self.preview, self.message, self.question]
@@ -143,7 +145,7 @@ class Page:
                 yield from self.choose(i, *layers)
 
             button.click(choose, layers, shown, api_name=f"example_{i + 1}", **one)
-        for side in self.sides:  # the bin that gradio shows in a conversation
+        for side in self.sides:  # gradio's button that clears a conversation
             side.chat.clear(lambda: self.show(None), None, shown, api_name=False, **one)
         for i, side in enumerate(self.sides):
 
@@ -155,15 +157,15 @@ class Page:
             side.layer.input(redraw, [self.sessions, side.layer], [side.looks], api_name=name, **one)
 
     def show_file(self, path: str | None) -> dict:
-        """What becomes of the page with an uploaded file; where it cannot be read, as without an image."""
+        """Show an uploaded file. If it cannot be read, the page shows a message and no image."""
         try:
             return self.show(None if path is None else read_upload(path))
         except ValueError as error:
             return self.show(None) | {self.message: _message(str(error))}
 
     def show(self, image: Image.Image | None, caption: str = "") -> dict:
-        """A new conversation with each model, about an image or without one. The place to drop a file is empty again
-        and takes another. caption: stands below the image."""
+        """Begin a new conversation with each model, with or without an image. The upload field is emptied. caption: the
+        text below the image."""
         sessions, problems, values = [side.demo.session() for side in self.sides], [], {}
         for side, session in zip(self.sides, sessions, strict=True):
             targets = side.demo.pretrained.model.targets
@@ -187,7 +189,7 @@ class Page:
         return values | {self.sessions: sessions, self.file: None, self.message: _message(problem)}
 
     def answer(self, question: str, sessions: list[Session] | None, *layers: int) -> Iterator[dict]:
-        """The answers of all models, one model after the other, word by word."""
+        """Ask all models, one after the other. The answers are shown word by word."""
         sessions = sessions or [side.demo.session() for side in self.sides]
         problems, kept = [], question
         yield {self.sessions: sessions, self.message: _message("")}
@@ -227,9 +229,11 @@ class Page:
 
 
 def serve(demos: list[Demo], *, host: str, port: int, examples: list[Example] = ()) -> gr.Blocks:
-    """Serve the page from a thread, at ``local_url`` of what is returned, until its ``close()``. Raises ``ValueError``
-    where the port cannot be had."""
-    page = Page(demos, list(examples)).blocks.queue(api_open=False)  # what does not queue would not wait for the model
+    """Serve the page from a thread. Returns the page: its address is ``local_url``, and ``close()`` ends it.
+
+    Raises ``ValueError`` if the port is not free.
+    """
+    page = Page(demos, list(examples)).blocks.queue(api_open=False)  # calls outside the queue would not wait
     theme = gr.themes.Default(font="system-ui", font_mono="monospace", primary_hue="blue").set(**COLOURS)
     try:
         page.launch(
@@ -255,7 +259,7 @@ def serve(demos: list[Demo], *, host: str, port: int, examples: list[Example] = 
 
 
 def _message(problem: str):
-    """A line that stays until the next event."""
+    """A line with a problem. It stays until the next event."""
     return gr.HTML(markup.message(problem), visible=bool(problem))
 
 

@@ -1,4 +1,4 @@
-"""The images of the web page, each with its words: maps over the image, and images that codes stand for.
+"""The images of the web page with their texts: maps over the image, and images that are decoded from codes.
 
 Legend: ``R`` rows and ``C`` columns of the encoder's grid, ``D`` code depth.
 """
@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageOps
 from asvr.demo.maps import TargetMap, ValueMap
 
 COLOURS = "viridis"  # from purple to yellow; its lightness grows with the value, so it reads in grey too
-STRENGTH = 0.65  # of the colours over the image
-DARKEST = 96  # of the grey image below them, of 255: its shapes are seen and the colours stay readable
+STRENGTH = 0.65  # the opacity of the colours over the image
+DARKEST = 96  # the darkest grey of the image below them (of 255): shapes are visible and colours stay readable
 MOST_LINES = 40  # a finer grid gets no lines between its cells
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """image: what is shown. title, caption: plain text beside it. ends: what the lowest and the highest colour mean;
-    None where the colours are the image's own."""
+    """An image of the page. title, caption: plain text beside it. ends: the meaning of the lowest and the highest
+    colour; None if the colours are the image's own."""
 
     image: Image.Image
     title: str
@@ -29,13 +29,16 @@ class Panel:
 
     @property
     def alt(self) -> str:
-        """What stands for the image where it cannot be seen."""
+        """The text for readers who cannot see the image."""
         return f"{self.title}: {self.caption}" if self.caption else self.title
 
 
 def target_panels(seen: Image.Image, maps: list[TargetMap | ValueMap]) -> list[Panel]:
-    """For each depth of a target with codes: where the predicted code is right, and its probability. For another
-    target: what it shows of itself. seen: see `as_seen`."""
+    """The panels of all targets. seen: see `as_seen`.
+
+    A target with codes has two panels for each depth: where the predicted code is right, and its probability. Another
+    target has a panel for each of its own maps.
+    """
     panels = []
     for own in maps:
         panels += _code_panels(seen, own) if isinstance(own, TargetMap) else _value_panels(seen, own)
@@ -66,7 +69,7 @@ def _value_panels(seen: Image.Image, own: ValueMap) -> list[Panel]:
 
 
 def attention_panels(seen: Image.Image, weights_RC: np.ndarray) -> list[Panel]:
-    """The image, and beside it how much the answer looks at each token of it."""
+    """Two panels: the image, and the attention of the answer to each token of it."""
     share, largest = 100 * np.nansum(weights_RC), 100 * np.nanmax(weights_RC)
     caption = (
         f"{share:.0f} % of the attention is on the image, the rest on the text. Most on one cell: {largest:.2g} %."
@@ -90,7 +93,7 @@ def decoded_panels(pictures: tuple[Image.Image, Image.Image, Image.Image]) -> li
 
 
 def _map(seen: Image.Image, values_RC: np.ndarray, largest: float, **words) -> Panel:
-    """Values over the image in grey. A cell without a value (NaN) shows the image alone."""
+    """A panel with values over the grey image. A cell without a value (NaN) shows only the image."""
     rows, columns = values_RC.shape
     there_RC = ~np.isnan(values_RC)
     share_RC = np.where(there_RC, values_RC, 0) / (largest or 1)

@@ -1,17 +1,16 @@
-"""A server that asks nobody: it fetches nothing for whoever uses the page, and tells the browser to ask nobody else."""
+"""A server that downloads nothing for its users, and forbids the browser to ask other servers."""
 
 import gradio as gr
 from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from starlette.responses import PlainTextResponse
 
-# The page takes scripts, styles, fonts and images from its own server alone, whatever gradio's front end asks for,
-# and whatever a link in an answer points to.
+# The browser may load scripts, styles, fonts and images only from this server. This also holds for gradio's front end
+# and for links in an answer.
 POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 
 
 class UploadsAlone(gr.Blocks):
-    """A page whose server fetches nothing for whoever asks it: gradio downloads a file that is given by its URL, to
-    whatever input."""
+    """A page that refuses URLs as inputs. gradio alone would download a file that is given by its URL."""
 
     def validate_inputs(self, block_fn, inputs: list) -> None:  # gradio calls it before it touches them
         traverse(inputs, _refuse_url, is_file_obj_with_meta)
@@ -24,8 +23,8 @@ def _refuse_url(file: dict) -> None:
 
 
 class OwnServerAlone:
-    """Tells the browser to ask nobody else for anything, and does not fetch URLs for it, as gradio's route for files
-    would."""
+    """Middleware that forbids the browser to ask other servers. It also refuses URLs in gradio's route for files, which
+    would download them."""
 
     def __init__(self, app):
         self.app = app

@@ -1,4 +1,4 @@
-"""What the web page of `asvr.demo.page` does, without the page: messages instead of errors, one at a time."""
+"""The work behind the web page of `asvr.demo.page`: conversations, maps and uploads. Users take turns."""
 
 import queue
 import threading
@@ -17,13 +17,13 @@ from asvr.demo.maps import TargetMap, as_seen
 from asvr.demo.panels import Panel, attention_panels, decoded_panels, target_panels
 from asvr.pretrained import Pretrained
 
-MAX_PIXELS = 50_000_000  # of an uploaded image: 200 MB at PIL's four bytes a pixel
-KEPT_SIDE = 1024  # at least, of an image that a tab keeps
+MAX_PIXELS = 50_000_000  # of an uploaded image: 200 MB with PIL's four bytes per pixel
+KEPT_SIDE = 1024  # images are not reduced below this side
 
 
 @dataclass
 class Session:
-    """What one browser tab talks about: at most one image. attention: of the last answer, once it was asked for."""
+    """The conversation of one browser tab, with at most one image. attention: of the last answer, once it is shown."""
 
     talk: Conversation
     seen: Image.Image | None = None
@@ -31,22 +31,22 @@ class Session:
 
 
 class Demo:
-    """A model to look at. Sessions share it: whoever comes second waits. name: what the page calls it. Raises what
-    `Conversation` raises."""
+    """A model for the page. All sessions share it and wait for each other. name: its name on the page. Raises as
+    `Conversation` does."""
 
     def __init__(self, pretrained: Pretrained, *, name: str = "model", max_new_tokens: int = 256):
         self.pretrained, self.name, self.max_new_tokens = pretrained, name, max_new_tokens
         self.lock = threading.Lock()
-        # Four times what the model takes: the short side of a wide image still has enough pixels.
+        # Four times the model's size, so that the short side of a wide image still has enough pixels.
         views = pretrained.model.views().values()
         self.kept_side = max(KEPT_SIDE, 4 * max(side for view in views for side in view.size))
-        self.session()  # so that a model that cannot be asked is refused now
+        self.session()  # refuses a model that cannot be asked
 
     def session(self) -> Session:
         return Session(Conversation(self.pretrained, max_new_tokens=self.max_new_tokens))
 
     def show(self, session: Session, image: Image.Image) -> Image.Image:
-        """Begin a conversation about an image (see `read_upload`), reduced to ``kept_side`` where it is larger."""
+        """Begin a conversation about an image (see `read_upload`). It is reduced to ``kept_side`` if it is larger."""
         image = image.copy()
         image.thumbnail((self.kept_side, self.kept_side))
         image = session.talk.show(image)
@@ -63,7 +63,8 @@ class Demo:
         return target_panels(session.seen, maps), [decoded_panels(o.pictures) for o in codes if o.pictures is not None]
 
     def ask(self, session: Session, question: str) -> Iterator[str]:
-        """The answer piece by piece. Raises ``ValueError``, in words for the page; the conversation stays as it was."""
+        """The answer piece by piece. Raises ``ValueError`` with a text for the page. The conversation is then
+        unchanged."""
         if not question.strip():
             raise ValueError("write a question first")
 
@@ -75,8 +76,10 @@ class Demo:
         return pieces(work)
 
     def attention_panels(self, session: Session, layer: int | None) -> list[Panel]:
-        """Of the last answer; none without one or without an image. layer: from 0; None: the mean of all. Raises
-        ``ValueError`` where the LLM has no attention weights."""
+        """The panels of the last answer's attention. Without an answer or an image there are none.
+
+        layer: from 0; None: the mean of all. Raises ``ValueError`` if the LLM has no attention weights.
+        """
         if session.seen is None or not session.talk.messages:
             return []
         with self.lock:
@@ -87,7 +90,7 @@ class Demo:
 
 
 def read_upload(file: str | Path) -> Image.Image:
-    """The image, upright. Raises `Refused`, which names the file as the user knows it, in words for the page."""
+    """The image, turned upright. Raises `Refused` with a text for the page, which has the file's own name."""
     try:
         return open_image(file, max_pixels=MAX_PIXELS, upright=True)
     except Refused as error:
@@ -95,20 +98,22 @@ def read_upload(file: str | Path) -> Image.Image:
 
 
 def pieces(work: Callable[[Callable[[str], None]], None]) -> Iterator[str]:
-    """What ``work`` tells, as it tells it, and its error. It runs in a thread of its own; where nobody takes the pieces
-    any more, it ends at the next one."""
-    told, gone = queue.SimpleQueue(), threading.Event()
+    """Run ``work`` in a thread, and yield its pieces of text as they come. Its error is raised at the end.
+
+    If the caller stops reading, the work ends at its next piece.
+    """
+    sent, gone = queue.SimpleQueue(), threading.Event()
 
     def tell(piece: str) -> None:
         if gone.is_set():
             raise CancelledError("nobody listens")
-        told.put(piece)
+        sent.put(piece)
 
     with ThreadPoolExecutor(1) as executor:
         future = executor.submit(work, tell)
-        future.add_done_callback(lambda _: told.put(None))
+        future.add_done_callback(lambda _: sent.put(None))
         try:
-            while (piece := told.get()) is not None:
+            while (piece := sent.get()) is not None:
                 yield piece
             future.result()
         finally:

@@ -1,4 +1,4 @@
-"""Accuracy on questions with known answers, and on the codes of the images.
+"""Accuracy of a model on questions with known answers, and on the codes of the images.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's own grid, ``D`` code depth.
 """
@@ -44,20 +44,23 @@ def evaluate(
     num_examples: int = 6,
     metrics: Sequence[dict] = DEFAULT,
 ) -> dict:
-    """Ask every question of ``dataset`` (its last answer is the expected one) and compare.
+    """Ask every question of ``dataset`` and compare the answers. The last answer of a record is the expected one.
 
-    Of several processes all call it, each with the whole model; each asks its share of the batches, and all get the
-    result, which is that of one process.
+    All processes call it, each with the whole model. Each asks its share of the batches. All get the same result, which
+    is equal to that of a single process.
 
-    samples_file: gets one JSON object a question: id, image (its name), kind, question, expected, answer,
-        right.
-    precision: see `computing_in`. limit: only the first questions. num_examples: how many images, evenly spaced, are
-    kept with a map of which of their visual tokens were predicted right. metrics: entries of a config, see
+    samples_file: gets one JSON object per question: id, image (its name), kind, question, expected, answer, right.
+    precision: see `computing_in`. limit: ask only so many questions. num_examples: how many images, evenly spaced, are
+    kept with a map of their visual tokens that were predicted right. metrics: entries of a config, see
     `asvr.evaluation.metrics.Metric`.
-    Returns what the metrics say: accuracy in [0, 1], in all and by kind; losses in nats a token, of answers and codes,
-    and what targets count besides (``<metric>_<target>``, see `Target.metrics`); code accuracy on the images, given
-    the true codes of the depths before (as in training), by target and depth, and by target and place (a row of the
-    image's grid a list; where all have one grid); questions refused; seconds; the examples.
+
+    Returns the numbers of the metrics (by default accuracy in [0, 1], overall and by kind), and:
+
+    - losses: nats per token, of answers and codes
+    - ``<metric>_<target>``: other numbers of targets, see `Target.metrics`
+    - codes: code accuracy on the images by target and depth, given the true codes of the depths before, as in training
+    - codes_by_place: the same by target and place, a list for each row of the grid; only if all images have one grid
+    - refused (a number of questions), seconds, examples
     """
     start = time.perf_counter()
     model.eval()
@@ -102,27 +105,27 @@ def evaluate(
 
 
 def _questions(model, dataset, number: int) -> list[tuple[int, dict]]:
-    """Those of the first ``number`` questions that can be asked: the same in all processes, and in the same order."""
+    """Those of the first ``number`` questions that can be asked. All processes get the same ones in the same order."""
     asked: list[tuple[int, dict]] = []
 
     def prepare() -> list[int]:
         items = [(i, dataset.question(i)) for i in range(number)]
         asked.extend(_with_room(model, [(i, item) for i, item in items if not isinstance(item, Refusal)]))
-        asked.sort(key=lambda pair: len(pair[1]["input_ids"]))  # rows of like length waste little on padding
+        asked.sort(key=lambda pair: len(pair[1]["input_ids"]))  # rows of similar length need little padding
         return [i for i, _ in asked]
 
     first, *others = in_all(prepare)
     for rank, numbers in enumerate(others, 1):
         if numbers != first:
             raise ValueError(
-                f"evaluation: process {rank} can ask {len(numbers)} questions of {dataset.source} and process 0 "
-                f"{len(first)}, or others: give all nodes the same files"
+                f"evaluation: process {rank} can ask {len(numbers)} questions of {dataset.source}, process 0 can ask "
+                f"{len(first)}, and they are not the same: give all nodes the same files"
             )
     return asked
 
 
 def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
-    """The questions that leave a position of the LLM for an answer; others count as refused."""
+    """The questions that leave a position of the LLM for an answer. Others count as refused."""
     positions = getattr(model.llm, "max_positions", None)
     if positions is None:
         return asked
@@ -136,7 +139,7 @@ def _with_room(model, asked: list[tuple[int, dict]]) -> list[tuple[int, dict]]:
 
 
 def _length(layout, item: dict) -> int:
-    """In tokens, visual ones too."""
+    """The length of a question in tokens. Visual tokens count too."""
     images, sizes = len(item["images"]), item.get("image_sizes")
     found = [layout(size) for size in sizes] if sizes else [layout.fixed or layout.largest()] * images
     return len(item["input_ids"]) - images + sum(own.num_tokens for own in found)
@@ -145,8 +148,10 @@ def _length(layout, item: dict) -> int:
 def _ask(
     model, dataset, tokenizer, asked, collate, batch_size: int, max_new_tokens: int, precision: str | None
 ) -> tuple[dict[int, dict], dict[str, float]]:
-    """The rows by the numbers of their questions, and losses and targets' metrics of the records. Both are made of a
-    batch before the next one, which finds other images in memory."""
+    """The rows by the numbers of their questions, and the losses and targets' metrics of the records.
+
+    Both are computed for one batch before the next, because only the images of one batch stay in memory.
+    """
 
     def ask(chunk: list[tuple[int, dict]]) -> tuple[dict[int, dict], dict]:
         rows = _answers(model, dataset, tokenizer, chunk, collate, max_new_tokens, precision)
@@ -169,8 +174,8 @@ def _write(file: Path, lines: list[dict]) -> None:
 def _answers(
     model, dataset, tokenizer, chunk: list[tuple[int, dict]], collate, max_new_tokens: int, precision: str | None
 ) -> dict[int, dict]:
-    """The rows of a batch of questions by their numbers, without those that the collate function refused (policy
-    ``skip``)."""
+    """The rows of a batch of questions by their numbers. Questions that the collate function refused (policy ``skip``)
+    are left out."""
     batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk])
     kept = set(batch.sample_ids)
     chunk = [(i, item) for i, item in chunk if item["sample_id"] in kept]
@@ -185,8 +190,10 @@ def _answers(
 
 @torch.inference_mode()
 def _losses(model, items: list, collate, precision: str | None) -> dict[str, tuple[torch.Tensor, float]]:
-    """Nats and tokens of the records' answers and of the codes of their images, as training counts them; and so of
-    the numbers that targets count besides, but for right codes, which `_codes` counts by image."""
+    """The sums and counts of losses, as training counts them: nats and tokens of the answers and of the codes.
+
+    Other numbers of targets are included, except right codes. `_codes` counts these by image.
+    """
     if not items:
         return {}
     batch = collate(items)
@@ -199,7 +206,7 @@ def _losses(model, items: list, collate, precision: str | None) -> dict[str, tup
 
 
 def _means(found: list[dict[str, tuple[torch.Tensor, float]]]) -> dict[str, float | list[float]]:
-    """Over all batches."""
+    """The means over all batches."""
     sums, counts = defaultdict(float), defaultdict(float)
     for batch in found:
         for name, (total, number) in batch.items():
@@ -212,8 +219,10 @@ def _means(found: list[dict[str, tuple[torch.Tensor, float]]]) -> dict[str, floa
 def _codes(
     model, folder: Path, asked, rows, collate, batch_size: int, num_examples: int, precision: str | None
 ) -> tuple[dict, dict, list[dict]]:
-    """Code accuracy on each distinct image by depth and by place, and the examples, whose images stand in
-    ``folder`` if nowhere else."""
+    """Code accuracy on the distinct images by depth and by place, and the examples.
+
+    An example's image is saved in ``folder`` if it has no file of its own.
+    """
     first_question = {}
     for i, item in sorted(asked, key=lambda pair: pair[0]):
         if len(item["image_keys"]) == 1:
@@ -252,13 +261,13 @@ def _codes(
 
 
 def _by_place(maps: dict[str, list[torch.Tensor]]) -> dict[str, list]:
-    """The mean of maps, where all images have one grid."""
+    """The mean of the maps, if all images have the same grid."""
     same = {name: torch.stack(own) for name, own in maps.items() if len({values.shape for values in own}) == 1}
     return {name: values.nanmean(0).tolist() for name, values in same.items()}
 
 
 def _file_of(source, file: Path) -> str:
-    """The image's own file, or ``file``, where it is written if it has none."""
+    """The image's own file. If it has none, the image is written to ``file``."""
     if not has_file(source):
         open_image(source).save(file)
         return str(file)
@@ -266,14 +275,14 @@ def _file_of(source, file: Path) -> str:
 
 
 def report(result: dict) -> str:
-    """One line for people."""
-    told = []
+    """The result in one line."""
+    parts = []
     if "by_kind" in result:
         kinds = ", ".join(f"{kind} {100 * r['accuracy']:.1f} %" for kind, r in result["by_kind"].items())
-        told.append(f"{100 * result['accuracy']:.2f} % of {result['total']} questions ({kinds})")
-    told += [f"{name} {_in_words(value)}" for name, value in own_numbers(result).items()]
-    told += [f"{name} loss {value:.4f}" for name, value in result["losses"].items()]
-    text = ", ".join(told)
+        parts.append(f"{100 * result['accuracy']:.2f} % of {result['total']} questions ({kinds})")
+    parts += [f"{name} {_in_words(value)}" for name, value in own_numbers(result).items()]
+    parts += [f"{name} loss {value:.4f}" for name, value in result["losses"].items()]
+    text = ", ".join(parts)
     for name, values in result["codes"].items():
         text += f"; {name} codes {' / '.join(f'{100 * v:.1f}' for v in values)} % by depth"
     return text + (f"; {result['refused']} questions refused" if result["refused"] else "")

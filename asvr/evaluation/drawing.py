@@ -1,4 +1,4 @@
-"""Figures of what `asvr.evaluation.maps` finds.
+"""Figures of the token maps that `asvr.evaluation.maps` computes.
 
 Legend: ``R`` rows and ``C`` columns of the encoder's grid, ``D`` code depth.
 """
@@ -13,15 +13,18 @@ from asvr.base.plots import plain
 from asvr.evaluation.maps import TargetMap, ValueMap
 
 COLUMNS = 4
-WIDTH, BAR = 10.0, 1.0  # inches: of a figure, and of its colour bar in that
+WIDTH, BAR = 10.0, 1.0  # inches: the width of a figure, and of the colour bar in it
 DPI = 110
 FONT = 11
 
 
 def draw_targets(seen: Image.Image, maps: list[TargetMap | ValueMap]) -> Figure:
-    """For each target and depth: where the predicted code is right, and its probability; of targets without codes what
-    they show of themselves. seen: see `as_seen`."""
-    panels = []  # title, values, the largest value of the scale if it is the codes'
+    """Draw the maps of all targets over the image. seen: see `as_seen`.
+
+    A target with codes has two panels for each depth: where the predicted code is right, and its probability. Other
+    targets have a panel for each of their own maps.
+    """
+    panels = []  # title, values, the largest value of the scale for codes, else None
     for own in maps:
         if isinstance(own, ValueMap):
             panels += [(f"{plain(own.name)}\n{plain(name)}", values, None) for name, values in own.values_RC.items()]
@@ -37,7 +40,7 @@ def draw_targets(seen: Image.Image, maps: list[TargetMap | ValueMap]) -> Figure:
         shown = _overlay(axis, seen, values_RC, title, largest=largest or max(1, np.nanmax(values_RC)))
         if largest:
             of_codes.append((shown, axis))
-        else:  # of a scale of its own
+        else:  # it has a scale of its own
             figure.colorbar(shown, ax=axis, fraction=0.046)
     if of_codes:
         bar = figure.colorbar(of_codes[0][0], ax=[axis for _, axis in of_codes], ticks=[0, 0.5, 1], fraction=0.02)
@@ -63,7 +66,7 @@ def _panels(count: int) -> tuple[Figure, list]:
 
 
 def _overlay(axis, seen: Image.Image, values_RC: np.ndarray, title: str, *, largest: float):
-    """Values over the image in grey; the image shows where there is none (NaN)."""
+    """Draw values over the grey image. Where a value is NaN, only the image is seen."""
     axis.imshow(seen.convert("L").convert("RGB"))
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=FONT)

@@ -14,15 +14,15 @@ logger = logging.getLogger("asvr")
 
 
 class PromptTooLong(ValueError):
-    """A prompt that leaves no position of the LLM for an answer, or one with its answer that is longer than those."""
+    """A prompt that is too long: the LLM has no position left for an answer, or not enough for the given answer."""
 
 
 @torch.inference_mode()
 def generate(model, batch: Batch, tokenizer, *, template=None, max_new_tokens: int, **kwargs) -> list[str]:
-    """Answers to the prompts of ``batch`` (rows that end where an answer begins), one text a row.
+    """Answer the prompts of ``batch``. A prompt is a row that ends where an answer begins. Returns one text per row.
 
-    An answer ends at EOS, where ``template`` ends it, or where the LLM has no further position. kwargs go to
-    transformers' ``generate``; by default it is greedy. Raises `PromptTooLong` where a prompt leaves no position.
+    An answer ends at EOS, where ``template`` ends it, or when the LLM has no further position. kwargs go to
+    transformers' ``generate``. The default is greedy decoding. Raises `PromptTooLong` if a prompt leaves no position.
     """
     stops = [tokenizer.eos_id]
     if template is not None and template.stop is not None:
@@ -45,22 +45,24 @@ def generate(model, batch: Batch, tokenizer, *, template=None, max_new_tokens: i
 
 
 def _room(model, batch: Batch, max_new_tokens: int) -> int:
-    """How many tokens can follow the longest prompt: ``max_new_tokens``, or fewer (with a warning)."""
+    """The number of tokens that can follow the longest prompt: ``max_new_tokens``, or fewer (with a warning)."""
     positions, longest = getattr(model.llm, "max_positions", None), batch.attention_mask_BT.shape[1]
     if positions is None or longest + max_new_tokens <= positions:
         return max_new_tokens
     if longest >= positions:
         raise PromptTooLong(f"a prompt of {longest} tokens: the LLM has {positions} positions; shorten it")
     logger.warning(
-        "max_new_tokens=%d: the LLM has %d positions and the prompt %d tokens, so answers end after %d",
+        "max_new_tokens=%d: the LLM has %d positions and the prompt %d tokens, so answers end after %d tokens",
         *(max_new_tokens, positions, longest, positions - longest),
     )
     return positions - longest
 
 
 def to_the_left(mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each token of rows that are padded on the right goes, index_BT of ``gather``, for padding to stand on the
-    left, where generation needs it; and the mask then."""
+    """Move the padding of rows from the right to the left, because generation needs it there.
+
+    Returns index_BT for ``gather``, and the new mask.
+    """
     width = mask_BT.shape[1]
     shift_B1 = width - mask_BT.sum(1, keepdim=True)
     index_BT = (torch.arange(width, device=mask_BT.device) - shift_B1) % width

@@ -1,4 +1,4 @@
-"""A model that is asked while it trains."""
+"""A model that answers questions while it is trained."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class LiveModel:
-    """A model in memory, with what it takes to ask it: the fields of `asvr.pretrained.Pretrained` of the same names.
+    """A model in memory, with everything that is needed to ask it. It has some fields of `asvr.pretrained.Pretrained`.
 
     template, image_aspect: as in ``data`` of a config. precision: see `asvr.base.precision.computing_in`.
     """

@@ -1,8 +1,7 @@
-"""Token maps: what each target predicts at each visual token of an image, how sure it is, and the pixels that
-predicted codes stand for.
+"""Token maps show what each target predicts at each visual token of an image, and with which probability.
 
-The ``pretrained`` that is asked here is an `asvr.pretrained.Pretrained`, or a model that trains, as an
-`asvr.evaluation.live.LiveModel`.
+If the visual tokenizer has a decoder, they also show the pixels of the predicted codes. ``pretrained`` is an
+`asvr.pretrained.Pretrained`, or an `asvr.evaluation.live.LiveModel` during training.
 
 Legend: ``I`` images, ``N`` visual tokens of an image, ``M`` cells of a tokenizer's grid, ``D`` code depth, ``R`` rows
 and ``C`` columns of the encoder's grid.
@@ -25,16 +24,16 @@ from asvr.data.transforms import ImageTransform
 from asvr.evaluation.predictions import PredictedCodes, inspected, maps_of, predicted_codes
 from asvr.models.targets import CodeTarget, nearest_cells
 
-SHOWN_SIDE = 448  # of an image that maps are laid over, about
+SHOWN_SIDE = 448  # the approximate side in pixels of an image under maps
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetMap:
-    """One target on one image.
+    """The map of one target with codes on one image.
 
-    right_RCD: 1 where the code was predicted right, else 0. probability_RCD: of the predicted code. Both NaN at a token
-    that no hidden state predicts. images: what the tokenizer sees, what it decodes from the true codes and from the
-    predicted ones; None where it has no decoder.
+    right_RCD: 1 where the code was predicted right, else 0. probability_RCD: the probability of the predicted code.
+    Both are NaN at a token that no hidden state predicts. pictures: the image as the tokenizer sees it, the one decoded
+    from the true codes, and the one decoded from the predicted codes. It is None if the tokenizer has no decoder.
     """
 
     name: str
@@ -45,7 +44,7 @@ class TargetMap:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueMap:
-    """What a target of a user's own shows of one image: its `Target.inspect`, by name, NaN at a token without one."""
+    """The maps of a target without codes on one image: the result of `Target.inspect` by name. NaN: no value."""
 
     name: str
     values_RC: dict[str, np.ndarray]
@@ -53,9 +52,11 @@ class ValueMap:
 
 @torch.inference_mode()
 def target_maps(pretrained: Any, image: Image.Image) -> list[TargetMap | ValueMap]:
-    """A map for each target of the model that has something to show. The image stands alone, behind the template's
-    opening, and each code is predicted given the image in front of it and the true codes of the depths before, as in
-    training."""
+    """The maps of all targets of the model that have something to show.
+
+    The prompt is the beginning of the template and the image, without a question. Each code is predicted from the part
+    of the image in front of it and the true codes of the depths before, as in training.
+    """
     model, batch = pretrained.model, alone(pretrained, image)
     grid, maps = model.encoder.grid, []
     for target in model.targets:
@@ -81,6 +82,7 @@ def target_maps(pretrained: Any, image: Image.Image) -> list[TargetMap | ValueMa
 
 
 def alone(pretrained: Any, image: Image.Image) -> Batch:
+    """A batch of one prompt that has only the image."""
     model, tokenizer = pretrained.model, pretrained.text_tokenizer
     messages = [{"from": "human", "value": IMAGE_MARK}]
     segments = segments_of(messages, 1, build_template(pretrained.template, tokenizer), prompt=True)
@@ -96,7 +98,10 @@ def alone(pretrained: Any, image: Image.Image) -> Batch:
 
 
 def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> tuple:
-    """Where the grids differ, a cell of the tokenizer's takes the prediction of the token that its centre lies in."""
+    """The three images of `TargetMap.pictures`.
+
+    If the grids differ, each cell of the tokenizer's grid takes the prediction of the token that contains its centre.
+    """
     tokenizer = target.tokenizer
     own = batch.grid_of(0, model.encoder.grid)
     predicted_IMD = codes.predicted_IND[:, nearest_cells(own, tokenizer.grid)]
@@ -107,12 +112,15 @@ def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> 
 
 
 def as_seen(pretrained: Any, image: Image.Image) -> Image.Image:
-    """The image as the encoder sees it, in more pixels: cropped, padded or squeezed, or in its own shape, rounded to
-    whole tokens. Of several encoders, as the first one does."""
+    """The image as the encoder sees it, but with more pixels: cropped, padded or squeezed.
+
+    An encoder with images in their own resolution keeps their shape, rounded to whole tokens. If there are several
+    encoders, the first one counts.
+    """
     layout, transform, aspect = pretrained.model.layout, pretrained.model.encoder.transform, pretrained.image_aspect
-    first = layout.crops(image.convert("RGB"))[0]  # maps are the first crop's
+    first = layout.crops(image.convert("RGB"))[0]  # maps belong to the first crop
     if first.size != image.size and layout.first_is_whole:
-        aspect = "resize"  # the crop is the image squeezed: the image itself has more pixels
+        aspect = "resize"  # the crop is the squeezed image, so squeeze the image itself: it has more pixels
     else:
         image = first
     transform = getattr(transform, "shown", transform)
@@ -126,7 +134,7 @@ def as_seen(pretrained: Any, image: Image.Image) -> Image.Image:
 
 
 def to_image(pixels: torch.Tensor, transform: ImageTransform) -> Image.Image:
-    """What ``transform`` made of a picture (3, h, w), as a picture again."""
+    """Turn pixels (3, h, w), which ``transform`` made, into an image again."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (transform.mean, transform.std))
     values = (pixels.float().cpu() * std + mean).clamp(0, 1)
     return Image.fromarray((255 * values).round().byte().permute(1, 2, 0).numpy())

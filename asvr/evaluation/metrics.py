@@ -1,4 +1,4 @@
-"""What is counted of the answers to questions, by the classes that a config names in ``metrics``."""
+"""Metrics count the answers to questions. A config names their classes in ``metrics``."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,14 +14,14 @@ NO_KIND = "all"
 DEFAULT = (dict(type="ExactMatch"),)
 ACCURACY = "accuracy"
 OF_EXACT_MATCH = (ACCURACY, "right", "total", "by_kind")
-LOOKED_AT = 1000  # questions, for one that can be asked
-# What else a result holds, a line of validation.jsonl and `asvr.benchmarks.questions`.
+LOOKED_AT = 1000  # the number of questions that are searched for one that can be asked
+# Other names in a result, in a line of validation.jsonl and in `asvr.benchmarks.questions`.
 TAKEN = ("losses", "codes", "codes_by_place", "refused", "seconds", "examples", "made_with", "asked")
 TAKEN += ("stage", "step", "steps")
 
 
 def normalise(answer: str) -> str:
-    """Case, outer blanks and a closing full stop do not count."""
+    """An answer in lower case, without outer blanks and without a closing full stop."""
     return answer.strip().rstrip(".").strip().lower()
 
 
@@ -29,7 +29,7 @@ def row_of(dataset, i: int, item: dict, answer: str) -> dict:
     """A line of ``answers.jsonl``. item: question ``i`` of the dataset."""
     if item["answer"] is None:
         raise ValueError(
-            f"{item['sample_id']}: this question has no answer to compare with; it must end with a 'gpt' turn"
+            f"{item['sample_id']}: this question has no answer to compare with; its record must end with a 'gpt' turn"
         )
     record = dataset.record(i)
     return dict(
@@ -54,33 +54,36 @@ def _image_names(named, images: list):
 
 
 class Metric:
-    """Numbers about the answers of one evaluation, for which a new instance is built. A metric of one's own is any
-    class in `METRICS` that has these two methods; its constructor takes what its entry in the config gives.
+    """The base class of metrics. A metric computes numbers from the answers of one evaluation.
 
-    Of several processes the first one counts all answers.
+    A new instance is built for each evaluation. A metric of your own is any class in `METRICS` that has these two
+    methods. Its constructor takes the fields of its entry in the config. If there are several processes, the first one
+    counts all answers.
 
     A metric may have two more methods. ``ask(live, folder)`` asks the model itself: all processes call it before the
     answers are counted, with an `asvr.evaluation.live.LiveModel` and a folder for files of its own. ``check()`` is
-    called in the first process before a run begins: it raises ``ValueError`` where something is missing, and returns
-    the names of the numbers that ``ask`` finds.
+    called in the first process before a run begins: it raises ``ValueError`` if something is missing, and returns
+    the names of the numbers that ``ask`` will find.
     """
 
     def update(self, row: dict) -> None:
-        """Count one answer; called for each question, in the order of the data. row: a line of ``answers.jsonl``:
-        id, record_id, image (its name or names, or None), kind, question, expected, answer (texts) and right (a bool).
+        """Count one answer. It is called for each question, in the order of the data.
+
+        row: a line of ``answers.jsonl``: id, record_id, image (its name or names, or None), kind, question, expected,
+        answer (texts) and right (a bool).
         """
         raise NotImplementedError(f"{type(self).__name__} must count an answer")
 
     def compute(self) -> dict[str, float]:
-        """The numbers by name, of at least one answer. No two metrics of an evaluation give the same name."""
+        """The numbers by name. At least one answer was counted before. Names of two metrics must differ."""
         raise NotImplementedError(f"{type(self).__name__} must return its numbers")
 
 
 @METRICS.register_module()
 class ExactMatch(Metric):
-    """The share of right answers (``accuracy``, in [0, 1]), with counts, and by kind of question.
+    """The share of right answers (``accuracy``, in [0, 1]), overall and by kind of question, with counts.
 
-    An answer is right where it is the expected one but for case, outer blanks and a closing full stop.
+    An answer is right if it equals the expected one. Case, outer blanks and a closing full stop do not count.
     """
 
     def __init__(self):
@@ -100,19 +103,19 @@ class ExactMatch(Metric):
 
 
 def build_metrics(configs: Iterable[dict]) -> list[tuple[str, Metric]]:
-    """The metrics that a config names, each with its type."""
+    """Build the metrics that a config names. Each comes with its type."""
     return [(config["type"], METRICS.build(config)) for config in configs]
 
 
 def count(metrics: Iterable[dict], rows: Iterable[dict]) -> dict:
-    """`count_with` of the metrics that a config names."""
+    """Build the metrics that a config names, and call `count_with`."""
     return count_with(build_metrics(metrics), rows)
 
 
 def count_with(built: list[tuple[str, Metric]], rows: Iterable[dict]) -> dict:
     """The numbers of all metrics by name.
 
-    Raises ``ValueError`` where a metric gives something else than numbers, or a name that is taken.
+    Raises ``ValueError`` if a metric returns something else than numbers, or uses a name that is taken.
     """
     found = {}
     for row in rows:
@@ -121,12 +124,14 @@ def count_with(built: list[tuple[str, Metric]], rows: Iterable[dict]) -> dict:
     for kind, metric in built:
         own = metric.compute()
         if not isinstance(own, dict):
-            raise ValueError(f"metrics: {kind}.compute() gave {own!r}: expected a dict of numbers by name")
+            raise ValueError(f"metrics: {kind}.compute() returned {own!r}: expected a dict of numbers by name")
         for name, value in own.items():
             if name in TAKEN or name in found or (name in OF_EXACT_MATCH and not isinstance(metric, ExactMatch)):
-                raise ValueError(f"metrics: {kind} calls a number {name!r}, which is taken: give it another name")
+                raise ValueError(
+                    f"metrics: {kind} uses the name {name!r}, which is taken: give its number another name"
+                )
             if not isinstance(metric, ExactMatch) and not is_number(value):
-                raise ValueError(f"metrics: {kind} gave {name}={value!r}: expected an int or a float")
+                raise ValueError(f"metrics: {kind} returned {name}={value!r}: expected an int or a float")
         found |= own
     return found
 
@@ -136,12 +141,12 @@ def is_number(value) -> bool:
 
 
 def own_numbers(result: dict) -> dict[str, float | list[float]]:
-    """Those of a result that metrics of one's own gave, and targets (a list by depth, or the like)."""
+    """The numbers of a result that come from metrics of your own and from targets. Targets may give lists."""
     return {key: value for key, value in result.items() if key not in (*TAKEN, *OF_EXACT_MATCH)}
 
 
 def require_best(best: str, result: dict) -> None:
-    """Raise ``ValueError`` where no metric gives the number that decides which weights are best."""
+    """Raise ``ValueError`` if no metric gives the number that decides which weights are best."""
     names = [key for key in (ACCURACY, *own_numbers(result)) if key in result and not isinstance(result[key], list)]
     if best not in names:
         raise ValueError(
@@ -150,9 +155,10 @@ def require_best(best: str, result: dict) -> None:
 
 
 def check_metrics(section: Config, dataset) -> None:
-    """Check the metrics of an ``evaluation`` or a ``validation`` before anything is trained: those that ask the model
-    say what they miss, and all count one question of the data, as if it had been answered right. Raises as
-    `count_with` and `require_best`.
+    """Check the metrics of an ``evaluation`` or a ``validation`` before anything is trained.
+
+    Metrics that ask the model say what is missing. All metrics count one question of the data, as if it had been
+    answered right. Raises as `count_with` and `require_best` do.
     """
     built = build_metrics(section.get("metrics", DEFAULT))
     later = [name for _, metric in built if hasattr(metric, "check") for name in metric.check()]

@@ -1,7 +1,7 @@
-"""What a model predicts at the visual tokens of its images, and maps of it.
+"""Predictions of a model at the visual tokens of its images, and maps of them.
 
-Legend: ``I`` images of the encoder (each crop of an image that is cut into several is one), ``N`` cells of one, ``M``
-cells of a tokenizer's own grid, ``D`` code depth.
+Legend: ``I`` images of the encoder (each crop counts as one), ``N`` cells of an image, ``M`` cells of a tokenizer's own
+grid, ``D`` code depth.
 """
 
 import itertools
@@ -16,10 +16,10 @@ from asvr.models.targets import Seen
 
 @dataclass(frozen=True)
 class PredictedCodes:
-    """What a head predicts for each visual token, given the true codes of the depths before (as in training).
+    """The predictions of a head for each visual token. The true codes of the depths before are given, as in training.
 
-    predicted_IND: the true code at a token that no hidden state predicts; probability_IND: NaN there.
-    own_IMD: the true codes on the tokenizer's own grid.
+    At a token that no hidden state predicts, predicted_IND is the true code and probability_IND is NaN. own_IMD: the
+    true codes on the tokenizer's own grid.
     """
 
     predicted_IND: torch.Tensor
@@ -50,7 +50,7 @@ def predicted_codes(model, target, batch: Batch) -> PredictedCodes:
 
 
 def inspected(model, target, batch: Batch) -> dict[str, torch.Tensor] | None:
-    """`Target.inspect` of a batch."""
+    """The result of `Target.inspect` for a batch."""
     embeds_BTH, features_INE = model.embed(batch)
     masked = target.mask(batch, training=False)
     seen = Seen(
@@ -71,14 +71,14 @@ def right_codes(model, target, batch: Batch) -> torch.Tensor:
 
 
 def of_images(values_IND: torch.Tensor, crops: list[int]) -> torch.Tensor:
-    """The mean over the tokens of each whole image, without those that are NaN."""
+    """The mean over the tokens of each whole image. NaN values are left out."""
     if len(crops) == len(values_IND):
         return values_IND.nanmean(1)
     return torch.stack([values_KND.flatten(0, 1).nanmean(0) for values_KND in values_IND.split(crops)])
 
 
 def maps_of(values_IN: torch.Tensor, batch: Batch, grid: tuple[int, int]) -> list[torch.Tensor]:
-    """(rows, columns) of each image, of its first crop where it is cut into several. grid: the encoder's own."""
+    """A map (rows, columns) of each image, or of its first crop if it is cut. grid: the encoder's."""
     first = [0, *itertools.accumulate(batch.crops)][:-1]
     own = [(values_IN[i], batch.grid_of(i, grid)) for i in first]
     return [values_N[: prod(grid)].view(*grid) for values_N, grid in own]

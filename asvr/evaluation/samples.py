@@ -1,4 +1,4 @@
-"""Sample images of a data set with their token maps, as trackers show them."""
+"""Sample images of a data set with their token maps, for trackers."""
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from asvr.models.compiling import uncompiled
 @uncompiled()
 @torch.inference_mode()
 def sample_images(live: LiveModel, dataset, number: int) -> dict[str, np.ndarray]:
-    """``sample_0``, ...: the first ``number`` distinct images of the questions, RGB (height, width, 3), each with the
-    maps of all targets; of a model without a target that can be drawn, the image alone. The model is in eval mode
-    afterwards. Images that cannot be read are left out."""
+    """The first ``number`` distinct images of the questions as ``sample_0``, ..., RGB (height, width, 3).
+
+    Each is drawn with the maps of all targets. If no target can be drawn, the image is returned alone. Images that
+    cannot be read are left out. The model is in eval mode afterwards.
+    """
     live.model.eval()
     found: dict[str, np.ndarray] = {}
     for source in _first_images(dataset, number):

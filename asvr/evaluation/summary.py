@@ -1,4 +1,4 @@
-"""An image of a run: losses, accuracy of codes and answers, and what the model sees."""
+"""The summary plot of a run: losses, accuracy of codes and answers, and example images."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def draw_summary(work_dir: Path, results: dict) -> Path:
     lines = [json.loads(line) for line in (work_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     stages = list(dict.fromkeys(line["stage"] for line in lines))
     examples = next((r["examples"] for r in reversed(list(results.values())) if r["examples"]), [])
-    examples = [example for example in examples if example["maps"]]  # of whole images alone there are some
+    examples = [example for example in examples if example["maps"]]  # only whole images have maps
     height = 3.4 if not examples else 7.2
     figure = plt.figure(figsize=(13, height), layout="constrained")
     parts = figure.subfigures(2, 1, height_ratios=[1, 1.05]) if examples else [figure]
@@ -39,7 +39,7 @@ def draw_summary(work_dir: Path, results: dict) -> Path:
 
 
 def _curves(axis, lines: list[dict], stages: list[str]) -> None:
-    """One curve a loss, in one colour through all stages, which stand after one another."""
+    """Draw one curve per loss, in one colour through all stages. The stages follow one another."""
     keys = sorted({key for line in lines for key in line if key.startswith("loss_")}, key=lambda k: k != "loss_text")
     colors = {key: COLORS[i % len(COLORS)] for i, key in enumerate(keys)}
     offset = 0
@@ -63,12 +63,12 @@ def _curves(axis, lines: list[dict], stages: list[str]) -> None:
 
 
 def _marker(points: list) -> str | None:
-    """A line through one point shows nothing."""
+    """A marker for a single point, because a line through one point is not visible."""
     return "." if len(points) == 1 else None
 
 
 def _depths(axis, lines: list[dict], stage: str) -> None:
-    """Accuracy of each depth of each target; where none has codes, what else targets count."""
+    """Draw the accuracy of each depth of each target. If no target has codes, draw the other numbers of targets."""
     for key in [k for k in lines[-1] if k.startswith("acc_") and isinstance(lines[-1][k], list)]:
         for depth in range(len(lines[-1][key])):
             points = [(line["step"], 100 * line[key][depth]) for line in lines if key in line]
@@ -93,7 +93,7 @@ def _depths(axis, lines: list[dict], stage: str) -> None:
 
 
 def _own_metrics(axis, lines: list[dict]) -> None:
-    """What targets without codes count beside their losses, `Target.metrics` of one number."""
+    """Draw the numbers of targets without codes: those of `Target.metrics` that are single numbers."""
     targets = [key.removeprefix("loss_") for key in lines[-1] if key.startswith("loss_") and key != "loss_text"]
     keys = [key for key in lines[-1] if key.endswith(tuple(f"_{name}" for name in targets))]
     keys = [key for key in keys if not key.startswith(("loss_", "acc_")) and isinstance(lines[-1][key], int | float)]
@@ -104,7 +104,7 @@ def _own_metrics(axis, lines: list[dict]) -> None:
 
 
 def _answers(axis, results: dict) -> None:
-    """Accuracy of the answers by kind of question, one bar a stage that was evaluated and whose metrics tell it."""
+    """Draw the accuracy of answers by kind of question, with one bar per stage that has it in its results."""
     results = {stage: result for stage, result in results.items() if "by_kind" in result}
     if not results:
         axis.text(0.5, 0.5, "not evaluated", transform=axis.transAxes, ha="center", color=GREY)
@@ -124,19 +124,19 @@ def _answers(axis, results: dict) -> None:
 
 
 def _examples(figure, examples: list[dict]) -> None:
-    """Each image with its question, the answer, and a map of the tokens predicted right."""
+    """Draw each image with its question, the answer, and a map of the tokens that were predicted right."""
     figure.suptitle(
-        "Pictures of the test set, and the share of each visual token's codes that was predicted right", fontsize=10
+        "Images of the evaluation, and the share of each visual token's codes that was predicted right", fontsize=10
     )
     axes = figure.subplots(2, len(examples), squeeze=False)
     for column, example in enumerate(examples):
-        picture, share = axes[0, column], axes[1, column]
-        picture.imshow(Image.open(example["image"]).convert("RGB"))
+        image, share = axes[0, column], axes[1, column]
+        image.imshow(Image.open(example["image"]).convert("RGB"))
         mark = "right" if example["right"] else f"wrong: {plain(example['expected'])}"
-        picture.set_title(f"{plain(example['question'])}\n{plain(example['answer'])} ({mark})", fontsize=7)
+        image.set_title(f"{plain(example['question'])}\n{plain(example['answer'])} ({mark})", fontsize=7)
         name, values = next(iter(example["maps"].items()))
         drawn = share.imshow(np.array(values), vmin=0, vmax=1, cmap="viridis")
         share.set_title(f"{plain(name)}: {100 * np.nanmean(values):.0f} %", fontsize=8)
-        for axis in (picture, share):
+        for axis in (image, share):
             axis.set(xticks=[], yticks=[])
     figure.colorbar(drawn, ax=axes.ravel().tolist(), shrink=0.5)

@@ -1,4 +1,4 @@
-"""FLOPs of the forward pass by formula, to check what is counted (`asvr.flops.count`).
+"""FLOPs of the forward pass by formula, to check the counts of `asvr.flops.count`.
 
 A product of (m, k) and (k, n) is ``2 m k n`` FLOPs. For one sample with ``T`` tokens, ``N`` of them visual:
 
@@ -24,7 +24,7 @@ from asvr.models.targets import CodeTarget
 
 
 def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
-    """FLOPs by the names of `asvr.flops.count.forward_parts`, of the parts that the formulas above are of."""
+    """FLOPs by formula, with the names of `asvr.flops.count.forward_parts`. Parts without a formula are left out."""
     image = model.layout.largest()
     tokens, crops = image.num_tokens + sample.text_tokens, image.num_crops
     found = {}
@@ -62,7 +62,7 @@ def llm_blocks(llm: HFCausalLM, tokens: int) -> float:
 
 
 def vision_tower(encoder: HFVisionEncoder) -> float:
-    """Of the blocks that are kept."""
+    """FLOPs of a vision tower. Only the blocks that are kept count."""
     config, tokens = encoder.model.config, encoder.num_tokens
     width, inner = config.hidden_size, config.intermediate_size
     blocks = sum(1 for key in encoder.model.state_dict() if key.endswith("layer_norm1.weight"))

@@ -1,8 +1,8 @@
-"""Floating-point operations of a model, component by component, on the meta device.
+"""Count the floating-point operations of a model, component by component, on the meta device.
 
-fvcore counts multiply-accumulates (MACs); every figure here is FLOPs = 2 x MACs. Matrix products,
-convolutions and attention are counted; norms, activations and softmax are not. Attention counts all pairs
-of tokens, causal or not.
+fvcore counts multiply-accumulates (MACs). Every number here is FLOPs = 2 x MACs. Matrix products, convolutions and
+attention are counted. Norms, activations and softmax are not. Attention counts all pairs of tokens, also if it is
+causal.
 
 Legend: ``T`` tokens in a row, ``N`` visual tokens of an image, ``E`` encoder width, ``H`` LLM width,
 ``C`` code width, ``D`` code depth, ``V`` codes in a codebook, ``S`` supervised text positions.
@@ -29,18 +29,20 @@ LLM_BLOCKS = "LLM blocks"
 
 @dataclass(frozen=True)
 class Sample:
-    """What one training sample is taken to be: one image, and text tokens that are all supervised."""
+    """The training sample that is counted: one image, and text tokens that are all supervised."""
 
     text_tokens: int = 128
 
 
 @dataclass(frozen=True)
 class Part:
-    """name: what is counted. component: whose training decides the backward pass (see ``VLM.components``).
-    flops: of one forward pass on one sample. last: those of the last product of each block with activation
-    checkpointing, which the backward pass does not compute again, since nothing in the block needs its result.
-    target: whose supervised positions it is computed at, if it is one of those. rows: whether it is a further pass of
-    an LLM over rows with images.
+    """A part of the forward pass.
+
+    name: what is counted. component: the component whose training decides the backward pass (see ``VLM.components``).
+    flops: of one forward pass on one sample. last: FLOPs of the last product of each block with activation
+    checkpointing; the backward pass does not compute it again, because nothing in the block needs its result. target:
+    the target at whose supervised positions it is computed, if any. rows: whether it is one more pass of an LLM over
+    rows with images.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Part:
 
 
 class _Call(nn.Module):
-    """A function of ``modules`` as a module, which is what fvcore traces."""
+    """A function that uses ``modules``, as a module, because fvcore traces modules."""
 
     def __init__(self, function: Callable, *modules: nn.Module):
         super().__init__()
@@ -64,7 +66,7 @@ class _Call(nn.Module):
 
 
 class _OfPixels(nn.Module):
-    """A function of pixels as one of the tensors in them; a module, whose copy has the copy of what it calls."""
+    """A function of pixels as a function of the tensors in them. It is a module, so that copies of it work."""
 
     def __init__(self, function: Callable, rebuilt: Callable):
         super().__init__()
@@ -75,7 +77,7 @@ class _OfPixels(nn.Module):
 
 
 def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, ...], dtype=torch.float32) -> int:
-    """FLOPs of ``function`` on meta tensors of these shapes. modules: those whose weights it uses."""
+    """FLOPs of ``function`` on meta tensors of these shapes. modules: the modules whose weights it uses."""
     training = [module.training for module in modules]
     for module in modules:
         module.eval()
@@ -87,19 +89,19 @@ def flops_of(function: Callable, modules: list[nn.Module], *shapes: tuple[int, .
 
 
 def flops_of_pixels(function: Callable, module: nn.Module, transform=None) -> int:
-    """FLOPs of ``function``, which uses ``module``, on the pixels of one image, whatever its transform gives."""
+    """FLOPs of ``function`` on the pixels of one image. It uses ``module``. The pixels may be a tensor or a dict."""
     pixels = blank_pixels(transform or module.transform, 1)
     tensors, rebuilt = flat_pixels(pixels)
     return flops_of(_OfPixels(function, rebuilt), [module], *(tuple(tensor.shape) for tensor in tensors))
 
 
 def _with_last(count: Callable[[], int], model: nn.Module) -> tuple[int, int]:
-    """What ``count`` returns while it runs ``model``, and `Part.last` of it."""
+    """The result of ``count``, which runs ``model``, and its `Part.last`."""
     last: dict[nn.Module, int] = {}
 
     def note(block: nn.Module) -> Callable:
         def hook(module: nn.Module, _, out: Tensor) -> None:
-            # What experts give is multiplied with their weights of the token, whose gradients need it.
+            # The outputs of experts are multiplied with the router's weights, whose gradients need these outputs.
             skipped = isinstance(module, nn.Linear)
             last[block] = 2 * int(out.numel()) * module.in_features if skipped else 0
 
@@ -119,13 +121,13 @@ def _with_last(count: Callable[[], int], model: nn.Module) -> tuple[int, int]:
 
 
 def is_experts(module: nn.Module) -> bool:
-    """Whether it holds a matrix an expert of an LLM."""
+    """Whether a module has weights with one matrix for each expert of an LLM."""
     own = [] if isinstance(module, nn.modules.conv._ConvNd) else module.parameters(recurse=False)
     return any(parameter.ndim == 3 for parameter in own)
 
 
 def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
-    """The forward pass of a model on the meta device, part by part, for one sample."""
+    """The parts of a model's forward pass on one sample, counted on the meta device."""
     encoder, llm, dtype = model.encoder, model.llm, next(model.llm.parameters()).dtype
     image = model.layout.largest()
     tokens = image.num_tokens + sample.text_tokens
@@ -156,7 +158,7 @@ def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
     quantizer = getattr(tokenizer, "quantizer", None)
     if quantizer is not None:
         lookup = flops_of(quantizer.encode, [quantizer], (tokenizer.num_tokens, code_width))
-    else:  # a VQGAN's is part of its network's last step, by formula
+    else:  # by formula, because a VQGAN's code search is a part of its network's last step
         lookup = 2 * tokenizer.num_tokens * sum(tokenizer.codebook_sizes) * code_width
     shapes = (positions, hidden_size), (positions, depth, code_width)
     body = flops_of(target.run_head, [head], *shapes)
@@ -172,8 +174,10 @@ def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
 
 
 def _parts_of(target: Target, model: nn.Module) -> list[Part]:
-    """Of another: what makes its truth, and its loss, each run once on one image; of one of its crops. A teacher that
-    is a copy of the LLM is counted as a pass of the LLM."""
+    """The parts of a target without codes, for one crop: its truth and its loss. Both are run once on one image.
+
+    A teacher that is a copy of the LLM is counted elsewhere, as a pass of the LLM.
+    """
     image = model.layout.largest()
     tokens, crops = image.num_tokens + 2, image.num_crops
     batch, dtype = full_batch(model, 1, tokens).to("meta"), next(model.llm.parameters()).dtype
@@ -184,7 +188,7 @@ def _parts_of(target: Target, model: nn.Module) -> list[Part]:
     with torch.no_grad(), FlopCounterMode(display=False) as of_truth:
         truth = target.truth(pixels, features_INE)
     masked, expected = target.mask(batch, training=False), 1.0
-    if masked is not None:  # in training a draw may leave an image whole: what is expected
+    if masked is not None:  # in training some images may not be masked: take the expected number
         expected = target.count([batch], training=True) / target.count([batch], training=False)
     seen = Seen(
         batch=batch,
@@ -208,7 +212,7 @@ def _parts_of(target: Target, model: nn.Module) -> list[Part]:
 
 
 def counted_positions(target: Target, model: nn.Module) -> float:
-    """What `Target.count` gives for the sample that `forward_parts` counts."""
+    """The result of `Target.count` for the sample that `forward_parts` counts."""
     if isinstance(target, CodeTarget):
         return model.layout.largest().num_crops * target.positions.per_image
     batch = full_batch(model, 1, model.layout.largest().num_tokens + 2)
@@ -216,21 +220,21 @@ def counted_positions(target: Target, model: nn.Module) -> float:
 
 
 def network_flops(tokenizer: VisualTokenizer) -> int:
-    """FLOPs for one image of what a tokenizer computes before it searches its codebooks."""
+    """FLOPs of a tokenizer's network for one image, without the search in its codebooks."""
     encoder = getattr(tokenizer, "encoder", None)  # a semantic tokenizer's
     network = encoder if encoder is not None else tokenizer.latents
     return flops_of_pixels(network, tokenizer if encoder is None else encoder, tokenizer.transform)
 
 
 def _classifiers(name: str, component: str, layers: list[nn.Module], rows: tuple[int, int]) -> Part:
-    """rows: their number and width."""
+    """A part for linear layers. rows: number and width of the input rows."""
     flops = sum(flops_of(layer, [layer], rows, dtype=next(layer.parameters()).dtype) for layer in layers)
     return Part(name, component, flops)
 
 
 def recomputed_parts(model: Config) -> set[str]:
-    """Names of the parts that a model's config has the backward pass compute again; of an encoder that is made of
-    others, where all of them do."""
+    """Names of the parts that the backward pass computes again, by a model's config. An encoder that is made of others
+    is included if all of them are."""
 
     def full(component: Config) -> bool:
         if not isinstance(component, dict):
@@ -245,14 +249,18 @@ def recomputed_parts(model: Config) -> set[str]:
 def training_factor(
     part: Part, train: Mapping[str, float] | Collection[str], *, recomputed: set[str], cached: bool
 ) -> float:
-    """Forward passes that one training step costs a part.
+    """The cost of a part in one training step, in forward passes.
 
-    0 where its result is read from a cache (``cached``); 1 where no gradient is needed; 2 where one only passes
-    through, on its way to something trained; 3 where weights get one too; and one more, less
-    `Part.last`, where the backward pass computes the forward pass again (``recomputed``, see `recomputed_parts`).
-    train: the components that are trained, with the shares of their weights (`trained_shares`): where a share is, a
-    part costs as much between 2 and 3. Weights in front of the first trained one need no gradient: that is not
-    counted, so it is an upper bound.
+    - 0: its result is read from a cache (``cached``).
+    - 1: no gradient is needed.
+    - 2: a gradient only passes through, to a component that is trained.
+    - 3: its weights get a gradient too.
+    - Between 2 and 3: a share of its weights is trained.
+    - One more, without `Part.last`: the backward pass computes the forward pass again (``recomputed``, see
+      `recomputed_parts`).
+
+    train: the components that are trained, with the shares of their weights (`trained_shares`). It is an upper bound,
+    because weights before the first trained one need no gradient.
     """
     if cached and part.component not in train and part.component.startswith(("encoder", "tokenizer.")):
         return 0

@@ -1,9 +1,9 @@
-"""How much accelerator memory a stage needs.
+"""Plan the accelerator memory of a stage.
 
-Weights and gradients follow from the parameters, and what the optimiser keeps from a step on small ones. Activations
-are what autograd keeps for the backward pass, found by running the forward pass on fake tensors: shapes without data.
-With activation checkpointing that is the input of every LLM block (and, if selective, the results of its products) and
-the inside of one block.
+Weights and gradients follow from the parameters. The optimiser's state is found by a step on small parameters.
+Activations are the tensors that autograd keeps for the backward pass. They are found by a forward pass on fake tensors,
+which have shapes and no data. With activation checkpointing they are the input of every LLM block and the inside of one
+block; in selective mode also the results of products.
 """
 
 import logging
@@ -33,14 +33,14 @@ from asvr.recipe.recipe import Recipe, Stage
 
 logger = logging.getLogger("asvr")
 
-# Part of a card that a plan may fill; the rest is for the CUDA context, workspaces and fragmentation.
+# The share of a card that a plan may fill. The rest is for the CUDA context, workspaces and fragmentation.
 USABLE = 0.95
-SHORT_TEXT = 64  # tokens beside an image, a question and its answer
+SHORT_TEXT = 64  # text tokens of a sample with an image: a question and its answer
 
 
 @dataclass(frozen=True)
 class Machine:
-    """name: what its maker calls a card's memory. card_bytes: what torch reports of it."""
+    """A machine with equal cards. name: a card's memory by its maker. card_bytes: the memory that torch reports."""
 
     cards: int
     name: str
@@ -56,10 +56,12 @@ MACHINES = (Machine(1, "80 GB", 79.1 * GIB), Machine(8, "80 GB", 79.1 * GIB), Ma
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on one card when it holds everything. activations: by mode of the LLM's activation checkpointing, with
-    the half-precision copies of float32 weights that autocast makes and the backward pass needs. mode: the config's; a
-    compiled LLM without checkpointing keeps what ``selective`` does. whole: those of the weights that each of several
-    cards has in full."""
+    """Bytes on one card that holds everything.
+
+    activations: by mode of the LLM's activation checkpointing, with the half-precision copies of float32 weights that
+    the backward pass needs under autocast. mode: the config's; a compiled LLM without checkpointing keeps as much as
+    ``selective``. whole: bytes of weights that each of several cards has in full.
+    """
 
     weights: int
     gradients: int
@@ -77,7 +79,7 @@ class MemoryPlan:
         return self.states + self.activations[self.mode]
 
     def states_on(self, cards: int) -> int:
-        """Bytes of the states on each of so many cards that share them evenly, but for what each one has in full."""
+        """Bytes of the states on each of ``cards`` cards. They share states evenly, except what each has in full."""
         return (self.states - self.whole) // cards + self.whole
 
     def per_card(self, machine: Machine) -> int:
@@ -89,13 +91,13 @@ class MemoryPlan:
 
 
 def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
-    """The plan of a stage, and of its model from `asvr.recipe.preflight.build_meta`, which is used up.
+    """Plan the memory of a stage. model: from `asvr.recipe.preflight.build_meta`; it cannot be used afterwards.
 
-    A micro-batch is taken to be rows of ``data.max_length`` tokens with one image each, or one packed row, as long as
-    allowed, of images with a short text each; all text supervised.
+    The largest micro-batch is assumed: rows of ``data.max_length`` tokens with one image each, or one packed row of the
+    largest length, with images that have a short text each. All text is supervised.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    # Gradients are float32; the optimiser holds the bits that half-precision weights lack.
+    # Gradients are float32. The optimiser holds the bits that half-precision weights do not have.
     gradients = sum(p.numel() for p in trained) * torch.float32.itemsize
     lower = sum(p.numel() * (torch.float32.itemsize - p.element_size()) for p in trained)
     held = held_bytes(stage, model)
@@ -111,7 +113,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     for head in model.heads.values() if compiled else ():
         if getattr(head, "activation_checkpointing", None) == "none":
             head.activation_checkpointing = "selective"  # what the compiler does
-    model.llm.eval()  # checkpointing, which hides what it keeps, works in training mode only
+    model.llm.eval()  # this switches off checkpointing, which would hide the tensors that it keeps
     for module in model.llm.modules():
         if isinstance(module, nn.Dropout):
             module.train()  # its masks are kept
@@ -134,16 +136,19 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
 
 
 def held_bytes(stage: Stage, model: nn.Module) -> int:
-    """Bytes kept of the trained weights beside them and their gradients: the optimiser's state, and ``runtime.ema``."""
+    """Bytes of the optimiser's state and of the averages of ``runtime.ema``."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     averages = trained * torch.float32.itemsize if stage.runtime.get("ema") else 0
     return state_bytes(model, dict(stage.optim)) + averages
 
 
 def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
-    """Bytes of autocast's copies of float32 weights that the backward pass needs, trained or on a gradient's way: of
-    all, and with the LLM's blocks computed again, which need the copies of one block at a time. Embeddings and experts
-    are not cast; the copies of LM head and classifiers live as long as their loss is computed."""
+    """Bytes of autocast's half-precision copies of float32 weights that the backward pass needs.
+
+    Returns the bytes of all, and the bytes if the LLM's blocks are computed again, which needs the copies of one block
+    at a time. Embeddings and experts are not cast. The copies of LM head and classifiers exist only while their loss is
+    computed.
+    """
     if half is None:
         return 0, 0
     parts = {
@@ -168,7 +173,7 @@ def _without_classifiers(head: nn.Module) -> list[nn.Module]:
 
 
 def largest_micro_batch(data: Config, image: Layout) -> tuple[int, int, int]:
-    """Rows, tokens of a row, and images. image: the largest."""
+    """The largest micro-batch: rows, tokens of a row, and images. image: the layout of the largest image."""
     limits = pack_limits(data)
     if limits is None:
         return data.micro_batch, data.max_length, data.micro_batch
@@ -177,14 +182,14 @@ def largest_micro_batch(data: Config, image: Layout) -> tuple[int, int, int]:
 
 
 def warn_of_memory(recipe: Recipe, device: torch.device) -> None:
-    """Say before the first stage which stages the plan does not fit the CUDA device that they will run on."""
+    """Warn before the first stage if the plan of a stage does not fit the CUDA device."""
     if device.type != "cuda":
         return
     card = Machine(1, "device", torch.cuda.get_device_properties(device).total_memory)
     for name, stage in recipe.stages.items():
         try:
             plan = plan_memory(stage, build_meta(stage))
-        except Exception as error:  # it runs a user's own component, which may raise anything; training need not
+        except Exception as error:  # a user's own component may raise anything on fake tensors, and still train
             logger.warning("memory is not planned: %s", in_one_line(error))
             continue
         if not plan.fits(card):
@@ -203,9 +208,9 @@ def in_one_line(error: Exception) -> str:
 
 
 class _Results(TorchDispatchMode):
-    """Keeps count of what operations give: products and attention while ``in_llm()``, and what of all is alive.
+    """Counts the results of operations: products and attention while ``in_llm()``, and all results that are alive.
 
-    parameters: their storages; neither they nor copies of them in another precision count.
+    parameters: the storages of parameters. Neither these nor copies of them in another precision count.
     """
 
     def __init__(self, in_llm: Callable[[], bool], parameters: set[int]):
@@ -234,12 +239,11 @@ class _Results(TorchDispatchMode):
 
 
 def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype | None) -> tuple[int, int, int]:
-    """Bytes kept for the backward pass inside the LLM's blocks, those of them (about) that are results of products, and
-    those kept outside of the blocks.
+    """Bytes that are kept for the backward pass: inside the LLM's blocks, results of products in them, and outside.
 
-    Inside count the tensors that autograd saves; outside all that is alive behind the forward pass, since activation
-    checkpointing keeps tensors of its own. shape: see `largest_micro_batch`. Neither parameters nor their
-    half-precision copies count. The model is moved to fake tensors.
+    Inside, the tensors that autograd saves are counted. The bytes of products are approximate. Outside, everything that
+    is alive after the forward pass is counted, because activation checkpointing keeps tensors of its own. shape: see
+    `largest_micro_batch`. Neither parameters nor their half-precision copies count. The model is moved to fake tensors.
     """
     kept: dict[int, torch.UntypedStorage] = {}
     in_llm = False
@@ -267,7 +271,7 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype
                 module.to_empty(device="cpu")
         batch = full_batch(model, *shape)
         if not model.all_causal:
-            set_kernel(model, "sdpa")  # which takes a rule
+            set_kernel(model, "sdpa")  # this kernel takes a rule
         results = _Results(lambda: in_llm, {p.untyped_storage()._cdata for p in model.parameters()})
         with (
             GroupedShapes(),
@@ -277,7 +281,7 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype
         ):
             out = model(batch)
         alive = results.alive()
-        del out  # with it goes all that was kept
+        del out  # this frees all that was kept
     for handle in handles:
         handle.remove()
     inside = sum(storage.nbytes() for storage in kept.values())

@@ -1,7 +1,7 @@
-"""Peak memory of a training step: what its tensors take.
+"""Peak memory of the tensors in a training step.
 
-On CUDA torch keeps the count; on the CPU torch's profiler reports every block that is taken and given back. The
-resident size of a process, beside it, also holds libraries and what malloc could not use again.
+On CUDA torch keeps the count. On the CPU torch's profiler reports every block that is allocated and freed. The resident
+size of a process also has libraries, and memory that malloc cannot use again.
 """
 
 import os
@@ -15,15 +15,15 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def step_peak(step: Callable, device: torch.device, held: list[Tensor]) -> int:
-    """Bytes that tensors take at the peak of ``step()``.
+    """The bytes of all tensors at the peak of ``step()``.
 
-    held: those that stay over it, see `held_tensors`; on CUDA they are counted anyway.
+    held: tensors that exist before and after it, see `held_tensors`. On CUDA torch counts them anyway.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         step()
         return torch.cuda.max_memory_allocated(device)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell about missing GPUs
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages about missing GPUs
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
     blocks = (event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]")
@@ -42,8 +42,8 @@ def held_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Ten
 
 
 def resident_bytes() -> int:
-    """The largest resident size of this process since it began."""
-    status = Path("/proc/self/status")  # getrusage would count the process that started this one, too
+    """The largest resident size of this process since its start."""
+    status = Path("/proc/self/status")  # getrusage also counts the process that started this one
     if status.is_file():
         return 1024 * int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0])
     import resource

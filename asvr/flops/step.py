@@ -1,7 +1,7 @@
-"""FLOPs that one optimisation step needs for the samples that it has: no padding, causal attention counted as such.
+"""FLOPs that one optimisation step needs for its samples, without padding, with causal attention.
 
-What MFU and the floor of a step are made of. Each part comes from `asvr.flops.count`; what grows with the square
-of a sample's length is told apart by counting two lengths.
+MFU and the floor of a step's time are computed from them. Each part comes from `asvr.flops.count`. Two lengths are
+counted, to find the part that grows with the square of a sample's length.
 """
 
 import logging
@@ -34,8 +34,8 @@ PEAKS = {
 
 
 class StepFlops:
-    """Of a stage. What its batches bring along, features and codes out of a cache, costs nothing; recomputation in the
-    backward pass is not counted: it is not needed."""
+    """Counts the FLOPs of the steps of a stage. Features and codes from a cache cost nothing. Recomputation in the
+    backward pass is not counted, because the result does not need it."""
 
     def __init__(self, stage: Stage):
         model, self.sample = build_meta(stage), Sample()
@@ -57,7 +57,7 @@ class StepFlops:
         return round(sum(self.by_part(window).values()))
 
     def peak(self, device: torch.device) -> float | None:
-        """FLOP/s that the device can do at most in the stage's precision; None where that is not known."""
+        """The peak FLOP/s of the device in the stage's precision. None if it is not known."""
         if device.type != "cuda" or not self.half:
             return None
         return peak_flops(torch.cuda.get_device_name(device))
@@ -91,8 +91,8 @@ class StepFlops:
 
 
 def parts_by_stage(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> dict[str, list[Part]]:
-    """The forward pass part by part, of the first stage's model, and anew where a stage has other transforms, other
-    targets or another layout of images."""
+    """The parts of the forward pass by stage. A stage is counted again if its transforms, targets or image layout
+    differ from those of the stages before."""
     found: dict[str, list[Part]] = {}
     for name, model in models.items():
         own = _counted_by(recipe.stages[name])
@@ -102,12 +102,12 @@ def parts_by_stage(recipe: Recipe, models: dict[str, nn.Module], sample: Sample)
 
 
 def _counted_by(stage: Stage) -> tuple:
-    """What FLOPs differ by between stages."""
+    """The settings of a stage that change FLOPs."""
     return stage.model_transforms, layout_config(stage.model), stage.model.get("reconstruction")
 
 
 def step_flops(stage: Stage) -> StepFlops | None:
-    """To be logged beside the loss: what cannot be traced costs no run, a warning says why."""
+    """The counter for the log of a run. If the model cannot be traced, a warning says why, and the run goes on."""
     try:
         return StepFlops(stage)
     except Exception as error:  # tracing runs a user's own component, which may raise anything
@@ -120,5 +120,5 @@ def _lengths(batch: Batch) -> list[int]:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense half-precision FLOP/s of a device by its maker's data sheet; None where it is not in the table."""
+    """Dense half-precision FLOP/s of a device from its data sheet. None if it is not in the table."""
     return next((peak for name, peak in PEAKS.items() if name in device_name), None)

@@ -1,1 +1,1 @@
-"""Weights of other software in, and out to it."""
+"""Import of weights from other software, and export to it."""

@@ -1,8 +1,8 @@
-"""Our templates as transformers' chat templates (Jinja), for exported models."""
+"""Our templates in the form of transformers' chat templates (Jinja), for exported models."""
 
 from asvr.data.templates import IMAGE_MARK, ChatML, Llama2, Mistral, Template, VicunaV1
 
-# The text of a message. Images in front of all text stand each on a line of its own, others where they are written. The
+# The text of a message. Images in front of all text get a line of their own each. Other images stay where they are. The
 # only image of a question moves to its front, as in `asvr.data.conversation.parse_rounds`.
 CONTENT = """\
 {%- macro content(message) -%}
@@ -55,8 +55,8 @@ CHATML = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ START + 'assistant\\n' }}{%- endif -%}
 """
-# A tokenizer that puts a space in front of a text, but not behind a special token, is given that space: in training a
-# text at the beginning or behind an image is encoded as one of its own.
+# Some tokenizers put a space in front of a text, but not after a special token. The template then writes this space: in
+# training, a text at the beginning or after an image is encoded alone, and so gets the space.
 SPACED = """\
 {%- set prompt -%}BODY{%- endset -%}
 {%- if BOS and prompt.startswith(BOS) -%}{{ BOS }}{%- set prompt = prompt[BOS | length:] -%}{%- endif -%}
@@ -68,8 +68,8 @@ SPACED = """\
 {%- endfor -%}
 """
 
-# The text tokenizer's own template: it gets a system message where the conversation has none, and texts in place of
-# parts, with a mark at each image. A template that writes images itself gets the messages as they are.
+# Around the text tokenizer's own template. If the conversation has no system message, it gets the default one. Parts
+# become texts with a mark at each image. A template that writes images itself gets the messages as they are.
 OWN_SYSTEM = """\
 {%- if DEFAULT_SYSTEM and (not messages or messages[0]['role'] != 'system') -%}
 {%- set messages = [dict(role='system', content=DEFAULT_SYSTEM)] + messages -%}
@@ -85,10 +85,11 @@ OWN_TEXTS = """\
 
 
 def chat_template(own: Template, bos: str, eos: str, *, spaced: bool = False) -> str:
-    """The Jinja form of one of our chat templates; ``ValueError`` for one that has none (``plain``, a user's own).
+    """The Jinja form of one of our chat templates.
 
-    bos: the text of BOS, or "" where the tokenizer puts none. spaced: whether the template writes the space that the
-    tokenizer puts in front of a text that is encoded alone.
+    bos: the text of BOS, or "" if the tokenizer writes none. spaced: whether the template writes the space that the
+    tokenizer puts in front of a text that is encoded alone. Raises ``ValueError`` for a template without a Jinja form
+    (``plain``, a user's own).
     """
     if hasattr(own, "jinja"):
         return _of_tokenizer(own)
@@ -108,8 +109,11 @@ def chat_template(own: Template, bos: str, eos: str, *, spaced: bool = False) ->
 
 
 def _of_tokenizer(own) -> str:
-    """The text tokenizer's own chat template. own: it has ``jinja``, its source; ``variables`` and ``system``, what it
-    is given; ``image_parts``, whether it takes image parts, and ``image``, what visual tokens replace in its text."""
+    """The text tokenizer's own chat template.
+
+    own: it has ``jinja`` (the source), ``variables`` and ``system`` (inputs of the template), ``image_parts`` (whether
+    it takes image parts) and ``image`` (the text that visual tokens replace).
+    """
     if own.image_parts and own.image != IMAGE_MARK:
         raise ValueError(
             f"the chat template of the text tokenizer writes {own.image!r} at the place of an image, and LLaVA's "

@@ -1,4 +1,4 @@
-"""Whether engines give an exported folder's answers: those of this library, or of transformers.
+"""Check of an exported folder: do the engines give the same answers as this library or transformers?
 
 Legend: ``T`` new tokens of an answer, ``V`` vocabulary.
 """
@@ -29,7 +29,8 @@ logger = logging.getLogger("asvr")
 
 @dataclass(frozen=True)
 class Report:
-    """text: a table with a line for each engine, and what differs. same: whether all engines that ran agree."""
+    """The result of a check. text: a table with a line per engine, and the differences. same: whether all engines that
+    ran agree."""
 
     text: str
     same: bool
@@ -47,10 +48,11 @@ def check_export(
 ) -> Report:
     """Ask the folder in each engine and compare.
 
-    engine: a name in `ENGINES`, or ``all``: those that are installed. against: a saved model or work dir; its answers
-    by this library are the reference, in place of those of transformers. images: shown with each question; without
-    any, made ones. tolerance: nats by which a token's log probability may differ, and by which the reference must
-    prefer its own token where an engine writes another one. Raises ``ValueError`` for an engine that is not installed.
+    engine: a name in `ENGINES`, or ``all`` for all that are installed. against: a saved model or work dir. This library
+    then gives the reference answers; otherwise transformers does. images: shown with each question; without them,
+    synthetic images are used. tolerance: how much a log probability may differ, in nats. An engine may also write
+    another token than the reference, if their log probabilities differ by at most this. Raises ``ValueError`` for an
+    engine that is not installed.
     """
     config, settings = check_folder(folder), settings or Settings()
     names = list(ENGINES) if engine == ALL else [engine]
@@ -63,7 +65,7 @@ def check_export(
     else:
         reference, expected = HERE, _ask_source(against, asked, settings, config["image_token_index"])
     _give_memory_back()
-    rows, told, same = [], [], True
+    rows, problems, same = [], [], True
     for name in names:
         version = ENGINES[name].version
         if version is None:
@@ -72,26 +74,26 @@ def check_export(
         try:
             found = expected if name == reference else ENGINES[name].ask(folder, asked, settings)
             _give_memory_back()
-        except Exception as error:  # whatever another library raises is what this engine does with the folder
+        except Exception as error:  # another library may raise anything, and the report must say it
             logger.warning("%s ended with an error:", name, exc_info=True)
             rows.append([name, version, f"0 of {len(asked)}", "-", "error"])
-            told.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+            problems.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
             same = False
             continue
         differences = [compare(*pair, tolerance) for pair in zip(expected, found, strict=True)]
-        bad = [number for number, difference in enumerate(differences) if difference.told]
+        bad = [number for number, difference in enumerate(differences) if difference.problem]
         largest = max(difference.largest for difference in differences)
         result = "reference" if name == reference else "differs" if bad else "same"
         rows.append([name, version, f"{len(asked) - len(bad)} of {len(asked)}", f"{largest:.4f}", result])
-        told += [f"{name}, {asked[number].text!r}: {differences[number].told}" for number in bad]
+        problems += [f"{name}, {asked[number].text!r}: {differences[number].problem}" for number in bad]
         same = same and not bad
     head = ["engine", "version", "answers", "log probability differs by", "result"]
-    lines = [f"{folder}, {settings.dtype}, reference: {reference}", table(head, rows).rstrip(), *told]
+    lines = [f"{folder}, {settings.dtype}, reference: {reference}", table(head, rows).rstrip(), *problems]
     return Report("\n".join(lines), same)
 
 
 def made_questions(config: dict) -> list[Question]:
-    """About images that are made: one of the encoder's own size, so that nothing is resized, and a wider one."""
+    """Questions about synthetic images: one of the encoder's own size, which is not resized, and a wider one."""
     side = config["vision_config"]["image_size"]
     first, second = _made(side, side), _made(2 * side + side // 3, side)
     one, two, text = QUESTIONS
@@ -99,7 +101,7 @@ def made_questions(config: dict) -> list[Question]:
 
 
 def _made(width: int, height: int) -> Image.Image:
-    """Colours that change over the image, with a disc on them."""
+    """An image of smooth colours with a disc."""
     y, x = np.mgrid[:height, :width] / height
     disc = ((x - width / height / 2) ** 2 + (y - 0.5) ** 2 < 0.06)[..., None]
     colours = np.stack([128 + 127 * np.sin(5 * x), 255 * y, 128 + 127 * np.cos(7 * x * y)], -1)
@@ -107,12 +109,12 @@ def _made(width: int, height: int) -> Image.Image:
 
 
 def _ask_source(against: str, questions: list[Question], settings: Settings, image_id: int) -> list[Answer]:
-    """The model is gone when this returns: the engines need its memory."""
+    """The answers of this library. Its model is freed on return, because the engines need the memory."""
     return ask_here(load(against, device="auto", precision="float32"), questions, settings, image_id)
 
 
 def _give_memory_back() -> None:
-    """What torch keeps of a model that is gone: vLLM and SGLang take a share of what is free on the card."""
+    """Free the memory that torch keeps of a deleted model. vLLM and SGLang take a share of the free memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -120,7 +122,7 @@ def _give_memory_back() -> None:
 
 @torch.inference_mode()
 def ask_here(source: Pretrained, questions: list[Question], settings: Settings, image_id: int) -> list[Answer]:
-    """This library's answers, one prompt at a time. image_id: that stands for a visual token in the prompts' ids."""
+    """The answers of this library, one prompt at a time. image_id: the id of a visual token in a prompt's ids."""
     answers, tokenizer = [], source.text_tokenizer
     stop = template_of(source).stop
     stops = [tokenizer.eos_id, *([] if stop is None else tokenizer.encode(stop, control=True))]
@@ -146,15 +148,18 @@ def ask_here(source: Pretrained, questions: list[Question], settings: Settings, 
 
 @dataclass(frozen=True)
 class Difference:
-    """largest: of the log probabilities of a token that both wrote, in nats. told: what differs by more than is
-    tolerated, "" where nothing does."""
+    """The difference of two answers.
+
+    largest: the largest difference of log probabilities of a token that both wrote, in nats. problem: a difference
+    above the tolerance, in words; "" if there is none.
+    """
 
     largest: float
-    told: str = ""
+    problem: str = ""
 
 
 def compare(expected: Answer, found: Answer, tolerance: float) -> Difference:
-    """Where two tokens are nearly as probable, an engine may write the other one: what follows cannot be compared."""
+    """Compare two answers. An engine may write another token that is nearly as probable. The comparison ends there."""
     if found.prompt is not None and found.prompt != expected.prompt:
         return Difference(0.0, f"the prompt has the token ids {found.prompt}, expected {expected.prompt}")
     largest = 0.0
@@ -173,6 +178,6 @@ def compare(expected: Answer, found: Answer, tolerance: float) -> Difference:
 
 
 def _nearly_as_probable(expected: Answer, t: int, ours: int | None, theirs: int | None, tolerance: float) -> bool:
-    if ours is None or theirs is None or theirs >= expected.logprobs_TV.shape[1]:  # one ended, or an id of an image
+    if ours is None or theirs is None or theirs >= expected.logprobs_TV.shape[1]:  # one has ended, or an image's id
         return False
     return expected.logprobs[t] - expected.logprobs_TV[t, theirs].item() <= tolerance

@@ -1,4 +1,4 @@
-"""Codebooks of the RQ-VAE lineage: kakaobrain's, VILA-U's, DualToken's, ASVR's."""
+"""Import of codebooks of RQ-VAE and the models that follow it: kakaobrain's, VILA-U's, DualToken's, ASVR's."""
 
 import re
 
@@ -10,15 +10,15 @@ from asvr.interchange.rules import Ignored, Rule
 
 
 def drop_padding(weight: Tensor) -> Tensor:
-    """These codebooks have one row more, for padding, which no search may find."""
+    """Drop the last row of a codebook. It is padding, and no search may find it."""
     return weight[:-1]
 
 
 def codebook_sizes(checkpoint: Checkpoint, prefix: str, stated: int | None = None) -> dict:
     """``depth``, ``codebook_size`` and ``shared`` of the codebooks under ``prefix``.
 
-    A shared codebook stands there once or once a level. stated: the depth, from elsewhere. Raises ``ValueError`` where
-    a codebook stands there once and the depth is not stated, or where another depth is stated than was saved.
+    A shared codebook was saved once, or once for each level. stated: the depth, if it is known. Raises ``ValueError``
+    if a single codebook was saved and the depth is not stated, or if the stated depth differs from the saved one.
     """
     levels = sorted(
         int(m[1])
@@ -32,7 +32,7 @@ def codebook_sizes(checkpoint: Checkpoint, prefix: str, stated: int | None = Non
     if len(keys) == 1:
         if stated is None:
             raise ValueError(
-                f"{checkpoint.path}: {keys[0]} stands there once, so how many levels share it is in no tensor: give "
+                f"{checkpoint.path}: {keys[0]} stands there once, so no tensor shows how many levels share it: give "
                 "the depth of the codes (--depth), or put the release's configuration beside the file"
             )
         if stated < 1:
@@ -59,6 +59,6 @@ def codebook_rules(prefix: str, ours: str, shared: bool) -> list:
 
 
 def uniform_shares(expected: dict[str, Tensor], ours: str) -> dict[str, Tensor]:
-    """Our moving shares of codes, which these checkpoints do not have in our form: all codes alike."""
+    """Our moving shares of codes, the same for all codes, because these checkpoints do not have them."""
     keys = [key for key in expected if key.startswith(ours) and key.endswith(".share")]
     return {key: torch.full_like(expected[key], 1 / len(expected[key])) for key in keys}

@@ -1,4 +1,4 @@
-"""What ``asvr convert`` does."""
+"""The work of ``asvr convert``: show, import and export models."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from asvr.recipe.model_file import check_prompt
 from asvr.registry import TEXT_TOKENIZERS
 
 TOWER, CODES = "tower", "codes"
-# Options of `import_checkpoint` that each kind takes.
+# The options of `import_checkpoint` for each kind of checkpoint.
 OF_A_MODEL = {"text_tokenizer", "template", "image_aspect"}
 OPTIONS = dict(
     asvr=OF_A_MODEL | {"heads"},
@@ -38,10 +38,10 @@ def show(source: Path) -> str:
 
 
 def import_checkpoint(source: Path, out: Path, **options) -> str:
-    """Write a model's folder (or a tokenizer's) to ``out``, which must not exist; return what was done, in words.
+    """Import a checkpoint as a folder of a model or of a visual tokenizer. Returns what was done, in words.
 
-    options: those of the command line by name, None where they were not given. Raises ``ValueError`` for one that the
-    kind of checkpoint does not take.
+    out: the new folder, which must not exist. options: those of the command line by name, None if not given. Raises
+    ``ValueError`` for an option that this kind of checkpoint does not have.
     """
     require_new(out)
     checkpoint = open_checkpoint(source)
@@ -53,7 +53,7 @@ def import_checkpoint(source: Path, out: Path, **options) -> str:
     useless = [f"--{name.replace('_', '-')}" for name in sorted(options.keys() - known)]
     if useless:
         takes = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(known))
-        raise ValueError(f"{source}: {', '.join(useless)}: no option of {kind.what}, which takes {takes}")
+        raise ValueError(f"{source}: {', '.join(useless)}: no option for {kind.what}, which takes {takes}")
     if kind.name.startswith("dualtoken"):
         return _import_dualtoken(checkpoint, kind, out, **options)
     if kind.name in ("asvr", "llava"):
@@ -85,12 +85,12 @@ def _import_model(
         raise ValueError(
             f"{checkpoint.path}: its LLM has {model.llm.vocab_size} embeddings, the text tokenizer needs "
             f"{tokenizer.num_ids}, for its ids up to {tokenizer.num_ids - 1}: they do not belong together; name "
-            "another with --text-tokenizer"
+            "another text tokenizer with --text-tokenizer"
         )
     Pretrained(
         model=model, config=config, text_tokenizer=tokenizer, template=template, image_aspect=image_aspect
     ).save_pretrained(out)
-    without = "" if tokenizer else " (without a text tokenizer: it can be trained on, but not asked)"
+    without = "" if tokenizer else " (without a text tokenizer: it can be trained further, but it cannot be asked)"
     return f"{checkpoint.path}: {kind.what} -> {out}{without}; asvr.load reads it"
 
 
@@ -118,10 +118,10 @@ def _import_dualtoken(
 
 
 def _save_tokenizer(tokenizer: SemanticTokenizer, config: dict, out: Path) -> dict:
-    """Write the tower as a Hugging Face folder and the codes beside it; return the config that reads both."""
+    """Write the tower as a Hugging Face folder, and the codes beside it. Returns the config that reads both."""
     tower = tokenizer.encoder.model
     layer = tokenizer.encoder.layer
-    tower.config.num_hidden_layers = max(layer) if isinstance(layer, list) else layer  # later blocks are not there
+    tower.config.num_hidden_layers = max(layer) if isinstance(layer, list) else layer  # it has no later blocks
     encoder = dict(type="HFVisionEncoder", name=str(out / TOWER), layer=layer, arch=arch_of(tower.config))
     tokenizer.encoder_config, tokenizer.own_encoder.source = encoder, str(out / TOWER)
     with new_folder(out) as partial:
@@ -153,7 +153,7 @@ def export(
     template: str | None,
     trust_custom_imports: bool,
 ) -> str:
-    """Write a trained model to ``out``, which must not exist; return what was done, in words."""
+    """Export a trained model to ``out``, which must not exist. Returns what was done, in words."""
     require_new(out)
     found = load(source, device="cpu", stage=stage, trust_custom_imports=trust_custom_imports)
     found.image_aspect = image_aspect or found.image_aspect

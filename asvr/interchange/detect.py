@@ -1,4 +1,4 @@
-"""What a checkpoint is, told from its keys before anything is loaded."""
+"""Detect the kind of a checkpoint from its keys, before any weights are loaded."""
 
 import math
 import re
@@ -14,9 +14,11 @@ from asvr.recipe.config import MODEL_FILE
 
 @dataclass(frozen=True)
 class Kind:
-    """name: as in the tool's output. supported: whether `asvr convert import` reads it. marks: patterns, each of
-    which some key must match; an optional first group is the prefix of its keys. instead: what reads it where that does
-    not."""
+    """A kind of checkpoint.
+
+    name: as in the tool's output. supported: whether `asvr convert import` reads it. marks: patterns; each must match
+    some key, and the first group, if there is one, is the prefix of the keys. instead: what reads an unsupported kind.
+    """
 
     name: str
     what: str
@@ -26,17 +28,17 @@ class Kind:
 
     @property
     def title(self) -> str:
-        """What it is, in words, and what reads it where this tool's import does not."""
+        """The kind in words. For an unsupported kind it says what reads it."""
         refusal = "" if self.supported else f" is not imported by this tool{': ' * bool(self.instead)}{self.instead}"
         return f"{self.what} ({self.name}){refusal}"
 
     def prefix(self, checkpoint: Checkpoint) -> str:
-        """What stands in front of the keys."""
+        """The prefix of the keys."""
         match = next(m for key in checkpoint.keys() if (m := re.fullmatch(self.marks[0], key)))
         return (match[1] or "") if match.re.groups else ""
 
 
-# In the order of trial: what holds another kind inside comes first.
+# They are tried in this order. A kind that contains another one comes first.
 KINDS = (
     Kind(
         "asvr",
@@ -121,7 +123,7 @@ OWN = Kind("own", "a model of this library", (), supported=False, instead="asvr.
 
 
 def detect(checkpoint: Checkpoint) -> Kind:
-    """The kind of a checkpoint. Raises ``ValueError`` with its first keys where it is none that is known."""
+    """The kind of a checkpoint. Raises ``ValueError`` with its first keys if the kind is unknown."""
     if (checkpoint.path / MODEL_FILE).is_file():
         return OWN
     for kind in KINDS:
@@ -135,9 +137,9 @@ def detect(checkpoint: Checkpoint) -> Kind:
 
 
 def rules_of(checkpoint: Checkpoint, kind: Kind) -> list:
-    """What the import does with each key, without reading the weights.
+    """The rules that the import uses for the keys. No weights are read.
 
-    Raises ``ValueError`` where the file alone does not tell its sizes.
+    Raises ``ValueError`` if the file alone does not show its sizes.
     """
     if kind.name == "llava":
         return llava.RULES
@@ -153,15 +155,15 @@ def rules_of(checkpoint: Checkpoint, kind: Kind) -> list:
 
 
 def describe(checkpoint: Checkpoint) -> str:
-    """What `asvr convert show` prints: kind, where the weights stood, sizes, dtypes, and what each key is for."""
+    """The text of `asvr convert show`: kind, place of the weights in the file, sizes, dtypes, and use of each key."""
     kind = detect(checkpoint)
     total = sum(_count(checkpoint, key) for key in checkpoint.keys())
     unknown = ""
     if kind.supported:
         try:
             uses = _uses(checkpoint, rules_of(checkpoint, kind))
-        except ValueError as error:  # told, not raised: the rest can be shown all the same
-            unknown = f"what its keys are used for cannot be told: {error}"
+        except ValueError as error:  # not raised, because the rest can still be shown
+            unknown = f"the use of its keys is not known: {error}"
     if not kind.supported or unknown:
         uses = dict.fromkeys(checkpoint.keys(), "?" if unknown else "-")
     groups = {}
@@ -210,7 +212,7 @@ def sizes(checkpoint: Checkpoint) -> list[str]:
         if len(shape) != 2:
             continue
         if m := re.fullmatch(r"(?:.*\.)?(quantizer\w*)\.codebooks\.\d+\.weight", key):
-            padding = 0 if key.startswith("tokenizers.") else 1  # DualToken's has a last row that is no code
+            padding = 0 if key.startswith("tokenizers.") else 1  # the last row of DualToken's codebooks is no code
             books.setdefault((m[1], shape[0] - padding, shape[1]), []).append(key)
         elif re.fullmatch(r"(.*\.)?quantize\.embedding\.weight", key):
             books.setdefault(("quantize", *shape), []).append(key)

@@ -1,4 +1,4 @@
-"""Tokenizers of DualToken (github.com/songweii/DualToken), also inside released ASVR checkpoints."""
+"""Import of tokenizers of DualToken (github.com/songweii/DualToken), also from released ASVR checkpoints."""
 
 import re
 from dataclasses import dataclass
@@ -12,8 +12,11 @@ from asvr.models.tokenizers.semantic import SemanticTokenizer
 
 @dataclass(frozen=True)
 class Branch:
-    """layer: of the tower, as in ``hidden_states``. quantizer, before, after: names of its parts, without the dot.
-    config: its entry of ``rqvaesiglip`` in ``config.json``, where it has one. pixels: whether it has the decoder."""
+    """A branch of DualToken.
+
+    layer: the tower's layer, as in ``hidden_states``. quantizer, before, after: names of its parts, without the dot.
+    config: its entry of ``rqvaesiglip`` in ``config.json``, if it has one. pixels: whether it has the decoder.
+    """
 
     layer: int
     quantizer: str
@@ -34,7 +37,7 @@ GENERATIONS = {
     ),
 }
 SHORTCUT = "prequant_shortcut"
-# The layer and the weight of generation D's shortcut where no config.json states them: the release's.
+# The layer and the weight of generation D's shortcut in the release, for checkpoints without a config.json.
 SHORTCUT_LAYER, SHORTCUT_WEIGHT = 4, 0.6
 IGNORED = [
     (r"siglip_model\.(text_model\..*|logit_\w+)", "SigLIP's text side"),
@@ -65,10 +68,11 @@ def plan(
 ) -> tuple[dict, SemanticTokenizer, list]:
     """The config of one branch of DualToken, its tokenizer without weights, and the rules for its keys.
 
-    branch: ``semantic`` (the 26th layer's features; projected to 256 in generation A, to 32 in D, as they are in B) or
-    ``appearance`` (the 6th layer's, projected, in D with the 4th's besides; its codes can be turned into pixels).
-    generation: ``ab`` or ``d``. prefix: of its keys. name, num_heads: see `tower_arch`. depth: of codes whose shared
-    codebook was saved once, where no ``config.json`` states it. Raises ``ValueError`` where sizes cannot be told.
+    branch: ``semantic`` or ``appearance``. The semantic branch reads layer 26. Its features are projected to 256 in
+    generation A and to 32 in D, and not projected in B. The appearance branch reads layer 6, in D layer 4 too, and
+    projects them. Its codes can be turned into pixels. generation: ``ab`` or ``d``. prefix: of the keys. name,
+    num_heads: see `tower_arch`. depth: the code depth, if the shared codebook was saved once and no ``config.json``
+    states the depth. Raises ``ValueError`` if sizes are not known.
     """
     branches = GENERATIONS[generation]
     if branch not in branches:
@@ -94,7 +98,7 @@ def plan(
 
 
 def rules(prefix: str, parts: Branch, config: dict, tokenizer: SemanticTokenizer) -> list:
-    """Every key of a DualToken checkpoint, and what it is in this branch's tokenizer."""
+    """Rules from the keys of a DualToken checkpoint to the tokenizer of this branch."""
     theirs, tower = re.escape(prefix), f"{prefix}siglip_model.vision_model."
     main = "projection.main." if (config["projection"] or {}).get("shortcut") else "projection."
     found = [
@@ -109,7 +113,7 @@ def rules(prefix: str, parts: Branch, config: dict, tokenizer: SemanticTokenizer
         found += [
             Rule(rf"{theirs}{parts.after}\.(.*)", r"decoder.projection.\1"),
             Rule(rf"{theirs}post_quant_conv\.(.*)", r"decoder.input.\1"),
-            # their up.0 is the finest level, Janus's the coarsest
+            # their up.0 is the finest level, Janus's up.0 is the coarsest
             Rule(rf"{theirs}decoder\.up\.(\d+)\.(.*)", lambda m: f"decoder.decoder.up.{coarsest - int(m[1])}.{m[2]}"),
             Rule(rf"{theirs}decoder\.(.*)", r"decoder.decoder.\1"),
         ]
@@ -118,9 +122,9 @@ def rules(prefix: str, parts: Branch, config: dict, tokenizer: SemanticTokenizer
 
 
 def projection_config(checkpoint: Checkpoint, prefix: str) -> dict | None:
-    """The config of the projection under ``prefix``, or None where there is none.
+    """The config of the projection under ``prefix``, or None if there is none.
 
-    Raises ``ValueError`` where only a part of one is there.
+    Raises ``ValueError`` if a part of it is missing.
     """
     if not checkpoint.has(prefix):
         return None
@@ -130,7 +134,7 @@ def projection_config(checkpoint: Checkpoint, prefix: str) -> dict | None:
     return dict(type="resnet", width=checkpoint.rows(f"{prefix}conv1.weight"))
 
 
-# Fields of ``rqvaesiglip`` that are read here, and what they must be.
+# Fields of ``rqvaesiglip`` that are read here, with a check of their values.
 STATED = dict(
     code_shape=lambda v: isinstance(v, list) and v and isinstance(v[-1], int),
     decoder_latent_shape=lambda v: isinstance(v, list) and len(v) == 2 and all(isinstance(n, int) for n in v),
@@ -140,7 +144,7 @@ STATED = dict(
 
 
 def _stated(checkpoint: Checkpoint, generation: str) -> dict:
-    """``rqvaesiglip`` of ``config.json``, without nulls; {} where there is none."""
+    """``rqvaesiglip`` of ``config.json`` without nulls, or {} if there is none."""
     stated = (checkpoint.setting("rqvaesiglip", dict) or {}) if checkpoint.config is not None else {}
     stated = {key: value for key, value in stated.items() if value is not None}
     branches = [parts.config for parts in GENERATIONS[generation].values() if parts.config]
@@ -154,8 +158,11 @@ def _stated(checkpoint: Checkpoint, generation: str) -> dict:
 def decoder_config(
     checkpoint: Checkpoint, prefix: str, after: str, latent_size: list[int] | None, image_size: int
 ) -> dict:
-    """The config of `FeatureDecoder`. latent_size: the side lengths of the grid that is decoded; None: such that the
-    image has ``image_size``. Raises ``ValueError`` where that is not possible."""
+    """The config of `FeatureDecoder`.
+
+    latent_size: the side lengths of the decoded grid. None: the size from which an image of ``image_size`` is decoded.
+    Raises ``ValueError`` if there is no such size.
+    """
     pattern = re.escape(prefix) + r"decoder\.up\.(\d+)\.(block|attn)\.(\d+)\..*"
     found = {(int(m[1]), m[2], int(m[3])) for key in checkpoint.keys() if (m := re.fullmatch(pattern, key))}
     if not found:
@@ -167,9 +174,9 @@ def decoder_config(
     factor = 2 ** (levels - 1)
     if latent_size is None and image_size % factor:
         raise ValueError(
-            f"{checkpoint.path}: no image of {image_size} pixels comes out of its decoder, which enlarges {factor} "
-            "times: name the tower, which tells its image size (--tower siglip-so400m-patch14-384), or put config.json "
-            "beside the file"
+            f"{checkpoint.path}: its decoder cannot give an image of {image_size} pixels, because it enlarges {factor} "
+            "times: name the tower, which has the image size in its name (--tower siglip-so400m-patch14-384), or put "
+            "config.json beside the file"
         )
     projection = projection_config(checkpoint, f"{prefix}{after}.")
     if projection is None:

@@ -29,8 +29,11 @@ Llava = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
 
 
 def export_llava(source: Pretrained, folder: str | Path) -> Path:
-    """Write ``folder``, whole or not at all. Raises ``ValueError`` with the reason where LLaVA cannot express the
-    model, or where the exported processor would not give the token ids that the model was trained with."""
+    """Write the exported model to ``folder``. If writing fails, no folder is left.
+
+    Raises ``ValueError`` with the reason if LLaVA cannot express the model, or if the exported processor would not give
+    the token ids of training.
+    """
     folder = Path(folder).absolute()
     require_new(folder)
     merge_transforms(source.model)
@@ -44,11 +47,12 @@ def export_llava(source: Pretrained, folder: str | Path) -> Path:
 
 
 def build_model(source: Pretrained, image_id: int) -> Llava:
-    """The model with our weights.
+    """Build the transformers model with our weights.
 
-    image_id: the token that stands for a visual token. The tokenizer gets it as its next id. In most models the
-    vocabulary grows by a row for it; a model with spare rows has one already. The row is never read. The token is never
-    written: ``suppress_tokens`` forbids it, and engines that do not read that see the mean of all other logits.
+    image_id: the token id that marks a visual token. It is the tokenizer's next free id. In most models the vocabulary
+    grows by one row for it. A model with spare rows needs no new one. The row is never read. The token is never
+    written, because ``suppress_tokens`` forbids it. Engines that ignore this setting get the mean of all other logits
+    for it.
     """
     ours = source.model
     text = ours.llm.model.config.to_dict()
@@ -85,7 +89,7 @@ def _config(ours, text: dict, image_id: int) -> LlavaConfig | LlavaNextConfig:
         text_config=text,
         image_token_index=image_id,
         image_seq_length=ours.encoder.num_tokens,
-        vision_feature_layer=-1,  # blocks behind the layer that is read are not there
+        vision_feature_layer=-1,  # the exported tower ends with the layer that is read
         vision_feature_select_strategy=TOWERS[tower["model_type"]],
         tie_word_embeddings=bool(text.get("tie_word_embeddings")),
         **tiles,

@@ -1,4 +1,4 @@
-"""Which models of this library transformers' LLaVA classes can express, and why another one cannot.
+"""Checks whether transformers' LLaVA classes can express a model of this library, and if not, why.
 
 `LlavaForConditionalGeneration` gives every image the same number of tokens. `LlavaNextForConditionalGeneration` reads
 an image as an overview and tiles, as the layout `AnyRes` does.
@@ -10,7 +10,7 @@ from asvr.models.llms import HFCausalLM
 from asvr.models.projectors import MLPProjector
 from asvr.pretrained import Pretrained
 
-# The vision towers, and which of their features LLaVA keeps: all of them, or all but the CLS token.
+# The vision towers, and which of their features LLaVA keeps: all ("full"), or all but the CLS token ("default").
 TOWERS = {"siglip_vision_model": "full", "clip_vision_model": "default"}
 LLMS = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "smollm3", "olmo2")
 

@@ -1,5 +1,5 @@
-"""LLaVA-1.5 checkpoints (github.com/haotian-liu/LLaVA): projector and LLM; the vision tower stands in a folder of its
-own, which ``config.json`` names."""
+"""Import of LLaVA-1.5 checkpoints (github.com/haotian-liu/LLaVA). They hold the projector and the LLM. The vision tower
+is in a folder of its own, which ``config.json`` names."""
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ RULES = [
 def import_llava(checkpoint: Checkpoint, encoder: str | None = None) -> tuple[dict, torch.nn.Module]:
     """The config and the `VLM`, without a reconstruction target. encoder: the tower, in place of ``mm_vision_tower``.
 
-    Raises ``ValueError`` with all keys that do not fit, where the checkpoint trained its tower, and
-    `asvr.base.hub.MissingWeights` where the tower is not here.
+    Raises ``ValueError`` with all keys that do not fit, or if the checkpoint trained its tower. Raises
+    `asvr.base.hub.MissingWeights` if the tower is not on this machine.
     """
     kind = checkpoint.setting("mm_projector_type", str, "mlp2x_gelu")
     if kind != "mlp2x_gelu":
@@ -41,15 +41,18 @@ def import_llava(checkpoint: Checkpoint, encoder: str | None = None) -> tuple[di
     )
     model = build_described(config, checkpoint.path)
     _refuse_trained_tower(checkpoint, model.encoder.model.state_dict(), name)
-    loaded = model.state_dict()  # of which the tower is right already
+    loaded = model.state_dict()  # the tower in it is right already
     own = {key: value for key, value in loaded.items() if not key.startswith("encoder.")}
     model.load_state_dict(loaded | translate(checkpoint, RULES, own))
     return config, model.eval()
 
 
 def _refuse_trained_tower(checkpoint: Checkpoint, frozen: dict[str, Tensor], name: str) -> None:
-    """The tower is read from its own folder, so one inside the checkpoint must be the same, as far as its dtype and
-    bfloat16, in which LLaVA trains, tell: it stands there where it was trained, or where a frozen one was saved too."""
+    """Raise ``ValueError`` if the checkpoint has a tower that differs from the one in the tower's own folder.
+
+    A checkpoint has a tower if the tower was trained, or if a frozen tower was saved too. The weights are compared in
+    the checkpoint's dtype, and in bfloat16, because LLaVA trains in it.
+    """
     own = {key.removeprefix(TOWER): key for key in checkpoint.keys() if key.startswith(TOWER)}
     if not own and checkpoint.setting("unfreeze_mm_vision_tower", bool, False):
         raise ValueError(f"{checkpoint.path}: its vision tower was trained (unfreeze_mm_vision_tower) but is not in it")

@@ -1,5 +1,7 @@
-"""Writing a LLaVA model and its processor as Hugging Face's LLaVA folders are published, which transformers 4 and 5
-read alike: transformers 5 alone writes names of tensors and fields that transformers 4 takes for missing ones."""
+"""Write a LLaVA model and its processor in the form of the published LLaVA folders, which transformers 4 and 5 read.
+
+`save_pretrained` of transformers 5 writes other names of tensors and fields, which transformers 4 does not find.
+"""
 
 import json
 from pathlib import Path
@@ -59,7 +61,7 @@ weights.
 
 
 def different_inputs(tiled: bool) -> str:
-    """Which images have other pixels in transformers than in training, and what helps, as a list in Markdown."""
+    """A Markdown list of images that get other pixels in transformers than in training, and what to do about it."""
     return _ANY if tiled else _ANY + _LONG
 
 
@@ -71,7 +73,7 @@ def write_folder(folder: Path, model: PreTrainedModel, processor: ProcessorMixin
     _rewrite(folder / "config.json", _with_old_fields)
     model.generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
-    # transformers 4 takes the image processor from a file of its own.
+    # transformers 4 reads the image processor from a file of its own.
     processor.image_processor.save_pretrained(folder)
     _rewrite(folder / "processor_config.json", _without_image_processor)
     TextTokenizer(processor.tokenizer).save_pretrained(folder)
@@ -101,7 +103,8 @@ def _published(model: PreTrainedModel) -> dict:
 
 
 def _with_old_fields(config: dict) -> dict:
-    """With the rotary settings where transformers 4 looks for them, beside those of transformers 5."""
+    """The config with the rotary settings in two places: where transformers 5 reads them, and where transformers 4
+    does."""
     text = config["text_config"]
     rope = dict(text.get("rope_parameters") or {})
     if "full_attention" in rope:  # Gemma 3 has two
@@ -111,7 +114,7 @@ def _with_old_fields(config: dict) -> dict:
         if field in rope:
             text[field] = rope.pop(field)
     kind = rope.get("rope_type", "default")
-    if kind == "longrope":  # of which Phi-3 takes three fields and no other
+    if kind == "longrope":  # Phi-3 accepts three fields of it and no others
         text["rope_scaling"] = dict(type=kind, short_factor=rope["short_factor"], long_factor=rope["long_factor"])
     elif kind != "default":
         text["rope_scaling"] = rope

@@ -19,7 +19,7 @@ from asvr.interchange.expressible import TOWERS, is_tiled
 from asvr.pretrained import Pretrained
 
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
-# Conversations whose token ids must be the same through the exported processor: questions and answers in turn.
+# The exported processor must give the same token ids for these conversations. Questions and answers alternate.
 PROBES = (
     ["hello, who are you?"],
     [f"{IMAGE_MARK}\nwhat is it?"],
@@ -38,7 +38,7 @@ def template_of(source: Pretrained) -> Template:
 
 
 def build_processor(source: Pretrained) -> tuple[Processor, int]:
-    """The processor, and the id of ``<image>``, which the tokenizer gets as a special token if it has none."""
+    """Build the processor. Returns it with the id of ``<image>``, which becomes a special token if it is none yet."""
     encoder, tokenizer = source.model.encoder, source.text_tokenizer
     with tempfile.TemporaryDirectory() as copy:
         tokenizer.save_pretrained(copy)
@@ -46,11 +46,11 @@ def build_processor(source: Pretrained) -> tuple[Processor, int]:
             copy,
             trust_remote_code=False,
             local_files_only=True,
-            padding_side="left",  # for generation; what is given here is saved
-            model_input_names=["input_ids", "attention_mask"],  # transformers 4 would add token_type_ids
+            padding_side="left",  # for generation; arguments given here are saved
+            model_input_names=["input_ids", "attention_mask"],  # without it transformers 4 adds token_type_ids
         )
     hf.add_special_tokens(dict(additional_special_tokens=[IMAGE_MARK]), replace_extra_special_tokens=False)
-    hf.add_bos_token = False  # the chat template writes it, and most callers tokenise its text as they do any other
+    hf.add_bos_token = False  # the chat template writes BOS, and most callers tokenise its text with special tokens
     if hf.pad_token is None:
         hf.pad_token = hf.convert_ids_to_tokens(tokenizer.pad_id)
     strategy = TOWERS[encoder.model.config.model_type]
@@ -75,7 +75,7 @@ def build_processor(source: Pretrained) -> tuple[Processor, int]:
 
 
 def _image_processor(transform, aspect: str):
-    """Hugging Face's PIL processor of the same arithmetic; images are padded, squeezed or cropped as in training."""
+    """The PIL image processor that pads, squeezes or crops images as in training, with the same arithmetic."""
     height, width = transform.size
     crop, whole = aspect != "resize" and transform.center_crop, dict(height=height, width=width)
     size = dict(shortest_edge=height) if crop else whole
@@ -89,7 +89,7 @@ def _image_processor(transform, aspect: str):
 
 
 def _tile_processor(layout: AnyRes) -> LlavaNextImageProcessorPil:
-    """An overview and tiles, each of which has the size that the encoder reads: nothing is left to resize or crop."""
+    """The PIL image processor for tiles. Overview and tiles have the encoder's size, so none is resized or cropped."""
     height, width = layout.transform.size
     return LlavaNextImageProcessorPil(
         size=dict(shortest_edge=height),
@@ -112,7 +112,7 @@ def _arithmetic(transform) -> dict:
 
 
 def check_ids(source: Pretrained, processor: Processor, image_id: int) -> None:
-    """Raise ``ValueError`` where the exported processor gives other token ids than the model was trained with."""
+    """Raise ``ValueError`` if the exported processor gives other token ids than those of training."""
     template = template_of(source)
     for texts in PROBES:
         asked = [{"from": ROLES[i % 2], "value": text} for i, text in enumerate(texts)]
@@ -123,13 +123,14 @@ def check_ids(source: Pretrained, processor: Processor, image_id: int) -> None:
         theirs = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if ours != theirs:
             raise ValueError(
-                f"the exported tokenizer would read {prompt!r} as {theirs}, the model was trained on {ours}: "
+                f"the exported tokenizer would read {prompt!r} as {theirs}, but the model was trained on {ours}: "
                 "this template and tokenizer cannot be exported together"
             )
 
 
 def as_chat(messages: list[dict]) -> list[dict]:
-    """LLaVA's messages as transformers' chat, with images and texts as parts of a question where that can say it."""
+    """LLaVA's messages as transformers' chat. Images and texts become parts of a question, if the parts give the same
+    text."""
     return [
         dict(role="user", content=_parts(message["value"]))
         if message["from"] == "human"
@@ -148,5 +149,5 @@ def _parts(question: str) -> list[dict] | str:
     parts = [part for text in question.split(IMAGE_MARK) for part in (image, dict(type="text", text=text))][1:]
     parts = [part for part in parts if part["type"] == "image" or part["text"]]
     images = parts.count(image)
-    # Images in front of all text would stand on lines of their own.
+    # As parts, images in front of all text would get lines of their own.
     return question if parts[:images] == [image] * images else parts

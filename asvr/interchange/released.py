@@ -1,4 +1,5 @@
-"""Checkpoints of the released ASVR code (github.com/AlenjandroWang/ASVR), whole models of ``asvr_llama.py`` and kin."""
+"""Import of checkpoints of the released ASVR code (github.com/AlenjandroWang/ASVR): whole models of ``asvr_llama.py``
+and similar files."""
 
 import inspect
 import re
@@ -19,17 +20,17 @@ TOWER = "model.vision_tower.vision_tower.vision_model."
 TOKENIZER = "model.vision_tokenizer.vision_tower."
 RQVAE = f"{TOKENIZER}rqvaesiglip."
 HEAD = f"{TOKENIZER}rqtransformer_semantic."
-HEAD_WIDTH = 128  # of the attention heads of the released head: RQTransformer has embed_dim // 128 of them
-HEAD_LAYERS = 3  # as RQTransformer always builds it
-LAYER = -2  # of the tokenizer's tower, whatever the configuration says of the encoder's
-TAG = "asvr_"  # of the released model types: asvr_llama, asvr_mistral, asvr_qwen2
+HEAD_WIDTH = 128  # the width of an attention head: RQTransformer has embed_dim // 128 of them
+HEAD_LAYERS = 3  # the number of layers of RQTransformer, which is fixed
+LAYER = -2  # the layer of the tokenizer's tower, which no configuration changes
+TAG = "asvr_"  # the prefix of the released model types: asvr_llama, asvr_mistral, asvr_qwen2
 
 
 def model_config(checkpoint: Checkpoint, num_heads: int | None = None) -> dict:
-    """The config of `VLM` for a released checkpoint. num_heads: of the SigLIP towers, where it is no published size.
+    """The config of `VLM` for a released checkpoint.
 
-    Sizes come from the tensors, the LLM's from ``config.json``. Raises ``ValueError`` where that is missing or does not
-    fit.
+    num_heads: of the SigLIP towers, if their size is not a published one. Sizes come from the tensors, those of the LLM
+    from ``config.json``. Raises ``ValueError`` if it is missing or does not fit.
     """
     name, llm = checkpoint.setting("mm_vision_tower", str, ""), llm_arch(checkpoint)
     refuse_other_features(checkpoint)
@@ -63,9 +64,9 @@ def model_config(checkpoint: Checkpoint, num_heads: int | None = None) -> dict:
 
 
 def llm_arch(checkpoint: Checkpoint) -> dict:
-    """The LLM's part of a LLaVA-like ``config.json``, nulls included: ``sliding_window: null`` is not the default.
+    """The LLM's part of a LLaVA-like ``config.json``. Nulls are kept: ``sliding_window: null`` is not the default.
 
-    Raises ``ValueError`` where it is none of a language model, or of sizes that no model has.
+    Raises ``ValueError`` if it does not describe a language model, or has impossible sizes.
     """
     named = checkpoint.setting("model_type", str, "")
     model_type = named.removeprefix(TAG).removeprefix("llava_")
@@ -78,20 +79,20 @@ def llm_arch(checkpoint: Checkpoint) -> dict:
     try:
         AutoConfig.for_model(**arch)
     except (StrictDataclassError, ValueError, TypeError, KeyError, ArithmeticError) as error:
-        told = " ".join(str(error).split())
-        raise ValueError(f"{checkpoint.path}: config.json describes no {model_type}: {told}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{checkpoint.path}: config.json describes no {model_type}: {reason}") from error
     return arch
 
 
 def refuse_other_features(checkpoint: Checkpoint) -> None:
-    """Raise ``ValueError`` where the model was trained on other features than the patches'."""
+    """Raise ``ValueError`` if the model was trained on other features than those of the patches."""
     kept = checkpoint.setting("mm_vision_select_feature", str, "patch")
     if kept != "patch":
         raise ValueError(f"{checkpoint.path}: config.json has mm_vision_select_feature={kept!r}, expected 'patch'")
 
 
 def rules(model, shared: bool) -> list:
-    """Every key of a released checkpoint, and what it is here (``model``: the `VLM` of `model_config`)."""
+    """Rules for every key of a released checkpoint. model: the `VLM` of `model_config`."""
     semantic = model.tokenizers["semantic"]
     unused = re.escape(TOKENIZER)
     head = re.escape(HEAD)
@@ -130,7 +131,7 @@ def rules(model, shared: bool) -> list:
 
 
 def by_depth(weight: Tensor, depth: int) -> Tensor:
-    """(out, depth * in), as the released head stores it, -> (depth, out, in)."""
+    """Reshape a weight of the released head: (out, depth * in) -> (depth, out, in)."""
     return weight.unflatten(1, (depth, -1)).transpose(0, 1).contiguous()
 
 

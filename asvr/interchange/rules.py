@@ -1,4 +1,4 @@
-"""From the key names of other software to ours, strictly: every key is used, or ignored for a stated reason."""
+"""Rules that translate key names of other software to ours. Every key is used, or ignored for a stated reason."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -15,8 +15,11 @@ def _same(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rule:
-    """pattern: of the whole foreign key. to: our key, with its groups as ``\\1``, or a function of the match. how: what
-    is done to the tensor."""
+    """How a foreign key becomes one of ours.
+
+    pattern: matches the whole foreign key. to: our key, with groups as ``\\1``, or a function of the match. how: a
+    function that changes the tensor.
+    """
 
     pattern: str
     to: str | Callable[[re.Match], str]
@@ -32,8 +35,10 @@ class Ignored:
 
 
 def sort_keys(keys: Iterable[str], rules: list) -> tuple[dict[str, tuple[str, Rule]], dict[str, str], list[str]]:
-    """Our key -> (foreign key, rule); foreign key -> why it is ignored; keys that no rule knows. The first rule
-    that matches counts."""
+    """Sort foreign keys by the first rule that matches.
+
+    Returns our key -> (foreign key, rule), foreign key -> why it is ignored, and the keys that no rule matches.
+    """
     used, ignored, unknown = {}, {}, []
     for key in keys:
         rule = next((rule for rule in rules if re.fullmatch(rule.pattern, key)), None)
@@ -49,18 +54,19 @@ def sort_keys(keys: Iterable[str], rules: list) -> tuple[dict[str, tuple[str, Ru
 def translate(
     checkpoint: Checkpoint, rules: list, expected: dict[str, Tensor], made: Iterable[str] = ()
 ) -> dict[str, Tensor]:
-    """Our tensors, by our keys, in the dtype of ``expected`` (a state dict of what they are for).
+    """Translate all tensors to our keys, in the dtypes of ``expected`` (the state dict that they are loaded into).
 
-    made: patterns of our keys that the caller makes itself. Raises ``ValueError`` with every key that is missing,
-    unexpected, of another shape, or holds no finite floating-point numbers (quantised or damaged weights).
+    made: patterns of our keys that the caller adds itself. Raises ``ValueError`` with every key that is missing, is
+    unexpected, has another shape, or holds other values than finite floating-point numbers (quantised or damaged
+    weights).
     """
     used, _, unknown = sort_keys(checkpoint.keys(), rules)
-    wanted = {key for key in expected if not any(re.fullmatch(pattern, key) for pattern in made)}
-    missing = sorted(wanted - used.keys())
-    surplus = sorted(used[key][0] for key in used.keys() - wanted)
+    needed = {key for key in expected if not any(re.fullmatch(pattern, key) for pattern in made)}
+    missing = sorted(needed - used.keys())
+    surplus = sorted(used[key][0] for key in used.keys() - needed)
     problems = dict(missing=missing, unexpected=sorted(unknown) + surplus, misshaped=[], unusable=[])
     tensors = {}
-    for key in sorted(wanted & used.keys()):
+    for key in sorted(needed & used.keys()):
         foreign, rule = used[key]
         tensor = rule.how(checkpoint[foreign])
         if tensor.shape != expected[key].shape:

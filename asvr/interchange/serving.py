@@ -1,7 +1,7 @@
-"""Greedy answers of an exported folder in the engines that serve it: transformers, vLLM and SGLang.
+"""Greedy answers of an exported folder from the engines that serve it: transformers, vLLM and SGLang.
 
-Each engine is a function ``(folder, questions, settings) -> answers``, which loads the folder as the engine does. vLLM
-and SGLang are optional and imported where they are used.
+Each engine is a function ``(folder, questions, settings) -> answers``. It loads the folder as the engine does. vLLM and
+SGLang are optional. They are imported only when they are used.
 
 Legend: ``T`` new tokens of an answer, ``V`` vocabulary.
 """
@@ -27,28 +27,31 @@ ARCHITECTURES = {kind.__name__: kind for kind in (LlavaForConditionalGeneration,
 
 @dataclass(frozen=True)
 class Question:
-    """text: without image marks; the images stand in front of it."""
+    """A question with images. text: without image marks; the images come before it."""
 
     text: str
     images: list[Image.Image] = field(default_factory=list)
 
     def as_chat(self) -> list[dict]:
-        """As transformers' chat templates take it."""
+        """The question in the form of transformers' chat templates."""
         return [
             dict(role="user", content=[*[dict(type="image")] * len(self.images), dict(type="text", text=self.text)])
         ]
 
     def as_openai(self) -> list[dict]:
-        """As the servers' chat interface takes it: images as data URLs (PNG)."""
+        """The question in the form of the servers' chat interface: images are data URLs (PNG)."""
         images = [dict(type="image_url", image_url=dict(url=_data_url(image))) for image in self.images]
         return [dict(role="user", content=[*images, dict(type="text", text=self.text)])]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """ids: the new token ids, the end token included where one was written. logprobs: of each. prompt: the token ids
-    of the prompt with one id for each visual token; None where an engine does not tell them. logprobs_TV: of all
-    tokens; None where an engine tells those that it wrote alone."""
+    """The answer of an engine.
+
+    ids: the new token ids, with the end token if there is one. logprobs: the log probability of each. prompt: the token
+    ids of the prompt, with one id for each visual token; None if the engine does not report them. logprobs_TV: the log
+    probabilities of all tokens; None if the engine reports only those of the written tokens.
+    """
 
     ids: list[int]
     logprobs: list[float]
@@ -59,8 +62,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Settings:
-    """max_new_tokens: of an answer. dtype: that an engine computes in. max_length: tokens of a prompt with its answer,
-    for which vLLM and SGLang keep memory; None: what the model has positions for."""
+    """Settings of the engines.
+
+    max_new_tokens: for an answer. dtype: the dtype of computation. max_length: the number of tokens of a prompt with
+    its answer, for which vLLM and SGLang keep memory; None: the number of positions of the model.
+    """
 
     max_new_tokens: int = 32
     dtype: str = "float32"
@@ -69,24 +75,24 @@ class Settings:
 
 @dataclass(frozen=True)
 class Engine:
-    """package: whose version is told. ask: see above."""
+    """An engine. package: the package whose version is reported. ask: see the module's docstring."""
 
     package: str
     ask: Callable[[Path, list[Question], Settings], list[Answer]]
 
     @property
     def version(self) -> str | None:
-        """None where it is not installed."""
+        """The version of the package, None if it is not installed."""
         if importlib.util.find_spec(self.package) is None:
             return None
         try:
             return importlib.metadata.version(self.package)
-        except importlib.metadata.PackageNotFoundError:  # such as one that is built from a clone, by another name
+        except importlib.metadata.PackageNotFoundError:  # a build from a clone may have another name
             return getattr(importlib.import_module(self.package), "__version__", "unknown")
 
 
 def check_folder(folder: Path) -> dict:
-    """The config of an exported folder. Raises ``ValueError`` where it is none."""
+    """The config of an exported folder. Raises ``ValueError`` if the folder is no export."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if not ARCHITECTURES.keys() & set(config.get("architectures") or ()):
@@ -98,7 +104,7 @@ def check_folder(folder: Path) -> dict:
 
 
 def ask_transformers(folder: Path, questions: list[Question], settings: Settings) -> list[Answer]:
-    """One prompt at a time, with the PIL image processor."""
+    """Ask transformers, one prompt at a time, with the PIL image processor."""
     kind = ARCHITECTURES[check_folder(folder)["architectures"][0]]
     processor = AutoProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
     model = kind.from_pretrained(folder, dtype=getattr(torch, settings.dtype), local_files_only=True)
@@ -116,7 +122,7 @@ def ask_transformers(folder: Path, questions: list[Question], settings: Settings
 
 
 def as_answer(ids_T: Tensor, logits: tuple[Tensor, ...], decode: Callable, prompt: list[int]) -> Answer:
-    """What transformers' ``generate`` wrote for one prompt. logits: (1, V) of each new token."""
+    """The result of transformers' ``generate`` for one prompt as an `Answer`. logits: (1, V) of each new token."""
     logprobs_TV = torch.cat(logits).float().log_softmax(-1).cpu()
     ids_T = ids_T.cpu()
     chosen_T = logprobs_TV.gather(1, ids_T[:, None])[:, 0]
@@ -125,7 +131,7 @@ def as_answer(ids_T: Tensor, logits: tuple[Tensor, ...], decode: Callable, promp
 
 
 def ask_vllm(folder: Path, questions: list[Question], settings: Settings) -> list[Answer]:
-    """Through the chat interface, with the chat template of the folder."""
+    """Ask vLLM through its chat interface, with the chat template of the folder."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -133,7 +139,7 @@ def ask_vllm(folder: Path, questions: list[Question], settings: Settings) -> lis
         dtype=settings.dtype,
         max_model_len=settings.max_length,
         limit_mm_per_prompt=dict(image=max(1, *(len(question.images) for question in questions))),
-        enforce_eager=True,  # a few short answers: graphs would take longer to capture
+        enforce_eager=True,  # for a few short answers, capturing graphs would take longer
     )
     sampling = SamplingParams(temperature=0.0, max_tokens=settings.max_new_tokens, logprobs=1)
     answers = []
@@ -147,7 +153,7 @@ def ask_vllm(folder: Path, questions: list[Question], settings: Settings) -> lis
 
 
 def ask_sglang(folder: Path, questions: list[Question], settings: Settings) -> list[Answer]:
-    """With prompts that the chat template of the folder wrote."""
+    """Ask SGLang with prompts that the chat template of the folder wrote."""
     import sglang
 
     processor = AutoProcessor.from_pretrained(folder, backend="pil", local_files_only=True)

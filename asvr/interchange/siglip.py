@@ -8,9 +8,9 @@ from torch import nn
 from asvr.base.checkpoint_files import Checkpoint
 from asvr.interchange.rules import Ignored, Rule
 
-# Width -> width of an attention head, which stands in no tensor, and number of blocks, of the published towers.
+# The published towers: width -> (width of an attention head, number of blocks). No tensor shows the first.
 PUBLISHED = {1152: (72, 27), 1024: (64, 24), 768: (64, 12)}
-# (patches a side, patch size) -> image size, where the patches leave a rest of the image.
+# (patches per side, patch size) -> image size, where the patches do not cover the whole image.
 WITH_REST = {(27, 14): 384}
 
 
@@ -20,7 +20,7 @@ def tower_arch(checkpoint: Checkpoint, prefix: str, name: str = "", num_heads: i
     name: the tower's published name, which ends in its image size (``siglip-so400m-patch14-384``). Without it the size
     is that of the published tower with as many patches (27 x 27 patches of 14 pixels read 384, not 378).
 
-    Raises ``ValueError`` where the number of heads is neither given nor that of a published size, or where blocks are
+    Raises ``ValueError`` if the number of heads is not given and the width is not a published one, or if blocks are
     missing.
     """
     positions, width = checkpoint.shape(f"{prefix}embeddings.position_embedding.weight", 2)
@@ -60,13 +60,13 @@ def _image_size(name: str, patches: int, patch_size: int) -> int:
 
 
 def tower_rules(prefix: str, ours: str, model: nn.Module) -> list:
-    """Rules from a tower under ``prefix`` to `HFVisionEncoder`'s ``model``, whose keys stand under ``ours``."""
+    """Rules from a tower under ``prefix`` to `HFVisionEncoder`'s ``model`` with keys under ``ours``."""
     kept = sum(1 for key in model.state_dict() if key.endswith("layer_norm1.weight"))
     inner = "vision_model." if any(key.startswith("vision_model.") for key in model.state_dict()) else ""
     theirs = re.escape(prefix)
     later = "|".join(str(i) for i in range(kept, 100))
     return [
         Ignored(rf"{theirs}encoder\.layers\.({later})\..*", "a block behind the layer that is read"),
-        Ignored(rf"{theirs}head\..*", "the pooling head, which gives nothing to a patch"),
+        Ignored(rf"{theirs}head\..*", "the pooling head, which does not change the patches"),
         Rule(rf"{theirs}(.*)", rf"{ours}{inner}\1"),
     ]

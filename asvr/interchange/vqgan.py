@@ -1,7 +1,7 @@
-"""VQGANs of other software: taming-transformers, RQ-VAE (kakaobrain), LlamaGen, Janus.
+"""Import of VQGANs: taming-transformers, RQ-VAE (kakaobrain), LlamaGen, Janus.
 
-All four have the same networks, which transformers' ``JanusVQVAE`` has too; they differ in the names and the order
-of their blocks, in the levels with attention, and in how a code is looked up.
+All four have the same networks as transformers' ``JanusVQVAE``. They differ in the names and the order of their blocks,
+in the levels with attention, and in how a code is looked up.
 """
 
 import re
@@ -15,7 +15,7 @@ from asvr.interchange.codebooks import codebook_sizes, drop_padding
 from asvr.interchange.rules import Ignored, Rule, translate
 from asvr.models.tokenizers.pixel import PixelTokenizer
 
-# The three members of the middle, by LlamaGen's numbers.
+# The three members of the middle block, in the order of LlamaGen's numbers.
 MIDDLE = ("block_1", "attn_1", "block_2")
 CODEBOOK = "quantize.embedding.weight"
 
@@ -34,9 +34,9 @@ def plan(
 ) -> tuple[dict, PixelTokenizer, list]:
     """The config of a VQGAN, its tokenizer without weights, and the rules for its keys.
 
-    kind: ``taming``, ``rqvae``, ``llamagen`` (also in Janus's own layout, by ``prefix``) or ``janus`` (transformers'
-    layout). image_size: side of the square input, in pixels; the networks take any multiple of their stride. depth: of
-    an RQ-VAE whose shared codebook was saved once. Raises ``ValueError`` where sizes cannot be told.
+    kind: ``taming``, ``rqvae``, ``llamagen`` (Janus's own layout too, with ``prefix``) or ``janus`` (transformers'
+    layout). image_size: side of the square input, in pixels; the networks take any multiple of their stride. depth: the
+    code depth of an RQ-VAE whose shared codebook was saved once. Raises ``ValueError`` if sizes are not known.
     """
     keys = [key.removeprefix(prefix) for key in checkpoint.keys() if key.startswith(prefix)]
     arch = architecture(checkpoint, keys, kind, prefix, depth)
@@ -84,12 +84,12 @@ def used(kind: str, levels: int) -> list[Rule]:
     ]
     if kind == "janus":
         return [*rules, Rule(r"(decoder\.up\..*)", r"model.\1")]
-    # taming's up.0 is the finest level, Janus's the coarsest
+    # taming's up.0 is the finest level, Janus's up.0 is the coarsest
     return [*rules, Rule(r"decoder\.up\.(\d+)\.(.*)", lambda m: f"model.decoder.up.{levels - 1 - int(m[1])}.{m[2]}")]
 
 
 def architecture(checkpoint: Checkpoint, keys: list[str], kind: str, prefix: str, depth: int | None) -> dict:
-    """`PixelTokenizer`'s ``arch``, from the tensors. Raises ``ValueError`` where a needed one is missing."""
+    """`PixelTokenizer`'s ``arch``, from the tensors. Raises ``ValueError`` if a needed tensor is missing."""
     level = r"encoder\.conv_blocks\.(\d+)\." if kind == "llamagen" else r"encoder\.down\.(\d+)\."
     block = "res" if kind == "llamagen" else "block"
     levels = 1 + max((int(m[1]) for key in keys if (m := re.match(level, key))), default=-1)
@@ -123,8 +123,8 @@ def architecture(checkpoint: Checkpoint, keys: list[str], kind: str, prefix: str
 
 
 def residual_depth(checkpoint: Checkpoint, prefix: str, depth: int | None) -> int:
-    """How often an RQ-VAE looks its shared codebook up; see `codebook_sizes`. Raises ``ValueError`` where its codebooks
-    differ, which `PixelTokenizer` does not have."""
+    """The code depth of an RQ-VAE, see `codebook_sizes`. Raises ``ValueError`` if its codebooks differ, because
+    `PixelTokenizer` has a single codebook."""
     sizes = codebook_sizes(
         checkpoint, f"{prefix}quantizer.", _stated_depth(checkpoint.path) if depth is None else depth
     )
@@ -136,7 +136,7 @@ def residual_depth(checkpoint: Checkpoint, prefix: str, depth: int | None) -> in
 
 
 def _stated_depth(path: Path) -> int | None:
-    """From the ``config.yaml`` of kakaobrain's releases."""
+    """The depth that ``config.yaml`` of kakaobrain's releases states, or None."""
     file = (path if path.is_dir() else path.parent) / "config.yaml"
     if not file.is_file():
         return None

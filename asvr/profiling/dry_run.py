@@ -1,4 +1,4 @@
-"""What a config would train and need, without weights or data: ``asvr train CONFIG --dry-run``."""
+"""The dry run of a config, without weights or data: ``asvr train CONFIG --dry-run``."""
 
 import io
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SAMPLE = Sample()
 def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
     """Tables of parameters, tokens per image, FLOPs and memory, by stage, as text.
 
-    Raises ``ValueError`` for a wrong config, as a real run would.
+    Raises ``ValueError`` for a wrong config, as a real run does.
     """
     check_config(cfg)
     recipe = Recipe(cfg)
@@ -62,8 +62,8 @@ def _parameters(models: dict[str, nn.Module]) -> Table:
     )
     by_stage = {name: model.components() for name, model in models.items()}
     rows, every = [], {}
-    for components in by_stage.values():
-        every = components | {name: part for name, part in every.items() if _millions(part)}  # of its first stage
+    for components in by_stage.values():  # a component is taken from the first stage that has it
+        every = components | {name: part for name, part in every.items() if _millions(part)}
     for component, module in every.items():
         trained = [
             _millions(stage[component], trained_only=True) if component in stage else 0.0 for stage in by_stage.values()
@@ -116,7 +116,7 @@ def _tokens(recipe: Recipe, models: dict[str, nn.Module]) -> Table:
 
 
 def _flops_or_why(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table | str:
-    """What cannot be traced takes no other figure away."""
+    """The table of FLOPs. If a model cannot be traced, a line says so, and the other tables are still printed."""
     try:
         return _flops(recipe, models, sample)
     except Exception as error:  # tracing runs a user's own component, which may raise anything
@@ -124,19 +124,20 @@ def _flops_or_why(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) 
 
 
 def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module]) -> Table | str:
-    """The same, of a pass without data."""
+    """The memory plan, or a line that says why there is none."""
     try:
         plans = {name: plan_memory(recipe.stages[name], models[name]) for name in models}
-    except Exception as error:  # as above
+    except Exception as error:  # a user's own component may raise anything here too
         return f"Memory is not planned: {in_one_line(error)}"
     return _memory(plans, recipe, {name: model.layout.largest() for name, model in models.items()})
 
 
 def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table:
-    """What the first stage's transforms and layout make is in the column ``forward``, what each stage's in its own."""
+    """The table of FLOPs. The column ``forward`` counts each part in the first stage that has it. The other columns
+    count their own stage."""
     by_stage = parts_by_stage(recipe, models, sample)
     parts = {part.name: part for own in reversed(by_stage.values()) for part in own}
-    parts = {part.name: part for own in by_stage.values() for part in own} | parts  # of the first stage that has it
+    parts = {part.name: part for own in by_stage.values() for part in own} | parts
     factors = step_factors(recipe, models)
     forward = sum(part.flops for part in parts.values())
     unit, scale = ("TFLOPs", 1e12) if forward >= 1e11 else ("MFLOPs", 1e6)
@@ -146,10 +147,10 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
         "forward",
         *(f"training step, {name}" for name in recipe.stages),
         caption=(
-            f"One sample = 1 image ({_image_tokens(models)} tokens) and {sample.text_tokens} text tokens, "
-            "all supervised. A training step costs forward x 0 where data.cache holds the result, x 1 where nothing "
-            "needs a gradient, x 2 where a gradient only passes through, x 3 where weights are trained (between 2 and "
-            "3: a part of them), and nearly + 1 where the forward pass is computed again in the backward pass "
+            f"One sample = 1 image ({_image_tokens(models)} tokens) and {sample.text_tokens} text tokens, all "
+            "supervised. The number in brackets is the cost of a training step in forward passes: 0 if data.cache has "
+            "the result, 1 if no gradient is needed, 2 if a gradient only passes through, 3 if the weights are trained "
+            "(between 2 and 3: some of them). Nearly 1 is added if the backward pass computes the forward pass again "
             "(activation_checkpointing='full')."
         ),
     )
@@ -173,8 +174,7 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
 
 
 def step_factors(recipe: Recipe, models: dict[str, nn.Module]) -> dict[str, Callable[[Part], float]]:
-    """By stage: how often a training step costs the FLOPs of a part's forward pass, with the cache and the
-    checkpointing of the config."""
+    """The cost of a part in a training step, in forward passes, by stage. Cache and checkpointing are the config's."""
     codes = {f"tokenizer.{t.name}" for model in models.values() for t in model.targets if type(t) is CodeTarget}
 
     def factor(part: Part, stage: Stage, shares: dict[str, float], recomputed: set[str]) -> float:
@@ -197,7 +197,8 @@ def _image_tokens(models: dict[str, nn.Module]) -> str:
 
 
 def _is_cached(part: Part, cache: bool | str, codes: set[str]) -> bool:
-    """Codes alone, or with ``data.cache=True`` an encoder's features too. codes: the components that make them."""
+    """Whether the result of a part is cached. ``data.cache='codes'`` caches only codes, ``True`` features too. codes:
+    the components that make codes."""
     return cache is True or (cache == "codes" and part.component in codes)
 
 
@@ -211,7 +212,7 @@ def _micro_batch(stage: Stage, image: Layout) -> str:
 
 
 def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layout]) -> Table:
-    """images: the largest, by stage."""
+    """The table of the memory plan. images: the layout of the largest image, by stage."""
     rows = ", ".join(f"{name} {_micro_batch(recipe.stages[name], images[name])}" for name in plans)
     sizes = {machine.name: machine.card_bytes for machine in MACHINES}
     table = _table(
@@ -219,12 +220,11 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layo
         "",
         *plans,
         caption=(
-            f"Activations: on each card a micro-batch ({rows}), "
-            "estimated as what autograd keeps for the backward pass, with the bf16 copies of float32 weights that "
-            "it needs; in brackets what the config does not do. With several cards the states (no activations) are "
-            "taken to be sharded evenly over them, but for 4-bit weights, which each card has; "
-            "`asvr plan --plan` tells more of those. "
-            f"It fits when the sum is at most {USABLE:.0%} of what torch sees of the card "
+            f"Activations are those of one micro-batch on each card ({rows}). They are the tensors that autograd keeps "
+            "for the backward pass, with bf16 copies of float32 weights. Numbers in brackets are for modes that the "
+            "config does not use. With several cards, states (not activations) are sharded evenly over them, except "
+            "4-bit weights, which each card has in full. `asvr plan --plan` shows more about several cards. "
+            f"A plan fits if the sum is at most {USABLE:.0%} of the memory that torch reports "
             f"({', '.join(f'{name}: {size / 1e9:.0f}e9 bytes' for name, size in sizes.items())})."
         ),
     )

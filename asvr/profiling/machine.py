@@ -1,6 +1,6 @@
-"""Where a figure was measured, as every result of a benchmark names it."""
+"""The machine on which a number was measured. Every result of a benchmark names it."""
 
-from asvr.base.machine import machine as machine  # for all who write figures
+from asvr.base.machine import machine as machine  # for all modules that write numbers
 
 PACKAGES = ("torch", "transformers", "asvr")
 

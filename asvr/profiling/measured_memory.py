@@ -1,4 +1,4 @@
-"""The memory that a training step really takes, to check the plan of `asvr.flops.memory`."""
+"""Measure the memory of a training step, to check the plan of `asvr.flops.memory`."""
 
 from asvr.base.precision import PRECISIONS
 from asvr.engine.optim import build_optim_wrapper
@@ -20,7 +20,7 @@ def prepare(stage: Stage, rows: int, tokens: int, mode: str) -> Stage:
 
 
 def measured(stage: Stage) -> int:
-    """Bytes at the peak of a step, see `asvr.flops.peak_rate`."""
+    """The bytes at the peak of a step, see `asvr.flops.peak_rate`."""
     device = build_device(stage.runtime.device)
     model = random_model(stage, device)
     use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision])
@@ -28,10 +28,10 @@ def measured(stage: Stage) -> int:
         compile_blocks(model)
     wrapper = build_optim_wrapper(model, stage.optim)
     batch = full_batch(model, stage.data.micro_batch, stage.data.max_length)
-    window = [batch, batch]  # accumulation: beside the second one's activations stand all gradients
+    window = [batch, batch]  # two micro-batches: during the second one all gradients are in memory
 
     def step() -> None:
         model.train_step(window, wrapper)
 
-    step()  # the optimiser's state is there from the first one on
+    step()  # the first step creates the optimiser's state
     return step_peak(step, device, held_tensors(model, wrapper.optimizer))

@@ -1,4 +1,4 @@
-"""The cost of all methods of two folders of recipes: counted in one, measured in the other, written as it comes."""
+"""The cost of all methods: counted on one folder of recipes, measured on another."""
 
 import json
 import sys
@@ -20,10 +20,10 @@ COMMAND = "python benchmarks/methods.py --out benchmarks/results/methods"
 
 
 def compare_methods(*, counted: Path, timed: Path, out: Path, rounds: int, keep_times: bool = False) -> str:
-    """Count every method of the folder ``counted``, and measure those that ``timed`` has too. Writes ``out``.json, .md
-    and .png, and returns the table.
+    """Count every method of the folder ``counted``, and measure those that ``timed`` has too.
 
-    keep_times: measure only what ``out``.json has no time of. Raises ``ValueError`` where a folder has no config.
+    Writes ``out``.json, .md and .png, and returns the table. Files are written after each method. keep_times: measure
+    only methods without a time in ``out``.json. Raises ``ValueError`` if a folder has no config.
     """
     configs, small = method_configs(counted), method_configs(timed)
     for option, folder, found in (("--counted", counted, configs), ("--timed", timed, small)):
@@ -53,7 +53,7 @@ def compare_methods(*, counted: Path, timed: Path, out: Path, rounds: int, keep_
 
 
 def write(result: dict, out: Path) -> None:
-    """``out``.json, .md and .png."""
+    """Write ``out``.json, .md and .png."""
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_text(out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     replace_text(out.with_suffix(".md"), markdown(result))

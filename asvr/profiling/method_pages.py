@@ -1,4 +1,4 @@
-"""The cost that each page of docs/methods shows, taken from the measured results."""
+"""The section on cost in each page of docs/methods, written from the measured results."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ BLOCK = re.compile(r"(<!-- cost -->\n).*?(<!-- end of cost -->)", re.S)
 
 
 def pages(result: dict, folder: Path) -> dict[Path, str]:
-    """Each page of a method -> its text, with the cost that ``result`` (the JSON of benchmarks/methods.py) has of it.
+    """The text of each method's page, with its cost from ``result`` (the JSON of benchmarks/methods.py).
 
     Raises ``ValueError`` for a method without a page, and for a page without a place for the cost."""
     found = {}
@@ -26,7 +26,7 @@ def pages(result: dict, folder: Path) -> dict[Path, str]:
 
 
 def cost(method: dict, result: dict) -> str:
-    """What a method adds to LLaVA, as a table with one column a stage, and what was measured."""
+    """The cost that a method adds to LLaVA: a table with one column per stage, and the measured times."""
     stages = {name: stage for name in STAGES if (stage := method["stages"].get(name))}
     lines = {
         "FLOPs of a training step": [f"+{stage['flops_online']:.1f} %" for stage in stages.values()],

@@ -1,4 +1,4 @@
-"""The cost of all methods as one table and one picture."""
+"""The cost of all methods as one table and one plot."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ STAGES = ("pretrain", "finetune")
 
 
 def markdown(result: dict) -> str:
-    """One row a method; what the columns mean stands above."""
+    """A table with one row per method. The text above it explains the columns."""
     rows = [_row(name, method) for name, method in result["methods"].items()]
     return "\n".join([*_head(result), table(COLUMNS, rows)])
 
@@ -26,28 +26,28 @@ def _head(result: dict) -> list[str]:
     lines = [
         f"`{result['command']}`",
         "",
-        "What each method adds to LLaVA, which is the method's own config without its targets and with causal "
-        "attention (VIRAL's has LoRA on both sides). Counted on the configs of `configs/targets/vicuna7b`: one sample "
-        f"is an image ({sample['image_tokens']} tokens) and {sample['text_tokens']} text tokens. "
-        f'"{NONE}": the stage has no target, or there is nothing to cache.',
+        "The cost that each method adds to LLaVA. LLaVA is here the method's own config without its targets and with "
+        "causal attention (for VIRAL both have LoRA). It is counted on the configs of `configs/targets/vicuna7b`. One "
+        f"sample is an image ({sample['image_tokens']} tokens) and {sample['text_tokens']} text tokens. "
+        f'"{NONE}" means that the stage has no target, or that there is nothing to cache.',
         "",
-        "- FLOPs: of a training step, recomputation included, the truth made online (in brackets: cached, where it can "
-        "be). The encoder runs on both sides.",
-        "- trained: parameters that get a gradient, in millions. held: all that must be there, frozen teachers, "
-        "averages and buffers among them. Both of the last stage that has the target.",
-        "- memory: by the plan, on one card: weights, gradients and optimiser states + activations; activation "
+        "- FLOPs: of a training step, with recomputation. The truth is computed online (in brackets: it is cached, if "
+        "that is possible). The encoder runs on both sides.",
+        "- trained: parameters that get a gradient, in millions. held: all parameters and buffers, with frozen "
+        "teachers and averages. Both are for the last stage that has the target.",
+        "- memory: planned for one card: weights, gradients and optimiser states + activations. Activation "
         f"checkpointing of the LLM is the config's ({', '.join(modes)}).",
     ]
     if timed:
         loads = [load for one in timed for load in one["load"]]
         rounds = sorted({one["rounds"] for one in timed})
         lines += [
-            "- time: a step on the small config of `configs/targets/scenes` over one of LLaVA, in the last stage that "
-            "has the target; truths and the encoder's features cached where they can be. The two take turns in one "
-            f"process; the median over {' or '.join(map(str, rounds))} pairs of neighbouring steps, in brackets "
-            "the quartiles. processor: seconds of the processor, which other processes of the machine change less.",
-            f"- {in_words(timed[0]['machine'])}; {timed[0]['how']}. Load averages of a minute while it ran: "
-            f"{min(loads):.1f} to {max(loads):.1f}, of which this benchmark is 1; the rest are other processes.",
+            "- time: a step of the small config of `configs/targets/scenes`, divided by a step of LLaVA, in the last "
+            "stage that has the target. Truths and the encoder's features are cached if possible. The two alternate in "
+            f"one process. The number is the median over {' or '.join(map(str, rounds))} pairs of neighbouring steps, "
+            "with quartiles in brackets. processor: processor time, which other processes of the machine change less.",
+            f"- {in_words(timed[0]['machine'])}; {timed[0]['how']}. Load averages over a minute during the run: "
+            f"{min(loads):.1f} to {max(loads):.1f}. This benchmark is 1 of it; the rest are other processes.",
         ]
     return [*lines, ""]
 
@@ -86,7 +86,7 @@ def _time(time: dict | None, by: str) -> str:
 
 
 def draw(result: dict, file: Path) -> None:
-    """Left the FLOPs counted at 7B, right the time measured on the small config; a warning where it cannot be drawn."""
+    """Plot the FLOPs counted at 7B (left) and the times measured on the small config (right). Errors are a warning."""
     with optional(file):
         _draw(result["methods"], file)
 

@@ -1,4 +1,4 @@
-"""Seconds of a method's training step beside LLaVA's: the two take turns in one process, on the same samples."""
+"""Measure a method's training step and LLaVA's. They alternate in one process, on the same samples."""
 
 import os
 import statistics
@@ -15,12 +15,13 @@ LLAVA = "LLaVA"
 
 
 def time_method(path: Path, *, rounds: int, options: dict | None = None, samples: int | None = None) -> dict:
-    """Of the last stage that has the target: see `_ratio` of the time of the clock, and of the processor's alone, which
-    other processes of a shared machine change less. Weights and samples are random; truths and the encoder's features
-    are cached where they can be. Both models are small enough for one process.
+    """Measure the last stage that has the target. Both models must be small enough for one process.
 
-    extra_flops: percent of what these steps need (`asvr.flops.step`). load: the machine's load averages of a minute,
-    before and behind, of which this benchmark is 1. samples: of a step, by default the config's.
+    Weights and samples are random. Truths and the encoder's features are cached if they can be. samples: per step; the
+    default is the config's. The result has the ratio of clock time and of processor time, see `_ratio`. Other processes
+    of a shared machine change processor time less. extra_flops: the FLOPs that the method adds to these steps, in
+    percent (`asvr.flops.step`). load: the machine's load averages over a minute, before and after; this benchmark is 1
+    of it.
     """
     options, load = options or {}, [os.getloadavg()[0]]
     stage = last_with_target(Recipe(load_config(path, options)))
@@ -49,8 +50,8 @@ def time_method(path: Path, *, rounds: int, options: dict | None = None, samples
 
 
 def _ratio(base: list[float], own: list[float]) -> dict:
-    """Of seconds: the median over pairs of neighbouring steps, its quartiles, the least and the most; and each side's
-    median."""
+    """The ratio of seconds over pairs of neighbouring steps: median, quartiles, least and most. And the median seconds
+    of each side."""
     ratios = [theirs / plain for plain, theirs in zip(base, own, strict=True)]
     return dict(
         ratio=statistics.median(ratios),

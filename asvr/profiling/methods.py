@@ -1,7 +1,7 @@
-"""What each reconstruction method costs beside LLaVA, counted from its config: FLOPs, parameters, memory, cache.
+"""Count the cost that each reconstruction method adds to LLaVA: FLOPs, parameters, memory, cache.
 
-LLaVA is the method's own config without its targets and with causal attention: where a method trains adapters, so does
-what it is compared with. Stages are compared one by one, since a target may be there in one of them alone.
+LLaVA is here the method's own config without its targets and with causal attention. So if a method trains adapters, its
+LLaVA does too. Stages are compared one by one, because a target may be in only one of them.
 """
 
 import json
@@ -23,12 +23,12 @@ _COUNTED: dict[str, dict] = {}
 
 
 def method_configs(folder: Path) -> dict[str, Path]:
-    """Name -> config, of all methods of a folder of recipes; files that begin with "_" are none."""
+    """The config of each method in a folder of recipes, by name. Files that begin with "_" are ignored."""
     return {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
 
 
 def without_targets(path: Path) -> dict[str, object]:
-    """Overrides that make LLaVA of a method's config."""
+    """The overrides that turn a method's config into LLaVA."""
     found: dict[str, object] = {"model.reconstruction": [], "model.visual_attention": "causal"}
     for name, stage in load_config(path).stages.items():
         found[f"stages.{name}.model.reconstruction"] = []
@@ -42,9 +42,10 @@ def has_target(stage: Stage) -> bool:
 
 
 def count_method(path: Path, sample: Sample, options: dict | None = None) -> dict:
-    """What a method reconstructs, and by stage what it adds to LLaVA, see `_added`; None for a stage without a target.
+    """What a method reconstructs, and the cost that it adds to LLaVA in each stage, see `_added`.
 
-    options: overrides of the config. cache_bytes: of the truth of one image; None where it cannot be cached.
+    A stage without a target has None. options: overrides of the config. cache_bytes in the result: bytes of the truth
+    of one image; None if it cannot be cached.
     """
     own = Recipe(load_config(path, options))
     base = Recipe(load_config(path, (options or {}) | without_targets(path)))
@@ -62,9 +63,9 @@ def last_with_target(recipe: Recipe) -> Stage:
 
 
 def _counted(stage: Stage, sample: Sample) -> dict:
-    """FLOPs of a training step on one sample, parameters and buffers, and the plan's bytes on one card."""
+    """FLOPs of a training step on one sample, parameters and buffers, and planned bytes on one card."""
     key = json.dumps([stage.to_dict(), asdict(sample)], sort_keys=True, default=str)
-    if key not in _COUNTED:  # most methods have the same LLaVA beside them
+    if key not in _COUNTED:  # most methods are compared with the same LLaVA
         model = build_meta(stage)
         plan = plan_memory(stage, build_meta(stage))
         _COUNTED[key] = dict(
@@ -79,16 +80,19 @@ def _counted(stage: Stage, sample: Sample) -> dict:
 
 
 def _added(own: dict, base: dict) -> dict:
-    """flops_online, flops_cached: percent of LLaVA's training step, whose encoder runs in both. trained: parameters
-    that get a gradient; held: all that must be there, frozen teachers and averages among them. states, activations:
-    bytes on one card. base: LLaVA's own figures."""
+    """The cost that a method adds in one stage.
+
+    flops_online, flops_cached: in percent of LLaVA's training step; the encoder runs in both. trained: parameters that
+    get a gradient. held: all parameters, with frozen teachers and averages. states, activations: bytes on one card.
+    base: LLaVA's own numbers.
+    """
     flops = {f"flops_{way}": 100 * (own[way] / base["online"] - 1) for way in ("online", "cached")}
     sizes = {key: own[key] - base[key] for key in ("trained", "held", "states", "activations")}
     return dict(flops, **sizes, checkpointing=own["mode"], base=base)
 
 
 def cache_bytes(model: nn.Module) -> int | None:
-    """Of one image, of what a run may keep of all targets' truth; None where one cannot be kept at all."""
+    """Bytes of the cached truth of all targets for one image. None if the truth of a target cannot be cached."""
     specs = [target.truth_spec() for target in model.targets]
     if any(spec is None for spec in specs):
         return None
@@ -97,7 +101,7 @@ def cache_bytes(model: nn.Module) -> int | None:
 
 
 def reconstructed(stage: Stage, model: nn.Module) -> str:
-    """In a few words: of each target what it says of itself, and the pretrained model that makes its truth."""
+    """A short description of each target, with the pretrained model that makes its truth."""
     words = []
     for entry, target in zip(stage.model.reconstruction, model.targets, strict=True):
         made_by = entry.get("tokenizer") or entry.get("teacher") or {}

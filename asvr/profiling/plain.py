@@ -1,11 +1,16 @@
-"""The training step as the released code does it, for comparison: the same model, weights, samples and losses.
+"""The training step of the released code, for comparison. It has the same model, weights, samples and losses as ours.
 
-What it does that our step does not: rows padded to the longest, with a mask; logits of every position over the whole
-vocabulary, in float32; every image through the tokenizer's own vision tower, and codes of both branches, the
-appearance ones unused; every layer of the head computed again for the backward pass, and the logits of all its depths
-at once; a blank image for a row without one, whose results are multiplied by zero. Micro-batches and the LLM's
-activation checkpointing are the config's on either side.
-(``asvr_llama.py``, ``asvr_arch.py`` and ``rqvaesigliptransformer`` of the released code.)
+It differs from our step in these points:
+
+- Rows are padded to the longest, with a mask.
+- Logits of every position over the whole vocabulary are computed, in float32.
+- Every image goes through the tokenizer's own vision tower too, and the codes of both branches are computed. The
+  appearance codes are not used.
+- Every layer of the head is computed again for the backward pass, and the logits of all depths exist at once.
+- A row without an image gets a blank one, whose results are multiplied by zero.
+
+Both have the micro-batches and the LLM's activation checkpointing of the config. (``asvr_llama.py``, ``asvr_arch.py``
+and ``rqvaesigliptransformer`` of the released code.)
 
 Legend: ``B`` rows, ``T`` tokens in a row, ``I`` images, ``N`` visual tokens of an image, ``V`` vocabulary, ``D`` depth,
 ``H`` LLM width.
@@ -28,10 +33,10 @@ APPEARANCE_LAYER = 6
 
 
 def check_objective(model: nn.Module) -> None:
-    """Raises ``ValueError`` where the model's objective is not one that the released code has."""
+    """Raise ``ValueError`` if the released code does not have the model's objective."""
     targets = model.targets
     if model.layout.fixed is None or model.layout.fixed.num_tokens != model.encoder.num_tokens:
-        raise ValueError("--plain: the released code has as many tokens for every image, the config has not")
+        raise ValueError("--plain: in the released code all images have the same number of tokens, in the config not")
     if model.visual_attention != "causal":
         raise ValueError("--plain: attention is causal in the released code: leave out model.visual_attention")
     if len(targets) > 1:
@@ -55,7 +60,7 @@ def check_objective(model: nn.Module) -> None:
 
 
 class PlainStep(nn.Module):
-    """The released code's forward pass around the parts of a `VLM` (with one semantic target, or none)."""
+    """The released code's forward pass with the parts of a `VLM`, which has one semantic target or none."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -67,7 +72,7 @@ class PlainStep(nn.Module):
             self.appearance = copy.deepcopy(self.target.tokenizer.quantizer)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Summed losses in nats, as `VLM.forward` gives them."""
+        """Summed losses in nats, as in `VLM.forward`."""
         model = self.model
         blank = self._blank_pictures(batch)
         pixels = torch.cat([batch.pixels["encoder"], blank]) if "encoder" in batch.pixels else blank
@@ -93,7 +98,7 @@ class PlainStep(nn.Module):
         return losses
 
     def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
-        """One optimisation step, losses normalised as `VLM.train_step` does."""
+        """One optimisation step. Losses are normalised as in `VLM.train_step`."""
         totals, weights, logs = self.model.count_targets(window), self.model.weights(), {}
         for batch in window:
             with optim_wrapper.optim_context(self.model):
@@ -107,7 +112,7 @@ class PlainStep(nn.Module):
         return logs
 
     def _blank_pictures(self, batch: Batch) -> Tensor:
-        """One for each row without an image."""
+        """A blank image for each row without an image."""
         shape = (3, *self.model.encoder.transform.size)
         rows = batch.input_ids_BT.shape[0] - batch.num_images
         return torch.zeros(max(0, rows), *shape, device=batch.input_ids_BT.device)
@@ -135,8 +140,11 @@ class PlainStep(nn.Module):
 
 
 def plain_optimizer(model: nn.Module, config: dict) -> torch.optim.Optimizer:
-    """AdamW as transformers' Trainer of the released code makes it, not fused. Parameter after parameter: all at once,
-    torch's default on CUDA, would take memory for one more copy of them, which one card has not at 7B."""
+    """AdamW as in the released code (transformers' Trainer), not fused.
+
+    It updates one parameter after another. torch's default on CUDA updates all at once, which needs one more copy of
+    them. At 7B one card has no memory for it.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     return torch.optim.AdamW(
         parameters, lr=config["lr"], betas=tuple(config.get("betas", (0.9, 0.999))), weight_decay=0.0, foreach=False

@@ -1,7 +1,7 @@
-"""A training on many GPUs on paper: memory, communication, checkpoints and the input side, from the model's sizes.
+"""Plan a training on many GPUs: memory, communication, checkpoints and data loading, from the model's sizes.
 
-What is counted follows from the config: parameters, FLOPs, bytes. What is assumed, speeds of links, disks and cards, is
-in `Cluster` and `Assumed`, and is printed with the plan.
+Parameters, FLOPs and bytes are counted from the config. The speeds of links, disks and cards are assumptions. They are
+in `Cluster` and `Assumed`, and are printed with the plan.
 """
 
 import io
@@ -31,10 +31,11 @@ HALF, FLOAT = torch.bfloat16.itemsize, torch.float32.itemsize
 
 @dataclass(frozen=True)
 class Cluster:
-    """nodes of ``gpus`` cards each. card: a key of `CARD_BYTES`. link_gbs: GB/s that a card receives from its node's
-    others; network_gbs: GB/s that a node receives from other nodes; disk_gbs: GB/s that a node writes.
+    """A cluster of nodes with ``gpus`` cards each.
 
-    Raises ``ValueError`` for a card that is not known, or a speed that is not above 0.
+    card: a key of `CARD_BYTES`. link_gbs: GB/s that a card receives from the other cards of its node. network_gbs: GB/s
+    that a node receives from other nodes. disk_gbs: GB/s that a node writes. Raises ``ValueError`` for an unknown card,
+    or a speed that is not above 0.
     """
 
     nodes: int
@@ -56,10 +57,10 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Assumed:
-    """samples: of a stage. mfu: share of the card's peak that the step reaches. image_kb: of an image's file.
-    sample: what a sample is taken to be.
+    """Assumptions of the plan.
 
-    Raises ``ValueError`` for a number that is not above 0.
+    samples: of a stage. mfu: the share of the card's peak that a step reaches. image_kb: the size of an image's file.
+    sample: an average sample. Raises ``ValueError`` for a number that is not above 0.
     """
 
     samples: int = 10_000_000
@@ -74,7 +75,7 @@ class Assumed:
 
 
 def parse_nodes(text: str) -> tuple[int, int]:
-    """``8x4`` -> nodes and cards of each; ``ValueError`` for anything else."""
+    """Nodes, and cards of each, from a text such as ``8x4``. Raises ``ValueError`` for any other text."""
     nodes, times, gpus = text.partition("x")
     if not (times and nodes.isdigit() and gpus.isdigit() and int(nodes) and int(gpus)):
         raise ValueError(f"--plan {text!r}: expected NODESxGPUS, such as 8x8")
@@ -89,10 +90,12 @@ def _require_above_zero(**options: float) -> None:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a stage's model, in parameters. blocks: those of all LLM blocks, each a unit that is gathered by itself; root:
-    all others, which are one unit, see `asvr.engine.parallel.FSDP2`; neither has what each process keeps whole. saved:
-    those that a checkpoint holds: of a component that is trained in part what is trained (its files are taken to hold
-    the rest)."""
+    """Numbers of parameters of a stage's model.
+
+    blocks: those of all LLM blocks; each block is gathered as one unit. root: all others, which are one unit, see
+    `asvr.engine.parallel.FSDP2`. Parameters that each process keeps whole are in neither. saved: those in a checkpoint.
+    Of a component that is trained in part, only the trained ones are saved.
+    """
 
     blocks: int
     num_blocks: int
@@ -128,7 +131,7 @@ def _count(parameters) -> int:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the states lie: ``shard`` cards share one copy (1: DDP, each has all), replicated over the others."""
+    """How states are distributed. ``shard`` cards share one copy; 1 is DDP. There are ``replicas`` copies."""
 
     name: str
     shard: int
@@ -144,9 +147,11 @@ def layouts(cluster: Cluster) -> list[Layout]:
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """Of one card: bytes of memory, and bytes that it receives in an optimisation step, from its node (link) and its
-    share of what the node receives from others (network). seconds: of the step, which takes as long as what
-    ``bound`` names."""
+    """The plan of one layout, for one card.
+
+    memory: in bytes. link: bytes that it receives from its node in an optimisation step. network: its share of the
+    bytes that the node receives from other nodes. seconds: of the step. bound: what limits the step.
+    """
 
     layout: Layout
     memory: float
@@ -159,7 +164,8 @@ class LayoutPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """micro_batches: of a card in a step. compute: seconds of a step at the assumed MFU. layouts: one plan each."""
+    """The plan of a stage. micro_batches: per card and step. compute: seconds of a step with the assumed MFU. layouts:
+    a plan for each layout."""
 
     global_batch: int
     steps: int
@@ -197,7 +203,7 @@ def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
 
 
 def _needed_flops(model: nn.Module, stage: Stage, assumed: Assumed) -> float:
-    """FLOPs of a sample's training step without recomputation, codes out of a cache."""
+    """FLOPs of a training step on one sample, without recomputation, with cached codes."""
     shares = trained_shares(model)
     return sum(
         part.flops * training_factor(part, shares, recomputed=set(), cached=False)
@@ -209,7 +215,7 @@ def _needed_flops(model: nn.Module, stage: Stage, assumed: Assumed) -> float:
 def plan_layout(
     layout: Layout, sizes: Sizes, memory: MemoryPlan, cluster: Cluster, micro_batches: int, compute: float
 ) -> LayoutPlan:
-    """Links and network work beside the products: a step takes the longest of the three."""
+    """The plan of one layout. Products, links and network work at the same time, so the slowest decides."""
     link, network = received(layout, sizes, cluster, micro_batches)
     held = memory.states_on(layout.shard) + full_params(layout, sizes) + memory.activations[memory.mode]
     times = dict(
@@ -230,20 +236,22 @@ def plan_layout(
 
 
 def full_params(layout: Layout, sizes: Sizes) -> float:
-    """Bytes of whole weights that a card holds at once beside its shard, and of their gradients: the root unit's in
-    float32, and two blocks' in half precision (the next is fetched while one computes)."""
+    """Bytes of gathered weights that a card holds besides its shard, with their gradients.
+
+    They are the root unit in float32, and two blocks in half precision: the next one is fetched while one computes.
+    """
     if layout.shard == 1:
         return 0
     return 2 * (sizes.root * FLOAT + 2 * sizes.blocks / sizes.num_blocks * HALF)
 
 
 def received(layout: Layout, sizes: Sizes, cluster: Cluster, micro_batches: int) -> tuple[float, float]:
-    """Bytes that a card receives in an optimisation step: in all, by ring algorithms; and its share of what its node
-    receives from other nodes.
+    """Bytes that a card receives in an optimisation step, and its share of the bytes from other nodes.
 
-    With ``param_dtype='bfloat16'`` and ``reduce_dtype='float32'``: weights of blocks are gathered in half precision for
-    the forward and again for the backward pass of each micro-batch, those of the root unit once, in float32; gradients
-    are reduced in float32, in each micro-batch where they are sharded, else once a step.
+    Ring algorithms are assumed, with ``param_dtype='bfloat16'`` and ``reduce_dtype='float32'``. Weights of blocks are
+    gathered in half precision, for the forward pass and again for the backward pass of each micro-batch. Weights of the
+    root unit are gathered once, in float32. Gradients are reduced in float32: in each micro-batch if they are sharded,
+    else once per step.
     """
     gathers = (2 * sizes.blocks * HALF + sizes.root * FLOAT) * micro_batches
     reduces = sizes.trained * FLOAT * micro_batches
@@ -261,8 +269,8 @@ def received(layout: Layout, sizes: Sizes, cluster: Cluster, micro_batches: int)
 
 @dataclass(frozen=True)
 class InputPlan:
-    """images_per_core: a second, measured on this machine. cached_codes: bytes of all targets' codes for all samples.
-    index: bytes of the byte offsets of all records."""
+    """The plan of data loading. images_per_core: images per second and core, measured on this machine. cached_codes:
+    bytes of the codes of all targets and samples. index: bytes of the offsets of all records."""
 
     images_per_core: float
     cached_codes: int
@@ -270,7 +278,7 @@ class InputPlan:
 
 
 def plan_inputs(cfg: Config, assumed: Assumed) -> InputPlan:
-    """Of the last stage's model."""
+    """The plan of data loading for the last stage."""
     stage = Recipe(cfg).last
     model = build_meta(stage)
     specs = [spec for target in model.targets for spec in (target.truth_spec() or {}).values()]
@@ -283,7 +291,7 @@ def plan_inputs(cfg: Config, assumed: Assumed) -> InputPlan:
 
 
 def images_per_second(transform: ImageTransform, aspect: str, seconds: float = 1.0) -> float:
-    """How many JPEGs of 640 x 480 pixels one core opens, decodes and makes pixels of."""
+    """The number of JPEGs of 640 x 480 pixels that one core opens, decodes and transforms in a second."""
     noise = np.random.RandomState(0).randint(0, 256, (12, 16, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).resize((640, 480), Image.Resampling.BICUBIC).save(file, "jpeg", quality=90)
@@ -296,7 +304,7 @@ def images_per_second(transform: ImageTransform, aspect: str, seconds: float = 1
 
 
 def plan(cfg: Config, cluster: Cluster, assumed: Assumed) -> dict[str, StagePlan]:
-    """By stage. Raises ``ValueError`` where a stage's model cannot be run without data."""
+    """The plans by stage. Raises ``ValueError`` if a stage's model cannot be run without data."""
     plans = {}
     for name, stage in Recipe(cfg).stages.items():
         try:

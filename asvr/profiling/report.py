@@ -1,4 +1,4 @@
-"""What ``benchmarks/flops.py`` prints: FLOPs three ways, what a config adds to another, and the paper's figure."""
+"""The report of ``benchmarks/flops.py``: FLOPs counted in three ways, a comparison of configs, the paper's number."""
 
 import json
 import warnings
@@ -24,7 +24,7 @@ PAPER_FLOPS, PAPER_SAMPLES = 1.53e19, 665_298
 
 
 def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
-    """Forward FLOPs by torch's own counter, of the parts that it can run on the meta device."""
+    """Forward FLOPs by torch's own counter, for the parts that run on the meta device."""
     llm, encoder = model.llm, model.encoder
     tokens = model.layout.largest().num_tokens + sample.text_tokens
     dtype, crops = next(llm.parameters()).dtype, model.layout.largest().num_crops
@@ -62,7 +62,7 @@ def counted_by_torch(model: torch.nn.Module, sample: Sample) -> dict[str, int]:
 
 
 def flops_report(cfg: Config, sample: Sample) -> dict:
-    """Forward FLOPs by part and by three counts, and those of a training step by stage, online and cached."""
+    """Forward FLOPs of each part, counted in three ways, and FLOPs of a training step by stage, online and cached."""
     recipe = Recipe(cfg)
     models = {name: build_meta(stage).eval() for name, stage in recipe.stages.items()}
     by_stage, model = parts_by_stage(recipe, models, sample), models[recipe.first.name]
@@ -84,14 +84,14 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
 
 
 def training_flops(stage: Stage, model: torch.nn.Module, parts: list[Part]) -> dict[str, float]:
-    """Of a training step on one sample."""
+    """FLOPs of a training step on one sample."""
     recomputed, train = recomputed_parts(stage.model), trained_shares(model)
     online, cached = (sum(_step(part, train, recomputed, cached=cached) for part in parts) for cached in (False, True))
     return dict(online=online, cached=cached, without_recomputation=_needed(parts, train))
 
 
 def _step(part, train: dict[str, float], recomputed: set[str], *, cached: bool) -> float:
-    """With cached codes: the encoder runs, tokenizers do not."""
+    """FLOPs of a part in a training step. With cached codes the encoder runs, and tokenizers do not."""
     without = cached and part.component.startswith("tokenizer.")
     return 0 if without else part.flops * training_factor(part, train, recomputed=recomputed, cached=False)
 
@@ -105,13 +105,13 @@ def _count(module: torch.nn.Module) -> int:
 
 
 def memory_bytes(cfg: Config) -> dict[str, int]:
-    """By stage, on one card."""
+    """Bytes by stage, on one card."""
     plans = {name: plan_memory(stage, build_meta(stage)) for name, stage in Recipe(cfg).stages.items()}
     return {name: plan.total for name, plan in plans.items()}
 
 
 def added(report: dict, other: dict) -> dict:
-    """What ``report`` adds to ``other`` (the same model with fewer targets), as a share of it, in percent."""
+    """The cost that ``report`` adds to ``other`` (the same model with fewer targets), in percent of ``other``."""
     last = list(report["training"])[-1]
     base = other["training"][last]["online"]
     own, theirs = (sum(r["parameters"].values()) for r in (report, other))
@@ -124,8 +124,11 @@ def added(report: dict, other: dict) -> dict:
 
 
 def paper_ratio(report: dict) -> dict:
-    """The last stage's training FLOPs over the paper's samples, against what the paper's tables say; the paper does
-    not tell how it counts. multiply_accumulates: taking one for one FLOP, without recomputation."""
+    """The last stage's training FLOPs over the paper's samples, divided by the number in the paper's tables.
+
+    The paper does not say how it counts. multiply_accumulates: one multiply-accumulate counts as one FLOP, without
+    recomputation.
+    """
     last = list(report["training"].values())[-1]
     last = dict(last, multiply_accumulates=last["without_recomputation"] / 2)
     return {key: value * PAPER_SAMPLES / PAPER_FLOPS for key, value in last.items()}
@@ -166,7 +169,7 @@ def added_in_words(found: dict) -> str:
 
 
 def save(out: Path | None, result, text: str) -> None:
-    """Write ``out``.json and ``out``.md (None: neither), and print the text."""
+    """Print the text. If ``out`` is not None, also write ``out``.json and ``out``.md."""
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

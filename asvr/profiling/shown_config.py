@@ -1,4 +1,4 @@
-"""A config as text, with the defaults of what it leaves out, as ``asvr show`` prints it."""
+"""A config as text, with the defaults of all other fields. ``asvr show`` prints it."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ from asvr.registry import (
 
 MARK = "  (default)"
 STEP = "  "
-# What builds the component of a field, or of each entry of its list.
+# The registry that builds the component in a field (ONE), or in each entry of a list (MANY).
 ONE = dict(NESTED, text_tokenizer=TEXT_TOKENIZERS, model=MODELS, parallel=MODEL_WRAPPERS, optim=OPTIMIZERS)
 MANY = dict(
     NESTED_LISTS,
@@ -41,7 +41,7 @@ SHOWN = (
 
 
 def config_text(stage: Stage) -> str:
-    """All settings of one stage, a line each. Those that the config leaves out are marked as defaults."""
+    """All settings of one stage, one per line. Settings that the config does not have are marked as defaults."""
     lines = []
     for name in SHOWN:
         value = getattr(stage, name)
@@ -53,7 +53,7 @@ def config_text(stage: Stage) -> str:
 
 
 def _lines(name: str, value: Any, indent: str) -> list[str]:
-    """One field. A dict gets a line for each of its own fields, and so does a dict in a list."""
+    """The lines of one field. A dict gets a line for each of its fields, and so does each dict in a list."""
     if isinstance(value, dict):
         return _dict(name, value, ONE.get(name), indent)
     if isinstance(value, list | tuple) and value and all(isinstance(item, dict) for item in value):
@@ -81,7 +81,7 @@ def _info(registry: Registry, kind: Any) -> ComponentInfo | None:
 
 
 def _defaults(section: str, info: ComponentInfo | None) -> dict[str, Any]:
-    """What is taken for fields that are left out: of a component's constructor, and of a section of the config."""
+    """The defaults of a component's constructor and of a section of the config."""
     found = {}
     if info is not None:
         found = {f.name: f.default for f in info.fields if not f.injected and not f.required}

@@ -1,4 +1,4 @@
-"""The parts of a model with their sizes, and what each stage trains of them, as ``asvr show`` prints them."""
+"""The parts of a model with their sizes, and the trained parts of each stage. ``asvr show`` prints them."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ DEPTH = 2  # levels below a component
 
 
 def model_table(models: dict[str, nn.Module], stage: str) -> Table:
-    """models: of each stage, without memory. stage: the one whose parts are the rows."""
+    """A table of the parts of a model. models: of each stage, on the meta device. stage: its parts are the rows."""
     table = Table(title=f"Model of stage {stage}, parameters and codebooks", title_justify="left")
     table.add_column("part")
     table.add_column("class")
@@ -36,10 +36,10 @@ def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _below(path: str, module: nn.Module, depth: int) -> Iterator[tuple[str, nn.Module]]:
-    """A module and what it is made of, where that has sizes of its own; of a list of equal blocks the list alone."""
+    """A module and its parts that have parameters or buffers. A list of equal blocks is one part."""
     yield path, module
     children = {name: child for name, child in module.named_children() if _size(child)}
-    while len(children) == 1 and not isinstance(module, nn.ModuleDict):  # a wrapper says nothing
+    while len(children) == 1 and not isinstance(module, nn.ModuleDict):  # skip a wrapper
         ((name, module),) = children.items()
         children = {f"{name}.{below}": child for below, child in module.named_children() if _size(child)}
     if depth and not isinstance(module, nn.ModuleList):
@@ -66,5 +66,5 @@ def _share(module: nn.Module) -> str:
 
 
 def _number(size: int) -> str:
-    """In millions, from a million on."""
+    """A number as text, in millions if it is a million or more."""
     return f"{size / 1e6:,.2f} M" if size >= 1e6 else f"{size:,}"

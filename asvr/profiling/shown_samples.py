@@ -1,4 +1,4 @@
-"""Samples of a stage as training sees them, as ``asvr show`` prints them: tokens, labels and images."""
+"""Samples of a stage as training sees them: tokens, labels and images. ``asvr show`` prints them."""
 
 import textwrap
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ INDENT = " " * 12
 
 
 def samples_text(stage: Stage, model: nn.Module, count: int) -> str:
-    """The first ``count`` records of a stage's training data. model: of the stage, for the tokens of an image.
+    """The first ``count`` records of a stage's training data. model: the stage's; it decides the tokens of an image.
 
-    Raises ``ValueError`` where the text tokenizer or the data are not here, as a run would.
+    Raises ``ValueError`` if the text tokenizer or the data are missing, as a run would.
     """
     tokenizer = TEXT_TOKENIZERS.build(stage.text_tokenizer)
     config = dict(dataset_configs(stage)["data.train"], on_error="skip")
@@ -48,8 +48,8 @@ def _sample(item: dict | Refusal, tokenizer, model: nn.Module) -> str:
 
 
 def _spans(item: dict, layout: ImageLayout) -> Iterator[tuple[int, int, str, object]]:
-    """Positions from and to, what they are (``learned``, ``not learned``, ``image``), and their token ids, or what
-    image it is."""
+    """Spans of positions: begin, end, kind (``learned``, ``not learned`` or ``image``), and the token ids or a
+    description of the image."""
     begin, images = 0, iter(item["images"])
     pairs = zip(item["input_ids"], item["labels"], strict=True)
     for (is_image, learned), group in groupby(pairs, lambda pair: (pair[0] == IMAGE_TOKEN, pair[1] != IGNORE)):
@@ -73,7 +73,7 @@ def _targets(model: nn.Module) -> str:
 
 
 def _tokens(ids: list[int], tokenizer) -> list[str]:
-    """Each token with its id, as the tokenizer's vocabulary has it."""
+    """Each token, in the form of the tokenizer's vocabulary, with its id."""
     words = [f"{token}={i}" for i, token in zip(ids, tokenizer.hf.convert_ids_to_tokens(ids), strict=True)]
     text = " ".join(words)
     return textwrap.wrap(text, WIDTH, initial_indent=INDENT, subsequent_indent=INDENT, break_long_words=False)

@@ -1,4 +1,4 @@
-"""The sizes of a recipe as numbers: what the dry run prints as tables, for pages that compare recipes."""
+"""The sizes of a recipe as numbers, for pages that compare recipes. The dry run prints them as tables."""
 
 from torch import nn
 
@@ -12,11 +12,12 @@ from asvr.recipe.recipe import Recipe
 
 
 def recipe_sizes(recipe: Recipe, sample: Sample) -> dict:
-    """parameters: all that the last stage holds, frozen parts and visual tokenizers too. tokens: the most visual tokens
-    of an image. stages: by name, `trained` parameters, `flops` of a training step on one sample, and `memory`, bytes on
-    one card that holds everything. What cannot be traced is a text that says why.
+    """The sizes of a recipe.
 
-    Raises ``ValueError`` for a config whose parts do not fit together.
+    parameters: all of the last stage, with frozen parts and visual tokenizers. tokens: the largest number of visual
+    tokens of an image. stages: by name, `trained` parameters, `flops` of a training step on one sample, and `memory` in
+    bytes on one card. If something cannot be traced, a text says why. Raises ``ValueError`` for a config whose parts do
+    not fit together.
     """
     models = check_sizes(recipe)
     last = models[recipe.last.name]
@@ -25,7 +26,7 @@ def recipe_sizes(recipe: Recipe, sample: Sample) -> dict:
     for name, model in models.items():
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         found["stages"][name] = dict(trained=trained, flops=flops[name])
-    for name, model in models.items():  # plans use their model up
+    for name, model in models.items():  # last, because a plan makes its model unusable
         found["stages"][name]["memory"] = _memory(recipe, name, model)
     return found
 
@@ -39,7 +40,7 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> dict
     factors = step_factors(recipe, models)
     try:
         by_stage = parts_by_stage(recipe, models, sample)
-    except Exception as error:  # tracing runs a component of one's own, which may raise anything
+    except Exception as error:  # tracing runs a user's own component, which may raise anything
         return dict.fromkeys(models, in_one_line(error))
     return {name: sum(part.flops * factors[name](part) for part in parts) for name, parts in by_stage.items()}
 

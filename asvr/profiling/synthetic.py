@@ -1,12 +1,12 @@
-"""Samples for benchmarks: lengths as in LLaVA's instruction data, random words and images."""
+"""Random samples for benchmarks. Their lengths are as in LLaVA's instruction data."""
 
 import numpy as np
 from PIL import Image
 
 from asvr.data.batch import IGNORE, IMAGE_TOKEN
 
-# Text tokens of a sample are log-normal: median 150, sigma 0.7, so a mean of about 190 and a long tail. One sample in 8
-# has no image, twice as many as in llava_v1_5_mix665k (40,688 of 665,298), so that a step of 8 samples has one.
+# The number of text tokens is log-normal: median 150, sigma 0.7, so a mean of about 190 and a long tail. One sample in
+# 8 has no image, so that a step of 8 samples has one. In llava_v1_5_mix665k it is half as many (40,688 of 665,298).
 MEDIAN, SIGMA, SHORTEST = 150, 0.7, 20
 TEXT_ONLY = 1 / 8
 ANSWERS = 0.6  # share of the text that is supervised, at the end of the sample
@@ -14,10 +14,10 @@ PICTURE = (640, 480)  # COCO's usual size, width and height in pixels
 
 
 class SyntheticSamples:
-    """Items as a dataset gives them; the same seed gives the same ones.
+    """A data set of random items. The same seed gives the same items.
 
-    text_only: share of samples without an image; of every ``1 / text_only`` samples one is. max_length: longest row,
-    visual tokens included; longer texts are cut. vocab_size: words are drawn from the ids above 2.
+    text_only: the share of samples without an image; one of every ``1 / text_only`` samples has none. max_length: the
+    longest row, with visual tokens; longer texts are cut. vocab_size: words are drawn from the ids above 2.
     """
 
     def __init__(
@@ -43,6 +43,6 @@ class SyntheticSamples:
         )
 
     def image(self, i: int) -> Image.Image:
-        """Coarse noise: as expensive to resize as a photograph."""
+        """An image of coarse noise. It takes as long to resize as a photograph."""
         cells = np.random.default_rng([self.seed, i, 1]).integers(0, 256, (12, 16, 3), dtype=np.uint8)
         return Image.fromarray(cells).resize(PICTURE, Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Time and memory of a training step, of one configuration or of two side by side, and beside their floor."""
+"""Measure time and memory of a training step, for one config or for two in turn, and compare them with their floor."""
 
 import json
 import os
@@ -28,7 +28,7 @@ class OutOfMemory(Exception):
 
 @dataclass
 class Side:
-    """One side of a comparison: what its worker is told, and what it measured."""
+    """One side of a comparison: the order for its worker, and the measured results."""
 
     name: str
     spec: dict
@@ -46,7 +46,7 @@ class Side:
         self.info |= self.ask(dict(self.spec, samples=samples, first=len(self.steps)))
 
     def ask(self, order: dict) -> dict:
-        """Raises `OutOfMemory`, and ``ValueError`` with what the worker refused."""
+        """Send an order and return the answer. Raises `OutOfMemory`, or ``ValueError`` if the worker refuses."""
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
             self.process.stdin.flush()
@@ -57,7 +57,7 @@ class Side:
             code = self.process.wait()
             if code == -9:
                 raise OutOfMemory(self.name)
-            raise ValueError(f"{self.name}: its process ended with code {code}; what it wrote stands above")
+            raise ValueError(f"{self.name}: its process ended with code {code}; see its output above")
         answer = json.loads(line)
         if "error" in answer:
             raise ValueError(f"{self.name}: {answer['error']}")
@@ -84,10 +84,10 @@ class Side:
 def compare(
     sides: list[Side], *, samples: int, rounds: int, steps: int, keep: Callable[[dict], None] = lambda result: None
 ) -> dict:
-    """Measure all sides in turn, round after round; halve the samples of a step where memory runs out.
+    """Measure all sides in turn, round after round. If memory runs out, halve the samples of a step.
 
-    keep: gets the result after each round that is whole, memory included, so that a run that is ended loses no more
-    than one. Raises ``ValueError`` where one sample does not fit.
+    keep: it gets the result after each complete round, so a stopped run loses at most one round. Raises ``ValueError``
+    if one sample does not fit.
     """
     while True:
         try:
@@ -114,11 +114,11 @@ def _compare(sides: list[Side], samples: int, rounds: int, steps: int, keep: Cal
             if not rates:
                 rates.append(_rates(side))
             side.run(steps, keep=True)
-            told = f"round {number}/{rounds}, {side.name}: {_seconds(side.steps[-1]):.4g} s"
-            print(told, file=sys.stderr)
+            line = f"round {number}/{rounds}, {side.name}: {_seconds(side.steps[-1]):.4g} s"
+            print(line, file=sys.stderr)
             if not side.memory and (number == rounds or _on_gpu(side)):  # the CPU's profiler would slow later steps
                 side.memory = side.ask(dict(peak=True))
-                print(f"{told}, peak {side.memory['peak_bytes'] / 2**30:.3g} GiB", file=sys.stderr)
+                print(f"{line}, peak {side.memory['peak_bytes'] / 2**30:.3g} GiB", file=sys.stderr)
         if number == 1:
             _require_same_losses(sides)
         if number == rounds:
@@ -140,8 +140,10 @@ def _result(sides: list[Side], samples: int, rounds: int, rates: list[dict]) -> 
 
 
 def _warm_up(side: Side, sides: list[Side], samples: int) -> None:
-    """Let a side stand ready with one step behind it. On an accelerator one side holds the memory at a time: the others
-    end, and this one starts anew."""
+    """Start a side if needed, and take one step to warm up.
+
+    On an accelerator only one side may hold memory. So the others end, and this one is started again.
+    """
     if side.process is None:
         if any(_on_gpu(other) for other in sides):
             for other in sides:
@@ -155,7 +157,7 @@ def _on_gpu(side: Side) -> bool:
 
 
 def _require_same_losses(sides: list[Side]) -> None:
-    """Raises ``ValueError`` where the released code's way of a step does not have the losses of the first side."""
+    """Raise ``ValueError`` if the step of the released code has other losses than the first side."""
     ours = sides[0]
     for side in sides[1:]:
         if side.spec["plain"]:
@@ -211,8 +213,10 @@ def _summary(side: Side, rates: list[dict]) -> dict:
 
 
 def ratios(result: dict) -> dict[str, dict]:
-    """Each other side over the first, by its name: time (the median of the steps that both took, one pair a step, as a
-    machine's speed drifts), memory, and the largest relative difference of a loss that both have."""
+    """The ratio of each other side to the first, by name: time, memory, and the largest relative difference of a loss.
+
+    The ratio of time is the median over pairs of steps, because the speed of a machine drifts.
+    """
     first, *others = result["sides"].items()
     return {name: _ratio(first[1], side) for name, side in others}
 
@@ -229,7 +233,7 @@ def _ratio(first: dict, second: dict) -> dict:
 
 
 def markdown(result: dict) -> str:
-    """A table for people: one row a side."""
+    """A table with one row per side."""
     lines = [
         f"{in_words(result['machine'])}; {result['samples']} samples a step, median of {result['rounds']} rounds; "
         "matrix products "
@@ -262,7 +266,7 @@ def markdown(result: dict) -> str:
 
 
 def write(result: dict, out: Path) -> None:
-    """``out``.json, .md and .png."""
+    """Write ``out``.json, .md and .png."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     out.with_suffix(".md").write_text(markdown(result), encoding="utf-8", errors="backslashreplace")

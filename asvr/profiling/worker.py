@@ -1,7 +1,7 @@
-"""One side of a throughput comparison, in a process of its own, so that its peak memory is its own.
+"""One side of a throughput comparison. It runs in a process of its own, so its peak memory can be measured.
 
-Reads lines of JSON, answers each with one: first what to build, then ``{"steps": n}``, ``{"rate": dtype}`` or
-``{"peak": true}``.
+It reads lines of JSON and answers each with one line. The first line says what to build. The others are
+``{"steps": n}``, ``{"rate": dtype}`` or ``{"peak": true}``.
 """
 
 import itertools
@@ -36,14 +36,16 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 
 class PadId:
-    """What `build_collate` wants of a text tokenizer."""
+    """The part of a text tokenizer that `build_collate` needs."""
 
     pad_id = 0
 
 
 class StoredCodes:
-    """Codes of the benchmark's images, computed before its clock runs, in place of a cache on disk; and the encoder's
-    features, where ``keep_features``."""
+    """Codes of the benchmark's images, and the encoder's features with ``keep_features``.
+
+    They are computed before the clock starts, and replace a cache on disk.
+    """
 
     def __init__(self, model, samples: SyntheticSamples, needed: range, aspect: str, *, keep_features: bool):
         targets = [target for target in model.targets if target.truth_spec() is not None]
@@ -51,7 +53,7 @@ class StoredCodes:
         self.kept: dict[str, torch.Tensor] | None = {} if keep_features else None
 
         def pixels(i: int) -> list[tuple]:
-            """Key and pixels of each crop of each image of a sample."""
+            """The key and the pixels of each crop of each image of a sample."""
             item, found = samples[i], []
             for key, image in zip(item["image_keys"], item["images"], strict=True):
                 crops = model.layout.crops(image)
@@ -82,9 +84,11 @@ class StoredCodes:
 
 
 class Worker:
-    """spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (a step), steps (at the most),
-    first (number of the first one); steps_of_turn: at the most on an accelerator, if fewer; cached_features: with
-    cached codes, whether the features of a frozen encoder are cached too, as ``data.cache=True`` has it (default: no).
+    """A model, its optimiser and its batches, ready to take steps.
+
+    spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (per step), steps (at most),
+    first (number of the first step); steps_of_turn: a smaller limit of steps on an accelerator; cached_features:
+    whether the features of a frozen encoder are cached too, as with ``data.cache=True`` (default: no).
     """
 
     def __init__(self, spec: dict):
@@ -111,7 +115,7 @@ class Worker:
             needed = range(self.size * numbers.start, self.size * numbers.stop)
             stored = StoredCodes(model, self.samples, needed, stage.data.image_aspect, keep_features=features)
         if not on_gpu:
-            stage.data.num_workers = 0  # the step has all cores: workers would share them with it
+            stage.data.num_workers = 0  # the step needs all cores, and workers would take some
         micro = f"micro-batches of {stage.data.micro_batch}"
         self.how = f"{micro}, padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
         if not self.plain:
@@ -135,23 +139,23 @@ class Worker:
         self.optimizer = self.wrapper.optimizer
 
     def run(self, steps: int) -> dict:
-        """Steps one after another: seconds by phase, losses, tokens, images and FLOPs of each. As in training, nothing
-        waits for the device between them."""
+        """Take steps. Returns seconds by phase, losses, tokens, images and FLOPs of each. As in training, nothing waits
+        for the device between steps."""
         return dict(steps=[read() for read in [self.one() for _ in range(steps)]], how=self.how)
 
     def peak(self) -> dict:
-        """Of one more step, whose time does not count, and of the whole process."""
-        resident = resident_bytes()  # in front of what the profiler of the peak takes itself
+        """Peak memory of one more step, whose time does not count, and the resident size of the process."""
+        resident = resident_bytes()  # before the profiler below takes memory itself
         held = held_tensors(self.step, self.optimizer)
         return dict(peak_bytes=step_peak(self.one, self.device, held), resident_bytes=resident)
 
     def one(self) -> Callable[[], dict]:
-        """Take a step; what is returned waits for it and tells about it."""
+        """Take a step. The returned function waits for it and returns its numbers."""
         clock, model, processor = Clock(self.device), self.model, time.process_time()
         window = next(self.windows)
         clock.stop("data")
         logs = self.step.train_step(window, _Timed(self.wrapper, clock))
-        clock.stop("optimizer")  # behind it, targets move their averages
+        clock.stop("optimizer")  # includes the averages that targets update after the step
         processor = time.process_time() - processor
         return lambda: dict(
             seconds=clock.seconds(),
@@ -164,9 +168,10 @@ class Worker:
         )
 
     def rate(self, dtype: str) -> dict:
-        """FLOP/s of a matrix product of this machine, the median of several.
+        """FLOP/s of a matrix product on this machine, the median of several.
 
-        The product is as large as takes a moment: some CPUs compute bfloat16 a hundred times slower than float32.
+        The size grows until the product takes a moment, because some CPUs compute bfloat16 a hundred times slower than
+        float32.
         """
         size, seconds = 256, self._product(256, dtype)
         while seconds < MOMENT and size < LARGEST:
@@ -184,7 +189,7 @@ class Worker:
 
 
 class _Timed:
-    """An optim wrapper as `VLM.train_step` uses it, whose parts stop a clock."""
+    """An optim wrapper for `VLM.train_step` that stops a clock after each phase."""
 
     def __init__(self, wrapper, clock: "Clock"):
         self.wrapper, self.clock = wrapper, clock
@@ -206,8 +211,8 @@ class _Timed:
 
 
 class Clock:
-    """Seconds by name, each from one stop to the next. On CUDA they are the device's: events in its queue, for which
-    nothing waits until the seconds are asked for."""
+    """Measures seconds by name, from one stop to the next. On CUDA it records events in the device's queue, and waits
+    for them only when the seconds are read."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -234,7 +239,7 @@ class Clock:
 
 
 def random_model(stage: Stage, device: torch.device):
-    """The model of a stage with random weights, whatever weights its config names, and random codebooks."""
+    """The model of a stage with random weights and random codebooks. Weights that its config names are not read."""
     require_device(stage.model_transforms, device)
     torch.manual_seed(stage.runtime.seed)
     with device:
@@ -251,7 +256,7 @@ def random_model(stage: Stage, device: torch.device):
 
 
 def guarded(respond: Callable[[], dict]) -> dict:
-    """What ``respond`` returns, or what it ran out of, or what the user has to mend."""
+    """The result of ``respond``. Out of memory and ``ValueError`` become an answer too."""
     try:
         return respond()
     except (torch.OutOfMemoryError, MemoryError):
@@ -282,5 +287,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    ANSWERS, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    ANSWERS, sys.stdout = sys.stdout, sys.stderr  # other prints of libraries go to stderr
     main()

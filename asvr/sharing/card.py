@@ -1,7 +1,7 @@
 """The model card of a saved folder: ``README.md`` with the metadata that the Hugging Face Hub reads.
 
-All of it comes from the folder: ``asvr.json``, the shapes in its weights, and ``training.json`` where it has one. A
-licence is never guessed: it is what the user gave, or "not stated".
+Everything in it comes from the folder: ``asvr.json``, the shapes in its weights, and ``training.json`` if there is one.
+A licence is never guessed. It is the one that the user gave, or "not stated".
 """
 
 import hashlib
@@ -25,8 +25,10 @@ _MARK = re.compile(r"\n<!-- Written by asvr; ([0-9a-f]{64}) -->\n*\Z")
 
 @dataclass(frozen=True, kw_only=True)
 class License:
-    """As in a model card's metadata: a licence by its name on the Hub (``apache-2.0``, ``mit``), or ``other`` with a
-    name and a link of its own. None: not stated."""
+    """The licence in a model card's metadata.
+
+    It is a name of the Hub (``apache-2.0``, ``mit``), or ``other`` with a name and a link of its own. None: not stated.
+    """
 
     license: str | None = None
     license_name: str | None = None
@@ -35,16 +37,17 @@ class License:
     def __post_init__(self):
         if self.license != "other" and (self.license_name or self.license_link):
             raise ValueError(
-                f"license={self.license!r}: license_name and license_link go with license='other'; give that, or "
+                f"license={self.license!r}: license_name and license_link go with license='other'; set it, or "
                 "leave them out"
             )
 
 
 def card_of(folder: Path, *, terms: License | None = None, name: str | None = None, repo_id: str | None = None) -> str:
-    """The text of the card. terms: None: those that the folder's own card states. name: the title, None: the folder's
-    name. repo_id: the name on the Hub, by which the card says to load the model.
+    """The text of the card.
 
-    Raises ``ValueError`` where the folder has no ``asvr.json`` that can be read.
+    terms: the licence; None: the one in the folder's own card. name: the title; None: the folder's name. repo_id: the
+    name on the Hub, which the card uses where it explains how to load the model. Raises ``ValueError`` if the folder's
+    ``asvr.json`` cannot be read.
     """
     description, facts = _read(folder / MODEL_FILE), read_training(folder) or {}
     if description is None:
@@ -69,16 +72,16 @@ def card_of(folder: Path, *, terms: License | None = None, name: str | None = No
 
 
 def write_card(folder: Path, **options) -> None:
-    """Write `card_of` into the folder, in the place of a card that was written so; a user's own stays."""
+    """Write `card_of` into the folder. It replaces a card that this function wrote, but never a user's own."""
     file = folder / CARD
     if file.is_file() and not is_generated(file.read_text(encoding="utf-8")):
-        logger.info("%s: your own card, which stays as it is", file)
+        logger.info("%s: this is your own card; it is kept", file)
         return
     file.write_text(card_of(folder, **options), encoding="utf-8")
 
 
 def sealed(text: str) -> str:
-    """With a last line by which `is_generated` knows the text."""
+    """Add a last line to the text, so that `is_generated` recognises it."""
     text = text.rstrip("\n") + "\n"
     return f"{text}\n<!-- Written by asvr; {hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
@@ -90,7 +93,7 @@ def is_generated(text: str) -> bool:
 
 
 def stated_terms(folder: Path) -> License:
-    """What the metadata of the folder's card say."""
+    """The licence that the metadata of the folder's card state."""
     file = folder / CARD
     if not file.is_file():
         return License()
@@ -99,25 +102,25 @@ def stated_terms(folder: Path) -> License:
 
 
 def read_training(folder: Path) -> dict | None:
-    """What `asvr.engine.training_facts` found; None where a folder has no ``training.json``, or one of another form."""
+    """The facts of `asvr.engine.training_facts`. None if ``training.json`` is missing or has another form."""
     found = _read(folder / TRAINING_FILE)
     stages = None if found is None else found.get("stages")
     if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
         return found
     if (folder / TRAINING_FILE).is_file():
-        logger.warning("%s: has no list of stages: left out", folder / TRAINING_FILE)
+        logger.warning("%s: it has no list of stages, and is ignored", folder / TRAINING_FILE)
     return None
 
 
 def base_models(facts: dict) -> list[str]:
-    """The models of the Hub that this one was made from, each once."""
+    """The models of the Hub that this one was made from, without duplicates."""
     found = [part["weights"] for part in facts.get("parts", []) if part.get("on_hub")]
     found += [stage["init"] for stage in facts.get("stages", [])[:1] if stage.get("init_on_hub")]
     return list(dict.fromkeys(str(name).partition("@")[0] for name in found))
 
 
 def counted(folder: Path) -> Counts:
-    """Parameters by component, from the headers of the weights' files."""
+    """The number of parameters by component, from the headers of the weight files."""
     from safetensors import safe_open
 
     counts: Counts = {}

@@ -1,4 +1,4 @@
-"""The words of a model card."""
+"""The text of a model card."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ NOT_STATED = "not stated"
 
 
 class Accuracy(NamedTuple):
-    """Shares of ``total`` questions, with a 95 % Wilson interval."""
+    """The share of right answers to ``total`` questions, with its 95 % Wilson confidence interval."""
 
     share: float
     low: float
@@ -23,7 +23,7 @@ class Accuracy(NamedTuple):
 
 
 def wilson(result: dict) -> Accuracy | None:
-    """Of a result with ``accuracy`` and ``total``; None where it has none."""
+    """The accuracy of a result with its interval. None if the result has no ``accuracy`` or ``total``."""
     share, total = result.get("accuracy"), result.get("total")
     if not isinstance(share, int | float) or not isinstance(total, int) or total < 1 or not 0 <= share <= 1:
         return None
@@ -34,8 +34,11 @@ def wilson(result: dict) -> Accuracy | None:
 
 
 def body(description: dict, facts: dict, counts: Counts, terms: dict, *, name: str, load: str | None) -> str:
-    """All below the metadata. description: ``asvr.json``. facts: ``training.json``, empty where there is none. terms:
-    the licence's fields. load: the model's name on the Hub, None before it has one."""
+    """The text below the metadata.
+
+    description: ``asvr.json``. facts: ``training.json``, or {} if there is none. terms: the fields of the licence.
+    load: the model's name on the Hub, None if it has none.
+    """
     stages = facts.get("stages", [])
     sections = [
         f"# {name}\n\n{_what(description, facts)}",
@@ -52,7 +55,7 @@ def body(description: dict, facts: dict, counts: Counts, terms: dict, *, name: s
 
 
 def named(component: Any) -> str:
-    """A component of a config in one line: ``EasyVQA (split=train)``."""
+    """A component of a config in one line, such as ``EasyVQA (split=train)``."""
     if not isinstance(component, dict):
         return NOT_STATED if component is None else str(component)
     fields = [f"{key}={_value(value)}" for key, value in component.items() if key != "type" and value is not None]
@@ -69,14 +72,14 @@ def _value(value: Any) -> str:
 
 def _what(description: dict, facts: dict) -> str:
     targets = [entry for entry in description["model"].get("reconstruction") or [] if isinstance(entry, dict)]
-    told = "This is a vision-language model: it reads images and text, and answers in text. "
-    told += f"It was trained with asvr {_version(facts)}." if facts else "It is saved in the format of asvr."
+    text = "This is a vision-language model: it reads images and text, and answers in text. "
+    text += f"It was trained with asvr {_version(facts)}." if facts else "It is saved in the format of asvr."
     if targets and facts:
         names = ", ".join(str(entry.get("name")) for entry in targets)
-        told += f" In training it also reconstructed its input images, by these targets: {names}."
+        text += f" In training it also reconstructed its input images, by these targets: {names}."
     if facts.get("averaged"):
-        told += " Its weights are averages over the training steps (EMA)."
-    return told
+        text += " Its weights are averages over the training steps (EMA)."
+    return text
 
 
 def _version(facts: dict) -> str:
@@ -119,8 +122,8 @@ def _use(description: dict, load: str | None) -> str:
         f'model = asvr.load("{where}"{trust})\n'
         'print(model.chat("image.jpg", "What is in the image?"))\n```\n\n'
         f"On the command line:\n\n```bash\nasvr chat {where}{' --trust-custom-imports' if trust else ''}\n```\n\n"
-        "For transformers, convert it first. The command says so where the model has parts that transformers does not "
-        f"have:\n\n```bash\nasvr convert export {where} exported\n```\n\n"
+        "For transformers, convert it first. If the model has parts that transformers does not have, the command says "
+        f"so:\n\n```bash\nasvr convert export {where} exported\n```\n\n"
         "```python\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
         'model = AutoModelForImageTextToText.from_pretrained("exported")\n'
         'processor = AutoProcessor.from_pretrained("exported", backend="pil")\n```\n'
@@ -182,11 +185,14 @@ def _results(result: dict) -> str:
         found = {"all": total, **{kind: wilson(own) for kind, own in kinds.items() if kind != "all"}}
         rows = [[_cell(kind), _number(own.total), str(own)] for kind, own in found.items() if own is not None]
         text += table(["questions", "number", "right, with 95 % interval"], rows)
-        text += "\nThe intervals are Wilson intervals. They take questions as independent, also those of one image.\n"
+        text += (
+            "\nThe intervals are Wilson confidence intervals. They take all questions as independent, also those about "
+            "one image.\n"
+        )
     rest = [
         [_cell(key), _rounded(value)] for key, value in numbers.items() if key not in ("accuracy", "right", "total")
     ]
-    rest += [[f"loss of {_cell(key)} (nats a token)", _rounded(v)] for key, v in (result.get("losses") or {}).items()]
+    rest += [[f"loss of {_cell(key)} (nats per token)", _rounded(v)] for key, v in (result.get("losses") or {}).items()]
     codes = result.get("codes") or {}
     rest += [[f"codes of {_cell(key)} right, by depth", _shares(values)] for key, values in codes.items()]
     return text + ("\n" + table(["number", "value"], rest) if rest else "")
@@ -229,18 +235,18 @@ def _licence(terms: dict) -> str:
     if terms.get("license") is None:
         return "The licence is not stated. Licences of the parts and of the training data apply."
     name, link = terms.get("license_name"), terms.get("license_link")
-    told = f"{name} ({terms['license']})" if name else terms["license"]
+    text = f"{name} ({terms['license']})" if name else terms["license"]
     return (
-        f"Licence: {f'[{told}]({link})' if link else told}. Licences of the parts and of the training data apply too."
+        f"Licence: {f'[{text}]({link})' if link else text}. Licences of the parts and of the training data apply too."
     )
 
 
 def _limits(stages: list[dict]) -> str:
     seen = f" It was trained on {_number(stages[-1]['samples'])} samples in its last stage." if _samples(stages) else ""
     return (
-        f"Only what stands under Results was measured.{seen} The model can be wrong, and can repeat what is wrong or "
-        "unfair in its training data and in the models that it was made from. Bias, safety and other languages than "
-        "those of the training data were not tested unless the results above say so."
+        f"Only the numbers under Results were measured.{seen} The model can be wrong. It can repeat errors and bias of "
+        "its training data and of the models that it was made from. Bias, safety, and languages that are not in the "
+        "training data were not tested unless the results above say so."
     )
 
 
@@ -261,5 +267,5 @@ def _number(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Text that does not end a table's cell."""
+    """A value as text for one cell of a table."""
     return " ".join(str(NOT_STATED if value is None else value).split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""A saved folder to the Hugging Face Hub."""
+"""Upload a saved folder to the Hugging Face Hub."""
 
 import logging
 import os
@@ -17,9 +17,9 @@ from asvr.sharing.card import License, card_of, is_generated, stated_terms
 
 logger = logging.getLogger("asvr")
 
-# What commands of this library write beside a saved model: answers to questions that may be private.
+# Folders that commands of this library write into a saved model. They hold answers to questions that may be private.
 OWN_RESULTS = ("evaluation", "benchmarks")
-# Of a model that was there before: shards that the new one does not have would be read with it.
+# Files of an earlier model on the Hub. Old shards would be read together with the new ones.
 REPLACED = ["model*.safetensors", "model.safetensors.index.json", "text_tokenizer/*"]
 
 
@@ -35,11 +35,11 @@ def push_folder(
     terms: License | None = None,
     overwrite_card: bool = False,
 ) -> CommitInfo:
-    """Upload a folder of `save_pretrained`, or one that ``convert export`` wrote, as one model of the Hub.
+    """Upload a folder of `save_pretrained` or of ``convert export`` as a model of the Hub.
 
-    The folder stays as it is. Hidden files and results of evaluations in it are not uploaded. See
-    `asvr.pretrained.Pretrained.push_to_hub` for the arguments and for how a card is kept. Raises ``ValueError`` in one
-    line where the folder is no model, or where the Hub refuses.
+    The folder is not changed. Hidden files and results of evaluations in it are not uploaded. See
+    `asvr.pretrained.Pretrained.push_to_hub` for the arguments and for model cards that are kept. Raises ``ValueError``
+    in one line if the folder is no model, or if the Hub refuses.
     """
     folder = Path(folder)
     if not (folder / MODEL_FILE).is_file() and not (folder / "config.json").is_file():
@@ -48,7 +48,7 @@ def push_folder(
         raise ValueError(f"create_pr=True opens a pull request to the main branch: leave revision={revision!r} out")
     if "@" in repo_id or (hub_name(repo_id) is None and "/" in repo_id):
         raise ValueError(f"{repo_id!r} is no name of a model on the Hub: expected org/name; a branch is revision=...")
-    _card(folder, repo_id, terms)  # what is wrong with it is told before anything is made on the Hub
+    _card(folder, repo_id, terms)  # raises its errors before anything is created on the Hub
     api = HfApi(token=token, library_name="asvr", library_version=asvr_version())
     with telling(repo_id), _logged_in(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -71,7 +71,7 @@ def push_folder(
 
 @contextmanager
 def _logged_in(repo_id: str) -> Iterator[None]:
-    """The Hub says of one who is not logged in that there is no such model."""
+    """Turn the Hub's "not found" into a message on logging in. The Hub says so to everyone who is not logged in."""
     try:
         yield
     except RepositoryNotFoundError as error:
@@ -83,7 +83,7 @@ def _logged_in(repo_id: str) -> Iterator[None]:
 
 @contextmanager
 def _taken(repo_id: str) -> Iterator[None]:
-    """The client asks the Hub whether it takes the card's metadata, before anything is uploaded."""
+    """Turn a refusal of the card's metadata into one line. The client asks the Hub before it uploads anything."""
     try:
         yield
     except HfHubHTTPError:  # some are a ValueError too
@@ -94,7 +94,7 @@ def _taken(repo_id: str) -> Iterator[None]:
 
 @contextmanager
 def _staged(folder: Path, repo_id: str, terms: License | None) -> Iterator[Path]:
-    """A folder of links to what is uploaded, with the card that is uploaded."""
+    """A temporary folder with links to the files that are uploaded, and with the model card."""
     with tempfile.TemporaryDirectory() as place:
         for file in sorted(folder.rglob("*")):
             name = file.relative_to(folder)
@@ -109,7 +109,7 @@ def _staged(folder: Path, repo_id: str, terms: License | None) -> Iterator[Path]
 
 
 def _card(folder: Path, repo_id: str, terms: License | None) -> str | None:
-    """The user's own as it is; one of ours anew, with the model's name on the Hub in it."""
+    """The text of the card. A user's own card stays as it is. A card of ours is written again with the Hub's name."""
     file = folder / CARD
     text = file.read_text(encoding="utf-8") if file.is_file() else None
     if (folder / MODEL_FILE).is_file() and (text is None or is_generated(text)):
@@ -127,7 +127,7 @@ def _card(folder: Path, repo_id: str, terms: License | None) -> str | None:
 
 
 def _kept_card(api: HfApi, staged: Path, repo_id: str, revision: str | None) -> list[str]:
-    """The card's name where the Hub has one that a person wrote and the new one was written by this library."""
+    """[CARD] if the Hub has a card that a person wrote, and the new one was written by this library; else []."""
     if not (staged / CARD).is_file() or not is_generated((staged / CARD).read_text(encoding="utf-8")):
         return []
     with tempfile.TemporaryDirectory() as place, telling(repo_id, revision):

@@ -1,6 +1,6 @@
-"""What a study found: a table, a radar plot over groups of questions, and learning curves.
+"""The report of a study: tables, a radar plot over groups of questions, and learning curves.
 
-Legend: ``R`` runs of an arm (one a seed), ``Q`` questions.
+Legend: ``R`` runs of an arm (one for each seed), ``Q`` questions.
 """
 
 import json
@@ -34,16 +34,16 @@ def write_report(study: Config, found: dict[str, list[dict]], out: Path) -> str:
 
 
 def asked_groups(study: Config, found: dict[str, list[dict]]) -> Config:
-    """The study with what was asked of its groups: other questions may be of fewer kinds."""
+    """The study with only those groups and kinds that were asked. Questions from elsewhere may have fewer kinds."""
     kinds = {answer["kind"] for answer in found[study.baseline][0]["answers"]}
     groups = {name: [kind for kind in own if kind in kinds] for name, own in study.get("groups", {}).items()}
     return Config(dict(study.to_dict(), groups={name: own for name, own in groups.items() if own}))
 
 
 def compare(study: Config, found: dict[str, list[dict]]) -> dict:
-    """Shares of right answers by arm and group, ``all`` among them, with what each differs by from the baseline.
+    """The share of right answers by arm and group, and its difference from the baseline. ``all`` is one of the groups.
 
-    Every question counts alike. Raises ``ValueError`` where a group names a kind that was not asked.
+    Every question has the same weight. Raises ``ValueError`` if a group names a kind that was not asked.
     """
     answers = found[study.baseline][0]["answers"]
     kinds_Q = np.array([answer["kind"] for answer in answers])
@@ -103,7 +103,11 @@ def _kinds(groups: dict) -> list[str]:
 
 def markdown(result: dict) -> str:
     names, seeds = list(result["questions"]), len(result["seeds"])
-    covered = "other scenes and other seeds" if seeds > 1 else "other scenes; one seed tells nothing of others"
+    covered = (
+        "It covers other scenes and other seeds."
+        if seeds > 1
+        else "It covers other scenes. It does not cover other seeds, because there is only one."
+    )
     rows, gains = [], []
     for arm, found in result["arms"].items():
         groups = found["groups"]
@@ -114,29 +118,35 @@ def markdown(result: dict) -> str:
         rows.append([arm, *shares, f"{found['loss']:.3f}", codes or "-", f"{found['seconds']:.0f}"])
         if arm != result["baseline"]:
             gains.append([arm, *_cells(groups, names)])
-    pairs = [[f"{pair['first']} less {pair['second']}", *_cells(pair["groups"], names)] for pair in result["pairs"]]
+    pairs = [[f"{pair['first']} minus {pair['second']}", *_cells(pair["groups"], names)] for pair in result["pairs"]]
     least = [f"{100 * value:.1f}" if value is not None else "-" for value in result["detectable"].values()]
     asked = ", ".join(f"{name} {count}" for name, count in result["questions"].items())
     kinds = list(result["arms"][result["baseline"]]["kinds"])
     by_kind = [[arm, *(f"{100 * found['kinds'][kind]:.1f}" for kind in kinds)] for arm, found in result["arms"].items()]
     return "\n".join(
         [
-            f"Answers right, %, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}; {result['scenes']} scenes, "
-            f"questions: {asked}.",
-            *([f"Left out, in no group: {', '.join(result['left_out'])}."] if result["left_out"] else []),
+            f"Right answers in %, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}. Scenes: {result['scenes']}. "
+            f"Questions: {asked}.",
+            *(
+                [f"These kinds are in no group and are left out: {', '.join(result['left_out'])}."]
+                * bool(result["left_out"])
+            ),
             "",
             table(
-                ["arm", *names, "loss of answers, nats a token", "codes right by depth", "seconds of training"], rows
+                ["arm", *names, "loss of answers, nats per token", "codes right by depth, %", "seconds of training"],
+                rows,
             ),
-            f"Against {result['baseline']!r}, points: mean, 95 % interval ({covered}), and p of "
-            "McNemar's test on the questions of all seeds, which knows nothing of seeds.",
+            f"Difference from {result['baseline']!r} in percentage points: mean, 95 % confidence interval, and p of "
+            f"McNemar's test. {covered.replace('It', 'The interval', 1)} An interval that includes zero shows no "
+            "difference. The test takes the questions of all seeds as independent.",
             "",
-            table(["arm", *names], gains) if gains else "No other arm.\n",
-            *(["Other pairs of arms.", "", table(["arms", *names], pairs)] if pairs else []),
-            "The smallest difference that four of five such studies would find, points, by the baseline alone.",
+            table(["arm", *names], gains) if gains else "There is no other arm.\n",
+            *(["Differences between other pairs of arms.", "", table(["arms", *names], pairs)] if pairs else []),
+            "The smallest difference in percentage points that four of five studies of this size would find. It is "
+            "estimated from the runs of the baseline.",
             "",
             table(names, [least]),
-            "By kind of question, answers right, %.",
+            "Right answers in % by kind of question.",
             "",
             table(["arm", *kinds], by_kind),
         ]
@@ -170,14 +180,14 @@ def _radar(result: dict, file: Path) -> None:
         axis.plot([*angles, angles[0]], [*shares, shares[0]], label=plain(arm), **style)
     axis.set_xticks(angles, [plain(name) for name in names])
     axis.set_ylim(0, 100)
-    axis.set_title("answers right, %")
+    axis.set_title("right answers, %")
     axis.legend(loc="upper left", bbox_to_anchor=(1.05, 1.05), fontsize=8, frameon=False)
     figure.savefig(file, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
 def _curves(found: dict[str, list[dict]], file: Path) -> None:
-    """Text loss and the first target's code accuracy over the steps of the last stage, means over seeds."""
+    """Plot the text loss and the first target's code accuracy over the steps of the last stage, as means over seeds."""
     plt = _plt()
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for arm, runs in found.items():
@@ -193,7 +203,7 @@ def _curves(found: dict[str, list[dict]], file: Path) -> None:
         if keys:
             values = np.mean([[np.mean(line.get(keys[0], np.nan)) for line in own] for own in lines], 0)
             right.plot(steps, 100 * values, label=plain(f"{arm}: {keys[0][4:]}"), linewidth=1.2)
-    left.set(xlabel="step", ylabel="text loss, nats a token")
+    left.set(xlabel="step", ylabel="text loss, nats per token")
     scale_by_logarithm(left)
     right.set(xlabel="step", ylabel="codes predicted right, %", ylim=(0, 100))
     for axis in (left, right):

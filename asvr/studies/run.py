@@ -1,19 +1,19 @@
-"""A study: several arms of one config, several seeds each, asked the same questions.
+"""A study: several arms of one config, each trained with several seeds and asked the same questions.
 
 A study is a Python file::
 
-  config = '../scenes_mini.py'   what all arms have in common
+  config = '../scenes_mini.py'   the settings that all arms share
   seeds = [0, 1, 2]
   baseline = 'none'              the arm that all others are compared with
   groups = dict(ocr=['word'])    optional: kinds of question by group
-  compare = [('both', 'pixel')]  optional: further pairs of arms, the first less the second
-  tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, one for all arms
-  arms = dict(none=dict(model=dict(reconstruction=[])), ...)   each: what it changes, merged over the config
-      viral='../targets/scenes/viral.py'                  or a config of its own, which differs in its model alone
-      ross=dict(config='../targets/scenes/ross.py', ...)  or such a one, and what the arm changes in it
+  compare = [('both', 'pixel')]  optional: further pairs of arms; the second is subtracted from the first
+  tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, shared by all arms
+  arms = dict(none=dict(model=dict(reconstruction=[])), ...)   an arm is a dict of changes to the config,
+      viral='../targets/scenes/viral.py'                  or a config of its own that differs only in its model,
+      ross=dict(config='../targets/scenes/ross.py', ...)  or such a config with changes
 
 ``asvr::NAME`` in place of a path is a recipe of the library. In an arm, ``study:NAME`` stands for the folder of a
-tokenizer of the study. Names that begin with ``_`` are the file's own.
+tokenizer of the study. Names that begin with ``_`` are ignored.
 
 out/
   report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of asvr train)
@@ -44,12 +44,12 @@ from asvr.registry import SCOPE
 FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
 REQUIRED = ("config", "seeds", "baseline", "arms")
 MARK = "study:"
-OWN_CONFIG = "config"  # of an arm
+OWN_CONFIG = "config"  # the key of an arm that names its own config
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed. work_dir: where it stands."""
+    """One arm with one seed. work_dir: its folder."""
 
     arm: str
     seed: int
@@ -57,9 +57,10 @@ class Run:
 
 
 def load_study(file: str | Path) -> Config:
-    """Read a study and check what does not need a run. file: a path, or the name of one that comes with the library.
+    """Read a study, and check all that can be checked before a run.
 
-    Raises ``ValueError`` with every problem of its fields, or with those of an arm's config.
+    file: a path, or the name of a study that ships with the library. Raises ``ValueError`` with every problem of its
+    fields, or of an arm's config.
     """
     file = config_file(file, "study")
     read = read_config_file(file)
@@ -77,7 +78,7 @@ def load_study(file: str | Path) -> Config:
     if problems:
         raise ValueError(_listing(file, problems))
     if wrong := [arm for arm, own in study.arms.items() if not _is_arm(own)]:
-        expected = "expected a dict of what it changes, the path of a config, or dict(config='PATH', ...)"
+        expected = "expected a dict of changes, the path of a config, or dict(config='PATH', ...)"
         raise ValueError(_listing(file, [f"arms.{arm}={study.arms[arm]!r}: {expected}" for arm in wrong]))
     study.config = _path(study.config, file.parent)
     study.tokenizers = {name: _path(path, file.parent) for name, path in study.get("tokenizers", {}).items()}
@@ -97,7 +98,7 @@ def _listing(file: Path, problems: list[str]) -> str:
 
 
 def _wrong_kinds(study: Config, out: Path) -> list[str]:
-    """Of ``groups``, where the questions' config names its kinds."""
+    """Problems of ``groups``, if the config of the questions lists its kinds."""
     evaluation = Recipe(arm_config(study, study.baseline, study.seeds[0], out)).last.evaluation
     if not evaluation:
         return [f"config: the last stage of {study.config} has no `evaluation`; a study needs questions"]
@@ -109,13 +110,15 @@ def _wrong_kinds(study: Config, out: Path) -> list[str]:
 
 
 def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
-    """What ``asvr train`` would run. Raises ``ValueError`` for a config of the arm's own that differs from the
-    study's in more than its model."""
+    """The config that ``asvr train`` would run. Raises ``ValueError`` if the arm has a config of its own that differs
+    from the study's in more than its model."""
     changes = study.arms[arm].to_dict()
     file = changes.pop(OWN_CONFIG, study.config)
     cfg = load_config(file)
     if file != study.config and (other := _other_sections(cfg, load_config(study.config))):
-        raise ValueError(f"{file} differs from {study.config} in {', '.join(other)}: an arm differs in its model alone")
+        raise ValueError(
+            f"{file} differs from {study.config} in {', '.join(other)}: an arm's config may differ only in its model"
+        )
     folders = {name: out / "tokenizers" / name / "tokenizer" for name in study.tokenizers}
     try:
         cfg.merge_from_dict(_named(changes, folders))
@@ -130,7 +133,7 @@ def _is_arm(own) -> bool:
 
 
 def _arm(own: Config | str, folder: Path) -> dict:
-    """What an arm changes, with the whole path of a config of its own."""
+    """The changes of an arm, with the full path of its own config if it has one."""
     changes = {OWN_CONFIG: own} if isinstance(own, str) else own.to_dict()
     return {key: _path(value, folder) if key == OWN_CONFIG else value for key, value in changes.items()}
 
@@ -143,7 +146,7 @@ def _path(given: str, folder: Path) -> str:
 
 
 def _other_sections(cfg: Config, other: Config) -> list[str]:
-    """In what two configs differ besides their models."""
+    """The keys in which two configs differ, besides their models."""
 
     def sections(config: Config) -> dict:
         whole = config.to_dict()
@@ -170,15 +173,15 @@ def _named(value, folders: dict[str, Path]):
 
 
 def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
-    """Train and evaluate every arm with every seed; what is finished is kept, what was interrupted goes on.
+    """Train and evaluate every arm with every seed. Finished runs are kept, interrupted runs continue.
 
-    jobs: runs at the same time, see `threads_of_a_run`. Seed after seed, so that a study that is stopped has all arms
-    of the seeds so far. Returns what failed; the others are done all the same.
+    jobs: the number of runs at the same time, see `threads_of_a_run`. All arms of one seed run before the next seed, so
+    a stopped study has complete seeds. Returns a message for each run that failed. The other runs are done anyway.
     """
     for name, config in study.tokenizers.items():
         _train_tokenizer(config, out / "tokenizers" / name)
     waiting = runs(study, out)
-    os.environ["OMP_NUM_THREADS"] = threads_of_a_run(jobs)  # of processes that begin from now on
+    os.environ["OMP_NUM_THREADS"] = threads_of_a_run(jobs)  # for processes that start from now on
     failed: list[str] = []
     with (
         ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool,
@@ -186,7 +189,7 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
     ):
         under_way: dict = {}
         while waiting or under_way:
-            together = jobs if bar.n else 1  # the first run makes the features that all others read
+            together = jobs if bar.n else 1  # the first run computes the features that all others read
             while waiting and len(under_way) < together:
                 run = waiting.pop(0)
                 under_way[pool.submit(_one, study.to_dict(), run, out)] = run
@@ -194,10 +197,10 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
             for future in done:
                 run, problem = under_way.pop(future), future.result()
                 bar.update(1)
-                told = f"{run.arm}, seed {run.seed}: {problem or 'done'} ({run.work_dir / 'console.log'})"
-                logger.info(told)
+                message = f"{run.arm}, seed {run.seed}: {problem or 'done'} ({run.work_dir / 'console.log'})"
+                logger.info(message)
                 if problem is not None:
-                    failed.append(told)
+                    failed.append(message)
     return failed
 
 
@@ -216,7 +219,7 @@ def _train_tokenizer(config: str, work_dir: Path) -> None:
 
 
 def _one(study: dict, run: Run, out: Path) -> str | None:
-    """In a process of its own. What went wrong, or None."""
+    """Do one run in a process of its own. Returns the error in one line, or None."""
     run.work_dir.mkdir(parents=True, exist_ok=True)
     with (
         open(run.work_dir / "console.log", "a", encoding="utf-8", errors="backslashreplace") as console,
@@ -227,16 +230,16 @@ def _one(study: dict, run: Run, out: Path) -> str | None:
 
         try:
             train(arm_config(Config(study), run.arm, run.seed, out), run.work_dir)
-        except Exception as error:  # told at the end, with the file that has all of it
+        except Exception as error:  # reported at the end, with the name of the log file
             traceback.print_exc(file=sys.stderr)
             return f"{type(error).__name__}: {error}".split("\n")[0]
     return None
 
 
 def ask_all(study: Config, out: Path, *, questions: Path, image_folder: Path) -> None:
-    """Ask every run the questions of a LLaVA file too, but those of arms without images, which would be shown some.
+    """Also ask every run the questions of a LLaVA file. Arms that are evaluated without images are left out.
 
-    Raises ``ValueError`` where a run is not finished.
+    Raises ``ValueError`` if a run is not finished.
     """
     from asvr.benchmarks.questions import evaluate_run
 
@@ -258,13 +261,16 @@ def runs(study: Config, out: Path) -> list[Run]:
 
 def _sighted(study: Config, out: Path) -> list[Run]:
     """The runs whose questions come with images."""
-    blind = {arm for arm in study.arms if not _shows_pictures(arm_config(study, arm, study.seeds[0], out))}
+    blind = {arm for arm in study.arms if not _shows_images(arm_config(study, arm, study.seeds[0], out))}
     if study.baseline in blind:
-        raise ValueError(f"baseline {study.baseline!r} is asked without images: other questions show them")
+        raise ValueError(
+            f"baseline {study.baseline!r} is asked without images, but these questions have images: "
+            "choose another baseline"
+        )
     return [run for run in runs(study, out) if run.arm not in blind]
 
 
-def _shows_pictures(cfg: Config) -> bool:
+def _shows_images(cfg: Config) -> bool:
     return Recipe(cfg).last.evaluation.dataset.get("with_images", True)
 
 
@@ -273,10 +279,10 @@ def _asked(run: Run, questions: Path) -> Path:
 
 
 def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[str, list[dict]]:
-    """Arm, the baseline first -> for each seed its result, with ``answers``, ``seconds`` of training and ``work_dir``.
+    """For each arm, the results of its seeds, with ``answers``, ``seconds`` of training and ``work_dir``.
 
-    questions: those of `ask_all` in place of the study's own. Raises ``ValueError`` where a run is not finished, or was
-    asked other questions than the baseline.
+    The baseline comes first. questions: the file of `ask_all`, in place of the study's own questions. Raises
+    ``ValueError`` if a run is not finished, or was asked other questions than the baseline.
     """
     found: dict[str, list[dict]] = {}
     expected = None
@@ -304,7 +310,7 @@ def _own(study: Config, run: Run, out: Path) -> tuple[dict, Path]:
         json.loads(results.read_text(encoding="utf-8")).get(stage) if results.is_file() and file.is_file() else None
     )
     if result is None:
-        raise ValueError(f"{run.work_dir}: this run is not finished; the same command without --report runs it")
+        raise ValueError(f"{run.work_dir}: this run is not finished; run the same command without --report")
     return result, file
 
 
@@ -314,5 +320,7 @@ def _others(run: Run, questions: Path) -> tuple[dict, Path]:
         json.loads((folder / "result.json").read_text(encoding="utf-8")) if (folder / "result.json").is_file() else {}
     )
     if result.get("asked", {}).get("questions") != sha256_of(questions):
-        raise ValueError(f"{run.work_dir}: was not asked {questions} as it is now; without --report it is")
+        raise ValueError(
+            f"{run.work_dir}: was not asked the current questions of {questions}; run the same command without --report"
+        )
     return result, folder / "answers.jsonl"

@@ -1,7 +1,7 @@
-"""How sure a difference between two ways of training is.
+"""Confidence intervals and tests for the difference between two arms of a study.
 
-Legend: ``R`` runs (one a seed), ``Q`` questions. ``right_RQ`` is True where a run answered a question right; runs of
-two arms with the same seed stand in the same row, and the questions are the same ones.
+Legend: ``R`` runs (one for each seed), ``Q`` questions. ``right_RQ`` is True where a run answered a question right. Row
+``r`` of two arms has the same seed, and column ``q`` has the same question.
 """
 
 import math
@@ -12,12 +12,12 @@ from scipy.optimize import brentq
 from scipy.stats import nct, t
 
 DRAWS = 10_000
-POWER = 0.8  # of studies that find a difference of the smallest detectable size
+POWER = 0.8  # the share of studies that find a difference of the smallest detectable size
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Shares of questions, from -1 to 1: the mean, and its 95 % interval."""
+    """A difference between two shares of right answers (-1 to 1), with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -30,18 +30,20 @@ class Difference:
 def paired_bootstrap(
     right_RQ: np.ndarray, other_RQ: np.ndarray, scenes_Q: np.ndarray, *, draws: int = DRAWS, seed: int = 0
 ) -> Difference:
-    """``right`` less ``other``, with an interval for other scenes and other seeds.
+    """The mean of ``right`` minus ``other``. Its interval covers other scenes and other seeds.
 
-    The part of scenes is bootstrapped (a scene's questions stay together). Few seeds cannot be: of three, drawn with
-    replacement, every 27th draw is the largest thrice, and the interval would miss the truth one time of four. Their
-    part is the spread between runs beyond what scenes explain, with Student's t of as many degrees of freedom as both
-    parts have together (Welch and Satterthwaite); of a single run it is unknown and left out.
+    The variance has two parts. The part of the scenes is bootstrapped; all questions of a scene stay together. The part
+    of the seeds is the spread between runs that scenes do not explain. It is not bootstrapped, because there are few
+    seeds: with three, an interval by bootstrap would miss the true value one time in four. Student's t has the degrees
+    of freedom of both parts together (Welch and Satterthwaite). With a single run the part of the seeds is unknown and
+    left out.
     """
     gains_RQ = right_RQ.astype(float) - other_RQ.astype(float)
     runs, mean = len(gains_RQ), float(gains_RQ.mean())
     by_run = _resampled(gains_RQ, scenes_Q, draws, seed)
     of_scenes = by_run.mean(1).var()
-    alone = (by_run - by_run.mean(1, keepdims=True)).var(0).sum() / max(runs - 1, 1)  # what questions do to one run
+    # The part of a single run's spread that comes from its questions.
+    alone = (by_run - by_run.mean(1, keepdims=True)).var(0).sum() / max(runs - 1, 1)
     spread = gains_RQ.mean(1).var(ddof=1) if runs > 1 else 0.0
     of_seeds = max(spread - alone, 0.0) / runs
     variance = of_scenes + of_seeds
@@ -51,7 +53,7 @@ def paired_bootstrap(
 
 
 def _resampled(gains_RQ: np.ndarray, scenes_Q: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """(draws, R): the mean gain of each run over scenes drawn with replacement, the same ones for all runs."""
+    """(draws, R): the mean gain of each run over scenes drawn with replacement. All runs get the same scenes."""
     scene_Q = np.unique(scenes_Q, return_inverse=True)[1]
     count = scene_Q.max() + 1
     asked = np.bincount(scene_Q, minlength=count)
@@ -61,8 +63,10 @@ def _resampled(gains_RQ: np.ndarray, scenes_Q: np.ndarray, draws: int, seed: int
 
 
 def mcnemar(right_RQ: np.ndarray, other_RQ: np.ndarray) -> float:
-    """Two-sided exact p of McNemar's test on the questions of all runs, taken as independent: of those that one side
-    alone answered right, either side has half by chance."""
+    """The two-sided exact p of McNemar's test on the questions of all runs. It takes them as independent.
+
+    It looks at the questions that only one side answered right. By chance each side has half of them.
+    """
     gained, lost = int((right_RQ & ~other_RQ).sum()), int((~right_RQ & other_RQ).sum())
     changed, fewer = gained + lost, min(gained, lost)
     if changed == 0:
@@ -77,10 +81,10 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def detectable(right_RQ: np.ndarray) -> float:
-    """The smallest difference that four of five studies with as many seeds and questions would find, by the baseline
-    alone: an arm that is as good differs from it as its own runs differ from one another.
+    """The smallest difference that four of five studies with as many seeds and questions would find.
 
-    Raises ``ValueError`` for a single run, which tells nothing about seeds.
+    It is estimated from the runs of the baseline: an arm that is equally good is taken to differ from the baseline as
+    these runs differ from one another. Raises ``ValueError`` for a single run, which does not show the spread of seeds.
     """
     runs = len(right_RQ)
     if runs < 2:

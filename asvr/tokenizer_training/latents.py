@@ -1,4 +1,4 @@
-"""Training a VAE whose latents a model is to reconstruct.
+"""Train a VAE. A model can then reconstruct its latents.
 
 Legend: ``I`` images.
 """
@@ -35,13 +35,14 @@ def train_latent_encoder(
     device: str = "auto",
     seed: int = 0,
 ) -> dict:
-    """Train a VAE on a dataset's images (its ``pictures()``): L1 and squared error of what is decoded from a sample
-    of the posterior, and the KL divergence of the posterior from a normal distribution, in nats a latent.
+    """Train a VAE on the images of a data set (its ``images()``).
 
-    held_out: images that are only measured on. AdamW, linear warm-up, cosine to zero. In the end the configuration's
-    shift and scale are set, so that latents of the held-out images have the mean 0 and the variance 1. Writes
-    ``metrics.jsonl`` and ``summary.png`` (held-out pictures above their reconstructions) to ``work_dir`` and returns
-    the report, measured on the held-out images.
+    The loss is the L1 and squared error of an image that is decoded from a sample of the posterior, and the KL
+    divergence of the posterior from a normal distribution, in nats per latent. held_out: the number of images that are
+    only used to measure. The optimiser is AdamW with a linear warm-up and a cosine to zero. At the end shift and scale
+    are set in the configuration, so that latents of the held-out images have mean 0 and variance 1. Writes
+    ``metrics.jsonl`` and ``summary.png`` (held-out images above their reconstructions) to ``work_dir``. Returns the
+    report, measured on the held-out images.
     """
     work_dir, device = prepare(work_dir, device)
     torch.manual_seed(seed)
@@ -78,9 +79,10 @@ def train_latent_encoder(
 
 @torch.no_grad()
 def _finish(tokenizer: LatentEncoder, batches: list[Tensor]) -> tuple[dict, tuple[Tensor, Tensor]]:
-    """Set shift and scale by these pixels, and measure on them; also the first of them and their reconstructions.
+    """Set shift and scale from these pixels, and measure on them. Also returns the first batch with its
+    reconstructions.
 
-    psnr: in dB, of all pixels together. relative_error: squared error over the pixels' variance.
+    psnr: in dB, of all pixels together. relative_error: squared error divided by the variance of the pixels.
     """
     none = dict(shift_factor=None, latents_mean=None, latents_std=None)  # one shift and scale for all channels
     tokenizer.model.register_to_config(scaling_factor=1.0, **none)

@@ -1,4 +1,4 @@
-"""What every training of a visual tokenizer needs: batches of images, a schedule, and the loop over steps."""
+"""Shared parts of the training of visual tokenizers: batches of images, a schedule, and the loop over steps."""
 
 import json
 import logging
@@ -25,8 +25,8 @@ METRICS = "metrics.jsonl"
 
 
 class Pictures(Dataset):
-    """The pixels of images (files or PIL images). A broken one raises ``Refused``, naming the file; under
-    ``on_error='skip'`` it is told and gives None."""
+    """The pixels of images (files or PIL images). A broken image raises ``Refused`` with the file's name. With
+    ``on_error='skip'`` it is logged and gives None."""
 
     def __init__(self, sources: list, transform: ImageTransform, aspect: str, on_error: str):
         self.sources, self.transform, self.aspect, self.on_error = sources, transform, aspect, on_error
@@ -45,7 +45,7 @@ class Pictures(Dataset):
 
 
 class Batches:
-    """Batches of the pixels of what can be read, each epoch in another order where ``generator`` is given."""
+    """Batches of the pixels of all readable images. With ``generator`` each epoch has another order."""
 
     def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
         if num_workers:
@@ -96,8 +96,10 @@ def run_steps(
     work_dir: Path,
     every: int,
 ) -> tuple[list[dict], float]:
-    """``train_step(step, pixels)``, which gives losses by name, so many times. Returns what `METRICS` holds in the end,
-    a row each ``every`` steps, and the seconds that it took."""
+    """Call ``train_step(step, pixels)`` for all steps. It returns losses by name.
+
+    Returns the rows of the file `METRICS`, one for each ``every`` steps, and the seconds of the training.
+    """
     started, rows = time.perf_counter(), []
     with (
         tqdm(total=steps, desc=name, unit="step") as bar,
@@ -116,7 +118,7 @@ def run_steps(
 def split(
     dataset, transform: ImageTransform, aspect: str, held_out: int, generator: torch.Generator
 ) -> tuple[Pictures, Pictures]:
-    """Pictures that are only measured on, and those that are trained on."""
+    """The images that are only used to measure, and the images for training."""
     sources = shuffled(dataset, generator)
     if not 0 < held_out < len(sources):
         raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} images")

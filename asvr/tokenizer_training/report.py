@@ -1,4 +1,4 @@
-"""Pictures of a tokenizer: what its codes keep."""
+"""Plots of a trained tokenizer: statistics of its codes, and reconstructions."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from asvr.base.plots import scale_by_logarithm
 
 
 def draw_levels(levels: dict[str, list[float]], path: Path) -> None:
-    """One panel for each of `ResidualQuantizer.statistics`, over the levels."""
+    """Plot each of `ResidualQuantizer.statistics` over the levels."""
     titles = dict(usage="codes in use (%)", perplexity="perplexity", relative_error="relative error after the level")
     figure = Figure(figsize=(4 * len(titles), 3), layout="constrained")
     for axes, (key, title) in zip(figure.subplots(1, len(titles)), titles.items(), strict=True):
@@ -20,7 +20,7 @@ def draw_levels(levels: dict[str, list[float]], path: Path) -> None:
 
 
 def draw_reconstructions(original: Tensor, decoded: Tensor, rows: list[dict], path: Path, *, columns: int = 8) -> None:
-    """Pictures (I, 3, h, w) in [-1, 1] above their reconstructions, and the training loss over the steps."""
+    """Plot images (I, 3, h, w) in [-1, 1] above their reconstructions, and the training loss over the steps."""
     columns = min(columns, len(original))
     figure = Figure(figsize=(1.2 * columns + 4, 3), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2 * columns, 4))

@@ -1,4 +1,4 @@
-"""A tokenizer from a config file: what ``asvr train-tokenizer`` does."""
+"""Make a tokenizer from a config file, as ``asvr train-tokenizer`` does."""
 
 import inspect
 import json
@@ -43,8 +43,8 @@ def run_config(
 ) -> dict:
     """Make the tokenizer of a config file and return its report.
 
-    The tokenizer's folder is ``$ASVR_MODEL_ZOO/<name>`` where both are there, else ``work_dir/tokenizer``;
-    ``report.json``, ``metrics.jsonl`` and ``summary.png`` are written to ``work_dir``.
+    The tokenizer's folder is ``$ASVR_MODEL_ZOO/<name>`` if both are set, else ``work_dir/tokenizer``. ``report.json``,
+    ``metrics.jsonl`` and ``summary.png`` are written to ``work_dir``.
     Raises ValueError with every problem of the config.
     """
     cfg = load_config(path, cfg_options)
@@ -56,7 +56,7 @@ def run_config(
     folder = _folder(cfg, work_dir)
     refuse_other_files(folder, set(FILES[cfg.tokenizer.type]))  # before the work, not after it
     if folder.is_dir() and any(folder.iterdir()):
-        logger.warning("%s holds a tokenizer; this one will replace it", folder)
+        logger.warning("%s holds a tokenizer; the new one will replace it", folder)
     torch.manual_seed(options.get("seed", 0))
     dataset = DATASETS.build(cfg.data)
     tokenizer = _registry(cfg.tokenizer.type).build(cfg.tokenizer)
@@ -69,7 +69,7 @@ def run_config(
 
 
 def check(cfg) -> tuple[str, Callable]:
-    """The section and the function of the config's tokenizer. Raises ValueError naming every wrong key."""
+    """The section and the function of the config's tokenizer. Raises ValueError with every wrong key."""
     if "stages" in cfg:
         raise ValueError(
             f"{cfg.filename} is the config of a training: give it to asvr train. A tokenizer's config has "
@@ -99,7 +99,7 @@ def check(cfg) -> tuple[str, Callable]:
 
 
 def _registry(kind: str):
-    """A VAE gives latents, not codes: it is an encoder."""
+    """The registry of a kind. A VAE gives latents, not codes, so it is an encoder."""
     return ENCODERS if kind == "LatentEncoder" else VISUAL_TOKENIZERS
 
 

@@ -1,4 +1,4 @@
-"""Making a visual tokenizer from images: fit a semantic one, train a pixel one.
+"""Make a visual tokenizer from images: fit a semantic one, or train a pixel one.
 
 Legend: ``I`` images, ``P`` grid cells of all images, ``V`` codes in a codebook, ``C`` code width.
 """
@@ -31,7 +31,7 @@ from asvr.tokenizer_training.loop import (
 )
 from asvr.tokenizer_training.report import draw_levels, draw_reconstructions
 
-RESTART_INTERVAL = 50  # steps without use after which a code of the VQGAN is replaced
+RESTART_INTERVAL = 50  # a code of the VQGAN that is not used for so many steps is replaced
 
 
 def fit_semantic_tokenizer(
@@ -47,10 +47,10 @@ def fit_semantic_tokenizer(
     vectors_per_code: int = 64,
     iterations: int = 10,
 ) -> dict:
-    """Fit the codebooks on the features of a dataset's images (its ``pictures()``), each seen once, shuffled.
+    """Fit the codebooks on the features of a data set's images (its ``images()``). Each is seen once, in random order.
 
-    Writes ``metrics.jsonl`` (one line a level) and ``summary.png`` to ``work_dir`` and returns the report.
-    For the last two arguments see `SemanticTokenizer.fit`.
+    Writes ``metrics.jsonl`` (one line for each level) and ``summary.png`` to ``work_dir``. Returns the report. For the
+    last two arguments see `SemanticTokenizer.fit`.
     """
     work_dir, device = prepare(work_dir, device)
     started = time.perf_counter()
@@ -71,7 +71,8 @@ def fit_semantic_tokenizer(
 
 
 def _features(tokenizer: SemanticTokenizer, pixels: Pixels) -> Tensor:
-    """(..., E), of the cells that the images fill: of an encoder that reads them in their own resolution not all."""
+    """The features (..., E) of the cells that images fill. An encoder for images in their own resolution has empty
+    cells."""
     features_INE, there = tokenizer.features(pixels), getattr(tokenizer.encoder, "there", None)
     return features_INE if there is None else features_INE[there(pixels)]
 
@@ -99,13 +100,13 @@ def train_pixel_tokenizer(
     device: str = "auto",
     seed: int = 0,
 ) -> dict:
-    """Train a VQGAN on a dataset's images (its ``pictures()``), reconstructing by L1 and squared error.
+    """Train a VQGAN on the images of a data set (its ``images()``), with L1 and squared error.
 
     perceptual: ``dict(encoder=..., weight=...)``, see `PerceptualLoss`. adversarial: arguments of `Adversary`.
-    held_out: images that are only measured on. AdamW, linear warm-up, cosine to zero. plain_ratio: the part of
-    the steps that train the autoencoder without quantisation; the codes then start at outputs of the encoder.
-    Writes ``metrics.jsonl`` and ``summary.png`` (held-out pictures above their reconstructions) to ``work_dir``
-    and returns the report, measured on the held-out images.
+    held_out: the number of images that are only used to measure. The optimiser is AdamW with a linear warm-up and a
+    cosine to zero. plain_ratio: the share of steps that train the autoencoder without quantisation; the codes then
+    start at outputs of the encoder. Writes ``metrics.jsonl`` and ``summary.png`` (held-out images above their
+    reconstructions) to ``work_dir``. Returns the report, measured on the held-out images.
     """
     if tokenizer.depth > 1:
         raise ValueError(f"tokenizer.arch.depth={tokenizer.depth}: residual codes of pixels are imported, not trained")
@@ -133,10 +134,10 @@ def train_pixel_tokenizer(
 
 
 def evaluate_pixel_tokenizer(tokenizer: PixelTokenizer, loader) -> tuple[dict, tuple[Tensor, Tensor]]:
-    """Measure on batches of pixels; also return the first batch and its reconstruction.
+    """Measure on batches of pixels. Also returns the first batch with its reconstruction.
 
-    psnr: in dB, of all pixels together. relative_error: squared error over the pixels' variance.
-    usage, perplexity: of the codebook, see `ResidualQuantizer.statistics`.
+    psnr: in dB, of all pixels together. relative_error: squared error divided by the variance of the pixels. usage,
+    perplexity: of the codebook, see `ResidualQuantizer.statistics`.
     """
     device = tokenizer.trained.device
     batches = [(pixels, tokenizer.encode(pixels.to(device))) for pixels in loader]
@@ -196,7 +197,7 @@ class _Trainer:
 
     @torch.no_grad()
     def _restart_unused(self, pixels: Tensor) -> None:
-        """Move codes that no grid cell took to random outputs of the encoder; at the first time, all codes."""
+        """Move unused codes to random outputs of the encoder. The first time these are all codes."""
         rows_PC = self.tokenizer.latents(pixels).flatten(0, 1)
         unused = (~self.used_V).nonzero().squeeze(1)
         chosen = torch.randint(len(rows_PC), (len(unused),), generator=self.generator)

@@ -1,4 +1,4 @@
-# Trains in half a minute on painted scenes, with random weights: needs no files. What it learns is of no interest.
+# A run of half a minute on painted scenes with random weights. It needs no files. Its accuracy does not matter.
 # python benchmarks/gpu.py --seconds 540 --out DIR
 _base_ = ["../_base_/runtime.py"]
 

@@ -1,5 +1,5 @@
-# The mini run, shortened: all its stages, with validation, bfloat16 weights and a DataLoader's worker. The intervals
-# have no common multiple, so that checkpoints fall into the middle of log intervals.
+# A short mini run: all its stages, with validation, bfloat16 weights and a DataLoader worker. The intervals have no
+# common multiple. So checkpoints are written in the middle of log intervals.
 # python benchmarks/kills.py configs/benchmarks/mini_kills.py
 _base_ = ["../asvr_mini.py"]
 

@@ -1,4 +1,4 @@
-# The sizes of small_llava.py with semantic targets: 8 codes of 4,096 a visual token, a head of width 256.
+# The sizes of small_llava.py with a semantic target: 8 codes of 4,096 for each visual token, a head of width 256.
 # python benchmarks/throughput.py configs/benchmarks/small_asvr.py --plain
 _base_ = ["./small_llava.py"]
 

@@ -1,5 +1,5 @@
-# For benchmarks on the CPU: the proportions of the 7B recipe (LLM : head : tower about 100 : 16 : 7) at a hundredth of
-# its size. 729 visual tokens, a vocabulary of 32,000. Without a reconstruction target: LLaVA.
+# A small LLaVA for benchmarks on the CPU. It has the proportions of the 7B recipe (LLM : head : tower about
+# 100 : 16 : 7) at a hundredth of its size, 729 visual tokens and a vocabulary of 32,000. It has no target.
 # python benchmarks/throughput.py configs/benchmarks/small_llava.py
 _base_ = ["../llava_vicuna7b.py"]
 

@@ -1,4 +1,5 @@
-# vicuna7b_llava.py with the semantic targets of the recipe; the head, compiled too, keeps the results of its products.
+# vicuna7b_llava.py with the semantic target of the recipe. The head is compiled too, and keeps the results of its
+# products.
 # python benchmarks/throughput.py configs/benchmarks/vicuna7b_asvr.py --against configs/benchmarks/vicuna7b_llava.py
 _base_ = ["./vicuna7b_llava.py"]
 

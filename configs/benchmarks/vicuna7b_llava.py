@@ -1,5 +1,5 @@
-# The 7B recipe on one card of 141 GB: blocks are compiled and keep the results of their products, and rows of the
-# finetune stage are about as long as the card's memory allows with a reconstruction target.
+# The 7B recipe on one card of 141 GB. Blocks are compiled and keep the results of their products. Rows of the finetune
+# stage are about as long as the card's memory allows with a reconstruction target.
 # python benchmarks/throughput.py configs/benchmarks/vicuna7b_llava.py --samples 64
 _base_ = ["../llava_vicuna7b.py"]
 

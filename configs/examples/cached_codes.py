@@ -1,5 +1,5 @@
-# Codes computed once, ahead of training: the mini model with a tokenizer of its own folder. About a minute on 2 cores
-# after the tokenizer is there; it shows how, not how well.
+# Cached codes: they are computed once, before training. The mini model has a tokenizer from a folder. It takes about a
+# minute on 2 cores, after the tokenizer is trained. It is an example, not a good model.
 #   python tools/train_tokenizer.py configs/tokenizers/semantic_mini.py
 #   python tools/cache_codes.py configs/examples/cached_codes.py
 #   python tools/train.py configs/examples/cached_codes.py
@@ -20,7 +20,7 @@ model = dict(
                 codebook_size=128,
                 encoder=encoder,
             ),
-            resample="nearest",  # its grid is 7 x 7, the model's encoder reads 4 x 4
+            resample="nearest",  # its grid is 7 x 7, and the encoder's grid is 4 x 4
             head=dict(type="DepthTransformerHead", width=64, layers=1, num_heads=4),
             loss=dict(type="CodeCrossEntropy"),
             weight=0.3,

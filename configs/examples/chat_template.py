@@ -1,5 +1,5 @@
-# A chat template of one's own, examples/chat_template.py, with a text tokenizer that has its special tokens.
-# Half a minute on 2 cores; it shows how, not how well.
+# A chat template of your own, examples/chat_template.py, with a text tokenizer that has its special tokens.
+# It takes half a minute on 2 cores. It is an example, not a good model.
 # python tools/train.py configs/examples/chat_template.py
 _base_ = ["./custom_components.py"]
 

@@ -1,5 +1,5 @@
-# Components of one's own: the encoder, projector, head and loss of examples/my_components.py, on easy-vqa images.
-# Under a minute on 2 cores; it shows how, not how well.
+# Components of your own: the encoder, projector, head and loss of examples/my_components.py, on easy-vqa images.
+# It takes less than a minute on 2 cores. It is an example, not a good model.
 # python tools/train.py configs/examples/custom_components.py
 _base_ = ["../_base_/runtime.py"]
 

@@ -1,5 +1,5 @@
-# A data set of one's own, examples/dataset.py, to train on and to be asked about.
-# Half a minute on 2 cores; it learns to count to four.
+# A data set of your own, examples/dataset.py, for training and evaluation.
+# It takes half a minute on 2 cores. The model learns to count to four.
 # python tools/train.py configs/examples/dataset.py
 _base_ = ["./custom_components.py"]
 

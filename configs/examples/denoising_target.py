@@ -1,4 +1,4 @@
-# A denoiser over the latents of whole images: the target of examples/denoising_target.py. Its latents are cached.
+# A denoising target over the latents of whole images, examples/denoising_target.py. Its latents are cached.
 # python tools/train.py configs/examples/denoising_target.py
 _base_ = ["./custom_components.py"]
 

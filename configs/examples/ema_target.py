@@ -1,5 +1,5 @@
-# A teacher that is the moving average of the trained encoder: the target of examples/ema_target.py. The encoder moves,
-# so nothing can be cached.
+# A target with the moving average of the trained encoder as its teacher, examples/ema_target.py. Nothing can be cached,
+# because the encoder changes.
 # python tools/train.py configs/examples/ema_target.py
 _base_ = ["./feature_target.py"]
 

@@ -1,5 +1,5 @@
-# Two encoders: a convolutional network at 128 pixels (4 x 4 tokens), and the edges of examples/encoder_pair.py at 64
-# pixels (8 x 8), which are averaged to the same 4 x 4.
+# Two encoders: a convolutional network with 128 pixels (4 x 4 tokens), and the edges of examples/encoder_pair.py with
+# 64 pixels (8 x 8 tokens). The edges are averaged to the same 4 x 4.
 # python tools/train.py configs/examples/encoder_pair.py
 _base_ = ["./custom_components.py"]
 

@@ -1,4 +1,4 @@
-# Features instead of codes, at the first layer of the LLM: the target of examples/feature_target.py.
+# A target with features instead of codes, at the first layer of the LLM, examples/feature_target.py.
 # python tools/train.py configs/examples/feature_target.py
 _base_ = ["./custom_components.py"]
 

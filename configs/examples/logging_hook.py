@@ -1,5 +1,5 @@
-# A hook of one's own, examples/logging_hook.py, and two of MMEngine's backends: everything that is logged goes to
-# TensorBoard (pip install tensorboard) and to a JSON file. About a minute on 2 cores; it shows how, not how well.
+# A hook of your own, examples/logging_hook.py, and two backends of MMEngine. Everything that is logged goes to
+# TensorBoard (pip install tensorboard) and to a JSON file. It takes about a minute on 2 cores.
 #   python tools/train.py configs/examples/logging_hook.py
 #   tensorboard --logdir work_dirs/logging_hook
 _base_ = ["../asvr_mini.py"]

@@ -1,5 +1,5 @@
-# Metrics of one's own beside the accuracy, those of examples/metric.py, on easy-vqa questions. The best weights are
-# those with the highest word_f1. Under two minutes on 2 cores.
+# Metrics of your own besides accuracy, examples/metric.py, on easy-vqa questions. The best weights are those with the
+# highest word_f1. It takes less than two minutes on 2 cores.
 # python tools/train.py configs/examples/metric.py
 _base_ = ["../asvr_mini.py"]
 

@@ -1,16 +1,16 @@
-# Muon for the matrices of transformer blocks and AdamW for all other parameters, rates by component and by layer, a
-# schedule that is constant and then falls (WSD), and averages of the weights, which are evaluated too.
-# About a minute on 2 cores; it shows how, not how well.
+# Muon for the matrices of transformer blocks, and AdamW for all other parameters. Learning rates differ by component
+# and by layer. The schedule is constant and then falls (WSD). Averages of the weights are evaluated too.
+# It takes about a minute on 2 cores. It is an example, not a good model.
 #   python tools/train.py configs/examples/muon.py
 _base_ = ["../asvr_mini.py"]
 
 optim = dict(
-    _delete_=True,  # AdamW's settings are not Muon's
+    _delete_=True,  # AdamW's settings are not for Muon
     type="Muon",
-    lr=2e-3,  # of both: Muon's updates are made as large as AdamW's (adjust_lr_fn='match_rms_adamw')
+    lr=2e-3,  # for both: Muon's updates are as large as AdamW's (adjust_lr_fn='match_rms_adamw')
     weight_decay=0.01,
     momentum=0.95,
-    betas=(0.9, 0.98),  # of AdamW
+    betas=(0.9, 0.98),  # for AdamW
     adamw_lr_scale=1.0,
     groups=dict(
         heads=dict(lr_scale=2.0, weight_decay=0.0),
@@ -20,7 +20,7 @@ optim = dict(
     precision="float32",
 )
 schedule = dict(_delete_=True, steps=60, preset="wsd", warmup_ratio=0.1, decay_ratio=0.3)
-# The same, put together from MMEngine's schedulers; numbers with a point are parts of all steps:
+# The same schedule from MMEngine's schedulers. A number with a point is a share of all steps:
 # schedule = dict(
 #     _delete_=True,
 #     steps=60,

@@ -1,4 +1,4 @@
-# Codes of pooled features at every fourth position: the target of examples/pooled_codes.py.
+# A target with codes of pooled features at every fourth position, examples/pooled_codes.py.
 # python tools/train.py configs/examples/pooled_codes.py
 _base_ = ["./custom_components.py"]
 

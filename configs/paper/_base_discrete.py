@@ -1,4 +1,4 @@
-# The image is its semantic codes, input and target alike: the LLM sees the code vectors of all 8 depths side by side
+# Semantic codes of the image are both input and target. The LLM sees the code vectors of all 8 depths side by side
 # (27 x 27 tokens of 8 x 1152 numbers), through the projector.
 _base_ = ["../asvr_vicuna7b.py"]
 
@@ -14,7 +14,7 @@ model = dict(
             encoder=_base_.model.encoder,
         ),
     ),
-    # The same tokenizer; it has an encoder of its own, since the model's gives codes.
+    # The same tokenizer. It has an encoder of its own, because the model's encoder gives codes.
     reconstruction=[
         dict(
             _base_.model.reconstruction[0],

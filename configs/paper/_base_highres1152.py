@@ -1,5 +1,5 @@
-# Images of 1152 pixels through SigLIP at three scales (384, 768, 1152), which stand side by side as channels: 27 x 27
-# tokens as before (S^2, as the released code has it). The target is the codes of the image at 384 pixels.
+# Images of 1152 pixels. SigLIP reads them at three scales (384, 768, 1152), and their features are joined as channels
+# (S^2, as in the released code). There are still 27 x 27 tokens. The target is the codes of the image at 384 pixels.
 _base_ = ["./_base_next779k.py"]
 
 model = dict(

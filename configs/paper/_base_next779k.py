@@ -1,4 +1,4 @@
-# LLaVA-NeXT's 779K instructions; the captions are LLaVA-1.5's 558K.
+# LLaVA-NeXT's 779K instructions and LLaVA-1.5's 558K captions.
 #   hf download lmms-lab/LLaVA-NeXT-Data --include "llava_next_raw_format/*" --repo-type dataset \
 #     --local-dir data/LLaVA-NeXT-Data
 # Unpack the archives of images in data/LLaVA-NeXT-Data/llava_next_raw_format.

@@ -1,13 +1,13 @@
-# Three stages as LLaVA-OneVision's: 558K captions, 4M samples of its middle stage, 4M instructions. The paper gives
-# these counts and no list of files. Public are:
+# Three stages, as in LLaVA-OneVision: 558K captions, 4M samples of its middle stage, 4M instructions. The paper gives
+# these counts and no list of files. These data are public:
 #   hf download lmms-lab/LLaVA-ReCap-558K --repo-type dataset --local-dir data/LLaVA-ReCap-558K
 #   hf download lmms-lab/LLaVA-ReCap-118K --repo-type dataset --local-dir data/LLaVA-ReCap-118K
 #   hf download lmms-lab/LLaVA-ReCap-CC3M --repo-type dataset --local-dir data/LLaVA-ReCap-CC3M
 #   hf download lmms-lab/LLaVA-OneVision-Mid-Data --repo-type dataset --local-dir data/LLaVA-OneVision-Mid-Data
 #   hf download lmms-lab/LLaVA-OneVision-Data --repo-type dataset --local-dir data/LLaVA-OneVision-Data
-# The first four are of the middle stage, the last one has instructions. The paths below must be adapted: write two JSON
-# files from these data, or name datasets that read them (ParquetDataset, several of them in a Mixture). Batch size and
-# learning rate of the middle stage are those of the last one.
+# The first four are for the middle stage, the last one has instructions. Adapt the paths below: write two JSON files
+# from these data, or name data sets that read them (ParquetDataset, several of them in a Mixture). The middle stage has
+# the batch size and the learning rate of the last one.
 _base_ = ["../asvr_vicuna7b.py"]
 
 stages = dict(

@@ -1,4 +1,4 @@
-# SigLIP2 of the same size in place of SigLIP; the codes are those of its own features.
+# SigLIP2 of the same size in place of SigLIP. The codes are those of SigLIP2's features.
 _base_ = ["./_base_next779k.py"]
 
 model = dict(

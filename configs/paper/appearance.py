@@ -10,6 +10,6 @@ published = dict(
         MMMU=33.1, AI2D=53.7, RQA=49.3, MMVP=22.0, HBench=24.0, POPE=84.1,
     ),
     differs=[
-        "Appearance codes are fitted to SigLIP's 6th layer; the paper trains them with a pixel decoder.",
+        "Appearance codes are fitted to SigLIP's 6th layer. The paper trains them with a pixel decoder.",
     ],
 )

@@ -1,4 +1,4 @@
-# ASVR whose LLM sees codes of the image in place of its features.
+# ASVR with codes of the image as the LLM's input, in place of features.
 # python tools/train.py configs/paper/discrete_asvr.py
 _base_ = ["./_base_discrete.py"]
 
@@ -10,6 +10,6 @@ published = dict(
         MMMU=32.0, AI2D=53.5, RQA=52.3, MMVP=26.0, HBench=27.7, POPE=76.8,
     ),
     differs=[
-        "The LLM sees the code vectors of all depths side by side; the paper does not say how it feeds its codes.",
+        "The LLM sees the code vectors of all depths side by side. The paper does not say how the LLM gets the codes.",
     ],
 )

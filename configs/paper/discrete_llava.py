@@ -1,4 +1,4 @@
-# LLaVA-1.5 whose LLM sees codes of the image in place of its features.
+# LLaVA-1.5 with codes of the image as the LLM's input, in place of features.
 # python tools/train.py configs/paper/discrete_llava.py
 _base_ = ["./_base_discrete.py"]
 
@@ -12,6 +12,6 @@ published = dict(
         MMMU=31.2, AI2D=50.4, RQA=50.2, MMVP=24.7, HBench=21.8, POPE=80.7,
     ),
     differs=[
-        "The LLM sees the code vectors of all depths side by side; the paper does not say how it feeds its codes.",
+        "The LLM sees the code vectors of all depths side by side. The paper does not say how the LLM gets the codes.",
     ],
 )

@@ -10,6 +10,6 @@ published = dict(
         MMMU=34.0, AI2D=56.3, RQA=53.5, MMVP=22.0, HBench=30.7, POPE=86.3,
     ),
     differs=[
-        "Appearance codes are fitted to SigLIP's 6th layer; the paper trains them with a pixel decoder.",
+        "Appearance codes are fitted to SigLIP's 6th layer. The paper trains them with a pixel decoder.",
     ],
 )

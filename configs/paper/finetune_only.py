@@ -1,4 +1,4 @@
-# ASVR with its visual loss in instruction tuning alone. The first stage has no target.
+# ASVR with its visual loss only in instruction tuning. The first stage has no target.
 # python tools/train.py configs/paper/finetune_only.py
 _base_ = ["../asvr_vicuna7b.py"]
 

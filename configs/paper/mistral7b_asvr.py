@@ -10,6 +10,6 @@ published = dict(
         MMMU=32.6, AI2D=54.5, RQA=55.4, MMVP=35.7, HBench=35.0, POPE=86.8,
     ),
     differs=[
-        "The paper does not say which Mistral-7B; this is Instruct v0.2.",
+        "The paper does not say which Mistral-7B it used. This is Instruct v0.2.",
     ],
 )

@@ -12,6 +12,6 @@ published = dict(
         MMMU=32.0, AI2D=53.0, RQA=55.0, MMVP=35.3, HBench=32.7, POPE=86.6,
     ),
     differs=[
-        "The paper does not say which Mistral-7B; this is Instruct v0.2.",
+        "The paper does not say which Mistral-7B it used. This is Instruct v0.2.",
     ],
 )

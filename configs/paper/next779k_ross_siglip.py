@@ -1,4 +1,4 @@
-# ROSS whose denoiser works on SigLIP's features in place of VAE latents, on LLaVA-NeXT's data.
+# ROSS with a denoiser of SigLIP's features in place of VAE latents, on LLaVA-NeXT's data.
 # python tools/train.py configs/paper/next779k_ross_siglip.py
 _base_ = ["./_base_next779k_ross.py"]
 
@@ -27,7 +27,7 @@ published = dict(
         MMMU=34.9, AI2D=64.6, RQA=55.7, MMVP=30.1, HBench=31.2, POPE=85.8,
     ),
     differs=[
-        "The head, its rate and its schedule are those of ROSS's own code; the paper does not say.",
-        "SigLIP's features go through a layer norm before noise of variance 1 is added; the paper does not say.",
+        "The head, its learning rate and its schedule are those of ROSS's own code. The paper does not state them.",
+        "SigLIP's features go through a layer norm before noise of variance 1 is added. The paper does not state this.",
     ],
 )

@@ -10,6 +10,6 @@ published = dict(
         MMMU=34.4, AI2D=65.5, RQA=55.0, MMVP=33.3, HBench=28.9, POPE=85.9,
     ),
     differs=[
-        "The head, its rate and its schedule are those of ROSS's own code; the paper does not say.",
+        "The head, its learning rate and its schedule are those of ROSS's own code. The paper does not state them.",
     ],
 )

@@ -13,6 +13,6 @@ published = dict(
     ),
     differs=[
         "The paper does not list its 4M + 4M samples. Paths of data must be adapted.",
-        "The second stage is trained as the third one, and the LLM is Vicuna-7B: the paper does not say.",
+        "The second stage has the settings of the third one, and the LLM is Vicuna-7B. The paper states neither.",
     ],
 )

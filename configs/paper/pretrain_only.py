@@ -1,5 +1,5 @@
-# ASVR with its visual loss in the first stage alone, which the paper's ablation of stages leaves out. The second
-# stage has no target.
+# ASVR with its visual loss only in the first stage. The second stage has no target. The paper's ablation of stages does
+# not have this case.
 # python tools/train.py configs/paper/pretrain_only.py
 _base_ = ["../asvr_vicuna7b.py"]
 

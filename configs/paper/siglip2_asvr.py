@@ -10,6 +10,6 @@ published = dict(
         MMMU=36.3, AI2D=67.3, RQA=56.7, MMVP=42.0, HBench=35.8, POPE=86.8,
     ),
     differs=[
-        "The paper does not say which codes; here those of SigLIP2's own features.",
+        "The paper does not say which codes it used. Here they are codes of SigLIP2's own features.",
     ],
 )

@@ -25,6 +25,6 @@ published = dict(
         MMMU=31.8, AI2D=55.9, RQA=54.3, MMVP=24.7, HBench=33.0, POPE=86.1,
     ),
     differs=[
-        "The paper trains tokenizers on 12M and 3M images; here codebooks are fitted on 558K and a quarter of them.",
+        "The paper trains tokenizers on 12M and 3M images. Here codebooks are fitted on 558K and a quarter of them.",
     ],
 )

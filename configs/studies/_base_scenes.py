@@ -1,7 +1,7 @@
-# What the arms of the studies here have in common: images with captions, then questions.
+# The config that all arms of the studies here share: first images with captions, then questions.
 _base_ = ["../scenes_mini.py"]
 
-optim = dict(precision="bf16")  # 1.3 times as fast on a CPU that has it
+optim = dict(precision="bf16")  # 1.3 times as fast on a CPU with bfloat16
 
 stages = dict(
     _delete_=True,

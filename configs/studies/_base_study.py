@@ -1,4 +1,4 @@
-# What the studies here have in common.
+# The fields that all studies here share.
 config = "./_base_scenes.py"
 seeds = [0, 1, 2]
 groups = dict(

@@ -1,7 +1,7 @@
-# Do images without any text help beside a small set with text? The same 1,000 scenes with captions and questions in
-# all arms; two have a semantic target, and one of them 2,000 more images, of which it sees the visual loss alone. In
-# every arm a step holds 16 scenes with text, on average. Protocol and what came out: docs/studies/caption_free_mini.
-# python tools/study.py configs/studies/caption_free_mini.py --jobs 2
+# Do images without any text help in addition to a small set with text? All arms have the same 1,000 scenes with
+# captions and questions. Two arms have a semantic target. One of these has 2,000 more images, and they have only the
+# visual loss. In every arm a step has 16 scenes with text on average. Protocol and results:
+# docs/studies/caption_free_mini. python tools/study.py configs/studies/caption_free_mini.py --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "captioned"
 compare = [("more_images", "with_target")]
@@ -11,7 +11,7 @@ _more = dict(train=dict(scenes=3000, with_text=1000), micro_batch=16, global_bat
 
 
 def _arm(data, **changes):
-    """Fewer steps than in targets_mini: there are fewer scenes with text."""
+    """An arm with fewer steps than in targets_mini, because there are fewer scenes with text."""
     return dict(data=data, schedule=dict(steps=1200), stages=dict(pretrain=dict(schedule=dict(steps=500))), **changes)
 
 

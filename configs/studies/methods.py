@@ -1,6 +1,6 @@
-# The methods of visual supervision side by side: one recipe each (configs/targets/scenes), with the same data, steps
-# and seeds. Every arm but the first adds its target to the same model. JARVIS and LaVer let visual tokens see each
-# other besides, so two arms do that alone, without and with ASVR's target. It is ready to run and has not been run.
+# A comparison of methods of visual supervision: one recipe each (configs/targets/scenes), with the same data, steps and
+# seeds. Every arm except the first adds its target to the same model. In JARVIS and LaVer visual tokens also see each
+# other. Two arms do only this, without and with ASVR's target. The study is ready to run and has not been run.
 # python tools/study.py configs/studies/methods.py --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "none"

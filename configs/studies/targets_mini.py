@@ -1,6 +1,6 @@
-# Do reconstruction targets help a small model to understand images, and which? Eight arms and a blind one, three
-# seeds. One code of 256 a visual token for semantic and pixel targets, the same head, both fitted on the same images,
-# the same number of steps. The protocol and what came out: docs/studies/targets_mini.
+# Do reconstruction targets help a small model to understand images, and which of them? There are eight arms and a blind
+# one, and three seeds. Semantic and pixel targets have one code of 256 for each visual token, the same head, tokenizers
+# from the same images, and the same number of steps. Protocol and results: docs/studies/targets_mini.
 # python tools/study.py configs/studies/targets_mini.py --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "none"

@@ -1,10 +1,11 @@
-# A small VQGAN on easy-vqa's training images: 32 x 32 pixels, 8 x 8 codes out of 256; minutes on 2 cores.
+# A small VQGAN on easy-vqa's training images: 32 x 32 pixels, 8 x 8 codes out of 256. It takes minutes on 2 cores.
 # python tools/train_tokenizer.py configs/tokenizers/pixel_mini.py
 tokenizer = dict(
     type="PixelTokenizer",
     image_size=32,
     arch=dict(
-        base_channels=64,  # 32 groups in each norm: with 32 channels every channel's mean, and so the colour, is lost
+        # Each norm has 32 groups. With 32 channels it would remove the mean of each channel, and so the colour.
+        base_channels=64,
         channel_multiplier=[1, 1, 1],
         num_res_blocks=0,
         latent_channels=32,

@@ -1,4 +1,4 @@
-# A small VQGAN on the training images of Scenes: 32 x 32 pixels, 8 x 8 codes out of 256; minutes on 2 cores.
+# A small VQGAN on the training images of Scenes: 32 x 32 pixels, 8 x 8 codes out of 256. It takes minutes on 2 cores.
 # python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py
 _base_ = ["./pixel_mini.py"]
 

@@ -1,4 +1,5 @@
-# Semantic tokens of easy-vqa's training images: EfficientNet-Lite0's 7 x 7 features, 3 levels of 128 codes.
+# A semantic tokenizer for easy-vqa: 3 levels of 128 codes for EfficientNet-Lite0's 7 x 7 features, fitted on its
+# training images.
 # python tools/train_tokenizer.py configs/tokenizers/semantic_mini.py
 tokenizer = dict(
     type="SemanticTokenizer",

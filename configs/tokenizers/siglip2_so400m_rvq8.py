@@ -1,4 +1,4 @@
-# The semantic tokenizer of paper/siglip2_asvr.py: as siglip_so400m_rvq8.py, on SigLIP2's features.
+# The semantic tokenizer of paper/siglip2_asvr.py. It is siglip_so400m_rvq8.py with SigLIP2's features.
 # ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip2_so400m_rvq8.py \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 _base_ = ["./siglip_so400m_rvq8.py"]

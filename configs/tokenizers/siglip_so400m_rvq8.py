@@ -1,5 +1,5 @@
-# The semantic tokenizer of asvr_vicuna7b.py: 8 levels of 16,384 codes on SigLIP-SO400M's layer -2 (27 x 27 tokens).
-# Unlike DualToken's, which the paper used, its encoder is SigLIP itself, not a fine-tuned copy.
+# The semantic tokenizer of asvr_vicuna7b.py: 8 levels of 16,384 codes for SigLIP-SO400M's layer -2 (27 x 27 tokens).
+# Its encoder is SigLIP itself. The paper used DualToken, whose encoder is a fine-tuned copy of SigLIP.
 # ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_rvq8.py \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 name = "asvr/siglip-so400m-rvq8"

@@ -1,4 +1,4 @@
-# The weaker tokenizer of paper/weak_tokenizer.py: as siglip_so400m_rvq8.py, fitted on a quarter of its images.
+# The weaker tokenizer of paper/weak_tokenizer.py. It is siglip_so400m_rvq8.py, fitted on a quarter of the images.
 # ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_rvq8_quarter.py \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 _base_ = ["./siglip_so400m_rvq8.py"]

@@ -1,4 +1,4 @@
-# The tokenizer of targets/vicuna7b/shared_vocabulary.py: as siglip_so400m_rvq8.py, with one code a token.
+# The tokenizer of targets/vicuna7b/shared_vocabulary.py. It is siglip_so400m_rvq8.py with one code for each token.
 # ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_vq1.py \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 _base_ = ["./siglip_so400m_rvq8.py"]

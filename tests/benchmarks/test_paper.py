@@ -81,9 +81,9 @@ def test_the_report_says_what_ran_on_what():
     assert "mine (first 100)" in text and " 75.0 " in text
     assert "| pope | pope_accuracy | 0.7500 | 0.0100 | 100 |" in text
     assert "## Failed\n\n- mme: OSError: no room\n" in text
-    assert "## Left out, their data are not here\n\n- gqa\n" in text
-    assert "## Of an earlier command, not checked\n\n- pope\n\nTheir tasks are in none of this command" in text
-    assert text.endswith("## Left out, they have changed since they ran\n\n- mine\n")
+    assert "## Left out, because their data are not on this machine\n\n- gqa\n" in text
+    assert "## Results of an earlier command, not checked\n\n- pope\n\nTheir tasks are in none of the folders" in text
+    assert text.endswith("## Left out, because they have changed since they ran\n\n- mine\n")
     for benchmark in PAPER:
         assert f"| {benchmark.column} | {benchmark.name} | {benchmark.task} |" in text
     assert "asks GPT" in text

@@ -127,12 +127,12 @@ def test_results_of_earlier_commands_are_told_apart(ran, tiny_run, own_tasks, tm
         shutil.copy(own_tasks / name, alone)
     *found, text = of_choice(alone)
     assert found == [[CHOICE, WORDS], [CHOICE], []] and f"| {CHOICE} | acc |" in text
-    assert f"## Of an earlier command, not checked\n\n- {CHOICE}\n" in text
+    assert f"## Results of an earlier command, not checked\n\n- {CHOICE}\n" in text
     file = own_tasks / f"{CHOICE}.yaml"
     file.write_text(file.read_text().replace("doc_to_text: question", "doc_to_text: answer"))
     *found, text = of_choice(own_tasks)
     assert found == [[WORDS], [], [CHOICE]] and f"| {CHOICE} | acc |" not in text
-    assert f"## Left out, they have changed since they ran\n\n- {CHOICE}\n" in text
+    assert f"## Left out, because they have changed since they ran\n\n- {CHOICE}\n" in text
 
 
 def test_a_trial_leaves_whole_results_alone(lmms_eval, tiny_run, tasks, tmp_path):

@@ -57,11 +57,11 @@ def test_exact_match_is_the_accuracy_by_kind():
 @pytest.mark.parametrize(
     "numbers, message",
     [
-        (dict(losses=1.0), "Given calls a number 'losses', which is taken: give it another name"),
-        (dict(accuracy=1.0), "Given calls a number 'accuracy', which is taken"),
-        (dict(own="much"), "Given gave own='much': expected an int or a float"),
+        (dict(losses=1.0), "Given uses the name 'losses', which is taken: give its number another name"),
+        (dict(accuracy=1.0), "Given uses the name 'accuracy', which is taken"),
+        (dict(own="much"), "Given returned own='much': expected an int or a float"),
         (dict(own=True), "expected an int or a float"),
-        ([1.0], r"Given.compute\(\) gave \[1.0\]: expected a dict of numbers by name"),
+        ([1.0], r"Given.compute\(\) returned \[1.0\]: expected a dict of numbers by name"),
     ],
 )
 def test_what_is_no_number_or_has_a_name_that_is_taken(numbers, message):
@@ -98,7 +98,7 @@ def test_a_row_names_images_and_holds_none(form):
 def test_two_metrics_have_two_names():
     one, other = (dict(type="Given", numbers=dict(own=value)) for value in (1, 2))
     assert count([one], ROWS) == dict(own=1)
-    with pytest.raises(ValueError, match="Given calls a number 'own', which is taken"):
+    with pytest.raises(ValueError, match="Given uses the name 'own', which is taken"):
         count([one, other], ROWS)
 
 
@@ -146,7 +146,7 @@ def test_the_config_is_checked(key, value, message):
         ),
         (
             {"evaluation.metrics": [dict(type="Given", numbers=dict(stage=1.0))]},
-            "stage blind, evaluation: metrics: Given calls a number 'stage', which is taken",
+            "stage blind, evaluation: metrics: Given uses the name 'stage', which is taken",
         ),
     ],
 )

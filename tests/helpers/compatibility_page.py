@@ -1,4 +1,4 @@
-"""docs/compatibility.md, out of the cells of the compatibility matrix and their outcomes."""
+"""The text of docs/compatibility.md, from the cells of the compatibility matrix and their outcomes."""
 
 from collections.abc import Iterable
 
@@ -14,22 +14,22 @@ LARGE = dict(encoder="Encoder", llm="LLM", target="Target")
 SMALL = [axis for axis in AXES if axis not in LARGE]
 HEAD = f"""# What goes with what
 
-A cell is a tiny model that is built, trained for two steps by the path of `tools/train.py`, saved, loaded and asked a
-question. It has one value of each axis below. Every two values of two axes stand together in a cell that works, or
-are refused. Every combination that a config of this repository names is a cell that works. Larger models, three values
-together that no cell has, and how well something trains are not tested here.
+This page shows which parts work together. A cell is a tiny model. It is built, trained for two steps with the code of
+`tools/train.py`, saved, loaded and asked a question. It has one value of each axis below. Each pair of values of two
+axes is in a cell that works, or is refused. Every combination in a config of this repository is a cell that works. This
+page does not test larger models, the quality of training, or combinations of three values that no cell has.
 
 `{COMMAND}` makes the cells, runs them and writes this page and
 [compatibility.json](compatibility.json), which has every cell whole. `pytest {TEST}` runs every
-cell again and compares: cell 12 is `test_a_cell[12]` there. DDP and FSDP2 run with one process here; several are
-tested in tests/engine/test_parallel.py and tests/engine/test_sharded.py.
+cell again and compares: cell 12 is `test_a_cell[12]` there. DDP and FSDP2 run with one process here. Several processes
+are tested in tests/engine/test_parallel.py and tests/engine/test_sharded.py.
 
-A number in a table is that of a cell that works. R12 says that cell 12 is refused; [refusals](#refusals) has its
+A number in a table is the number of a cell that works. R12 means that cell 12 is refused. [Refusals](#refusals) has its
 message.
 
 ## Axes
 
-The first value is the default: what a refusal does not name is that.
+The first value is the default. A refusal names only values that are not the default.
 
 """
 OTHERS = """
@@ -37,10 +37,10 @@ OTHERS = """
   the codes of SigLIP's features (`CodeEncoder`), `tiles` SigLIP with the layout `AnyRes`, `own` the encoder of
   examples/my_components.py. SigLIP2 with one size has SigLIP's classes. DINOv2 has registers. DINOv3, AIMv2, InternViT
   and C-RADIO are tested in tests/models/encoders/test_encoder_families.py.
-- LLMs have the switches of the real ones (sliding windows, soft caps, experts). More families are tested in
+- LLMs have the special parts of the real ones (sliding windows, soft caps, experts). More families are tested in
   tests/models/test_llm_families.py. `llama` is Llama 2 and Vicuna too; `llama, tied` is SmolLM2.
-- Targets: `codes` are of the model's encoder; `denoising` is of VAE latents, and stands for ROSS on an encoder's
-  features too, which differs in its teacher alone; `own` is the target of examples/feature_target.py.
+- Targets: `codes` are codes of the model's encoder. `denoising` has VAE latents. ROSS on an encoder's features differs
+  from it only in its teacher, so it has no value of its own. `own` is the target of examples/feature_target.py.
 """
 
 
@@ -68,7 +68,7 @@ def page(found: list[tuple[dict, str]], configs: dict[frozenset, list[str]]) -> 
 
 
 def _marks(found: list[tuple[dict, str]]) -> dict[frozenset, str]:
-    """By pair: a cell that works, or the refusal."""
+    """For each pair of values: a cell that works, or a refusal."""
     marks: dict[frozenset, str] = {}
     for number, (cell, said) in enumerate(found):
         if said == WORKS:
@@ -80,8 +80,8 @@ def _marks(found: list[tuple[dict, str]]) -> dict[frozenset, str]:
 
 
 def refused_pairs(cell: dict[str, str]) -> Iterable[frozenset]:
-    """The pairs that a refused cell says something of: a cell that differs from the defaults in two values is about
-    these two, one that differs in one value is about that with each default."""
+    """The pairs that a refused cell refuses. If it differs from the defaults in two values, it is this pair. If it
+    differs in one value, it is this value with each default."""
     own = unusual(cell)
     if len(own) == 2:
         return [own]

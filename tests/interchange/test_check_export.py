@@ -211,8 +211,8 @@ def test_answers_may_part_where_two_tokens_are_nearly_as_probable():
     ours = answer([0.1, 0.9], [0.51, 0.49], [0.2, 0.8])
     other = Answer([1, 1, 0], [math.log(0.9), math.log(0.49), 0.0], "", prompt=[1])
     assert compare(ours, other, tolerance=0.05) == Difference(pytest.approx(0.0, abs=1e-6))
-    assert "token 1 is 1, expected 0" in compare(ours, other, tolerance=0.01).told
-    assert "prompt has the token ids" in compare(ours, Answer(ours.ids, ours.logprobs, "", prompt=[2]), 0.05).told
+    assert "token 1 is 1, expected 0" in compare(ours, other, tolerance=0.01).problem
+    assert "prompt has the token ids" in compare(ours, Answer(ours.ids, ours.logprobs, "", prompt=[2]), 0.05).problem
 
 
 def test_a_question_stands_behind_its_images():

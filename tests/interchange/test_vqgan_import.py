@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(change, message, tool
 def test_options_of_another_kind_and_differing_codebooks_are_refused(tool, tmp_path):  # noqa: F811
     file, _ = save(LAYOUTS["taming"], tmp_path)
     error, _ = tool("import", file, tmp_path / "out", "--heads", 4)
-    assert "--heads: no option of a taming-transformers VQGAN, which takes --image-size" in error
+    assert "--heads: no option for a taming-transformers VQGAN, which takes --image-size" in error
     error, _ = tool("import", file, tmp_path / "out", "--image-size", 30)
     assert "image_size=30: expected a multiple of 4" in error and not (tmp_path / "out").exists()
     error, _ = tool("import", file, tmp_path / "out", "--image-size", 0)

@@ -72,7 +72,7 @@ def test_the_tool(tmp_path):
     command = ["tools/estimate.py", "configs/benchmarks/small_asvr.py"]
     done = call_tool(*command, "--plan", "2x4", "--samples", "1000", "--out", tmp_path / "plan.json")
     assert done.returncode == 0, done.stderr
-    assert "2 x 4 H100, 1,000 samples a stage" in done.stdout and "FSDP2, shard = a node" in done.stdout
+    assert "2 x 4 H100, 1,000 samples in each stage" in done.stdout and "FSDP2, shard = a node" in done.stdout
     whole = json.loads((tmp_path / "plan.json").read_text())
     assert whole["cluster"] == dict(Cluster(2, 4).__dict__) and whole["assumed"]["samples"] == 1000
     assert "Dry run of small_asvr.py" in call_tool(*command).stdout

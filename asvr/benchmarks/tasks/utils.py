@@ -1,4 +1,4 @@
-"""Functions that the tasks beside this file name."""
+"""Functions of the tasks beside this file."""
 
 
 def about_one_picture(dataset):

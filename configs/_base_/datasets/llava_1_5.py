@@ -1,5 +1,5 @@
-# LLaVA-1.5's 558K captions; `stages.finetune` of a recipe puts the 665K instructions in their place.
-# In their published layout:
+# LLaVA-1.5's 558K captions. `stages.finetune` of a recipe replaces them by the 665K instructions.
+# To download the data in their published layout:
 #   hf download liuhaotian/LLaVA-Pretrain --repo-type dataset --local-dir data/LLaVA-Pretrain
 #   hf download liuhaotian/LLaVA-Instruct-150K llava_v1_5_mix665k.json --repo-type dataset \
 #     --local-dir data/LLaVA-Instruct

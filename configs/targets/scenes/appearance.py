@@ -1,7 +1,7 @@
 # The appearance ablation of ASVR (arXiv 2506.09040) on the scenes: codes of an early layer of the encoder.
-# What differs: the second stage of EfficientNet-Lite0 stands for SigLIP's 6th layer. It sees the image with 32 x 32
-# pixels, which gives the 8 x 8 tokens of the model's encoder; each code is of 4 x 4 of these pixels. The codes are
-# fitted to the features alone, without a pixel decoder. One code of 256 stands for the paper's eight.
+# What differs: the second stage of EfficientNet-Lite0 replaces SigLIP's 6th layer. It sees the image with 32 x 32
+# pixels. This gives 8 x 8 tokens, as many as the model's encoder has. Each code describes 4 x 4 of these pixels. The
+# codes are fitted to the features alone, without a pixel decoder. One code of 256 replaces the paper's eight.
 # python tools/train.py configs/targets/scenes/appearance.py
 _base_ = ["../../studies/_base_scenes.py"]
 

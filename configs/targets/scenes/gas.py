@@ -1,8 +1,8 @@
-# GAS on the scenes: a middle layer of the LLM tells the next visual embedding, as a moving average of the projector
-# (0.999) makes it, by cosine; the weight grows from 0.015 to 1, and the head is not needed for an answer. It follows
-# arXiv 2608.12209, of which we know a summary alone, and no released code.
-# What differs, or is not known to us: the head (here an MLP of two layers). The paper's ramp takes 4,000 steps of
-# training on a model that can see already; here it is half of each stage.
+# GAS on the scenes: a middle layer of the LLM predicts the next visual embedding, with a cosine loss. A moving average
+# of the projector (0.999) makes these embeddings. The weight grows from 0.015 to 1. Answers do not need the head. It
+# follows arXiv 2608.12209. We know only a summary of this paper, and no released code.
+# What differs, or is not known to us: the head (here an MLP of two layers). In the paper the weight grows for 4,000
+# steps, and the model is already a vision-language model. Here it grows for half of each stage.
 # python tools/train.py configs/targets/scenes/gas.py
 _base_ = ["../../studies/_base_scenes.py"]
 

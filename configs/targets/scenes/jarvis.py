@@ -1,7 +1,8 @@
-# JARVIS on the scenes (arXiv 2512.15885): in the first stage alone, an early layer of the LLM tells a frozen teacher's
-# features of four blocks of an image, of which it sees the rest. Visual tokens see each other in both stages.
-# It follows the released code's masks and its share of masked images, 0.8. The teacher is the last layer of the small
-# network whose second last is the encoder, not DINOv2, and the LLM is trained in both stages.
+# JARVIS on the scenes (arXiv 2512.15885): four blocks of an image are masked, and an early layer of the LLM predicts a
+# frozen teacher's features of these blocks. The loss is only in the first stage. Visual tokens see each other in both.
+# It follows the released code's masks and its share of masked images, 0.8.
+# What differs: the teacher is not DINOv2. It is the last layer of the small network whose layer before is the encoder.
+# The LLM is trained in both stages.
 # python tools/train.py configs/targets/scenes/jarvis.py
 _base_ = ["../../studies/_base_scenes.py"]
 

@@ -1,7 +1,8 @@
-# LaVer on the scenes (arXiv 2512.06281): in the second stage 40 % of an image's tokens are masked in a pass of their
-# own, and what the moving average of the LLM gives of the whole image is told there. Visual tokens see each other.
+# LaVer on the scenes (arXiv 2512.06281): the second stage has a second forward pass, in which 40 % of an image's tokens
+# are masked. There the LLM predicts the outputs of its own moving average for the whole image. Visual tokens see each
+# other.
 # What differs from the paper: positions are not two-dimensional, the mask token is learned, and the weight of the loss
-# is chosen here (the released laver_2.yaml has 1; of more that differs from it see ../vicuna7b/laver.py).
+# is our choice (1 in the released laver_2.yaml). ../vicuna7b/laver.py lists more differences from that file.
 # python tools/train.py configs/targets/scenes/laver.py
 _base_ = ["../../studies/_base_scenes.py"]
 

@@ -1,7 +1,7 @@
 # Multi-codebook codes on the scenes: the channels of a token are cut into 4 groups, each with a codebook of its own
 # (UniTok, arXiv 2502.20321). The head predicts the groups one after another, as UniTok's depth transformer does.
-# What differs: UniTok learns 8 codebooks of 4,096 codes with an encoder and a decoder; these are fitted to the features
-# of a frozen encoder, 4 of 64 codes.
+# What differs: UniTok learns 8 codebooks of 4,096 codes with an encoder and a decoder. Here 4 codebooks of 64 codes are
+# fitted to the features of a frozen encoder.
 # python tools/train.py configs/targets/scenes/multi_codebook.py
 _base_ = ["../../studies/_base_scenes.py"]
 

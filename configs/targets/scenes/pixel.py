@@ -1,7 +1,7 @@
-# Codes of a pixel VQGAN on the scenes, one a token, as vicuna7b/pixel.py has. No paper of this list trains so: it is
-# the pixel end of appearance. Train the VQGAN first, which takes minutes on 2 cores:
+# Codes of a pixel VQGAN on the scenes, one for each token, as in vicuna7b/pixel.py. None of the papers here does this.
+# It shows what codes of plain pixels do. Train the VQGAN first. It takes minutes on 2 cores:
 #   python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py
-# What differs from the 7B recipe: the VQGAN sees 32 x 32 pixels and has 256 codes. It is trained on the scenes, by
+# What differs from the 7B recipe: the VQGAN sees 32 x 32 pixels and has 256 codes. It is trained on the scenes, with
 # absolute and squared error alone.
 # python tools/train.py configs/targets/scenes/pixel.py
 _base_ = ["../../studies/_base_scenes.py"]

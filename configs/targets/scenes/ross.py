@@ -1,7 +1,8 @@
-# ROSS on the scenes: a denoising head tells the noise in VAE latents of the whole image from the hidden states of its
-# tokens (arXiv 2410.09575; the released code's ross/model/multimodal_denoiser and ross/model/ross_arch.py).
-# What differs: a VAE that is trained here on the same images at 64 pixels (8 x 8 tokens of 16 latents; FLUX.1-dev's has
-# 64), the mean of its posterior in place of a sample, and a head of 2 blocks of width 128 in place of 3 of 1,024.
+# ROSS on the scenes: a denoising head gets the hidden states of an image's tokens, and predicts the noise in VAE
+# latents of the whole image (arXiv 2410.09575; the released code's ross/model/multimodal_denoiser and
+# ross/model/ross_arch.py).
+# What differs: the VAE is trained here, on the same images with 64 pixels (8 x 8 tokens of 16 latents; FLUX.1-dev's has
+# 64). The mean of its posterior replaces a sample. The head has 2 blocks of width 128 in place of 3 of width 1,024.
 # Train the VAE first: python tools/train_tokenizer.py configs/tokenizers/vae_scenes.py
 # python tools/train.py configs/targets/scenes/ross.py
 _base_ = ["../../studies/_base_scenes.py"]

@@ -1,6 +1,6 @@
 # Several targets at once, with each kind of weight, on the scenes. The semantic codes of asvr.py have a constant weight
-# in both stages. The appearance codes of appearance.py have none in the first stage; in the second one it grows from 0
-# to 0.3 in the first half. It follows no paper: it shows how weights are given.
+# in both stages. The appearance codes of appearance.py have weight 0 in the first stage. In the first half of the
+# second stage it grows from 0 to 0.3. This follows no paper. It shows how to set weights.
 # python tools/train.py configs/targets/scenes/several.py
 _base_ = ["./dual.py"]
 

@@ -1,8 +1,9 @@
 # Soft codes on the scenes: the target of a token is softmax(-squared distance / temperature) over the codebook, as the
-# soft labels of RQ-VAE (arXiv 2203.01941, section 3.2). What differs: RQ-VAE draws the codes that its transformer reads
-# from the same softmax, here they are the nearest; the 8 most probable codes are kept; one code of 256 a token, fitted
-# to features and not learned with a decoder. Squared distances of these features are in the thousands: the temperature
-# gives the nearest code 0.83 of the target on average, the 8 kept ones 0.99 (400 scenes).
+# soft labels of RQ-VAE (arXiv 2203.01941, section 3.2).
+# What differs: RQ-VAE's transformer reads codes that are drawn from this softmax. Here it reads the nearest codes. Only
+# the 8 most probable codes are kept. There is one code of 256 for each token, fitted to features, without a decoder.
+# Squared distances of these features are in the thousands. With this temperature the nearest code has 0.83 of the
+# target on average, and the 8 kept codes have 0.99 (400 scenes).
 # python tools/train.py configs/targets/scenes/soft_codes.py
 _base_ = ["./asvr.py"]
 

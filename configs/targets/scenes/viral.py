@@ -1,8 +1,9 @@
-# VIRAL on the scenes: a middle layer of the LLM tells what a frozen vision model sees at each token, by cosine. It
-# follows arXiv 2509.07979 and the released code (llava/model/language_model/llava_llama.py, config.json): the token's
-# own position, an MLP of three layers with SiLU, weight 0.5.
-# What differs: the teacher is the last layer of the encoder's own network in place of DINOv2 (the scenes have one
-# pretrained network), brought from 4 x 4 to 8 x 8; the loss is there in both stages, and the whole LLM is trained.
+# VIRAL on the scenes: a middle layer of the LLM predicts a frozen vision model's features at each token, with a cosine
+# loss. It follows arXiv 2509.07979 and the released code (llava/model/language_model/llava_llama.py, config.json): the
+# token's own position, an MLP of three layers with SiLU, weight 0.5.
+# What differs: the teacher is the last layer of the encoder's own network in place of DINOv2, because the scenes have a
+# single pretrained network. Its features are resized from 4 x 4 to 8 x 8. The loss is in both stages, and the whole LLM
+# is trained.
 # python tools/train.py configs/targets/scenes/viral.py
 _base_ = ["../../studies/_base_scenes.py"]
 

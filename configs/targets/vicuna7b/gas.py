@@ -1,8 +1,8 @@
-# GAS on the 7B base: the LLM's middle layer tells the next visual embedding, as a moving average of the projector
-# (0.999) makes it, by cosine; the weight grows from 0.015 to 1 in 4,000 steps. The head is not needed for an answer.
-# It follows arXiv 2608.12209, of which we know a summary alone, and no released code.
+# GAS on the 7B base: the LLM's middle layer predicts the next visual embedding, with a cosine loss. A moving average of
+# the projector (0.999) makes these embeddings. The weight grows from 0.015 to 1 in 4,000 steps. Answers do not need the
+# head. It follows arXiv 2608.12209. We know only a summary of this paper, and no released code.
 # What differs, or is not known to us: the head (here an MLP of two layers, as wide as the LLM). The paper trains
-# Qwen3-VL-2B, which can see already, so here the loss is there in finetune alone.
+# Qwen3-VL-2B, which is already a vision-language model. So here the loss is only in finetune.
 # python tools/train.py configs/targets/vicuna7b/gas.py
 _base_ = ["../../llava_vicuna7b.py"]
 

@@ -1,10 +1,10 @@
-# MetaMorph's visual prediction on the 7B base: the state before a visual token tells SigLIP's features, by cosine.
-# It follows arXiv 2412.14164 and the released code (metamorph/model/language_model/metamorph_llama.py with
-# scripts/finetune_1node.sh): after the final norm, an MLP of three layers with GELU as wide as the LLM, weight 1, in
-# finetune alone.
-# What differs: all images carry the loss, not those of answers alone, since here an image stands in the question.
-# SigLIP's features are those of layer -2 at 27 x 27 tokens, not of the last one at 8 x 8. The LLM is Vicuna-7B, not
-# Llama-3-8B, and there are no images to draw among the data.
+# MetaMorph's visual prediction on the 7B base: the hidden state before a visual token predicts SigLIP's features of the
+# token, with a cosine loss. It follows arXiv 2412.14164 and the released code
+# (metamorph/model/language_model/metamorph_llama.py with scripts/finetune_1node.sh): after the final norm, an MLP of
+# three layers with GELU as wide as the LLM, weight 1, only in finetune.
+# What differs: all images have the loss, because here images are in questions. The released code has it only for images
+# in answers. SigLIP's features are those of layer -2 with 27 x 27 tokens, not of the last layer with 8 x 8. The LLM is
+# Vicuna-7B, not Llama-3-8B. The data have no images that the model should generate.
 # python tools/train.py configs/targets/vicuna7b/metamorph.py
 _base_ = ["../../llava_vicuna7b.py"]
 

@@ -1,13 +1,12 @@
-# ROSS: a denoising head (DiT of 3 blocks) tells the noise in FLUX.1-dev's VAE latents of the whole image, from the
-# final hidden states at its tokens (arXiv 2410.09575; the released code's ross/model/ross_arch.py and
-# ross/model/multimodal_denoiser/denoiser_dit.py). As there: 432 pixels give 27 x 27 tokens of 64 latents, a cosine
-# schedule of 1,000 steps, 4 of them an image, text and latents weighted 1:1, and a rate of 1e-4 for the head in the
-# first stage.
-# What differs: the mean of the VAE's posterior in place of a sample, so that it can be cached; the VAE's pixels are
-# resized from the image itself (bicubic), not from the encoder's pixels; the head computes in the run's precision, not
-# in float32; Vicuna-7B and LLaVA-1.5's data (the released recipes: Vicuna-13B or Qwen2-7B and Cambrian's 737K).
-#   hf download black-forest-labs/FLUX.1-dev --include 'vae/*'
-# python tools/train.py configs/targets/vicuna7b/ross.py
+# ROSS on the 7B base: a denoising head (a DiT of 3 blocks) gets the final hidden states of an image's tokens, and
+# predicts the noise in FLUX.1-dev's VAE latents of the whole image (arXiv 2410.09575; the released code's
+# ross/model/ross_arch.py and ross/model/multimodal_denoiser/denoiser_dit.py). As there: 432 pixels give 27 x 27 tokens
+# of 64 latents. The cosine schedule has 1,000 steps, and 4 of them are drawn for each image. Text and latents have the
+# same weight. The head has a learning rate of 1e-4 in the first stage. What differs: the mean of the VAE's posterior
+# replaces a sample, so that it can be cached. The VAE's pixels are resized from the image itself (bicubic), not from
+# the encoder's pixels. The head computes in the run's precision, not in float32. The LLM is Vicuna-7B with LLaVA-1.5's
+# data (released recipes: Vicuna-13B or Qwen2-7B and Cambrian's 737K). hf download black-forest-labs/FLUX.1-dev
+# --include 'vae/*' python tools/train.py configs/targets/vicuna7b/ross.py
 _base_ = ["../../llava_vicuna7b.py"]
 
 model = dict(

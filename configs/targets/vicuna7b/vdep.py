@@ -1,8 +1,8 @@
-# VDEP on the 7B base: the hidden state before a visual token is drawn to the embedding that enters there, the
-# projector's output, without a head. It follows the abstract of arXiv 2502.09093; we know of no released code.
-# What differs, or is not known to us: the form of the regression (here the mean squared difference), its weight alpha
-# (here 1), in which stages it is there (here in both) and whether a gradient goes into the embeddings (here none) are
-# choices. The paper takes steps with the images' loss and steps without it by turns; here it is there in each step.
+# VDEP on the 7B base: the hidden state before a visual token predicts the token's input embedding (the projector's
+# output), without a head. It follows the abstract of arXiv 2502.09093. We know of no released code.
+# Our choices, because we do not know the paper's: the form of the regression (here the mean squared difference), its
+# weight alpha (here 1), its stages (here both), and whether the embeddings get a gradient from it (here not). What
+# differs: the paper alternates steps with and without the images' loss. Here every step has it.
 # python tools/train.py configs/targets/vicuna7b/vdep.py
 _base_ = ["../../llava_vicuna7b.py"]
 

@@ -1,13 +1,12 @@
-# VIRAL on the 7B base: layer 16 of the LLM tells DINOv2-B's features of each visual token, by cosine. It follows arXiv
-# 2509.07979 and the released code (llava/model/language_model/llava_llama.py, config.json,
-# scripts/v1_5/finetune_lora.sh): the token's own position, an MLP of three layers with SiLU (2048), weight 0.5, in
-# finetune alone; there LoRA as in llava_vicuna7b_lora.py (rank 128, alpha 256, dropout 0.05, 2e-4, projector 2e-5).
-# What differs: the encoder is SigLIP-SO400M with 27 x 27 tokens, not CLIP-L with 24 x 24. DINOv2 sees 518 pixels
-# through its own normalisation, and its 37 x 37 features are brought to 27 x 27; the released code gives it CLIP's
-# pixels, scaled to CLIP's grid. The features are the last block's, through a layer norm without DINOv2's own weights.
-# The MLP is trained here, at 2e-4. In the released train.py peft freezes it with the LLM, and only the projector is
-# made trainable again.
-# python tools/train.py configs/targets/vicuna7b/viral.py
+# VIRAL on the 7B base: layer 16 of the LLM predicts DINOv2-B's features of each visual token, with a cosine loss. It
+# follows arXiv 2509.07979 and the released code (llava/model/language_model/llava_llama.py, config.json,
+# scripts/v1_5/finetune_lora.sh): the token's own position, an MLP of three layers with SiLU (2048), weight 0.5, only in
+# finetune. That stage has LoRA as in llava_vicuna7b_lora.py (rank 128, alpha 256, dropout 0.05, 2e-4, projector 2e-5).
+# What differs: the encoder is SigLIP-SO400M with 27 x 27 tokens, not CLIP-L with 24 x 24. DINOv2 sees 518 pixels with
+# its own normalisation, and its 37 x 37 features are resized to 27 x 27. The released code gives it CLIP's pixels,
+# scaled to CLIP's grid. The features are those of the last block, after a layer norm without DINOv2's own weights. The
+# MLP is trained here, with 2e-4. In the released train.py peft freezes it with the LLM, and only the projector is made
+# trainable again. python tools/train.py configs/targets/vicuna7b/viral.py
 _base_ = ["../../llava_vicuna7b_lora.py"]
 
 stages = dict(
