@@ -19,6 +19,7 @@ from huggingface_hub import CommitInfo, save_torch_state_dict
 from PIL import Image
 from torch import nn
 
+from asvr.base import compat
 from asvr.base.files import new_folder, sha256_of
 from asvr.base.hub_model import TRAINING_FILE, find_model
 from asvr.base.precision import check_precision, computing_in
@@ -220,6 +221,7 @@ class Pretrained:
 
     def _write(self, folder: Path, max_shard_size: int | str) -> None:
         save_torch_state_dict(self.model.state_dict(), folder, max_shard_size=max_shard_size)
+        compat.give_mode_of_new_files(*folder.glob("*.safetensors"))
         hashes = {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))}
         if self.text_tokenizer is not None:
             save_text_tokenizer(self.text_tokenizer, folder / TEXT_TOKENIZER)

@@ -6,6 +6,7 @@ tests/base/test_compat.py fails when one is no longer needed.
 import copy
 import inspect
 import os
+import stat
 import warnings
 from contextlib import contextmanager
 from math import prod
@@ -60,6 +61,19 @@ def mlflow_place(folder: Path) -> dict:
     folder = folder.absolute()
     own = dict(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}", artifact_location=(folder / "artifacts").as_uri())
     return dict(own, exp_name="asvr")  # the default experiment keeps artifacts in the current folder
+
+
+def give_mode_of_new_files(*files: Path) -> None:
+    """Give ``files`` of one folder the permissions of any new file there, which the umask decides.
+
+    safetensors 0.8 writes a temporary file and renames it. Only its owner may read such a file.
+    """
+    for file in files:
+        probe = file.with_name(f".{file.name}.{os.getpid()}.mode")
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+        probe.unlink()
+        file.chmod(mode)
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:

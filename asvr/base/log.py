@@ -10,7 +10,7 @@ from mmengine.dist import get_rank, is_main_process
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
-from asvr.base.disk import naming
+from asvr.base.disk import full_disk, naming
 from asvr.base.log_once import forget
 
 logger = logging.getLogger("asvr")
@@ -91,6 +91,19 @@ class _FileHandler(_ToStderr, logging.FileHandler):
             raise error
 
 
+def _opened(file: Path) -> logging.Handler:
+    """Raises ``ValueError`` where the folder of ``file`` cannot be made or written to."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return _FileHandler(file)
+    except OSError as error:
+        if full_disk(error) is not None:
+            raise
+        raise ValueError(
+            f"{file.parent}: nothing can be written there ({error.strerror}): give another folder with --work-dir"
+        ) from error
+
+
 def set_up_logging(file: Path) -> None:
     """Log to the terminal and append to ``file``. Another call changes the file.
 
@@ -98,9 +111,7 @@ def set_up_logging(file: Path) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    if is_main_process():
-        file.parent.mkdir(parents=True, exist_ok=True)
-    for handler in (_TqdmHandler(), _FileHandler(file)) if is_main_process() else (_TqdmHandler(),):
+    for handler in (_TqdmHandler(), _opened(file)) if is_main_process() else (_TqdmHandler(),):
         handler.setFormatter(_FORMAT if is_main_process() else _of_rank(get_rank()))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)

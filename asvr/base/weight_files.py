@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from asvr.base import compat
 from asvr.base.files import replaced_folder
 
 
@@ -21,6 +22,7 @@ def write_folder(folder: str | Path, *, weights: tuple[str, Mapping[str, Tensor]
     with replaced_folder(folder) as partial:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights[1].items()}
         save_file(tensors, partial / weights[0], metadata={"format": "pt"})
+        compat.give_mode_of_new_files(partial / weights[0])
         for name, content in texts.items():
             (partial / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return folder

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from asvr.base import compat
 from asvr.base.files import sha256_of
 from asvr.base.log import logger
 from asvr.base.log_once import log_once
@@ -126,6 +127,7 @@ def _keep(index: FileIndex, identity: dict[str, str], places: list[Path]) -> Non
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             save_file(index.arrays, partial, metadata=identity | dict(sha256=index.sha256))
+            compat.give_mode_of_new_files(partial)
             with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(partial, place)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from asvr.base import compat
 from asvr.base.files import sha256_of
 from asvr.engine import sharded
 from asvr.engine.checkpoint_fit import check_fit, of_targets
@@ -102,6 +103,7 @@ def _write_whole(folder: Path, content: dict, meta: dict) -> None:
         partial = begin(folder)
         require_room(folder, needed)
         save_file({key: value.cpu().contiguous() for key, value in content["weights"].items()}, partial / WEIGHTS)
+        compat.give_mode_of_new_files(partial / WEIGHTS)
         with open(partial / STATE, "wb") as stream:  # an error of torch's own file would not give the reason
             torch.save(content["state"], stream)
         _require_readable(partial / STATE)

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel, ProcessorMixin
 
+from asvr.base import compat
 from asvr.data.text_tokenizer import TextTokenizer
 from asvr.data.transforms import LONGEST_SIDE
 
@@ -68,6 +69,7 @@ def different_inputs(tiled: bool) -> str:
 def write_folder(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, precision: str | None) -> None:
     """Write all files into ``folder``, which exists. precision: see `asvr.base.precision`."""
     save_torch_state_dict(_published(model), folder)
+    compat.give_mode_of_new_files(*folder.glob("*.safetensors"))
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
     _rewrite(folder / "config.json", _with_old_fields)

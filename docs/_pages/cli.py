@@ -56,4 +56,7 @@ def _row(action: argparse.Action) -> list[str]:
         shown += f" {value if isinstance(value, str) else ' '.join(value)}" + " ..." * (action.nargs in ("+", "*"))
     said = action.default not in (None, False, [], "") and action.nargs != 0
     default = "required" if action.required else f"`{action.default}`" if said else ""
-    return [f"`{shown}`", default, (action.help or "").replace("%(default)s", str(action.default))]
+    meaning = (
+        (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%")
+    )  # as argparse prints it
+    return [f"`{shown}`", default, meaning]

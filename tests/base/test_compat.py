@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import os
 import signal
+import stat
 import time
 import warnings
 from pathlib import Path
@@ -12,11 +13,13 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from asvr.base import compat
+from asvr.base.weight_files import write_folder
 
 
 class Attention(nn.Module):
@@ -209,3 +212,18 @@ def test_the_environment_of_several_processes_comes_back(monkeypatch):
         assert "WORLD_SIZE" not in os.environ
         raise RuntimeError
     assert os.environ["WORLD_SIZE"] == "2" and "LOCAL_RANK" not in os.environ
+
+
+def test_safetensors_still_writes_files_that_only_their_owner_reads(tmp_path):
+    """Remove `compat.give_mode_of_new_files` when it no longer does."""
+    before = os.umask(0o022)
+    try:
+        save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors")
+        assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o600
+        compat.give_mode_of_new_files(tmp_path / "a.safetensors")
+        assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o644
+        assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
+        write_folder(tmp_path / "b", weights=("b.safetensors", {"b": torch.ones(1)}), texts={})
+        assert stat.S_IMODE((tmp_path / "b" / "b.safetensors").stat().st_mode) == 0o644
+    finally:
+        os.umask(before)
