@@ -1,5 +1,5 @@
-# ASVR with Mistral-7B. The rest is asvr_vicuna7b.py. The paper does not say which Mistral-7B it used. This is
-# Instruct v0.2.
+# ASVR with Mistral-7B. The rest is asvr_vicuna7b.py. The paper does not say which Mistral-7B it used. This is Instruct
+# v0.2.
 # python tools/train.py configs/asvr_mistral7b.py
 _base_ = ["./asvr_vicuna7b.py"]
 

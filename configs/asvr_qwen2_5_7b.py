@@ -1,5 +1,5 @@
-# ASVR with Qwen2.5-7B-Instruct. The rest is asvr_vicuna7b.py. The paper has no results for it, but its code has a
-# Qwen2 class.
+# ASVR with Qwen2.5-7B-Instruct. The rest is asvr_vicuna7b.py. The paper has no results for it, but its code has a Qwen2
+# class.
 # python tools/train.py configs/asvr_qwen2_5_7b.py
 _base_ = ["./asvr_vicuna7b.py"]
 

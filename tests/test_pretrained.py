@@ -169,7 +169,7 @@ def test_code_of_a_folder_runs_only_where_that_is_agreed_to(saved, tmp_path, mon
     monkeypatch.syspath_prepend(tmp_path)
     copy = shutil.copytree(saved, tmp_path / "copy")
     change(copy, "custom_imports", dict(imports=["own_module"]))
-    with pytest.raises(ValueError, match="own_module.*runs its code.*trust_custom_imports=True"):
+    with pytest.raises(ValueError, match="own_module.*runs the code there.*trust_custom_imports=True"):
         asvr.load(copy)
     assert not (tmp_path / "ran").exists()
     change(copy, "model.llm.arch.attn_implementation", "someone/kernel")
@@ -206,7 +206,7 @@ def test_wrong_arguments_are_told(trained, saved, pictures, tmp_path, caplog):
         trained.chat(None, "what?", max_new_tokens=long)
     assert "answers end after" in caplog.text
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot be made, .*file is no folder"):
+    with pytest.raises(ValueError, match="cannot be made, .*file is not a folder"):
         trained.save_pretrained(tmp_path / "file" / "model")
 
 

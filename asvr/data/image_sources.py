@@ -72,7 +72,7 @@ def has_file(source: Source) -> bool:
 
 def refuse_elsewhere(name: str) -> None:
     """Raise `Refused` if a name is not a file name but a URL, or the image itself in base64."""
-    if name.startswith("data:") or BASE64.match(name):
+    if is_base64(name):
         raise Refused(
             f"the image {short(name)} stands in the record itself (base64), which is not read: write it to a file, "
             "and the file's name here",
@@ -87,12 +87,12 @@ def refuse_elsewhere(name: str) -> None:
 
 def is_base64(text: str) -> bool:
     """Whether a text is an image in base64, not a name."""
-    return text.startswith("data:") or BASE64.match(text) is not None
+    return text[:5].lower() == "data:" or BASE64.match(text) is not None
 
 
 def decode_base64(text: str) -> bytes:
     """The bytes of a ``data:`` URL or of a text in base64. Raises `Refused` if it is not base64."""
-    head, _, body = text.partition(",") if text.startswith("data:") else ("", "", text)
+    head, _, body = text.partition(",") if text[:5].lower() == "data:" else ("", "", text)
     try:
         if head and not head.endswith(";base64"):
             raise ValueError("expected data:image/png;base64,...")

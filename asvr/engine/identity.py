@@ -48,7 +48,7 @@ _DRAWING = ("data.micro_batch", "data.pack", "data.group")
 # They may change so that a run can go on after a bad record.
 _REFUSING = ("data.on_error", "data.max_pixels")
 # Fields with the places of a data set's files. They may change: the data set's fingerprint is compared instead.
-_PLACES = ("ann_file", "files")
+_PLACES = ("ann_file", "files", "path")
 # Fields with the places of its images. The digest of images is compared instead. An older checkpoint has no digest.
 _IMAGE_PLACES = ("image_folder", "root")
 _RENAMED = dict(max_pictures="max_images")  # fields of data sets, whose old names stand in earlier checkpoints

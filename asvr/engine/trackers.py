@@ -207,7 +207,7 @@ class Trackers:
     def __init__(self, config: dict | None, folder: Path):
         """config: ``visualizer`` of a `Stage`. folder: the stage's folder. Files go to ``<folder>/vis_data``."""
         self.file = folder / "vis_data" / RUNS
-        runs = json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        runs = self._earlier_runs()
         self.trackers: dict[str, Tracker] = {}
         for entry in (config or {}).get("vis_backends", ()):
             own = copy.deepcopy(entry.to_dict())
@@ -218,6 +218,16 @@ class Trackers:
         backends = [tracker.backend for tracker in self.trackers.values()]
         name = f"{folder.name}_{time.time_ns()}"  # MMEngine's own name can be the same for two runs in one second
         self.visualizer = Visualizer.get_instance(name, vis_backends=backends)
+
+    def _earlier_runs(self) -> dict:
+        """Each tracker's name of an earlier run of the stage."""
+        if not self.file.is_file():
+            return {}
+        try:
+            return dict(json.loads(self.file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            logger.warning("%s cannot be read, so the trackers begin new runs: %s", self.file, error)
+            return {}
 
     def open(self, stage: Stage, step: int) -> None:
         """Begin the stage's run, or go on with it after ``step``. stage: its settings are logged as configuration."""
@@ -255,9 +265,7 @@ class Trackers:
                     *(name, tracker.folder.name, type(error).__name__, str(error).partition("\n")[0]),
                 )
                 del self.trackers[name], self.visualizer._vis_backends[name]
-                with suppress(
-                    Exception
-                ):  # close it, so that the next stage can begin a run; the warning is logged above
+                with suppress(Exception):  # close it for the next stage; the warning is logged above
                     tracker.close()
 
 

@@ -19,6 +19,7 @@ from asvr.recipe.recipe import Recipe, Stage
 from asvr.registry import ENCODERS, LLMS, VISUAL_TOKENIZERS
 
 _OF_DATA = ("max_length", "image_aspect", "pack", "group")  # fields of `data` for a model card
+DATA_FILES = (".json", ".jsonl", ".parquet", ".arrow", ".tar", ".csv", ".txt")
 _OF_RESULT = ("examples", "made_with", "codes_by_place", "seconds")  # parts of a result that are left out
 
 
@@ -143,12 +144,17 @@ def _results(name: str, work_dir: Path, averaged: bool) -> dict | None:
     )
 
 
+def _is_name(value: str) -> bool:
+    """Whether a text is a name on the Hub, and not the path of a file that is not here."""
+    return may_be_on_hub(value) and Path(value).suffix.lower() not in DATA_FILES
+
+
 def public(value: Any) -> Any:
     """A value of a config without paths of this machine. A name on the Hub, which has one slash, is kept."""
     if isinstance(value, dict):
         return {key: public(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [public(item) for item in value]
-    if isinstance(value, str) and os.sep in value and not may_be_on_hub(value.removeprefix("package:")):
+    if isinstance(value, str) and os.sep in value and not _is_name(value.removeprefix("package:")):
         return value if value.startswith("package:") else Path(value).name
     return value

@@ -74,7 +74,10 @@ def _entry(key: str, entry: str | dict) -> list[str]:
     """The problems of one entry. A name is one of `TRACKERS`, or the name of a registered class."""
     if isinstance(entry, str) and entry not in TRACKERS and (not entry or VISBACKENDS.get(entry) is None):
         return [f"{key}={entry!r}: no such tracker; {nearest(entry, TRACKERS)}"]
-    return registered_component(key, _backend(entry), VISBACKENDS)
+    own = _backend(entry)
+    if not isinstance(own.get("init_kwargs") or {}, dict):
+        return [f"{key}.init_kwargs={short(own['init_kwargs'])}: expected a dict of arguments of the tracker's init()"]
+    return registered_component(key, own, VISBACKENDS)
 
 
 def require_packages(visualizer: dict | None) -> None:

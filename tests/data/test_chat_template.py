@@ -256,7 +256,7 @@ def test_letters_of_a_control_token_are_refused(text):
             QWEN2.replace(
                 "message['content'] +", "message['content'] + ('' if loop.last or loop.index0 != 1 else '!') +"
             ),
-            *(TALK, r"changes the text of message 1 \(assistant\): 'a small red house'"),
+            *(TALK, r"does not write message 1 \(assistant\) as it is: 'a small red house'"),
         ),
         (
             QWEN2.replace("'<|im_start|>assistant\n'", "'<|im_start|>bot\n'"),

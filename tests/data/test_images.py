@@ -100,7 +100,7 @@ def test_other_formats_are_refused_unless_asked_for(suffix, tmp_path):
     with pytest.raises(Refused, match=f"image.{suffix} cannot be read: it is none of PNG, JPEG"):
         open_image(tmp_path / f"image.{suffix}")
     if suffix == "ico":
-        assert open_image(tmp_path / "picture.ico", formats=("ICO",)).size == (16, 16)
+        assert open_image(tmp_path / f"image.{suffix}", formats=("ICO",)).size == (16, 16)
 
 
 def test_what_pil_cannot_decode_is_refused(tmp_path):

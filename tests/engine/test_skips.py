@@ -75,9 +75,9 @@ def test_skipped_steps_are_named_counted_and_left_out_of_the_means(tmp_path, mon
     both = (logs[4]["text"] + logs[5]["text"]).item() / 2
     assert third["loss"] == pytest.approx(both) and third["skipped"] == 3
     assert [message.partition("finite; ")[::2] for message in warnings() if message.startswith("tune, step")] == [
-        ("tune, step 2: skipped, since a loss or a gradient was not ", "its samples: c, bad"),
-        ("tune, step 3: skipped, since a loss or a gradient was not ", "its samples: bad"),
-        ("tune, step 4: skipped, since a loss or a gradient was not ", "its samples: bad, d"),
+        ("tune, step 2: skipped, since the loss text was not ", "its samples: c, bad"),
+        ("tune, step 3: skipped, since the loss text was not ", "its samples: bad"),
+        ("tune, step 4: skipped, since the loss text was not ", "its samples: bad, d"),
     ]
     draw_summary(tmp_path, {})
 
@@ -102,6 +102,26 @@ def test_more_than_the_limit_stop_the_run(tmp_path, monkeypatch):
         advance(state, window(model, "bad"), *own)
     assert isinstance(state.train_loop.stop, ValueError)
     assert "stage tune: 4 steps were skipped" in str(state.train_loop.stop)
+
+
+def test_a_stage_of_which_every_step_was_skipped_is_no_success(tmp_path, monkeypatch):
+    poison(monkeypatch, lambda names: "bad" in names)
+    model = tiny_model()
+    state, own = hooks(model, tmp_path)
+    for _ in range(7):
+        advance(state, window(model, "bad"), *own)
+    assert state.train_loop.stop is None
+    advance(state, window(model, "bad"), *own)
+    assert "all 8 steps were skipped" in str(state.train_loop.stop)
+
+
+def test_a_gradient_that_is_not_finite_is_named(tmp_path, monkeypatch, warnings):
+    model = tiny_model()
+    state, own = hooks(model, tmp_path)
+    next(model.projector.parameters()).register_hook(lambda grad: grad * float("nan"))
+    for _ in range(2):
+        advance(state, window(model, "a"), *own)
+    assert all("since a gradient was not finite" in message for message in warnings()) and len(warnings()) == 2
 
 
 # Whole runs -----------------------------------------------------------------------------------------------------

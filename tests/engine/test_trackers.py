@@ -10,6 +10,8 @@ from mmengine.visualization import LocalVisBackend
 from parallel_helpers import make_config, train
 from run_helpers import read_metrics
 
+from asvr.base.log import logger
+from asvr.engine.trackers import Trackers
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import load_recipe
 from asvr.registry import VISBACKENDS
@@ -90,6 +92,7 @@ def test_a_stage_may_name_other_trackers_or_none(config):
         (["wandb", dict(type="WandbVisBackend")], "visualizer: each type may be given once"),
         (7, "visualizer=7: expected dict"),
         (dict(vis_backends=["local"], images=-1), "visualizer.images=-1: expected a whole number, at least 0"),
+        ([dict(type="wandb", init_kwargs=3)], r"visualizer\[0\].init_kwargs=3: expected a dict"),
         ([dict(type="wandb", project="x")], r"visualizer\[0\].project: WandbVisBackend has no such field"),
     ],
 )
@@ -187,6 +190,17 @@ def test_a_tracker_that_cannot_go_on_says_so(config, plain, tmp_path, calls):
     assert "cannot go on" not in (work_dir / "train.log").read_text()
     resumed(config, work_dir, "Recorder", evaluation=None)
     assert "Recorder cannot go on with an earlier run: it begins a new run" in (work_dir / "train.log").read_text()
+
+
+def test_a_broken_list_of_earlier_runs_begins_new_runs(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logger, "propagate", True)
+    folder = tmp_path / "run" / "finetune"
+    (folder / "vis_data").mkdir(parents=True)
+    for text in ("", "[1", "3"):
+        (folder / "vis_data" / "runs.json").write_text(text)
+        caplog.clear()
+        assert Trackers(None, folder).trackers == {}
+        assert "runs.json cannot be read, so the trackers begin new runs" in caplog.text
 
 
 def test_tensorboard_gets_images_and_the_config(config, plain, tmp_path):

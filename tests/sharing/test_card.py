@@ -70,8 +70,8 @@ def test_no_path_of_this_machine_is_in_a_folder(saved, tiny_run):
     assert len(texts) > 3 and not [
         text for text in texts if str(tiny_run) in text or "/root/" in text or "/opt/" in text
     ]
-    assert public(dict(a="/home/me/data.json", b=["google/siglip-base", "data/x/y.json"])) == dict(
-        a="data.json", b=["google/siglip-base", "y.json"]
+    assert public(dict(a="/home/me/data.json", b=["google/siglip-base", "data/x/y.json", "secret/data.JSON"])) == dict(
+        a="data.json", b=["google/siglip-base", "y.json", "data.JSON"]
     )
 
 

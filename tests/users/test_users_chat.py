@@ -84,6 +84,14 @@ def test_a_run_on_a_stream_goes_on_bit_for_bit(config, tmp_path, workers):
     moved = given | {"data.template": dict(given["data.template"], chat_template=str(shutil.copy(file, tmp_path)))}
     train(config, tmp_path / "half", moved)
     (tmp_path / file.name).write_text(file.read_text().replace("helpful", "kind"))
+    data = Path(given["data.train"]["path"])
+    elsewhere = given | {"data.train": dict(given["data.train"], path=str(data.rename(tmp_path / "elsewhere")))}
+    shutil.rmtree(newest(tmp_path / "half/finetune/checkpoints"))
+    (tmp_path / "half/finetune/done.json").unlink()
+    train(config, tmp_path / "half", elsewhere)
+    (tmp_path / "elsewhere").rename(data)
+    other = final(tmp_path / "half")
+    assert all((one[key] == other[key]).all() for key in one)
     with pytest.raises(ValueError, match="belongs to another configuration .data.chat_template"):
         train(config, tmp_path / "half", moved | {"schedule.steps": 4}, resume="auto")
     model = asvr.load(tmp_path / "whole", device="cpu")

@@ -51,7 +51,7 @@ LLM = "model.llm.arch"
         (f"{LLM}.hidden_act=sillu", "the model cannot be built: llm.arch.hidden_act='sillu' is unknown to"),
         ("model.encoder.arch.hidden_act=sillu", "the model cannot be built: encoder.arch.hidden_act='sillu'"),
         (f"{LLM}.rope_parameters.rope_type=no", "the model cannot be built: llm.arch.rope_parameters.rope_type='no'"),
-        ("model.encoder.arch.patch_size=500", "the model cannot be built: encoder.arch: patch_size=500 exceeds"),
+        ("model.encoder.arch.patch_size=500", "the model cannot be built: encoder.arch: patch_size=500 is larger than"),
     ],
 )
 def test_a_wrong_architecture_names_its_key(option, problem):

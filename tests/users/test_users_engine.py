@@ -439,7 +439,7 @@ def test_trained_batch_norm_is_refused_in_several_processes(config, tmp_path, ki
     options = {"parallel": dict(type=kind), "model.encoder": dict(_delete_=True, type="NormedEncoder", norm=True)}
     options["custom_imports"] = dict(imports=["tests.users.test_users_engine"])
     told = in_two(config, tmp_path, options)
-    assert "encoder is trained and its norm (BatchNorm2d) keeps running statistics" in told
+    assert "encoder is trained, and its norm (BatchNorm2d) keeps running statistics" in told
 
 
 def test_a_buffer_that_processes_do_not_share_is_refused(config, tmp_path):

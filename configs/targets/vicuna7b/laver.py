@@ -1,13 +1,14 @@
 # LaVer (arXiv 2512.06281) on the 7B base: the second stage has a second forward pass, in which 40 % of an image's
 # tokens are masked. There the LLM predicts the outputs of a teacher for the whole image: soft labels and a Gram term.
 # The teacher is the moving average of the LLM and the head. Visual tokens see each other in both stages. It follows the
-# released code (src/llamafactory/model/laver/). What differs: positions are not two-dimensional, the mask token is
-# learned, all layers of the head have a bias, and the Gram term compares the tokens of one image. Both weights are 1,
-# as in examples/train_full/laver/laver_2.yaml. In that file the masked share grows from 0 to 5 % along a cosine. The
-# teacher moves only in every 125th of 6,250 steps, with a decay that grows from 0.95 to 1. Here 40 % are masked (the
-# default of its code), and the teacher moves in each step. Its third stage, which does not have the loss, is left out.
-# The teacher is a float32 copy of the LLM, 27 GB. Under FSDP2 each card gathers all of it in each micro-batch. python
-# tools/train.py configs/targets/vicuna7b/laver.py
+# released code (src/llamafactory/model/laver/).
+# What differs: positions are not two-dimensional, the mask token is learned, all layers of the head have a bias, and
+# the Gram term compares the tokens of one image. Both weights are 1, as in examples/train_full/laver/laver_2.yaml. In
+# that file the masked share grows from 0 to 5 % along a cosine. The teacher moves only in every 125th of 6,250 steps,
+# with a decay that grows from 0.95 to 1. Here 40 % are masked (the default of its code), and the teacher moves in each
+# step. Its third stage, which does not have the loss, is left out. The teacher is a float32 copy of the LLM, 27 GB.
+# Under FSDP2 each card gathers all of it in each micro-batch.
+# python tools/train.py configs/targets/vicuna7b/laver.py
 _base_ = ["../../llava_vicuna7b.py"]
 
 model = dict(visual_attention="bidirectional")

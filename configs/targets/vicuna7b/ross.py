@@ -2,11 +2,12 @@
 # predicts the noise in FLUX.1-dev's VAE latents of the whole image (arXiv 2410.09575; the released code's
 # ross/model/ross_arch.py and ross/model/multimodal_denoiser/denoiser_dit.py). As there: 432 pixels give 27 x 27 tokens
 # of 64 latents. The cosine schedule has 1,000 steps, and 4 of them are drawn for each image. Text and latents have the
-# same weight. The head has a learning rate of 1e-4 in the first stage. What differs: the mean of the VAE's posterior
-# replaces a sample, so that it can be cached. The VAE's pixels are resized from the image itself (bicubic), not from
-# the encoder's pixels. The head computes in the run's precision, not in float32. The LLM is Vicuna-7B with LLaVA-1.5's
-# data (released recipes: Vicuna-13B or Qwen2-7B and Cambrian's 737K). hf download black-forest-labs/FLUX.1-dev
-# --include 'vae/*' python tools/train.py configs/targets/vicuna7b/ross.py
+# same weight. The head has a learning rate of 1e-4 in the first stage.
+# What differs: the mean of the VAE's posterior replaces a sample, so that it can be cached. The VAE's pixels are
+# resized from the image itself (bicubic), not from the encoder's pixels. The head computes in the run's precision, not
+# in float32. The LLM is Vicuna-7B with LLaVA-1.5's data (released recipes: Vicuna-13B or Qwen2-7B and Cambrian's 737K).
+#   hf download black-forest-labs/FLUX.1-dev --include 'vae/*'
+# python tools/train.py configs/targets/vicuna7b/ross.py
 _base_ = ["../../llava_vicuna7b.py"]
 
 model = dict(
