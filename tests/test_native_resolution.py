@@ -15,7 +15,7 @@ import asvr
 from asvr.data.layouts import ImageLayout, Layout
 from asvr.data.llava import LlavaDataset
 from asvr.demo.maps import answer_attention, as_seen, target_maps
-from asvr.demo.session import Demo
+from asvr.demo.session import Demo, read_upload
 from asvr.engine.run import run
 from asvr.interchange.export import export_llava
 from asvr.models.tokenizers import SemanticTokenizer
@@ -206,9 +206,9 @@ def test_the_demo_shows_it(trained, tmp_path):
     demo = Demo(asvr.load(trained, device="cpu"), max_new_tokens=3)
     session = demo.session()
     noise((300, 100)).save(tmp_path / "image.png")
-    demo.show(session, tmp_path / "image.png")
-    figure, decoded = demo.target_pictures(session)
-    assert figure is not None and decoded == []
+    demo.show(session, read_upload(tmp_path / "image.png"))
+    panels, decoded = demo.target_panels(session)
+    assert panels and decoded == []
 
 
 def test_a_sample_is_cut_by_its_own_image(folder, trained, tmp_path):
@@ -322,7 +322,7 @@ def test_a_tokenizer_is_fitted_ahead_and_named(folder, trained, fitted_on, tmp_p
 
 
 def test_the_released_step_has_no_such_images(folder):
-    with pytest.raises(ValueError, match="--plain: the released code has as many tokens for every image"):
+    with pytest.raises(ValueError, match="--plain: in the released code all images have the same number of tokens"):
         check_objective(check_sizes(Recipe(native_config(folder)))["train"])
 
 

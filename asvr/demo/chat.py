@@ -89,4 +89,8 @@ class _Stream(BaseStreamer):
             self.sent = text
 
     def end(self) -> None:
-        pass
+        """Pass on the rest: an answer that is cut in the middle of a character ends as `Pretrained.chat` gives it."""
+        text = self.tokenizer.decode(self.ids).lstrip()
+        if text.startswith(self.sent):
+            self.tell(text[len(self.sent) :])
+            self.sent = text

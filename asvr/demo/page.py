@@ -70,7 +70,7 @@ class Page:
                 self.buttons = self._example_buttons()
                 self.file = gr.File(label="Or your own image", height=150, type="filepath", elem_id="file")
             with gr.Column(min_width=300):
-                self.preview = gr.HTML(markup.text(markup.NO_IMAGE), elem_id="picture")
+                self.preview = gr.HTML(markup.text(markup.NO_IMAGE), elem_id="image")
                 self.question = gr.Textbox(label="Question", info=HINT, lines=1, max_lines=4, elem_id="question")
                 with gr.Row():
                     self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120)

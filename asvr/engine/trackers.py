@@ -60,7 +60,7 @@ class Tracker:
         """The config from which MMEngine builds the backend."""
         return self.own
 
-    def open(self, settings: dict, step: int) -> str | None:
+    def begin(self, settings: dict, step: int) -> str | None:
         """Begin a run, or go on with one after ``step``. Returns the tracker's name of the run, or None."""
         self.backend.add_config(Config(settings))
         return None
@@ -78,13 +78,13 @@ class Tracker:
 class LocalFile(Tracker):
     goes_on = True
 
-    def open(self, settings: dict, step: int) -> None:
+    def begin(self, settings: dict, step: int) -> None:
         file = Path(self.backend.experiment._scalar_save_file)
         lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
         if len(kept) < len(lines):
             replace_text(file, "".join(f"{line}\n" for line in kept))
-        super().open(settings, step)
+        super().begin(settings, step)
 
     def image(self, name: str, image: np.ndarray, step: int) -> None:
         super().image(name.replace("/", "_"), image, step)  # it becomes a file name; the backend makes no folders
@@ -93,12 +93,12 @@ class LocalFile(Tracker):
 class TensorBoard(Tracker):
     goes_on = True
 
-    def open(self, settings: dict, step: int) -> None:
+    def begin(self, settings: dict, step: int) -> None:
         if any(Path(self.backend._save_dir).glob("events.*")):
             writer = self.backend.experiment
             writer.close()  # the next scalar begins a new file, whose first event hides later steps of the old files
             writer.purge_step = step + 1
-        super().open(settings, step)
+        super().begin(settings, step)
 
 
 class WandB(Tracker):
@@ -120,7 +120,7 @@ class WandB(Tracker):
             init_kwargs=init | (self.own.get("init_kwargs") or {})
         )
 
-    def open(self, settings: dict, step: int) -> str:
+    def begin(self, settings: dict, step: int) -> str:
         wandb = self.backend.experiment
         # The backend's own method would also upload every Python file below the current directory.
         wandb.config.update(settings, allow_val_change=True)
@@ -147,7 +147,7 @@ class MLflow(Tracker):
             place["exp_name"] = os.environ["MLFLOW_EXPERIMENT_NAME"]
         return place | given
 
-    def open(self, settings: dict, step: int) -> str:
+    def begin(self, settings: dict, step: int) -> str:
         (self.folder.parent / "mlflow").mkdir(parents=True, exist_ok=True)  # the default place of the database
         mlflow = self.backend.experiment
         tags = dict(self.own.get("tags") or {}, stage=self.folder.name, work_dir=str(self.folder.absolute().parent))
@@ -182,10 +182,10 @@ class Aim(Tracker):
         )
         return self.own | dict(init_kwargs=init | (self.own.get("init_kwargs") or {}))
 
-    def open(self, settings: dict, step: int) -> str:
+    def begin(self, settings: dict, step: int) -> str:
         run = self.backend.experiment
         run.name = self.title
-        super().open(settings, step)
+        super().begin(settings, step)
         return run.hash
 
 
@@ -229,7 +229,7 @@ class Trackers:
             logger.warning("%s cannot be read, so the trackers begin new runs: %s", self.file, error)
             return {}
 
-    def open(self, stage: Stage, step: int) -> None:
+    def begin(self, stage: Stage, step: int) -> None:
         """Begin the stage's run, or go on with it after ``step``. stage: its settings are logged as configuration."""
         runs = {}
 
@@ -237,7 +237,7 @@ class Trackers:
             if step > 0 and not tracker.goes_on:
                 logger.warning("%s cannot go on with an earlier run: it begins a new run", _name(tracker))
             settings = dict(settings_of(stage), work_dir=str(tracker.folder.absolute()))
-            if (run := tracker.open(settings, step)) is not None:
+            if (run := tracker.begin(settings, step)) is not None:
                 runs[_name(tracker)] = run
 
         self._each(open_one)

@@ -206,8 +206,8 @@ def test_pictures_and_texts_follow_the_policy(folder):
     assert [key for key, _ in dataset.images()] == [str(folder / "a.png")]
     assert list(dataset.texts()) == ["\nwhat?", "red", "hello?", "hi"]
     assert "hello? ASSISTANT:" in "".join(dataset.texts("vicuna_v1"))
-    for read in (LlavaDataset(ann_file=ann_file).pictures, LlavaDataset(ann_file=ann_file).texts):
-        with pytest.raises(Refused, match=f"{ann_file}, record 1: not JSON"):
+    for read in (LlavaDataset(ann_file=ann_file).images, LlavaDataset(ann_file=ann_file).texts):
+        with pytest.raises(Refused, match=f"{ann_file}, record 1: the record is not JSON"):
             list(read())
 
 

@@ -227,7 +227,9 @@ def test_a_hook_that_comes_or_goes_is_told(config, cache, tmp_path):
 
 def test_a_hook_behind_the_checkpoint_is_refused_where_it_has_a_state(config, cache, tmp_path):
     options = {"custom_hooks": [dict(type="Counting", priority="LOWEST")]}
-    with pytest.raises(ValueError, match="custom_hooks: Counting has a state and priority 'LOWEST', behind the checkp"):
+    with pytest.raises(
+        ValueError, match="custom_hooks: Counting has a state and priority 'LOWEST', so it runs after the checkp"
+    ):
         trained(config, cache, tmp_path / "run", options)
 
 

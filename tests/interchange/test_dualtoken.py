@@ -201,7 +201,7 @@ def test_what_no_tensor_tells_must_be_stated(tower, tool, tmp_path):  # noqa: F8
     deep = {f"decoder.up.{i}.block.0.conv1.weight": torch.zeros(32) for i in range(2, 9)}
     save_file(weights | deep, tmp_path / "t.safetensors")
     error, _ = tool("import", tmp_path / "t.safetensors", tmp_path / "out3", *options)
-    assert "no image of 384 pixels" in error and not (tmp_path / "out3").exists()
+    assert "cannot give an image of 384 pixels" in error and not (tmp_path / "out3").exists()
 
 
 @pytest.mark.parametrize(

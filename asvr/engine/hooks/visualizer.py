@@ -31,7 +31,7 @@ def log_evaluation(
 ) -> None:
     """Log the result of an evaluation to the run of its stage, at the stage's last step. kind: the first part of its
     names."""
-    trackers.open(stage, step)
+    trackers.begin(stage, step)
     trackers.scalars(scalars(result, kind), step)
     for name, image in images.items():
         trackers.image(f"{kind}/{name}", image, step)
@@ -53,7 +53,7 @@ class VisualizerHook(Hook):
 
     def before_train(self, runner) -> None:
         if is_main_process():
-            self.trackers.open(self.stage, runner.iter)
+            self.trackers.begin(self.stage, runner.iter)
 
     def after_log(self, runner, kind: str, record: dict) -> None:
         self.trackers.scalars(scalars(record, kind), record["step"])
