@@ -148,7 +148,7 @@ def test_tiles_may_be_followed_by_whole_images(folder, tmp_path, quick):
 
 
 def test_the_released_way_of_training_sees_images_whole():
-    with pytest.raises(ValueError, match="--plain: the released code has as many tokens for every image"):
+    with pytest.raises(ValueError, match="--plain: in the released code all images have the same number of tokens"):
         check_objective(build(layout=TILES))
 
 

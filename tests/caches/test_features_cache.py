@@ -136,12 +136,12 @@ def test_pictures_that_cannot_be_read_are_refused_with_their_samples(damaged, tm
         ("rows.json:1", "unreadable image"),
         ("rows.json:2", "missing image"),
     ]
-    with pytest.raises(ValueError, match="rows.json:1: the picture .*cut.png cannot be read"):
+    with pytest.raises(ValueError, match="rows.json:1: the image .*cut.png cannot be read"):
         collate(model, samples(damaged), cache=cache)
 
 
 def test_a_picture_that_cannot_be_read_is_told_by_default(damaged, tmp_path):
-    with pytest.raises(ValueError, match="the picture .*cut.png cannot be read"):
+    with pytest.raises(ValueError, match="the image .*cut.png cannot be read"):
         cached(build(), damaged, tmp_path / "cache")
     unreadable = {key: file for key, file in damaged.items() if file.parent == tmp_path}
     with pytest.raises(ValueError, match="none of the 2 images can be read, first: the image"):

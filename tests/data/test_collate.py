@@ -118,7 +118,7 @@ def test_an_unreadable_picture_takes_its_sample_with_it(tmp_path):
     batch = make(views=views, on_error="skip", cache=Cache(False))(rows)
     assert batch.sample_ids == ["a", "b"] and batch.num_images == len(batch.pixels["encoder"]) == 2
     assert [r.sample_id for r in batch.refusals] == ["broken"] and "x.png" in batch.refusals[0].message
-    with pytest.raises(Refused, match="broken: the picture .*x.png cannot be read"):
+    with pytest.raises(Refused, match="broken: the image .*x.png cannot be read"):
         make(views=views)(rows)
 
 

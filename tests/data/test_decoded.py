@@ -58,7 +58,7 @@ def test_refusals_are_those_of_the_collate_function(items, tmp_path):
     chunk = [*items, Refusal("rows.json:9", "malformed", "rows.json:9: not an object")]
     assert DecodedOnce(own)(chunk).refusals == own(chunk).refusals
     own.on_error = "raise"
-    with pytest.raises(Refused, match="rows.json:1: the picture .*1.png cannot be read"):
+    with pytest.raises(Refused, match="rows.json:1: the image .*1.png cannot be read"):
         DecodedOnce(own)(items)
 
 

@@ -149,7 +149,7 @@ def test_it_is_its_sources_one_behind_another():
     assert both.question(4) == b.question(2) and both.sample_id(4) == both[4]["sample_id"] == "b:2"
     assert list(both) == [both[i] for i in range(5)]
     assert list(both.texts()) == [*a.texts(), *b.texts()]
-    assert [key for key, _ in both.images()] == ["pictures/0.png", "pictures/1.png", "pictures/2.png"]
+    assert [key for key, _ in both.images()] == ["images/0.png", "images/1.png", "images/2.png"]
     assert both.drawn(WINDOW, 0) == dict(a=24, b=8)
     assert mixture(source("a", 2), source("b", 6)).drawn(WINDOW, 0) == dict(a=8, b=24)  # by their sizes
     ByteLevelBPE(vocab_size=300, corpus=both)

@@ -401,7 +401,7 @@ def test_the_page_in_a_browser(served, browser, picture, tmp_path, width):
     assert tab.locator("#image").get_by_text("The right answer is: a gradient").is_visible()
     upload.set_input_files(picture)
     tab.locator("#looks img").first.wait_for(state="detached")
-    for name in ("picture", "heads", "pixels-pixel"):
+    for name in ("image", "heads", "pixels-pixel"):
         tab.locator(f"#{name} img").first.wait_for()
     ask_and_see()
     check_layout(tab, width)

@@ -125,7 +125,7 @@ def test_broken_rows_are_left_out_and_counted(data, tmp_path):
     file = tmp_path / "broken.json"
     file.write_text(json.dumps(rows))
     changes = {"data.train.ann_file": str(file)}
-    with pytest.raises(ValueError, match="broken.json, record 2: the picture .*none.png is missing"):
+    with pytest.raises(ValueError, match="broken.json, record 2: the image .*none.png is missing"):
         train("llava_vicuna7b.py", data, tmp_path / "raise", changes, only="pretrain")
     train("llava_vicuna7b.py", data, tmp_path / "skip", changes | {"data.on_error": "skip"}, only="pretrain")
     assert read_metrics(tmp_path / "skip")[-1]["refused"] == {"missing image": 2}  # 12 samples of 6 rows

@@ -20,7 +20,7 @@ from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.metrics import normalise
 from asvr.evaluation.predictions import right_codes
 
-DATA = SimpleNamespace(image_aspect="square", max_length=200, on_error="raise")
+DATA = SimpleNamespace(image_aspect="square", max_length=200, on_error="raise", template="vicuna_v1")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_what_cannot_be_asked_is_counted_or_refused(rows, tmp_path):
     skipping = dataset(rows, tmp_path, on_error="skip")
     result = evaluate(model(), skipping, byte_level(), samples_file=tmp_path / "a.jsonl", **own)
     assert (result["total"], result["refused"]) == (3, 1) and "1 questions refused" in report(result)
-    with pytest.raises(ValueError, match="record 0: the picture .*none.png is missing"):
+    with pytest.raises(ValueError, match="record 0: the image .*none.png is missing"):
         evaluate(model(), dataset(rows, tmp_path), byte_level(), samples_file=tmp_path / "a.jsonl", **own)
     with pytest.raises(ValueError, match="no question that can be asked"):
         evaluate(model(), dataset(rows[:1], tmp_path, on_error="skip"), byte_level(), samples_file=tmp_path, **own)
@@ -194,7 +194,7 @@ def test_a_picture_that_cannot_be_read_takes_its_questions_with_it(rows, tmp_pat
     asked = [json.loads(line)["question"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert asked == ["is it blue and rather large?", "how many legs has a dog?"]
     own["data"].on_error = "raise"
-    with pytest.raises(ValueError, match="questions.json:[03]: the picture .*0.png cannot be read"):
+    with pytest.raises(ValueError, match="questions.json:[03]: the image .*0.png cannot be read"):
         evaluate(model(), data, byte_level(), samples_file=tmp_path / "a.jsonl", **own)
 
 

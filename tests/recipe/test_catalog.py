@@ -98,7 +98,7 @@ def test_every_kind_tells_what_its_registry_is():
 def test_recipes_are_listed_with_the_first_sentence_of_their_header():
     recipes = {recipe.name: recipe for recipe in asvr.list_recipes()}
     assert recipes["asvr_mini"].file == ROOT / "configs/asvr_mini.py"
-    assert recipes["asvr_mini"].summary.startswith("The embedded default") and recipes["asvr_mini"].command == "train"
+    assert recipes["asvr_mini"].summary.startswith("The mini run") and recipes["asvr_mini"].command == "train"
     assert recipes["studies/targets_mini"].command == "study"
     assert recipes["tokenizers/semantic_mini"].command == "train-tokenizer"
     assert not [name for name in recipes if "/_" in name or name.startswith("_")]

@@ -208,7 +208,7 @@ def test_folders_come_first_and_a_wrong_path_is_no_question_to_the_hub(hub, save
 @pytest.mark.parametrize("name", ["runs/a--b", "org/name.", "org/.."])
 def test_what_cannot_be_a_name_of_the_hub_is_told_in_one_line(name):
     assert local_model(name) is None
-    with pytest.raises(ValueError, match="is no name of a model on the Hub: expected org/name") as error:
+    with pytest.raises(ValueError, match="is not the name of a model on the Hub: expected org/name") as error:
         find_model(name)
     assert "\n" not in str(error.value)
 
@@ -312,7 +312,7 @@ def test_results_and_hidden_files_stay_here(hub, saved, tmp_path):
         push_folder(folder, "org/terms", terms=License(license="apache-2.0"))
     assert "org/terms" not in hub.repos
     for name in ("org/a/b", "org/name@main", "/name"):
-        with pytest.raises(ValueError, match="is no name of a model on the Hub: expected org/name"):
+        with pytest.raises(ValueError, match="is not the name of a model on the Hub: expected org/name"):
             push_folder(saved, name)
 
 
