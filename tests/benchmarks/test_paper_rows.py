@@ -82,7 +82,7 @@ def test_the_page_is_what_the_configs_say(tmp_path):
 def test_what_is_no_row_is_described_to_the_end_of_a_sentence():
     """The head of its config may have several lines."""
     line = page(CONFIGS).rstrip().splitlines()[-1]
-    assert line.startswith("- [pretrain_only.py]") and line.endswith("The second stage has no target.")
+    assert line.startswith("- [pretrain_only.py]") and line.endswith("does not have this case.")
 
 
 @pytest.fixture
