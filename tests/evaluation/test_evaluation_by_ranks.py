@@ -50,7 +50,7 @@ def found(folder: Path, out: Path, *, broken: bool = False, wrapper=None, **sett
     own = dict(tokenizer=byte_level(), template="vicuna_v1", max_length=200, num_image_tokens=4, on_error="skip")
     file = folder / ("broken.json" if broken else "whole.json")
     dataset = LlavaDataset(ann_file=str(file), image_folder=str(folder), **own)
-    data = SimpleNamespace(image_aspect="square", max_length=200, on_error="skip")
+    data = SimpleNamespace(image_aspect="square", max_length=200, on_error="skip", template="vicuna_v1")
     with patch.dict(engine_helpers.LLAMA, num_hidden_layers=2):  # so that one block is gathered ahead of another
         model = tiny_model(vocab_size=len(byte_level()), max_positions=256)
     shared = model if wrapper is None else wrapper(module=model, device=torch.device("cpu"))
