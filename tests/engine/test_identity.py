@@ -18,5 +18,5 @@ def test_a_field_with_a_new_name_is_the_same_field(tmp_path):
     new = {"init": "scratch", "data.train.type": "EasyVQA", "data.train.max_images": 8}
     folder = checkpoint_of(tmp_path / "step_1", old)
     check_same_config(folder, new)
-    with pytest.raises(ValueError, match="data.train.max_images: 8 there, 9 here"):
+    with pytest.raises(ValueError, match="data.train.max_images: 8 in the checkpoint, 9 now"):
         check_same_config(folder, new | {"data.train.max_images": 9})

@@ -308,7 +308,7 @@ def test_mistakes_are_told_before_anything_is_built(config):
         check(config, {})
     with pytest.raises(ValueError, match="parallel.shard=3 .*expected a divisor of the 4 processes"):
         check(config, FSDP2 | {"parallel.shard": 3}, world=4)
-    with pytest.raises(ValueError, match="runtime.device='cuda:0' and 2 processes"):
+    with pytest.raises(ValueError, match="runtime.device='cuda:0' with 2 processes"):
         check(config, DDP | {"runtime.device": "cuda:0"})
     with pytest.raises(ValueError, match="srun has started 8 processes, but MASTER_ADDR and MASTER_PORT is not set"):
         check(config, DDP, SLURM_STEP_NUM_TASKS="8", SLURM_PROCID="0", SLURM_LOCALID="0")
