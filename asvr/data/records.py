@@ -145,13 +145,13 @@ class ConversationDataset:
     def images(self) -> Iterator[tuple[str, Source]]:
         """Every image once, as key and source, in the order of the records. No image is opened."""
         seen = set()
-        for found in self._each(self._stored):
+        for found in self._each(self.stored_images):
             for key, source in found:
                 if key not in seen:
                     seen.add(key)
                     yield key, source
 
-    def _stored(self, i: int) -> list[tuple[str, Source]]:
+    def stored_images(self, i: int) -> list[tuple[str, Source]]:
         """The images of a record, without their bytes."""
         found = [self._located(name) for name in _names(self.checked(i)[0])]
         return [

@@ -20,7 +20,8 @@ from asvr.data.workers import TIMEOUT, items_of, require_room_for_workers
 from asvr.engine.ahead import encoder_ahead, is_code_target, tokenizer_ahead
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import shares_encoder
-from asvr.recipe.build import build_device, images_of_stages
+from asvr.recipe.build import build_device
+from asvr.recipe.images import images_of_stages
 from asvr.recipe.preflight import preflight
 from asvr.recipe.recipe import CACHE, Recipe, load_recipe
 from asvr.registry import TEXT_TOKENIZERS

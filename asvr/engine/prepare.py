@@ -17,12 +17,14 @@ from asvr.caches.features import FeatureCache, build_feature_cache, folder_of
 from asvr.caches.pixels import pixel_batches
 from asvr.data.images import LARGEST_LIMIT, MAX_PIXELS, image_size
 from asvr.data.layouts import ImageLayout, WholeImage, build_layout, layout_config
+from asvr.data.refusals import Refused
 from asvr.data.transforms import move
 from asvr.engine.ahead import encoder_ahead, is_code_target, is_drawn, truth_ahead
 from asvr.engine.codes import code_cache
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
-from asvr.recipe.build import build_device, images_of_stages
+from asvr.recipe.build import build_device
+from asvr.recipe.images import images_of_stages, record_of_image
 from asvr.recipe.recipe import CACHE, Recipe
 from asvr.registry import ENCODERS
 
@@ -66,18 +68,23 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     training, all_images = images_of_recipe(recipe)
     if not all_images and not any("fit" in entry for entry in entries):  # there is nothing to compute
         return Prepared(recipe, text_tokenizer, None)
-    cache = build_feature_cache(
-        root,
-        encoder,
-        all_images,
-        data.image_aspect,
-        device,
-        layout=layout,
-        config=without_weights(recipe.first.model.encoder, nested=True),
-        on_error=recipe.shared("on_error", CACHE),
-        max_pixels=recipe.shared("max_pixels", CACHE) or MAX_PIXELS,
-        budget_gb=recipe.shared("cache_budget_gb", CACHE),
-    )
+    try:
+        cache = build_feature_cache(
+            root,
+            encoder,
+            all_images,
+            data.image_aspect,
+            device,
+            layout=layout,
+            config=without_weights(recipe.first.model.encoder, nested=True),
+            on_error=recipe.shared("on_error", CACHE),
+            max_pixels=recipe.shared("max_pixels", CACHE) or MAX_PIXELS,
+            budget_gb=recipe.shared("cache_budget_gb", CACHE),
+        )
+    except Refused as error:
+        if (place := record_of_image(recipe, str(error))) is None:
+            raise
+        raise Refused(f"{place}: {error}", error.reason) from error
     training = [key for key in training if key in cache.crops]
     fitted = {}
     for target in entries:

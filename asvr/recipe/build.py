@@ -27,7 +27,6 @@ from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
 from asvr.models.attention import AUTO, choose, set_kernel
 from asvr.models.targets.weights import has_weight
 from asvr.models.transforms import transform_and_train
-from asvr.recipe.config import distinct
 from asvr.recipe.preflight import check_sizes
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.schema import is_device
@@ -164,21 +163,6 @@ def dataset_configs(stage: Stage) -> dict[str, dict]:
         if getattr(stage, key):
             configs[f"{key}.dataset"] = getattr(stage, key).dataset
     return {key: dict(dict(on_error=stage.data.on_error), **config) for key, config in configs.items()}
-
-
-def images_of_stages(recipe: Recipe) -> tuple[list[str], dict]:
-    """The keys of all stages' training images, and all images (key -> file), with those of questions."""
-    training, asked = [], []
-    for stage in recipe.stages.values():
-        configs = dataset_configs(stage)
-        training.append(configs.pop("data.train"))
-        asked += configs.values()
-    found = _images(training)
-    return list(found), found | _images([config for config in asked if config not in training])
-
-
-def _images(configs: list) -> dict:
-    return {key: source for config in distinct(configs) for key, source in DATASETS.build(config).images()}
 
 
 def data_fingerprint(dataset) -> str | None:

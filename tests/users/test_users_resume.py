@@ -21,8 +21,8 @@ from asvr.engine import stages
 from asvr.engine.checkpoint import newest
 from asvr.engine.prepare import _fit_digest
 from asvr.models.compiling import compile_blocks
-from asvr.recipe.build import images_of_stages
 from asvr.recipe.config import load_config
+from asvr.recipe.images import images_of_stages
 from asvr.recipe.recipe import Recipe
 
 PLAIN = dict(evaluation=None)
