@@ -46,7 +46,7 @@ def evaluate(monkeypatch):
         ([CONFIG, "--questions", "q.json"], "--questions: there is no file q.json"),
         ([CONFIG, "--tasks", "mme", "--batch-size", "0"], "--batch-size 0: expected at least 1"),
         (["none.py", "--tasks", "mme"], "there is no config file none.py"),
-        (["models/none", "--questions", CONFIG], "models/none: there is no such folder"),
+        (["models/none/here", "--questions", CONFIG], "models/none/here: there is no such folder"),
     ],
 )
 def test_options_without_a_meaning_are_refused(evaluate, arguments, message):
