@@ -47,7 +47,9 @@ def push_folder(
     if create_pr and revision is not None:
         raise ValueError(f"create_pr=True opens a pull request to the main branch: leave revision={revision!r} out")
     if "@" in repo_id or (hub_name(repo_id) is None and "/" in repo_id):
-        raise ValueError(f"{repo_id!r} is not the name of a model on the Hub: expected org/name; a branch is revision=...")
+        raise ValueError(
+            f"{repo_id!r} is not the name of a model on the Hub: expected org/name; a branch is revision=..."
+        )
     _card(folder, repo_id, terms)  # raises its errors before anything is created on the Hub
     api = HfApi(token=token, library_name="asvr", library_version=asvr_version())
     with telling(repo_id), _logged_in(repo_id):
