@@ -16,21 +16,18 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, save_torch_state_dict
-from PIL import Image
 from torch import nn
 
 from asvr.base import compat
 from asvr.base.files import new_folder, sha256_of
 from asvr.base.hub_model import TRAINING_FILE, find_model
 from asvr.base.precision import check_precision, computing_in
-from asvr.base.text import nearest, short
+from asvr.base.text import short
 from asvr.data.batch import Batch
 from asvr.data.chat_template import portable_template
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
-from asvr.data.messages import in_llava_form
-from asvr.data.record_keys import meant_in, unread_in_message
-from asvr.data.refusals import Refused
+from asvr.data.prompts import check_prompt
 from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import TextTokenizer, save_text_tokenizer
 from asvr.engine.finished import EMA, trained_with
@@ -50,7 +47,6 @@ from asvr.sharing.card import License, read_training, write_card
 from asvr.sharing.push import push_folder
 
 TEXT_TOKENIZER = "text_tokenizer"
-PROMPT = ("images", "messages")
 NO_TEXT_TOKENIZER = "this model has no text tokenizer: import it again with --text-tokenizer FOLDER"
 
 logger = logging.getLogger("asvr")
@@ -151,7 +147,7 @@ class Pretrained:
 
     def _item(self, i: int, prompt: dict, template, answered: bool) -> dict:
         assert self.text_tokenizer is not None  # batch() refuses it
-        images, messages = _check_prompt(i, prompt)
+        images, messages = check_prompt(i, prompt)
         segments = segments_of(messages, len(images), template, prompt=not answered)
         input_ids, labels = encode_segments(segments, self.text_tokenizer)
         keys = [f"{i}-{j}" for j in range(len(images))]
@@ -237,33 +233,6 @@ class Pretrained:
         (folder / MODEL_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         if self.training is not None:
             (folder / TRAINING_FILE).write_text(json.dumps(self.training, indent=1) + "\n", encoding="utf-8")
-
-
-def _check_prompt(i: int, prompt: dict) -> tuple[list, list]:
-    """The images of a prompt, and its messages in LLaVA's form. Raises ``ValueError`` for anything that would be
-    ignored."""
-    if not isinstance(prompt, dict) or "messages" not in prompt:
-        raise ValueError(f"prompt {i} is {short(prompt)}: expected dict(images=[...], messages=[...])")
-    if unknown := [key for key in prompt if key not in PROMPT]:
-        raise ValueError(f"prompt {i}: unknown key {short(unknown[0])}; {nearest(unknown[0], PROMPT)}")
-    images = prompt.get("images") or []
-    if not isinstance(images, list | tuple):
-        raise ValueError(f"prompt {i}: images is {short(images)}: expected a list of files' names or PIL images")
-    for image in images:
-        if not isinstance(image, str | Path | Image.Image):
-            raise ValueError(f"prompt {i}: image {short(image)}: expected a file's name or a PIL image")
-    if not isinstance(prompt["messages"], list | tuple):
-        raise ValueError(f"prompt {i}: messages is {short(prompt['messages'])}: expected a list of messages")
-    try:
-        found = in_llava_form(dict(image=list(images), conversations=list(prompt["messages"])))
-    except Refused as error:
-        raise Refused(f"prompt {i}: {error}", error.reason) from error
-    messages = found.get("conversations", [])
-    for number, message in enumerate(messages):
-        if (key := unread_in_message(message)) is not None:
-            told = meant_in(message, key) or "expected 'from' and 'value' alone"
-            raise ValueError(f"prompt {i}: unknown key {short(key)} in message {number}; {told}")
-    return found.get("image", []), messages
 
 
 def load(

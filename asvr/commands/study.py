@@ -48,7 +48,8 @@ def main() -> None:
     keep_freed_memory()
     from asvr.base.log import set_up_logging  # here: --help need not wait for torch
     from asvr.studies.report import asked_groups, write_report
-    from asvr.studies.run import ask_all, collect, load_study, run_study
+    from asvr.studies.run import ask_all, collect, run_study
+    from asvr.studies.study_file import load_study
 
     study = load_study(args.study)
     out = args.out or Path("work_dirs") / Path(args.study).stem

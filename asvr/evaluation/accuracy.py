@@ -77,17 +77,7 @@ def evaluate(
         model, samples_file.parent, asked, rows, collate, batch_size, num_examples, precision
     )
 
-    live = LiveModel(
-        model=model,
-        text_tokenizer=tokenizer,
-        template=data.template,
-        image_aspect=data.image_aspect,
-        precision=precision,
-    )
-    built = build_metrics(metrics)
-    for _, metric in built:
-        if hasattr(metric, "ask"):
-            metric.ask(live, samples_file.parent)
+    built = _metrics_that_asked(metrics, model, tokenizer, data, precision, samples_file.parent)
 
     def result() -> dict:
         return dict(
@@ -102,6 +92,22 @@ def evaluate(
         )
 
     return by_main(result)
+
+
+def _metrics_that_asked(metrics: Sequence[dict], model, tokenizer, data, precision: str | None, folder: Path) -> list:
+    """The metrics. Those with a method ``ask`` have asked the model their own questions. folder: for their files."""
+    built = build_metrics(metrics)
+    live = LiveModel(
+        model=model,
+        text_tokenizer=tokenizer,
+        template=data.template,
+        image_aspect=data.image_aspect,
+        precision=precision,
+    )
+    for _, metric in built:
+        if hasattr(metric, "ask"):
+            metric.ask(live, folder)
+    return built
 
 
 def _questions(model, dataset, number: int) -> list[tuple[int, dict]]:

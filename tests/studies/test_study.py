@@ -13,7 +13,8 @@ from asvr.commands.scenes import main as write_scenes
 from asvr.recipe.recipe import Recipe
 from asvr.studies import run as engine_study
 from asvr.studies.report import compare, markdown
-from asvr.studies.run import arm_config, collect, load_study, threads_of_a_run
+from asvr.studies.run import collect, threads_of_a_run
+from asvr.studies.study_file import arm_config, load_study
 
 BASE = """
 _base_ = ['{root}/configs/asvr_mini.py']

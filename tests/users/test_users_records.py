@@ -115,12 +115,12 @@ def test_a_key_of_a_message_is_told_with_what_is_expected(folder, messages, word
 
 
 def test_a_key_of_a_prompts_message_is_told_with_what_is_expected():
-    from asvr.pretrained import _check_prompt
+    from asvr.data.prompts import check_prompt
 
     with pytest.raises(ValueError, match="prompt 0: unknown key 'text' in message 0; did you mean 'value'"):
-        _check_prompt(0, dict(images=[], messages=[dict(role="user", text="q")]))
+        check_prompt(0, dict(images=[], messages=[dict(role="user", text="q")]))
     with pytest.raises(ValueError, match="unknown key 'name' in message 0; expected 'from' and 'value' alone"):
-        _check_prompt(0, dict(images=[], messages=[dict(SAID[0], name="A")]))
+        check_prompt(0, dict(images=[], messages=[dict(SAID[0], name="A")]))
 
 
 # As ShareGPT's and LLaVA's files have them beside what is said.

@@ -19,7 +19,8 @@ from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.component import fingerprint_of, portable_of
 from asvr.models.encoders.base import grids_of
 from asvr.models.heads.base import places_of, why_whole_images
-from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.targets.base import Target, TensorSpec
+from asvr.models.targets.seen import Seen
 from asvr.models.tokenizers.base import VisualTokenizer, code_dtype, require_codes, require_integers
 from asvr.registry import HEADS, LOSSES, TARGETS, VISUAL_TOKENIZERS
 

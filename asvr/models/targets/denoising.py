@@ -14,7 +14,8 @@ from torch import Tensor
 from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.encoders.base import grids_of
 from asvr.models.heads.denoiser import Denoiser
-from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.targets.base import Target, TensorSpec
+from asvr.models.targets.seen import Seen
 from asvr.registry import ENCODERS, TARGETS
 
 

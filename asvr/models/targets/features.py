@@ -14,8 +14,9 @@ from asvr.base.text import source_of_class
 from asvr.data.batch import Batch
 from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.heads.features import build_mlp
-from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.targets.base import Target, TensorSpec
 from asvr.models.targets.feature_truth import FeatureTruth
+from asvr.models.targets.seen import Seen
 from asvr.registry import LOSSES, TARGETS
 
 

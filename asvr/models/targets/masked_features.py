@@ -15,9 +15,10 @@ from asvr.data.layouts import ImageLayout
 from asvr.data.transforms import ImageTransform, Pixels
 from asvr.models.heads.features import build_mlp
 from asvr.models.masking import Masked, MaskedHead, drawer, masked
-from asvr.models.targets.base import Seen, Target, TensorSpec
+from asvr.models.targets.base import Target, TensorSpec
 from asvr.models.targets.blocks import Blocks, block_bits
 from asvr.models.targets.feature_truth import FeatureTruth
+from asvr.models.targets.seen import Seen
 from asvr.registry import LOSSES, TARGETS
 
 

@@ -16,8 +16,9 @@ from asvr.data.batch import Batch
 from asvr.models.heads.features import build_mlp
 from asvr.models.losses.features import SimilarityLoss
 from asvr.models.masking import Masked, MaskedHead, drawer, images_of, masked
-from asvr.models.targets.base import Seen, Target
+from asvr.models.targets.base import Target
 from asvr.models.targets.ema import move_towards
+from asvr.models.targets.seen import Seen
 from asvr.registry import TARGETS
 
 

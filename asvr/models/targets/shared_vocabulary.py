@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from asvr.models.component import portable_of
 from asvr.models.losses import JoinedClassifier
-from asvr.models.targets.base import Seen, Target
+from asvr.models.targets.base import Target
 from asvr.models.targets.codes import CodeTarget
+from asvr.models.targets.seen import Seen
 from asvr.registry import TARGETS
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from asvr.data.batch import Batch
 from asvr.data.transforms import Pixels
-from asvr.models.targets.base import Seen, TensorSpec
+from asvr.models.targets.base import TensorSpec
 from asvr.models.targets.codes import CodeTarget
+from asvr.models.targets.seen import Seen
 from asvr.models.tokenizers.base import code_dtype, require_codes
 from asvr.registry import TARGETS
 
