@@ -51,7 +51,7 @@ each method costs beside LLaVA was counted and timed in [methods.md](../benchmar
 
 EXAMPLES = "Small models that train within minutes, but for those with `7b` in the name."
 
-BENCHMARKS = "[benchmarks/README.md](../benchmarks/README.md) tells how each figure is measured."
+BENCHMARKS = "[benchmarks/README.md](../benchmarks/README.md) says how each figure is measured."
 
 GROUPS = {
     "": ("Recipes", ""),
