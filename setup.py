@@ -26,6 +26,7 @@ class BuildWithRecipes(build_py):
 
 DATA = ["datasets>=4"]
 LORA = ["peft>=0.21"]
+TORCHAO = ["torchao>=0.18"]
 DIFFUSION = ["diffusers>=0.42"]
 # The documentation site. mkdocs 2 has neither hooks nor themes. latex2mathml draws formulas without a script.
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.7,<10", "mkdocstrings[python]>=1,<2", "latex2mathml>=3.78"]
@@ -103,6 +104,7 @@ setup(
         "trackers": ["tensorboard", "wandb", "mlflow>=3.17"],
         "diffusion": DIFFUSION,  # the networks of VAEs: LatentEncoder
         "lora": LORA,  # adapters: the model transform Lora
+        "torchao": TORCHAO,  # FP8 products, optimisers with states of 8 and 4 bits
         # playwright drives the chromium of the machine, if there is one.
         "dev": [
             "pytest>=8",
@@ -117,6 +119,7 @@ setup(
             "tensorboard",
             "wandb",
             *LORA,
+            *TORCHAO,
             *DIFFUSION,
             "playwright",
         ],

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from run_helpers import call_tool, tiny_command, tiny_env
@@ -20,6 +21,13 @@ if importlib.util.find_spec("hypothesis"):  # not on a machine that runs the tes
 os.environ["OMP_NUM_THREADS"] = tiny_env()["OMP_NUM_THREADS"]
 
 
+@pytest.fixture(autouse=True)
+def environment():
+    """Variables that a command sets for itself and its processes (``HF_HUB_OFFLINE``) do not reach the next test."""
+    with patch.dict(os.environ):
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Path:
     """The work dir of an uninterrupted run. Copy it before you change anything in it."""
@@ -35,7 +43,7 @@ def quick():
 
     `tiny_run` does both.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asvr.engine.runner.step_flops", lambda stage: None)
-        patch.setattr("asvr.engine.run.draw_summary", lambda work_dir, results: None)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("asvr.engine.runner.step_flops", lambda stage: None)
+        patched.setattr("asvr.engine.run.draw_summary", lambda work_dir, results: None)
         yield

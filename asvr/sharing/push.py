@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
 from asvr.base.hub_model import CARD, MODEL_FILE, hub_name, telling
 from asvr.base.version import asvr_version
@@ -73,9 +73,12 @@ def push_folder(
 
 @contextmanager
 def _logged_in(repo_id: str) -> Iterator[None]:
-    """Turn the Hub's "not found" into a message on logging in. The Hub says so to everyone who is not logged in."""
+    """Turn an upload without a network, and the Hub's "not found", into a message on what to do. The Hub says "not
+    found" to everyone who is not logged in."""
     try:
         yield
+    except OfflineModeIsEnabled as error:
+        raise ValueError(f"{repo_id}: nothing is uploaded, since HF_HUB_OFFLINE is set: unset it") from error
     except RepositoryNotFoundError as error:
         raise ValueError(
             f"{repo_id}: the Hub does not let you make or write this model: log in with `hf auth login`, or set "

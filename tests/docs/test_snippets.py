@@ -25,7 +25,12 @@ def test_python_blocks_run(name, reader, request, capsys):
         (reader.folder / "work_dirs").mkdir()
         (reader.folder / "work_dirs/asvr_mini").symlink_to(request.getfixturevalue("tiny_run"))
     for block in code:
-        reader.run(block)
+        try:
+            reader.run(block)
+        except ValueError as error:
+            for package in re.findall(r" needs (\w+): pip install \1$", str(error), re.M):
+                pytest.importorskip(package, reason=f"{package} is not installed")
+            raise
 
 
 @pytest.mark.parametrize("name", [name for name, page in NAME.items() if commands(page)])

@@ -45,15 +45,23 @@ def _losses(number: int) -> dict:
     weight = nn.Parameter(torch.ones(3))
     wrapper = AutocastOptimWrapper(SplitAdamW([weight], lr=0.1), precision="float32", clip_grad=None)
     hook = SkipHook(stage="tune", interval=2, limit=0)
-    state = SimpleNamespace(iter=0, max_iters=2, optim_wrapper=wrapper, train_loop=SimpleNamespace(stop=None))
+    state = SimpleNamespace(
+        iter=0,
+        max_iters=2,
+        model=SimpleNamespace(weights=lambda: {"loss": 1.0}),
+        optim_wrapper=wrapper,
+        train_loop=SimpleNamespace(stop=None),
+    )
     values = []
     for step in (1, 2):
-        wrapper.backward(weight.sum() + (float("inf") if (number, step) == (0, 2) else 0.0))
+        loss = weight.sum() + (float("inf") if (number, step) == (0, 2) else 0.0)
+        wrapper.backward(loss)
         wrapper.step()
         wrapper.zero_grad()
         values.append(weight.tolist())
         state.iter = step
-        hook.after_train_iter(state, step - 1, [SimpleNamespace(sample_ids=[f"{number}.{step}"])])
+        batch = SimpleNamespace(sample_ids=[f"{number}.{step}"])
+        hook.after_train_iter(state, step - 1, [batch], dict(loss=loss.detach()))
     return dict(values=values, stop=str(state.train_loop.stop))
 
 
