@@ -46,13 +46,13 @@ def check_objective(model: nn.Module) -> None:
             raise ValueError(
                 f"--plain: target {target.name!r} is a {type(target).__name__}, the released code has codes"
             )
-        wanted = dict(tokenizer=(type(target.tokenizer), SemanticTokenizer), tap=(target.tap, -1))
-        wanted |= dict(depth_transformer=(isinstance(target.head, DepthTransformerHead), True))
-        wanted |= dict(supervise=(target.positions.supervise, None), loss=(type(target.criterion), CodeCrossEntropy))
+        expected = dict(tokenizer=(type(target.tokenizer), SemanticTokenizer), tap=(target.tap, -1))
+        expected |= dict(depth_transformer=(isinstance(target.head, DepthTransformerHead), True))
+        expected |= dict(supervise=(target.positions.supervise, None), loss=(type(target.criterion), CodeCrossEntropy))
         if isinstance(target.criterion, CodeCrossEntropy):
-            wanted |= dict(depth_weights=(target.criterion.depth_weights, None))
-            wanted |= dict(label_smoothing=(target.criterion.label_smoothing, 0.0))
-        for name, (own, known) in wanted.items():
+            expected |= dict(depth_weights=(target.criterion.depth_weights, None))
+            expected |= dict(label_smoothing=(target.criterion.label_smoothing, 0.0))
+        for name, (own, known) in expected.items():
             if own != known:
                 raise ValueError(f"--plain: target {target.name!r} has {name}={own!r}, the released code has {known!r}")
         if not target.shares_encoder:
