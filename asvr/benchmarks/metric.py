@@ -18,7 +18,7 @@ from asvr.evaluation.live import LiveModel
 from asvr.evaluation.metrics import Metric
 from asvr.registry import METRICS
 
-INSTALL = "metrics: LmmsEval needs lmms-eval, which is not installed: pip install -e '.[eval]'"
+INSTALL = "metrics: LmmsEval needs lmms-eval, which is not installed: pip install 'asvr[eval]'"
 FOLDER = "lmms_eval"  # in the stage's folder: the questions with the last answers, and files of tasks
 
 

@@ -69,7 +69,7 @@ class EasyVQA(ConversationDataset):
         if max_pictures is not None:
             if max_images is not None:
                 raise ValueError("EasyVQA: max_pictures is the old name of max_images; give max_images alone")
-            logger.warning("EasyVQA: max_pictures is now called max_images; the old name goes on working")
+            logger.warning("EasyVQA: max_pictures is now called max_images; the old name still works")
             max_images = max_pictures
         self.paths = {str(image): Path(paths[image]) for image in sorted(paths)[:max_images]}
         if image_only:
@@ -121,4 +121,4 @@ def _package():
     try:
         return importlib.import_module("easy_vqa")
     except ModuleNotFoundError as error:
-        raise ValueError("EasyVQA needs the package easy-vqa: pip install -e '.[mini]'") from error
+        raise ValueError("EasyVQA needs the package easy-vqa: pip install 'asvr[mini]'") from error
