@@ -146,5 +146,5 @@ def _marks(row: Row, notes: list[str]) -> str:
 def _title(file: Path) -> str:
     """The text of a config's header, up to the command."""
     lines = takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
-    said = takewhile(lambda line: not line.startswith("# python "), lines)
+    said = takewhile(lambda line: not line.startswith("# asvr "), lines)
     return " ".join(line.removeprefix("# ") for line in said)
