@@ -35,11 +35,13 @@ class EasyVQA(ConversationDataset):
 
     It has 4,000 training images with 38,575 questions, and 1,000 test images with 9,673.
 
-    turns: the number of questions of a conversation. ``seed`` shuffles the questions of an image, which are then split
-    into conversations; the last one of an image may be shorter. ``seed=None`` keeps the order of the package. A record
-    of one question has the kind of the question as ``category``. image_only: one record for each image, without a
-    conversation. with_images: False leaves the images out, for a blind model. max_images: use only the first ones. For
-    the other arguments see `asvr.data.records.ConversationDataset`.
+    split: ``train`` or ``test``. turns: the number of questions of a conversation; the last one of an image may have
+    fewer. A record of one question has the kind of the question as ``category``. image_only: one record for each image,
+    without a conversation. with_images: False leaves the images out, for a blind model. seed: the seed that
+    shuffles the questions of an image before they are split into conversations. None keeps the order of the package.
+    max_images: use only the first images. max_pictures: the old name of ``max_images``.
+
+    For the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError if the package is not installed or an argument is not valid.
     """

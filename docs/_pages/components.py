@@ -50,7 +50,7 @@ def _component(info: ComponentInfo) -> list[str]:
     if own:
         blocks.append(table(("field", "type", "default", "what it is"), map(_field, own)))
     notes = [f"The library gives {', '.join(given)}."] if given else []
-    notes += ["It takes further fields."] if info.takes_any else []
+    notes += ["It takes further fields."] if info.takes_any and own else []
     return [*blocks, *([" ".join(notes)] if notes else [])]
 
 
