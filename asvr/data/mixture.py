@@ -146,7 +146,7 @@ class Mixture(ConversationDataset):
         )
 
     def drawn(self, position: int, seed: int) -> dict[str, int]:
-        """How many of the first ``position`` samples of training are of which source."""
+        """The number of samples from each source among the first ``position`` samples of training."""
         return dict(zip(self.names, self.sampler(seed).drawn(position), strict=True))
 
     def _find(self, i: int) -> tuple[ConversationDataset, int]:
