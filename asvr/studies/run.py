@@ -154,8 +154,8 @@ def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[
         expected = expected or asked
         if asked != expected:
             raise ValueError(
-                f"{run.work_dir}: this run was asked other questions than the baseline {study.baseline!r}: all arms must "
-                "have the same evaluation"
+                f"{run.work_dir}: this run was asked other questions than the baseline {study.baseline!r}: all arms "
+                "must have the same evaluation"
             )
         seconds = sum(
             json.loads(done.read_text(encoding="utf-8"))["seconds"] for done in run.work_dir.glob("*/done.json")
