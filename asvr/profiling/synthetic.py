@@ -10,7 +10,7 @@ from asvr.data.batch import IGNORE, IMAGE_TOKEN
 MEDIAN, SIGMA, SHORTEST = 150, 0.7, 20
 TEXT_ONLY = 1 / 8
 ANSWERS = 0.6  # share of the text that is supervised, at the end of the sample
-PICTURE = (640, 480)  # COCO's usual size, width and height in pixels
+IMAGE_SIZE = (640, 480)  # COCO's usual size, width and height in pixels
 
 
 class SyntheticSamples:
@@ -28,21 +28,21 @@ class SyntheticSamples:
 
     def __getitem__(self, i: int) -> dict:
         random = np.random.default_rng([self.seed, i])
-        pictures = 0 if self.period and i % self.period == self.period - 1 else 1
-        room = self.max_length - pictures * self.num_image_tokens - 1
+        num_images = 0 if self.period and i % self.period == self.period - 1 else 1
+        room = self.max_length - num_images * self.num_image_tokens - 1
         length = int(np.clip(random.lognormal(np.log(MEDIAN), SIGMA), SHORTEST, room))
         words = random.integers(3, self.vocab_size, length).tolist()
         learned = round(ANSWERS * length)
-        head = [1] + [IMAGE_TOKEN] * pictures
+        head = [1] + [IMAGE_TOKEN] * num_images
         return dict(
             input_ids=head + words,
             labels=[IGNORE] * (len(head) + length - learned) + words[length - learned :],
-            images=[self.image(i)] * pictures,
-            image_keys=[str(i)] * pictures,
+            images=[self.image(i)] * num_images,
+            image_keys=[str(i)] * num_images,
             sample_id=f"synthetic:{i}",
         )
 
     def image(self, i: int) -> Image.Image:
         """An image of coarse noise. It takes as long to resize as a photograph."""
         cells = np.random.default_rng([self.seed, i, 1]).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        return Image.fromarray(cells).resize(PICTURE, Image.Resampling.BILINEAR)
+        return Image.fromarray(cells).resize(IMAGE_SIZE, Image.Resampling.BILINEAR)

@@ -249,5 +249,5 @@ def test_data_sets_that_are_not_here_are_told(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="split='train' cannot be read"):
         build(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"HFDataset needs the package datasets: pip install -e '.\[data\]'"):
+    with pytest.raises(ValueError, match=r"HFDataset needs the package datasets: pip install 'asvr\[data\]'"):
         build(tmp_path)
