@@ -165,7 +165,9 @@ def eager_only(config) -> str | None:
 
     (transformers 5.17 would choose its ``sdpa`` for Gemma 2, which leaves the soft caps out.)"""
     cap = getattr(config, "attn_logit_softcapping", None)
-    return None if cap is None else f"attn_logit_softcapping={cap} caps the logits of its attention, as no kernel does"
+    if cap is None:
+        return None
+    return f"attn_logit_softcapping={cap} caps the logits of its attention, which no kernel supports"
 
 
 def use_attention(model: nn.Module, asked: str, dtype: torch.dtype | None, device: torch.device | None = None) -> str:

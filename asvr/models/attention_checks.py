@@ -11,6 +11,7 @@ SAMPLES = 8  # number of packed samples in the check
 # Limits of relative differences. In float32, rounding is far below LEAK, and the effect of another sample is above it.
 # In half precision, rounding depends on the shape of a row (ROUNDING_IN_HALF); rows of the same shape hardly differ.
 LEAK, LEAK_IN_HALF, ROUNDING_IN_HALF = 3e-5, 1e-2, 5e-2
+NO_KERNELS = "does not work with the attention kernels of this library"
 
 
 @torch.no_grad()
@@ -22,7 +23,7 @@ def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
     Raises ``ValueError`` if they differ, or if the LLM cannot use the kernels of this library. A convolution or a
     recurrence over the row knows nothing of samples, and some LLMs do not pass the samples on to the kernel.
     """
-    problem = None if getattr(llm, "own_kernels", False) else f"takes no attention kernel of ours{_why(llm)}"
+    problem = None if getattr(llm, "own_kernels", False) else f"{NO_KERNELS}{_why(llm)}"
     if problem is None:
         training = llm.training
         llm.eval()  # with dropout, two passes would always differ
@@ -33,7 +34,9 @@ def check_isolation(llm: nn.Module, dtype: torch.dtype | None) -> None:
         if seen:
             problem = f"lets a sample of a row see the one before (its states change by {max(seen):.1e} of their size)"
     if problem is not None:
-        raise ValueError(f"data.pack: {type(llm).__name__} {problem}, so samples could not be kept apart: set it False")
+        raise ValueError(
+            f"data.pack: {type(llm).__name__} {problem}, so samples could not be kept apart: set data.pack=False"
+        )
 
 
 @torch.no_grad()
@@ -43,7 +46,7 @@ def check_rules(llm: nn.Module) -> None:
     The first token of an image must see its last token, and text must not see later tokens. Raises ``ValueError`` if
     the LLM cannot use the kernels of this library, or does not pass the rule on to them.
     """
-    problem = None if getattr(llm, "own_kernels", False) else "takes no attention kernel of ours"
+    problem = None if getattr(llm, "own_kernels", False) else NO_KERNELS
     if problem is None:
         training = llm.training
         llm.eval()
@@ -53,8 +56,8 @@ def check_rules(llm: nn.Module) -> None:
             llm.train(training)
     if problem is not None:
         raise ValueError(
-            f"model.visual_attention: {type(llm).__name__} {problem}, so visual tokens cannot see each other: leave it "
-            "'causal', and targets that mask images out"
+            f"model.visual_attention: {type(llm).__name__} {problem}, so visual tokens cannot see each other: set "
+            "model.visual_attention='causal', and leave out targets that mask images"
         )
 
 

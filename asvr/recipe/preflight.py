@@ -81,8 +81,8 @@ def check_sizes(recipe: Recipe) -> dict[str, nn.Module]:
         moving = [t.name for t in models[name].targets if getattr(t, "shares_encoder", False)]
         if "encoder" in stage.trained_components and moving:
             raise ValueError(
-                f"stages.{name}.train names the encoder, and target {moving[0]!r} quantises its features, which would "
-                "move with it: give that target's tokenizer an `encoder` of its own"
+                f"stages.{name}.train names the encoder, but target {moving[0]!r} quantises its features, which would "
+                "change in training: give that target's tokenizer an `encoder` of its own"
             )
         check_positions(f"stages.{name}", models[name])
         if (before := recipe.stages.get(stage.init)) is not None:

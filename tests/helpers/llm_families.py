@@ -66,8 +66,8 @@ PACKED = {
     ),
 }
 # Padded rows alone, with what is said where `data.pack` asks for more.
-CAPPED = "takes no attention kernel of ours .attn_logit_softcapping=50.0 caps the logits of its attention"
-RECURRENT, NO_KERNEL = "lets a sample of a row see the one before", "takes no attention kernel of ours"
+CAPPED = "does not work with the attention kernels .*attn_logit_softcapping=50.0 caps the logits of its attention"
+RECURRENT, NO_KERNEL = "lets a sample of a row see the one before", "does not work with the attention kernels"
 SCAN = dict(hidden_size=32, num_hidden_layers=2, state_size=8, **SPECIAL)
 PADDED = {
     "gemma2": (

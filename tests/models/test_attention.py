@@ -244,7 +244,7 @@ def test_an_llm_whose_samples_would_see_one_another_is_not_packed():
     with pytest.raises(ValueError, match="data.pack: HFCausalLM lets a sample of a row see the one before"):
         check_isolation(llm(LFM2), None)
     without = HFCausalLM(arch=LLAMA, vocab_size=32)
-    with pytest.raises(ValueError, match="data.pack: HFCausalLM takes no attention kernel of ours"):
+    with pytest.raises(ValueError, match="data.pack: HFCausalLM does not work with the attention kernels"):
         check_isolation(without, None)
 
 

@@ -93,7 +93,7 @@ def test_packed_rows_are_padded_rows(family):
 @pytest.mark.parametrize("family", PADDED)
 def test_packed_rows_are_refused(family):
     model = vlm(family)
-    with pytest.raises(ValueError, match=f"data.pack: HFCausalLM {PADDED[family][1]}.*: set it False"):
+    with pytest.raises(ValueError, match=f"data.pack: HFCausalLM {PADDED[family][1]}.*: set data.pack=False"):
         check_isolation(model.llm, None)
 
 

@@ -175,7 +175,7 @@ class Forgetful(nn.Module):
 
 def test_an_llm_that_follows_no_rule_is_refused():
     check_rules(llm_of("llama"))
-    with pytest.raises(ValueError, match="takes no attention kernel of ours"):
+    with pytest.raises(ValueError, match="does not work with the attention kernels"):
         check_rules(Forgetful())
     llm = llm_of("llama")
     llm.hidden = lambda embeds, taps, rule: HFCausalLM.hidden(llm, embeds, taps)  # as blocks that drop the rule

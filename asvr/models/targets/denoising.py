@@ -83,17 +83,22 @@ class DenoisingTarget(Target):
         if layers < 1:
             raise ValueError(f"{key}.layers={layers}: expected at least 1")
         if self.positions.supervise is not None:
-            raise ValueError(f"{key}.supervise: the noise of whole images is predicted; leave it out")
+            raise ValueError(f"{key}.supervise: DenoisingTarget predicts the noise of whole images; leave it out")
         if hasattr(encoder.transform, "grid_of"):
-            raise ValueError(f"{key}: the encoder reads images in their own resolution, and latents are of one grid")
+            raise ValueError(
+                f"{key}: DenoisingTarget needs images of one fixed size, but the encoder reads images in their own "
+                "resolution"
+            )
         if len(grids_of(encoder)) > 1:
-            raise ValueError(f"{key}: the encoder gives the tokens of several grids, and latents are of one")
+            raise ValueError(
+                f"{key}: DenoisingTarget needs one grid, but the encoder gives the tokens of several grids"
+            )
         if times < 1 or steps < times:
             raise ValueError(
                 f"{key}.times={times}, steps={steps}: expected times of at least 1, and at least as many steps"
             )
         if num_heads < 1 or width % num_heads or width % 4:
-            raise ValueError(f"{key}.width={width} is no multiple of 4 and of num_heads={num_heads}")
+            raise ValueError(f"{key}.width={width}: expected a multiple of 4 and of num_heads={num_heads}")
 
     # The contract of a target ------------------------------------------------------------------------------
 

@@ -149,5 +149,6 @@ class MaskedFeatureTarget(Target):
     def check_layout(self, layout: ImageLayout) -> None:
         if layout.fixed is None or layout.fixed.num_crops != 1:
             raise ValueError(
-                f"{self.key}: MaskedFeatureTarget masks whole images of one size; {type(layout).__name__} gives others"
+                f"{self.key}: MaskedFeatureTarget needs whole images of one fixed size, but {type(layout).__name__} "
+                "gives others"
             )

@@ -57,7 +57,7 @@ class SharedVocabularyTarget(CodeTarget):
             raise ValueError(f"{key}: {type(llm).__name__} has no vocab_size, the number of its LM head's words")
         if getattr(llm, "logit_changes", None):
             raise ValueError(
-                f"{key}: {type(llm).__name__} caps or scales its logits, which codes are not: take another"
+                f"{key}: {type(llm).__name__} caps or scales its logits, but those of codes are not: use another LLM"
             )
         super().__init__(
             name=name,

@@ -235,10 +235,10 @@ def test_flops_of_head_and_vae_are_counted():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(supervise=2), r"reconstruction\[0\].supervise: the noise of whole images"),
+        (dict(supervise=2), r"reconstruction\[0\].supervise: DenoisingTarget predicts the noise"),
         (dict(teacher=TEACHER | dict(image_size=16)), r"\[0\].teacher: its grid is 4x4, the encoder's 2x2"),
-        (dict(width=18), "width=18 is no multiple of 4"),
-        (dict(width=16, num_heads=3), "width=16 is no multiple of 4 and of num_heads=3"),
+        (dict(width=18), "width=18: expected a multiple of 4"),
+        (dict(width=16, num_heads=3), "width=16: expected a multiple of 4 and of num_heads=3"),
         (dict(times=0), "times=0, steps=10"),
         (dict(times=11), "times=11, steps=10"),
     ],

@@ -204,7 +204,7 @@ def test_no_image_drawn_still_gives_every_weight_a_gradient():
 
 
 def test_tiles_are_refused():
-    with pytest.raises(ValueError, match="masks whole images of one size; AnyRes gives others"):
+    with pytest.raises(ValueError, match="needs whole images of one fixed size, but AnyRes gives others"):
         build(reconstruction=[BLOCKS], encoder=ENCODER, llm=LLM, layout=dict(type="AnyRes"))
 
 
