@@ -76,7 +76,7 @@ class HFCausalLM(Component):
     dtype: dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
     vocab_size: the number of embeddings that the text tokenizer needs (`TextTokenizer.num_ids`). A model without
         ``name`` gets this vocabulary size. A model with weights must have at least this size.
-    activation_checkpointing: activation checkpointing of the blocks, see `asvr.models.checkpointing`.
+    activation_checkpointing: ``none``, ``selective``, ``full`` or ``auto``, see `asvr.models.checkpointing`.
     defer: do not read the weights until `materialise` is called. This works if the folder has safetensors with the
         model's own keys.
     """

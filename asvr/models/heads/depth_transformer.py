@@ -66,8 +66,8 @@ class DepthTransformerHead(Head):
     and its own classifier.
 
     width: ``W``, a multiple of num_heads. layers: number of blocks. num_heads: number of attention heads.
-    activation_checkpointing: see `asvr.models.checkpointing`. ``full`` keeps only the inputs of the whole head, and
-        recomputes the head in chunks of positions.
+    activation_checkpointing: ``none``, ``selective``, ``full`` or ``auto``, see `asvr.models.checkpointing`. ``full``
+        keeps only the inputs of the whole head, and recomputes the head in chunks of positions.
     """
 
     residual_from_norm = False
