@@ -58,7 +58,7 @@ def main() -> None:
     from asvr.base.text import table
     from asvr.profiling.machine import in_words, machine
     from asvr.profiling.report import save
-    from asvr.profiling.synthetic import PICTURE, SyntheticSamples
+    from asvr.profiling.synthetic import IMAGE_SIZE, SyntheticSamples
     from asvr.profiling.worker import PadId
     from asvr.recipe.build import build_collate, build_device, build_train_loader, pack_limits
     from asvr.recipe.config import load_config
@@ -70,7 +70,7 @@ def main() -> None:
         stage.data.global_batch = args.samples
     model = build_meta(stage)
     samples = SyntheticSamples(
-        num_image_tokens=model.layout(PICTURE).num_tokens,
+        num_image_tokens=model.layout(IMAGE_SIZE).num_tokens,
         max_length=stage.data.max_length,
         vocab_size=model.llm.vocab_size,
     )

@@ -1,7 +1,7 @@
 # The mini run: real images, questions and a pretrained encoder, which all come as ordinary packages.
 # A small Llama with random weights learns to answer easy-vqa's questions. It also predicts the semantic codes of each
 # image. There are three stages: a blind model for comparison (no images), images alone (no text), and the questions.
-#   pip install -e '.[mini]' && python tools/train.py configs/asvr_mini.py
+#   pip install -e '.[mini]' && asvr train asvr_mini
 _base_ = ["./_base_/runtime.py"]
 
 text_tokenizer = dict(

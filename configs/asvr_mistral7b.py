@@ -1,6 +1,6 @@
 # ASVR with Mistral-7B. The rest is asvr_vicuna7b.py. The paper does not say which Mistral-7B it used. This is Instruct
 # v0.2.
-# python tools/train.py configs/asvr_mistral7b.py
+# asvr train asvr_mistral7b
 _base_ = ["./asvr_vicuna7b.py"]
 
 text_tokenizer = dict(name="mistralai/Mistral-7B-Instruct-v0.2")

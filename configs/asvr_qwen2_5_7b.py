@@ -1,6 +1,6 @@
 # ASVR with Qwen2.5-7B-Instruct. The rest is asvr_vicuna7b.py. The paper has no results for it, but its code has a Qwen2
 # class.
-# python tools/train.py configs/asvr_qwen2_5_7b.py
+# asvr train asvr_qwen2_5_7b
 _base_ = ["./asvr_vicuna7b.py"]
 
 text_tokenizer = dict(name="Qwen/Qwen2.5-7B-Instruct")

@@ -1,5 +1,5 @@
 # ASVR with Vicuna-13B. The rest is asvr_vicuna7b.py.
-# python tools/train.py configs/asvr_vicuna13b.py
+# asvr train asvr_vicuna13b
 _base_ = ["./asvr_vicuna7b.py"]
 
 text_tokenizer = dict(name="lmsys/vicuna-13b-v1.5")

@@ -1,6 +1,6 @@
 # ASVR, the paper's main recipe. It is LLaVA-1.5 with one more task: the hidden state before each visual token predicts
 # the semantic codes of this token (equation 2).
-# python tools/train.py configs/asvr_vicuna7b.py
+# asvr train asvr_vicuna7b
 _base_ = ["./llava_vicuna7b.py"]
 
 model = dict(

@@ -1,7 +1,7 @@
 # The paper's appearance ablation: the target is a residual quantisation of SigLIP's 6th layer, depth 8.
 # Differs from the paper: the paper trains these codes together with a pixel decoder. Here they are fitted to the
 # features alone. For codes of a pixel VQGAN see asvr_vicuna7b_pixel.py.
-# python tools/train.py configs/asvr_vicuna7b_appearance.py
+# asvr train asvr_vicuna7b_appearance
 _base_ = ["./llava_vicuna7b.py"]
 
 model = dict(

@@ -1,6 +1,6 @@
 # The paper's dual ablation: semantic and appearance codes, each with its own head. The losses are added.
 # Differs from the paper, as asvr_vicuna7b_appearance.py does: the appearance codes are fitted without a pixel decoder.
-# python tools/train.py configs/asvr_vicuna7b_dual.py
+# asvr train asvr_vicuna7b_dual
 _base_ = ["./llava_vicuna7b.py"]
 
 model = dict(

@@ -1,7 +1,7 @@
 # ASVR with LoRA: adapters are trained in place of the whole LLM, as in llava_vicuna7b_lora.py (LLaVA's own script).
 # Neither the paper nor its code has adapters. The visual head and the projector keep the learning rate of
 # asvr_vicuna7b.py, 2e-5.
-# python tools/train.py configs/asvr_vicuna7b_lora.py
+# asvr train asvr_vicuna7b_lora
 _base_ = ["./asvr_vicuna7b.py"]
 
 stages = dict(

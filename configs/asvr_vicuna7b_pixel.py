@@ -2,8 +2,8 @@
 # It is not in the paper. The paper's appearance codes come from SigLIP's 6th layer (asvr_vicuna7b_appearance.py).
 # First make the tokenizer's folder from a Janus model. The same command also reads LlamaGen's vq_ds16_c2i.pt:
 #   hf download deepseek-community/Janus-Pro-1B --local-dir Janus-Pro-1B
-#   python tools/convert.py import Janus-Pro-1B models/janus-vq16 --image-size 432
-# python tools/train.py configs/asvr_vicuna7b_pixel.py
+#   asvr convert import Janus-Pro-1B models/janus-vq16 --image-size 432
+# asvr train asvr_vicuna7b_pixel
 _base_ = ["./llava_vicuna7b.py"]
 
 model = dict(

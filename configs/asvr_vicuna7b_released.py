@@ -1,6 +1,6 @@
 # The objective of the paper's released code: each hidden state predicts the codes of its own visual token (shift=0),
 # with the released head. This differs from the paper's equation 2. asvr_vicuna7b.py follows the equation.
-# python tools/train.py configs/asvr_vicuna7b_released.py
+# asvr train asvr_vicuna7b_released
 _base_ = ["./llava_vicuna7b.py"]
 
 model = dict(

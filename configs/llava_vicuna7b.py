@@ -1,5 +1,5 @@
 # LLaVA-1.5 with SigLIP-SO400M and Vicuna-7B: only the text loss. This is the paper's baseline.
-# python tools/train.py configs/llava_vicuna7b.py
+# asvr train llava_vicuna7b
 _base_ = [
     "_base_/models/siglip_so400m_vicuna7b.py",
     "_base_/datasets/llava_1_5.py",

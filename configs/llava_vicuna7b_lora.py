@@ -2,7 +2,7 @@
 # VIRAL's scripts. Rank 128, alpha 256 and dropout 0.05 on all linear layers of the LLM's blocks; a learning rate of
 # 2e-4 for adapters and 2e-5 for the projector; batches of 128. The LLM itself is frozen in bfloat16.
 # Differs: SigLIP in place of CLIP; samples are packed and not grouped by modality.
-# python tools/train.py configs/llava_vicuna7b_lora.py
+# asvr train llava_vicuna7b_lora
 _base_ = ["./llava_vicuna7b.py"]
 
 stages = dict(

@@ -1,6 +1,6 @@
 # Scenes of known objects: a small Llama with random weights learns to answer questions on number, colour, place and
 # letters in new drawings. It also predicts the semantic codes of each image.
-#   pip install -e '.[mini]' && python tools/train.py configs/scenes_mini.py
+#   pip install -e '.[mini]' && asvr train scenes_mini
 _base_ = ["./asvr_mini.py"]
 
 text_tokenizer = dict(

@@ -1,7 +1,7 @@
 """A chat template of your own, in the form of Llama 3's chat models.
 
 A template says which pieces of text follow one another, and which of them the model learns to write. It never sees
-token ids, because the library encodes piece by piece. ``python tools/train.py configs/examples/chat_template.py``
+token ids, because the library encodes piece by piece. ``asvr train examples/chat_template``
 """
 
 from collections.abc import Iterator

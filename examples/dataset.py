@@ -1,7 +1,7 @@
 """A data set of your own: how many dots are there? Its images are drawn, so it needs no files.
 
 A subclass of `ConversationDataset` gives the number of records, record ``i``, and the place of an image. The library
-makes token ids, labels, questions and batches from them. ``python tools/train.py configs/examples/dataset.py``
+makes token ids, labels, questions and batches from them. ``asvr train examples/dataset``
 """
 
 import random

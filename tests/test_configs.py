@@ -83,7 +83,8 @@ def test_a_config_is_right_and_survives_a_round_trip(name, tmp_path):
     dump_config(cfg, tmp_path / "config.py")
     again = load_config(tmp_path / "config.py")
     assert again.to_dict() == cfg.to_dict() and list(again.stages) == list(cfg.stages)
-    assert f"python tools/train.py configs/{name}" in (ROOT / name).read_text(), "the header says how to run it"
+    command = f"asvr train {name.removesuffix('.py')}"
+    assert command in (ROOT / name).read_text(), "the header says how to run it"
 
 
 @pytest.mark.parametrize("name", RECIPES)

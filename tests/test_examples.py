@@ -163,7 +163,8 @@ def test_the_index_names_every_example():
     index = (ROOT / "examples/README.md").read_text(encoding="utf-8")
     files = {file.name for file in (ROOT / "examples").glob("*.py")}
     assert set(re.findall(r"\]\((\w+\.py)\)", index)) == files
-    assert all((ROOT / config).is_file() for config in re.findall(r"configs/examples/\w+\.py", index))
+    commands = re.findall(r"asvr train (examples/\w+)`", index)
+    assert len(commands) == len(files) and all((ROOT / f"configs/{name}.py").is_file() for name in commands)
 
 
 def test_an_example_is_short():

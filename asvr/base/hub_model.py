@@ -87,7 +87,9 @@ def find_model(
     # `work_dirs/typo` is a misspelt path. The Hub is not asked for it.
     is_path = path.parent.is_dir()
     options = dict(token=token, cache_dir=cache_dir, local_files_only=is_path or not download)
-    with telling(repo, revision, options["local_files_only"], f" ({path.parent} is a folder here)" if is_path else ""):
+    with errors_in_words(
+        repo, revision, options["local_files_only"], f" ({path.parent} is a folder here)" if is_path else ""
+    ):
         return _snapshot(repo, revision, check=check, **options)
 
 
@@ -115,7 +117,7 @@ def _snapshot(repo: str, revision: str | None, *, check: Callable[[Path], None] 
 
 
 @contextmanager
-def telling(repo: str, revision: str | None = None, local: bool = False, why_local: str = "") -> Iterator[None]:
+def errors_in_words(repo: str, revision: str | None = None, local: bool = False, why_local: str = "") -> Iterator[None]:
     """Turn errors of the Hub into a one-line ``ValueError`` that says what to do. local: the Hub may not be asked."""
     from huggingface_hub import errors
 
@@ -135,8 +137,8 @@ def telling(repo: str, revision: str | None = None, local: bool = False, why_loc
         raise ValueError(f"{repo}: the Hub's model has no revision {revision!r}") from error
     except errors.RemoteEntryNotFoundError as error:
         raise ValueError(
-            f"{at} is not a model of this library, it has no {MODEL_FILE}: for a LLaVA model, download it with "
-            f"`hf download {repo}` and convert it with `tools/convert.py import`"
+            f"{at} is not a model of this library, it has no {MODEL_FILE}: for a LLaVA-1.5 model, download it with "
+            f"`hf download {repo}` and convert it with `asvr convert import`"
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise ValueError(_not_here(repo, revision, local, why_local)) from error

@@ -18,7 +18,7 @@ from asvr.evaluation.live import LiveModel
 from asvr.evaluation.metrics import Metric
 from asvr.registry import METRICS
 
-INSTALL = "metrics: LmmsEval needs lmms-eval, which is not installed: pip install -e '.[eval]'"
+INSTALL = "metrics: LmmsEval needs lmms-eval, which is not installed: pip install 'asvr[eval]'"
 FOLDER = "lmms_eval"  # in the stage's folder: the questions with the last answers, and files of tasks
 
 
@@ -26,8 +26,9 @@ FOLDER = "lmms_eval"  # in the stage's folder: the questions with the last answe
 class LmmsEval(Metric):
     """Runs public benchmarks, or tasks of your own, through lmms-eval. Its numbers are ``lmms/<task>/<metric>``.
 
-    tasks: names of tasks or groups of lmms-eval, or ``paper``. limit: ask only so many questions of each task.
-    batch_size: questions at once. include_paths: folders with tasks of your own.
+    tasks: names of tasks or groups of lmms-eval, or ``paper``. limit: ask only this many questions of each task, the
+    first ones. batch_size: the number of questions that are answered at once. include_paths: folders with tasks of your
+    own.
 
     Several processes share the batches. The result is the same as that of one process. If a task fails, there is a
     warning, and its numbers are missing.

@@ -45,8 +45,8 @@ ROWS = (
 
 HEAD = f"""# The paper's tables, row by row
 
-Every row of the tables of the ASVR paper ([arXiv 2506.09040v2](https://arxiv.org/html/2506.09040v2)), the config that
-trains it, and what the paper reports. These are the paper's numbers: none of them was measured with this library.
+This page lists every row of the tables of the ASVR paper ([arXiv 2506.09040v2](https://arxiv.org/html/2506.09040v2)),
+the config that trains it, and the numbers that the paper reports. None of them was measured with this library.
 `{COMMAND}` writes this page from the section `published` of the configs.
 
 """
@@ -54,11 +54,11 @@ COMMON = """All rows differ from the paper in these points:
 
 - The paper's visual tokenizer is DualToken, which fine-tunes its own vision tower. Its weights are on Google Drive.
   They were not available here. The configs use a residual quantisation of the frozen encoder's features instead.
-  `tools/train_tokenizer.py` fits it (`configs/tokenizers/`). An imported DualToken tokenizer can replace it.
+  `asvr train-tokenizer` fits it (`configs/tokenizers/`). An imported DualToken tokenizer can replace it.
 - Hidden states predict the codes of the next visual token (`shift=1`, the paper's equation 2). The released code has no
   shift and another head: [asvr_vicuna7b_released.py](../configs/asvr_vicuna7b_released.py).
 - The paper states no learning rates and no batch sizes. All rows have those of the released scripts.
-- The paper evaluates with Cambrian-1's code, this library with lmms-eval (`tools/eval.py`).
+- The paper evaluates with Cambrian-1's code. This library evaluates with lmms-eval (`asvr evaluate --tasks paper`).
 """
 
 
@@ -136,7 +136,7 @@ def _files(configs: Path) -> list[Path]:
 
 def _config(name: str) -> tuple[str, str]:
     """A link to the config, and its command."""
-    return f"[{name}](../configs/paper/{name})", f"`python tools/train.py configs/paper/{name}`"
+    return f"[{name}](../configs/paper/{name})", f"`asvr train paper/{name.removesuffix('.py')}`"
 
 
 def _marks(row: Row, notes: list[str]) -> str:
@@ -146,5 +146,5 @@ def _marks(row: Row, notes: list[str]) -> str:
 def _title(file: Path) -> str:
     """The text of a config's header, up to the command."""
     lines = takewhile(lambda line: line.startswith("# "), file.read_text(encoding="utf-8").splitlines())
-    said = takewhile(lambda line: not line.startswith("# python "), lines)
+    said = takewhile(lambda line: not line.startswith("# asvr "), lines)
     return " ".join(line.removeprefix("# ") for line in said)

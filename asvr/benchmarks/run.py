@@ -28,7 +28,7 @@ from asvr.benchmarks.samples import write_samples
 from asvr.benchmarks.task_files import Tasks, expand, find_tasks, refuse_judged
 from asvr.recipe.config import MODEL_FILE, load_config
 
-INSTALL = "benchmarks run through lmms-eval, which is not installed: pip install -e '.[eval]'"
+INSTALL = "benchmarks run through lmms-eval, which is not installed: pip install 'asvr[eval]'"
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ class CodeCache:
         return dict(codes=torch.from_numpy(np.stack([store[self.hashes[key]] for key in keys])))
 
 
-def hash_images(root: Path, pictures: dict) -> dict[str, str]:
+def hash_images(root: Path, images: dict) -> dict[str, str]:
     """Image key -> SHA-256 of its bytes, or of what decides them (`StoredImage.sha256`).
 
     ``root/files.jsonl`` keeps the hashes of files. A file is read again only if its size or
@@ -235,7 +235,7 @@ def hash_images(root: Path, pictures: dict) -> dict[str, str]:
     file = root / FILES
     known, found = _known_files(file), {}
     root.mkdir(parents=True, exist_ok=True)
-    paths = {key: Path(source).absolute() for key, source in pictures.items() if has_file(source)}
+    paths = {key: Path(source).absolute() for key, source in images.items() if has_file(source)}
     with (
         open(file, "a", encoding="utf-8") as out,
         ThreadPoolExecutor(READERS) as readers,
@@ -248,10 +248,10 @@ def hash_images(root: Path, pictures: dict) -> dict[str, str]:
                 if line is not None:
                     out.write("\n" + json.dumps(line))
                 bar.update()
-    for key, source in pictures.items():
+    for key, source in images.items():
         if key not in paths:
             found[key] = _hash_of(source)
-    return {key: found[paths.get(key, key)] for key in pictures}
+    return {key: found[paths.get(key, key)] for key in images}
 
 
 def _hash_of(image: Source) -> str:

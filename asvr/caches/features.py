@@ -91,7 +91,7 @@ class FeatureCache:
         self,
         target,
         *,
-        pictures: dict,
+        images: dict,
         aspect: str,
         device: torch.device,
         config: dict,
@@ -112,20 +112,20 @@ class FeatureCache:
         if not all(file.is_file() for file in files.values()):
             needed = len(self.rows) * sum(prod(spec.shape) * spec.dtype.itemsize for spec in specs.values())
             require_room(self.folder, needed, f"the truth of target {target.name!r}", budget_gb)
-            self._compute(target, files, pictures, layout, aspect, device)
+            self._compute(target, files, images, layout, aspect, device)
         self.truths[target.name] = {
             name: (_mapped(files[name], _numpy_dtype(spec.dtype), len(self.rows)), spec.dtype)
             for name, spec in specs.items()
         }
 
-    def _compute(self, target, files: dict[str, Path], pictures: dict, layout, aspect: str, device) -> None:
+    def _compute(self, target, files: dict[str, Path], images: dict, layout, aspect: str, device) -> None:
         keys, specs = list(self.rows), target.truth_spec()
         partial = {name: partial_of(file) for name, file in files.items()}  # runs may share the folder
         out = {
             name: np.lib.format.open_memmap(partial[name], "w+", _numpy_dtype(spec.dtype), (len(keys), *spec.shape))
             for name, spec in specs.items()
         }
-        batches = self._of_views(pictures, layout, target.views(), aspect)
+        batches = self._of_views(images, layout, target.views(), aspect)
         with progress_bar(total=len(keys), desc=f"truth of {target.name}", unit="image") as bar, torch.no_grad():
             for row, (features_INE, pixels) in zip(
                 range(0, len(keys), BATCH), zip(self.batches(keys), batches, strict=True), strict=True
@@ -149,21 +149,21 @@ class FeatureCache:
             out[name].flush()
             os.replace(partial[name], file)
 
-    def _of_views(self, pictures: dict, layout, views: dict, aspect: str) -> Iterator[dict[str, Pixels]]:
+    def _of_views(self, images: dict, layout, views: dict, aspect: str) -> Iterator[dict[str, Pixels]]:
         """The pixels of each view in batches, in the order of the rows. Each image is opened once."""
         transforms = list(views.values())
         if not transforms:
             yield from ({} for _ in range(0, len(self.rows), BATCH))
             return
         checked = dict(max_pixels=LARGEST_LIMIT)  # sizes were checked when features were computed
-        for _, *stacks in pixel_batches(list(self.crops), pictures, transforms, aspect, layout=layout, **checked):
+        for _, *stacks in pixel_batches(list(self.crops), images, transforms, aspect, layout=layout, **checked):
             yield dict(zip(views, stacks, strict=True))
 
 
 def build_feature_cache(
     root: Path,
     encoder,
-    pictures: dict,
+    images: dict,
     aspect: str,
     device: torch.device,
     *,
@@ -173,7 +173,7 @@ def build_feature_cache(
     max_pixels: int = MAX_PIXELS,
     budget_gb: float | None = None,
 ) -> FeatureCache:
-    """The feature cache of ``pictures`` (key -> source) under ``root``, computed on ``device`` unless it exists.
+    """The feature cache of ``images`` (key -> source) under ``root``, computed on ``device`` unless it exists.
 
     config: what decides the encoder's output besides its weights. layout: the crops of an image; None: no crops.
     on_error: what happens if an image cannot be read: ``raise``, or ``skip``, which records it; its samples are then
@@ -182,17 +182,17 @@ def build_feature_cache(
     """
     if max_pixels != MAX_PIXELS:  # it decides which images are refused
         config = dict(config, max_pixels=max_pixels)
-    if not pictures:
+    if not images:
         raise ValueError("data.cache=True and `fit` of a target need images: the dataset has none")
-    folder = folder_of(root, encoder, pictures, aspect, with_layout(config, layout))
+    folder = folder_of(root, encoder, images, aspect, with_layout(config, layout))
     refused = None if check_policy(on_error) == "raise" else {}
     if not (folder / INDEX).is_file():
         partial = partial_of(folder)  # runs may share the root
         partial.mkdir(parents=True)
         kept, out, form = [], None, None
         options = dict(layout=layout, max_pixels=max_pixels)
-        batches = pixel_batches(list(pictures), pictures, [encoder.transform], aspect, refused=refused, **options)
-        with progress_bar(total=len(pictures), desc="features", unit="image") as bar, torch.inference_mode():
+        batches = pixel_batches(list(images), images, [encoder.transform], aspect, refused=refused, **options)
+        with progress_bar(total=len(images), desc="features", unit="image") as bar, torch.inference_mode():
             for keys, pixels in batches:
                 with full_float32(device):  # as `VLM.encode` does
                     features_INE = encoder(move(pixels, device)).cpu()
@@ -200,9 +200,9 @@ def build_feature_cache(
                 _require_alike(features_INE, *form)
                 if out is None:
                     dtype = str(features_INE.dtype).removeprefix("torch.")
-                    rows = num_crops(pictures, **options)
+                    rows = num_crops(images, **options)
                     shape = (rows, *features_INE.shape[1:])  # rows of refused images stay empty at the end
-                    require_room(root, rows * features_INE[0].nbytes, f"features of {len(pictures)} images", budget_gb)
+                    require_room(root, rows * features_INE[0].nbytes, f"features of {len(images)} images", budget_gb)
                     out = np.lib.format.open_memmap(
                         partial / "features.npy", "w+", _numpy_dtype(features_INE.dtype), shape
                     )
@@ -210,9 +210,7 @@ def build_feature_cache(
                 bar.update(len({*keys} - {*kept[-1:]}))
                 kept += keys
         if out is None:
-            raise ValueError(
-                f"none of the {len(pictures)} images can be read, first: {next(iter(refused.values()))[0]}"
-            )
+            raise ValueError(f"none of the {len(images)} images can be read, first: {next(iter(refused.values()))[0]}")
         out.flush()
         crops = Counter(kept)
         index = dict(keys=list(crops), crops=list(crops.values()), dtype=dtype, refused=refused or {})
@@ -224,15 +222,15 @@ def build_feature_cache(
     cache = FeatureCache(folder)
     if cache.refused:
         message, _ = next(iter(cache.refused.values()))
-        logger.warning("%d of %d images are left out, first: %s", len(cache.refused), len(pictures), message)
+        logger.warning("%d of %d images are left out, first: %s", len(cache.refused), len(images), message)
     return cache
 
 
-def folder_of(root: Path, encoder, pictures: dict, aspect: str, config: dict) -> Path:
+def folder_of(root: Path, encoder, images: dict, aspect: str, config: dict) -> Path:
     """The folder of a cache. Its name is a digest of what decides its content: encoder, transform and the bytes of
     every image. Images that have not changed since the last start are not read again."""
     digest = hashlib.sha256(f"{fingerprint_of(encoder)} {encoder.transform} {aspect} {_text(config)}".encode())
-    for key, sha256 in hash_images(root, pictures).items():
+    for key, sha256 in hash_images(root, images).items():
         digest.update(key.encode() + bytes.fromhex(sha256))
     return root / digest.hexdigest()[:16]
 

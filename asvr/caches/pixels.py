@@ -12,7 +12,7 @@ BATCH = 32  # crops
 
 def pixel_batches(
     keys: list[str],
-    pictures: dict,
+    images: dict,
     transforms: list,
     aspect: str,
     *,
@@ -29,7 +29,7 @@ def pixel_batches(
     names, stacks = [], [[] for _ in transforms]
     for key in keys:
         try:
-            image = open_image(pictures[key], max_pixels=max_pixels)
+            image = open_image(images[key], max_pixels=max_pixels)
             crops = [image] if layout is None else layout.crops(image)
             made = [[transform(crop, aspect) for transform in transforms] for crop in crops]
         except Refused as error:
@@ -48,12 +48,12 @@ def pixel_batches(
         yield names, *map(stacked, stacks)
 
 
-def num_crops(pictures: dict, *, layout: ImageLayout | None, max_pixels: int = MAX_PIXELS) -> int:
+def num_crops(images: dict, *, layout: ImageLayout | None, max_pixels: int = MAX_PIXELS) -> int:
     """The most crops that all images have; images that cannot be read have none."""
     if layout is None or layout.fixed is not None:
-        return len(pictures) * (1 if layout is None else layout.fixed.num_crops)
+        return len(images) * (1 if layout is None else layout.fixed.num_crops)
     found = 0
-    for source in pictures.values():
+    for source in images.values():
         try:
             found += layout(image_size(source, max_pixels=max_pixels)).num_crops
         except Refused:  # reported or raised when it is opened

@@ -17,7 +17,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
     add_config(parser)
     parser.add_argument("--out", type=Path, help="the folder for the codes (default: the config's data.cache_dir)")
-    parser.add_argument("--shard", default="0/1", help="i/n: this process's part, i from 0 (default: 0/1)")
+    parser.add_argument("--shard", default="0/1", help="i/n: compute part i of n, counted from 0 (default: 0/1)")
     parser.add_argument("--workers", type=int, help="processes that open images (default: data.num_workers)")
     add_cfg_options(parser)
     return parser

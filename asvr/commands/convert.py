@@ -20,14 +20,18 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     load = commands.add_parser("import", help="read a checkpoint of other software, and write a folder of this library")
     load.add_argument("source", type=Path, help="a file, or a folder of files")
     load.add_argument("out", type=Path, help="a new folder")
-    load.add_argument("--heads", type=int, help="SigLIP tower without a published size: its number of attention heads")
-    load.add_argument("--tower", help="DualToken: the published name of its tower, such as siglip-so400m-patch14-384")
-    load.add_argument("--branch", help="DualToken: semantic (default) or appearance")
-    load.add_argument("--depth", type=int, help="residual codes with one shared codebook: the number of depths")
-    load.add_argument("--image-size", type=int, help="VQGAN: the side of its input in pixels (default: 256)")
-    load.add_argument("--encoder", help="LLaVA: the name or folder of its vision tower")
     load.add_argument(
-        "--text-tokenizer", help="its name or folder (default: the source folder, if a tokenizer is there)"
+        "--heads", type=int, help="the number of attention heads, for a SigLIP tower without a published size"
+    )
+    load.add_argument(
+        "--tower", help="for DualToken: the published name of its tower, such as siglip-so400m-patch14-384"
+    )
+    load.add_argument("--branch", help="for DualToken: semantic (default) or appearance")
+    load.add_argument("--depth", type=int, help="the number of depths, for residual codes with one shared codebook")
+    load.add_argument("--image-size", type=int, help="for a VQGAN: the side of its input in pixels (default: 256)")
+    load.add_argument("--encoder", help="for LLaVA: the name or folder of its vision tower")
+    load.add_argument(
+        "--text-tokenizer", help="the name or folder of the text tokenizer (default: the source folder, if it has one)"
     )
     load.add_argument("--template", help="the template that the model was trained with (default: vicuna_v1)")
     load.add_argument("--image-aspect", help="square (default), pad or resize")

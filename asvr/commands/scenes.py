@@ -13,7 +13,7 @@ from asvr.commands.cli import new_parser
 
 def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = new_parser(prog, __doc__)
-    parser.add_argument("out", type=Path, help="OUT.json is written, and the folder OUT with the images")
+    parser.add_argument("out", type=Path, help="the output: OUT.json gets the questions, and the folder OUT the images")
     parser.add_argument("--split", default="test", help="train, test or photos")
     parser.add_argument("--scenes", type=int, default=300, help="the number of scenes (default: 300)")
     parser.add_argument(

@@ -19,7 +19,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("study", help="a study's file, or its name (asvr list recipes studies)").complete = CONFIGS
     parser.add_argument("--out", type=Path, help="the folder for all runs (default: work_dirs/<name of the study>)")
     parser.add_argument(
-        "--jobs", type=int, help="the number of runs at the same time; they share the cores (default: 1)"
+        "--jobs", type=int, help="the number of runs that train at the same time; they share the cores (default: 1)"
     )
     parser.add_argument("--report", action="store_true", help="do not train; write the report of finished runs")
     parser.add_argument(

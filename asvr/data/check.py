@@ -78,7 +78,7 @@ class Found:
         for name in ("refused", "noted", "unread", "tokens", "sides"):
             getattr(self, name).update(getattr(other, name))
 
-    def tell(self, kind: str, reason: str, sample_id: str, message: str) -> None:
+    def note(self, kind: str, reason: str, sample_id: str, message: str) -> None:
         getattr(self, kind)[reason] += 1
         self.bad.append(dict(kind=kind, reason=reason, record=sample_id, message=message))
 
@@ -156,12 +156,12 @@ def _scan_range(source: Source, begin: int, end: int, decode: bool) -> Found:
         try:
             item = source.dataset.question(i) if source.asked else source.dataset[i]
             if isinstance(item, Refusal):
-                found.tell("refused", item.reason, item.sample_id, item.message)
+                found.note("refused", item.reason, item.sample_id, item.message)
             else:
                 _look_at(source, item, found, decode)
         except Refused as error:
             sample = source.dataset.sample_id(i) if hasattr(source.dataset, "sample_id") else f"{source.name}:{i}"
-            found.tell("refused", error.reason, sample, f"{sample}: {error}")
+            found.note("refused", error.reason, sample, f"{sample}: {error}")
     return found
 
 
@@ -180,7 +180,7 @@ def _look_at(source: Source, item: dict, found: Found, decode: bool) -> None:
         cut_to = source.max_length if len(row[0]) < len(ids) else None
         require_learned(*row, shifts=source.shifts, cut_to=cut_to, num_image_tokens=sizes)
     if source.max_length is not None and used > source.max_length:
-        found.tell("noted", "cut by max_length", sample, f"{sample}: {used} positions, {source.max_length} are kept")
+        found.note("noted", "cut by max_length", sample, f"{sample}: {used} positions, {source.max_length} are kept")
     for image in item["images"]:
         found.pictures += 1
         size = _look_at_image(image, sample, source.max_pixels, found, decode)
@@ -203,9 +203,9 @@ def _look_at_image(source, sample: str, max_pixels: int, found: Found, decode: b
             to_rgb(image)
         size, kind, turned = image.size, image.format, orientation(image) in TURNS
     if isinstance(source, str | Path) and Path(source).suffix.lower() not in SUFFIXES[kind]:
-        found.tell("noted", "wrong extension", sample, f"{sample}: {source} is {kind}")
+        found.note("noted", "wrong extension", sample, f"{sample}: {source} is {kind}")
     if turned:
-        found.tell("noted", "EXIF-rotated, used as stored", sample, f"{sample}: {source}")
+        found.note("noted", "EXIF-rotated, used as stored", sample, f"{sample}: {source}")
     return size
 
 

@@ -122,7 +122,7 @@ def _round(question: str, answer: str | None) -> Round:
     if answer is not None and not answer.strip():
         raise Refused(f"the answer to {short(question)} is empty", "empty answer")
     if answer is not None and IMAGE_MARK in answer:
-        raise Refused(f"{IMAGE_MARK} stands in an answer: put images into questions", "image marks")
+        raise Refused(f"{IMAGE_MARK} is in an answer: put images into questions", "image marks")
     return Round(question, answer)
 
 

@@ -35,11 +35,13 @@ class EasyVQA(ConversationDataset):
 
     It has 4,000 training images with 38,575 questions, and 1,000 test images with 9,673.
 
-    turns: the number of questions of a conversation. ``seed`` shuffles the questions of an image, which are then split
-    into conversations; the last one of an image may be shorter. ``seed=None`` keeps the order of the package. A record
-    of one question has the kind of the question as ``category``. image_only: one record for each image, without a
-    conversation. with_images: False leaves the images out, for a blind model. max_images: use only the first ones. For
-    the other arguments see `asvr.data.records.ConversationDataset`.
+    split: ``train`` or ``test``. turns: the number of questions of a conversation; the last one of an image may have
+    fewer. A record of one question has the kind of the question as ``category``. image_only: one record for each image,
+    without a conversation. with_images: False leaves the images out, for a blind model. seed: the seed that
+    shuffles the questions of an image before they are split into conversations. None keeps the order of the package.
+    max_images: use only the first images. max_pictures: the old name of ``max_images``.
+
+    For the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError if the package is not installed or an argument is not valid.
     """
@@ -69,7 +71,7 @@ class EasyVQA(ConversationDataset):
         if max_pictures is not None:
             if max_images is not None:
                 raise ValueError("EasyVQA: max_pictures is the old name of max_images; give max_images alone")
-            logger.warning("EasyVQA: max_pictures is now called max_images; the old name goes on working")
+            logger.warning("EasyVQA: max_pictures is now called max_images; the old name still works")
             max_images = max_pictures
         self.paths = {str(image): Path(paths[image]) for image in sorted(paths)[:max_images]}
         if image_only:
@@ -121,4 +123,4 @@ def _package():
     try:
         return importlib.import_module("easy_vqa")
     except ModuleNotFoundError as error:
-        raise ValueError("EasyVQA needs the package easy-vqa: pip install -e '.[mini]'") from error
+        raise ValueError("EasyVQA needs the package easy-vqa: pip install 'asvr[mini]'") from error

@@ -27,15 +27,15 @@ class HFDataset(TableRecords, ConversationDataset):
 
     path: a name on the Hugging Face Hub, a folder that ``save_to_disk`` wrote, or a folder of files that
     ``load_dataset`` reads (Parquet, Arrow, JSON, images with metadata, webdataset shards). A name is read from the
-    cache of `datasets`; it is downloaded only with ``ASVR_DOWNLOAD=1``. name: a configuration of the dataset. split,
-    revision: as in ``load_dataset``. columns, image_folder: as in `ParquetDataset`; image_folder is ``path`` by
-    default.
+    cache of `datasets`; it is downloaded only with ``ASVR_DOWNLOAD=1``. name: a configuration of the dataset, as in
+    ``load_dataset``. split: a part of the dataset, as in ``load_dataset``. revision: a branch, a tag or a commit on the
+    Hub. columns: as in `ParquetDataset`. image_folder: the folder for paths; by default ``path``.
 
-    streaming: read rows in order during training, without a copy of the data. Each ``window`` rows are then held in
-    memory and shuffled with the seed. The seed and the position decide each sample, as without streaming, so a run
-    resumes exactly; the rows before are read again, but not decoded. Each worker reads the whole stream: one worker is
-    usually best. num_records: the number of rows to use. By default it is the dataset's own count, or, for a folder,
-    counted in one pass.
+    streaming: read rows in order during training, without a copy of the data. The seed and the position decide each
+    sample, as without streaming, so a run resumes exactly; the rows before are read again, but not decoded. Each worker
+    reads the whole stream: one worker is usually best. window: with streaming, this number of rows is held in memory
+    and shuffled with the seed. num_records: with streaming, the number of rows to use. By default it is the dataset's
+    own count, or, for a folder, counted in one pass.
 
     Raises: ValueError if `datasets` is not installed, the dataset or split is missing or cannot be read, a column is
     missing, or the length of a stream is not known.

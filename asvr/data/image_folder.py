@@ -15,8 +15,9 @@ class ImageFolder(ConversationDataset):
 
     Each file (png, jpg, jpeg, webp, bmp) is a record without a conversation. Records are sorted by path.
 
-    root: the folder. limit: use only the first images. For the other arguments see
-    `asvr.data.records.ConversationDataset`.
+    root: the folder. limit: use only the first images.
+
+    For the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError if the folder is missing or has no images.
     """

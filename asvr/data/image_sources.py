@@ -74,8 +74,8 @@ def refuse_elsewhere(name: str) -> None:
     """Raise `Refused` if a name is not a file name but a URL, or the image itself in base64."""
     if is_base64(name):
         raise Refused(
-            f"the image {short(name)} stands in the record itself (base64), which is not read: write it to a file, "
-            "and the file's name here",
+            f"the record holds the image {short(name)} itself (base64), which is not read here: write the image to a "
+            "file, and the file's name here",
             "inline image",
         )
     if URL.match(name):

@@ -26,8 +26,9 @@ class LlavaDataset(ConversationDataset):
     Records are read one at a time. The place of each record is kept in an index, see `asvr.data.file_index`.
 
     ann_file: the file. Its first character decides between a JSON list and JSON lines. image_folder: the folder of the
-    images; by default the folder of the file. Names that lead out of it are refused. For the other arguments see
-    `asvr.data.records.ConversationDataset`.
+    images; by default the folder of the file. Names that lead out of it are refused.
+
+    For the other arguments see `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError if the file is missing or has no records.
     """

@@ -106,9 +106,11 @@ class Mixture(ConversationDataset):
     """Several datasets as one, each with a weight.
 
     sources: dicts with ``dataset`` (the config of a dataset), ``weight`` (any positive number; only their ratios
-    count; default: its number of records) and ``name`` (for logs; default: the dataset's own). After every ``WINDOW``
-    samples, each source has had its rounded share. Each source has an order of its own: no sample comes twice before
-    all have come once. For the other arguments, which all sources get, see `asvr.data.records.ConversationDataset`.
+    count; default: its number of records) and ``name`` (for logs; default: the dataset's own).
+
+    For the other arguments, which all sources get, see `asvr.data.records.ConversationDataset`. After every ``WINDOW``
+    samples, each source has had its rounded share. Each source has its own order: no sample comes twice before all have
+    come once.
 
     As a list of records, a mixture is its sources one after another. Its length is the sum of their lengths; that is an
     epoch. With weights, an epoch has some samples more than once, and others not at all.
@@ -144,7 +146,7 @@ class Mixture(ConversationDataset):
         )
 
     def drawn(self, position: int, seed: int) -> dict[str, int]:
-        """How many of the first ``position`` samples of training are of which source."""
+        """The number of samples from each source among the first ``position`` samples of training."""
         return dict(zip(self.names, self.sampler(seed).drawn(position), strict=True))
 
     def _find(self, i: int) -> tuple[ConversationDataset, int]:

@@ -23,7 +23,9 @@ class ParquetDataset(TableRecords, ShardedDataset):
     instead of it ``question`` and ``answer``, or ``caption``; and ``category``. By default, ``image`` is read from the
     column ``image`` or ``images``; ``conversations`` from ``conversations``, ``messages`` or ``conversation``; the
     others, except ``caption``, from the column of the same name. None: it is not read. image_folder: the folder for
-    paths; by default the folder of the first file. See `ShardedDataset` for ``files`` and errors.
+    paths; by default the folder of the first file.
+
+    See `ShardedDataset` for ``files`` and errors.
 
     Raises: ValueError if `datasets` is not installed, a file is not a Parquet file, a column is missing, or a column
     that is not read seems to have content and is not in ``ignore``.

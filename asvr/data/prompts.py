@@ -34,6 +34,6 @@ def check_prompt(i: int, prompt: dict) -> tuple[list, list]:
     messages = found.get("conversations", [])
     for number, message in enumerate(messages):
         if (key := unread_in_message(message)) is not None:
-            told = meant_in(message, key) or "expected 'from' and 'value' alone"
-            raise ValueError(f"prompt {i}: unknown key {short(key)} in message {number}; {told}")
+            hint = meant_in(message, key) or "expected 'from' and 'value' alone"
+            raise ValueError(f"prompt {i}: unknown key {short(key)} in message {number}; {hint}")
     return found.get("image", []), messages

@@ -42,7 +42,7 @@ MESSAGE_CONTENT = {
 }
 WEIGHTS = frozenset("weight sample_weight loss loss_weight".split())  # other values than 1 would change a loss
 PROVENANCE = frozenset("id url urls source data_source license".split())  # values may end like the name of an image
-PICTURE_ENDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_ENDS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LONG = 20  # characters
 MISSPELLED = 0.8  # difflib's ratio: one letter of `image` is wrong, missing or doubled
 NEAR = 0.7  # two letters of `from` are swapped; it only decides a hint in a message
@@ -69,7 +69,7 @@ def unread_keys(record: dict, ignore: Collection[str] = ()) -> list[str]:
             raise Refused(f"{UNKNOWN} {short(key)} in a record without 'conversations'; {_remedy(key)}", UNKNOWN)
     for key in others if _is_empty(record.get("image")) else ():
         if str(key).lower() not in PROVENANCE and any(
-            text.lower().endswith(PICTURE_ENDS) for text in _strings(record[key])
+            text.lower().endswith(IMAGE_ENDS) for text in _strings(record[key])
         ):
             raise Refused(f"{UNKNOWN} {short(key)} names an image in a record without 'image'; {_remedy(key)}", UNKNOWN)
     return found

@@ -207,5 +207,5 @@ def require_datasets(kind: str):
     try:
         import datasets
     except ModuleNotFoundError as error:
-        raise ValueError(f"{kind} needs the package datasets: pip install -e '.[data]'") from error
+        raise ValueError(f"{kind} needs the package datasets: pip install 'asvr[data]'") from error
     return datasets

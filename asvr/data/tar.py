@@ -24,7 +24,7 @@ from asvr.registry import DATASETS
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 NAME = re.compile(r"^((?:.*/)?[^./][^./]*)\.([^/]*)$")  # the key of a sample, and the field: all after the first dot
 LABELS = ("cls", "__key__", "__url__", *DESCRIBES)  # fields that describe a sample; cls is the number of a class
-PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +76,20 @@ class TarDataset(ShardedDataset):
     def record(self, i: int) -> dict:
         shard, own = self.find(i)
         first, end = self.shards[shard].arrays["samples"][own : own + 2].tolist()
-        fields, pictures = {}, {}
+        fields, images = {}, {}
         for member in range(first, end):
             name = self._name(shard, member)
             field = _split(name)[1]
             if field in self.ignore or field.split(".")[0] in LABELS:
                 continue
-            if field.rsplit(".")[-1] in PICTURES:
-                pictures[f"{shard}:{member}:{name}"] = name
+            if field.rsplit(".")[-1] in IMAGE_SUFFIXES:
+                images[f"{shard}:{member}:{name}"] = name
             elif field in ("json", "txt") and field not in fields:
                 fields[field] = _read(self.paths[shard], *self._span(shard, member))
             else:
                 raise _unread(field, name, twice=field in fields)
-        record = _record(fields, pictures, self.ignore)
-        return record | dict(image=list(pictures)) if pictures else record
+        record = _record(fields, images, self.ignore)
+        return record | dict(image=list(images)) if images else record
 
     def image(self, name: str) -> tuple[str, TarImage]:
         shard, member, own = name.split(":", 2)
@@ -119,8 +119,8 @@ def _unread(field: str, name: str, twice: bool) -> Refused:
     return unknown_key(field, None, "member")
 
 
-def _record(fields: dict[str, bytes], pictures: dict[str, str], ignore: Collection[str]) -> dict:
-    """The record of a sample. pictures: our name -> the name of the member; it gets the order of the record."""
+def _record(fields: dict[str, bytes], images: dict[str, str], ignore: Collection[str]) -> dict:
+    """The record of a sample. images: our name -> the name of the member; it gets the order of the record."""
     record = parse_record(fields.get("json", b"{}"))
     try:
         text = fields.get("txt", b"").decode()
@@ -132,29 +132,29 @@ def _record(fields: dict[str, bytes], pictures: dict[str, str], ignore: Collecti
     named = record.pop("image", None)
     named = named if isinstance(named, list) else [] if named is None else [named]
     if any(not isinstance(name, str) for name in named):  # the json itself holds them
-        if pictures:
+        if images:
             raise Refused("its json holds images, and so does the shard: expected one of them", "malformed")
         record["image"] = named
         named = []
-    if named and len(named) != len(pictures):
-        raise Refused(f"its json names {len(named)} images, the shard has {len(pictures)}", "missing image")
-    _put_in_order(pictures, named)
+    if named and len(named) != len(images):
+        raise Refused(f"its json names {len(named)} images, the shard has {len(images)}", "missing image")
+    _put_in_order(images, named)
     if "txt" not in fields:
         return record
     if "conversations" in record:  # it is the same text, or the check of keys refuses the record
         return dict(record, txt=text)
-    question = "\n".join([IMAGE_MARK] * len(pictures))
+    question = "\n".join([IMAGE_MARK] * len(images))
     record["conversations"] = [{"from": "human", "value": question}, {"from": "gpt", "value": text}]
     return record
 
 
-def _put_in_order(pictures: dict[str, str], named: list) -> None:
+def _put_in_order(images: dict[str, str], named: list) -> None:
     """Sort by the names in the record, if they are the names of the members."""
-    own = {basename(name): key for key, name in pictures.items()}
+    own = {basename(name): key for key, name in images.items()}
     keys = [own.get(basename(name)) if isinstance(name, str) else None for name in named]
-    if len(own) == len(pictures) and sorted(map(str, keys)) == sorted(pictures):
+    if len(own) == len(images) and sorted(map(str, keys)) == sorted(images):
         for key in keys:
-            pictures[key] = pictures.pop(key)
+            images[key] = images.pop(key)
 
 
 def scan_tar(path: str) -> dict[str, np.ndarray]:

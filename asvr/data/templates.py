@@ -83,7 +83,9 @@ class Template:
 class Plain(Template):
     """An image and its caption, for the alignment stage (LLaVA's ``plain``).
 
-    Of the question only the image marks are used. The answer is learned, up to and including ``end``.
+    Only the image marks of the question are used. The answer is learned, up to and including ``end``.
+
+    end: the text that ends a caption.
     """
 
     end: str = "\n"
@@ -108,7 +110,9 @@ class Plain(Template):
 @TEMPLATES.register_module(name="vicuna_v1")
 @dataclass(frozen=True, kw_only=True)
 class VicunaV1(Template):
-    """The form of Vicuna and LLaVA-1.5 (``v1``): ``SYSTEM USER: question ASSISTANT: answer</s>USER: ...``"""
+    """The form of Vicuna and LLaVA-1.5 (``v1``): ``SYSTEM USER: question ASSISTANT: answer</s>USER: ...``
+
+    system: the system text. user: the name in front of a question. assistant: the name in front of an answer."""
 
     system: str = VICUNA_SYSTEM
     user: str = "USER"
@@ -129,7 +133,9 @@ class VicunaV1(Template):
 
 @dataclass(frozen=True, kw_only=True)
 class _Inst(Template):
-    """The form ``[INST] question [/INST] answer </s>``. bos_each_round: whether every round begins with BOS."""
+    """The form ``[INST] question [/INST] answer </s>``.
+
+    system: the system text. bos_each_round: whether every round begins with BOS."""
 
     system: str = ""
     bos_each_round: bool = False
@@ -165,7 +171,9 @@ class Mistral(_Inst):
 @TEMPLATES.register_module(name="chatml")
 @dataclass(frozen=True, kw_only=True)
 class ChatML(Template):
-    """The form of Qwen: ``<|im_start|>role\\n...<|im_end|>\\n``. The answer and its ``<|im_end|>`` are learned."""
+    """The form of Qwen: ``<|im_start|>role\\n...<|im_end|>\\n``. The answer and its ``<|im_end|>`` are learned.
+
+    system: the system text. start: the special token in front of a message. end: the special token after a message."""
 
     system: str = "You are a helpful assistant."
     start: str = "<|im_start|>"

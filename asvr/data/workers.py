@@ -66,9 +66,9 @@ def require_room_for_workers(value, *, workers: int, ahead: int, what: str, shar
     needed, free = int(shared_bytes(value) * share) * wholes * _processes_here(), free_shared_memory()
     if free is not None and needed > free:
         raise ValueError(
-            f"{SHARED} has {in_bytes(free)} free, and {what}, by num_workers={workers}, need about {in_bytes(needed)} "
-            f"there: give the container more (docker run --shm-size={-(-needed // 2**20) + 64}m), or lower "
-            "num_workers (0 needs none)"
+            f"{SHARED} has {in_bytes(free)} free, but {what} need about {in_bytes(needed)} there with "
+            f"num_workers={workers}: give the container more (docker run --shm-size={-(-needed // 2**20) + 64}m), or "
+            "lower num_workers (0 needs none)"
         )
     _allow_files(files * wholes + OTHER_FILES, workers)
 
@@ -86,7 +86,7 @@ def _allow_files(needed: int, workers: int) -> None:
         return
     if hard != resource.RLIM_INFINITY and needed > hard:
         raise ValueError(
-            f"a process may open {hard:,} files, and the tensors of num_workers={workers} need about {needed:,}: raise "
+            f"a process may open {hard:,} files, but the tensors of num_workers={workers} need about {needed:,}: raise "
             f"the limit (ulimit -n {needed}), lower num_workers, or set a larger micro_batch"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
@@ -110,12 +110,12 @@ def naming_workers(loader: DataLoader) -> Iterator[None]:
         count = f"num_workers={loader.num_workers}"
         if stuck:
             raise WorkerFailed(
-                f"no process of {count} handed anything over for {loader.timeout:.0f} s (data.worker_timeout): a "
-                f"worker or the disk hangs{room}; num_workers=0 shows where"
+                f"no worker ({count}) gave a sample for {loader.timeout:.0f} s (data.worker_timeout): a worker or the "
+                f"disk hangs{room}; num_workers=0 shows where"
             ) from error
         raise WorkerFailed(
-            f"a process of {count} died, likely for want of memory{room}: lower num_workers; 0 shows the error. torch "
-            f"says: {' '.join(str(error).split())}"
+            f"a worker ({count}) died, likely because the memory was full{room}: lower num_workers; 0 shows the error. "
+            f"torch says: {' '.join(str(error).split())}"
         ) from error
 
 

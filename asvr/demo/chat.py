@@ -38,8 +38,8 @@ class Conversation:
         self.waiting += 1
         return image
 
-    def ask(self, question: str, tell: Callable[[str], None] = lambda text: None) -> str:
-        """Ask a question and return the answer. ``tell`` gets the answer piece by piece.
+    def ask(self, question: str, send: Callable[[str], None] = lambda text: None) -> str:
+        """Ask a question and return the answer. ``send`` gets the answer piece by piece.
 
         An empty answer is not kept, and its question is not kept either. Raises ``ValueError`` if the conversation is
         too long for the LLM. The conversation is then unchanged.
@@ -47,7 +47,7 @@ class Conversation:
         marks = "".join(f"{IMAGE_MARK}\n" for _ in range(self.waiting))
         messages = [*self.messages, {"from": "human", "value": marks + question.replace(IMAGE_MARK, "").strip()}]
         prompt = dict(images=self.images, messages=messages)
-        streamer = _Stream(self.pretrained.text_tokenizer, tell)
+        streamer = _Stream(self.pretrained.text_tokenizer, send)
         (answer,) = self.pretrained.generate([prompt], max_new_tokens=self.max_new_tokens, streamer=streamer)
         answer = answer.replace(IMAGE_MARK, "").strip()  # in the next prompt the mark would count as an image
         if answer:
@@ -78,19 +78,19 @@ class Conversation:
 class _Stream(BaseStreamer):
     """Passes on the text of new tokens. It waits until a character is complete, because one may need several tokens."""
 
-    def __init__(self, tokenizer, tell: Callable[[str], None]):
-        self.tokenizer, self.tell, self.ids, self.sent = tokenizer, tell, [], ""
+    def __init__(self, tokenizer, send: Callable[[str], None]):
+        self.tokenizer, self.send, self.ids, self.sent = tokenizer, send, [], ""
 
     def put(self, value: torch.Tensor) -> None:
         self.ids += value.flatten().tolist()
         text = self.tokenizer.decode(self.ids).lstrip()
         if text.startswith(self.sent) and not text.endswith("\ufffd"):
-            self.tell(text[len(self.sent) :])
+            self.send(text[len(self.sent) :])
             self.sent = text
 
     def end(self) -> None:
         """Pass on the rest: an answer that is cut in the middle of a character ends as `Pretrained.chat` gives it."""
         text = self.tokenizer.decode(self.ids).lstrip()
         if text.startswith(self.sent):
-            self.tell(text[len(self.sent) :])
+            self.send(text[len(self.sent) :])
             self.sent = text

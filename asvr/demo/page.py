@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 try:
     import gradio as gr
 except ModuleNotFoundError as error:
-    raise ValueError("the page needs gradio: pip install -e '.[demo]'") from error
+    raise ValueError("the page needs gradio: pip install 'asvr[demo]'") from error
 from PIL import Image, ImageOps
 from starlette.middleware import Middleware
 

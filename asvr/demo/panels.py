@@ -81,9 +81,9 @@ def attention_panels(seen: Image.Image, weights_RC: np.ndarray) -> list[Panel]:
     ]
 
 
-def decoded_panels(pictures: tuple[Image.Image, Image.Image, Image.Image]) -> list[Panel]:
-    """`TargetMap.pictures` side by side."""
-    own, true, predicted = pictures
+def decoded_panels(images: tuple[Image.Image, Image.Image, Image.Image]) -> list[Panel]:
+    """`TargetMap.images` side by side."""
+    own, true, predicted = images
     caption = f"{own.width} x {own.height} pixels."
     return [
         Panel(image=own, title="What the visual tokenizer sees", caption=caption),

@@ -60,7 +60,7 @@ class Demo:
         with self.lock:
             maps = session.talk.token_maps()
         codes = [own for own in maps if isinstance(own, TargetMap)]
-        return target_panels(session.seen, maps), [decoded_panels(o.pictures) for o in codes if o.pictures is not None]
+        return target_panels(session.seen, maps), [decoded_panels(o.images) for o in codes if o.images is not None]
 
     def ask(self, session: Session, question: str) -> Iterator[str]:
         """The answer piece by piece. Raises ``ValueError`` with a text for the page. The conversation is then
@@ -68,9 +68,9 @@ class Demo:
         if not question.strip():
             raise ValueError("write a question first")
 
-        def work(tell: Callable[[str], None]) -> None:
+        def work(send: Callable[[str], None]) -> None:
             with self.lock:
-                session.talk.ask(question, tell)
+                session.talk.ask(question, send)
 
         session.attention = None
         return pieces(work)
@@ -104,13 +104,13 @@ def pieces(work: Callable[[Callable[[str], None]], None]) -> Iterator[str]:
     """
     sent, gone = queue.SimpleQueue(), threading.Event()
 
-    def tell(piece: str) -> None:
+    def send(piece: str) -> None:
         if gone.is_set():
             raise CancelledError("nobody listens")
         sent.put(piece)
 
     with ThreadPoolExecutor(1) as executor:
-        future = executor.submit(work, tell)
+        future = executor.submit(work, send)
         future.add_done_callback(lambda _: sent.put(None))
         try:
             while (piece := sent.get()) is not None:

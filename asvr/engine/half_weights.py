@@ -33,6 +33,8 @@ def join(upper: Tensor, lower: Tensor) -> Tensor:
 class SplitAdamW(torch.optim.AdamW):
     """torch's fused AdamW, which computes the same updates for bfloat16 parameters as for float32 ones.
 
+    lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``.
+
     sums: for each bfloat16 parameter, its float32 gradient so far. The parameter's own ``grad`` is added to it and
     removed as soon as it is computed. found_inf: a float32 tensor (), as in torch's fused optimisers; a step changes
     nothing if it is 1. Raises ``ValueError`` for parameters of another half precision.

@@ -152,7 +152,7 @@ def _essence(flat: dict, places: tuple[str, ...]) -> dict:
 
 
 def _files_of(config: dict) -> tuple[str, ...]:
-    """The fields of a component that name files of weights. Of a user's own component they are not known."""
+    """The fields of a component that name files of weights. For a user's own component they are not known."""
     kinds = (find(registry, config.get("type")) for registry in _WEIGHED)
     kind = next((kind for kind in kinds if kind is not None), None)
     return WEIGHT_FIELDS if kind is not None and kind.__module__.startswith(OWN) else ()

@@ -105,7 +105,7 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
         if own.teacher is not None:
             fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(own.teacher)
         config = without_weights(target["tokenizer"]) if is_code_target(target) else _unweighted(target)
-        opened = dict(pictures=all_images, layout=layout, aspect=data.image_aspect)
+        opened = dict(images=all_images, layout=layout, aspect=data.image_aspect)
         room = dict(budget_gb=recipe.shared("cache_budget_gb", CACHE))
         cache.add_truth(own, device=device, config=config, **opened, **room)
     return Prepared(recipe, text_tokenizer, cache, fingerprints)

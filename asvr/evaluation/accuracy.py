@@ -236,7 +236,7 @@ def _codes(
     targets = [target for target in model.targets if isinstance(target, CodeTarget)]
     if not first_question or not targets:
         return {}, {}, []
-    pictures = list(first_question.values())
+    first_items = list(first_question.values())
 
     def measure(chunk: list[tuple[int, dict]]) -> dict[str, tuple[torch.Tensor, list[torch.Tensor]]]:
         batch = collate([dict(item, labels=[-100] * len(item["input_ids"])) for _, item in chunk]).to(model.device)
@@ -247,15 +247,15 @@ def _codes(
             for name, v in right_IND.items()
         }
 
-    found = shared_out([pictures[j : j + batch_size] for j in range(0, len(pictures), batch_size)], measure)
+    found = shared_out([first_items[j : j + batch_size] for j in range(0, len(first_items), batch_size)], measure)
     right_ID = {name: torch.cat([chunk[name][0] for chunk in found]) for name in found[0]}
     maps = {name: [values for chunk in found for values in chunk[name][1]] for name in found[0]}
     by_depth = {name: values.mean(0).tolist() for name, values in right_ID.items()}
     whole = model.layout.first_is_whole  # else a map is of a part of the image
-    spaced = range(0, len(pictures), max(1, len(pictures) // max(1, num_examples)))
+    spaced = range(0, len(first_items), max(1, len(first_items) // max(1, num_examples)))
 
     def example(j: int) -> dict:
-        i, item = pictures[j]
+        i, item = first_items[j]
         own = {name: values[j].tolist() for name, values in maps.items()} if whole else {}
         return dict(rows[i], image=_file_of(item["images"][0], folder / f"picture_{i}.png"), maps=own)
 

@@ -32,14 +32,14 @@ class TargetMap:
     """The map of one target with codes on one image.
 
     right_RCD: 1 where the code was predicted right, else 0. probability_RCD: the probability of the predicted code.
-    Both are NaN at a token that no hidden state predicts. pictures: the image as the tokenizer sees it, the one decoded
+    Both are NaN at a token that no hidden state predicts. images: the image as the tokenizer sees it, the one decoded
     from the true codes, and the one decoded from the predicted codes. It is None if the tokenizer has no decoder.
     """
 
     name: str
     right_RCD: np.ndarray
     probability_RCD: np.ndarray
-    pictures: tuple[Image.Image, Image.Image, Image.Image] | None
+    images: tuple[Image.Image, Image.Image, Image.Image] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +74,8 @@ def target_maps(pretrained: Any, image: Image.Image) -> list[TargetMap | ValueMa
             values_IND[0, : prod(own)].unflatten(0, own).cpu().numpy()
             for values_IND in (codes.right_IND, codes.probability_IND)
         )
-        pictures = _decoded(model, target, batch, codes) if target.decodes else None
-        maps.append(
-            TargetMap(name=target.name, right_RCD=right_RCD, probability_RCD=probability_RCD, pictures=pictures)
-        )
+        images = _decoded(model, target, batch, codes) if target.decodes else None
+        maps.append(TargetMap(name=target.name, right_RCD=right_RCD, probability_RCD=probability_RCD, images=images))
     return maps
 
 
@@ -93,12 +91,12 @@ def alone(pretrained: Any, image: Image.Image) -> Batch:
         pad_id=tokenizer.pad_id,
         image_aspect=pretrained.image_aspect,
     )
-    item = dict(input_ids=input_ids, labels=labels, images=[image], image_keys=["0"], sample_id="picture")
+    item = dict(input_ids=input_ids, labels=labels, images=[image], image_keys=["0"], sample_id="image")
     return collate([item]).to(model.device)
 
 
 def _decoded(model, target: CodeTarget, batch: Batch, codes: PredictedCodes) -> tuple:
-    """The three images of `TargetMap.pictures`.
+    """The three images of `TargetMap.images`.
 
     If the grids differ, each cell of the tokenizer's grid takes the prediction of the token that contains its centre.
     """

@@ -49,8 +49,8 @@ def _image_names(named, images: list):
     own = named if isinstance(named, list | tuple) else [named]
     if named is not None and all(isinstance(name, str) and not is_base64(name) for name in own):
         return named
-    told = ["in the record" if isinstance(image, Image.Image) else str(image) for image in images]
-    return told if len(told) > 1 else next(iter(told), None)
+    names = ["in the record" if isinstance(image, Image.Image) else str(image) for image in images]
+    return names if len(names) > 1 else next(iter(names), None)
 
 
 class Metric:

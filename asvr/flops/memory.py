@@ -198,7 +198,8 @@ def warn_of_memory(recipe: Recipe, device: torch.device) -> None:
         if not plan.fits(card):
             logger.warning(
                 "stage %s needs %.0f GiB by the plan (--dry-run shows it), %s has %.0f GiB: it is likely to run out of "
-                "memory. A smaller data.micro_batch, max_length or LLM, or activation_checkpointing, need less",
+                "memory. To need less, lower data.micro_batch or data.max_length, set activation_checkpointing, or "
+                "take a smaller LLM",
                 name,
                 plan.per_card(card) / GIB,
                 device,

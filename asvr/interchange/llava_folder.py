@@ -28,10 +28,10 @@ _ANY = """\
 - transparency (RGBA, grey with alpha, a transparent colour): the model was trained on the stored colours. Transformers
   4.53 to 5.17 read them too, but 5.24 puts the image on white. `image = image.convert("RGB")` and then
   `image.info.pop("transparency", None)` give the pixels of training
-- 16-bit grey: the model was trained on the upper eight bits. Transformers cuts off at 255, which is white nearly
-  everywhere. Save such an image with 8 bits first
-- EXIF orientation: the model was trained on images as they are stored. Transformers turns a file that is given by its
-  path or URL. Open the file with PIL to leave it as it is"""
+- 16-bit grey: the model was trained on the upper eight bits. Transformers cuts values off at 255, so nearly
+  everything becomes white. Save such an image with 8 bits first
+- EXIF orientation: the model was trained on images as they are stored. Transformers rotates a file that is given by
+  its path or URL. Open the file with PIL to leave it as it is"""
 _LONG = f"""
 - a side above {LONGEST_SIDE} pixels, before or after resizing: training reduces such an image in another way"""
 CARD = """\
@@ -45,7 +45,7 @@ model = {kind}.from_pretrained(FOLDER)
 ```
 
 The PIL image processor gives the pixels of training. The torchvision backend rounds {rounding}. The chat template
-writes BOS and every space that the model was trained with. Shorter prompts of a batch are padded on the left
+writes BOS and the spaces as in training. Shorter prompts of a batch are padded on the left
 (`padding=True`).
 {precision}
 Inputs that give other pixels than in training:
@@ -56,7 +56,7 @@ Inputs that give other pixels than in training:
 """
 BF16 = """
 The model was trained under autocast to bfloat16. Transformers computes in the dtype of the loaded weights, so an answer
-may differ where two tokens are nearly as probable. `asvr.load(..., precision="float32")` gives the answers of float32
+may differ if two tokens are nearly equally probable. `asvr.load(..., precision="float32")` gives the answers of float32
 weights.
 """
 
@@ -88,7 +88,7 @@ def _card(model: PreTrainedModel, precision: str | None) -> str:
         title="LLaVA-NeXT" if tiled else "LLaVA",
         kind=type(model).__name__,
         oldest=OLDEST_TRANSFORMERS,
-        rounding="otherwise, by up to two levels of 255" if tiled else "otherwise, by one level of 255",
+        rounding="differently, by up to two levels of 255" if tiled else "differently, by one level of 255",
         precision=BF16 if precision == "bf16" else "",
         inputs=different_inputs(tiled),
     )

@@ -124,7 +124,7 @@ def check_ids(source: Pretrained, processor: Processor, image_id: int) -> None:
         if ours != theirs:
             raise ValueError(
                 f"the exported tokenizer would read {prompt!r} as {theirs}, but the model was trained on {ours}: "
-                "this template and tokenizer cannot be exported together"
+                "this template and tokenizer cannot be exported together; use --format asvr"
             )
 
 

@@ -39,7 +39,7 @@ def tower_arch(checkpoint: Checkpoint, prefix: str, name: str = "", num_heads: i
     if width in PUBLISHED and layers != PUBLISHED[width][1]:
         raise ValueError(
             f"{checkpoint.path}: {layers} blocks under {prefix}, a SigLIP tower of width {width} has "
-            f"{PUBLISHED[width][1]}: the checkpoint is not whole"
+            f"{PUBLISHED[width][1]}: the checkpoint is incomplete"
         )
     return dict(
         model_type="siglip_vision_model",

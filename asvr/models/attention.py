@@ -130,7 +130,7 @@ def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
     if device.type != "cuda":
         return f"needs CUDA, this is {device.type}"
     if name == "xformers" and importlib.util.find_spec("xformers") is None:
-        return "not installed (pip install -e '.[cuda]')"
+        return "not installed (pip install 'asvr[cuda]')"
     if name == "varlen" and dtype not in (torch.bfloat16, torch.float16):
         return f"needs bf16 or fp16, not {dtype}"
     try:

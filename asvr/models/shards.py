@@ -13,7 +13,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def local_shard(source, own: Tensor) -> Tensor:
     """Return this process's part of ``source``, sharded in the same way as ``own``. If ``own`` is not, it is all.
 
-    source: a full tensor, or a slice from safetensors' ``get_slice``, of which only the part is read.
+    source: a full tensor, or a slice from safetensors' ``get_slice``. Only the needed part of a slice is read.
     """
     if not isinstance(own, DTensor):
         return source if isinstance(source, Tensor) else source[...]  # a scalar has no slices, so [...]

@@ -36,25 +36,31 @@ def check_objective(model: nn.Module) -> None:
     """Raise ``ValueError`` if the released code does not have the model's objective."""
     targets = model.targets
     if model.layout.fixed is None or model.layout.fixed.num_tokens != model.encoder.num_tokens:
-        raise ValueError("--plain: in the released code all images have the same number of tokens, in the config not")
+        raise ValueError(
+            "--plain: in the released code all images have the same number of tokens, but not in this config"
+        )
     if model.visual_attention != "causal":
         raise ValueError("--plain: attention is causal in the released code: leave out model.visual_attention")
     if len(targets) > 1:
-        raise ValueError(f"--plain has one reconstruction target at most, the config {len(targets)}")
+        raise ValueError(
+            f"--plain: the released code has at most one reconstruction target, this config has {len(targets)}"
+        )
     for target in targets:
         if type(target) is not CodeTarget:
             raise ValueError(
-                f"--plain: target {target.name!r} is a {type(target).__name__}, the released code has codes"
+                f"--plain: target {target.name!r} is a {type(target).__name__}, but the released code predicts codes"
             )
-        wanted = dict(tokenizer=(type(target.tokenizer), SemanticTokenizer), tap=(target.tap, -1))
-        wanted |= dict(depth_transformer=(isinstance(target.head, DepthTransformerHead), True))
-        wanted |= dict(supervise=(target.positions.supervise, None), loss=(type(target.criterion), CodeCrossEntropy))
+        expected = dict(tokenizer=(type(target.tokenizer), SemanticTokenizer), tap=(target.tap, -1))
+        expected |= dict(depth_transformer=(isinstance(target.head, DepthTransformerHead), True))
+        expected |= dict(supervise=(target.positions.supervise, None), loss=(type(target.criterion), CodeCrossEntropy))
         if isinstance(target.criterion, CodeCrossEntropy):
-            wanted |= dict(depth_weights=(target.criterion.depth_weights, None))
-            wanted |= dict(label_smoothing=(target.criterion.label_smoothing, 0.0))
-        for name, (own, known) in wanted.items():
+            expected |= dict(depth_weights=(target.criterion.depth_weights, None))
+            expected |= dict(label_smoothing=(target.criterion.label_smoothing, 0.0))
+        for name, (own, known) in expected.items():
             if own != known:
-                raise ValueError(f"--plain: target {target.name!r} has {name}={own!r}, the released code has {known!r}")
+                raise ValueError(
+                    f"--plain: target {target.name!r} has {name}={own!r}, but the released code has {known!r}"
+                )
         if not target.shares_encoder:
             raise ValueError(f"--plain: target {target.name!r} must quantise the model's own encoder features")
 

@@ -10,7 +10,7 @@ from asvr.data.batch import IGNORE, IMAGE_TOKEN
 MEDIAN, SIGMA, SHORTEST = 150, 0.7, 20
 TEXT_ONLY = 1 / 8
 ANSWERS = 0.6  # share of the text that is supervised, at the end of the sample
-PICTURE = (640, 480)  # COCO's usual size, width and height in pixels
+IMAGE_SIZE = (640, 480)  # COCO's usual size, width and height in pixels
 
 
 class SyntheticSamples:
@@ -37,19 +37,19 @@ class SyntheticSamples:
 
     def __getitem__(self, i: int) -> dict:
         random = np.random.default_rng([self.seed, i])
-        length, pictures = self._drawn(random, i)
+        length, num_images = self._drawn(random, i)
         words = random.integers(3, self.vocab_size, length).tolist()
         learned = round(ANSWERS * length)
-        head = [1] + [IMAGE_TOKEN] * pictures
+        head = [1] + [IMAGE_TOKEN] * num_images
         return dict(
             input_ids=head + words,
             labels=[IGNORE] * (len(head) + length - learned) + words[length - learned :],
-            images=[self.image(i)] * pictures,
-            image_keys=[str(i)] * pictures,
+            images=[self.image(i)] * num_images,
+            image_keys=[str(i)] * num_images,
             sample_id=f"synthetic:{i}",
         )
 
     def image(self, i: int) -> Image.Image:
         """An image of coarse noise. It takes as long to resize as a photograph."""
         cells = np.random.default_rng([self.seed, i, 1]).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-        return Image.fromarray(cells).resize(PICTURE, Image.Resampling.BILINEAR)
+        return Image.fromarray(cells).resize(IMAGE_SIZE, Image.Resampling.BILINEAR)

@@ -26,7 +26,7 @@ from asvr.models.compiling import compile_blocks
 from asvr.models.transforms import require_device, transform_and_train
 from asvr.profiling.machine import machine
 from asvr.profiling.plain import PlainStep, plain_optimizer
-from asvr.profiling.synthetic import PICTURE, SyntheticSamples
+from asvr.profiling.synthetic import IMAGE_SIZE, SyntheticSamples
 from asvr.recipe.build import build_collate, build_device, build_step_loader, pack_limits
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import Recipe, Stage
@@ -104,7 +104,7 @@ class Worker:
         self.dtype = PRECISIONS[stage.optim.precision]
         self.model = model = random_model(stage, self.device)
         self.samples = SyntheticSamples(
-            num_image_tokens=model.layout(PICTURE).num_tokens,
+            num_image_tokens=model.layout(IMAGE_SIZE).num_tokens,
             max_length=stage.data.max_length,
             vocab_size=model.llm.vocab_size,
         )

@@ -49,8 +49,8 @@ SECTION_DOCS = dict(
         "Hooks that the training loop also calls: your own, or some of MMEngine's.",
     ),
     visualizer=Section(
-        "`dict(vis_backends=[...])`, or None",
-        "Trackers (components of `VISBACKENDS`). They get everything that is logged.",
+        "a tracker's name, a list of trackers, `dict(vis_backends=[...])`, or None",
+        "Trackers, such as `'wandb'`. They get everything that is logged, see the [guide](../guides/trackers.md).",
     ),
     published=Section(
         "a dict of fields",

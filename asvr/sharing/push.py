@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from asvr.base.hub_model import CARD, MODEL_FILE, hub_name, telling
+from asvr.base.hub_model import CARD, MODEL_FILE, errors_in_words, hub_name
 from asvr.base.version import asvr_version
 from asvr.sharing.card import License, card_of, is_generated, stated_terms
 
@@ -52,13 +52,13 @@ def push_folder(
         )
     _card(folder, repo_id, terms)  # raises its errors before anything is created on the Hub
     api = HfApi(token=token, library_name="asvr", library_version=asvr_version())
-    with telling(repo_id), _logged_in(repo_id):
+    with errors_in_words(repo_id), _logged_in(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
     with _staged(folder, repo_id, terms) as staged:
         ignored = [] if overwrite_card else _kept_card(api, staged, repo_id, revision)
-        with telling(repo_id, revision), _taken(repo_id):
+        with errors_in_words(repo_id, revision), _taken(repo_id):
             info = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=staged,
@@ -135,7 +135,7 @@ def _kept_card(api: HfApi, staged: Path, repo_id: str, revision: str | None) -> 
     """[CARD] if the Hub has a card that a person wrote, and the new one was written by this library; else []."""
     if not (staged / CARD).is_file() or not is_generated((staged / CARD).read_text(encoding="utf-8")):
         return []
-    with tempfile.TemporaryDirectory() as place, telling(repo_id, revision):
+    with tempfile.TemporaryDirectory() as place, errors_in_words(repo_id, revision):
         try:
             there = Path(api.hf_hub_download(repo_id, CARD, revision=revision, local_dir=place))
         except EntryNotFoundError:

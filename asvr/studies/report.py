@@ -137,8 +137,9 @@ def markdown(result: dict) -> str:
                 rows,
             ),
             f"Difference from {result['baseline']!r} in percentage points: mean, 95 % confidence interval, and p of "
-            f"McNemar's test. {covered.replace('It', 'The interval', 1)} An interval that includes zero shows no "
-            "difference. The test takes the questions of all seeds as independent.",
+            f"McNemar's test. {covered.replace('It', 'The interval', 1)} If an interval includes zero, the study has "
+            "not shown a difference. The test treats the questions of all seeds as independent, so its p is too small "
+            "if seeds differ.",
             "",
             table(["arm", *names], gains) if gains else "There is no other arm.\n",
             *(["Differences between other pairs of arms.", "", table(["arms", *names], pairs)] if pairs else []),

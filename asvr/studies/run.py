@@ -66,8 +66,8 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
 def threads_of_a_run(jobs: int) -> str:
     """``OMP_NUM_THREADS`` of each run: its part of the cores, or what the user asks for, if that is fewer."""
     share, given = max(1, (os.cpu_count() or 1) // jobs), os.environ.get("OMP_NUM_THREADS", "")
-    wanted = int(given) if given.isdecimal() else share  # OpenMP allows other forms, such as '4,2'
-    return str(max(1, min(share, wanted)))
+    threads = int(given) if given.isdecimal() else share  # OpenMP allows other forms, such as '4,2'
+    return str(max(1, min(share, threads)))
 
 
 def _train_tokenizer(config: str, work_dir: Path) -> None:
@@ -153,7 +153,10 @@ def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[
         asked = [(answer["question"], answer["expected"]) for answer in answers]
         expected = expected or asked
         if asked != expected:
-            raise ValueError(f"{run.work_dir}: was asked other questions than {study.baseline!r}")
+            raise ValueError(
+                f"{run.work_dir}: this run was asked other questions than the baseline {study.baseline!r}: all arms "
+                "must have the same evaluation"
+            )
         seconds = sum(
             json.loads(done.read_text(encoding="utf-8"))["seconds"] for done in run.work_dir.glob("*/done.json")
         )

@@ -24,7 +24,7 @@ AHEAD = 2  # batches that each worker keeps ready
 METRICS = "metrics.jsonl"
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """The pixels of images (files or PIL images). A broken image raises ``Refused`` with the file's name. With
     ``on_error='skip'`` it is logged and gives None."""
 
@@ -47,12 +47,12 @@ class Pictures(Dataset):
 class Batches:
     """Batches of the pixels of all readable images. With ``generator`` each epoch has another order."""
 
-    def __init__(self, pictures: Pictures, batch_size: int, *, num_workers: int = 0, generator=None):
+    def __init__(self, images: Images, batch_size: int, *, num_workers: int = 0, generator=None):
         if num_workers:
-            pixels, what = torch.empty(3, *pictures.transform.size), f"batches of {batch_size} images"
+            pixels, what = torch.empty(3, *images.transform.size), f"batches of {batch_size} images"
             require_room_for_workers(pixels, share=batch_size, workers=num_workers, ahead=AHEAD, what=what)
         self.loader = DataLoader(
-            pictures,
+            images,
             batch_size,
             shuffle=generator is not None,
             drop_last=generator is not None,
@@ -117,13 +117,13 @@ def run_steps(
 
 def split(
     dataset, transform: ImageTransform, aspect: str, held_out: int, generator: torch.Generator
-) -> tuple[Pictures, Pictures]:
+) -> tuple[Images, Images]:
     """The images that are only used to measure, and the images for training."""
     sources = shuffled(dataset, generator)
     if not 0 < held_out < len(sources):
         raise ValueError(f"held_out={held_out}: expected 1 to {len(sources) - 1}, there are {len(sources)} images")
     test, train = sources[:held_out], sources[held_out:]
-    return tuple(Pictures(part, transform, aspect, dataset.on_error) for part in (test, train))
+    return tuple(Images(part, transform, aspect, dataset.on_error) for part in (test, train))
 
 
 def prepare(work_dir: str | Path, device: str) -> tuple[Path, torch.device]:

@@ -22,7 +22,7 @@ from asvr.models.tokenizers.vqgan import Adversary, PerceptualLoss, reconstruct
 from asvr.tokenizer_training.loop import (
     METRICS,
     Batches,
-    Pictures,
+    Images,
     prepare,
     run_steps,
     shuffled,
@@ -56,8 +56,8 @@ def fit_semantic_tokenizer(
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
     sources = shuffled(dataset, generator)
-    pictures = Pictures(sources, tokenizer.transform, image_aspect, dataset.on_error)
-    loader = Batches(pictures, batch_size, num_workers=num_workers)
+    images = Images(sources, tokenizer.transform, image_aspect, dataset.on_error)
+    loader = Batches(images, batch_size, num_workers=num_workers)
     tokenizer.to(device).eval()
     tokenizer.encoder.to(device).eval()
     features = (_features(tokenizer, move(pixels, device)) for pixels in tqdm(loader, desc="features", unit="batch"))

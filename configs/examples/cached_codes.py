@@ -1,8 +1,8 @@
 # Cached codes: they are computed once, before training. The mini model has a tokenizer from a folder. It takes about a
 # minute on 2 cores, after the tokenizer is trained. It is an example, not a good model.
-#   python tools/train_tokenizer.py configs/tokenizers/semantic_mini.py
-#   python tools/cache_codes.py configs/examples/cached_codes.py
-#   python tools/train.py configs/examples/cached_codes.py
+#   asvr train-tokenizer tokenizers/semantic_mini
+#   asvr cache-codes examples/cached_codes
+#   asvr train examples/cached_codes
 _base_ = ["../asvr_mini.py"]
 
 encoder = dict(

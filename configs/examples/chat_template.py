@@ -1,6 +1,6 @@
 # A chat template of your own, examples/chat_template.py, with a text tokenizer that has its special tokens.
 # It takes half a minute on 2 cores. It is an example, not a good model.
-# python tools/train.py configs/examples/chat_template.py
+# asvr train examples/chat_template
 _base_ = ["./custom_components.py"]
 
 custom_imports = dict(imports=["examples.my_components", "examples.chat_template"], allow_failed_imports=False)

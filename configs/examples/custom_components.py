@@ -1,6 +1,6 @@
 # Components of your own: the encoder, projector, head and loss of examples/my_components.py, on easy-vqa images.
 # It takes less than a minute on 2 cores. It is an example, not a good model.
-# python tools/train.py configs/examples/custom_components.py
+# asvr train examples/custom_components
 _base_ = ["../_base_/runtime.py"]
 
 custom_imports = dict(imports=["examples.my_components"], allow_failed_imports=False)

@@ -1,6 +1,6 @@
 # A data set of your own, examples/dataset.py, for training and evaluation.
 # It takes half a minute on 2 cores. The model learns to count to four.
-# python tools/train.py configs/examples/dataset.py
+# asvr train examples/dataset
 _base_ = ["./custom_components.py"]
 
 custom_imports = dict(imports=["examples.my_components", "examples.dataset"], allow_failed_imports=False)

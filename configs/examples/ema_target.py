@@ -1,6 +1,6 @@
 # A target with the moving average of the trained encoder as its teacher, examples/ema_target.py. Nothing can be cached,
 # because the encoder changes.
-# python tools/train.py configs/examples/ema_target.py
+# asvr train examples/ema_target
 _base_ = ["./feature_target.py"]
 
 custom_imports = dict(imports=["examples.ema_target"], allow_failed_imports=False)

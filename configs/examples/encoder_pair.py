@@ -1,6 +1,6 @@
 # Two encoders: a convolutional network with 128 pixels (4 x 4 tokens), and the edges of examples/encoder_pair.py with
 # 64 pixels (8 x 8 tokens). The edges are averaged to the same 4 x 4.
-# python tools/train.py configs/examples/encoder_pair.py
+# asvr train examples/encoder_pair
 _base_ = ["./custom_components.py"]
 
 custom_imports = dict(imports=["examples.my_components", "examples.encoder_pair"], allow_failed_imports=False)

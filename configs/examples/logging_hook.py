@@ -1,6 +1,6 @@
 # A hook of your own, examples/logging_hook.py, and two backends of MMEngine. Everything that is logged goes to
 # TensorBoard (pip install tensorboard) and to a JSON file. It takes about a minute on 2 cores.
-#   python tools/train.py configs/examples/logging_hook.py
+#   asvr train examples/logging_hook
 #   tensorboard --logdir work_dirs/logging_hook
 _base_ = ["../asvr_mini.py"]
 

@@ -1,7 +1,7 @@
 # LoRA in three stages. First a small model learns to answer. Then its LLM is frozen and adapters are trained. Then the
 # adapters are merged, and a few weights are trained, which patterns choose. It takes minutes on 2 cores and needs peft
 # (pip install -e '.[mini,lora]').
-# python tools/train.py configs/examples/lora.py
+# asvr train examples/lora
 _base_ = ["../asvr_mini.py"]
 
 stages = dict(

@@ -1,6 +1,6 @@
 # Metrics of your own besides accuracy, examples/metric.py, on easy-vqa questions. The best weights are those with the
 # highest word_f1. It takes less than two minutes on 2 cores.
-# python tools/train.py configs/examples/metric.py
+# asvr train examples/metric
 _base_ = ["../asvr_mini.py"]
 
 custom_imports = dict(imports=["examples.metric"], allow_failed_imports=False)

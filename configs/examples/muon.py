@@ -1,7 +1,7 @@
 # Muon for the matrices of transformer blocks, and AdamW for all other parameters. Learning rates differ by component
 # and by layer. The schedule is constant and then falls (WSD). Averages of the weights are evaluated too.
 # It takes about a minute on 2 cores. It is an example, not a good model.
-#   python tools/train.py configs/examples/muon.py
+#   asvr train examples/muon
 _base_ = ["../asvr_mini.py"]
 
 optim = dict(

@@ -1,6 +1,6 @@
 # ASVR on images in their own resolution: SigLIP2's NaFlex tower with at most 256 visual tokens for an image. The
 # tokenizer of its codes is configs/tokenizers/siglip2_naflex_rvq8.py.
-# python tools/train.py configs/examples/naflex.py --dry-run
+# asvr train examples/naflex --dry-run
 _base_ = ["../asvr_vicuna7b.py"]
 
 model = dict(

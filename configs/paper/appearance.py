@@ -1,5 +1,5 @@
 # ASVR with appearance codes in place of semantic ones: asvr_vicuna7b_appearance.py.
-# python tools/train.py configs/paper/appearance.py
+# asvr train paper/appearance
 _base_ = ["../asvr_vicuna7b_appearance.py"]
 
 # fmt: off

@@ -1,5 +1,5 @@
 # ASVR, the paper's main row: asvr_vicuna7b.py.
-# python tools/train.py configs/paper/asvr.py
+# asvr train paper/asvr
 _base_ = ["../asvr_vicuna7b.py"]
 
 # fmt: off

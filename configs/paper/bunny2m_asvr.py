@@ -1,5 +1,5 @@
 # ASVR on Bunny's 2M captions and 2M instructions.
-# python tools/train.py configs/paper/bunny2m_asvr.py
+# asvr train paper/bunny2m_asvr
 _base_ = ["./_base_bunny2m.py"]
 
 # fmt: off

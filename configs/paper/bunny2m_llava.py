@@ -1,5 +1,5 @@
 # LLaVA on Bunny's 2M captions and 2M instructions.
-# python tools/train.py configs/paper/bunny2m_llava.py
+# asvr train paper/bunny2m_llava
 _base_ = ["./_base_bunny2m.py"]
 
 model = dict(reconstruction=[])

@@ -1,5 +1,5 @@
 # ASVR with codes of the image as the LLM's input, in place of features.
-# python tools/train.py configs/paper/discrete_asvr.py
+# asvr train paper/discrete_asvr
 _base_ = ["./_base_discrete.py"]
 
 # fmt: off

@@ -1,5 +1,5 @@
 # LLaVA-1.5 with codes of the image as the LLM's input, in place of features.
-# python tools/train.py configs/paper/discrete_llava.py
+# asvr train paper/discrete_llava
 _base_ = ["./_base_discrete.py"]
 
 model = dict(reconstruction=[])

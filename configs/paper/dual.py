@@ -1,5 +1,5 @@
 # ASVR with semantic and appearance codes: asvr_vicuna7b_dual.py.
-# python tools/train.py configs/paper/dual.py
+# asvr train paper/dual
 _base_ = ["../asvr_vicuna7b_dual.py"]
 
 # fmt: off

@@ -1,5 +1,5 @@
 # ASVR with its visual loss only in instruction tuning. The first stage has no target.
-# python tools/train.py configs/paper/finetune_only.py
+# asvr train paper/finetune_only
 _base_ = ["../asvr_vicuna7b.py"]
 
 stages = dict(pretrain=dict(model=dict(reconstruction=[])))

@@ -1,5 +1,5 @@
 # ASVR on images of 1152 pixels.
-# python tools/train.py configs/paper/highres1152_asvr.py
+# asvr train paper/highres1152_asvr
 _base_ = ["./_base_highres1152.py"]
 
 # fmt: off

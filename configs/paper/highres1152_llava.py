@@ -1,5 +1,5 @@
 # LLaVA on images of 1152 pixels.
-# python tools/train.py configs/paper/highres1152_llava.py
+# asvr train paper/highres1152_llava
 _base_ = ["./_base_highres1152.py"]
 
 model = dict(reconstruction=[])

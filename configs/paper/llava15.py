@@ -1,5 +1,5 @@
 # LLaVA-1.5, the paper's baseline: llava_vicuna7b.py.
-# python tools/train.py configs/paper/llava15.py
+# asvr train paper/llava15
 _base_ = ["../llava_vicuna7b.py"]
 
 # fmt: off

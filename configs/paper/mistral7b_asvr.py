@@ -1,5 +1,5 @@
 # ASVR with Mistral-7B: asvr_mistral7b.py.
-# python tools/train.py configs/paper/mistral7b_asvr.py
+# asvr train paper/mistral7b_asvr
 _base_ = ["../asvr_mistral7b.py"]
 
 # fmt: off

@@ -1,5 +1,5 @@
 # LLaVA-1.5 with Mistral-7B: asvr_mistral7b.py without its target.
-# python tools/train.py configs/paper/mistral7b_llava.py
+# asvr train paper/mistral7b_llava
 _base_ = ["../asvr_mistral7b.py"]
 
 model = dict(reconstruction=[])

@@ -1,5 +1,5 @@
 # ASVR on LLaVA-1.5's 558K captions and LLaVA-NeXT's 779K instructions.
-# python tools/train.py configs/paper/next779k_asvr.py
+# asvr train paper/next779k_asvr
 _base_ = ["./_base_next779k.py"]
 
 # fmt: off

@@ -1,5 +1,5 @@
 # LLaVA on LLaVA-1.5's 558K captions and LLaVA-NeXT's 779K instructions.
-# python tools/train.py configs/paper/next779k_llava.py
+# asvr train paper/next779k_llava
 _base_ = ["./_base_next779k.py"]
 
 model = dict(reconstruction=[])

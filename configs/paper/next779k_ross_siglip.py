@@ -1,5 +1,5 @@
 # ROSS with a denoiser of SigLIP's features in place of VAE latents, on LLaVA-NeXT's data.
-# python tools/train.py configs/paper/next779k_ross_siglip.py
+# asvr train paper/next779k_ross_siglip
 _base_ = ["./_base_next779k_ross.py"]
 
 model = dict(

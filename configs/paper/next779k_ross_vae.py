@@ -1,5 +1,5 @@
 # ROSS (a denoiser of VAE latents, targets/vicuna7b/ross.py) on LLaVA-NeXT's data.
-# python tools/train.py configs/paper/next779k_ross_vae.py
+# asvr train paper/next779k_ross_vae
 _base_ = ["./_base_next779k_ross.py"]
 
 # fmt: off

@@ -1,5 +1,5 @@
 # ASVR in three stages on LLaVA-OneVision's data.
-# python tools/train.py configs/paper/onevision_asvr.py
+# asvr train paper/onevision_asvr
 _base_ = ["./_base_onevision.py"]
 
 # fmt: off

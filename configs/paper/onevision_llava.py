@@ -1,5 +1,5 @@
 # LLaVA in three stages on LLaVA-OneVision's data.
-# python tools/train.py configs/paper/onevision_llava.py
+# asvr train paper/onevision_llava
 _base_ = ["./_base_onevision.py"]
 
 model = dict(reconstruction=[])

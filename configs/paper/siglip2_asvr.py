@@ -1,5 +1,5 @@
 # ASVR with SigLIP2 in place of SigLIP, on LLaVA-NeXT's data.
-# python tools/train.py configs/paper/siglip2_asvr.py
+# asvr train paper/siglip2_asvr
 _base_ = ["./_base_siglip2.py"]
 
 # fmt: off

@@ -1,5 +1,5 @@
 # LLaVA with SigLIP2 in place of SigLIP, on LLaVA-NeXT's data.
-# python tools/train.py configs/paper/siglip2_llava.py
+# asvr train paper/siglip2_llava
 _base_ = ["./_base_siglip2.py"]
 
 model = dict(reconstruction=[])

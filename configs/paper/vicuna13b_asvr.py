@@ -1,5 +1,5 @@
 # ASVR with Vicuna-13B: asvr_vicuna13b.py.
-# python tools/train.py configs/paper/vicuna13b_asvr.py
+# asvr train paper/vicuna13b_asvr
 _base_ = ["../asvr_vicuna13b.py"]
 
 # fmt: off

@@ -1,5 +1,5 @@
 # LLaVA-1.5 with Vicuna-13B: asvr_vicuna13b.py without its target.
-# python tools/train.py configs/paper/vicuna13b_llava.py
+# asvr train paper/vicuna13b_llava
 _base_ = ["../asvr_vicuna13b.py"]
 
 model = dict(reconstruction=[])

@@ -1,5 +1,5 @@
 # ASVR with codes of a visual tokenizer that has seen fewer images.
-# python tools/train.py configs/paper/weak_tokenizer.py
+# asvr train paper/weak_tokenizer
 _base_ = ["../asvr_vicuna7b.py"]
 
 model = dict(

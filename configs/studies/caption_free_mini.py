@@ -2,7 +2,7 @@
 # captions and questions. Two arms have a semantic target. One of these has 2,000 more images, and they have only the
 # visual loss. In every arm a step has 16 scenes with text on average. Protocol and results:
 # docs/studies/caption_free_mini.
-# python tools/study.py configs/studies/caption_free_mini.py --jobs 2
+# asvr study studies/caption_free_mini --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "captioned"
 compare = [("more_images", "with_target")]

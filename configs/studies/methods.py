@@ -1,7 +1,7 @@
 # A comparison of methods of visual supervision: one recipe each (configs/targets/scenes), with the same data, steps and
 # seeds. Every arm except the first adds its target to the same model. In JARVIS and LaVer visual tokens also see each
 # other. Two arms do only this, without and with ASVR's target. The study is ready to run and has not been run.
-# python tools/study.py configs/studies/methods.py --jobs 2
+# asvr study studies/methods --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "none"
 tokenizers = dict(pixel="../tokenizers/pixel_scenes.py", vae="../tokenizers/vae_scenes.py")

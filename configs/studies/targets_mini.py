@@ -1,7 +1,7 @@
 # Do reconstruction targets help a small model to understand images, and which of them? There are eight arms and a blind
 # one, and three seeds. Semantic and pixel targets have one code of 256 for each visual token, the same head, tokenizers
 # from the same images, and the same number of steps. Protocol and results: docs/studies/targets_mini.
-# python tools/study.py configs/studies/targets_mini.py --jobs 2
+# asvr study studies/targets_mini --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "none"
 compare = [

@@ -1,5 +1,5 @@
 # A small VQGAN on easy-vqa's training images: 32 x 32 pixels, 8 x 8 codes out of 256. It takes minutes on 2 cores.
-# python tools/train_tokenizer.py configs/tokenizers/pixel_mini.py
+# asvr train-tokenizer tokenizers/pixel_mini
 tokenizer = dict(
     type="PixelTokenizer",
     image_size=32,

@@ -1,5 +1,5 @@
 # A small VQGAN on the training images of Scenes: 32 x 32 pixels, 8 x 8 codes out of 256. It takes minutes on 2 cores.
-# python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py
+# asvr train-tokenizer tokenizers/pixel_scenes
 _base_ = ["./pixel_mini.py"]
 
 data = dict(_delete_=True, type="Scenes", scenes=12000, concepts=40, with_text=0)

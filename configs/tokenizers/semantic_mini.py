@@ -1,6 +1,6 @@
 # A semantic tokenizer for easy-vqa: 3 levels of 128 codes for EfficientNet-Lite0's 7 x 7 features, fitted on its
 # training images.
-# python tools/train_tokenizer.py configs/tokenizers/semantic_mini.py
+# asvr train-tokenizer tokenizers/semantic_mini
 tokenizer = dict(
     type="SemanticTokenizer",
     depth=3,

@@ -1,6 +1,6 @@
 # The semantic tokenizer of examples/naflex.py: 8 levels of 16,384 codes for layer -2 of SigLIP2's NaFlex tower. It is
 # fitted on the real patches of images, without padding.
-# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip2_naflex_rvq8.py \
+# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip2_naflex_rvq8 \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 name = "asvr/siglip2-base-naflex-rvq8"
 

@@ -1,5 +1,5 @@
 # The semantic tokenizer of paper/siglip2_asvr.py. It is siglip_so400m_rvq8.py with SigLIP2's features.
-# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip2_so400m_rvq8.py \
+# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip2_so400m_rvq8 \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 _base_ = ["./siglip_so400m_rvq8.py"]
 

@@ -1,5 +1,5 @@
 # The appearance tokenizer of asvr_vicuna7b_appearance.py. It is siglip_so400m_rvq8.py with SigLIP's 6th layer.
-# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_layer6_rvq8.py \
+# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip_so400m_layer6_rvq8 \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 _base_ = ["./siglip_so400m_rvq8.py"]
 

@@ -1,6 +1,6 @@
 # The tokenizer of targets/vicuna7b/multi_codebook.py. It is siglip_so400m_rvq8.py with one codebook of 4,096 codes for
 # each of 8 groups of channels.
-# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_pq8.py \
+# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip_so400m_pq8 \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 _base_ = ["./siglip_so400m_rvq8.py"]
 

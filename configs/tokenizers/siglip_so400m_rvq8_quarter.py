@@ -1,5 +1,5 @@
 # The weaker tokenizer of paper/weak_tokenizer.py. It is siglip_so400m_rvq8.py, fitted on a quarter of the images.
-# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_rvq8_quarter.py \
+# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip_so400m_rvq8_quarter \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 _base_ = ["./siglip_so400m_rvq8.py"]
 

@@ -1,5 +1,5 @@
 # The tokenizer of targets/vicuna7b/shared_vocabulary.py. It is siglip_so400m_rvq8.py with one code for each token.
-# ASVR_MODEL_ZOO=models python tools/train_tokenizer.py configs/tokenizers/siglip_so400m_vq1.py \
+# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip_so400m_vq1 \
 #     --cfg-options data.root=data/LLaVA-Pretrain/images
 _base_ = ["./siglip_so400m_rvq8.py"]
 

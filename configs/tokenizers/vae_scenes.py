@@ -1,7 +1,7 @@
 # A small VAE on the training images of Scenes: 64 x 64 pixels, 16 x 16 x 4 latents. Groups of 2 x 2 latents are the 8 x
 # 8 tokens of configs/targets/scenes/ross.py. It takes minutes on 2 cores. A run of only 500 steps reached 19.8 dB on
 # held-out images. It needs: pip install -e '.[diffusion]'
-# python tools/train_tokenizer.py configs/tokenizers/vae_scenes.py
+# asvr train-tokenizer tokenizers/vae_scenes
 tokenizer = dict(
     type="LatentEncoder",
     image_size=64,

@@ -10,9 +10,9 @@ from asvr.registry import HOOKS, LOOPS, OPTIMIZERS, PARAM_SCHEDULERS, VISBACKEND
 
 CONTRACTS = Path(__file__).parents[1] / "components.md"
 
-INTRO = """Every component of the library, by registry. A config names one by `type`. Its fields are the arguments of
-the constructor. The library gives some arguments itself; a config leaves them out. `asvr list` prints the same in a
-terminal, with your own components too.
+INTRO = """This page lists every component of the library, by registry. A config names a component by `type`. Its fields
+are the arguments of the constructor. The library gives some arguments itself, and a config does not have them.
+`asvr list` prints the same in a terminal.
 
 The contract of each registry, for a component of your own, is in [components.md](../components.md)."""
 
@@ -50,7 +50,7 @@ def _component(info: ComponentInfo) -> list[str]:
     if own:
         blocks.append(table(("field", "type", "default", "what it is"), map(_field, own)))
     notes = [f"The library gives {', '.join(given)}."] if given else []
-    notes += ["It takes further fields."] if info.takes_any else []
+    notes += ["It takes further fields."] if info.takes_any and own else []
     return [*blocks, *([" ".join(notes)] if notes else [])]
 
 

@@ -12,7 +12,7 @@ plain field of it. A dict with `type` is a component: its fields are in [compone
 [configs/README.md](../../configs/README.md) explains how configs inherit from each other and has
 examples.
 
-A section that can be set by stage may also stand in an entry of [`stages`](#stages). There it changes
+A section that can be set by stage may also be in an entry of [`stages`](#stages). There it changes
 the section for that stage only: `stages = dict(pretrain=dict(train=["projector"],
 optim=dict(lr=1e-3)))`."""
 

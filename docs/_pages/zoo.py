@@ -28,28 +28,28 @@ NO_SIZE = {  # settings that no size follows from
 NEEDS_FILES = "needs files that its header says how to make"
 ON_CPU, ON_GPU = "cpu_llava_cached", "h200_7b"
 
-INTRO = f"""Every recipe that comes with the library. `asvr train NAME` trains it, `asvr train NAME --dry-run` prints
-its sizes in detail, and `asvr list recipes` prints the names.
+INTRO = f"""This page lists every recipe that comes with the library. `asvr train NAME` trains a recipe,
+`asvr train NAME --dry-run` prints its sizes in detail, and `asvr list recipes` prints the names.
 
-- **parameters**: all that the model of the last stage holds, frozen parts and visual tokenizers too. A target that only
-  an earlier stage has is not in it.
-- **trained**, **TFLOPs**, **memory**: by stage, in the order of the stages.
-- **TFLOPs**: of a training step on one sample, which is one image and {SAMPLE.text_tokens} text tokens. A
-  multiply-accumulate is 2 FLOPs. What the config keeps in a cache is not counted, and what it computes again is
-  counted again.
-- **memory**: planned for one card that holds everything, in GB (1e9 bytes), for the config's own `micro_batch` and
-  `max_length`. Several cards share most of it: `asvr plan NAME --plan 1x8`.
+- **parameters**: all parameters of the model of the last stage, with frozen parts and visual tokenizers. A target that
+  only an earlier stage has is not counted.
+- **trained**, **TFLOPs**, **memory**: one value for each stage, in the order of the stages.
+- **TFLOPs**: for a training step on one sample, which is one image and {SAMPLE.text_tokens} text tokens. A
+  multiply-accumulate is 2 FLOPs. Features and codes from a cache are not counted. Results that activation checkpointing
+  computes twice are counted twice.
+- **memory**: the memory plan for one card that holds everything, in GB (1e9 bytes), with the `micro_batch` and
+  `max_length` of the config. Several cards share most of it: `asvr plan NAME --plan 1x8`.
 
 The sizes are counted from the configs, without weights. `python docs/generate.py zoo.json` counts them and
 `python docs/generate.py zoo.md` writes this page."""
 
-PAPER = """The published averages are those of the paper, of all benchmarks of its table. None of them was measured with
+PAPER = """The published averages are the paper's, over all benchmarks of its table. None of them was measured with
 this library. [paper.md](paper.md) has the scores of each benchmark."""
 
-METHODS = """One file for each method, on the 7B model of the paper and on the small scenes that train on a CPU. What
-each method costs beside LLaVA was counted and timed in [methods.md](../benchmarks/results/methods.md)."""
+METHODS = """Each method has one file for the 7B model of the paper, and one for small scenes that train on a CPU.
+[methods.md](../benchmarks/results/methods.md) has the cost of each method compared with LLaVA."""
 
-EXAMPLES = "Small models that train within minutes, but for those with `7b` in the name."
+EXAMPLES = "These are small models that train within minutes, except `naflex` and those with `7b` in the name."
 
 BENCHMARKS = "[benchmarks/README.md](../benchmarks/README.md) says how each figure is measured."
 

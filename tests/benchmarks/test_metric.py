@@ -122,7 +122,7 @@ def test_what_a_metric_misses_is_told_before_the_run(config, tmp_path, metric, b
 def test_without_lmms_eval_one_line_says_how_to_install_it(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
     with pytest.raises(
-        ValueError, match=r"LmmsEval needs lmms-eval, which is not installed: pip install -e '.\[eval\]'"
+        ValueError, match=r"LmmsEval needs lmms-eval, which is not installed: pip install 'asvr\[eval\]'"
     ):
         run(config, tmp_path / "run", validated(config, dict(type="LmmsEval", tasks=["mme"])))
     assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ WORDS, CHOICE = "asvr_words", "asvr_choice"
 
 def test_without_lmms_eval_the_command_is_told(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "lmms_eval", None)
-    with pytest.raises(ValueError, match=r"lmms-eval, which is not installed: pip install -e '\.\[eval\]'"):
+    with pytest.raises(ValueError, match=r"lmms-eval, which is not installed: pip install 'asvr\[eval\]'"):
         run_benchmarks(tmp_path, ["mme"])
 
 

@@ -32,7 +32,7 @@ def samples(pictures):
 def cached(model, pictures, root, on_error="raise"):
     cache = build_feature_cache(root, model.encoder, pictures, "square", CPU, config={}, on_error=on_error)
     for target in model.targets:
-        cache.add_truth(target, pictures=pictures, aspect="square", device=CPU, config={})
+        cache.add_truth(target, images=pictures, aspect="square", device=CPU, config={})
     return cache
 
 

@@ -97,7 +97,7 @@ def test_mistakes_are_refused(options, text):
 
 def test_a_missing_package_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "easy_vqa", None)
-    with pytest.raises(ValueError, match=r"pip install -e '.\[mini\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'asvr\[mini\]'"):
         EasyVQA()
 
 

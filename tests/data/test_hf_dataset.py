@@ -108,7 +108,9 @@ def test_what_a_saved_folder_does_not_have_is_told_and_not_ignored(folder, tmp_p
             build(tmp_path, **fields)
 
 
-def test_a_name_is_read_from_the_cache_of_datasets(tmp_path, monkeypatch):
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_name_is_read_from_the_cache_of_datasets(tmp_path, monkeypatch, offline):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", offline)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("socket.socket.connect", None)
     (tmp_path / "pets").mkdir()
@@ -118,7 +120,7 @@ def test_a_name_is_read_from_the_cache_of_datasets(tmp_path, monkeypatch):
     (tmp_path / "cache/pets").rename(tmp_path / "cache/someone___pets")
     found = build("someone/pets")
     assert list(found.texts()) == ["what?", "a cat", "who?", "a dog"] and found.fingerprint() == first.fingerprint()
-    assert not datasets.config.HF_HUB_OFFLINE
+    assert datasets.config.HF_HUB_OFFLINE == offline  # as before
 
 
 def test_images_with_metadata_and_captions(tmp_path):
@@ -247,5 +249,5 @@ def test_data_sets_that_are_not_here_are_told(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="split='train' cannot be read"):
         build(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"HFDataset needs the package datasets: pip install -e '.\[data\]'"):
+    with pytest.raises(ValueError, match=r"HFDataset needs the package datasets: pip install 'asvr\[data\]'"):
         build(tmp_path)

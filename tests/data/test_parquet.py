@@ -181,5 +181,5 @@ def test_mistakes_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cannot be read as one table"):
         build([path, str(tmp_path / "z.parquet")], columns=dict(question="a", answer="b"))
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(ValueError, match=r"pip install -e '.\[data\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'asvr\[data\]'"):
         build(path)

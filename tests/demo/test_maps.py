@@ -47,11 +47,11 @@ def test_every_target_and_depth_has_a_map_of_the_grid(both):
     assert (semantic.probability_RCD > 1 / 6).all() and (semantic.probability_RCD <= 1).all()  # the largest of 6
     right = right_codes(both.model, both.model.targets[0], alone(both, gradient()))
     assert np.array_equal(semantic.right_RCD, right[0].view(2, 2, 3).numpy())
-    assert semantic.pictures is None and pixel.pictures is not None
+    assert semantic.images is None and pixel.images is not None
 
 
 def test_a_target_with_a_decoder_shows_its_codes_as_pixels(both):
-    original, true, predicted = target_maps(both, gradient())[1].pictures
+    original, true, predicted = target_maps(both, gradient())[1].images
     tokenizer = both.model.targets[1].tokenizer
     assert original.size == true.size == predicted.size == (4, 4)
     pixels = tokenizer.transform(gradient(), "square")[None]
@@ -68,7 +68,7 @@ def test_right_predictions_decode_to_the_picture_of_the_true_codes(both, monkeyp
     for own in (both, pretrained(reconstruction=[entry])):
         target = own.model.targets[-1]
         monkeypatch.setattr(type(target), "predict", lambda self, hidden, codes: (codes, torch.ones(codes.shape)))
-        _, true, predicted = target_maps(own, gradient())[-1].pictures
+        _, true, predicted = target_maps(own, gradient())[-1].images
         cells = nearest_cells(own.model.encoder.grid, target.tokenizer.grid)
         if len(cells) == own.model.encoder.num_tokens:
             assert np.array_equal(true, predicted)

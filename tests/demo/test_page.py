@@ -361,7 +361,7 @@ class Held:
 def test_without_gradio_the_page_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "asvr.demo.page")
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[demo\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'asvr\[demo\]'"):
         import asvr.demo.page  # noqa: F401
 
 

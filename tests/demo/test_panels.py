@@ -23,7 +23,7 @@ def at(image: Image.Image, cell: tuple[int, int]) -> list[int]:
 def test_codes_have_two_maps_a_depth():
     right = np.array([[NONE, 1, 0, 0], [1, 1, 1, 1]])
     right_RCD, probability_RCD = np.stack([right, 1 - right], -1), np.full((2, 4, 2), 0.25)
-    maps = [TargetMap(name="own", right_RCD=right_RCD, probability_RCD=probability_RCD, pictures=None)]
+    maps = [TargetMap(name="own", right_RCD=right_RCD, probability_RCD=probability_RCD, images=None)]
     first, certain, second, _ = target_panels(SEEN, maps)
     assert first.title == "own codes, depth 1 of 2: right or wrong" and first.ends == ("wrong", "right")
     assert first.caption == "The predicted code is right in 5 of 7 cells."

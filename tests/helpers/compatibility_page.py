@@ -15,12 +15,12 @@ SMALL = [axis for axis in AXES if axis not in LARGE]
 HEAD = f"""# What goes with what
 
 This page shows which parts work together. A cell is a tiny model. It is built, trained for two steps with the code of
-`tools/train.py`, saved, loaded and asked a question. It has one value of each axis below. Each pair of values of two
+`asvr train`, saved, loaded and asked a question. It has one value of each axis below. Each pair of values of two
 axes is in a cell that works, or is refused. Every combination in a config of this repository is a cell that works. This
 page does not test larger models, the quality of training, or combinations of three values that no cell has.
 
 `{COMMAND}` makes the cells, runs them and writes this page and
-[compatibility.json](compatibility.json), which has every cell whole. `pytest {TEST}` runs every
+[compatibility.json](compatibility.json), which has all values of every cell. `pytest {TEST}` runs every
 cell again and compares: cell 12 is `test_a_cell[12]` there. DDP and FSDP2 run with one process here. Several processes
 are tested in tests/engine/test_parallel.py and tests/engine/test_sharded.py.
 

@@ -84,7 +84,7 @@ def test_what_the_cache_is_not_given_is_refused(model_with, tmp_path):
     pictures = {str(i): image for i, image in enumerate(PICTURES)}
     cache = build_feature_cache(tmp_path, model.encoder, pictures, "square", CPU, config={})
     with pytest.raises(ValueError, match=r"'own': to_cache\(\) gives \['codes'\], truth_spec\(\) names .*'mask'"):
-        cache.add_truth(model.targets[0], pictures=pictures, aspect="square", device=CPU, config={})
+        cache.add_truth(model.targets[0], images=pictures, aspect="square", device=CPU, config={})
 
 
 def test_the_disk_must_have_room_for_a_truth(model_with, tmp_path):
@@ -96,7 +96,7 @@ def test_the_disk_must_have_room_for_a_truth(model_with, tmp_path):
     pictures = {"0": PICTURES[0]}
     cache = build_feature_cache(tmp_path, model.encoder, pictures, "square", CPU, config={})
     with pytest.raises(ValueError, match="the truth of target 'own'.*cache_budget_gb"):
-        cache.add_truth(model.targets[0], pictures=pictures, aspect="square", device=CPU, config={}, budget_gb=0.001)
+        cache.add_truth(model.targets[0], images=pictures, aspect="square", device=CPU, config={}, budget_gb=0.001)
 
 
 def test_an_image_that_begins_its_sample_has_no_first_token_to_learn_from(model_with):

@@ -102,7 +102,7 @@ def test_recipes_are_listed_with_the_first_sentence_of_their_header():
     assert recipes["studies/targets_mini"].command == "study"
     assert recipes["tokenizers/semantic_mini"].command == "train-tokenizer"
     assert not [name for name in recipes if "/_" in name or name.startswith("_")]
-    assert [r.name for r in recipes.values() if not r.summary or "python " in r.summary or "\n" in r.summary] == []
+    assert [r.name for r in recipes.values() if not r.summary or "asvr train" in r.summary or "\n" in r.summary] == []
     assert {recipe.name for recipe in asvr.list_recipes("targets/scenes/v*")} == {
         "targets/scenes/vdep",
         "targets/scenes/viral",

@@ -237,7 +237,7 @@ def test_the_study_of_methods_has_an_arm_for_each_of_them():
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/studies").glob("[!_]*.py")), ids=lambda file: file.stem)
 def test_the_studies_are_right(file):
     study = load_study(file)
-    assert f"python tools/study.py configs/studies/{file.name}" in file.read_text()
+    assert f"asvr study studies/{file.stem}" in file.read_text()
     kinds = [kind for group in study.groups.values() for kind in group]
     asked = Recipe(arm_config(study, study.baseline, 0, file.parent)).stages["finetune"]
     assert sorted(kinds) == sorted(asked.evaluation.dataset.kinds) == sorted(asked.data.train.kinds)

@@ -119,7 +119,7 @@ def test_codes_beside_cached_features_are_checked_too(tmp_path, codes, words):
     cache, sources = features(tmp_path, encoder), {"0": Image.new("RGB", (8, 8))}
     with pytest.raises(ValueError, match=f"codes of target 'own'.*{words}"):
         own = CodeTruth(name="own", tokenizer=Codes(encoder, codes), encoder=encoder)
-        cache.add_truth(own, pictures=sources, aspect="square", device=torch.device("cpu"), config={})
+        cache.add_truth(own, images=sources, aspect="square", device=torch.device("cpu"), config={})
 
 
 def test_a_tokenizer_that_returns_floats_online_is_refused(monkeypatch):

@@ -117,7 +117,7 @@ def test_a_run_whose_workers_have_no_room_ends_before_it_trains(edges, tmp_path,
     own = options(edges.parent, edge, cache=False, how={}, num_workers=2, targets=True, on_error="raise")
     own |= {"stages.pretrain.data": dict(num_workers=0)}  # the second stage's are told before the first
     monkeypatch.setattr(workers, "free_shared_memory", lambda: 20_000)
-    words = "stage finetune: /dev/shm has 20 kB free, and optimisation steps of 6 samples, by num_workers=2, need"
+    words = "stage finetune: /dev/shm has 20 kB free, but optimisation steps of 6 samples need"
     with pytest.raises(ValueError, match=words) as e:
         train(edges, tmp_path / "run", own)
     assert "docker run --shm-size=" in str(e.value) and "num_workers (0 needs none)" in str(e.value)
@@ -194,7 +194,10 @@ def loader(fail, timeout=1.0) -> DataLoader:
 
 @pytest.mark.parametrize(
     ("fail", "words"),
-    [(_die, "a process of num_workers=1 died, likely for want of memory"), (_sleep, "handed anything over for 1 s")],
+    [
+        (_die, r"a worker \(num_workers=1\) died, likely because the memory was full"),
+        (_sleep, r"no worker \(num_workers=1\) gave a sample for 1 s"),
+    ],
 )
 def test_a_worker_that_dies_or_is_stuck_is_told_in_one_line(fail, words):
     begin = time.monotonic()

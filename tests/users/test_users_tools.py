@@ -277,7 +277,7 @@ def test_maps_of_a_target_with_an_odd_name_are_drawn():
     from asvr.evaluation.drawing import draw_targets
 
     shape = (2, 2, 1)
-    own = TargetMap(name=ODD[1], right_RCD=np.ones(shape), probability_RCD=np.full(shape, np.nan), pictures=None)
+    own = TargetMap(name=ODD[1], right_RCD=np.ones(shape), probability_RCD=np.full(shape, np.nan), images=None)
     stream = io.BytesIO()
     draw_targets(Image.new("RGB", (8, 8)), [own]).savefig(stream)
     assert Image.open(stream).width > 0

@@ -18,7 +18,7 @@ class SkipHook(Hook):
 
     interval: steps between two checks, since each check waits for the device. limit: the most skipped steps of a stage.
     With more, a checkpoint is written and the run ends with a ``ValueError``. The stage then only goes on with a higher
-    limit. A stage of which every step was skipped ends in the same way, since it has learned nothing.
+    limit. If all steps of a stage were skipped, it ends in the same way, since it has learned nothing.
     """
 
     def __init__(self, *, stage: str, interval: int, limit: int):

@@ -21,7 +21,7 @@ from asvr.models.encoders.base import Encoder
 from asvr.registry import ENCODERS
 
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-NEEDS = "LatentEncoder needs diffusers, which has the networks of VAEs: pip install -e '.[diffusion]'"
+NEEDS = "LatentEncoder needs diffusers, which has the networks of VAEs: pip install 'asvr[diffusion]'"
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")  # of the configuration
 
 

@@ -84,9 +84,9 @@ class ContinuousTarget(Target):
         return self.counts and super().learns_from(batch)
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        target_PE, source_P, token_P = self.wanted(seen, truth)
+        target_PE, source_P, token_P = self.target_features(seen, truth)
         losses, cosines = [], []
-        for predicted_PW in self.told(seen, source_P):
+        for predicted_PW in self.predictions(seen, source_P):
             losses.append(self._compare(predicted_PW, target_PE, token_P, seen.batch.num_images))
             if self.metrics:
                 cosines.append(F.cosine_similarity(predicted_PW.detach(), target_PE, dim=-1).sum())
@@ -96,8 +96,8 @@ class ContinuousTarget(Target):
         """Return ``cosine``: the cosine similarity of each token, the mean over the taps."""
         if not self.metrics:
             return None
-        target_PE, source_P, token_P = self.wanted(seen, truth)
-        predicted = self.told(seen, source_P)
+        target_PE, source_P, token_P = self.target_features(seen, truth)
+        predicted = self.predictions(seen, source_P)
         cosines_P = torch.stack([F.cosine_similarity(own_PE, target_PE, dim=-1) for own_PE in predicted]).mean(0)
         found = cosines_P.new_full((seen.batch.num_images * self.num_tokens,), float("nan"))
         found[slice(None) if token_P is None else token_P] = cosines_P
@@ -105,7 +105,7 @@ class ContinuousTarget(Target):
 
     # Parts -------------------------------------------------------------------------------------------------
 
-    def told(self, seen: Seen, source_P: Tensor) -> list[Tensor]:
+    def predictions(self, seen: Seen, source_P: Tensor) -> list[Tensor]:
         """Return the predictions (P, W) float32 of each tap, from the hidden states at these flat positions."""
         states = [seen.hidden[tap][source_P].float() for tap in self.taps]
         if self.head is None:
@@ -113,7 +113,7 @@ class ContinuousTarget(Target):
         heads = list(self.head) * (len(self.taps) // len(self.head))
         return [head(hidden_PH).float() for head, hidden_PH in zip(heads, states, strict=True)]
 
-    def wanted(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    def target_features(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the target features (P, E), and the two indices of `Target.places`."""
         source_P, token_P = self.places(seen)
         target_PE = self.features(truth, seen.batch).flatten(0, 1)

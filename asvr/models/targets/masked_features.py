@@ -126,21 +126,22 @@ class MaskedFeatureTarget(Target):
         context, counts as 0."""
         return sum(batch.num_images for batch in window) * (self.share if training else 1.0)
 
-    def told(self, seen: Seen) -> Tensor:
+    def predictions(self, seen: Seen) -> Tensor:
         states_VH = seen.hidden[self.tap][seen.batch.visual_position_V]
         return self.head.mlp(states_VH[seen.masked.place_P].float())
 
     def loss(self, seen: Seen, truth: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, and ``cosine``: the cosine similarity of predicted and target features, for any loss."""
-        told_PE, wanted_VE = self.told(seen), self.features.by_cell(truth["features"], seen.batch).flatten(0, 1)
-        wanted_PE = wanted_VE[seen.masked.place_P]
-        cosine = F.cosine_similarity(told_PE.detach(), wanted_PE, dim=-1).sum() * seen.masked.weight
-        return self.criterion(told_PE, wanted_PE) * seen.masked.weight, dict(cosine=cosine)
+        predicted_PE = self.predictions(seen)
+        target_VE = self.features.by_cell(truth["features"], seen.batch).flatten(0, 1)
+        target_PE = target_VE[seen.masked.place_P]
+        cosine = F.cosine_similarity(predicted_PE.detach(), target_PE, dim=-1).sum() * seen.masked.weight
+        return self.criterion(predicted_PE, target_PE) * seen.masked.weight, dict(cosine=cosine)
 
     def inspect(self, seen: Seen, truth: dict[str, Tensor]) -> dict[str, Tensor]:
-        wanted_VE = self.features.by_cell(truth["features"], seen.batch).flatten(0, 1)
-        told_VE = self.head.mlp(seen.hidden[self.tap][seen.batch.visual_position_V].float())
-        return dict(cosine=seen.masked.map_of(F.cosine_similarity(told_VE, wanted_VE, dim=-1), seen.batch))
+        target_VE = self.features.by_cell(truth["features"], seen.batch).flatten(0, 1)
+        predicted_VE = self.head.mlp(seen.hidden[self.tap][seen.batch.visual_position_V].float())
+        return dict(cosine=seen.masked.map_of(F.cosine_similarity(predicted_VE, target_VE, dim=-1), seen.batch))
 
     def describe(self) -> str:
         return f"{self.blocks.blocks} masked blocks, {self.features.width} features a token"

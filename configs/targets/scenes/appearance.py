@@ -2,7 +2,7 @@
 # What differs: the second stage of EfficientNet-Lite0 replaces SigLIP's 6th layer. It sees the image with 32 x 32
 # pixels. This gives 8 x 8 tokens, as many as the model's encoder has. Each code describes 4 x 4 of these pixels. The
 # codes are fitted to the features alone, without a pixel decoder. One code of 256 replaces the paper's eight.
-# python tools/train.py configs/targets/scenes/appearance.py
+# asvr train targets/scenes/appearance
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

@@ -1,6 +1,6 @@
 # ASVR on the scenes: the hidden state before each visual token predicts the token's semantic code. It follows arXiv
 # 2506.09040, equation 2. One code of 256 replaces the paper's eight of 16,384.
-# python tools/train.py configs/targets/scenes/asvr.py
+# asvr train targets/scenes/asvr
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

@@ -1,6 +1,6 @@
 # The dual ablation of ASVR (arXiv 2506.09040) on the scenes: semantic codes as in asvr.py and appearance codes as in
 # appearance.py, each with its own head. The losses are added. These two files say what differs from the paper.
-# python tools/train.py configs/targets/scenes/dual.py
+# asvr train targets/scenes/dual
 _base_ = ["./appearance.py"]
 
 model = dict(

@@ -3,7 +3,7 @@
 # follows arXiv 2608.12209. We know only a summary of this paper, and no released code.
 # What differs, or is not known to us: the head (here an MLP of two layers). In the paper the weight grows for 4,000
 # steps, and the model is already a vision-language model. Here it grows for half of each stage.
-# python tools/train.py configs/targets/scenes/gas.py
+# asvr train targets/scenes/gas
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

@@ -3,7 +3,7 @@
 # It follows the released code's masks and its share of masked images, 0.8.
 # What differs: the teacher is not DINOv2. It is the last layer of the small network whose layer before is the encoder.
 # The LLM is trained in both stages.
-# python tools/train.py configs/targets/scenes/jarvis.py
+# asvr train targets/scenes/jarvis
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(visual_attention="bidirectional", reconstruction=[])

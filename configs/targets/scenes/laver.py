@@ -3,7 +3,7 @@
 # other.
 # What differs from the paper: positions are not two-dimensional, the mask token is learned, and the weight of the loss
 # is our choice (1 in the released laver_2.yaml). ../vicuna7b/laver.py lists more differences from that file.
-# python tools/train.py configs/targets/scenes/laver.py
+# asvr train targets/scenes/laver
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(visual_attention="bidirectional", reconstruction=[])

@@ -4,7 +4,7 @@
 # three layers with GELU, weight 1.
 # What differs: all images have the loss, because here images are in questions. The released code has it only for images
 # in answers. Here the loss is in both stages. The released code begins in the second one.
-# python tools/train.py configs/targets/scenes/metamorph.py
+# asvr train targets/scenes/metamorph
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

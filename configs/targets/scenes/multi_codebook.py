@@ -2,7 +2,7 @@
 # (UniTok, arXiv 2502.20321). The head predicts the groups one after another, as UniTok's depth transformer does.
 # What differs: UniTok learns 8 codebooks of 4,096 codes with an encoder and a decoder. Here 4 codebooks of 64 codes are
 # fitted to the features of a frozen encoder.
-# python tools/train.py configs/targets/scenes/multi_codebook.py
+# asvr train targets/scenes/multi_codebook
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

@@ -1,9 +1,9 @@
 # Codes of a pixel VQGAN on the scenes, one for each token, as in vicuna7b/pixel.py. None of the papers here does this.
 # It shows what codes of plain pixels do. Train the VQGAN first. It takes minutes on 2 cores:
-#   python tools/train_tokenizer.py configs/tokenizers/pixel_scenes.py
+#   asvr train-tokenizer tokenizers/pixel_scenes
 # What differs from the 7B recipe: the VQGAN sees 32 x 32 pixels and has 256 codes. It is trained on the scenes, with
 # absolute and squared error alone.
-# python tools/train.py configs/targets/scenes/pixel.py
+# asvr train targets/scenes/pixel
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

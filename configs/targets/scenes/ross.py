@@ -3,8 +3,8 @@
 # ross/model/ross_arch.py).
 # What differs: the VAE is trained here, on the same images with 64 pixels (8 x 8 tokens of 16 latents; FLUX.1-dev's has
 # 64). The mean of its posterior replaces a sample. The head has 2 blocks of width 128 in place of 3 of width 1,024.
-# Train the VAE first: python tools/train_tokenizer.py configs/tokenizers/vae_scenes.py
-# python tools/train.py configs/targets/scenes/ross.py
+# Train the VAE first: asvr train-tokenizer tokenizers/vae_scenes
+# asvr train targets/scenes/ross
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

@@ -1,7 +1,7 @@
 # Several targets at once, with each kind of weight, on the scenes. The semantic codes of asvr.py have a constant weight
-# in both stages. The appearance codes of appearance.py have weight 0 in the first stage. In the first half of the
-# second stage it grows from 0 to 0.3. This follows no paper. It shows how to set weights.
-# python tools/train.py configs/targets/scenes/several.py
+# in both stages. The appearance codes of appearance.py have weight 0 in the first stage. Their weight grows from 0 to
+# 0.3 in the first half of the second stage. This follows no paper. It shows how to set weights.
+# asvr train targets/scenes/several
 _base_ = ["./dual.py"]
 
 model = dict(

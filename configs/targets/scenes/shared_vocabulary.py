@@ -4,7 +4,7 @@
 # What differs: Youtu-VL has 150,000 visual words from a tokenizer that fuses SigLIP2 and DINOv3. Here they are fitted
 # to the features that the LLM reads. We do not know Youtu-VL's weight of the visual loss. It is that of the other
 # recipes.
-# python tools/train.py configs/targets/scenes/shared_vocabulary.py
+# asvr train targets/scenes/shared_vocabulary
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

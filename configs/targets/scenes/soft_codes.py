@@ -4,7 +4,7 @@
 # the 8 most probable codes are kept. There is one code of 256 for each token, fitted to features, without a decoder.
 # Squared distances of these features are in the thousands. With this temperature the nearest code has 0.83 of the
 # target on average, and the 8 kept codes have 0.99 (400 scenes).
-# python tools/train.py configs/targets/scenes/soft_codes.py
+# asvr train targets/scenes/soft_codes
 _base_ = ["./asvr.py"]
 
 model = dict(reconstruction=[dict(_base_.model.reconstruction[0], type="SoftCodeTarget", temperature=200.0, top=8)])

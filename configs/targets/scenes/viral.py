@@ -4,7 +4,7 @@
 # What differs: the teacher is the last layer of the encoder's own network in place of DINOv2, because the scenes have a
 # single pretrained network. Its features are resized from 4 x 4 to 8 x 8. The loss is in both stages, and the whole LLM
 # is trained.
-# python tools/train.py configs/targets/scenes/viral.py
+# asvr train targets/scenes/viral
 _base_ = ["../../studies/_base_scenes.py"]
 
 model = dict(

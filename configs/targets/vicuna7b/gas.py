@@ -3,7 +3,7 @@
 # head. It follows arXiv 2608.12209. We know only a summary of this paper, and no released code.
 # What differs, or is not known to us: the head (here an MLP of two layers, as wide as the LLM). The paper trains
 # Qwen3-VL-2B, which is already a vision-language model. So here the loss is only in finetune.
-# python tools/train.py configs/targets/vicuna7b/gas.py
+# asvr train targets/vicuna7b/gas
 _base_ = ["../../llava_vicuna7b.py"]
 
 stages = dict(

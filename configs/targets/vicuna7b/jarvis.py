@@ -1,10 +1,11 @@
 # JARVIS (arXiv 2512.15885) on the 7B base: four blocks of an image are masked, and the first quarter of the LLM's
 # layers predicts DINOv2-L's features of these blocks. The loss is only in the first stage. It follows the released code
 # and its script st1_jarvis.sh: a cosine loss, layer 8, 80 % of the images masked. Visual tokens see each other in both
-# stages. The script's loss has weight 1 in the 80 % of micro-batches that are masked. So the weight is 0.8 here. What
-# differs: the encoder is SigLIP, as in the other recipes here; the script has CLIP. The teacher sees 518 pixels; in the
-# script it sees as many as the encoder, 336. The head has biases. Prompts with an image alone have LLaVA's template.
-# python tools/train.py configs/targets/vicuna7b/jarvis.py
+# stages. The script's loss has weight 1 in the 80 % of micro-batches that are masked. So the weight is 0.8 here.
+# What differs: the encoder is SigLIP, as in the other recipes here; the script has CLIP. The teacher sees 518 pixels;
+# in the script it sees as many as the encoder, 336. The head has biases. Prompts with an image alone have LLaVA's
+# template.
+# asvr train targets/vicuna7b/jarvis
 _base_ = ["../../llava_vicuna7b.py"]
 
 model = dict(visual_attention="bidirectional")

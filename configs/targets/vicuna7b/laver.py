@@ -8,7 +8,7 @@
 # with a decay that grows from 0.95 to 1. Here 40 % are masked (the default of its code), and the teacher moves in each
 # step. Its third stage, which does not have the loss, is left out. The teacher is a float32 copy of the LLM, 27 GB.
 # Under FSDP2 each card gathers all of it in each micro-batch.
-# python tools/train.py configs/targets/vicuna7b/laver.py
+# asvr train targets/vicuna7b/laver
 _base_ = ["../../llava_vicuna7b.py"]
 
 model = dict(visual_attention="bidirectional")

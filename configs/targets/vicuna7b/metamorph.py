@@ -5,7 +5,7 @@
 # What differs: all images have the loss, because here images are in questions. The released code has it only for images
 # in answers. SigLIP's features are those of layer -2 with 27 x 27 tokens, not of the last layer with 8 x 8. The LLM is
 # Vicuna-7B, not Llama-3-8B. The data have no images that the model should generate.
-# python tools/train.py configs/targets/vicuna7b/metamorph.py
+# asvr train targets/vicuna7b/metamorph
 _base_ = ["../../llava_vicuna7b.py"]
 
 stages = dict(

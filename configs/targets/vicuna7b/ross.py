@@ -7,7 +7,7 @@
 # resized from the image itself (bicubic), not from the encoder's pixels. The head computes in the run's precision, not
 # in float32. The LLM is Vicuna-7B with LLaVA-1.5's data (released recipes: Vicuna-13B or Qwen2-7B and Cambrian's 737K).
 #   hf download black-forest-labs/FLUX.1-dev --include 'vae/*'
-# python tools/train.py configs/targets/vicuna7b/ross.py
+# asvr train targets/vicuna7b/ross
 _base_ = ["../../llava_vicuna7b.py"]
 
 model = dict(

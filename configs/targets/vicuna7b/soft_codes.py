@@ -4,7 +4,7 @@
 # the 8 most probable codes of each depth are kept.
 # The temperature 0.5 is RQ-VAE's, for its own latents. We know of none for SigLIP's features. `entropy_semantic` in
 # metrics.jsonl shows how soft the labels are. If it is near 0, raise the temperature.
-# python tools/train.py configs/targets/vicuna7b/soft_codes.py
+# asvr train targets/vicuna7b/soft_codes
 _base_ = ["../../asvr_vicuna7b.py"]
 
 model = dict(reconstruction=[dict(_base_.model.reconstruction[0], type="SoftCodeTarget", temperature=0.5, top=8)])

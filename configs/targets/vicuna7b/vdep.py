@@ -3,7 +3,7 @@
 # Our choices, because we do not know the paper's: the form of the regression (here the mean squared difference), its
 # weight alpha (here 1), its stages (here both), and whether the embeddings get a gradient from it (here not). What
 # differs: the paper alternates steps with and without the images' loss. Here every step has it.
-# python tools/train.py configs/targets/vicuna7b/vdep.py
+# asvr train targets/vicuna7b/vdep
 _base_ = ["../../llava_vicuna7b.py"]
 
 model = dict(reconstruction=[dict(name="vdep", type="EmbeddingTarget", loss=dict(type="MSELoss"), weight=1.0, shift=1)])

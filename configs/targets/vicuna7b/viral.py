@@ -7,7 +7,7 @@
 # scaled to CLIP's grid. The features are those of the last block, after a layer norm without DINOv2's own weights. The
 # MLP is trained here, with 2e-4. In the released train.py peft freezes it with the LLM, and only the projector is made
 # trainable again.
-# python tools/train.py configs/targets/vicuna7b/viral.py
+# asvr train targets/vicuna7b/viral
 _base_ = ["../../llava_vicuna7b_lora.py"]
 
 stages = dict(

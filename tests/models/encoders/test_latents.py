@@ -136,7 +136,7 @@ def test_weights_of_another_vae_are_refused(keys, tmp_path):
 
 def test_without_diffusers_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ValueError, match=r"^LatentEncoder needs diffusers.*pip install -e '\.\[diffusion\]'") as error:
+    with pytest.raises(ValueError, match=r"^LatentEncoder needs diffusers.*pip install 'asvr\[diffusion\]'") as error:
         build()
     assert "\n" not in str(error.value)
 
