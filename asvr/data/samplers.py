@@ -52,7 +52,7 @@ class BatchSampler:
     """Batches of ``size`` indices of a sampler. A batch may contain the end of an epoch.
 
     rank, world_size: each of several processes gets every ``world_size``-th index of the same batch. Some may get one
-    index more than others, or none.
+    index more than others, or none. With the defaults each process gets all indices.
     """
 
     def __init__(self, sampler: ResumableSampler, *, size: int, rank: int = 0, world_size: int = 1):

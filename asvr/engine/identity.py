@@ -34,6 +34,7 @@ _FREE = (
     "data.micro_batch",
     "data.pack",
     "data.group",
+    "data.balance",
     "data.cache",
     "data.on_error",
     "data.max_pixels",
@@ -43,7 +44,7 @@ _FREE = (
     "model.llm.activation_checkpointing",
 )
 # Settings that change how a step is split, and with it the random numbers (dropout, `supervise`).
-_DRAWING = ("data.micro_batch", "data.pack", "data.group")
+_DRAWING = ("data.micro_batch", "data.pack", "data.group", "data.balance")
 # Settings that decide which records are refused. A refused record is left out of its batch, and no other sample moves.
 # They may change so that a run can go on after a bad record.
 _REFUSING = ("data.on_error", "data.max_pixels")

@@ -50,7 +50,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
     folder, data, runtime = work_dir / name, stage.data, stage.runtime
     dataset = build_dataset(data.train, data, tokenizer, model.layout.per_image)
     steps = num_steps(stage, len(dataset))
-    optim_wrapper = build_optim_wrapper(model, stage.optim)
+    optim_wrapper, flops = build_optim_wrapper(model, stage.optim), step_flops(stage)
     images = image_digest(dataset) if is_main_process() else None  # only the main process writes checkpoint.json
     meta = meta | dict(samples=len(dataset), data=data_fingerprint(dataset), images=images)
     trackers = Trackers(stage.visualizer, folder)
@@ -67,6 +67,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
             stage,
             dataset,
             build_collate(data, model, tokenizer, prepared.cache, packed=pack_limits(data) is not None, trains=True),
+            cost=None if flops is None else flops.cost(encodes=data.get("cache") is not True),
         ),
         train_cfg=dict(type="StepLoop", steps=steps),
         optim_wrapper=optim_wrapper,
@@ -79,7 +80,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
                 file=str(work_dir / "metrics.jsonl"),
                 stage=name,
                 interval=runtime.log_interval,
-                flops=step_flops(stage),
+                flops=flops,
                 drawn=_drawn(dataset, data.global_batch, runtime.seed),
             ),
             CheckpointHook(

@@ -38,6 +38,7 @@ from asvr.engine.prepare import Prepared
 from asvr.engine.random_state import restore_random_states
 from asvr.engine.runner import build_runner
 from asvr.engine.starts import LAST_TAP, begin_with, load_start, require_same_taps
+from asvr.flops.recomputation import fit_memory
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.attention_checks import check_isolation, check_rules
 from asvr.models.compiling import compile_blocks, uncompiled
@@ -175,6 +176,8 @@ def _fresh_model(
     if wrapper is None:
         model.to(device)
     use_attention(model, stage.runtime.get("attention", AUTO), PRECISIONS[stage.optim.precision], device)
+    if shared:
+        fit_memory(stage, model, device)
     if shared and stage.runtime.get("compile"):
         compile_blocks(model)  # after activation checkpointing, before FSDP
     if wrapper is not None:

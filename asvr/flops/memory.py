@@ -24,7 +24,7 @@ from asvr.data.layouts import Layout
 from asvr.flops.count import is_experts
 from asvr.models.attention import set_kernel
 from asvr.models.batches import full_batch
-from asvr.models.checkpointing import is_product
+from asvr.models.checkpointing import AUTO, is_product
 from asvr.models.trainable import kept_whole
 from asvr.recipe.build import pack_limits
 from asvr.recipe.optimizer_state import state_bytes
@@ -59,8 +59,9 @@ class MemoryPlan:
     """Bytes on one card that holds everything.
 
     activations: by mode of the LLM's activation checkpointing, with the half-precision copies of float32 weights that
-    the backward pass needs under autocast. mode: the config's; a compiled LLM without checkpointing keeps as much as
-    ``selective``. whole: bytes of weights that each of several cards has in full.
+    the backward pass needs under autocast. mode: the config's. For ``auto`` it is ``full``, the least that it needs. A
+    compiled LLM without checkpointing keeps as much as ``selective``. kept: the mode of a block without checkpointing.
+    whole: bytes of weights that each of several cards has in full.
     """
 
     weights: int
@@ -68,6 +69,7 @@ class MemoryPlan:
     optimizer: int
     activations: dict[str, int]
     mode: str
+    kept: str = "none"
     whole: int = 0
 
     @property
@@ -120,7 +122,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     inside, products, outside = saved_bytes(model, shape, half)
     one_block = inside // (passes * model.llm.num_layers)
     casts, casts_of_block = _half_copies(model, half)
-    mode = stage.model.llm.get("activation_checkpointing", "none")
+    mode, kept = stage.model.llm.get("activation_checkpointing", "none"), "selective" if compiled else "none"
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
@@ -130,7 +132,8 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
             selective=block_inputs + products + one_block + casts_of_block + outside,
             full=block_inputs + one_block + casts_of_block + outside,
         ),
-        mode="selective" if compiled and mode == "none" else mode,
+        mode={"none": kept, AUTO: "full"}.get(mode, mode),
+        kept=kept,
         whole=whole,
     )
 

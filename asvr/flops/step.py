@@ -50,7 +50,8 @@ class StepFlops:
         self.per_pair = (long - LONG / SHORT * short) / (LONG**2 - LONG * SHORT)  # a T + b T^2
         self.per_token = short / SHORT - self.per_pair * SHORT
         self.parts = forward_parts(model, self.sample)
-        self.crops = model.layout.largest().num_crops  # that parts of images are counted for
+        self.image = model.layout.largest()
+        self.crops = self.image.num_crops  # that parts of images are counted for
         self.targets = {target.name: (target, counted_positions(target, model)) for target in model.targets}
 
     def __call__(self, window: list[Batch]) -> int:
@@ -61,6 +62,20 @@ class StepFlops:
         if device.type != "cuda" or not self.half:
             return None
         return peak_flops(torch.cuda.get_device_name(device))
+
+    def cost(self, *, encodes: bool) -> dict[str, float]:
+        """FLOPs of a token, of a pair of tokens and of a crop in a training step, for `asvr.data.packing.Balance`.
+
+        encodes: whether the encoder runs in the step. The LM head is left out, and codes count as cached."""
+        found = dict(token=0.0, pair=0.0, crop=0.0)
+        for part in self.parts:
+            factor = training_factor(part, self.train, recomputed=set(), cached=False)
+            if part.name == LLM_BLOCKS or part.rows:
+                found["token"] += self.per_token * factor
+                found["pair"] += self.per_pair / 2 * factor
+            elif part.name != "LM head" and not part.component.startswith("tokenizer."):
+                found["crop"] += part.flops / self.crops * (factor if encodes or part.component != "encoder" else 0)
+        return found
 
     def by_part(self, window: list[Batch]) -> dict[str, float]:
         lengths = [length for batch in window for length in _lengths(batch)]

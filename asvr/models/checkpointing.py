@@ -2,6 +2,8 @@
 
 ``none`` keeps everything. ``selective`` keeps the results of matrix products and attention. It recomputes norms,
 activations and rotary embeddings, which are cheap. ``full`` keeps only a block's input and recomputes the whole block.
+``auto`` recomputes whole blocks, but only as many as the device's memory asks for, see `asvr.flops.recomputation`. A
+model that is used without this plan treats it as ``full``.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 MODES = ("none", "selective", "full")
+AUTO = "auto"
 PRODUCTS = (
     "aten::mm",
     "aten::addmm",
@@ -42,9 +45,11 @@ def settings(mode: str) -> dict:
     return dict(use_reentrant=False)
 
 
-def check_mode(mode: str, key: str) -> str:
-    if mode not in MODES:
-        raise ValueError(f"{key}={mode!r}: expected one of {', '.join(MODES)}")
+def check_mode(mode: str, key: str, *, auto: bool = False) -> str:
+    """Return the mode. auto: whether the part can be planned. Raises ``ValueError`` for an unknown mode."""
+    known = (*MODES, AUTO) if auto else MODES
+    if mode not in known:
+        raise ValueError(f"{key}={mode!r}: expected one of {', '.join(known)}")
     return mode
 
 

@@ -2,9 +2,9 @@
 
 The attention kernel is not compiled: it comes from a library, and gets the lengths of packed samples, which change from
 batch to batch. Norms, rotary embeddings, activations and casts are fused into few kernels. The compiler chooses what a
-block keeps for the backward pass: the results of matrix products, since all else is cheap to recompute. With ``full``
-activation checkpointing the parts of the LLM's blocks are compiled separately, because a checkpoint inside a compiled
-region must not be interrupted.
+block keeps for the backward pass: the results of matrix products, since all else is cheap to recompute. The parts of a
+block that is recomputed as a whole are compiled separately, because a checkpoint inside a compiled region must not be
+interrupted.
 """
 
 import logging
@@ -17,6 +17,7 @@ from torch import nn
 
 from asvr.base import compat
 from asvr.models.attention import keep_kernels_uncompiled
+from asvr.models.checkpointing import AUTO
 
 logger = logging.getLogger("asvr")
 
@@ -41,7 +42,9 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     torch._dynamo.reset()
     compat.keep_no_half_copies()
     keep_kernels_uncompiled(model)
-    parts = [part for block in llm.blocks for part in (block.children() if mode == "full" else [block])]
+    recomputed = [mode == "full" or (mode == AUTO and block.gradient_checkpointing) for block in llm.blocks]
+    blocks = zip(llm.blocks, recomputed, strict=True)
+    parts = [part for block, again in blocks for part in (block.children() if again else [block])]
     parts += [block for head in model.heads.values() for block in getattr(head, "blocks", [])]
     for part in parts:
         part.compile(backend=backend, dynamic=True)

@@ -16,7 +16,7 @@ from asvr.base import compat
 from asvr.base.log_once import log_once
 from asvr.data.batch import Segments
 from asvr.models.attention import PREFIX, eager_only, no_mask
-from asvr.models.checkpointing import check_mode, settings
+from asvr.models.checkpointing import AUTO, check_mode, settings
 from asvr.models.component import Component
 from asvr.models.hf import (
     arch_of,
@@ -76,7 +76,7 @@ class HFCausalLM(Component):
     dtype: dtype of the weights: ``float32``, ``bfloat16`` or ``float16``.
     vocab_size: the number of embeddings that the text tokenizer needs (`TextTokenizer.num_ids`). A model without
         ``name`` gets this vocabulary size. A model with weights must have at least this size.
-    activation_checkpointing: activation checkpointing of the blocks, see `asvr.models.checkpointing`.
+    activation_checkpointing: ``none``, ``selective``, ``full`` or ``auto``, see `asvr.models.checkpointing`.
     defer: do not read the weights until `materialise` is called. This works if the folder has safetensors with the
         model's own keys.
     """
@@ -125,8 +125,9 @@ class HFCausalLM(Component):
         if eager_only(config) is not None:
             self.model.set_attn_implementation("eager")
         self.activation_checkpointing = activation_checkpointing
-        if check_mode(activation_checkpointing, "llm.activation_checkpointing") != "none":
-            compat.enable_activation_checkpointing(self.model, settings(activation_checkpointing))
+        mode = check_mode(activation_checkpointing, "llm.activation_checkpointing", auto=True)
+        if mode != "none":
+            compat.enable_activation_checkpointing(self.model, settings("full" if mode == AUTO else mode))
         self.model.get_input_embeddings().register_forward_hook(_in_autocast_precision)
         # The folder's own defaults (a repetition penalty, sampling) are dropped: they would change greedy decoding.
         self.model.generation_config = GenerationConfig()
@@ -157,6 +158,16 @@ class HFCausalLM(Component):
         found = [m for m in self.model.modules() if any(base.__name__ in kinds for base in type(m).__mro__)]
         inner = {id(part) for module in found for part in module.modules() if part is not module}
         return [module for module in found if id(module) not in inner]  # Mamba also names the mixer inside a block
+
+    def keep_activations(self, blocks: int) -> None:
+        """Let the last ``blocks`` blocks keep all activations, where they would be recomputed.
+
+        The backward pass frees those of the last blocks first, before it recomputes a block.
+        """
+        if blocks == self.num_layers:
+            compat.disable_activation_checkpointing(self.model)
+        for block in self.blocks[self.num_layers - blocks :]:
+            block.gradient_checkpointing = False
 
     def portable(self, config: dict) -> dict:
         return dict(super().portable(config), arch=arch_of(self.model.config))

@@ -18,15 +18,15 @@ from torch import nn
 from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
 from asvr.flops.memory import USABLE, MemoryPlan, held_bytes, in_one_line, plan_memory
+from asvr.flops.sharded import FLOAT, HALF, Sizes, gathered_bytes
 from asvr.flops.step import peak_flops
-from asvr.models.trainable import kept_whole, trained_shares
+from asvr.models.trainable import trained_shares
 from asvr.recipe.build import pack_limits
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe, Stage
 
 GB = 10**9
 CARD_BYTES = {"A100": 79.1 * 2**30, "H100": 79.1 * 2**30, "H200": 139.8 * 2**30}
-HALF, FLOAT = torch.bfloat16.itemsize, torch.float32.itemsize
 
 
 @dataclass(frozen=True)
@@ -86,47 +86,6 @@ def _require_above_zero(**options: float) -> None:
     for name, value in options.items():
         if value <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of parameters of a stage's model.
-
-    blocks: those of all LLM blocks; each block is gathered as one unit. root: all others, which are one unit, see
-    `asvr.engine.parallel.FSDP2`. Parameters that each process keeps whole are in neither. saved: those in a checkpoint.
-    Of a component that is trained in part, only the trained ones are saved.
-    """
-
-    blocks: int
-    num_blocks: int
-    root: int
-    trained: int
-    saved: int
-
-    @staticmethod
-    def of(model: nn.Module) -> "Sizes":
-        whole = kept_whole(model)
-        blocks = {id(p): p for block in model.llm.blocks for p in block.parameters() if p not in whole}
-        everything = {id(p): p for p in model.parameters() if p not in whole}
-        shares = trained_shares(model)
-        return Sizes(
-            blocks=_count(blocks.values()),
-            num_blocks=len(model.llm.blocks),
-            root=_count(p for i, p in everything.items() if i not in blocks),
-            trained=_count(p for p in everything.values() if p.requires_grad),
-            saved=sum(
-                _count(
-                    module.parameters() if shares[name] == 1 else [p for p in module.parameters() if p.requires_grad]
-                )
-                for name, module in model.components().items()
-                if name in shares
-            )
-            + _count(model.teachers.parameters()),
-        )
-
-
-def _count(parameters) -> int:
-    return sum(p.numel() for p in parameters)
 
 
 @dataclass(frozen=True)
@@ -217,7 +176,11 @@ def plan_layout(
 ) -> LayoutPlan:
     """The plan of one layout. Products, links and network work at the same time, so the slowest decides."""
     link, network = received(layout, sizes, cluster, micro_batches)
-    held = memory.states_on(layout.shard) + full_params(layout, sizes) + memory.activations[memory.mode]
+    held = (
+        memory.states_on(layout.shard)
+        + (gathered_bytes(sizes) if layout.shard > 1 else 0)
+        + memory.activations[memory.mode]
+    )
     times = dict(
         products=compute,
         links=link / (cluster.link_gbs * GB),
@@ -233,16 +196,6 @@ def plan_layout(
         seconds=times[bound],
         bound=bound,
     )
-
-
-def full_params(layout: Layout, sizes: Sizes) -> float:
-    """Bytes of gathered weights that a card holds besides its shard, with their gradients.
-
-    They are the root unit in float32, and two blocks in half precision: the next one is fetched while one computes.
-    """
-    if layout.shard == 1:
-        return 0
-    return 2 * (sizes.root * FLOAT + 2 * sizes.blocks / sizes.num_blocks * HALF)
 
 
 def received(layout: Layout, sizes: Sizes, cluster: Cluster, micro_batches: int) -> tuple[float, float]:

@@ -26,11 +26,18 @@ class SyntheticSamples:
         self.num_image_tokens, self.max_length, self.vocab_size = num_image_tokens, max_length, vocab_size
         self.period, self.seed = round(1 / text_only) if text_only else 0, seed
 
+    def size(self, i: int) -> tuple[int, int]:
+        """The number of text tokens and of images of a sample."""
+        return self._drawn(np.random.default_rng([self.seed, i]), i)
+
+    def _drawn(self, random: np.random.Generator, i: int) -> tuple[int, int]:
+        images = 0 if self.period and i % self.period == self.period - 1 else 1
+        room = self.max_length - images * self.num_image_tokens - 1
+        return int(np.clip(random.lognormal(np.log(MEDIAN), SIGMA), SHORTEST, room)), images
+
     def __getitem__(self, i: int) -> dict:
         random = np.random.default_rng([self.seed, i])
-        num_images = 0 if self.period and i % self.period == self.period - 1 else 1
-        room = self.max_length - num_images * self.num_image_tokens - 1
-        length = int(np.clip(random.lognormal(np.log(MEDIAN), SIGMA), SHORTEST, room))
+        length, num_images = self._drawn(random, i)
         words = random.integers(3, self.vocab_size, length).tolist()
         learned = round(ANSWERS * length)
         head = [1] + [IMAGE_TOKEN] * num_images

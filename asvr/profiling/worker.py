@@ -19,6 +19,7 @@ from asvr.data.layouts import crop_keys
 from asvr.data.transforms import move, stacked
 from asvr.engine.optim import build_optim_wrapper
 from asvr.flops.peak_rate import held_tensors, resident_bytes, step_peak
+from asvr.flops.recomputation import fit_memory
 from asvr.flops.step import StepFlops
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
@@ -124,6 +125,7 @@ class Worker:
             codes = f"{spec['codes']} codes, " if model.targets else ""
             codes += "cached features, " if features else ""
             self.how = f"{micro}, {rows} rows, {kernel}, {codes}fused AdamW, {stage.optim.precision}"
+            fit_memory(stage, model, self.device)
             if stage.runtime.get("compile"):
                 compile_blocks(model)
                 self.how += ", compiled"

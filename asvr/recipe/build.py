@@ -20,7 +20,7 @@ from asvr.data.conversation import require_learned
 from asvr.data.images import MAX_PIXELS, open_image
 from asvr.data.layouts import ImageLayout
 from asvr.data.mixture import sampler_of
-from asvr.data.packing import StepCollate
+from asvr.data.packing import Balance, StepCollate
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
 from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
@@ -201,20 +201,34 @@ def pack_limits(data: Config) -> dict | None:
     return dict(dict(max_tokens=data.micro_batch * data.max_length, max_images=None), **given)
 
 
-def build_train_loader(stage: Stage, dataset, collate: Collate) -> DataLoader:
-    """A loader of endless optimisation steps, each a list of micro-batches. The seed decides the order of samples."""
-    sampler = sampler_of(dataset, stage.runtime.seed)
-    batches = BatchSampler(sampler, size=stage.data.global_batch, rank=get_rank(), world_size=get_world_size())
-    return build_step_loader(stage, dataset, collate, batches)
+def build_train_loader(stage: Stage, dataset, collate: Collate, cost: dict[str, float] | None = None) -> DataLoader:
+    """A loader of endless optimisation steps, each a list of micro-batches. The seed decides the order of samples.
+
+    cost: of tokens, pairs and crops, see `asvr.data.packing.Balance`. It is used if ``data.balance`` is set."""
+    sampler, process = sampler_of(dataset, stage.runtime.seed), dict(rank=get_rank(), world_size=get_world_size())
+    if not stage.data.get("balance") or get_world_size() == 1:
+        return build_step_loader(
+            stage, dataset, collate, BatchSampler(sampler, size=stage.data.global_batch, **process)
+        )
+    batches = BatchSampler(sampler, size=stage.data.global_batch)  # workers read the texts of all, see `StepCollate`
+    return build_step_loader(stage, dataset, collate, batches, Balance(**process, **(cost or {})))
 
 
-def build_step_loader(stage: Stage, dataset, collate: Collate, batch_sampler) -> DataLoader:
+def build_step_loader(
+    stage: Stage, dataset, collate: Collate, batch_sampler, balance: Balance | None = None
+) -> DataLoader:
     """A loader of optimisation steps, each a list of micro-batches, with the samples that ``batch_sampler`` names."""
     data = stage.data
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
-        collate_fn=StepCollate(collate, micro_batch=data.micro_batch, pack=pack_limits(data), group=data.get("group")),
+        collate_fn=StepCollate(
+            collate,
+            micro_batch=data.micro_batch,
+            pack=pack_limits(data),
+            group=data.get("group"),
+            balance=balance,
+        ),
         num_workers=data.num_workers,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=1 if data.num_workers else None,  # an item is a whole step, in shared memory

@@ -128,6 +128,14 @@ DATA = dict(
         doc="Which rows share a micro-batch, if `pack` is off. `'length'`: rows of similar length. `'modality'`: the "
         "same, and rows with and without images are kept apart. The samples and the objective of a step stay the same.",
     ),
+    balance=one_of(
+        False,
+        True,
+        default=False,
+        doc="With several processes, deal the samples of a step by their cost (tokens and images) in place of their "
+        "number, so that the processes wait less for each other. Each process then reads the texts of the whole step, "
+        "but only its own images. The samples and the objective of a step stay the same.",
+    ),
     cache_budget_gb=optional(
         number(0, above=True),
         doc="The most disk space in GB (1e9 bytes) for the features, and for the codes of each target. The log says "

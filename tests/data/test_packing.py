@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asvr.data.packing import best_fit_decreasing, group_rows
+from asvr.data.packing import Balance, best_fit_decreasing, deal, group_rows
 
 SAMPLES = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 3)), max_size=40)
 
@@ -70,3 +70,27 @@ def test_bins_are_full_at_lengths_like_llavas(global_batch, micro_batch, least):
         bins = best_fit_decreasing(lengths, images.tolist(), max_tokens=limit)
         fill = sorted(sum(lengths[i] for i in members) / limit for members in bins)[1:]
         assert np.mean(fill) >= least
+
+
+@given(costs=st.lists(st.floats(0.1, 50), max_size=40), shares=st.integers(1, 9))
+def test_each_sample_is_dealt_once_and_no_share_is_far_above_the_best(costs, shares):
+    dealt = deal(costs, shares)
+    assert len(dealt) == shares and sorted(i for own in dealt for i in own) == list(range(len(costs)))
+    largest = max(sum(costs[i] for i in own) for own in dealt)
+    least = max([sum(costs) / shares, *costs])  # no way to deal has a smaller largest share
+    assert largest <= 2 * least * (1 + 1e-9)  # any list scheduling
+    assert all(own == sorted(own) for own in dealt)
+
+
+def test_shares_by_hand():
+    assert sorted(deal([5, 5, 4, 4, 3, 3, 3], 3)) == [[0, 2], [1, 3], [4, 5, 6]]  # 9 each; LPT alone would end at 11
+    assert deal([], 2) == [[], []] and deal([1.0], 3) == [[0], [], []]
+
+
+def test_processes_agree_on_their_shares():
+    lengths, crops = [700, 20, 30, 760, 40, 10], [1, 0, 0, 1, 0, 0]
+    costs = dict(token=1.0, pair=0.001, crop=100.0)
+    shares = [Balance(rank=rank, world_size=2, **costs).own(lengths, crops) for rank in range(2)]
+    assert sorted(shares[0] + shares[1]) == list(range(6))
+    assert {0, 3} & set(shares[0]) and {0, 3} & set(shares[1])  # each gets one of the long ones
+    assert Balance(rank=0, world_size=2, **costs).cost(10, 2) == 10 + 0.1 + 200

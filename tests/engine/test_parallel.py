@@ -28,6 +28,7 @@ OF_LOSSES, OF_WEIGHTS = dict(rel=2e-5, abs=2e-6), 2e-6
 
 PACKED = {"data.pack": dict(max_tokens=64, max_images=2)}
 CHECKPOINTING = {"model.llm.activation_checkpointing": "full"}
+BALANCED = {"data.balance": True}
 FROZEN = {"stages.finetune.train": ["projector", "heads"]}
 # Of each: what one process has, and what several have besides. Those of one name are compared.
 SAME = {
@@ -56,6 +57,8 @@ BY_TWO = {
     "plain-fsdp-checkpointing-once": FSDP2 | CHECKPOINTING | {"parallel.reduce_each": False},
     "packed-fsdp": FSDP2,
     "packed-ddp": DDP,
+    "packed-fsdp-balanced": FSDP2 | BALANCED,
+    "encoder-ddp-balanced": DDP | BALANCED,
     "frozen-fsdp": FSDP2,
     "encoder-fsdp": FSDP2,
     "encoder-ddp": DDP,

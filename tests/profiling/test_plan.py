@@ -6,14 +6,11 @@ from dataclasses import replace
 import pytest
 from run_helpers import ROOT, call_tool
 
+from asvr.flops.sharded import FLOAT, HALF, Sizes, gathered_bytes
 from asvr.profiling.plan import (
-    FLOAT,
-    HALF,
     Assumed,
     Cluster,
     Layout,
-    Sizes,
-    full_params,
     images_per_second,
     layouts,
     plan,
@@ -44,7 +41,7 @@ def test_bytes_received_by_hand():
     assert received(whole, SIZES, cluster, 3) == ((gathers + reduces) * 7 / 8, (gathers + reduces) / 2 / 4)
     between = 2 * 900 / 4 * FLOAT / 2  # a shard, between two nodes
     assert received(hybrid, SIZES, cluster, 3) == ((gathers + reduces) * 3 / 4 + between, between)
-    assert full_params(ddp, SIZES) == 0 and full_params(whole, SIZES) == 2 * (100 * FLOAT + 2 * 200 * HALF)
+    assert gathered_bytes(SIZES) == 2 * (100 * FLOAT + 2 * 200 * HALF)
 
 
 def test_the_recipe_fits_sharded_only(finetune):

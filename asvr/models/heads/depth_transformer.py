@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asvr.models.attention_kernels import sdpa
-from asvr.models.checkpointing import check_mode, run_block, run_in_chunks
+from asvr.models.checkpointing import AUTO, check_mode, run_block, run_in_chunks
 from asvr.models.heads.base import Head, classifiers_of
 from asvr.registry import HEADS
 
@@ -66,8 +66,8 @@ class DepthTransformerHead(Head):
     and its own classifier.
 
     width: ``W``, a multiple of num_heads. layers: number of blocks. num_heads: number of attention heads.
-    activation_checkpointing: see `asvr.models.checkpointing`. ``full`` keeps only the inputs of the whole head, and
-        recomputes the head in chunks of positions.
+    activation_checkpointing: ``none``, ``selective``, ``full`` or ``auto``, see `asvr.models.checkpointing`. ``full``
+        keeps only the inputs of the whole head, and recomputes the head in chunks of positions.
     """
 
     residual_from_norm = False
@@ -86,7 +86,7 @@ class DepthTransformerHead(Head):
         super().__init__()
         if num_heads < 1 or width % num_heads:
             raise ValueError(f"head.width={width} is not divisible by head.num_heads={num_heads}")
-        self.activation_checkpointing = check_mode(activation_checkpointing, "head.activation_checkpointing")
+        self.activation_checkpointing = check_mode(activation_checkpointing, "head.activation_checkpointing", auto=True)
         depth = len(codebook_sizes)
         self.input = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Linear(width, width))
         self.code_input = nn.Linear(code_width, width)
@@ -102,7 +102,7 @@ class DepthTransformerHead(Head):
         return list(self.layers)
 
     def forward(self, hidden_PH: Tensor, vectors_PDC: Tensor) -> Tensor:
-        if self.activation_checkpointing == "full" and self.training and torch.is_grad_enabled():
+        if self.activation_checkpointing in ("full", AUTO) and self.training and torch.is_grad_enabled():
             positions = POSITIONS["cpu" if hidden_PH.device.type == "cpu" else "cuda"]
             return run_in_chunks(partial(self.states, mode="none"), (hidden_PH, vectors_PDC), positions)
         return self.states(hidden_PH, vectors_PDC, mode=self.activation_checkpointing)

@@ -17,5 +17,6 @@ data = dict(
     micro_batch=4,
     global_batch=256,
     pack=True,
+    balance=True,
     num_workers=4,
 )

@@ -1,0 +1,103 @@
+"""What ``activation_checkpointing="auto"`` recomputes follows from the memory, and changes no number."""
+
+import logging
+
+import pytest
+import torch
+from mmengine.config import Config
+from test_memory import LAYERS, ROWS, TOKENS, config
+
+from asvr.flops import recomputation
+from asvr.flops.memory import MemoryPlan, plan_memory
+from asvr.flops.recomputation import fit_memory, kept_blocks
+from asvr.models.attention import use_attention
+from asvr.models.batches import full_batch
+from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Recipe
+from asvr.registry import MODELS
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog):
+    caplog.set_level(logging.INFO, "asvr")
+
+
+def plan(**changes) -> MemoryPlan:
+    given = dict(weights=10, gradients=10, optimizer=20, activations=dict(none=100, selective=60, full=20), mode="full")
+    return MemoryPlan(**given | changes)
+
+
+@pytest.mark.parametrize("room, blocks", [(0, 0), (59, 0), (60, 0), (79, 0), (80, 1), (119, 2), (140, 4), (999, 4)])
+def test_blocks_by_hand(room, blocks):
+    assert kept_blocks(plan(), 4, room) == blocks  # states 40 and 20 for activations; each block 20 more
+
+
+def test_a_compiled_block_keeps_what_selective_keeps():
+    assert kept_blocks(plan(kept="selective"), 4, 80) == 2
+
+
+def stage_of(mode: str, head: str = "none"):
+    cfg = config(activation_checkpointing=mode).to_dict()
+    cfg["model"]["reconstruction"][0]["head"]["activation_checkpointing"] = head
+    return Recipe(Config(cfg)).stages["all"]
+
+
+def built(stage):
+    torch.manual_seed(0)
+    model = MODELS.build(stage.model, default_args=dict(vocab_size=100)).train()
+    model.train_only(list(stage.train))
+    use_attention(model, "sdpa", None)
+    return model
+
+
+def gradients(model) -> dict:
+    batch = full_batch(model, ROWS, TOKENS)
+    model(batch, model.count_targets([batch]))["loss"].backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kept", [0, 1, LAYERS])
+def test_the_last_blocks_keep_their_activations_and_gradients_are_the_same(kept, monkeypatch, caplog):
+    stage = stage_of("auto", head="auto")
+    needed = plan_memory(stage, build_meta(stage))
+    each = (needed.activations["none"] - needed.activations["full"]) / LAYERS
+    room = needed.states + needed.activations["full"] + (kept + 0.5) * each
+    monkeypatch.setattr(recomputation, "usable_bytes", lambda device: room)
+    model = built(stage)
+    fit_memory(stage, model, torch.device("cpu"))
+    runs = [0] * LAYERS
+    for i, block in enumerate(model.llm.blocks):
+        block.mlp.register_forward_pre_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1))
+    own = gradients(model)
+    assert runs == [2] * (LAYERS - kept) + [1] * kept
+    other = gradients(built(stage_of("none")))
+    assert own.keys() == other.keys() and all(torch.equal(own[name], other[name]) for name in own)
+    assert f"recomputes {LAYERS - kept} of {LAYERS} blocks of the LLM and 1 of 1 heads" in caplog.text
+
+
+def test_with_room_for_everything_nothing_is_recomputed(monkeypatch, caplog):
+    monkeypatch.setattr(recomputation, "usable_bytes", lambda device: 1e12)
+    stage = stage_of("auto", head="auto")
+    model = built(stage)
+    fit_memory(stage, model, torch.device("cpu"))
+    assert model.heads["semantic"].activation_checkpointing == "none"
+    assert f"recomputes 0 of {LAYERS} blocks of the LLM and 0 of 1 heads" in caplog.text
+
+
+def test_a_model_that_cannot_be_planned_recomputes_everything(monkeypatch, caplog):
+    def fails(stage):
+        raise RuntimeError("no fake kernel")
+
+    monkeypatch.setattr(recomputation, "build_meta", fails)
+    stage = stage_of("auto")
+    model = built(stage)
+    fit_memory(stage, model, torch.device("cpu"))
+    assert "recomputes everything, not planned: RuntimeError: no fake kernel" in caplog.text
+    assert all(block.gradient_checkpointing for block in model.llm.blocks)
+
+
+def test_other_modes_are_not_planned(monkeypatch):
+    monkeypatch.setattr(recomputation, "build_meta", lambda stage: pytest.fail("planned"))
+    for mode in ("none", "selective", "full"):
+        stage = stage_of(mode)
+        fit_memory(stage, built(stage), torch.device("cpu"))
