@@ -12,8 +12,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FINETUNE_GIB = 130  # of the 7B finetune step; a smaller card gets a quarter of the LLM's blocks
 ASVR, LLAVA = "configs/benchmarks/vicuna7b_asvr.py", "configs/benchmarks/vicuna7b_llava.py"
+LLAVA_FP8 = "configs/benchmarks/vicuna7b_llava_fp8.py"
+AUTO = "model.llm.activation_checkpointing=auto"
 REQUIRED = ("torch", "transformers", "timm", "mmengine", "fvcore")
-OPTIONAL = ("pytest", "xformers")
+OPTIONAL = ("pytest", "xformers", "torchao")
 # The tests' tiny sizes of configs/benchmarks/small_asvr.py.
 TINY = """model.encoder.arch.hidden_size=16 model.encoder.arch.intermediate_size=24
 model.encoder.arch.num_hidden_layers=8 model.encoder.arch.num_attention_heads=2 model.encoder.arch.image_size=56
@@ -67,6 +69,7 @@ def parts_of(device: str, machine: dict, work: Path) -> list[Part]:
         ),
         *(_step(stage, cuda, machine, work) for stage in ("finetune", "pretrain")),
         Part("attention", "attention kernels", attention, 15, 90, _attention(work), timed=True),
+        *_pairs(cuda, machine, work),
     ]
     for part in found:
         if cuda and "gpu" not in machine:
@@ -91,6 +94,32 @@ def _step(stage: str, cuda: bool, machine: dict, work: Path) -> Part:
     command = [ASVR, "--against", LLAVA, "--plain", "--samples", "32", *out]
     command += ["--other-options", "model.llm.activation_checkpointing=full"]
     return Part(f"7b_{stage}_step", shows, _throughput(command, options), 90, 330, _turns, timed=True)
+
+
+def _pairs(cuda: bool, machine: dict, work: Path) -> list[Part]:
+    """A finetune step of LLaVA in 8 bits against bf16, and one that recomputes only what the memory requires."""
+    out = ["--stage", "finetune", "--rounds", "1", "--samples", "32" if cuda else "2", "--out"]
+    no_torchao = None if "torchao" in machine["packages"] else "torchao cannot be imported: put its wheel into --wheels"
+    if not cuda:
+        small, options = "configs/benchmarks/small_asvr.py", [*TINY, *TINY_TARGET]
+        command = [small, "--against", small, "--other-options", AUTO, *out, str(work / "auto")]
+        shows = "a step that recomputes everything against automatic checkpointing"
+        return [Part("auto_step", shows, _throughput(command, options), 10, 90, _turns, timed=True)]
+    options = ["model.llm.arch.num_hidden_layers=8"] if machine.get("gib", 0) < FINETUNE_GIB else []
+    fp8 = [LLAVA, "--against", LLAVA_FP8, *out, str(work / "fp8")]
+    auto = [ASVR, "--against", ASVR, "--other-options", AUTO, *out, str(work / "auto")]
+    return [
+        Part(
+            *("7b_fp8_step", "a finetune step of LLaVA in bf16, and with products of the LLM's blocks in FP8"),
+            _throughput(fp8, options),
+            *(60, 150, _turns, no_torchao, True),
+        ),
+        Part(
+            *("7b_auto_step", "a finetune step of ASVR with selective, and with automatic activation checkpointing"),
+            _throughput(auto, options),
+            *(60, 150, _turns, None, True),
+        ),
+    ]
 
 
 def _throughput(command: list[str], options: list[str]) -> list[str]:
