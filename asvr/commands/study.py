@@ -47,8 +47,10 @@ def main() -> None:
         refuse_options(dict(image_folder=args.image_folder), "needs --questions")
     keep_freed_memory()
     from asvr.base.log import set_up_logging  # here: --help need not wait for torch
-    from asvr.studies.report import asked_groups, write_report
-    from asvr.studies.run import ask_all, collect, run_study
+    from asvr.studies.comparison import asked_groups
+    from asvr.studies.report import write_report
+    from asvr.studies.results import collect
+    from asvr.studies.run import ask_all, run_study
     from asvr.studies.study_file import load_study
 
     study = load_study(args.study)

@@ -12,8 +12,10 @@ from run_helpers import ROOT, call_tool
 from asvr.commands.scenes import main as write_scenes
 from asvr.recipe.recipe import Recipe
 from asvr.studies import run as engine_study
-from asvr.studies.report import compare, markdown
-from asvr.studies.run import collect, threads_of_a_run
+from asvr.studies.comparison import compare
+from asvr.studies.report import markdown
+from asvr.studies.results import collect
+from asvr.studies.run import threads_of_a_run
 from asvr.studies.study_file import arm_config, load_study
 
 BASE = """

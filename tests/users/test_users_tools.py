@@ -299,7 +299,7 @@ def test_a_figure_that_fails_is_a_warning(monkeypatch, tmp_path):
         ("asvr.engine.run.draw_summary", "run"),
         ("asvr.engine.check_data.draw_sizes", "check_data"),
         ("asvr.tokenizer_training.training.draw_levels", "tokenizer"),
-        ("asvr.studies.report._radar", "study"),
+        ("asvr.studies.report.draw_groups", "study"),
         ("asvr.profiling.throughput._draw", "throughput"),
     ],
 )
