@@ -73,8 +73,10 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
 
 
 def _gain(right_RQ: np.ndarray, other_RQ: np.ndarray, scenes_Q: np.ndarray) -> dict:
+    """The difference with its interval and p. These are None if nothing spreads, or if no answer differs."""
     gain = paired_bootstrap(right_RQ, other_RQ, scenes_Q)
-    return dict(gain=gain.mean, low=gain.low, high=gain.high, p=mcnemar(right_RQ, other_RQ))
+    p = mcnemar(right_RQ, other_RQ) if (right_RQ != other_RQ).any() else None
+    return dict(gain=gain.mean, low=gain.low, high=gain.high, p=p)
 
 
 def _kinds(groups: dict) -> list[str]:

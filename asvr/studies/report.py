@@ -9,6 +9,9 @@ from asvr.base.plots import optional
 from asvr.base.text import table
 from asvr.studies.comparison import compare
 from asvr.studies.plots import draw_curves, draw_groups
+from asvr.studies.significance import Difference
+
+ADVICE = "Ask easier or harder questions, train for more steps, or add questions or seeds."
 
 
 def write_report(study: Config, found: dict[str, list[dict]], out: Path) -> str:
@@ -46,7 +49,6 @@ def markdown(result: dict) -> str:
         if arm != result["baseline"]:
             gains.append([arm, *_cells(groups, names)])
     pairs = [[f"{pair['first']} minus {pair['second']}", *_cells(pair["groups"], names)] for pair in result["pairs"]]
-    least = [f"{100 * value:.1f}" if value is not None else "-" for value in result["detectable"].values()]
     asked = ", ".join(f"{name} {count}" for name, count in result["questions"].items())
     kinds = list(result["arms"][result["baseline"]]["kinds"])
     by_kind = [[arm, *(f"{100 * found['kinds'][kind]:.1f}" for kind in kinds)] for arm, found in result["arms"].items()]
@@ -69,11 +71,10 @@ def markdown(result: dict) -> str:
             "if seeds differ.",
             "",
             table(["arm", *names], gains) if gains else "There is no other arm.\n",
+            *_no_interval([(arm, own["groups"]) for arm, own in result["arms"].items() if arm != result["baseline"]]),
             *(["Differences between other pairs of arms.", "", table(["arms", *names], pairs)] if pairs else []),
-            "The smallest difference in percentage points that four of five studies of this size would find. It is "
-            "estimated from the runs of the baseline.",
-            "",
-            table(names, [least]),
+            *_no_interval([(pair["first"] + " minus " + pair["second"], pair["groups"]) for pair in result["pairs"]]),
+            *_least(result["detectable"], seeds),
             "Right answers in % by kind of question.",
             "",
             table(["arm", *kinds], by_kind),
@@ -82,7 +83,43 @@ def markdown(result: dict) -> str:
 
 
 def _cells(groups: dict, names: list[str]) -> list[str]:
-    return [
-        f"{100 * g['gain']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f}), p {g['p']:.2g}"
-        for g in (groups[name] for name in names)
+    return [_cell(groups[name]) for name in names]
+
+
+def _cell(found: dict) -> str:
+    p = "-" if found["p"] is None else f"{found['p']:.2g}"
+    return f"{Difference(found['gain'], found['low'], found['high'])}, p {p}"
+
+
+def _no_interval(compared: list[tuple[str, dict]]) -> list[str]:
+    """A paragraph on the differences that have no interval. compared: a name and the groups of each row."""
+    places = [
+        f"{name} ({', '.join(without)})"
+        for name, groups in compared
+        if (without := [group for group, found in groups.items() if found["low"] is None])
     ]
+    if not places:
+        return []
+    return [
+        f"`-`: no spread, so the interval cannot be estimated: {'; '.join(places)}. The difference is the same in "
+        "every scene and with every seed there, for example because all answers are wrong (0 %) or all are right "
+        f"(100 %). This does not show that the arms are equal. {ADVICE}",
+        "",
+    ]
+
+
+def _least(detectable: dict, seeds: int) -> list[str]:
+    """The smallest differences that such a study finds."""
+    shown = [f"{100 * value:.1f}" if value is not None else "-" for value in detectable.values()]
+    lines = [
+        "The smallest difference in percentage points that four of five studies of this size would find. It is "
+        "estimated from the runs of the baseline.",
+        "",
+        table(list(detectable), [shown]),
+    ]
+    if seeds < 2:
+        return [*lines, "`-`: with one seed of the baseline it cannot be estimated. Add seeds.", ""]
+    if unknown := [name for name, value in detectable.items() if value is None]:
+        why = f"`-`: no spread, so it cannot be estimated: the seeds of the baseline agree in {', '.join(unknown)}."
+        return [*lines, f"{why} {ADVICE}", ""]
+    return lines

@@ -42,11 +42,47 @@ def test_questions_of_a_scene_stay_together():
     assert widths[1] == pytest.approx(widths[0], rel=0.1)
 
 
-def test_equal_arms_differ_by_nothing():
+@pytest.mark.parametrize("runs", [1, 2, 3])
+@pytest.mark.parametrize(
+    "case", ["the same answers", "all wrong", "all right", "all gained", "all lost", "one of three in each scene"]
+)
+def test_without_spread_there_is_no_interval(case, runs):
+    """A width of zero would say that the difference is known exactly."""
+    right = np.random.default_rng(2).random((runs, 60)) < 0.5
+    right, other = {
+        "the same answers": (right, right),
+        "all wrong": (right & False, right & False),
+        "all right": (right | True, right | True),
+        "all gained": (right | True, right & False),
+        "all lost": (right & False, right | True),
+        "one of three in each scene": (np.tile([True, False, False], (runs, 20)), right & False),
+    }[case]
+    found = paired_bootstrap(right, other, np.arange(60) // 3, draws=100)
+    assert found.mean == pytest.approx(right.mean() - other.mean()) and (found.low, found.high) == (None, None)
+    assert str(found) == f"{100 * found.mean:+.1f} (-)"
+
+
+def test_a_single_scene_has_no_interval():
+    right, other = np.array([[True, False]]), np.array([[False, False]])
+    assert paired_bootstrap(right, other, np.zeros(2)).low is None
+
+
+def test_one_changed_answer_is_a_spread():
+    right = np.zeros((2, 60), bool)
+    right[0, 0] = True
+    found = paired_bootstrap(right, right & False, np.arange(60) // 3, draws=100)
+    assert found.low < found.mean < found.high
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_what_is_detectable_is_unknown_if_seeds_do_not_differ(share):
+    right = np.tile(np.arange(10) < 10 * share, (3, 1))
+    assert detectable(right) is None
+
+
+def test_equal_arms_have_the_largest_p():
     right = np.random.default_rng(2).random((2, 50)) < 0.5
-    found = paired_bootstrap(right, right, np.arange(50), draws=100)
-    assert (found.mean, found.low, found.high) == (0, 0, 0) and mcnemar(right, right) == 1
-    assert str(found) == "+0.0 (+0.0 to +0.0)"
+    assert mcnemar(right, right) == 1
 
 
 def test_mcnemar_is_the_binomial_test():

@@ -122,9 +122,30 @@ def test_the_report_is_what_the_answers_say(finished):
     for run in found["none"]:
         run["answers"] = [dict(a, right=False) for a in run["answers"]]
     groups = compare(study, found)["arms"]["late"]["groups"]
-    assert groups["ocr"] | dict(p=0) == dict(share=1.0, by_seed=[1.0, 1.0], gain=1.0, low=1.0, high=1.0, p=0)
+    assert groups["ocr"] | dict(p=0) == dict(share=1.0, by_seed=[1.0, 1.0], gain=1.0, low=None, high=None, p=0)
     assert groups["ocr"]["p"] == pytest.approx(2 / 2**12)
-    assert "| late | +100.0 (+100.0 to +100.0), p " in markdown(compare(study, found))
+    text = markdown(compare(study, found))
+    assert "| late | +100.0 (-), p " in text and "| none minus late | -100.0 (-), p " in text
+
+
+@pytest.mark.parametrize("answers", ["all wrong", "all right", "the same"])
+def test_without_spread_the_report_has_no_interval_and_says_why(finished, answers):
+    folder, _ = finished
+    study = load_study(folder / "study.py")
+    found = collect(study, folder / "out")
+    of_first = [i % 3 == 0 for i in range(len(found["none"][0]["answers"]))]
+    right = {"all wrong": [False] * 999, "all right": [True] * 999, "the same": of_first}[answers]
+    for run in [run for runs in found.values() for run in runs]:
+        run["answers"] = [dict(a, right=r) for a, r in zip(run["answers"], right, strict=False)]
+    result = compare(study, found)
+    assert json.loads(json.dumps(result))["arms"]["late"]["groups"]["ocr"]["low"] is None
+    assert set(result["detectable"].values()) == {None}
+    lines = markdown(result).splitlines()
+    assert "| late | +0.0 (-), p - | +0.0 (-), p - | +0.0 (-), p - |" in lines and "| - | - | - |" in lines
+    [of_arms, of_pairs, of_size] = [line for line in lines if line.startswith("`-`: no spread, so ")]
+    assert "cannot be estimated: late (general, ocr, all)." in of_arms and "Ask easier or harder questions" in of_arms
+    assert "none minus late (general, ocr, all)" in of_pairs and "the seeds of the baseline agree in" in of_size
+    assert "+0.0 to +0.0" not in "".join(lines)
 
 
 def test_what_is_finished_is_kept(finished):
