@@ -1,19 +1,23 @@
 """A tiny study: two arms, two seeds; what is finished is kept, and the report says what the answers say."""
 
 import json
+import shutil
 import subprocess
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from run_helpers import ROOT, call_tool
 
+import asvr
 from asvr.commands.scenes import main as write_scenes
 from asvr.recipe.recipe import Recipe
 from asvr.studies import run as engine_study
 from asvr.studies.comparison import compare
-from asvr.studies.report import markdown
+from asvr.studies.plots import arm_colours, draw_curves, draw_groups, groups_file
+from asvr.studies.report import heading, markdown
 from asvr.studies.results import collect
 from asvr.studies.run import threads_of_a_run
 from asvr.studies.study_file import arm_config, load_study
@@ -97,7 +101,7 @@ def test_every_arm_and_seed_has_run(finished):
     assert len({line["loss_text"] for line in last}) == 4
     first = json.loads((runs[2] / "metrics.jsonl").read_text().splitlines()[0])
     assert first["stage"] == "pretrain" and first["loss"] == pytest.approx(first["loss_text"])  # weight 0 there
-    assert (folder / "out/radar.png").is_file() and (folder / "out/curves.png").is_file()
+    assert (folder / "out/bars.png").is_file() and (folder / "out/curves.png").is_file()
     assert (folder / "out/report.md").read_text() in text
 
 
@@ -151,13 +155,169 @@ def test_without_spread_the_report_has_no_interval_and_says_why(finished, answer
 def test_what_is_finished_is_kept(finished):
     folder, _ = finished
     (folder / "out/late/seed_1/results.json").unlink()
-    asked = run(folder, "--report")
-    assert asked.returncode == 1 and "late/seed_1: this run is not finished" in asked.stderr
     weights = folder / "out/none/seed_0/finetune/checkpoints/step_00000003/model.safetensors"
     before = weights.stat().st_mtime_ns
     again = run(folder)
     assert again.returncode == 0, again.stderr
     assert weights.stat().st_mtime_ns == before and (folder / "out/late/seed_1/results.json").is_file()
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished study, without weights."""
+    folder, _ = finished
+    for name in ("base.py", "study.py"):
+        shutil.copy(folder / name, tmp_path)
+    leave = shutil.ignore_patterns("checkpoints", "cache", "questions")
+    shutil.copytree(folder / "out", tmp_path / "out", ignore=leave)
+    for file in (tmp_path / "out").glob("*.*"):
+        file.unlink()
+    return tmp_path
+
+
+def unfinish(folder, *names):
+    for name in names:
+        (folder / "out" / name / "results.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("gone", "missing", "seeds"),
+    [
+        ([], [], dict(none=[0, 1], late=[0, 1])),
+        (["late/seed_1"], ["late, seed 1 (not finished)"], dict(none=[0, 1], late=[0])),
+        (
+            ["none/seed_0"],
+            ["none, seed 0 (not finished)", "late, seed 0 (the baseline lacks it)"],
+            dict(none=[1], late=[1]),
+        ),
+    ],
+)
+def test_a_report_of_finished_runs_says_what_is_missing(copied, finished, gone, missing, seeds):
+    unfinish(copied, *gone)
+    done = run(copied, "--report")
+    assert done.returncode == 0, done.stderr
+    text = (copied / "out/report.md").read_text()
+    result = json.loads((copied / "out/report.json").read_text())
+    assert result["about"]["missing"] == missing and all(name in text for name in missing)
+    assert ("This report is not complete" in text) == bool(missing)
+    assert {arm: own["seeds"] for arm, own in result["arms"].items()} == seeds
+    whole = compare(load_study(finished[0] / "study.py"), collect(load_study(copied / "study.py"), finished[0] / "out"))
+    late, complete = (r["arms"]["late"]["groups"]["all"] for r in (result, whole))
+    assert late["by_seed"] == [complete["by_seed"][seed] for seed in seeds["late"]]
+    base = whole["arms"]["none"]["groups"]["all"]["by_seed"]
+    expected = np.mean([complete["by_seed"][seed] - base[seed] for seed in seeds["late"]])
+    assert late["gain"] == pytest.approx(expected)
+    assert f"| late | {seeds['late'][0]} | " in text if gone == ["late/seed_1"] else "| arm | seeds |" not in text
+
+
+@pytest.mark.parametrize(
+    "gone", [["late/seed_0", "late/seed_1"], ["none/seed_0", "none/seed_1"], ["none/seed_0", "late/seed_1"]]
+)
+def test_there_is_no_report_without_a_common_seed(copied, gone):
+    unfinish(copied, *gone)
+    done = run(copied, "--report")
+    assert done.returncode == 1 and not (copied / "out/report.md").exists()
+    [line] = done.stderr.strip().splitlines()
+    assert "no report: it needs finished runs of the baseline 'none' and of another arm with the same seed" in line
+    assert f"out/{gone[0]}: this run is not finished" in line or f"out/{gone[1]}: this run is not finished" in line
+
+
+def test_a_report_of_a_study_that_never_ran_makes_no_folder(tmp_path):
+    (tmp_path / "base.py").write_text(BASE.format(root=ROOT))
+    (tmp_path / "study.py").write_text(STUDY)
+    done = run(tmp_path, "--report")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    [line] = done.stderr.strip().splitlines()
+    assert "out: there is no run of this study; run the same command without --report" in line
+
+
+def test_the_report_begins_with_what_was_compared(finished):
+    folder, _ = finished
+    result = json.loads((folder / "out/report.json").read_text())
+    lines = (folder / "out/report.md").read_text().splitlines()
+    assert lines[:8] == [
+        "# study",
+        "",
+        f"- Date: {result['about']['date']}. asvr {asvr.__version__}.",
+        f"- Config: `{folder / 'base.py'}`",
+        "- Steps: every arm: pretrain 3, finetune 3",
+        "- Arms: `none` (baseline), `late`",
+        "- Seeds: 0, 1",
+        "- Questions: general 18, ocr 6, all 24. Scenes: 6.",
+    ]
+    compared = [result["arms"]["late"]["groups"], result["pairs"][0]["groups"]]
+    intervals = sum(group["low"] is not None for groups in compared for group in groups.values())
+    assert lines[8].startswith(f"- Intervals: {intervals}. If no arm had an effect, about 5 % of them")
+    assert "So `all` is without them. The loss and the codes are measured on all questions" in lines[9]
+    assert "**Only 2 seeds.**" in lines[10]
+
+
+@pytest.mark.parametrize(("seeds", "warning"), [(1, "Only one seed."), (2, "Only 2 seeds."), (3, None)])
+def test_few_seeds_are_a_warning(finished, seeds, warning):
+    folder, _ = finished
+    study = load_study(folder / "study.py")
+    found = collect(study, folder / "out")
+    study.seeds = list(range(seeds))
+    found = {arm: [dict(runs[0], seed=seed) for seed in study.seeds] for arm, runs in found.items()}
+    about = dict(study="a", date="", asvr="", config="", intervals=6, missing=[])
+    text = heading(about, compare(study, found))
+    assert (warning in text) if warning else ("**Only" not in text)
+
+
+def test_numbers_of_targets_are_in_the_report(finished):
+    folder, _ = finished
+    study = load_study(folder / "study.py")
+    found = collect(study, folder / "out")
+    assert found["late"][0]["numbers"] == {} and "Other numbers" not in markdown(compare(study, found))
+    for value, run_of_late in zip((0.5, 1.0), found["late"], strict=True):
+        run_of_late["numbers"] = dict(right_edges=value, entropy_semantic=[value, 2.0])
+    result = compare(study, found)
+    assert result["arms"]["late"]["numbers"] == dict(right_edges=0.75, entropy_semantic=[0.75, 2.0])
+    lines = markdown(result).splitlines()
+    assert "| arm | right_edges | entropy_semantic |" in lines
+    assert "| none | - | - |" in lines and "| late | 0.75 | 0.75 / 2 |" in lines
+
+
+def drawn(draw) -> list:
+    """The axes of the figure that a function draws."""
+    import matplotlib.pyplot as plt
+
+    with patch.object(plt, "close", lambda figure: kept.append(figure)):
+        kept: list = []
+        draw()
+    [figure] = kept
+    plt.close(figure)
+    return figure.axes
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 5])
+def test_an_arm_has_one_colour_in_all_plots(finished, tmp_path, groups):
+    folder, _ = finished
+    study = load_study(folder / "study.py")
+    kinds = ["what", "kind", "count", "word", "where"][:groups]
+    study.groups = {f"group of {kind}": [kind] for kind in kinds}
+    found = collect(study, folder / "out")
+    result, file = compare(study, found), tmp_path / "plot.png"
+    [axis] = drawn(lambda: draw_groups(result, file))
+    assert groups_file(result) == ("radar.png" if groups >= 3 else "bars.png")
+    assert axis.name == ("polar" if groups >= 3 else "rectilinear")
+    handles, labels = axis.get_legend_handles_labels()
+    losses, codes = drawn(lambda: draw_curves(found, file, baseline="none"))
+    lines = {line.get_label().split(":")[0]: line.get_color() for line in [*losses.lines, *codes.lines]}
+    of_groups = {
+        label: handle.get_color() if groups >= 3 else handle.patches[0].get_facecolor()[:3]
+        for label, handle in zip(labels, handles, strict=True)
+    }
+    assert of_groups.keys() == lines.keys() == {"none", "late"} and to_rgb(lines["none"]) == (0, 0, 0)
+    assert {arm: to_rgb(c) for arm, c in of_groups.items()} == {arm: to_rgb(c) for arm, c in lines.items()}
+
+
+@pytest.mark.parametrize("number", [2, 11, 21, 30])
+def test_arms_have_different_colours(number):
+    import matplotlib.pyplot as plt
+
+    colours = arm_colours(plt, [f"arm {i}" for i in range(number)], "arm 1")
+    assert len({to_rgb(colour) for colour in colours.values()}) == number
 
 
 def test_other_questions_are_asked_of_every_run_that_sees_pictures(finished, monkeypatch):
@@ -171,6 +331,7 @@ def test_other_questions_are_asked_of_every_run_that_sees_pictures(finished, mon
     assert done.returncode == 0, done.stderr
     result = json.loads((folder / "out/questions/more/report.json").read_text())
     assert result["questions"] == dict(ocr=3, all=3) and result["scenes"] == 3
+    assert result["about"]["study"] == "study, questions of more.json"
     text = (folder / "out/questions/more/report.md").read_text()
     assert text in done.stdout and "in no group and are left out: color." in text
     study = load_study(folder / "study.py")
