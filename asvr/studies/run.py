@@ -15,6 +15,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from asvr.base.log import logger, progress_bar
+from asvr.studies.existing import require_same_arms
 from asvr.studies.results import Run, asked_folder, runs, sighted
 from asvr.studies.study_file import arm_config
 
@@ -24,7 +25,9 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
 
     jobs: the number of runs at the same time, see `threads_of_a_run`. All arms of one seed run before the next seed, so
     a stopped study has complete seeds. Returns a message for each run that failed. The other runs are done anyway.
+    Raises ``ValueError`` before the first run if an arm was changed after it had run, see `require_same_arms`.
     """
+    require_same_arms(study, out)
     for name, config in study.tokenizers.items():
         _train_tokenizer(config, out / "tokenizers" / name)
     waiting = runs(study, out)

@@ -1,8 +1,10 @@
 """A tiny study: two arms, two seeds; what is finished is kept, and the report says what the answers say."""
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from unittest.mock import patch
 
@@ -16,6 +18,7 @@ from asvr.commands.scenes import main as write_scenes
 from asvr.recipe.recipe import Recipe
 from asvr.studies import run as engine_study
 from asvr.studies.comparison import compare
+from asvr.studies.existing import require_same_arms
 from asvr.studies.plots import arm_colours, draw_curves, draw_groups, groups_file
 from asvr.studies.report import heading, markdown
 from asvr.studies.results import collect
@@ -346,6 +349,53 @@ def test_other_questions_are_asked_of_every_run_that_sees_pictures(finished, mon
     assert stale.returncode == 1 and "was not asked the current questions" in stale.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "told", "last"),
+    [
+        (
+            "arms['late']['optim'] = dict(lr=0.5)",
+            ["arm 'late', stage pretrain: optim.lr: ", "in the checkpoint, 0.5 now"],
+            "late",
+        ),
+        (
+            "arms['none']['stages'] = dict(finetune=dict(schedule=dict(steps=4)))",
+            ["arm 'none', stage finetune: schedule.steps: 3 in the checkpoint, 4 now"],
+            "none",
+        ),
+        (
+            "arms = {arm: dict(own, text_tokenizer=dict(vocab_size=280)) for arm, own in arms.items()}",
+            ["arm 'none', stage pretrain: text_tokenizer.fingerprint: ", "arm 'late', stage pretrain: text_tokenizer"],
+            "late",
+        ),
+    ],
+)
+def test_an_arm_that_has_changed_is_told_before_any_run(finished, change, told, last, tmp_path):
+    folder, _ = finished
+    shutil.copy(folder / "base.py", tmp_path)
+    (tmp_path / "study.py").write_text(STUDY + change + "\n")
+    for file in (folder / "out").glob("*/seed_?/*/checkpoints/*/checkpoint.json"):
+        copy = tmp_path / file.relative_to(folder)
+        copy.parent.mkdir(parents=True)
+        shutil.copy(file, copy)
+    with patch.object(engine_study, "_one", lambda *_: pytest.fail("a run has started")):
+        done = run(tmp_path)
+    assert done.returncode == 1
+    [line] = done.stderr.strip().splitlines()
+    assert all(part in line for part in told) and "--resume" not in line and "--work-dir" not in line
+    assert "Undo the change in the study's file, give another --out, or remove the folders of these arms: " in line
+    assert line.endswith(str(tmp_path / "out" / last))
+
+
+def test_settings_that_may_change_do_not_stop_a_study(finished):
+    folder, _ = finished
+    study = load_study(folder / "study.py")
+    require_same_arms(study, folder / "out")
+    study.arms.late.data = dict(micro_batch=2)
+    study.arms.late.evaluation = dict(dataset=dict(scenes=3))
+    study.seeds = [0, 1, 2]
+    require_same_arms(study, folder / "out")
+
+
 def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
     folder, _ = finished
     (tmp_path / "base.py").write_text((folder / "base.py").read_text())
@@ -387,6 +437,14 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
             "arms.own=3: expected a dict of changes, the path of",
         ),
         ("compare = []; arms = dict(none=dict(), own=dict(config=3))", "arms.own=.*: expected a dict of changes"),
+        (
+            "compare = []; arms = dict(none=dict(), own=dict(custom_imports='my_target'))",
+            "arm 'own': custom_imports='my_target': expected dict",
+        ),
+        (
+            "compare = []; arms = dict(none=dict(), own=dict(custom_imports=dict(imports=['no_such_target'])))",
+            "arm 'own': custom_imports: .*no_such_target",
+        ),
     ],
 )
 def test_mistakes_are_told_before_the_first_run(change, message, tmp_path):
@@ -410,6 +468,73 @@ def test_an_arm_may_have_a_config_of_its_own_and_change_it(tmp_path):
     own, changed = (arm_config(study, arm, 1, tmp_path) for arm in ("own", "changed"))
     assert own.model.visual_attention == changed.model.visual_attention == "bidirectional"
     assert changed.model.reconstruction == [] and (changed.optim.lr, changed.runtime.seed) == (1e-3, 1)
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Modules of the user in the current directory. Each registers a component, and none is imported yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("own_target_of_base", "own_loss_of_arm", "own_part_of_change")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("HERE = True\n")
+    yield names
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "change", "expected"),
+    [
+        ("", "", "", None),
+        ("['own_target_of_base']", "", "", [0]),
+        ("'own_target_of_base'", "", "", [0]),
+        ("", "['own_loss_of_arm']", "", [1]),
+        ("['own_target_of_base']", "['own_loss_of_arm']", "", [0, 1]),
+        ("['own_target_of_base']", "['own_target_of_base', 'own_loss_of_arm']", "", [0, 1]),
+        ("['own_target_of_base']", "", "'own_part_of_change'", [0, 2]),
+        ("['own_target_of_base']", "['own_loss_of_arm']", "['own_part_of_change']", [0, 1, 2]),
+    ],
+)
+def test_an_arm_gets_the_imports_of_the_study_too(tmp_path, modules, base, own, change, expected):
+    def line(names):
+        return f"custom_imports = dict(imports={names})\n" if names else ""
+
+    (tmp_path / "base.py").write_text(BASE.format(root=ROOT) + line(base))
+    (tmp_path / "recipe.py").write_text(BASE.format(root=ROOT) + line(own))
+    arm = dict(config="recipe.py", model=dict(reconstruction=[]))
+    arms = f"arms['recipe'] = dict({arm!r}"
+    arms += f", custom_imports=dict(imports={change}))" if change else ")"
+    (tmp_path / "study.py").write_text(STUDY + arms + "\n")
+    study = load_study(tmp_path / "study.py")
+    imports = arm_config(study, "recipe", 0, tmp_path).get("custom_imports", {}).get("imports")
+    assert imports == (expected and [modules[i] for i in expected])
+    assert all(modules[i] in sys.modules for i in expected or [])
+    assert arm_config(study, "late", 0, tmp_path).get("custom_imports") == (
+        dict(imports=eval(base)) if base else None  # as it is in the config
+    )
+
+
+def test_a_target_of_ones_own_is_compared_with_a_recipe(tmp_path, monkeypatch):
+    """The study of the page, with a target of its own, a recipe of the library, and fewer steps."""
+    page = (ROOT / "docs/guides/studies.md").read_text()
+    files = re.findall(r"```(?:python|text)\n# ((?:my_base|mine_against_viral)\.py)\n(.*?)```", page, re.S)
+    assert [name for name, _ in files] == ["my_base.py", "mine_against_viral.py"]
+    monkeypatch.chdir(tmp_path)
+    for name, text in files:
+        (tmp_path / name).write_text(text)
+    target = (ROOT / "docs/guides/own-target.md").read_text()
+    (tmp_path / "my_target.py").write_text(re.search(r"```python\n# my_target.py\n(.*?)```", target, re.S)[1])
+    study = load_study(tmp_path / "mine_against_viral.py")
+    recipes = {arm: Recipe(arm_config(study, arm, 0, tmp_path)) for arm in study.arms}
+    assert [recipe.last.model.reconstruction[0].type for arm, recipe in recipes.items() if arm != study.baseline] == [
+        "PatchColours",
+        "FeatureTarget",
+    ]
+    steps = [{name: stage.schedule.steps for name, stage in recipe.stages.items()} for recipe in recipes.values()]
+    assert steps == [dict(pretrain=50, finetune=100)] * 3
+    assert {recipe.last.optim.precision for recipe in recipes.values()} == {"float32"}
+    assert all(recipe.config.custom_imports.imports == ["my_target"] for recipe in recipes.values())
 
 
 def test_the_study_of_methods_has_an_arm_for_each_of_them():
