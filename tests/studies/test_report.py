@@ -1,6 +1,7 @@
 """The report of a study says what the answers say, what is missing, and what cannot be known."""
 
 import json
+import re
 from unittest.mock import patch
 
 import numpy as np
@@ -118,6 +119,25 @@ def test_the_report_begins_with_what_was_compared(finished):
     assert lines[8].startswith(f"- Intervals: {intervals}. If no arm had an effect, about 5 % of them")
     assert "So `all` is without them. The loss and the codes are measured on all questions" in lines[9]
     assert "**Only 2 seeds.**" in lines[10]
+
+
+@pytest.mark.parametrize(("given", "runs"), [("out", 4), ("out/late", 2)])
+def test_a_study_is_no_model_and_its_runs_are_named(finished, given, runs):
+    *_, folder = finished
+    for file in (folder / "out").glob("*/seed_*/results.json"):
+        (file.parent / "config.py").write_text("")
+    message = (
+        f"{folder / given} is the folder of a study: give one of its {runs} runs, such as {folder}/out/late/seed_0"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        asvr.load(folder / given)
+
+
+def test_a_folder_of_other_runs_is_no_study(tmp_path):
+    (tmp_path / "one/seeds").mkdir(parents=True)
+    (tmp_path / "one/seeds/config.py").write_text("")
+    with pytest.raises(ValueError, match="neither a folder with asvr.json nor a run's work dir"):
+        asvr.load(tmp_path)
 
 
 @pytest.mark.parametrize(("seeds", "warning"), [(1, "Only one seed."), (2, "Only 2 seeds."), (3, None)])
