@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+from page_snippets import Reader
 from run_helpers import ROOT
 from study_helpers import BASE, write_files
 
@@ -117,16 +118,21 @@ def test_an_arm_gets_the_imports_of_the_study_too(tmp_path, modules, base, own, 
     )
 
 
-def test_a_target_of_ones_own_is_compared_with_a_recipe(tmp_path, monkeypatch):
+@pytest.fixture
+def reader(tmp_path, monkeypatch):
+    reader = Reader(tmp_path, monkeypatch)
+    yield reader
+    reader.leave()
+
+
+def test_a_target_of_ones_own_is_compared_with_a_recipe(tmp_path, reader):
     """The study of the page, with a target of its own, a recipe of the library, and fewer steps."""
-    page = (ROOT / "docs/guides/studies.md").read_text()
+    page, target = ((ROOT / f"docs/guides/{name}.md").read_text() for name in ("studies", "own-target"))
     files = re.findall(r"```(?:python|text)\n# ((?:my_base|mine_against_viral)\.py)\n(.*?)```", page, re.S)
     assert [name for name, _ in files] == ["my_base.py", "mine_against_viral.py"]
-    monkeypatch.chdir(tmp_path)
     for name, text in files:
         (tmp_path / name).write_text(text)
-    target = (ROOT / "docs/guides/own-target.md").read_text()
-    (tmp_path / "my_target.py").write_text(re.search(r"```python\n# my_target.py\n(.*?)```", target, re.S)[1])
+    reader.run(re.search(r"```python\n(# my_target.py\n.*?)```", target, re.S)[1])
     study = load_study(tmp_path / "mine_against_viral.py")
     recipes = {arm: Recipe(arm_config(study, arm, 0, tmp_path)) for arm in study.arms}
     assert [recipe.last.model.reconstruction[0].type for arm, recipe in recipes.items() if arm != study.baseline] == [
