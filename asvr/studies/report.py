@@ -78,7 +78,7 @@ def heading(about: dict, result: dict) -> str:
     if result["left_out"]:
         lines.append(
             f"- These kinds are in no group and are left out: {', '.join(result['left_out'])}. So `all` is without "
-            "them. The loss and the codes are measured on all questions and images, with those of these kinds."
+            "them. The loss and the codes are measured on all questions and images, also on those of these kinds."
         )
     if about["missing"]:
         lines.append(f"- **This report is not complete.** These runs are left out: {'; '.join(about['missing'])}.")
