@@ -62,6 +62,8 @@ def heading(about: dict, result: dict) -> str:
     steps = {arm: ", ".join(f"{stage} {n}" for stage, n in own["steps"].items()) for arm, own in result["arms"].items()}
     if len(set(steps.values())) == 1:
         steps = {"every arm": next(iter(steps.values()))}
+    expected = f"about 5 % of them ({about['intervals'] / 20:.1f}) would exclude zero by chance"
+    by_chance = f" If no arm had an effect, {expected}." if about["intervals"] else ""
     arms = [f"`{arm}`{' (baseline)' if arm == result['baseline'] else ''}" for arm in result["arms"]]
     lines = [
         f"# {about['study']}",
@@ -72,8 +74,7 @@ def heading(about: dict, result: dict) -> str:
         f"- Arms: {', '.join(arms)}",
         f"- Seeds: {', '.join(map(str, result['seeds']))}",
         f"- Questions: {asked}. Scenes: {result['scenes']}.",
-        f"- Intervals: {about['intervals']}. If no arm had an effect, about 5 % of them "
-        f"({about['intervals'] / 20:.1f}) would exclude zero by chance.",
+        f"- Intervals: {about['intervals']}.{by_chance}",
     ]
     if result["left_out"]:
         lines.append(
@@ -88,14 +89,18 @@ def heading(about: dict, result: dict) -> str:
 
 
 def _of_few_seeds(result: dict) -> tuple[str, str] | None:
-    fewest = min(len(own["seeds"]) for own in result["arms"].values())
+    """A warning and what to do, or None."""
+    number = {arm: len(own["seeds"]) for arm, own in result["arms"].items()}
+    fewest = min(number.values())
+    arms = [arm for arm, own in number.items() if own == fewest]
+    of = "" if len(arms) == len(number) else f" of {', '.join(arms)}"
     if fewest == 1:
-        return "Only one seed.", (
+        return f"Only one seed{of}.", (
             "The intervals do not cover other seeds. They are too narrow if seeds differ, and they nearly always do. "
             f"Train at least {ENOUGH} seeds."
         )
     if fewest < ENOUGH:
-        return f"Only {fewest} seeds.", (
+        return f"Only {fewest} seeds{of}.", (
             "They hardly show how much seeds differ. An interval can be several times too narrow or too wide. Train at "
             f"least {ENOUGH} seeds."
         )
@@ -197,7 +202,7 @@ def _cell(found: dict) -> str:
 def _no_interval(compared: dict[str, dict]) -> list[str]:
     """A paragraph on the differences that have no interval. compared: the groups of each row of a table."""
     places = [
-        f"{name} ({', '.join(without)})"
+        f"{name} ({_named(without, groups)})"
         for name, groups in compared.items()
         if (without := [group for group, found in groups.items() if found["low"] is None])
     ]
@@ -209,6 +214,10 @@ def _no_interval(compared: dict[str, dict]) -> list[str]:
         f"(100 %). This does not show that the arms are equal. {ADVICE}",
         "",
     ]
+
+
+def _named(groups: list[str], known: dict) -> str:
+    return "all groups" if len(groups) == len(known) > 1 else ", ".join(groups)
 
 
 def _least(detectable: dict, seeds: int) -> list[str]:
@@ -223,6 +232,6 @@ def _least(detectable: dict, seeds: int) -> list[str]:
     if seeds < 2:
         return [*lines, "`-`: with one seed of the baseline it cannot be estimated. Add seeds.", ""]
     if unknown := [name for name, value in detectable.items() if value is None]:
-        why = f"`-`: no spread, so it cannot be estimated: the seeds of the baseline agree in {', '.join(unknown)}."
-        return [*lines, f"{why} {ADVICE}", ""]
+        why = "no spread, so it cannot be estimated: the seeds of the baseline agree in"
+        return [*lines, f"`-`: {why} {_named(unknown, detectable)}. {ADVICE}", ""]
     return lines

@@ -37,9 +37,15 @@ def test_without_spread_the_report_has_no_interval_and_says_why(finished, answer
     lines = markdown(result).splitlines()
     assert "| late | +0.0 (-), p - | +0.0 (-), p - | +0.0 (-), p - |" in lines and "| - | - | - |" in lines
     [of_arms, of_pairs, of_size] = [line for line in lines if line.startswith("`-`: no spread, so ")]
-    assert "cannot be estimated: late (general, ocr, all)." in of_arms and "Ask easier or harder questions" in of_arms
-    assert "none minus late (general, ocr, all)" in of_pairs and "the seeds of the baseline agree in" in of_size
+    assert "cannot be estimated: late (all groups)." in of_arms and "Ask easier or harder questions" in of_arms
+    assert "none minus late (all groups)" in of_pairs and "the seeds of the baseline agree in all groups." in of_size
     assert "+0.0 to +0.0" not in "".join(lines)
+    for own in found["late"]:  # one answer differs, of a kind that is in one group
+        own["answers"][0]["right"] = not own["answers"][0]["right"]
+    text = markdown(compare(study, found))
+    assert "cannot be estimated: late (ocr); " not in text and "cannot be estimated: late (ocr). " in text
+    about = dict(study="a", date="", asvr="", config="", intervals=0, missing=[])
+    assert "- Intervals: 0.\n" in heading(about, result)
 
 
 def unfinish(folder, *names):
@@ -70,6 +76,7 @@ def test_a_report_of_finished_runs_says_what_is_missing(finished, gone, missing,
     assert result["about"]["missing"] == missing and all(name in text for name in missing)
     assert ("This report is not complete" in text) == bool(missing)
     assert {arm: own["seeds"] for arm, own in result["arms"].items()} == seeds
+    assert ("**Only one seed of late.**" in text) == (gone == ["late/seed_1"])
     late, complete = (r["arms"]["late"]["groups"]["all"] for r in (result, whole))
     assert late["by_seed"] == [complete["by_seed"][seed] for seed in seeds["late"]]
     base = whole["arms"]["none"]["groups"]["all"]["by_seed"]
