@@ -32,7 +32,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def written(folder: Path) -> str:
-    names = ("report.md", "report.json", "radar.png", "curves.png")
+    names = ("report.md", "report.json", "radar.png", "bars.png", "curves.png")
     return f"written: {folder}/{', '.join(name for name in names if (folder / name).is_file())}"
 
 
@@ -47,26 +47,39 @@ def main() -> None:
         refuse_options(dict(image_folder=args.image_folder), "needs --questions")
     keep_freed_memory()
     from asvr.base.log import set_up_logging  # here: --help need not wait for torch
-    from asvr.studies.report import asked_groups, write_report
-    from asvr.studies.run import ask_all, collect, run_study
+    from asvr.studies.comparison import asked_groups
+    from asvr.studies.report import write_report
+    from asvr.studies.results import collect, collect_finished, require_begun
+    from asvr.studies.run import ask_all, run_study
     from asvr.studies.study_file import load_study
 
-    study = load_study(args.study)
-    out = args.out or Path("work_dirs") / Path(args.study).stem
+    study, name = load_study(args.study), Path(args.study).stem
+    out = args.out or Path("work_dirs") / name
+    if args.report:
+        require_begun(study, out)
     set_up_logging(out / "study.log")
     failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1)
     if failed:
         again = (
             f"run the same command to try them again. If you change an arm, remove its folder in {out}, or use "
-            "another --out"
+            "another --out. For a report of the finished runs, add --report"
         )
         sys.exit("\n".join([f"{len(failed)} run(s) failed; {again}:", *failed]))
-    print(write_report(study, collect(study, out), out))
+
+    def read(questions: Path | None = None) -> tuple[dict, list[str]]:
+        return (
+            collect_finished(study, out, questions=questions)
+            if args.report
+            else (collect(study, out, questions=questions), [])
+        )
+
+    found, missing = read()
+    print(write_report(study, found, out, name=name, missing=missing))
     print(written(out))
     if args.questions is not None:
         if not args.report:
             ask_all(study, out, questions=args.questions, image_folder=args.image_folder or Path())
-        found = collect(study, out, questions=args.questions)
-        there = out / "questions" / args.questions.stem
-        print(write_report(asked_groups(study, found), found, there))
+        found, missing = read(args.questions)
+        there, title = out / "questions" / args.questions.stem, f"{name}, questions of {args.questions.name}"
+        print(write_report(asked_groups(study, found), found, there, name=title, missing=missing))
         print(written(there))

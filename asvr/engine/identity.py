@@ -58,6 +58,17 @@ _CHAT_TEMPLATE, _CHAT_FILE = "data.chat_template", "data.template.chat_template"
 _WEIGHED = (ENCODERS, PROJECTORS, LLMS, VISUAL_TOKENIZERS, HEADS)
 
 
+class OtherConfiguration(ValueError):
+    """A checkpoint was made with other settings. differences: these settings, in words."""
+
+    def __init__(self, folder: Path, differences: str):
+        super().__init__(
+            f"{folder} belongs to another configuration ({differences}). Give the options it was trained with, use "
+            "another --work-dir, or train from the start with --resume never"
+        )
+        self.differences = differences
+
+
 def identity(stage: Stage, text_tokenizer) -> dict:
     """Return every setting that the result depends on, as dotted key -> value, with fingerprints of what it names."""
     flat: dict = {"init": stage.init, _FINGERPRINT: text_tokenizer.fingerprint()}
@@ -79,7 +90,7 @@ def identity(stage: Stage, text_tokenizer) -> dict:
 def check_same_config(folder: Path, own: dict) -> dict[str, tuple]:
     """Compare a checkpoint's `identity` with ours. Returns the allowed differences: key -> (there, here).
 
-    Raises ``ValueError`` that names the differences that are not allowed.
+    Raises `OtherConfiguration` that names the differences that are not allowed.
     """
     meta = checkpoint.read_meta(folder)
     there = {k: v for k, v in meta["config"].items() if not _is_under(k, _LEFT_OUT)}
@@ -92,10 +103,7 @@ def check_same_config(folder: Path, own: dict) -> dict[str, tuple]:
     wrong = [key for key in different if essence[0].get(key) != essence[1].get(key)]
     if wrong:
         listing = "; ".join(_difference(key, *(own.get(key) for own in essence)) for key in wrong[:5])
-        raise ValueError(
-            f"{folder} belongs to another configuration ({listing}). Give the options it was trained with, use "
-            "another --work-dir, or train from the start with --resume never"
-        )
+        raise OtherConfiguration(folder, listing)
     return different
 
 

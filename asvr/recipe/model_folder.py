@@ -28,6 +28,8 @@ def why_no_model(folder: Path) -> str:
         return f"{folder} is a config: train it with asvr train, and give its work dir; {expected}"
     if (run := next((p for p in folder.absolute().parents if (p / "config.py").is_file()), None)) is not None:
         return f"{folder} is a part of the run {run}: give that folder instead"
+    if runs := sorted(file.parent for places in ("seed_*", "*/seed_*") for file in folder.glob(f"{places}/config.py")):
+        return f"{folder} is the folder of a study: give one of its {len(runs)} runs, such as {runs[0]}"
     if folder.is_file() or any(any(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin", ".pt")):
         return f"{folder}: a checkpoint of other software? Convert it with `asvr convert import`; {expected}"
     return f"{folder}: neither a folder with {MODEL_FILE} nor a run's work dir with config.py"

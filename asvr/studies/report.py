@@ -1,219 +1,237 @@
-"""The report of a study: tables, a radar plot over groups of questions, and learning curves.
-
-Legend: ``R`` runs of an arm (one for each seed), ``Q`` questions.
-"""
+"""The report of a study: tables, a plot over groups of questions, and learning curves."""
 
 import json
+from datetime import date
 from pathlib import Path
 
-import numpy as np
 from mmengine.config import Config
 
-from asvr.base.plots import optional, plain, scale_by_logarithm
+import asvr
+from asvr.base.plots import optional
+from asvr.base.recipes import CONFIGS, home
 from asvr.base.text import table
-from asvr.studies.significance import detectable, mcnemar, paired_bootstrap
+from asvr.registry import SCOPE
+from asvr.studies.comparison import compare
+from asvr.studies.plots import BARS, RADAR, draw_curves, draw_groups, groups_file
+from asvr.studies.significance import Difference
 
-ALL = "all"
+ADVICE = "Ask easier or harder questions, train for more steps, or add questions or seeds."
+ENOUGH = 3  # seeds; the interval of two is too unsteady, see tests/studies/test_significance.py
 
 
-def write_report(study: Config, found: dict[str, list[dict]], out: Path) -> str:
-    """Write ``report.json``, ``report.md``, ``radar.png`` and ``curves.png`` to ``out``, and return the text.
+def write_report(study: Config, found: dict[str, list[dict]], out: Path, *, name: str, missing: list[str]) -> str:
+    """Write ``report.json``, ``report.md`` and the plots to ``out``, and return the text.
 
-    found: see `asvr.studies.run.collect`.
+    found: see `asvr.studies.results.collect`. name: the title. missing: runs that are left out, in words.
     """
     result = compare(study, found)
+    intervals = [group["low"] for groups in _compared(result).values() for group in groups.values()]
+    about = dict(
+        study=name,
+        date=date.today().isoformat(),
+        asvr=asvr.__version__,
+        config=_shown(Path(study.config)),
+        intervals=sum(low is not None for low in intervals),
+        missing=missing,
+    )
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = markdown(result)
+    (out / "report.json").write_text(json.dumps(dict(about=about, **result), indent=1) + "\n", encoding="utf-8")
+    text = heading(about, result) + markdown(result)
     (out / "report.md").write_text(text, encoding="utf-8", errors="backslashreplace")
-    with optional(out / "radar.png"):
-        _radar(result, out / "radar.png")
+    plot = out / groups_file(result)
+    for earlier in {RADAR, BARS} - {plot.name}:  # of other groups
+        (out / earlier).unlink(missing_ok=True)
+    with optional(plot):
+        draw_groups(result, plot)
     with optional(out / "curves.png"):
-        _curves(found, out / "curves.png")
+        draw_curves(found, out / "curves.png", baseline=study.baseline)
     return text
 
 
-def asked_groups(study: Config, found: dict[str, list[dict]]) -> Config:
-    """The study with only those groups and kinds that were asked. Questions from elsewhere may have fewer kinds."""
-    kinds = {answer["kind"] for answer in found[study.baseline][0]["answers"]}
-    groups = {name: [kind for kind in own if kind in kinds] for name, own in study.get("groups", {}).items()}
-    return Config(dict(study.to_dict(), groups={name: own for name, own in groups.items() if own}))
+def _shown(config: Path) -> str:
+    """A config as a study names it: a recipe of the library, or a path without the current directory."""
+    recipes = home().resolve() / CONFIGS
+    if config.is_relative_to(recipes):
+        return f"{SCOPE}::{config.relative_to(recipes).with_suffix('').as_posix()}"
+    return str(config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config)
 
 
-def compare(study: Config, found: dict[str, list[dict]]) -> dict:
-    """The share of right answers by arm and group, and its difference from the baseline. ``all`` is one of the groups.
-
-    Every question has the same weight. Raises ``ValueError`` if a group names a kind that was not asked.
-    """
-    answers = found[study.baseline][0]["answers"]
-    kinds_Q = np.array([answer["kind"] for answer in answers])
-    groups = study.get("groups") or {kind: [kind] for kind in sorted(set(kinds_Q))}
-    unknown = set(_kinds(groups)) - set(kinds_Q)
-    if unknown:
-        kinds = sorted(map(str, set(kinds_Q)))
-        raise ValueError(f"groups: no question of kind {sorted(unknown)}; the kinds are {kinds}")
-    scenes_Q = np.array([json.dumps(answer["image"] or answer["id"]) for answer in answers])
-    members = {name: np.isin(kinds_Q, list(kinds)) for name, kinds in groups.items()}
-    members[ALL] = np.isin(kinds_Q, _kinds(groups))
-    right = {arm: np.array([[a["right"] for a in run["answers"]] for run in runs]) for arm, runs in found.items()}
-    base_RQ = right[study.baseline]
-    arms = {}
-    for arm, right_RQ in right.items():
-        by_group = {}
-        for name, of in members.items():
-            by_group[name] = dict(share=float(right_RQ[:, of].mean()), by_seed=right_RQ[:, of].mean(1).tolist())
-            if arm != study.baseline:
-                by_group[name] |= _gain(right_RQ[:, of], base_RQ[:, of], scenes_Q[of])
-        seconds = float(np.mean([run["seconds"] for run in found[arm]]))
-        codes = {
-            name: np.mean([run["codes"][name] for run in found[arm]], 0).tolist() for name in found[arm][0]["codes"]
-        }
-        loss = float(np.mean([run["losses"]["text"] for run in found[arm]]))
-        kinds = {kind: float(right_RQ[:, kinds_Q == kind].mean()) for kind in _kinds(groups)}
-        arms[arm] = dict(groups=by_group, kinds=kinds, seconds=seconds, codes=codes, loss=loss)
-    several = len(base_RQ) > 1
-    return dict(
-        baseline=study.baseline,
-        seeds=list(study.seeds),
-        questions={name: int(of.sum()) for name, of in members.items()},
-        scenes=len(set(scenes_Q)),
-        left_out=sorted(set(kinds_Q[~members[ALL]])),
-        detectable={n: detectable(base_RQ[:, of]) if several else None for n, of in members.items()},
-        arms=arms,
-        pairs=[
-            dict(
-                first=a,
-                second=b,
-                groups={n: _gain(right[a][:, of], right[b][:, of], scenes_Q[of]) for n, of in members.items()},
-            )
-            for a, b in study.get("compare", [])
-            if a in right and b in right
-        ],
-    )
+def heading(about: dict, result: dict) -> str:
+    """The title, and what was compared."""
+    asked = ", ".join(f"{name} {count}" for name, count in result["questions"].items())
+    steps = {arm: ", ".join(f"{stage} {n}" for stage, n in own["steps"].items()) for arm, own in result["arms"].items()}
+    if len(set(steps.values())) == 1:
+        steps = {"every arm": next(iter(steps.values()))}
+    expected = f"about 5 % of them ({about['intervals'] / 20:.1f}) would exclude zero by chance"
+    by_chance = f" If no arm had an effect, {expected}." if about["intervals"] else ""
+    arms = [f"`{arm}`{' (baseline)' if arm == result['baseline'] else ''}" for arm in result["arms"]]
+    lines = [
+        f"# {about['study']}",
+        "",
+        f"- Date: {about['date']}. asvr {about['asvr']}.",
+        f"- Config: `{about['config']}`",
+        f"- Steps: {'; '.join(f'{arm}: {own}' for arm, own in steps.items())}",
+        f"- Arms: {', '.join(arms)}",
+        f"- Seeds: {', '.join(map(str, result['seeds']))}",
+        f"- Questions: {asked}. Scenes: {result['scenes']}.",
+        f"- Intervals: {about['intervals']}.{by_chance}",
+    ]
+    if result["left_out"]:
+        lines.append(
+            f"- These kinds are in no group and are left out: {', '.join(result['left_out'])}. So `all` is without "
+            "them. The loss and the codes are measured on all questions and images, also on those of these kinds."
+        )
+    if about["missing"]:
+        lines.append(f"- **This report is not complete.** These runs are left out: {'; '.join(about['missing'])}.")
+    if (warning := _of_few_seeds(result)) is not None:
+        lines.append(f"- **{warning[0]}** {warning[1]}")
+    return "\n".join([*lines, "", ""])
 
 
-def _gain(right_RQ: np.ndarray, other_RQ: np.ndarray, scenes_Q: np.ndarray) -> dict:
-    gain = paired_bootstrap(right_RQ, other_RQ, scenes_Q)
-    return dict(gain=gain.mean, low=gain.low, high=gain.high, p=mcnemar(right_RQ, other_RQ))
+def _of_few_seeds(result: dict) -> tuple[str, str] | None:
+    """A warning and what to do, or None."""
+    number = {arm: len(own["seeds"]) for arm, own in result["arms"].items()}
+    fewest = min(number.values())
+    arms = [arm for arm, own in number.items() if own == fewest]
+    of = "" if len(arms) == len(number) else f" of {', '.join(arms)}"
+    if fewest == 1:
+        return f"Only one seed{of}.", (
+            "The intervals do not cover other seeds. They are too narrow if seeds differ, and they nearly always do. "
+            f"Train at least {ENOUGH} seeds."
+        )
+    if fewest < ENOUGH:
+        return f"Only {fewest} seeds{of}.", (
+            "They hardly show how much seeds differ. An interval can be several times too narrow or too wide. Train at "
+            f"least {ENOUGH} seeds."
+        )
+    return None
 
 
-def _kinds(groups: dict) -> list[str]:
-    return list(dict.fromkeys(kind for kinds in groups.values() for kind in kinds))
+def _compared(result: dict) -> dict[str, dict]:
+    """The differences by group, for each arm and each further pair."""
+    arms = {arm: own["groups"] for arm, own in result["arms"].items() if arm != result["baseline"]}
+    return arms | _pairs(result)
+
+
+def _pairs(result: dict) -> dict[str, dict]:
+    return {f"{pair['first']} minus {pair['second']}": pair["groups"] for pair in result["pairs"]}
 
 
 def markdown(result: dict) -> str:
-    names, seeds = list(result["questions"]), len(result["seeds"])
-    covered = (
-        "It covers other scenes and other seeds."
-        if seeds > 1
-        else "It covers other scenes. It does not cover other seeds, because there is only one."
-    )
-    rows, gains = [], []
-    for arm, found in result["arms"].items():
-        groups = found["groups"]
-        codes = "; ".join(
-            f"{name} {' / '.join(f'{100 * value:.0f}' for value in values)}" for name, values in found["codes"].items()
-        )
-        shares = [f"{100 * groups[name]['share']:.1f}" for name in names]
-        rows.append([arm, *shares, f"{found['loss']:.3f}", codes or "-", f"{found['seconds']:.0f}"])
-        if arm != result["baseline"]:
-            gains.append([arm, *_cells(groups, names)])
-    pairs = [[f"{pair['first']} minus {pair['second']}", *_cells(pair["groups"], names)] for pair in result["pairs"]]
-    least = [f"{100 * value:.1f}" if value is not None else "-" for value in result["detectable"].values()]
-    asked = ", ".join(f"{name} {count}" for name, count in result["questions"].items())
+    """The tables."""
+    names = list(result["questions"])
     kinds = list(result["arms"][result["baseline"]]["kinds"])
     by_kind = [[arm, *(f"{100 * found['kinds'][kind]:.1f}" for kind in kinds)] for arm, found in result["arms"].items()]
+    pairs = _pairs(result)
     return "\n".join(
         [
-            f"Right answers in %, {f'mean of {seeds} seeds' if seeds > 1 else 'one seed'}. Scenes: {result['scenes']}. "
-            f"Questions: {asked}.",
-            *(
-                [f"These kinds are in no group and are left out: {', '.join(result['left_out'])}."]
-                * bool(result["left_out"])
-            ),
-            "",
-            table(
-                ["arm", *names, "loss of answers, nats per token", "codes right by depth, %", "seconds of training"],
-                rows,
-            ),
-            f"Difference from {result['baseline']!r} in percentage points: mean, 95 % confidence interval, and p of "
-            f"McNemar's test. {covered.replace('It', 'The interval', 1)} If an interval includes zero, the study has "
-            "not shown a difference. The test treats the questions of all seeds as independent, so its p is too small "
-            "if seeds differ.",
-            "",
-            table(["arm", *names], gains) if gains else "There is no other arm.\n",
-            *(["Differences between other pairs of arms.", "", table(["arms", *names], pairs)] if pairs else []),
-            "The smallest difference in percentage points that four of five studies of this size would find. It is "
-            "estimated from the runs of the baseline.",
-            "",
-            table(names, [least]),
+            *_accuracy(result, names),
+            *_differences(result, names),
+            *(["Differences between other pairs of arms.", "", table(["arms", *names], _rows(pairs))] if pairs else []),
+            *_no_interval(pairs),
+            *_least(result["detectable"], len(result["arms"][result["baseline"]]["seeds"])),
             "Right answers in % by kind of question.",
             "",
             table(["arm", *kinds], by_kind),
+            *_numbers(result),
         ]
     )
 
 
-def _cells(groups: dict, names: list[str]) -> list[str]:
+def _accuracy(result: dict, names: list[str]) -> list[str]:
+    rows, seeds = [], len(result["seeds"])
+    partial = any(found["seeds"] != result["seeds"] for found in result["arms"].values())
+    for arm, found in result["arms"].items():
+        codes = "; ".join(
+            f"{name} {' / '.join(f'{100 * value:.0f}' for value in values)}" for name, values in found["codes"].items()
+        )
+        shares = [f"{100 * found['groups'][name]['share']:.1f}" for name in names]
+        own_seeds = [", ".join(map(str, found["seeds"]))] if partial else []
+        rows.append([arm, *own_seeds, *shares, f"{found['loss']:.3f}", codes or "-", f"{found['seconds']:.0f}"])
+    measured = ["loss of answers, nats per token", "codes right by depth, %", "seconds of training"]
+    mean = "mean over the seeds of the arm" if partial else f"mean of {seeds} seeds" if seeds > 1 else "one seed"
     return [
-        f"{100 * g['gain']:+.1f} ({100 * g['low']:+.1f} to {100 * g['high']:+.1f}), p {g['p']:.2g}"
-        for g in (groups[name] for name in names)
+        f"Right answers in %, {mean}.",
+        "",
+        table(["arm", *(["seeds"] if partial else []), *names, *measured], rows),
     ]
 
 
-def _plt():
-    import matplotlib  # here: it takes a second to import
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _radar(result: dict, file: Path) -> None:
-    plt = _plt()
-    names = [name for name in result["questions"] if name != ALL]
-    angles = np.linspace(0, 2 * np.pi, len(names), endpoint=False)
-    figure, axis = plt.subplots(figsize=(7, 6), subplot_kw=dict(polar=True), layout="constrained")
-    for arm, found in result["arms"].items():
-        shares = [100 * found["groups"][name]["share"] for name in names]
-        style = dict(linewidth=2.5, color="black") if arm == result["baseline"] else dict(linewidth=1.3)
-        axis.plot([*angles, angles[0]], [*shares, shares[0]], label=plain(arm), **style)
-    axis.set_xticks(angles, [plain(name) for name in names])
-    axis.set_ylim(0, 100)
-    axis.set_title("right answers, %")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.05, 1.05), fontsize=8, frameon=False)
-    figure.savefig(file, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+def _differences(result: dict, names: list[str]) -> list[str]:
+    others = {arm: own["groups"] for arm, own in result["arms"].items() if arm != result["baseline"]}
+    covered = (
+        "The interval covers other scenes and other seeds."
+        if len(result["seeds"]) > 1
+        else "The interval covers other scenes. It does not cover other seeds, because there is only one."
+    )
+    return [
+        f"Difference from {result['baseline']!r} in percentage points: mean, 95 % confidence interval, and p of "
+        f"McNemar's test. Both arms have the same seeds and questions. {covered} If an interval includes zero, the "
+        "study has not shown a difference. The test treats the questions of all seeds as independent, so its p is too "
+        "small if seeds differ.",
+        "",
+        table(["arm", *names], _rows(others)) if others else "There is no other arm.\n",
+        *_no_interval(others),
+    ]
 
 
-def _curves(found: dict[str, list[dict]], file: Path) -> None:
-    """Plot the text loss and the first target's code accuracy over the steps of the last stage, as means over seeds."""
-    plt = _plt()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for arm, runs in found.items():
-        lines = [_last_stage(Path(run["work_dir"]) / "metrics.jsonl") for run in runs]
-        steps = [line["step"] for line in lines[0]]
-        left.plot(
-            steps,
-            np.mean([[line.get("loss_text", np.nan) for line in own] for own in lines], 0),
-            label=plain(arm),
-            linewidth=1.2,
-        )
-        keys = [key for key in lines[0][-1] if key.startswith("acc_") and isinstance(lines[0][-1][key], list)]
-        if keys:
-            values = np.mean([[np.mean(line.get(keys[0], np.nan)) for line in own] for own in lines], 0)
-            right.plot(steps, 100 * values, label=plain(f"{arm}: {keys[0][4:]}"), linewidth=1.2)
-    left.set(xlabel="step", ylabel="text loss, nats per token")
-    scale_by_logarithm(left)
-    right.set(xlabel="step", ylabel="codes predicted right, %", ylim=(0, 100))
-    for axis in (left, right):
-        if axis.lines:
-            axis.legend(fontsize=8, frameon=False)
-    figure.savefig(file, dpi=110)
-    plt.close(figure)
+def _numbers(result: dict) -> list[str]:
+    """Other numbers of targets and metrics, if an arm has any."""
+    names = list(dict.fromkeys(name for own in result["arms"].values() for name in own["numbers"]))
+    if not names:
+        return []
+    rows = [[arm, *(_number(own["numbers"].get(name)) for name in names)] for arm, own in result["arms"].items()]
+    return ["Other numbers of targets and metrics, means over seeds.", "", table(["arm", *names], rows)]
 
 
-def _last_stage(file: Path) -> list[dict]:
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line["stage"] == lines[-1]["stage"]]
+def _number(value: float | list[float] | None) -> str:
+    if value is None:
+        return "-"
+    return " / ".join(f"{number:.4g}" for number in (value if isinstance(value, list) else [value]))
+
+
+def _rows(compared: dict[str, dict]) -> list[list[str]]:
+    return [[name, *map(_cell, groups.values())] for name, groups in compared.items()]
+
+
+def _cell(found: dict) -> str:
+    p = "-" if found["p"] is None else f"{found['p']:.2g}"
+    return f"{Difference(found['gain'], found['low'], found['high'])}, p {p}"
+
+
+def _no_interval(compared: dict[str, dict]) -> list[str]:
+    """A paragraph on the differences that have no interval. compared: the groups of each row of a table."""
+    places = [
+        f"{name} ({_named(without, groups)})"
+        for name, groups in compared.items()
+        if (without := [group for group, found in groups.items() if found["low"] is None])
+    ]
+    if not places:
+        return []
+    return [
+        f"`-`: no spread, so the interval cannot be estimated: {'; '.join(places)}. The difference is the same in "
+        "every scene and with every seed there, for example because all answers are wrong (0 %) or all are right "
+        f"(100 %). This does not show that the arms are equal. {ADVICE}",
+        "",
+    ]
+
+
+def _named(groups: list[str], known: dict) -> str:
+    return "all groups" if len(groups) == len(known) > 1 else ", ".join(groups)
+
+
+def _least(detectable: dict, seeds: int) -> list[str]:
+    """The smallest differences that such a study finds."""
+    shown = [f"{100 * value:.1f}" if value is not None else "-" for value in detectable.values()]
+    lines = [
+        "The smallest difference in percentage points that four of five studies of this size would find. It is "
+        "estimated from the runs of the baseline.",
+        "",
+        table(list(detectable), [shown]),
+    ]
+    if seeds < 2:
+        return [*lines, "`-`: with one seed of the baseline it cannot be estimated. Add seeds.", ""]
+    if unknown := [name for name, value in detectable.items() if value is None]:
+        why = "no spread, so it cannot be estimated: the seeds of the baseline agree in"
+        return [*lines, f"`-`: {why} {_named(unknown, detectable)}. {ADVICE}", ""]
+    return lines

@@ -4,31 +4,20 @@ out/
   report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of asvr train)
 """
 
-import json
 import multiprocessing
 import os
 import sys
 import traceback
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 from mmengine.config import Config
 
-from asvr.base.files import sha256_of
 from asvr.base.log import logger, progress_bar
-from asvr.recipe.recipe import Recipe
+from asvr.studies.existing import require_same_arms
+from asvr.studies.results import Run, asked_folder, runs, sighted
 from asvr.studies.study_file import arm_config
-
-
-@dataclass(frozen=True)
-class Run:
-    """One arm with one seed. work_dir: its folder."""
-
-    arm: str
-    seed: int
-    work_dir: Path
 
 
 def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
@@ -36,7 +25,9 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
 
     jobs: the number of runs at the same time, see `threads_of_a_run`. All arms of one seed run before the next seed, so
     a stopped study has complete seeds. Returns a message for each run that failed. The other runs are done anyway.
+    Raises ``ValueError`` before the first run if an arm was changed after it had run, see `require_same_arms`.
     """
+    require_same_arms(study, out)
     for name, config in study.tokenizers.items():
         _train_tokenizer(config, out / "tokenizers" / name)
     waiting = runs(study, out)
@@ -102,7 +93,7 @@ def ask_all(study: Config, out: Path, *, questions: Path, image_folder: Path) ->
     """
     from asvr.benchmarks.questions import evaluate_run
 
-    for run in _sighted(study, out):
+    for run in sighted(study, out):
         evaluate_run(
             arm_config(study, run.arm, run.seed, out),
             run.work_dir,
@@ -110,79 +101,5 @@ def ask_all(study: Config, out: Path, *, questions: Path, image_folder: Path) ->
             questions=questions,
             image_folder=image_folder,
             limit=None,
-            out=_asked(run, questions),
+            out=asked_folder(run, questions),
         )
-
-
-def runs(study: Config, out: Path) -> list[Run]:
-    return [Run(arm, seed, out / arm / f"seed_{seed}") for seed in study.seeds for arm in study.arms]
-
-
-def _sighted(study: Config, out: Path) -> list[Run]:
-    """The runs whose questions come with images."""
-    blind = {arm for arm in study.arms if not _shows_images(arm_config(study, arm, study.seeds[0], out))}
-    if study.baseline in blind:
-        raise ValueError(
-            f"baseline {study.baseline!r} is asked without images, but these questions have images: "
-            "choose another baseline"
-        )
-    return [run for run in runs(study, out) if run.arm not in blind]
-
-
-def _shows_images(cfg: Config) -> bool:
-    return Recipe(cfg).last.evaluation.dataset.get("with_images", True)
-
-
-def _asked(run: Run, questions: Path) -> Path:
-    return run.work_dir / "questions" / questions.stem
-
-
-def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[str, list[dict]]:
-    """For each arm, the results of its seeds, with ``answers``, ``seconds`` of training and ``work_dir``.
-
-    The baseline comes first. questions: the file of `ask_all`, in place of the study's own questions. Raises
-    ``ValueError`` if a run is not finished, or was asked other questions than the baseline.
-    """
-    found: dict[str, list[dict]] = {}
-    expected = None
-    for run in sorted(
-        runs(study, out) if questions is None else _sighted(study, out), key=lambda run: run.arm != study.baseline
-    ):
-        result, file = _own(study, run, out) if questions is None else _others(run, questions)
-        answers = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        asked = [(answer["question"], answer["expected"]) for answer in answers]
-        expected = expected or asked
-        if asked != expected:
-            raise ValueError(
-                f"{run.work_dir}: this run was asked other questions than the baseline {study.baseline!r}: all arms "
-                "must have the same evaluation"
-            )
-        seconds = sum(
-            json.loads(done.read_text(encoding="utf-8"))["seconds"] for done in run.work_dir.glob("*/done.json")
-        )
-        found.setdefault(run.arm, []).append(dict(result, answers=answers, seconds=seconds, work_dir=str(run.work_dir)))
-    return found
-
-
-def _own(study: Config, run: Run, out: Path) -> tuple[dict, Path]:
-    """The result on the study's own questions, and its answers."""
-    stage = Recipe(arm_config(study, run.arm, run.seed, out)).last.name
-    results, file = run.work_dir / "results.json", run.work_dir / stage / "answers.jsonl"
-    result = (
-        json.loads(results.read_text(encoding="utf-8")).get(stage) if results.is_file() and file.is_file() else None
-    )
-    if result is None:
-        raise ValueError(f"{run.work_dir}: this run is not finished; run the same command without --report")
-    return result, file
-
-
-def _others(run: Run, questions: Path) -> tuple[dict, Path]:
-    folder = _asked(run, questions)
-    result = (
-        json.loads((folder / "result.json").read_text(encoding="utf-8")) if (folder / "result.json").is_file() else {}
-    )
-    if result.get("asked", {}).get("questions") != sha256_of(questions):
-        raise ValueError(
-            f"{run.work_dir}: was not asked the current questions of {questions}; run the same command without --report"
-        )
-    return result, folder / "answers.jsonl"

@@ -12,18 +12,24 @@ from scipy.optimize import brentq
 from scipy.stats import nct, t
 
 DRAWS = 10_000
+NO_SPREAD = 1e-20  # a variance of shares; rounding alone gives up to about 1e-31, one answer of a million 1e-12
 POWER = 0.8  # the share of studies that find a difference of the smallest detectable size
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between two shares of right answers (-1 to 1), with its 95 % confidence interval."""
+    """A difference between two shares of right answers (-1 to 1), with its 95 % confidence interval.
+
+    low, high: None if the interval cannot be estimated, because nothing spreads.
+    """
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
     def __str__(self) -> str:
+        if self.low is None:
+            return f"{100 * self.mean:+.1f} (-)"
         return f"{100 * self.mean:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
 
 
@@ -32,11 +38,14 @@ def paired_bootstrap(
 ) -> Difference:
     """The mean of ``right`` minus ``other``. Its interval covers other scenes and other seeds.
 
-    The variance has two parts. The part of the scenes is bootstrapped; all questions of a scene stay together. The part
-    of the seeds is the spread between runs that scenes do not explain. It is not bootstrapped, because there are few
-    seeds: with three, an interval by bootstrap would miss the true value one time in four. Student's t has the degrees
-    of freedom of both parts together (Welch and Satterthwaite). With a single run the part of the seeds is unknown and
-    left out.
+    Scenes and seeds are random, and crossed: every seed answers the questions of every scene. The variance has two
+    parts. The part of the scenes is bootstrapped; all questions of a scene stay together. The part of the seeds is the
+    spread between runs that scenes do not explain. It is not bootstrapped, because there are few seeds: with three, an
+    interval by bootstrap would miss the true value one time in four. Student's t has the degrees of freedom of both
+    parts together (Welch and Satterthwaite). With a single run the part of the seeds is unknown and left out.
+
+    There is no interval if the difference is the same in all scenes and all runs. Then nothing shows how much other
+    scenes or seeds would change it.
     """
     gains_RQ = right_RQ.astype(float) - other_RQ.astype(float)
     runs, mean = len(gains_RQ), float(gains_RQ.mean())
@@ -47,6 +56,8 @@ def paired_bootstrap(
     spread = gains_RQ.mean(1).var(ddof=1) if runs > 1 else 0.0
     of_seeds = max(spread - alone, 0.0) / runs
     variance = of_scenes + of_seeds
+    if variance < NO_SPREAD:
+        return Difference(mean, None, None)
     freedom = (runs - 1) * (variance * runs / spread) ** 2 if spread > 0 else math.inf
     half = float(t.ppf(0.975, freedom) * math.sqrt(variance))
     return Difference(mean, mean - half, mean + half)
@@ -80,17 +91,20 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def detectable(right_RQ: np.ndarray) -> float:
+def detectable(right_RQ: np.ndarray) -> float | None:
     """The smallest difference that four of five studies with as many seeds and questions would find.
 
     It is estimated from the runs of the baseline: an arm that is equally good is taken to differ from the baseline as
-    these runs differ from one another. Raises ``ValueError`` for a single run, which does not show the spread of seeds.
+    these runs differ from one another. None if these runs do not differ: their spread cannot be estimated then. Raises
+    ``ValueError`` for a single run.
     """
     runs = len(right_RQ)
     if runs < 2:
         raise ValueError("the smallest detectable difference needs at least two runs of the baseline")
     share_R = right_RQ.mean(1)
     between = np.mean([(share_R[i] - share_R[j]) ** 2 for i in range(runs) for j in range(i)])
+    if between < NO_SPREAD:
+        return None
     critical = t.ppf(0.975, runs - 1)
     steps = brentq(lambda shift: nct.sf(critical, runs - 1, shift) - POWER, 0, 50)  # in standard errors
     return float(steps * math.sqrt(between / runs))

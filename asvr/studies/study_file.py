@@ -22,7 +22,7 @@ from mmengine.config import Config
 
 from asvr.base.recipes import config_file, recipe_file
 from asvr.base.text import nearest
-from asvr.recipe.config import load_config
+from asvr.recipe.config import import_custom, load_config
 from asvr.recipe.config_file import read_config_file
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
@@ -31,6 +31,7 @@ from asvr.registry import SCOPE
 FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
 REQUIRED = ("config", "seeds", "baseline", "arms")
 MARK = "study:"
+IMPORTS = "custom_imports"
 OWN_CONFIG = "config"  # the key of an arm that names its own config
 
 
@@ -88,15 +89,27 @@ def _wrong_kinds(study: Config, out: Path) -> list[str]:
 
 
 def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
-    """The config that ``asvr train`` would run. Raises ``ValueError`` if the arm has a config of its own that differs
-    from the study's in more than its model."""
+    """The config that ``asvr train`` would run. Its modules are imported: those of the study's config and of the arm.
+
+    Raises ``ValueError`` if the arm has a config of its own that differs from the study's in more than its model and
+    these modules."""
     changes = study.arms[arm].to_dict()
-    file = changes.pop(OWN_CONFIG, study.config)
+    file, added = changes.pop(OWN_CONFIG, study.config), changes.pop(IMPORTS, None)
     cfg = load_config(file)
-    if file != study.config and (other := _other_sections(cfg, load_config(study.config))):
-        raise ValueError(
-            f"{file} differs from {study.config} in {', '.join(other)}: an arm's config may differ only in its model"
-        )
+    if file != study.config:
+        base = load_config(study.config)
+        if other := _other_sections(cfg, base):
+            raise ValueError(
+                f"{file} differs from {study.config} in {', '.join(other)}: an arm's config may differ only in its "
+                "model. To set something else, give the same change to every arm, as in dict(config='PATH', "
+                "schedule=dict(steps=100))"
+            )
+        _join_imports(cfg, base.get(IMPORTS), cfg.get(IMPORTS))
+    if added is not None:
+        if not isinstance(added, dict):
+            raise ValueError(f"{IMPORTS}={added!r}: expected dict(imports=['module', ...])")
+        _join_imports(cfg, cfg.get(IMPORTS), added)
+        import_custom(cfg[IMPORTS])
     folders = {name: out / "tokenizers" / name / "tokenizer" for name in study.tokenizers}
     try:
         cfg.merge_from_dict(_named(changes, folders))
@@ -104,6 +117,17 @@ def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
         raise ValueError(f"does not fit {file}: {error}") from error
     cfg.merge_from_dict(dict(runtime=dict(seed=seed), data=dict(cache_dir=str(out / "cache"))))
     return cfg
+
+
+def _join_imports(cfg: Config, *given: dict | None) -> None:
+    """Set ``custom_imports`` to the modules of several such fields, without duplicates."""
+    fields = [dict(own) for own in given if own is not None]
+    if not fields:
+        return
+    lists = [own.pop("imports", []) for own in fields]
+    modules = [name for own in lists for name in ([own] if isinstance(own, str) else own)]
+    options = {key: value for own in fields for key, value in own.items()}
+    cfg[IMPORTS] = dict(imports=list(dict.fromkeys(modules)), **options)
 
 
 def _is_arm(own) -> bool:
@@ -124,13 +148,13 @@ def _path(given: str, folder: Path) -> str:
 
 
 def _other_sections(cfg: Config, other: Config) -> list[str]:
-    """The keys in which two configs differ, besides their models."""
+    """The keys in which two configs differ, besides their models and the modules that they import."""
 
     def sections(config: Config) -> dict:
         whole = config.to_dict()
         stages = whole.pop("stages", {})
         found = {f"stages.{name}": {k: v for k, v in stage.items() if k != "model"} for name, stage in stages.items()}
-        return found | {key: value for key, value in whole.items() if key != "model"}
+        return found | {key: value for key, value in whole.items() if key not in ("model", IMPORTS)}
 
     first, second = sections(cfg), sections(other)
     return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))

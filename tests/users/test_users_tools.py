@@ -299,7 +299,7 @@ def test_a_figure_that_fails_is_a_warning(monkeypatch, tmp_path):
         ("asvr.engine.run.draw_summary", "run"),
         ("asvr.engine.check_data.draw_sizes", "check_data"),
         ("asvr.tokenizer_training.training.draw_levels", "tokenizer"),
-        ("asvr.studies.report._radar", "study"),
+        ("asvr.studies.report.draw_groups", "study"),
         ("asvr.profiling.throughput._draw", "throughput"),
     ],
 )
@@ -342,7 +342,7 @@ def compared(folder: Path, finished: Path):
         encoding="utf-8",
     )
     code, printed = call("tools/study.py", folder / "study.py", "--out", folder / "out", "--report")
-    assert "radar.png," not in printed and "curves.png" in printed
+    assert not any(f"{plot}.png," in printed for plot in ("radar", "bars")) and "curves.png" in printed
     return code, printed, [folder / "out" / name for name in ("report.json", "report.md", "curves.png")]
 
 
