@@ -151,6 +151,6 @@ def import_custom(custom_imports: dict) -> None:
     except (ImportError, TypeError) as error:
         cause = f" ({error.__context__})" if error.__context__ else ""
         raise ValueError(
-            f"custom_imports: {error}{cause}; expected dict(imports=['module', ...]), "
-            f"with modules that are installed or found from {here}"
+            f"custom_imports: {error}{cause}; expected dict(imports=['module', ...]), with modules that are installed "
+            f"or in {here}: start the command in the folder of the module's file, or put that folder on PYTHONPATH"
         ) from error
