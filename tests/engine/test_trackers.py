@@ -11,6 +11,7 @@ from parallel_helpers import make_config, train
 from run_helpers import read_metrics
 
 from asvr.base.log import logger
+from asvr.engine.hooks.visualizer import charts
 from asvr.engine.trackers import Trackers
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import load_recipe
@@ -201,6 +202,22 @@ def test_a_broken_list_of_earlier_runs_begins_new_runs(tmp_path, caplog, monkeyp
         caplog.clear()
         assert Trackers(None, folder).trackers == {}
         assert "runs.json cannot be read, so the trackers begin new runs" in caplog.text
+
+
+def test_numbers_that_never_change_are_no_charts():
+    kinds = dict(color=dict(accuracy=0.5, total=4), **{"is it/total": dict(accuracy=1.0, right=2, total=2)})
+    result = dict(accuracy=0.6, total=6, by_kind=kinds, losses=dict(text=1.0), refused=0, seconds=2.5, step=3)
+    assert charts(result, "validation") == {
+        "validation/accuracy": 0.6,
+        "validation/total": 6,
+        "validation/by_kind/color/accuracy": 0.5,
+        "validation/by_kind/is it/total/accuracy": 1.0,
+        "validation/losses/text": 1.0,
+    }
+    assert charts(dict(by_kind=3.0, mine=dict(total=2)), "evaluation") == {
+        "evaluation/by_kind": 3.0,
+        "evaluation/mine/total": 2,
+    }
 
 
 def test_tensorboard_gets_images_and_the_config(config, plain, tmp_path):
