@@ -1,6 +1,5 @@
 """A loss that is a mean is told before a run, and no sum is taken for one."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
