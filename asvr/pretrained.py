@@ -27,6 +27,7 @@ from asvr.data.batch import Batch
 from asvr.data.chat_template import portable_template
 from asvr.data.collate import Collate
 from asvr.data.conversation import encode_segments, segments_of
+from asvr.data.images import open_image
 from asvr.data.prompts import check_prompt
 from asvr.data.templates import build_template
 from asvr.data.text_tokenizer import TextTokenizer, save_text_tokenizer
@@ -34,6 +35,7 @@ from asvr.engine.finished import EMA, trained_with
 from asvr.engine.stages import finished_model
 from asvr.engine.training_facts import training_facts
 from asvr.evaluation.generation import PromptTooLong, generate
+from asvr.evaluation.maps import TargetMap, ValueMap, target_maps
 from asvr.models.attention import set_kernel
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.transforms import merge_transforms
@@ -129,6 +131,19 @@ class Pretrained:
                 loss, correct = linear_cross_entropy(hidden_SH, model.llm.lm_head, batch.text_target_S[own], **changes)
                 found.append((loss.item() / len(hidden_SH), int(correct) == len(hidden_SH)))
         return found
+
+    def token_maps(self, image) -> list[TargetMap | ValueMap]:
+        """Show what each reconstruction target predicts at each visual token of an image.
+
+        image: a file or an image. A target with codes gives a `TargetMap`. Any other target gives a `ValueMap` with the
+        result of its method ``inspect``, or nothing if it has no such method. The model sees the image alone, without
+        a question. Raises ``ValueError`` if the model has no reconstruction target, or if the file is no image.
+        """
+        if self.text_tokenizer is None:
+            raise ValueError(NO_TEXT_TOKENIZER)
+        if not self.model.targets:
+            raise ValueError("this model has no reconstruction target, so there is no token map")
+        return target_maps(self, open_image(image))
 
     def batch(self, prompts: list[dict], *, answered: bool = False) -> Batch:
         """The conversations of `generate` as a batch on the model's device. Each ends where its answer begins. With

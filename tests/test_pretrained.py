@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from data_helpers import byte_level
@@ -46,6 +47,23 @@ def test_a_work_dir_answers_as_its_evaluation_did(trained, tiny_run):
         record = dataset.record(int(row["id"].rsplit(":", 1)[1]))
         prompts.append(dict(images=[dataset.image(record["image"])[1]], messages=record["conversations"][:1]))
     assert trained.generate(prompts, max_new_tokens=8) == [row["answer"] for row in rows]
+
+
+def test_token_maps_show_each_visual_token(trained, pictures):
+    [found] = trained.token_maps(pictures[0])
+    rows, columns = trained.model.encoder.grid
+    assert found.name == "semantic" and found.right_RCD.shape == (rows, columns, 2)
+    assert found.probability_RCD.shape == (rows, columns, 2)
+    [same] = trained.token_maps(Image.open(pictures[0]))
+    assert np.array_equal(found.right_RCD, same.right_RCD, equal_nan=True)
+    with pytest.raises(ValueError, match="missing.png"):
+        trained.token_maps("missing.png")
+
+
+def test_a_model_without_targets_has_no_token_maps(trained, pictures, monkeypatch):
+    monkeypatch.setattr(trained.model, "targets", [])
+    with pytest.raises(ValueError, match="no reconstruction target"):
+        trained.token_maps(pictures[0])
 
 
 def test_a_folder_is_the_model_that_was_saved(trained, saved, pictures):

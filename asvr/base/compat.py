@@ -5,6 +5,7 @@ tests/base/test_compat.py fails when one is no longer needed.
 
 import copy
 import inspect
+import logging
 import os
 import stat
 import warnings
@@ -15,6 +16,23 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def hide_enum_warnings_of_torchao() -> None:
+    """Hide the warnings of torch about the enums of torchao. Call it before torchao is imported.
+
+    torchao 0.18 registers its enums as constants of torch's pytree. torch 2.14 knows enums without that, and warns.
+    transformers imports torchao if it is installed, so nearly every command would begin with these lines.
+    """
+    logging.getLogger("torch.utils._pytree").addFilter(_is_no_enum_warning_of_torchao)
+
+
+def _is_no_enum_warning_of_torchao(record: logging.LogRecord) -> bool:
+    found = record.args[0] if isinstance(record.args, tuple) and record.args else None
+    return not (getattr(found, "__module__", "").startswith("torchao.") and "is an Enum subclass" in str(record.msg))
+
+
+hide_enum_warnings_of_torchao()  # here, because a call elsewhere could come after the import of transformers
 
 
 def enable_activation_checkpointing(model, settings: dict) -> None:

@@ -3,6 +3,7 @@
 import logging
 import sys
 import weakref
+from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
@@ -104,10 +105,11 @@ def _opened(file: Path) -> logging.Handler:
         ) from error
 
 
-def set_up_logging(file: Path) -> None:
+def set_up_logging(file: Path, earlier: Sequence[str] = ()) -> None:
     """Log to the terminal and append to ``file``. Another call changes the file.
 
-    Only the first process does that. The other processes write warnings to the terminal, with their rank."""
+    earlier: warnings that the terminal has already shown, for the file alone. Only the first process logs everything.
+    The other processes write warnings to the terminal, with their rank."""
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
@@ -116,4 +118,6 @@ def set_up_logging(file: Path) -> None:
         logger.addHandler(handler)
     logger.setLevel(logging.INFO if is_main_process() else logging.WARNING)
     logger.propagate = False
+    for line in earlier if is_main_process() else ():
+        logger.handlers[-1].handle(logger.makeRecord(logger.name, logging.WARNING, "", 0, "%s", (line,), None))
     forget()

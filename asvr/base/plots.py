@@ -19,8 +19,19 @@ def plain(text: object) -> str:
 
 def scale_by_logarithm(axis) -> None:
     """Use a logarithmic y axis if it has any positive value; matplotlib cannot draw one otherwise."""
-    if isfinite(axis.dataLim.minposy):
-        axis.set_yscale("log")
+    if not isfinite(axis.dataLim.minposy):
+        return
+    from matplotlib.ticker import LogFormatter  # here: matplotlib takes a second to import
+
+    class Decimal(LogFormatter):
+        """Labels the same ticks as matplotlib does, but as ``0.6`` and not as ``6 x 10^-1``."""
+
+        def __call__(self, x, pos=None):
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(Decimal())
+    axis.yaxis.set_minor_formatter(Decimal(labelOnlyBase=False))
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
 def main() -> None:
     args = parser().parse_args()
     keep_freed_memory()
-    from asvr.recipe.config import load_config  # here: --help need not wait for torch
+    from asvr.recipe.config import load_config, options_without_effect  # here: --help need not wait for torch
 
     options = parse_cfg_options(args.cfg_options)
     if args.seed is not None:
@@ -65,4 +65,10 @@ def main() -> None:
         return
     from asvr.engine.run import run
 
-    run(cfg, args.work_dir or Path("work_dirs") / Path(args.config).stem, only=args.stage, resume=args.resume)
+    run(
+        cfg,
+        args.work_dir or Path("work_dirs") / Path(args.config).stem,
+        only=args.stage,
+        resume=args.resume,
+        warnings=options_without_effect(cfg, options),
+    )

@@ -28,6 +28,12 @@ from asvr.recipe.images import images_of_stages, record_of_image
 from asvr.recipe.recipe import CACHE, Recipe
 from asvr.registry import ENCODERS
 
+STATISTICS = dict(  # the results of `fit` in words, for the log
+    usage="codes in use, %",
+    perplexity="perplexity of the codes",
+    relative_error="squared error / variance of the features",
+)
+
 
 @dataclass
 class Prepared:
@@ -214,7 +220,7 @@ def _fit(
     statistics = tokenizer.fit(batches, seed=seed, **target["fit"])
     tokenizer.save_pretrained(folder)
     for name, values in statistics.items():
-        logger.info("  %s by depth: %s", name, ", ".join(f"{value:.3f}" for value in values))
+        logger.info("  %s, by depth: %s", STATISTICS.get(name, name), ", ".join(f"{value:.3f}" for value in values))
 
 
 def _with_tokens(batches: Iterable[Tensor], keys: list[str], images: dict, layout: ImageLayout) -> Iterator[Tensor]:

@@ -1,6 +1,7 @@
 """Runs ``asvr train``: checks, prepares, trains all stages, evaluates them, and draws the summary."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -38,21 +39,23 @@ AUTO, NEVER = "auto", "never"
 
 
 @interruptible()
-def run(cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = AUTO) -> dict:
+def run(
+    cfg: Config, work_dir: Path, *, only: str | None = None, resume: str = AUTO, warnings: Sequence[str] = ()
+) -> dict:
     """Run all stages of a config, or ``only`` one, and return the results by stage.
 
     resume: ``auto`` goes on from the state of ``work_dir``. ``never`` starts from the beginning, and renames the old
-    run. A folder: go on from this checkpoint. With several processes, the first one writes all files. Raises
-    `asvr.base.interruption.Interrupted` if a signal ends the run.
+    run. A folder: go on from this checkpoint. warnings: those from before the run, for ``train.log``. With several
+    processes, the first one writes all files. Raises `asvr.base.interruption.Interrupted` if a signal ends the run.
     """
     check_config(cfg)
     recipe = Recipe(cfg)
     stages = [recipe.stages[only]] if only in recipe.stages else recipe.stages.values()
     with processes({stage.name: stage.parallel for stage in stages}, recipe.runtime.device):
-        return _run(recipe, work_dir, only, resume)
+        return _run(recipe, work_dir, only, resume, warnings)
 
 
-def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
+def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str, warnings: Sequence[str]) -> dict:
     if only is not None and only not in recipe.stages:
         raise ValueError(f"--stage {only}: the config has no such stage; expected one of {list(recipe.stages)}")
     running = recipe if only is None else recipe.only(only)
@@ -72,7 +75,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str) -> dict:
     wait()
     if only is not None:
         require_start(recipe, only, work_dir)
-    set_up_logging(work_dir / "train.log")
+    set_up_logging(work_dir / "train.log", warnings)
     recover(work_dir, chosen, checkpoint)
     check_run(recipe, chosen, text_tokenizer, work_dir)
     if get_world_size() == 1:

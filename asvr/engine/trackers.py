@@ -98,7 +98,8 @@ class TensorBoard(Tracker):
             writer = self.backend.experiment
             writer.close()  # the next scalar begins a new file, whose first event hides later steps of the old files
             writer.purge_step = step + 1
-        super().begin(settings, step)
+        text = Config(settings).pretty_text  # TensorBoard reads Markdown: without a code block, lines run together
+        self.backend.experiment.add_text("config", f"```python\n{text}\n```")
 
 
 class WandB(Tracker):

@@ -57,7 +57,7 @@ def _curves(axis, lines: list[dict], stages: list[str]) -> None:
         offset += own[-1]["steps"]
     for key in keys:
         axis.plot([], [], color=colors[key], label=plain(key.removeprefix("loss_")))
-    axis.set(xlabel="step", ylabel="loss (words, codes: nats a token)")
+    axis.set(xlabel="step", ylabel="loss (text, codes: nats per token)")
     scale_by_logarithm(axis)
     axis.legend(frameon=False, fontsize=8)
 
@@ -86,6 +86,8 @@ def _depths(axis, lines: list[dict], stage: str) -> None:
         axis.set(ylabel="codes predicted right, %", ylim=(0, 100))
     else:
         _own_metrics(axis, lines)
+    if axis.lines and not axis.get_ylabel():
+        axis.set_ylabel("metrics of the targets")
     if axis.lines:
         axis.legend(frameon=False, fontsize=8)
     else:
@@ -132,7 +134,7 @@ def _examples(figure, examples: list[dict]) -> None:
     for column, example in enumerate(examples):
         image, share = axes[0, column], axes[1, column]
         image.imshow(Image.open(example["image"]).convert("RGB"))
-        mark = "right" if example["right"] else f"wrong: {plain(example['expected'])}"
+        mark = "right" if example["right"] else f"wrong, expected: {plain(example['expected'])}"
         image.set_title(f"{plain(example['question'])}\n{plain(example['answer'])} ({mark})", fontsize=7)
         name, values = next(iter(example["maps"].items()))
         drawn = share.imshow(np.array(values), vmin=0, vmax=1, cmap="viridis")

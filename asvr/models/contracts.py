@@ -18,6 +18,7 @@ from asvr.data.transforms import blank_pixels
 from asvr.models.batches import full_batch
 from asvr.models.encoders.composite import CompositeEncoder
 from asvr.models.llms import HFCausalLM
+from asvr.models.loss_sums import is_mean
 from asvr.models.targets import CodeTarget, Seen, Target
 from asvr.models.tokenizers.base import INTEGERS
 from asvr.registry import ENCODERS, HEADS, LLMS, LOSSES, PROJECTORS, TARGETS, VISUAL_TOKENIZERS, FullRegistry
@@ -164,6 +165,11 @@ def _check_target_on(layout: Layout, target: Target, model: nn.Module) -> None:
         raise _Broken(f"inspect(seen, truth) is {type(shown).__name__}, expected None, or a tensor by name")
     for name, value in (shown or {}).items():
         _expect(f"{name!r} of inspect(seen, truth)", value, images, model.encoder.num_tokens)
+    if is_mean(target, model, layout, truth):
+        raise _Broken(
+            "the first result of loss(seen, truth) is as large for two samples as for one, so it is a mean: return the "
+            "sum over all positions (reduction='sum', or .sum()), which the library divides"
+        )
 
 
 def _reading(what: str, given: dict, by: str, call: Callable):

@@ -41,7 +41,8 @@ def load_config(path: str | Path, cfg_options: dict | None = None) -> Config:
         if (why := misfit(cfg._cfg_dict, _nested(key, value))) is not None:
             raise ValueError(f"--cfg-options {key}={value!r} does not fit {path}: {why}")
         cfg.merge_from_dict({key: value})
-    _check_options(cfg, cfg_options or {})
+    for line in options_without_effect(cfg, cfg_options or {}):
+        logging.getLogger("asvr").warning("%s", line)
     cfg.setdefault("default_scope", SCOPE)
     init_default_scope(cfg.default_scope)
     if "custom_imports" in cfg:
@@ -66,12 +67,13 @@ def dump_config(cfg: Config, file: Path) -> None:
     replace_text(file, "\n".join(sections))
 
 
-def _check_options(cfg: Config, options: dict) -> None:
-    """Report an option that has no effect in a stage, because the stage has its own value.
+def options_without_effect(cfg: Config, options: dict) -> list[str]:
+    """One line for each of the ``cfg_options`` that some stages ignore, because they have their own value.
 
-    If this is so in all stages, it is an error, else a warning."""
+    Raises ``ValueError`` if all stages ignore one."""
     stages = cfg.get("stages")
     dicts = {n: stage for n, stage in stages.items() if isinstance(stage, dict)} if isinstance(stages, dict) else {}
+    lines = []
     for key, value in options.items():
         shadowed = [
             name
@@ -84,7 +86,8 @@ def _check_options(cfg: Config, options: dict) -> None:
         example = f"stages.{shadowed[0]}.{key}"
         if len(shadowed) == len(stages):
             raise ValueError(f"{message}: name the stage, as in {example}={value!r}")
-        logging.getLogger("asvr").warning("%s. To change it, use %s", message, example)
+        lines.append(f"{message}. To change it, use {example}")
+    return lines
 
 
 def _sets(value, path: list[str]) -> bool:
@@ -151,6 +154,6 @@ def import_custom(custom_imports: dict) -> None:
     except (ImportError, TypeError) as error:
         cause = f" ({error.__context__})" if error.__context__ else ""
         raise ValueError(
-            f"custom_imports: {error}{cause}; expected dict(imports=['module', ...]), "
-            f"with modules that are installed or found from {here}"
+            f"custom_imports: {error}{cause}; expected dict(imports=['module', ...]), with modules that are installed "
+            f"or in {here}: start the command in the folder of the module's file, or put that folder on PYTHONPATH"
         ) from error

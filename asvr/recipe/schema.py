@@ -223,7 +223,10 @@ SCHEDULE = dict(
 EVALUATION = dict(
     QUESTIONS,
     num_examples=count(
-        0, default=6, doc="The number of images that `summary.png` shows, with a map of the right visual tokens."
+        0,
+        default=6,
+        doc="The number of images that `summary.png` shows, each with a map of the right visual tokens. Only targets "
+        "with codes have such a map. If there is none, `summary.png` has no images.",
     ),
 )
 

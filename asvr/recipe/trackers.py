@@ -85,9 +85,7 @@ def require_packages(visualizer: dict | None) -> None:
 
     visualizer: the section of a `Stage`.
     """
-    for i, entry in enumerate((visualizer or {}).get("vis_backends", ())):
+    for entry in (visualizer or {}).get("vis_backends", ()):
         package = _PACKAGES.get(entry["type"])
         if package is not None and find_spec(package) is None:
-            raise ValueError(
-                f"visualizer.vis_backends[{i}].type={entry['type']!r} needs {package}: pip install {package}"
-            )
+            raise ValueError(f"visualizer: the tracker {package!r} needs {package}: pip install {package}")

@@ -11,6 +11,7 @@ from parallel_helpers import make_config, train
 from run_helpers import read_metrics
 
 from asvr.base.log import logger
+from asvr.engine.hooks.visualizer import charts
 from asvr.engine.trackers import Trackers
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import load_recipe
@@ -103,7 +104,7 @@ def test_a_wrong_tracker_is_told_with_the_nearest_name(config, given, message):
 
 def test_a_missing_package_is_told_before_anything_is_done(config, tmp_path, monkeypatch):
     monkeypatch.setattr("asvr.recipe.trackers.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="type='MLflowVisBackend' needs mlflow: pip install mlflow"):
+    with pytest.raises(ValueError, match="^visualizer: the tracker 'mlflow' needs mlflow: pip install mlflow$"):
         run(config, tmp_path / "run", "mlflow")
     assert not (tmp_path / "run").exists()
 
@@ -203,6 +204,22 @@ def test_a_broken_list_of_earlier_runs_begins_new_runs(tmp_path, caplog, monkeyp
         assert "runs.json cannot be read, so the trackers begin new runs" in caplog.text
 
 
+def test_numbers_that_never_change_are_no_charts():
+    kinds = dict(color=dict(accuracy=0.5, total=4), **{"is it/total": dict(accuracy=1.0, right=2, total=2)})
+    result = dict(accuracy=0.6, total=6, by_kind=kinds, losses=dict(text=1.0), refused=0, seconds=2.5, step=3)
+    assert charts(result, "validation") == {
+        "validation/accuracy": 0.6,
+        "validation/total": 6,
+        "validation/by_kind/color/accuracy": 0.5,
+        "validation/by_kind/is it/total/accuracy": 1.0,
+        "validation/losses/text": 1.0,
+    }
+    assert charts(dict(by_kind=3.0, mine=dict(total=2)), "evaluation") == {
+        "evaluation/by_kind": 3.0,
+        "evaluation/mine/total": 2,
+    }
+
+
 def test_tensorboard_gets_images_and_the_config(config, plain, tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -211,7 +228,8 @@ def test_tensorboard_gets_images_and_the_config(config, plain, tmp_path):
     events = EventAccumulator(str(work_dir / "finetune" / "vis_data")).Reload()
     assert {"validation/sample_0", "evaluation/sample_0"} <= set(events.Tags()["images"])
     assert [image.step for image in events.Images("validation/sample_0")] == [2, 4]
-    assert "config/text_summary" in events.Tags()["tensors"]
+    [text] = events.Tensors("config/text_summary")[0].tensor_proto.string_val
+    assert text.startswith(b"```python\n") and text.endswith(b"\n```") and b"\nwork_dir = " in text
 
 
 def test_wandb_gets_everything_offline_in_one_run(config, plain, tmp_path, monkeypatch):

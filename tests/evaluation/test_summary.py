@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
+from asvr.base.plots import scale_by_logarithm
 from asvr.evaluation import summary
 
 
@@ -22,6 +23,25 @@ def drawn(tmp_path, monkeypatch):
         return labels
 
     return draw
+
+
+def test_ticks_of_a_logarithmic_axis_are_plain_numbers():
+    figure, axis = plt.subplots()
+    axis.plot([1, 2], [0.55, 0.95])
+    scale_by_logarithm(axis)
+    figure.canvas.draw()
+    texts = [text.get_text() for text in (*axis.get_yticklabels(), *axis.get_yticklabels(minor=True))]
+    plt.close(figure)
+    assert {"0.6", "0.9"} <= set(texts) and not any("10" in text for text in texts)
+
+
+def test_the_axis_of_own_metrics_has_a_label(tmp_path, monkeypatch):
+    line = dict(stage="train", step=1, steps=1, loss_text=2.0, loss_own=1.0, cosine_own=0.5)
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    labels = []
+    monkeypatch.setattr(plt, "close", lambda figure: labels.extend(axis.get_ylabel() for axis in figure.axes))
+    summary.draw_summary(tmp_path, {})
+    assert labels[:2] == ["loss (text, codes: nats per token)", "metrics of the targets"]
 
 
 def _words(figure) -> list[str]:

@@ -1,5 +1,7 @@
 """Sends the logs of a run to the trackers that ``visualizer`` of a config names."""
 
+import re
+
 import numpy as np
 from mmengine.hooks import Hook
 
@@ -26,13 +28,24 @@ def scalars(record: dict, prefix: str) -> dict[str, float]:
     return found
 
 
+def charts(result: dict, kind: str) -> dict[str, float]:
+    """The numbers of an evaluation that are worth a chart. kind: the first part of their names.
+
+    The sizes of kinds of questions are the same each time. They, the refused questions and the seconds are in
+    ``results.json`` only."""
+    left_out = (f"{kind}/refused", f"{kind}/seconds")
+    sizes = re.compile(rf"{re.escape(kind)}/by_kind/.*/(right|total)")
+    found = scalars(result, kind)
+    return {name: value for name, value in found.items() if name not in left_out and not sizes.fullmatch(name)}
+
+
 def log_evaluation(
     trackers: Trackers, stage: Stage, kind: str, result: dict, images: dict[str, np.ndarray], step: int
 ) -> None:
     """Log the result of an evaluation to the run of its stage, at the stage's last step. kind: the first part of its
     names."""
     trackers.begin(stage, step)
-    trackers.scalars(scalars(result, kind), step)
+    trackers.scalars(charts(result, kind), step)
     for name, image in images.items():
         trackers.image(f"{kind}/{name}", image, step)
     trackers.close()
@@ -56,7 +69,8 @@ class VisualizerHook(Hook):
             self.trackers.begin(self.stage, runner.iter)
 
     def after_log(self, runner, kind: str, record: dict) -> None:
-        self.trackers.scalars(scalars(record, kind), record["step"])
+        numbers = scalars(record, kind) if kind == "train" else charts(record, kind)
+        self.trackers.scalars(numbers, record["step"])
 
     def after_images(self, runner, kind: str, images: dict[str, np.ndarray]) -> None:
         for name, image in images.items():

@@ -226,12 +226,16 @@ class SemanticTokenizer(VisualTokenizer):
             self._kmeans(sample, iterations, generator, progress)
         self.statistics = self.quantizer.statistics(torch.cat(sample))
         self.source = None
-        logger.info("semantic tokenizer: k-means, then %d EMA steps (%d dead codes restarted)", steps, restarted)
+        logger.info(
+            "semantic tokenizer: codebooks fitted by k-means on the first vectors, then by one EMA update for each "
+            "later batch (%d updates; %d codes that no vector used were restarted)",
+            *(steps, restarted),
+        )
         return self.statistics
 
     def _kmeans(self, sample: list[Tensor], iterations: int, generator: torch.Generator, progress: bool) -> None:
-        total = iterations * self.depth
-        with tqdm(total=total, desc="k-means", unit="pass", disable=not progress) as bar:
+        total, what = iterations * self.depth, f"k-means, {self.depth} depths x {iterations} iterations"
+        with tqdm(total=total, desc=what, unit="iteration", disable=not progress) as bar:
             vectors = torch.cat(sample)
             self.quantizer.kmeans(vectors, iterations=iterations, generator=generator, on_iteration=bar.update)
 

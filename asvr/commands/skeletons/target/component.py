@@ -30,10 +30,22 @@ class MyComponent(Target):
 
     def loss(self, seen, truth):
         """Return the loss summed over the positions, and the sum of each metric."""
-        source_P, token_P = self.places(seen)  # rows of the hidden states, and the visual tokens that they predict
-        truth_PE = truth["features"].flatten(0, 1)
-        truth_PE = truth_PE if token_P is None else truth_PE[token_P]  # None: all tokens, in order
-        predicted_PE = self.head(seen.hidden[self.tap][source_P].float())
+        predicted_PE, truth_PE, _ = self.compared(seen, truth)
         loss = F.mse_loss(predicted_PE, truth_PE, reduction="none").mean(-1).sum()
         cosine = F.cosine_similarity(predicted_PE.detach(), truth_PE, dim=-1).sum()
         return loss, dict(cosine=cosine)
+
+    def inspect(self, seen, truth):
+        """Return maps to look at: numbers (I, N) by name, and NaN where a token has none. The method is optional."""
+        predicted_PE, truth_PE, token_P = self.compared(seen, truth)
+        images = seen.batch.num_images
+        found = predicted_PE.new_full((images * self.num_tokens,), float("nan"))
+        found[slice(None) if token_P is None else token_P] = F.cosine_similarity(predicted_PE, truth_PE, dim=-1)
+        return dict(cosine=found.view(images, self.num_tokens))
+
+    def compared(self, seen, truth):
+        """Return the predicted features, the true ones, and the visual token of each."""
+        source_P, token_P = self.places(seen)  # rows of the hidden states, and the visual tokens that they predict
+        truth_PE = truth["features"].flatten(0, 1)
+        truth_PE = truth_PE if token_P is None else truth_PE[token_P]  # None: all tokens, in order
+        return self.head(seen.hidden[self.tap][source_P].float()), truth_PE, token_P

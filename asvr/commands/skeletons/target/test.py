@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 from my_component import MyComponent
+from PIL import Image
 from torch import nn
 
+import asvr
 from asvr.engine.run import run
 from asvr.recipe.config import load_config
 
@@ -27,3 +29,6 @@ def test_two_steps_train(tmp_path, monkeypatch):
     config = load_config("my_component_mini.py", SMALL)
     results = run(config, tmp_path / "run")
     assert results["train"]["total"] > 0  # questions that were answered
+    loaded = asvr.load(tmp_path / "run", device="cpu")
+    [found] = loaded.token_maps(Image.new("RGB", (64, 64)))  # what `inspect` returns
+    assert found.values_RC["cosine"].shape == loaded.model.encoder.grid
