@@ -36,8 +36,8 @@ INTRO = f"""This page lists every recipe that comes with the library. `asvr trai
   only an earlier stage has is not counted.
 - **trained**, **TFLOPs**, **memory**: one value for each stage, in the order of the stages.
 - **TFLOPs**: for a training step on one sample, which is one image and {SAMPLE.text_tokens} text tokens. A stage whose
-  data set leaves images out (`with_images=False`) has only the text. A multiply-accumulate is 2 FLOPs. Features and codes from a cache are not counted. Results that activation checkpointing
-  computes twice are counted twice.
+  data set leaves images out (`with_images=False`) has only the text. A multiply-accumulate is 2 FLOPs. Features and
+  codes from a cache are not counted. Results that activation checkpointing computes twice are counted twice.
 - **memory**: the memory plan for one card that holds everything, in GB (1e9 bytes), with the `micro_batch` and
   `max_length` of the config. Several cards share most of it: `asvr plan NAME --plan 1x8`.
 
