@@ -151,6 +151,15 @@ def forward_parts(model: nn.Module, sample: Sample) -> list[Part]:
     return parts
 
 
+def text_parts(model: nn.Module, sample: Sample) -> list[Part]:
+    """The parts of a model's forward pass on a sample without an image: LLM blocks and LM head, as `forward_parts`."""
+    llm, dtype = model.llm, next(model.llm.parameters()).dtype
+    row = (1, sample.text_tokens, llm.hidden_size)
+    blocks, last = _with_last(lambda: flops_of(lambda x: llm.hidden(x)[-1], [llm], row, dtype=dtype), llm)
+    head = _classifiers("LM head", "llm", [model.text_classifier()], (sample.text_tokens, llm.hidden_size))
+    return [Part(LLM_BLOCKS, "llm", blocks, last), head]
+
+
 def _code_parts(target: CodeTarget, hidden_size: int) -> list[Part]:
     tokenizer, head, positions = target.tokenizer, target.head, target.positions.per_image
     depth, code_width = tokenizer.depth, tokenizer.code_width

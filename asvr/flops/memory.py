@@ -96,7 +96,8 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     """Plan the memory of a stage. model: from `asvr.recipe.preflight.build_meta`; it cannot be used afterwards.
 
     The largest micro-batch is assumed: rows of ``data.max_length`` tokens with one image each, or one packed row of the
-    largest length, with images that have a short text each. All text is supervised.
+    largest length, with images that have a short text each. There are no images if the data set leaves them out. All
+    text is supervised.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     # Gradients are float32. The optimiser holds the bits that half-precision weights do not have.
@@ -175,11 +176,18 @@ def _without_classifiers(head: nn.Module) -> list[nn.Module]:
     return [module for name, module in head.named_children() if name != "classifiers"]
 
 
+def leaves_images_out(data: Config) -> bool:
+    """Whether the section ``data`` says that the training samples have no images, as for a blind model."""
+    return not (data.get("train") or {}).get("with_images", True)
+
+
 def largest_micro_batch(data: Config, image: Layout) -> tuple[int, int, int]:
     """The largest micro-batch: rows, tokens of a row, and images. image: the layout of the largest image."""
     limits = pack_limits(data)
     if limits is None:
-        return data.micro_batch, data.max_length, data.micro_batch
+        return data.micro_batch, data.max_length, 0 if leaves_images_out(data) else data.micro_batch
+    if leaves_images_out(data):
+        return 1, limits["max_tokens"], 0
     fit = max(1, limits["max_tokens"] // (image.num_tokens + SHORT_TEXT))
     return 1, limits["max_tokens"], min(fit, max(1, (limits["max_images"] or fit) // image.num_crops))
 

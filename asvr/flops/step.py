@@ -11,8 +11,17 @@ from torch import nn
 
 from asvr.data.batch import Batch
 from asvr.data.layouts import layout_config
-from asvr.flops.count import LLM_BLOCKS, Part, Sample, counted_positions, flops_of, forward_parts, training_factor
-from asvr.flops.memory import in_one_line
+from asvr.flops.count import (
+    LLM_BLOCKS,
+    Part,
+    Sample,
+    counted_positions,
+    flops_of,
+    forward_parts,
+    text_parts,
+    training_factor,
+)
+from asvr.flops.memory import in_one_line, leaves_images_out
 from asvr.models.trainable import trained_shares
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe, Stage
@@ -107,18 +116,24 @@ class StepFlops:
 
 def parts_by_stage(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> dict[str, list[Part]]:
     """The parts of the forward pass by stage. A stage is counted again if its transforms, targets or image layout
-    differ from those of the stages before."""
+    differ from those of the stages before. If its data set leaves images out, only the sample's text is counted."""
     found: dict[str, list[Part]] = {}
     for name, model in models.items():
         own = _counted_by(recipe.stages[name])
         known = next((parts for n, parts in found.items() if _counted_by(recipe.stages[n]) == own), None)
-        found[name] = known or forward_parts(model, sample)
+        count = text_parts if leaves_images_out(recipe.stages[name].data) else forward_parts
+        found[name] = known or count(model, sample)
     return found
 
 
 def _counted_by(stage: Stage) -> tuple:
     """The settings of a stage that change FLOPs."""
-    return stage.model_transforms, layout_config(stage.model), stage.model.get("reconstruction")
+    return (
+        leaves_images_out(stage.data),
+        stage.model_transforms,
+        layout_config(stage.model),
+        stage.model.get("reconstruction"),
+    )
 
 
 def step_flops(stage: Stage) -> StepFlops | None:

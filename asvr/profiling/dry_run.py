@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from torch import nn
 
 from asvr.data.layouts import Layout, layout_config
 from asvr.flops.count import Part, Sample, recomputed_parts, training_factor
-from asvr.flops.memory import MACHINES, USABLE, MemoryPlan, in_one_line, largest_micro_batch, plan_memory
+from asvr.flops.memory import (
+    MACHINES,
+    USABLE,
+    MemoryPlan,
+    in_one_line,
+    largest_micro_batch,
+    leaves_images_out,
+    plan_memory,
+)
 from asvr.flops.step import parts_by_stage
 from asvr.models.checkpointing import MODES
 from asvr.models.targets import CodeTarget, grids_of
@@ -135,9 +144,12 @@ def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module]) -> Table | str:
 def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table:
     """The table of FLOPs. The column ``forward`` counts each part in the first stage that has it. The other columns
     count their own stage."""
+    sample = _that_fits(recipe, models, sample)
+    blind = [name for name, stage in recipe.stages.items() if leaves_images_out(stage.data)]
     by_stage = parts_by_stage(recipe, models, sample)
-    parts = {part.name: part for own in reversed(by_stage.values()) for part in own}
-    parts = {part.name: part for own in by_stage.values() for part in own} | parts
+    seeing = [own for name, own in by_stage.items() if name not in blind] or list(by_stage.values())
+    parts = {part.name: part for own in reversed(seeing) for part in own}
+    parts = {part.name: part for own in seeing for part in own} | parts
     factors = step_factors(recipe, models)
     forward = sum(part.flops for part in parts.values())
     unit, scale = ("TFLOPs", 1e12) if forward >= 1e11 else ("MFLOPs", 1e6)
@@ -148,10 +160,10 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
         *(f"training step, {name}" for name in recipe.stages),
         caption=(
             f"One sample = 1 image ({_image_tokens(models)} tokens) and {sample.text_tokens} text tokens, all "
-            "supervised. The number in brackets is the cost of a training step in forward passes: 0 if data.cache has "
-            "the result, 1 if no gradient is needed, 2 if a gradient only passes through, 3 if the weights are trained "
-            "(between 2 and 3: some of them). Nearly 1 is added if the backward pass computes the forward pass again "
-            "(activation_checkpointing='full')."
+            f"supervised. {_without(blind)}The number in brackets is the cost of a training step in forward passes: "
+            "0 if data.cache has the result, 1 if no gradient is needed, 2 if a gradient only passes through, 3 if the "
+            "weights are trained (between 2 and 3: some of them). Nearly 1 is added if the backward pass computes the "
+            "forward pass again (activation_checkpointing='full')."
         ),
     )
     stages = list(recipe.stages.values())
@@ -171,6 +183,23 @@ def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Tabl
     table.add_section()
     table.add_row("sum", _number(forward / scale), *(_number(total / scale) for total in totals))
     return table
+
+
+def _that_fits(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Sample:
+    """The sample, with less text if an image and this text are longer than a sample may be (``data.max_length``)."""
+    room = [
+        stage.data.max_length - models[name].layout.largest().num_tokens
+        for name, stage in recipe.stages.items()
+        if not leaves_images_out(stage.data)
+    ]
+    return replace(sample, text_tokens=max(1, min([sample.text_tokens, *room])))
+
+
+def _without(blind: list[str]) -> str:
+    """A sentence about the stages whose data set leaves images out, or nothing."""
+    if not blind:
+        return ""
+    return f"{'Stage' if len(blind) == 1 else 'Stages'} {', '.join(blind)}: the same text without the image. "
 
 
 def step_factors(recipe: Recipe, models: dict[str, nn.Module]) -> dict[str, Callable[[Part], float]]:
@@ -208,7 +237,8 @@ def _number(value: float) -> str:
 
 def _micro_batch(stage: Stage, image: Layout) -> str:
     rows, tokens, images = largest_micro_batch(stage.data, image)
-    return f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens with {images} images in all"
+    seen = f"with {images} images in all" if images else "without images"
+    return f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens {seen}"
 
 
 def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layout]) -> Table:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from asvr.data.transforms import blank_pixels, move
 from asvr.flops.analytic import formulas
 from asvr.flops.count import Part, Sample, recomputed_parts, training_factor
-from asvr.flops.memory import plan_memory
+from asvr.flops.memory import leaves_images_out, plan_memory
 from asvr.flops.step import parts_by_stage
 from asvr.models.attention import use_attention
 from asvr.models.targets import CodeTarget
@@ -65,8 +65,10 @@ def flops_report(cfg: Config, sample: Sample) -> dict:
     """Forward FLOPs of each part, counted in three ways, and FLOPs of a training step by stage, online and cached."""
     recipe = Recipe(cfg)
     models = {name: build_meta(stage).eval() for name, stage in recipe.stages.items()}
-    by_stage, model = parts_by_stage(recipe, models, sample), models[recipe.first.name]
-    parts = by_stage[recipe.first.name]
+    seeing = (name for name, stage in recipe.stages.items() if not leaves_images_out(stage.data))
+    shown = next(seeing, recipe.first.name)
+    by_stage, model = parts_by_stage(recipe, models, sample), models[shown]
+    parts = by_stage[shown]
     use_attention(model, "sdpa", None)  # transformers' own mask cannot be made on the meta device
     by_formula, by_torch = formulas(model, sample), counted_by_torch(model, sample)
     rows = [

@@ -11,6 +11,7 @@ from _pages.tables import page, table
 from asvr.base.files import replace_text
 from asvr.base.recipes import RecipeFile, list_recipes
 from asvr.flops.count import Sample
+from asvr.flops.memory import leaves_images_out
 from asvr.profiling.sizes import recipe_sizes
 from asvr.recipe.config import PUBLISHED
 from asvr.recipe.recipe import Recipe, load_recipe
@@ -34,9 +35,9 @@ INTRO = f"""This page lists every recipe that comes with the library. `asvr trai
 - **parameters**: all parameters of the model of the last stage, with frozen parts and visual tokenizers. A target that
   only an earlier stage has is not counted.
 - **trained**, **TFLOPs**, **memory**: one value for each stage, in the order of the stages.
-- **TFLOPs**: for a training step on one sample, which is one image and {SAMPLE.text_tokens} text tokens. A
-  multiply-accumulate is 2 FLOPs. Features and codes from a cache are not counted. Results that activation checkpointing
-  computes twice are counted twice.
+- **TFLOPs**: for a training step on one sample, which is one image and {SAMPLE.text_tokens} text tokens. A stage whose
+  data set leaves images out (`with_images=False`) has only the text. A multiply-accumulate is 2 FLOPs. Features and
+  codes from a cache are not counted. Results that activation checkpointing computes twice are counted twice.
 - **memory**: the memory plan for one card that holds everything, in GB (1e9 bytes), with the `micro_batch` and
   `max_length` of the config. Several cards share most of it: `asvr plan NAME --plan 1x8`.
 
@@ -123,9 +124,10 @@ def size_key(recipe: Recipe) -> str:
     stages = []
     for stage in recipe.stages.values():
         own = stage.to_dict()
+        blind = dict(blind=True) if leaves_images_out(stage.data) else {}
         del own["data"]["train"]
         sections = {name: _without(value) if isinstance(value, dict) else value for name, value in own.items()}
-        stages.append([stage.name, stage.init, _without(sections)])
+        stages.append([stage.name, stage.init, _without(sections) | blind])
     return hashlib.sha256(json.dumps(stages, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

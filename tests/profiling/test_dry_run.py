@@ -83,3 +83,14 @@ def test_heads_of_a_later_stage_are_in_the_total():
     text = dry_run(load_config(ROOT / "configs/targets/vicuna7b/metamorph.py"))
     total, pretrain, finetune = row(text, "│ heads ")[2:]
     assert pretrain == "0" and total == finetune != "0"
+
+
+def test_a_stage_without_images_is_counted_without_them():
+    text = dry_run(load_config(ROOT / "configs/asvr_mini.py"))
+    words = " ".join(text.split())
+    assert "1 image (16 tokens) and 112 text tokens, all supervised. " in words
+    assert "Stage blind: the same text without the image. " in words
+    assert "blind 64 rows of 128 tokens without images, pretrain 64 rows of 128 tokens with 64 images" in words
+    assert row(text, "│ head semantic")[2] == "" != row(text, "│ head semantic")[3]
+    blind, seeing = (float(row(text, "│ LLM blocks")[i].split()[0]) for i in (2, 3))
+    assert 112 / 128 > blind / seeing > (112 / 128) ** 2

@@ -16,7 +16,7 @@ CONFIG = Path(__file__).parents[2] / "configs/examples/lora.py"
 
 @pytest.fixture(scope="module")
 def sizes() -> dict:
-    return recipe_sizes(load_recipe(CONFIG), Sample())
+    return recipe_sizes(load_recipe(CONFIG), Sample(text_tokens=128 - 16))  # data.max_length without the image
 
 
 def test_sizes_are_those_of_the_dry_run(sizes):

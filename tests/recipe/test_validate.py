@@ -389,6 +389,13 @@ def test_a_stage_is_merged_as_a_file_over_its_base():
         Recipe(cfg).stage("tune")
 
 
+def test_a_module_that_is_not_found_is_told_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("custom_imports = dict(imports=['edge_bins'], allow_failed_imports=False)")
+    with pytest.raises(ValueError, match="edge_bins.*start the command in the folder .*or put .* PYTHONPATH"):
+        load_config(tmp_path / "own.py")
+
+
 def test_an_option_that_stages_replace_is_told(tmp_path, caplog):
     (tmp_path / "base.py").write_text(f"stages = {dict(a=dict(optim=dict(lr=1.0)), b=dict(data=dict(_delete_=True)))}")
     file = str(tmp_path / "base.py")
