@@ -7,7 +7,7 @@ model = dict(
         dict(
             name="semantic",
             tokenizer=dict(type="SemanticTokenizer", depth=8, codebook_size=4096),
-            head=dict(type="DepthTransformerHead", width=256, layers=3, num_heads=4, activation_checkpointing="full"),
+            head=dict(type="DepthTransformerHead", width=256, layers=3, num_heads=4, activation_checkpointing="auto"),
             loss=dict(type="CodeCrossEntropy"),
             weight=1.0,
             shift=1,

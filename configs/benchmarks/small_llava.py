@@ -11,6 +11,7 @@ model = dict(
     ),
     llm=dict(
         name=None,
+        activation_checkpointing="auto",
         arch=dict(
             hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, dtype="float32"
         ),

@@ -352,7 +352,7 @@ def test_flops_that_cannot_be_counted_are_told_and_take_nothing_else_away(monkey
         raise RuntimeError("no\ntracing")
 
     monkeypatch.setattr("asvr.profiling.dry_run.parts_by_stage", broken)
-    assert _flops_or_why(Config(), None, Sample()) == "FLOPs are not counted: RuntimeError: no tracing"
+    assert _flops_or_why(SimpleNamespace(stages={}), {}, Sample()) == "FLOPs are not counted: RuntimeError: no tracing"
 
 
 def test_an_adapted_lm_head_has_flops():
