@@ -22,29 +22,37 @@ from asvr.recipe.recipe import Stage
 def fit_memory(stage: Stage, model: nn.Module, device: torch.device) -> None:
     """Plan each part of a `VLM` whose config says ``auto``. Call it before the model is compiled or sharded.
 
-    All processes decide alike, by the one with the least memory. If a model cannot be planned, everything that is
-    ``auto`` is recomputed, with a warning.
+    All processes decide alike, by the one that can keep least. If a model cannot be planned, everything that is
+    ``auto`` is recomputed, with a warning. Raises ``ValueError`` if the system does not say how much memory it has.
     """
     llm = model.llm if getattr(model.llm, "activation_checkpointing", None) == AUTO else None
     heads = [head for head in model.heads.values() if getattr(head, "activation_checkpointing", None) == AUTO]
     if llm is None and not heads:
         return
-    try:
-        room = min(gather(usable_bytes(device)))
-        plans = [_plan(stage, keep_heads) for keep_heads in ((False, True) if heads else (False,))]
-    except Exception as error:  # a user's own component may raise anything on fake tensors, and still train
-        logger.warning("activation checkpointing: recomputes everything, not planned: %s", in_one_line(error))
-        return
-    blocks = 0 if llm is None else kept_blocks(plans[0], llm.num_layers, room)
+    room = usable_bytes(device)
+    layers = 0 if llm is None else llm.num_layers
+    # One exchange, which a process reaches whatever happens in its plan: the others would wait for it.
+    blocks, keeps_heads = min(gather(_planned(stage, layers, bool(heads), room)))
     if llm is not None:
-        llm.keep_activations(blocks)
-    all_kept = llm is None or blocks == llm.num_layers
-    keeps_heads = bool(heads) and all_kept and _needed(plans[1], llm is not None) <= room
+        blocks = llm.keep_activations(blocks)
     for head in heads if keeps_heads else ():
         head.activation_checkpointing = "none"
-    parts = [f"{llm.num_layers - blocks} of {llm.num_layers} blocks of the LLM"] if llm is not None else []
+    parts = [f"{layers - blocks} of {layers} blocks of the LLM"] if llm is not None else []
     parts += [f"{0 if keeps_heads else len(heads)} of {len(heads)} heads"] if heads else []
     logger.info("activation checkpointing: recomputes %s (%.1f GiB are usable)", " and ".join(parts), room / GIB)
+
+
+def _planned(stage: Stage, layers: int, has_heads: bool, room: float) -> tuple[int, bool]:
+    """How many of the LLM's ``layers`` blocks may keep their activations, and whether the heads may."""
+    try:
+        plan = _plan(stage, False)
+        blocks = kept_blocks(plan, layers, room) if layers else 0
+        if not has_heads or blocks < layers:
+            return blocks, False
+        return blocks, _needed(_plan(stage, True), layers > 0) <= room
+    except Exception as error:  # a user's own component may raise anything on fake tensors, and still train
+        logger.warning("activation checkpointing: recomputes everything, not planned: %s", in_one_line(error))
+        return 0, False
 
 
 def kept_blocks(plan: MemoryPlan, blocks: int, room: float) -> int:

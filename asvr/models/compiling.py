@@ -42,15 +42,18 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     torch._dynamo.reset()
     compat.keep_no_half_copies()
     keep_kernels_uncompiled(model)
-    recomputed = [mode == "full" or (mode == AUTO and block.gradient_checkpointing) for block in llm.blocks]
-    blocks = zip(llm.blocks, recomputed, strict=True)
-    parts = [part for block, again in blocks for part in (block.children() if again else [block])]
+    parts = [part for block in llm.blocks for part in (block.children() if _recomputed(block, mode) else [block])]
     parts += [block for head in model.heads.values() for block in getattr(head, "blocks", [])]
     for part in parts:
         part.compile(backend=backend, dynamic=True)
     kinds = Counter(type(part).__name__ for part in parts)
     logger.info("torch.compile: %s", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     return len(parts)
+
+
+def _recomputed(block: nn.Module, mode: str) -> bool:
+    """Whether the backward pass computes the whole block again. mode: the LLM's."""
+    return mode == "full" or (mode == AUTO and getattr(block, "gradient_checkpointing", True))
 
 
 @contextmanager

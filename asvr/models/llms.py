@@ -159,15 +159,21 @@ class HFCausalLM(Component):
         inner = {id(part) for module in found for part in module.modules() if part is not module}
         return [module for module in found if id(module) not in inner]  # Mamba also names the mixer inside a block
 
-    def keep_activations(self, blocks: int) -> None:
-        """Let the last ``blocks`` blocks keep all activations, where they would be recomputed.
+    def keep_activations(self, count: int) -> int:
+        """Let the last ``count`` blocks keep all activations, where they would be recomputed. Returns how many do.
 
-        The backward pass frees those of the last blocks first, before it recomputes a block.
+        The backward pass frees those of the last blocks first, before it recomputes a block. Blocks that transformers
+        cannot switch one by one are all recomputed, unless all keep them.
         """
-        if blocks == self.num_layers:
+        if count == self.num_layers:
             compat.disable_activation_checkpointing(self.model)
-        for block in self.blocks[self.num_layers - blocks :]:
+            return count
+        kept = self.blocks[self.num_layers - count :]
+        if not all(hasattr(block, "gradient_checkpointing") for block in kept):
+            return 0
+        for block in kept:
             block.gradient_checkpointing = False
+        return count
 
     def portable(self, config: dict) -> dict:
         return dict(super().portable(config), arch=arch_of(self.model.config))

@@ -28,7 +28,7 @@ def arm_colours(plt, arms: Iterable[str], baseline: str) -> dict[str, object]:
         palette = plt.get_cmap("tab10" if len(others) <= 10 else "tab20").colors
     else:
         palette = plt.get_cmap("turbo")(np.linspace(0, 1, len(others)))
-    return {baseline: "black"} | dict(zip(others, palette, strict=False))
+    return {baseline: "black"} | dict(zip(others, palette[: len(others)], strict=True))
 
 
 def groups_file(result: dict) -> str:

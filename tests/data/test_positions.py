@@ -13,6 +13,7 @@ from PIL import Image
 
 from asvr.data import tar
 from asvr.data.collate import Collate
+from asvr.data.packing import deal
 from asvr.recipe.build import build_train_loader
 from asvr.registry import DATASETS
 
@@ -21,7 +22,7 @@ ITEM = dict(tokenizer=byte_level(), template="vicuna_v1", max_length=400, num_im
 
 
 def chat(i: int) -> dict:
-    return dict(conversations=[{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": "yes"}])
+    return dict(conversations=[{"from": "human", "value": f"{i}?"}, {"from": "gpt", "value": "yes" * (1 + i % 5)}])
 
 
 def jsonl(folder, count: int) -> dict:
@@ -66,11 +67,13 @@ def dataset(request, tmp_path, monkeypatch):
     return DATASETS.build(KINDS[request.param](tmp_path), default_args=ITEM)
 
 
-def steps(dataset, first: int, count: int, workers: int = 0) -> list[list[str]]:
+def steps(
+    dataset, first: int, count: int, workers: int = 0, balance: bool = False, cost: dict | None = None
+) -> list[list[str]]:
     """The samples of some steps, from step ``first`` on."""
-    data = dict(micro_batch=2, global_batch=BATCH, num_workers=workers)
+    data = dict(micro_batch=2, global_batch=BATCH, num_workers=workers, balance=balance)
     collate = Collate(layout=FixedTokens(4), views={}, pad_id=0)
-    loader = build_train_loader(Config(dict(data=data, runtime=dict(seed=3))), dataset, collate)
+    loader = build_train_loader(Config(dict(data=data, runtime=dict(seed=3))), dataset, collate, cost)
     loader.batch_sampler.seek(first * BATCH)
     return [[sample for batch in step for sample in batch.sample_ids] for step in islice(loader, count)]
 
@@ -79,6 +82,25 @@ def test_a_run_goes_on_where_it_stood(dataset):
     whole = steps(dataset, 0, 9)
     assert steps(dataset, 4, 5) == whole[4:]
     assert steps(dataset, 4, 5, workers=2) == whole[4:]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_a_step_by_the_cost_of_its_samples(dataset, world_size, monkeypatch):
+    """``data.balance`` reaches the loader: the shares are those of `Balance`, each sample is in one of them."""
+    items = [dataset[i] for i in range(len(dataset))]
+    lengths = {item["sample_id"]: len(item["input_ids"]) + 3 * len(item["images"]) for item in items}
+    whole, cost = steps(dataset, 0, 6), dict(token=0.0, pair=1.0)  # squares, so that it is not the number
+    shares = []
+    for rank in range(world_size):
+        monkeypatch.setattr("asvr.recipe.build.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("asvr.recipe.build.get_world_size", lambda: world_size)
+        shares.append(steps(dataset, 0, 6, balance=True, cost=cost))
+        by_number = steps(dataset, 0, 6, cost=cost)
+        assert by_number == [step[rank::world_size] for step in whole]
+    for step, *own in zip(whole, *shares, strict=True):
+        assert sorted(sample for share in own for sample in share) == sorted(step)
+        dealt = deal([lengths[sample] ** 2 for sample in step], world_size)
+        assert [set(share) for share in own] == [{step[i] for i in indices} for indices in dealt]
 
 
 @pytest.fixture

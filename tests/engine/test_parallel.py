@@ -5,6 +5,7 @@ longer than a run.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,7 @@ OF_LOSSES, OF_WEIGHTS = dict(rel=2e-5, abs=2e-6), 2e-6
 PACKED = {"data.pack": dict(max_tokens=64, max_images=2)}
 CHECKPOINTING = {"model.llm.activation_checkpointing": "full"}
 BALANCED = {"data.balance": True}
+AUTO = {"model.llm.activation_checkpointing": "auto"}
 FROZEN = {"stages.finetune.train": ["projector", "heads"]}
 # Of each: what one process has, and what several have besides. Those of one name are compared.
 SAME = {
@@ -55,6 +57,7 @@ BY_TWO = {
     "plain-ddp": DDP,
     "plain-fsdp": FSDP2,
     "plain-fsdp-checkpointing-once": FSDP2 | CHECKPOINTING | {"parallel.reduce_each": False},
+    "plain-fsdp-auto": FSDP2 | AUTO,
     "packed-fsdp": FSDP2,
     "packed-ddp": DDP,
     "packed-fsdp-balanced": FSDP2 | BALANCED,
@@ -204,6 +207,11 @@ def test_what_is_written_is_what_one_process_writes(shared, alone):
         results = [json.loads((d / "results.json").read_text())["finetune"] for d in (work_dir, one)]
         for key, value in results[1]["losses"].items():
             assert results[0]["losses"][key] == pytest.approx(value, rel=1e-4), name
+
+
+def test_automatic_checkpointing_is_planned(by_two):
+    log = (by_two["plain-fsdp-auto"] / "train.log").read_text()
+    assert re.search(r"activation checkpointing: recomputes 0 of \d+ blocks of the LLM \(.* GiB are usable\)", log)
 
 
 def test_validation_is_one_process_own(by_two, alone):

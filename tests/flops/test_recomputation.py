@@ -101,3 +101,33 @@ def test_other_modes_are_not_planned(monkeypatch):
     for mode in ("none", "selective", "full"):
         stage = stage_of(mode)
         fit_memory(stage, built(stage), torch.device("cpu"))
+
+
+def test_a_machine_that_does_not_say_its_memory_is_an_error(monkeypatch):
+    def unknown(device):
+        raise ValueError("activation_checkpointing='auto' needs /proc/meminfo")
+
+    monkeypatch.setattr(recomputation, "usable_bytes", unknown)
+    stage = stage_of("auto")
+    with pytest.raises(ValueError, match="needs /proc/meminfo"):
+        fit_memory(stage, built(stage), torch.device("cpu"))
+
+
+def test_processes_decide_alike(monkeypatch):
+    """By the one that can keep least, here the other process."""
+    monkeypatch.setattr(recomputation, "usable_bytes", lambda device: 1e12)
+    monkeypatch.setattr(recomputation, "gather", lambda own: [own, (1, False)])
+    stage = stage_of("auto", head="auto")
+    model = built(stage)
+    fit_memory(stage, model, torch.device("cpu"))
+    assert [block.gradient_checkpointing for block in model.llm.blocks] == [True] * (LAYERS - 1) + [False]
+    assert model.heads["semantic"].activation_checkpointing == "auto"
+
+
+def test_blocks_that_cannot_be_switched_are_all_recomputed(monkeypatch):
+    stage = stage_of("auto")
+    llm = built(stage).llm
+    monkeypatch.delattr("transformers.modeling_layers.GradientCheckpointingLayer.gradient_checkpointing")
+    for block in llm.blocks:
+        vars(block).pop("gradient_checkpointing", None)
+    assert llm.keep_activations(1) == 0 and llm.keep_activations(LAYERS) == LAYERS

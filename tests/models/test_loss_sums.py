@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from engine_helpers import LLAMA
 from run_helpers import ROOT, SIGLIP
-from torch import nn
+from target_helpers import Features
 
 from asvr.data.transforms import blank_pixels
 from asvr.models.contracts import check_contracts
@@ -15,24 +15,6 @@ from asvr.models.vlm import VLM
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import load_recipe
 from asvr.registry import TARGETS
-
-
-class Features(Target):
-    def __init__(self, *, encoder, llm, **own):
-        super().__init__(encoder=encoder, llm=llm, **own)
-        self.head = nn.Linear(llm.hidden_size, encoder.width)
-
-    def truth(self, pixels, features_INE):
-        return dict(features=features_INE.float())
-
-    def loss(self, seen, truth):
-        source_P, token_P = self.places(seen)
-        features_PE = truth["features"].flatten(0, 1)
-        features_PE = features_PE if token_P is None else features_PE[token_P]
-        return self.reduced(self.head(seen.hidden[-1][source_P].float()), features_PE), {}
-
-    def reduced(self, predicted_PE, features_PE):
-        return F.mse_loss(predicted_PE, features_PE, reduction="sum")
 
 
 class Mean(Features):

@@ -7,6 +7,7 @@ import torch
 from engine_helpers import LLAMA, collate, item, tiny_model
 from PIL import Image
 from run_helpers import SIGLIP
+from target_helpers import Features
 from torch import nn
 
 from asvr.caches.features import build_feature_cache
@@ -18,21 +19,6 @@ from asvr.registry import TARGETS
 
 CPU = torch.device("cpu")
 PICTURES = [Image.new("RGB", (8, 8), (40 * i, 200, 255 - 40 * i)) for i in range(3)]
-
-
-class Features(Target):
-    def __init__(self, *, encoder, llm, **own):
-        super().__init__(encoder=encoder, llm=llm, **own)
-        self.head = nn.Linear(llm.hidden_size, encoder.width)
-
-    def truth(self, pixels, features_INE):
-        return dict(features=features_INE.float())
-
-    def loss(self, seen, truth):
-        source_P, token_P = self.places(seen)
-        features_PE = truth["features"].flatten(0, 1)
-        features_PE = features_PE if token_P is None else features_PE[token_P]
-        return (self.head(seen.hidden[-1][source_P].float()) - features_PE).square().sum(), {}
 
 
 class Moving(Features):
