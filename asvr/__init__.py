@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 
 
 def load(folder: "str | Path", **kwargs) -> "Pretrained":
-    """A ready model from its folder or a finished run's work dir; see `asvr.pretrained.load`."""
-    from asvr.pretrained import load as load_pretrained  # here: importing the package must stay light
+    """A ready model from its folder or a finished run's work dir; see `asvr.loading.load`."""
+    from asvr.loading import load as load_pretrained  # here: importing the package must stay light
 
     return load_pretrained(folder, **kwargs)
 

@@ -12,7 +12,7 @@ from asvr.data.scenes import Scenes
 from asvr.demo.maps import target_maps
 from asvr.engine.run import run
 from asvr.flops.count import Sample
-from asvr.pretrained import load
+from asvr.loading import load
 from asvr.profiling.report import flops_report
 
 NAMES = ("soft_codes", "multi_codebook", "shared_vocabulary")

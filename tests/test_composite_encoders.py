@@ -18,9 +18,9 @@ from asvr.demo.maps import as_seen, target_maps
 from asvr.engine.run import run
 from asvr.flops.count import Sample, forward_parts, recomputed_parts
 from asvr.interchange.export import export_llava
+from asvr.loading import load
 from asvr.models.tokenizers import SemanticTokenizer
 from asvr.models.tokenizers.vqgan import PerceptualLoss
-from asvr.pretrained import load
 from asvr.profiling.dry_run import dry_run
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import build_meta

@@ -16,8 +16,8 @@ from asvr.data.conversation import encode_segments, prompt_ids, segments_of
 from asvr.data.images import open_image
 from asvr.data.text_tokenizer import ByteLevelBPE
 from asvr.engine.run import run
+from asvr.loading import load
 from asvr.models.losses import CodeCrossEntropy
-from asvr.pretrained import load
 from asvr.recipe.config import load_config
 from examples.chat_template import Llama3
 from examples.dataset import Dots, draw

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from asvr.demo.maps import target_maps
 from asvr.engine.run import run
-from asvr.pretrained import load
+from asvr.loading import load
 from asvr.recipe.config import load_config
 
 

@@ -16,9 +16,9 @@ from asvr.caches.features import build_feature_cache
 from asvr.data.layouts import AnyRes, Layout, WholeImage, crop_keys
 from asvr.demo.maps import answer_attention, as_seen
 from asvr.flops.step import StepFlops
+from asvr.loading import load
 from asvr.models.targets import Seen, nearest_cells
 from asvr.models.vlm import VLM
-from asvr.pretrained import load
 from asvr.profiling.dry_run import dry_run
 from asvr.profiling.plain import check_objective
 from asvr.recipe.config import load_config

@@ -15,7 +15,7 @@ from asvr.data.check import scan
 from asvr.demo.maps import answer_attention, target_maps
 from asvr.engine.check_data import sources_of_config
 from asvr.evaluation.predictions import of_images
-from asvr.pretrained import load
+from asvr.loading import load
 from asvr.profiling.dry_run import dry_run
 from asvr.recipe.config import load_config
 

@@ -14,7 +14,8 @@ from lmms_eval.api.model import lmms
 from asvr.base.compat import lmms_eval_result
 from asvr.base.log import logger, progress_bar
 from asvr.base.shares import shared_out
-from asvr.pretrained import Pretrained, PromptTooLong, load
+from asvr.loading import load
+from asvr.pretrained import Pretrained, PromptTooLong
 from asvr.recipe.build import build_device
 
 MAX_NEW_TOKENS = 1024  # if a task does not set it, as in lmms-eval's own models

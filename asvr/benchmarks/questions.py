@@ -12,8 +12,8 @@ from asvr.engine.prepare import prepare
 from asvr.engine.run import build_questions, evaluate_stage, read_json_file, write_json
 from asvr.engine.stages import check_run, load_stage
 from asvr.evaluation.accuracy import evaluate, report
+from asvr.loading import load
 from asvr.models.transforms import require_device
-from asvr.pretrained import load
 from asvr.recipe.build import build_dataset, build_device
 from asvr.recipe.config import is_model_folder, load_config
 from asvr.recipe.model_folder import why_no_model

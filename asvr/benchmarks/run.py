@@ -156,7 +156,7 @@ def _run(
     """Run tasks. to_run: names of tasks with the settings of their results. Returns failed tasks with reasons."""
     from asvr.base.compat import read_downloaded_datasets
     from asvr.benchmarks.lmms_eval import Asvr
-    from asvr.pretrained import load
+    from asvr.loading import load
 
     pretrained = load(source.folder, device=device, stage=source.stage)
     model, failed = Asvr(pretrained=pretrained, batch_size=batch_size), {}

@@ -17,7 +17,8 @@ from asvr.base.text import table
 from asvr.data.images import open_image
 from asvr.interchange.processors import template_of
 from asvr.interchange.serving import ENGINES, Answer, Question, Settings, as_answer, check_folder
-from asvr.pretrained import Pretrained, load
+from asvr.loading import load
+from asvr.pretrained import Pretrained
 
 ALL = "all"
 HERE = "asvr"  # the name of this library as the reference

@@ -13,9 +13,10 @@ from asvr.interchange.llava import import_llava
 from asvr.interchange.llava_folder import OLDEST_TRANSFORMERS, different_inputs
 from asvr.interchange.released import import_released
 from asvr.interchange.vqgan import import_vqgan
+from asvr.loading import load
 from asvr.models.hf import arch_of
 from asvr.models.tokenizers.semantic import SemanticTokenizer
-from asvr.pretrained import Pretrained, load
+from asvr.pretrained import Pretrained
 from asvr.recipe.model_file import check_prompt
 from asvr.registry import TEXT_TOKENIZERS
 

@@ -2,7 +2,7 @@
 
 ``none`` keeps everything. ``selective`` keeps the results of matrix products and attention. It recomputes norms,
 activations and rotary embeddings, which are cheap. ``full`` keeps only a block's input and recomputes the whole block.
-``auto`` recomputes whole blocks, but only as many as the device's memory asks for, see `asvr.flops.recomputation`. A
+``auto`` recomputes whole blocks, but only as many as the device's memory requires, see `asvr.flops.recomputation`. A
 model that is used without this plan treats it as ``full``.
 """
 

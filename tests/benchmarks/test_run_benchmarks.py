@@ -100,7 +100,7 @@ def test_finished_tasks_are_kept(ran, tiny_run, own_tasks, tmp_path, monkeypatch
         settings = dict(include_paths=[own_tasks], device="cpu", batch_size=3, out=out) | changes
         return run_benchmarks(tiny_run, [WORDS, CHOICE], **settings)
 
-    monkeypatch.setattr("asvr.pretrained.load", None)  # no model is needed
+    monkeypatch.setattr("asvr.loading.load", None)  # no model is needed
     assert again()["tasks"] == ran[1]["tasks"] and asked == []
     monkeypatch.undo()
     monkeypatch.setattr(benchmarks, "_one", lambda *args: asked.append(args[2]) or own(*args))
@@ -189,7 +189,7 @@ def test_missing_data_are_told_before_a_model_is_loaded(lmms_eval, tiny_run, own
     add_task(own_tasks, "asvr_hub", HUB)
     settings = dict(include_paths=[own_tasks], device="cpu", limit=2, out=empty_cache / "out")
     with monkeypatch.context() as patch:
-        patch.setattr("asvr.pretrained.load", None)
+        patch.setattr("asvr.loading.load", None)
         with pytest.raises(MissingData, match="hf download --repo-type dataset nobody/Nothing") as told:
             run_benchmarks(tiny_run, ["asvr_hub", WORDS], **settings)
         assert told.value.tasks == ["asvr_hub"] and f"whose data are here: {WORDS}." in str(told.value)

@@ -7,7 +7,7 @@ from run_helpers import ROOT
 from safetensors.torch import load_file
 
 from asvr.engine.run import run
-from asvr.pretrained import load
+from asvr.loading import load
 
 STEPS = dict(pretrain=3, finetune=4)
 FEW = {

@@ -13,11 +13,11 @@ from vlm_helpers import ENCODER, LLAMA, build, collate, row, rows, step_gradient
 
 from asvr.engine.run import run
 from asvr.flops.count import Sample, forward_parts
+from asvr.loading import load
 from asvr.models.attention import use_attention
 from asvr.models.parameter_groups import parameter_groups
 from asvr.models.targets import Seen
 from asvr.models.vlm import VLM
-from asvr.pretrained import load
 from asvr.recipe.config import load_config
 from asvr.recipe.preflight import build_meta, wanted_weights
 from asvr.recipe.recipe import Recipe
