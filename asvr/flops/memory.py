@@ -59,15 +59,16 @@ class MemoryPlan:
     """Bytes on one card that holds everything.
 
     activations: by mode of the LLM's activation checkpointing, with the half-precision copies of float32 weights that
-    the backward pass needs under autocast. mode: the config's. For ``auto`` it is ``full``, the least that it needs. A
-    compiled LLM without checkpointing keeps as much as ``selective``. kept: the mode of a block without checkpointing.
-    whole: bytes of weights that each of several cards has in full.
+    the backward pass needs under autocast. copies: the bytes of these copies alone. mode: the config's. For ``auto`` it
+    is ``full``, the least that it needs. A compiled LLM without checkpointing keeps as much as ``selective``. kept: the
+    mode of a block without checkpointing. whole: bytes of weights that each of several cards has in full.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: dict[str, int]
+    copies: dict[str, int]
     mode: str
     kept: str = "none"
     whole: int = 0
@@ -133,6 +134,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
             selective=block_inputs + products + one_block + casts_of_block + outside,
             full=block_inputs + one_block + casts_of_block + outside,
         ),
+        copies=dict(none=casts, selective=casts_of_block, full=casts_of_block),
         mode={"none": kept, AUTO: "full"}.get(mode, mode),
         kept=kept,
         whole=whole,

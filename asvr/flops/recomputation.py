@@ -2,6 +2,10 @@
 
 All blocks of the LLM are recomputed if nothing else fits. Each block that keeps its activations saves the time of its
 forward pass. The last blocks keep them first. If all of them do and there is still room, the heads keep theirs too.
+
+A plan is made for the largest micro-batch. One process that is not compiled then decides for each micro-batch by its
+own size. Otherwise the plan for the largest one holds for all: a compiled block cannot change, and processes have to
+agree.
 """
 
 from dataclasses import replace
@@ -12,9 +16,9 @@ from torch import nn
 from asvr.base.distributed import gather, get_world_size
 from asvr.base.free_memory import usable_bytes
 from asvr.base.log import logger
-from asvr.flops.memory import GIB, MemoryPlan, in_one_line, plan_memory
+from asvr.flops.memory import GIB, MemoryPlan, in_one_line, largest_micro_batch, plan_memory
 from asvr.flops.sharded import Sizes, gathered_bytes
-from asvr.models.checkpointing import AUTO
+from asvr.models.checkpointing import AUTO, Line, Recomputation
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Stage
 
@@ -25,56 +29,72 @@ def fit_memory(stage: Stage, model: nn.Module, device: torch.device) -> None:
     All processes decide alike, by the one that can keep least. If a model cannot be planned, everything that is
     ``auto`` is recomputed, with a warning. Raises ``ValueError`` if the system does not say how much memory it has.
     """
-    llm = model.llm if getattr(model.llm, "activation_checkpointing", None) == AUTO else None
-    heads = [head for head in model.heads.values() if getattr(head, "activation_checkpointing", None) == AUTO]
-    if llm is None and not heads:
+    has_llm = getattr(model.llm, "activation_checkpointing", None) == AUTO
+    heads = [name for name, head in model.heads.items() if getattr(head, "activation_checkpointing", None) == AUTO]
+    if not has_llm and not heads:
         return
-    room = usable_bytes(device)
-    layers = 0 if llm is None else llm.num_layers
+    room, layers = usable_bytes(device), model.llm.num_layers if has_llm else 0
+    plan = _planned(stage, layers, heads, room)
     # One exchange, which a process reaches whatever happens in its plan: the others would wait for it.
-    blocks, keeps_heads = min(gather(_planned(stage, layers, bool(heads), room)))
-    if llm is not None:
-        blocks = llm.keep_activations(blocks)
-    for head in heads if keeps_heads else ():
-        head.activation_checkpointing = "none"
-    parts = [f"{layers - blocks} of {layers} blocks of the LLM"] if llm is not None else []
+    blocks, keeps_heads = min(gather((0, False) if plan is None else plan.kept(plan.tokens)))
+    if has_llm:
+        blocks = model.llm.keep_activations(blocks)
+    for name in heads:
+        model.heads[name].activation_checkpointing = "none" if keeps_heads else "full"
+    parts = [f"{layers - blocks} of {layers} blocks of the LLM"] if has_llm else []
     parts += [f"{0 if keeps_heads else len(heads)} of {len(heads)} heads"] if heads else []
-    logger.info("activation checkpointing: recomputes %s (%.1f GiB are usable)", " and ".join(parts), room / GIB)
+    text = " and ".join(parts)
+    everything = blocks == layers and (keeps_heads or not heads)
+    if plan is not None and not everything and _decides_by_size(stage, model):
+        model.recomputation = plan
+        text += f" in a micro-batch of {plan.tokens} tokens, less in a smaller one"
+    logger.info("activation checkpointing: recomputes %s (%.1f GiB are usable)", text, room / GIB)
 
 
-def _planned(stage: Stage, layers: int, has_heads: bool, room: float) -> tuple[int, bool]:
-    """How many of the LLM's ``layers`` blocks may keep their activations, and whether the heads may."""
+def _decides_by_size(stage: Stage, model: nn.Module) -> bool:
+    """Whether the decision may change from one micro-batch to the next."""
+    fixed = stage.parallel is not None or stage.runtime.get("compile")
+    return not fixed and getattr(model.llm, "switches_blocks", True)
+
+
+def _planned(stage: Stage, layers: int, heads: list[str], room: float) -> Recomputation | None:
+    """What fits. layers: of an LLM that is ``auto``, or 0. heads: names of those that are ``auto``."""
     try:
-        plan = _plan(stage, False)
-        blocks = kept_blocks(plan, layers, room) if layers else 0
-        if not has_heads or blocks < layers:
-            return blocks, False
-        return blocks, _needed(_plan(stage, True), layers > 0) <= room
+        plan, tokens = _plan(stage, False)
+        mode = plan.kept if layers else plan.mode
+        return Recomputation(
+            layers=layers,
+            heads=tuple(heads),
+            room=room,
+            tokens=tokens,
+            least=_line(plan, "full" if layers else mode, tokens),
+            llm_kept=_line(plan, mode, tokens),
+            all_kept=_line(_plan(stage, True)[0], mode, tokens) if heads else None,
+        )
     except Exception as error:  # a user's own component may raise anything on fake tensors, and still train
         logger.warning("activation checkpointing: recomputes everything, not planned: %s", in_one_line(error))
-        return 0, False
+        return None
 
 
-def kept_blocks(plan: MemoryPlan, blocks: int, room: float) -> int:
-    """How many of the LLM's blocks may keep their activations. plan: a plan in mode ``full``."""
-    each = (_needed(plan, True) - _needed(plan, False)) / blocks
-    return max(0, min(blocks, int((room - _needed(plan, False)) // each))) if each > 0 else blocks
+def _line(plan: MemoryPlan, mode: str, tokens: int) -> Line:
+    """The bytes of a plan as a function of the tokens in a micro-batch. Only activations grow with them."""
+    copies = plan.copies[mode]
+    return Line(plan.states + copies, (plan.activations[mode] - copies) / tokens)
 
 
-def _needed(plan: MemoryPlan, keeps: bool) -> int:
-    """Bytes if no block of the LLM is recomputed (``keeps``), or if all are."""
-    return plan.states + plan.activations[plan.kept if keeps else "full"]
+def _plan(stage: Stage, keep_heads: bool) -> tuple[MemoryPlan, int]:
+    """The plan for one process, and the tokens of its micro-batch.
 
-
-def _plan(stage: Stage, keep_heads: bool) -> MemoryPlan:
-    """The plan for one process, in which all heads that are ``auto`` keep their activations, or none does."""
+    keep_heads: whether all heads that are ``auto`` keep their activations, or none does."""
     model = build_meta(stage)
     for head in model.heads.values():
         if getattr(head, "activation_checkpointing", None) == AUTO:
             head.activation_checkpointing = "none" if keep_heads else "full"
     sizes, sharded = Sizes.of(model), stage.parallel is not None and stage.parallel.type == "FSDP2"
+    rows, tokens, _ = largest_micro_batch(stage.data, model.layout.largest())
     plan = plan_memory(stage, model)
-    if not sharded:
-        return plan
-    cards = stage.parallel.get("shard") or get_world_size()
-    return replace(plan, weights=plan.states_on(cards) + int(gathered_bytes(sizes)), gradients=0, optimizer=0, whole=0)
+    if sharded:
+        cards = stage.parallel.get("shard") or get_world_size()
+        held = plan.states_on(cards) + int(gathered_bytes(sizes))
+        plan = replace(plan, weights=held, gradients=0, optimizer=0, whole=0)
+    return plan, rows * tokens

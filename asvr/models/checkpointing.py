@@ -7,7 +7,9 @@ model that is used without this plan treats it as ``full``.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -66,3 +68,47 @@ def run_in_chunks(function: Callable, inputs: tuple[torch.Tensor, ...], rows: in
     Only the inputs are kept. The backward pass recomputes one chunk at a time."""
     chunks = zip(*(tensor.split(rows) for tensor in inputs), strict=True)
     return torch.cat([checkpoint(function, *chunk, **settings("full")) for chunk in chunks])
+
+
+class Line(NamedTuple):
+    """Bytes that grow with the tokens of a micro-batch."""
+
+    fixed: float
+    per_token: float
+
+    def __call__(self, tokens: int) -> float:
+        return self.fixed + self.per_token * tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recomputation:
+    """What a micro-batch may keep for its backward pass, by the number of its tokens (rows times their length).
+
+    layers: blocks of an LLM that is ``auto``, or 0. heads: names of the heads that are ``auto``. room: bytes that may
+    be used in all. tokens: of the largest micro-batch. least: the bytes needed if all of these are recomputed.
+    llm_kept: if the LLM's blocks keep everything. all_kept: if the heads do too; None without ``heads``.
+    """
+
+    layers: int
+    heads: tuple[str, ...]
+    room: float
+    tokens: int
+    least: Line
+    llm_kept: Line
+    all_kept: Line | None
+
+    def kept(self, tokens: int) -> tuple[int, bool]:
+        """How many blocks of the LLM may keep their activations, and whether the heads may."""
+        blocks, least = self.layers, self.least(tokens)
+        if self.layers and (each := (self.llm_kept(tokens) - least) / self.layers) > 0:
+            blocks = max(0, min(self.layers, int((self.room - least) // each)))
+        keeps_heads = blocks == self.layers and self.all_kept is not None and self.all_kept(tokens) <= self.room
+        return blocks, keeps_heads
+
+    def apply(self, model: nn.Module, tokens: int) -> None:
+        """Set up a `VLM` for the next micro-batch."""
+        blocks, keeps_heads = self.kept(tokens)
+        if self.layers:
+            model.llm.keep_activations(blocks)
+        for name in self.heads:
+            model.heads[name].activation_checkpointing = "none" if keeps_heads else "full"

@@ -159,20 +159,24 @@ class HFCausalLM(Component):
         inner = {id(part) for module in found for part in module.modules() if part is not module}
         return [module for module in found if id(module) not in inner]  # Mamba also names the mixer inside a block
 
+    @property
+    def switches_blocks(self) -> bool:
+        """Whether the activation checkpointing of each block can be switched by itself."""
+        return all(hasattr(block, "gradient_checkpointing") for block in self.blocks)
+
     def keep_activations(self, count: int) -> int:
-        """Let the last ``count`` blocks keep all activations, where they would be recomputed. Returns how many do.
+        """Let the last ``count`` blocks keep all activations, and recompute the others. Returns how many keep them.
 
         The backward pass frees those of the last blocks first, before it recomputes a block. Blocks that transformers
         cannot switch one by one are all recomputed, unless all keep them.
         """
-        if count == self.num_layers:
+        if self.switches_blocks:
+            for i, block in enumerate(self.blocks):
+                block.gradient_checkpointing = i < self.num_layers - count
+        elif count == self.num_layers:
             compat.disable_activation_checkpointing(self.model)
-            return count
-        kept = self.blocks[self.num_layers - count :]
-        if not all(hasattr(block, "gradient_checkpointing") for block in kept):
+        else:
             return 0
-        for block in kept:
-            block.gradient_checkpointing = False
         return count
 
     def portable(self, config: dict) -> dict:

@@ -18,6 +18,7 @@ from asvr.data.batch import IMAGE_TOKEN, Batch
 from asvr.data.layouts import build_layout
 from asvr.data.transforms import Pixels
 from asvr.models.attention import set_kernel
+from asvr.models.checkpointing import Recomputation
 from asvr.models.component import portable_of
 from asvr.models.losses import JoinedClassifier, linear_cross_entropy
 from asvr.models.masking import Masked
@@ -92,6 +93,7 @@ class VLM(nn.Module):
         if not self.all_causal:  # our sdpa, until `use_attention` chooses: transformers' kernels know no attention rule
             for part in (self.llm, self.teachers):
                 set_kernel(part, "sdpa")
+        self.recomputation: Recomputation | None = None  # from `asvr.flops.recomputation`, if it depends on the batch
         self.transforms: list[Callable] = []  # from `asvr.models.transforms`, in the order in which they were applied
 
     # The forward pass ------------------------------------------------------------------------------------
@@ -248,6 +250,8 @@ class VLM(nn.Module):
         totals = totals or self.count_targets(window)
         logs: dict[str, Tensor] = {}
         for batch, call in zip(window, calls or [self] * len(window), strict=True):
+            if self.recomputation is not None:
+                self.recomputation.apply(self, batch.input_ids_BT.numel())
             with named_range("forward"), optim_wrapper.optim_context(self):
                 out = call(batch.to(self.device), totals)
             with named_range("backward"):

@@ -205,6 +205,7 @@ def test_states_are_shared_by_the_cards_and_activations_are_not():
         gradients=20 * 10**9,
         optimizer=20 * 10**9,
         activations=dict(none=10 * 10**9, selective=7 * 10**9, full=5 * 10**9),
+        copies=dict(none=0, selective=0, full=0),
         mode="none",
     )
     assert plan.per_card(card(8, 80)) == 20 * 10**9
