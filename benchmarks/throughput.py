@@ -3,6 +3,7 @@
 python benchmarks/throughput.py CONFIG                    one configuration
 python benchmarks/throughput.py CONFIG --against CONFIG2  two, in turn, in one run
 python benchmarks/throughput.py CONFIG --plain            against the released code's way of doing the same step
+python benchmarks/throughput.py CONFIG --transformers     against transformers' LLaVA; CONFIG has no target
 python benchmarks/throughput.py CONFIG --against CONFIG2 --plain                                   against both
 
 Writes JSON, a table and an image to --out (default: work_dirs/benchmarks/<name>).
@@ -22,13 +23,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("config")
     parser.add_argument("--against", help="another config, measured in turn with the first")
     parser.add_argument("--plain", action="store_true", help="the same config as the released code would run it")
+    parser.add_argument("--transformers", action="store_true", help="the same config as transformers' LLaVA")
     parser.add_argument("--stage", help="default: the last")
     parser.add_argument("--codes", default="cached", choices=("cached", "online"), help="of the first config")
     parser.add_argument("--samples", type=int, default=8, help="of a step; fewer where memory runs out")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="of each side in a round")
     parser.add_argument(
-        "--plain-keeps-memory", action="store_true", help="let --plain keep freed memory too (asvr/base/allocator.py)"
+        "--plain-keeps-memory",
+        action="store_true",
+        help="let --plain and --transformers keep freed memory too",
     )
     parser.add_argument("--out", type=Path, help="of the .json, .md and .png, without suffix")
     add_cfg_options(parser)
@@ -41,17 +45,19 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from asvr.profiling.throughput import Side, compare, markdown, write
+    from asvr.profiling.worker import OWN, PLAIN, TRANSFORMERS
     from asvr.recipe.config import load_config  # here: --help need not wait for torch
     from asvr.recipe.recipe import Recipe
 
     shared, own = parse_cfg_options(args.cfg_options), parse_cfg_options(args.other_options, "--other-options")
-    if own and not (args.plain or args.against):
-        raise ValueError("--other-options: there is no second side; give --plain or --against too")
+    ways = [way for way, asked in ((PLAIN, args.plain), (TRANSFORMERS, args.transformers)) if asked]
+    if own and not (ways or args.against):
+        raise ValueError("--other-options: there is no second side; give --plain, --transformers or --against too")
 
-    def side(path: str, name: str, *, plain: bool = False, codes: str = "cached", options: dict = shared) -> Side:
+    def side(path: str, name: str, *, way: str = OWN, codes: str = "cached", options: dict = shared) -> Side:
         precision = Recipe(load_config(path, options)).stage(args.stage).optim.precision
-        spec = dict(config=path, cfg_options=options, stage=args.stage, plain=plain, codes=codes, precision=precision)
-        return Side(name, dict(spec, keep_memory=not plain or args.plain_keeps_memory))
+        spec = dict(config=path, cfg_options=options, stage=args.stage, way=way, codes=codes, precision=precision)
+        return Side(name, dict(spec, keep_memory=way == OWN or args.plain_keeps_memory))
 
     for name in ("samples", "rounds", "steps"):
         if getattr(args, name) < 1:
@@ -59,10 +65,10 @@ def main() -> None:
     stem = Path(args.config).stem
     sides = [side(args.config, f"{stem}, {args.codes} codes", codes=args.codes)]
     if args.against:
-        options = shared if args.plain else shared | own
-        sides.append(side(args.against, Path(args.against).stem, options=options))
-    if args.plain:
-        sides.append(side(args.config, f"{stem}, plain", plain=True, options=shared | own))
+        sides.append(side(args.against, Path(args.against).stem, options=shared if ways else shared | own))
+    for way in ways:
+        options = shared | own if way == ways[-1] else shared
+        sides.append(side(args.config, f"{stem}, {way}", way=way, options=options))
     if own:
         sides[-1].name += f" ({', '.join(args.other_options)})"
     out = args.out or Path("work_dirs/benchmarks") / stem

@@ -14,7 +14,7 @@ from asvr.base.plots import optional, plain
 from asvr.base.text import table
 from asvr.flops.step import peak_flops
 from asvr.profiling.machine import in_words
-from asvr.profiling.worker import PHASES
+from asvr.profiling.worker import OWN, PHASES
 
 # Of the losses of the first step of two sides, relative.
 DIFFERENCE, HALF_DIFFERENCE = 1e-4, 2e-2
@@ -157,10 +157,10 @@ def _on_gpu(side: Side) -> bool:
 
 
 def _require_same_losses(sides: list[Side]) -> None:
-    """Raise ``ValueError`` if the step of the released code has other losses than the first side."""
+    """Raise ``ValueError`` if another way to take a step has other losses than the first side."""
     ours = sides[0]
     for side in sides[1:]:
-        if side.spec["plain"]:
+        if side.spec["way"] != OWN:
             difference = _difference(ours.info["first_losses"], side.info["first_losses"])
             limit = HALF_DIFFERENCE if "bf16" in (ours.spec["precision"], side.spec["precision"]) else DIFFERENCE
             if not difference <= limit:

@@ -24,6 +24,7 @@ from asvr.flops.step import StepFlops
 from asvr.models.attention import AUTO, use_attention
 from asvr.models.compiling import compile_blocks
 from asvr.models.transforms import require_device, transform_and_train
+from asvr.profiling.huggingface import HuggingFaceStep
 from asvr.profiling.machine import machine
 from asvr.profiling.plain import PlainStep, plain_optimizer
 from asvr.profiling.synthetic import IMAGE_SIZE, SyntheticSamples
@@ -34,6 +35,8 @@ from asvr.registry import MODELS
 
 MOMENT, LARGEST = 0.02, 8192  # seconds, rows
 PHASES = ("data", "forward", "backward", "optimizer")
+# Ways to take a step: this library's, the released code's, that of transformers' LLaVA.
+OWN, PLAIN, TRANSFORMERS = "own", "plain", "transformers"
 
 
 class PadId:
@@ -87,18 +90,19 @@ class StoredCodes:
 class Worker:
     """A model, its optimiser and its batches, ready to take steps.
 
-    spec: config, cfg_options, stage, plain, codes (``cached`` or ``online``), samples (per step), steps (at most),
-    first (number of the first step); steps_of_turn: a smaller limit of steps on an accelerator; cached_features:
-    whether the features of a frozen encoder are cached too, as with ``data.cache=True`` (default: no).
+    spec: config, cfg_options, stage, way (``own``, ``plain`` or ``transformers``), codes (``cached`` or ``online``),
+    samples (per step), steps (at most), first (number of the first step); steps_of_turn: a smaller limit of steps on an
+    accelerator; cached_features: whether the features of a frozen encoder are cached too, as with ``data.cache=True``
+    (default: no).
     """
 
     def __init__(self, spec: dict):
         recipe = Recipe(load_config(spec["config"], spec["cfg_options"]))
         self.stage = stage = recipe.stage(spec["stage"])
-        self.plain, self.size = spec["plain"], spec["samples"]
+        own, self.size = spec["way"] == OWN, spec["samples"]
         stage.data.global_batch = self.size
         stage.data.micro_batch = min(stage.data.micro_batch, self.size)
-        if self.plain:
+        if not own:
             stage.data.pack, stage.data.group, spec["codes"] = False, None, "online"
         self.device = build_device(stage.runtime.device)
         self.dtype = PRECISIONS[stage.optim.precision]
@@ -118,8 +122,11 @@ class Worker:
         if not on_gpu:
             stage.data.num_workers = 0  # the step needs all cores, and workers would take some
         micro = f"micro-batches of {stage.data.micro_batch}"
-        self.how = f"{micro}, padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
-        if not self.plain:
+        if spec["way"] == PLAIN:
+            self.how = f"{micro}, padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
+        elif spec["way"] == TRANSFORMERS:
+            self.how = f"{micro}, padded rows, transformers' LLaVA with SDPA, fused AdamW, {stage.optim.precision}"
+        else:
             kernel = use_attention(model, stage.runtime.get("attention", AUTO), self.dtype)
             rows = "packed" if stage.data.get("pack") else "padded"
             codes = f"{spec['codes']} codes, " if model.targets else ""
@@ -133,11 +140,12 @@ class Worker:
         of_steps = [range(number * self.size, (number + 1) * self.size) for number in numbers]
         self.windows = iter(build_step_loader(stage, self.samples, collate, of_steps))
         self.flops = StepFlops(stage)
-        self.step = PlainStep(model) if self.plain else model
+        steps = {PLAIN: PlainStep, TRANSFORMERS: partial(HuggingFaceStep, dtype=self.dtype), OWN: lambda model: model}
+        self.step = steps[spec["way"]](model)
         self.wrapper = build_optim_wrapper(model, stage.optim)
-        if self.plain:
+        self.wrapper.never_skips = not own
+        if spec["way"] == PLAIN:
             self.wrapper.optimizer = plain_optimizer(model, stage.optim)
-            self.wrapper.never_skips = True
         self.optimizer = self.wrapper.optimizer
 
     def run(self, steps: int) -> dict:
