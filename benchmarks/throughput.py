@@ -1,7 +1,7 @@
 """Time and memory of a training step with random weights and synthetic samples (lengths as in LLaVA's data).
 
 python benchmarks/throughput.py CONFIG                    one configuration
-python benchmarks/throughput.py CONFIG --against CONFIG2  two, in turn, in one run
+python benchmarks/throughput.py CONFIG --against CONFIG2  two or more, in turn, in one run
 python benchmarks/throughput.py CONFIG --plain            against the released code's way of doing the same step
 python benchmarks/throughput.py CONFIG --transformers     against transformers' LLaVA; CONFIG has no target
 python benchmarks/throughput.py CONFIG --against CONFIG2 --plain                                   against both
@@ -21,7 +21,9 @@ def parse_args() -> argparse.Namespace:
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config")
-    parser.add_argument("--against", help="another config, measured in turn with the first")
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="CONFIG", help="other configs, measured in turn with the first"
+    )
     parser.add_argument("--plain", action="store_true", help="the same config as the released code would run it")
     parser.add_argument("--transformers", action="store_true", help="the same config as transformers' LLaVA")
     parser.add_argument("--stage", help="default: the last")
@@ -64,13 +66,14 @@ def main() -> None:
             raise ValueError(f"--{name} {getattr(args, name)}: expected at least 1")
     stem = Path(args.config).stem
     sides = [side(args.config, f"{stem}, {args.codes} codes", codes=args.codes)]
-    if args.against:
-        sides.append(side(args.against, Path(args.against).stem, options=shared if ways else shared | own))
-    for way in ways:
-        options = shared | own if way == ways[-1] else shared
-        sides.append(side(args.config, f"{stem}, {way}", way=way, options=options))
-    if own:
-        sides[-1].name += f" ({', '.join(args.other_options)})"
+    others = [(path, Path(path).stem, OWN) for path in args.against]
+    others += [(args.config, f"{stem}, {way}", way) for way in ways]
+    for number, (path, name, way) in enumerate(others, 1):
+        last = bool(own) and number == len(others)
+        name += f" ({', '.join(args.other_options)})" if last else ""
+        sides.append(side(path, name, way=way, options=shared | own if last else shared))
+    if len({side.name for side in sides}) < len(sides):
+        raise ValueError("--against: two sides have the same name: give configs with different file names")
     out = args.out or Path("work_dirs/benchmarks") / stem
     keep = partial(write, out=out)
     print(markdown(compare(sides, samples=args.samples, rounds=args.rounds, steps=args.steps, keep=keep)))
