@@ -14,7 +14,13 @@ from asvr.engine.saved import saved_tensors
 from asvr.flops.count import Sample, forward_parts
 from asvr.models.checkpointing import is_product
 from asvr.models.losses import linear_cross_entropy
-from asvr.models.transforms import apply_transforms, merge_transforms, require_device
+from asvr.models.transforms import (
+    apply_transforms,
+    merge_transforms,
+    require_device,
+    require_parallel,
+    without_transforms,
+)
 
 pytest.importorskip("torchao.float8", reason="torchao is not installed")
 RECIPES = ("rowwise", "tensorwise", "rowwise_with_gw_hp")
@@ -48,6 +54,20 @@ def test_merged_is_the_model_without_it():
     assert losses(model) == losses(plain)
     assert {type(layer) for layer in model.llm.modules() if isinstance(layer, nn.Linear)} == {nn.Linear}
     assert all(parameter is weights[key] for key, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_model_that_answers_has_plain_layers(recipe):
+    """Under Lora too, whose layers go around them. Only training multiplies in 8 bits."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    plain, model = tiny_model(), changed(recipe=recipe)
+    apply_transforms(model, [dict(type="Lora", layers=["llm.*.self_attn"], r=2)])
+    before = losses(model)
+    with without_transforms(model), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = losses(model)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert found == losses(plain)
+    assert losses(model) == before != losses(plain)
 
 
 def test_weights_that_stand_in_a_file_still_do():
@@ -128,6 +148,14 @@ def test_what_cannot_be_done_is_one_line(monkeypatch):
         changed(layers=["llm.*.self_atn"])
     with pytest.raises(ValueError, match="recipe='columnwise': expected one of rowwise, tensorwise"):
         changed(recipe="columnwise")
+    gathered = FLOAT8 | dict(fsdp_float8_all_gather=True)
+    require_parallel([gathered, dict(type="Lora", layers=["llm"])], "FSDP2")
+    require_parallel([FLOAT8], None)
+    for kind, found in ((None, "`parallel` is not set"), ("DDP", "parallel.type='DDP'")):
+        with pytest.raises(ValueError, match=f"=True needs parallel.type='FSDP2', but {found}: leave"):
+            require_parallel([gathered], kind)
+    with pytest.raises(ValueError, match=r"gathers layers of the LLM's blocks, and layers=\['llm.\*.lm_head'\] names"):
+        changed(fsdp_float8_all_gather=True, layers=["llm.*.lm_head"])
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ValueError, match="Float8 needs torchao .*: pip install torchao"):
         changed()
