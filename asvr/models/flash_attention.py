@@ -36,7 +36,7 @@ IMPLEMENTATIONS = dict(
         (9,),
         "build FlashAttention-3 from the folder hopper of the repository Dao-AILab/flash-attention",
     ),
-    varlen_fa4=Implementation("FA4", "flash_attn.cute", (9, 10), "pip install --pre flash-attn-4"),
+    varlen_fa4=Implementation("FA4", "flash_attn.cute", (9, 10), "pip install flash-attn-4"),
 )
 
 

@@ -157,6 +157,22 @@ def test_what_is_gathered_is_8_bits_and_a_run_goes_on_bit_for_bit(config, tmp_pa
         train(config, tmp_path / "alone", options | {"parallel": None})
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_products_and_gathering_in_8_bits_on_one_card(config, tmp_path):
+    """One process with NCCL, against the same recipe without 8 bits."""
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs capability 9.0")
+    layers = ["llm.*.self_attn"]  # whose sizes fit
+    plain = {"runtime.device": "cuda", "optim.precision": "bf16", "parallel": dict(type="FSDP2"), "data.pack": False}
+    cases = dict(plain=None, rowwise=dict(), tensorwise=dict(recipe="tensorwise"), gathered=GATHER)
+    for name, own in cases.items():
+        transforms = [] if own is None else [dict(type="Float8", layers=layers, **own)]
+        train(config, tmp_path / name, plain | {"stages.finetune.model_transforms": transforms})
+        found, expected = ([line["loss"] for line in losses(tmp_path / run)] for run in (name, "plain"))
+        assert found == pytest.approx(expected, rel=0.02) and (own is None or found != expected), name
+
+
 def test_a_device_that_cannot_is_told_before_anything_is_done(config, tmp_path):
     layers = ["llm.*.self_attn"]  # whose sizes fit
     options = OPTIONS | {"stages.finetune.model_transforms": [dict(type="Float8", layers=layers)]}

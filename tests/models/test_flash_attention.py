@@ -89,7 +89,7 @@ def test_one_that_fails_leaves_the_switch_as_it_was(machine):
 
 
 def test_what_cannot_be_tried_is_told(machine, monkeypatch):
-    assert problem_of("varlen_fa4", CUDA, HALF) == "not installed (pip install --pre flash-attn-4)"
+    assert problem_of("varlen_fa4", CUDA, HALF) == "not installed (pip install flash-attn-4)"
     assert problem_of("varlen_fa3", CUDA, HALF).startswith(
         "not installed (build FlashAttention-3 from the folder hopper"
     )
