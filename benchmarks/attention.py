@@ -3,9 +3,10 @@ vision tower and the depth transformer.
 
 python benchmarks/attention.py [--device cuda] [--dtype bfloat16] [--out FILE]
 
-"padded" is SDPA on rows padded to the longest with a causal mask that leaves padding out, as transformers makes it;
-every kernel is measured in turn on the same samples, packed. Rows of tower and depth transformer are all of one length:
-there the model takes SDPA, and the others get the same rows packed, to see what they would take.
+"padded" is SDPA on rows padded to the longest with a causal mask that leaves padding out, as transformers makes it.
+Every kernel is measured in turn on the same samples, packed. Rows of the vision tower and of the depth transformer are
+all of one length. There the model takes SDPA, and the other kernels get the same rows packed, to see what they would
+take. "sdpa, FA3" is SDPA with FlashAttention-3 behind it. Kernels that do not work here are listed with the reason.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def main() -> None:
     from asvr.data.batch import IMAGE_TOKEN
     from asvr.models.attention import problem_of
     from asvr.models.attention_kernels import KERNELS
+    from asvr.models.flash_attention import switched
     from asvr.profiling.machine import in_words, machine
     from asvr.profiling.report import save
     from asvr.profiling.synthetic import SyntheticSamples
@@ -59,7 +61,8 @@ def main() -> None:
             for name in seconds:
                 run = _padded if name == "padded" else _packed
                 sizes = (lengths, args.heads, keys, args.width)
-                seconds[name].append(run(KERNELS.get(name), *sizes, device, dtype, Clock))
+                with switched(name):
+                    seconds[name].append(run(KERNELS.get(name), *sizes, device, dtype, Clock))
         base = statistics.median(seconds["padded"][1:])
         for name, values in seconds.items():
             middle = statistics.median(values[1:])
@@ -90,25 +93,29 @@ def _rectangular(args: argparse.Namespace, lengths: list[int], working: list[str
     """Tower and depth transformer: rows of one length. SigLIP-SO400M's heads, and the released head's."""
     from asvr.data.batch import Segments
     from asvr.models.attention_kernels import KERNELS
+    from asvr.models.flash_attention import IMPLEMENTATIONS, implementation_of, switched
     from asvr.profiling.worker import Clock
 
+    # Other implementations of flash attention change SDPA too.
+    sides = {name: (name, name == "sdpa") for name in working}
+    sides |= {f"sdpa, {implementation_of(name)}": (name, True) for name in working if name in IMPLEMENTATIONS}
     images, found = len(lengths), []
     cases = dict(tower=(images, 729, 16, 72, False), depth=(images * 729, 8, 16, 128, True))
     if device.type == "cpu":  # the proportions of configs/benchmarks/small_asvr.py
         cases = dict(tower=(images, 729, 5, 32, False), depth=(images * 729, 8, 4, 64, True))
     for part, (count, tokens, heads, width, causal) in cases.items():
-        seconds: dict[str, list] = {name: [] for name in working}
+        seconds: dict[str, list] = {side: [] for side in sides}
         for _ in range(1 + args.rounds):
-            for name in working:
-                dense = name == "sdpa"
+            for side, (name, dense) in sides.items():
                 shape = (count, tokens) if dense else (1, count * tokens)
                 segments = None if dense else Segments.of([tokens] * count).to(device)
                 q, k, v = _inputs(*shape, heads, heads, width, device, dtype)
-                timer = Clock(device)
-                out = KERNELS[name](q, k, v, segments=segments, causal=causal, window=None, scale=None)
-                out.backward(out.detach())
-                timer.stop("all")
-                seconds[name].append(timer.seconds()["all"])
+                with switched(name):
+                    timer = Clock(device)
+                    out = KERNELS[name](q, k, v, segments=segments, causal=causal, window=None, scale=None)
+                    out.backward(out.detach())
+                    timer.stop("all")
+                    seconds[side].append(timer.seconds()["all"])
         middle = {name: statistics.median(values[1:]) for name, values in seconds.items()}
         found += [
             dict(part=part, kernel=name, heads=heads, key_heads=heads)

@@ -154,6 +154,9 @@ class Session:
             self.run(self.parts[-1:])
             # Libraries of NVIDIA's wheels, such as CUDA 12's runtime for xformers: nobody else looks for them here.
             libraries = [str(folder) for folder in sorted((self.work / "site").glob("nvidia/*/lib"))]
+            # FlashAttention-4 needs cutlass, whose wheel names its folder in a file that Python reads elsewhere only.
+            folders = [str(folder) for folder in sorted((self.work / "site").glob("*/dsl_packages"))]
+            self.env["PYTHONPATH"] = os.pathsep.join([*folders, self.env["PYTHONPATH"]])
             before = filter(None, [os.environ.get("LD_LIBRARY_PATH")])
             self.env["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *before])
         probe = ["benchmarks/gpu_probe.py", str(self.work / "site"), *REQUIRED, *OPTIONAL]

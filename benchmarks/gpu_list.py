@@ -68,8 +68,9 @@ def parts_of(device: str, machine: dict, work: Path) -> list[Part]:
             *(30, 180, own_figures),
         ),
         *(_step(stage, cuda, machine, work) for stage in ("finetune", "pretrain")),
-        Part("attention", "attention kernels", attention, 15, 90, _attention(work), timed=True),
+        Part("attention", "attention kernels", attention, 15, 150, _attention(work), timed=True),
         *_pairs(cuda, machine, work),
+        _float8_losses(device, cuda, machine, work),
     ]
     for part in found:
         if cuda and "gpu" not in machine:
@@ -99,7 +100,6 @@ def _step(stage: str, cuda: bool, machine: dict, work: Path) -> Part:
 def _pairs(cuda: bool, machine: dict, work: Path) -> list[Part]:
     """A finetune step of LLaVA in 8 bits against bf16, and one that recomputes only what the memory requires."""
     out = ["--stage", "finetune", "--rounds", "1", "--samples", "32" if cuda else "2", "--out"]
-    no_torchao = None if "torchao" in machine["packages"] else "torchao cannot be imported: put its wheel into --wheels"
     if not cuda:
         small, options = "configs/benchmarks/small_asvr.py", [*TINY, *TINY_TARGET]
         full = "model.llm.activation_checkpointing=full"
@@ -113,7 +113,7 @@ def _pairs(cuda: bool, machine: dict, work: Path) -> list[Part]:
         Part(
             *("7b_fp8_step", "a finetune step of LLaVA in bf16, and with products of the LLM's blocks in FP8"),
             _throughput(fp8, options),
-            *(60, 150, _turns, no_torchao, True),
+            *(60, 150, _turns, _no_torchao(machine), True),
         ),
         Part(
             *("7b_auto_step", "a finetune step of ASVR with selective, and with automatic activation checkpointing"),
@@ -121,6 +121,18 @@ def _pairs(cuda: bool, machine: dict, work: Path) -> list[Part]:
             *(60, 150, _turns, None, True),
         ),
     ]
+
+
+def _no_torchao(machine: dict) -> str | None:
+    return None if "torchao" in machine["packages"] else "torchao cannot be imported: put its wheel into --wheels"
+
+
+def _float8_losses(device: str, cuda: bool, machine: dict, work: Path) -> Part:
+    """Some hundred steps of a small model with FP8 products, against the same steps in bf16."""
+    command = ["benchmarks/gpu_train.py", "--device", device, "--steps", "300" if cuda else "8"]
+    command += ["--tolerance", "0.02" if cuda else "0.05", "float8", "--work", str(work / "float8")]
+    shows = "losses of a small model with FP8 products, against the same steps without"
+    return Part("float8_losses", shows, command, 45, 150, own_figures, _no_torchao(machine))
 
 
 def _throughput(command: list[str], options: list[str]) -> list[str]:

@@ -13,8 +13,8 @@ from asvr.engine.run import build_questions, evaluate_stage, read_json_file, wri
 from asvr.engine.stages import check_run, load_stage
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.loading import load
-from asvr.models.transforms import require_device
-from asvr.recipe.build import build_dataset, build_device
+from asvr.models.transforms import without_transforms
+from asvr.recipe.build import build_dataset
 from asvr.recipe.config import is_model_folder, load_config
 from asvr.recipe.model_folder import why_no_model
 from asvr.recipe.preflight import preflight
@@ -40,7 +40,6 @@ def evaluate_run(
     recipe = Recipe(cfg)
     name = recipe.stage(stage).name
     preflight(recipe.only(name))
-    require_device(recipe.stages[name].model_transforms, build_device(recipe.stages[name].runtime.device))
     settings = dict(recipe.stages[name].evaluation or {})
     if questions is not None:
         settings["dataset"] = dict(type="LlavaDataset", ann_file=str(questions), image_folder=str(image_folder))
@@ -60,7 +59,8 @@ def evaluate_run(
     if limit is not None:
         settings["limit"] = limit
     dataset = build_questions(settings.pop("dataset"), config, model, prepared)
-    result = evaluate_stage(config, model, prepared, dataset, settings, out / "answers.jsonl")
+    with without_transforms(model):
+        result = evaluate_stage(config, model, prepared, dataset, settings, out / "answers.jsonl")
     asked = dict(stage=name, limit=settings.get("limit")) | _of_file(questions)
     return _keep(result | dict(asked=asked), out, name)
 

@@ -23,6 +23,7 @@ from asvr.base.distributed import gather, gather_numbers, get_world_size
 from asvr.data.batch import Batch
 from asvr.models.hf import DTYPES, resolve_dtype
 from asvr.models.trainable import kept_whole
+from asvr.models.transforms import before_sharding, without_transforms
 from asvr.registry import MODEL_WRAPPERS
 
 FROZEN = ("shard", "replicate")
@@ -34,8 +35,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def answering(model: nn.Module) -> Iterator[nn.Module]:
+    """The same as `full_params`, with the layers that a saved model has."""
+    with full_params(model) as full, without_transforms(full):
+        yield full
+
+
+@contextmanager
 def full_params(model: nn.Module) -> Iterator[nn.Module]:
-    """The model without its wrapper, with all of its weights in this process, so that it can answer questions.
+    """The model without its wrapper, with all of its weights in this process.
 
     All processes must enter this block. Inside it, no process needs the others."""
     with model.full_params() if isinstance(model, FSDP2) else _as_it_is():
@@ -227,6 +235,7 @@ class FSDP2(nn.Module):
         for parameter in whole:
             if not parameter.is_meta:
                 parameter.data = parameter.data.to(device)
+        before_sharding(module, whole)
         policy = MixedPrecisionPolicy(*(name and resolve_dtype(name) for name in (param_dtype, reduce_dtype)))
         common = dict(mesh=_mesh(device, shard), ignored_params=set(whole))
         for block in blocks:

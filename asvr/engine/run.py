@@ -17,7 +17,7 @@ from asvr.engine.checkpoint import load_weights, read_meta, weights_digest
 from asvr.engine.checkpoint_folder import PREFIX
 from asvr.engine.finished import EMA, finished_at, finished_checkpoint, require_start
 from asvr.engine.hooks.visualizer import log_evaluation
-from asvr.engine.parallel import full_params, unwrap
+from asvr.engine.parallel import answering, unwrap
 from asvr.engine.prepare import Prepared, prepare
 from asvr.engine.stages import check_run, recover, run_stage
 from asvr.engine.trackers import Trackers, draw_samples
@@ -25,7 +25,7 @@ from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.metrics import check_metrics
 from asvr.evaluation.summary import draw_summary
 from asvr.flops.memory import warn_of_memory
-from asvr.models.transforms import require_device
+from asvr.models.transforms import require_device, require_parallel
 from asvr.recipe.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
 from asvr.recipe.config import dump_config
 from asvr.recipe.preflight import preflight
@@ -66,6 +66,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str, warnings
     for stage in running.stages.values():
         require_packages(stage.visualizer)
         require_device(stage.model_transforms, build_device(stage.runtime.device))
+        require_parallel(stage.model_transforms, stage.parallel.type if stage.parallel else None)
     check_data(running, text_tokenizer, layouts)
     check_workers(running, text_tokenizer)
     by_main(lambda: _check_metrics(running, text_tokenizer, layouts))
@@ -130,7 +131,7 @@ def _evaluate(stage: Stage, model, prepared: Prepared, work_dir: Path, *, traine
     for name, weights in evaluated.items():
         if weights == averages:
             load_weights(averages, unwrap(model))
-        with full_params(model) as full:
+        with answering(model) as full:
             made = _keep_evaluation(stage, name, weights, full, prepared, work_dir)
             if is_main_process() and stage.visualizer and (made or trained):
                 _log_evaluation(stage, name, read_meta(weights)["step"], full, prepared, work_dir)

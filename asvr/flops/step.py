@@ -67,7 +67,7 @@ class StepFlops:
         return round(sum(self.by_part(window).values()))
 
     def peak(self, device: torch.device) -> float | None:
-        """The peak FLOP/s of the device in the stage's precision. None if it is not known."""
+        """The peak FLOP/s of the device in bf16, with `Float8` too. None if it is not known, or in float32."""
         if device.type != "cuda" or not self.half:
             return None
         return peak_flops(torch.cuda.get_device_name(device))

@@ -19,6 +19,14 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from asvr.data.batch import Segments
 from asvr.models.attention_kernels import KERNELS, masked_sdpa
+from asvr.models.flash_attention import (
+    IMPLEMENTATIONS,
+    implementation_of,
+    problem_of_implementation,
+    switch_to,
+    switched,
+    without_flash,
+)
 from asvr.models.visual_attention import AttentionRule
 
 logger = logging.getLogger("asvr")
@@ -28,6 +36,8 @@ PREFIX = "asvr_"  # of the names under which our kernels are registered with tra
 PROBE = [5, 8, 3]  # lengths of the samples with which a kernel is tried
 # Kernels are tried with packed rows, without and with a sliding window. Other rows use SDPA.
 PROBES = (dict(width=128, window=None), dict(width=64, window=4))
+# Other implementations of flash attention change SDPA too. 72: the width of SigLIP's heads.
+PROBES_OF_SDPA = (dict(width=128, window=None, packed=False), dict(width=72, window=None, packed=False))
 
 
 def no_mask(like: Tensor) -> Tensor:
@@ -66,9 +76,9 @@ def _interface(kernel: Callable) -> Callable:
                 f"llm.arch.{_dropout_field(module, dropout)}={dropout}: does not work with {rows}, set it to 0"
             )
         if not ours or dropout:  # such as rows padded on the left, or generation with a cache
-            return sdpa_attention_forward(
-                module, query, key, value, attention_mask if not ours else None, dropout, scaling, is_causal, **kwargs
-            )
+            mask = attention_mask if not ours else None
+            with without_flash(dropout):
+                return sdpa_attention_forward(module, query, key, value, mask, dropout, scaling, is_causal, **kwargs)
         if rule is not None:
             query, key, value = _same_dtype(query, key, value)
             return masked_sdpa(query, key, value, masks=rule.masks(sliding_window), scale=scaling), None
@@ -105,17 +115,28 @@ for _name, _kernel in KERNELS.items():
 def choose(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
     """Return the kernel to use, and why. asked: a kernel's name, or ``auto``. dtype: dtype of the matrix products.
 
+    Torch's flash attention is switched to the implementation that the kernel needs, for the whole process.
     Raises ``ValueError`` if the config names a kernel that does not work here.
     """
     if asked not in (AUTO, *KERNELS):
         raise ValueError(f"runtime.attention={asked!r}: expected one of {', '.join((AUTO, *KERNELS))}")
-    if asked != AUTO:
+    if asked == AUTO:
+        name, why = _fastest(device, dtype)
+    else:
         problem = problem_of(asked, device, dtype)
         if problem is not None:
             raise ValueError(f"runtime.attention={asked!r}: {problem}; use 'auto' or 'sdpa'")
-        return asked, "the config asks for it"
+        name, why = asked, "the config asks for it"
+    switch_to(implementation_of(name))
+    return name, why
+
+
+def _fastest(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """Return the first kernel that works here, and why. They are tried in the order of speed (benchmarks/README.md)."""
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
+    flash = {9: ("varlen_fa3", "varlen_fa4"), 10: ("varlen_fa4",)}.get(major, ())
     reasons = []
-    for name in ("varlen", "xformers"):  # the fastest first, see benchmarks/README.md
+    for name in (*flash, "varlen", "xformers"):
         problem = problem_of(name, device, dtype)
         if problem is None:
             return name, "; ".join([*reasons, f"it works on {device} in {dtype}"])
@@ -131,17 +152,24 @@ def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
         return f"needs CUDA, this is {device.type}"
     if name == "xformers" and importlib.util.find_spec("xformers") is None:
         return "not installed (pip install 'asvr[cuda]')"
-    if name == "varlen" and dtype not in (torch.bfloat16, torch.float16):
+    if name.startswith("varlen") and dtype not in (torch.bfloat16, torch.float16):
         return f"needs bf16 or fp16, not {dtype}"
+    flash = name in IMPLEMENTATIONS
+    if flash and (problem := problem_of_implementation(name, device)) is not None:
+        return problem
     try:
-        difference = max(_probe(name, device, dtype, **case) for case in PROBES)
+        with switched(name):
+            cases = (*PROBES, *PROBES_OF_SDPA) if flash else PROBES
+            difference = max(_probe(name, device, dtype, **case) for case in cases)
     except Exception as error:  # a kernel built for another machine may raise anything
         return f"fails here ({' '.join(f'{type(error).__name__}: {error}'.split())[:1000]})"
     limit = 1e-4 if dtype == torch.float32 else 3e-2
     return None if difference < limit else f"differs from SDPA by {difference:.1e} of the largest value"
 
 
-def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, window: int | None) -> float:
+def _probe(
+    name: str, device: torch.device, dtype: torch.dtype, *, width: int, window: int | None, packed: bool = True
+) -> float:
     """Return the largest difference from SDPA in float32, relative to the largest value.
 
     Outputs and gradients are compared, with grouped heads."""
@@ -149,7 +177,7 @@ def _probe(name: str, device: torch.device, dtype: torch.dtype, *, width: int, w
     inputs = [
         torch.randn(1, heads, sum(PROBE), width, device=device, generator=generator).to(dtype) for heads in (4, 2, 2)
     ]
-    segments, results = Segments.of(PROBE).to(device), []
+    segments, results = Segments.of(PROBE).to(device) if packed else None, []
     for kernel, precision in ((KERNELS[name], dtype), (KERNELS["sdpa"], torch.float32)):
         leaves = [tensor.to(precision).requires_grad_() for tensor in inputs]
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):

@@ -80,7 +80,9 @@ def _xformers_bias(lengths: tuple | None, causal: bool, window: int | None, devi
 
 
 def varlen(query, key, value, *, segments: Segments | None, causal: bool, window: int | None, scale: float | None):
-    """torch's variable-length attention, which is a flash attention. Rows that are not packed use SDPA."""
+    """torch's variable-length attention, which is a flash attention. Rows that are not packed use SDPA.
+
+    `asvr.models.flash_attention` decides which implementation of flash attention torch calls."""
     if segments is None:
         return sdpa(query, key, value, segments=segments, causal=causal, window=window, scale=scale)
     from torch.nn.attention.varlen import varlen_attn
@@ -93,4 +95,4 @@ def varlen(query, key, value, *, segments: Segments | None, causal: bool, window
     return out.unsqueeze(0)
 
 
-KERNELS = dict(sdpa=sdpa, xformers=xformers, varlen=varlen)
+KERNELS = dict(sdpa=sdpa, xformers=xformers, varlen=varlen, varlen_fa3=varlen, varlen_fa4=varlen)

@@ -10,6 +10,22 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def plain_shard(tensor: Tensor) -> Tensor:
+    """Return the tensor with the same data as a plain tensor, which files need.
+
+    Shards that `Float8` gathers in 8 bits have a class of torchao's, which keeps the data in ``_tensor``."""
+    if not isinstance(tensor, DTensor) or not hasattr(tensor.to_local(), "fsdp_pre_all_gather"):
+        return tensor
+    return DTensor.from_local(
+        tensor.to_local()._tensor,
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
+
+
 def local_shard(source, own: Tensor) -> Tensor:
     """Return this process's part of ``source``, sharded in the same way as ``own``. If ``own`` is not, it is all.
 
@@ -40,6 +56,6 @@ def untied_state_dict(module: torch.nn.Module) -> dict[str, Tensor]:
         placeless = isinstance(value, DTensor) or value.is_meta
         place = id(value) if placeless else (value.data_ptr(), value.shape)
         if value.numel() == 0 or place not in seen:
-            out[key] = value.detach()
+            out[key] = plain_shard(value.detach())
             seen.add(place)
     return out

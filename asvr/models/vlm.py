@@ -25,6 +25,7 @@ from asvr.models.masking import Masked
 from asvr.models.separators import Separators
 from asvr.models.targets import Seen, Target, build_target, check_together
 from asvr.models.trainable import keep_statistics, train_only
+from asvr.models.transforms import after_step
 from asvr.models.tree import check_tree, is_trained
 from asvr.models.visual_attention import MODES, AttentionRule, rule_of
 from asvr.models.zero_grads import heads_of, idle_pass, zero_grad_path, zero_of
@@ -265,6 +266,7 @@ class VLM(nn.Module):
         with torch.no_grad():
             for target in self.targets:
                 target.after_step(self, getattr(optim_wrapper, "skipped", None))
+            after_step(self)
         return logs
 
     def set_progress(self, done: float) -> None:

@@ -269,10 +269,13 @@ RUNTIME = dict(
         "sdpa",
         "xformers",
         "varlen",
+        "varlen_fa3",
+        "varlen_fa4",
         default="auto",
         doc="The attention kernel for packed rows. `'auto'` takes the fastest one that works on this machine; the log "
         "says which one and why. Any other value is an error if that kernel does not work. `'varlen'` is torch's "
-        "variable-length flash attention. Rows of one length always use SDPA.",
+        "variable-length flash attention. `'varlen_fa3'` and `'varlen_fa4'` are the same with FlashAttention-3 or 4, "
+        "which are packages of their own, for Hopper (both) and Blackwell (4). Rows of one length always use SDPA.",
     ),
     compile=FLAG.but(
         doc="True, on CUDA only: `torch.compile` the blocks of the LLM and of the depth transformers around their "

@@ -33,11 +33,11 @@ class ProgressHook(Hook):
     acc_<name> (text) and acc_<target> (a list, one for each depth), grad_norm, tokens_per_s and images_per_s (without
     padding), real_tokens_percent (of all computed positions), data_time_percent (the part of the interval spent waiting
     for input), tflop_per_s (the FLOPs that the samples need, without padding and recomputation), mfu_percent (from
-    tflop_per_s, in bf16 on a GPU whose peak is known), peak_memory_gib, eta_s, refused (reason -> samples left out
-    since the stage began; only if there are any), samples (for a mixture: source -> samples drawn since the stage
-    began), skipped (steps since the stage began that were not finite; only if there are any). If all steps of an
-    interval were skipped, loss and grad_norm are null, and there are no other means. If all samples of an interval were
-    refused, loss is 0, and there are no other losses.
+    tflop_per_s, in bf16 on a GPU whose peak is known; with FP8 products too, it is a share of the bf16 peak),
+    peak_memory_gib, eta_s, refused (reason -> samples left out since the stage began; only if there are any), samples
+    (for a mixture: source -> samples drawn since the stage began), skipped (steps since the stage began that were not
+    finite; only if there are any). If all steps of an interval were skipped, loss and grad_norm are null, and there are
+    no other means. If all samples of an interval were refused, loss is 0, and there are no other losses.
 
     Any hook with a method ``after_log(runner, kind, record)`` gets each record, only in the first process. kind: train;
     `ValidationHook` calls it with validation.
@@ -235,7 +235,7 @@ def _line(record: dict, metrics: list[str]) -> str:
             f"{record['images_per_s']:.0f} images/s",
             f"padding {100 - record['real_tokens_percent']:.0f} %",
             *([_speed_in_words(record["tflop_per_s"])] if "tflop_per_s" in record else []),
-            *([f"MFU {record['mfu_percent']:.0f} %"] if "mfu_percent" in record else []),
+            *([f"MFU {record['mfu_percent']:.0f} % of the bf16 peak"] if "mfu_percent" in record else []),
             f"data {record['data_time_percent']:.0f} %",
             f"peak {record['peak_memory_gib']:.2f} GiB",
             f"{eta // 60}:{eta % 60:02d} left",

@@ -14,7 +14,7 @@ from asvr.base.interruption import Interrupted, at_once
 from asvr.base.log import logger
 from asvr.engine import checkpoint
 from asvr.engine.hooks.progress import forget_after
-from asvr.engine.parallel import full_params, unwrap
+from asvr.engine.parallel import answering, unwrap
 from asvr.engine.random_state import random_state, set_random_state
 from asvr.evaluation.accuracy import report
 from asvr.evaluation.metrics import ACCURACY, require_best
@@ -69,7 +69,7 @@ class ValidationHook(Hook):
         before = random_state()
         self.pending = True
         try:
-            with full_params(runner.model) as model, at_once() if get_world_size() == 1 else nullcontext():
+            with answering(runner.model) as model, at_once() if get_world_size() == 1 else nullcontext():
                 result = self.validate(model)
         except Interrupted as stop:
             runner.train_loop.stop = runner.train_loop.stop or stop

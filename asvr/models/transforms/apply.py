@@ -7,10 +7,16 @@ trained, saved and loaded like all others, under the names of `VLM.components`.
 A class may have ``merge(model)``, which undoes the transform and keeps what was learned. Saved models need it, and so
 does a later stage without the transform. A class may also have ``derived``: component -> names of tensors that are
 computed only from the component's files. Checkpoints do not hold them.
+
+A class may have methods that a run calls: ``require_device(device)`` and ``require_parallel(kind)`` before it begins,
+which raise ``ValueError`` if the transform cannot train there; ``before_sharding(model, whole)`` before FSDP2 shards
+all weights except those of the list ``whole``; ``after_step(model)`` after each step of the optimiser; and
+``without(model)``, a context manager inside which the model computes as after ``merge``, to answer questions.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -102,6 +108,39 @@ def require_merge(model: nn.Module, keep: int = 0) -> None:
                 f"model_transforms: {name} has no merge(model), which a later stage without it and saved models need: "
                 "write one, or name the transform in the later stage too"
             )
+
+
+def require_parallel(configs: Sequence[dict], kind: str | None) -> None:
+    """Raise ``ValueError`` if a transform has a method ``require_parallel`` and cannot train with ``parallel.type``.
+
+    kind: None if the stage has no ``parallel``."""
+    for config in configs:
+        if hasattr(transform := build_transform(config), "require_parallel"):
+            transform.require_parallel(kind)
+
+
+def before_sharding(model: nn.Module, whole: Sequence[nn.Parameter]) -> None:
+    """Call ``before_sharding`` of the transforms that have it. FSDP2 will not shard the parameters of ``whole``."""
+    for transform in model.transforms:
+        if hasattr(transform, "before_sharding"):
+            transform.before_sharding(model, whole)
+
+
+def after_step(model: nn.Module) -> None:
+    """Call ``after_step`` of the transforms that have it."""
+    for transform in model.transforms:
+        if hasattr(transform, "after_step"):
+            transform.after_step(model)
+
+
+@contextmanager
+def without_transforms(model: nn.Module) -> Iterator[None]:
+    """Inside the block, transforms that have a method ``without`` do not take part."""
+    with ExitStack() as stack:
+        for transform in model.transforms:
+            if hasattr(transform, "without"):
+                stack.enter_context(transform.without(model))
+        yield
 
 
 def require_device(configs: Sequence[dict], device: torch.device) -> None:

@@ -14,7 +14,13 @@ from asvr.engine.saved import saved_tensors
 from asvr.flops.count import Sample, forward_parts
 from asvr.models.checkpointing import is_product
 from asvr.models.losses import linear_cross_entropy
-from asvr.models.transforms import apply_transforms, merge_transforms, require_device
+from asvr.models.transforms import (
+    apply_transforms,
+    merge_transforms,
+    require_device,
+    require_parallel,
+    without_transforms,
+)
 
 pytest.importorskip("torchao.float8", reason="torchao is not installed")
 RECIPES = ("rowwise", "tensorwise", "rowwise_with_gw_hp")
@@ -41,6 +47,28 @@ def test_products_are_rounded_and_weights_are_not(recipe):
     torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
+def trained(model: nn.Module, steps: int = 24) -> list[float]:
+    """The loss of each step."""
+    batch = collate(model)([item(image=Image.new("RGB", (8, 8), "red")), item(words=7), item(words=3)])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    found = []
+    for _ in range(steps):
+        loss = model(batch, model.count_targets([batch]))["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("settings", [*(dict(recipe=name) for name in RECIPES), dict(fsdp_float8_all_gather=True)])
+def test_losses_fall_as_they_do_in_full_precision(settings):
+    """Within 2 % in each of 24 steps, in which the loss falls by more than a third."""
+    full, own = trained(tiny_model()), trained(changed(**settings))
+    assert own != full and own == pytest.approx(full, rel=0.02)
+    assert own[-1] < 2 / 3 * own[0]
+
+
 def test_merged_is_the_model_without_it():
     plain, model = tiny_model(), changed()
     weights = dict(model.named_parameters())
@@ -48,6 +76,20 @@ def test_merged_is_the_model_without_it():
     assert losses(model) == losses(plain)
     assert {type(layer) for layer in model.llm.modules() if isinstance(layer, nn.Linear)} == {nn.Linear}
     assert all(parameter is weights[key] for key, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_model_that_answers_has_plain_layers(recipe):
+    """Under Lora too, whose layers go around them. Only training multiplies in 8 bits."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    plain, model = tiny_model(), changed(recipe=recipe)
+    apply_transforms(model, [dict(type="Lora", layers=["llm.*.self_attn"], r=2)])
+    before = losses(model)
+    with without_transforms(model), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = losses(model)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert found == losses(plain)
+    assert losses(model) == before != losses(plain)
 
 
 def test_weights_that_stand_in_a_file_still_do():
@@ -128,6 +170,14 @@ def test_what_cannot_be_done_is_one_line(monkeypatch):
         changed(layers=["llm.*.self_atn"])
     with pytest.raises(ValueError, match="recipe='columnwise': expected one of rowwise, tensorwise"):
         changed(recipe="columnwise")
+    gathered = FLOAT8 | dict(fsdp_float8_all_gather=True)
+    require_parallel([gathered, dict(type="Lora", layers=["llm"])], "FSDP2")
+    require_parallel([FLOAT8], None)
+    for kind, found in ((None, "`parallel` is not set"), ("DDP", "parallel.type='DDP'")):
+        with pytest.raises(ValueError, match=f"=True needs parallel.type='FSDP2', but {found}: leave"):
+            require_parallel([gathered], kind)
+    with pytest.raises(ValueError, match=r"gathers layers of the LLM's blocks, and layers=\['llm.\*.lm_head'\] names"):
+        changed(fsdp_float8_all_gather=True, layers=["llm.*.lm_head"])
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ValueError, match="Float8 needs torchao .*: pip install torchao"):
         changed()
