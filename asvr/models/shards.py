@@ -10,6 +10,11 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds, in the same memory. If it is not sharded, it is all."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def local_shard(source, own: Tensor) -> Tensor:
     """Return this process's part of ``source``, sharded in the same way as ``own``. If ``own`` is not, it is all.
 

@@ -161,6 +161,12 @@ def test_half_weights_take_as_much_as_whole_ones():
     assert half.weights < whole.weights and half.optimizer > whole.optimizer
 
 
+def test_moments_in_bfloat16_take_half():
+    cfg = config()
+    cfg.optim.moments = "bfloat16"
+    assert plan_of(cfg, "all").optimizer * 2 == plan_of(config(), "all").optimizer
+
+
 def test_a_compiled_llm_keeps_what_selective_checkpointing_keeps():
     cfg = config()
     cfg.runtime.compile = True
