@@ -24,7 +24,7 @@ class AutocastOptimWrapper(OptimWrapper):
     this process waits in each step until the device knows whether all values are finite. Its kernels are then launched
     after the backward pass, not while it runs.
     ``grad_norm`` is the norm of the last step before clipping. ``skipped`` (bool) says whether that step was skipped.
-    Both are tensors () on the device.
+    Both are tensors () on the device of the gradients.
 
     before_step: called with the optimiser before gradients are clipped. A wrapper of several processes may set it, to
         complete gradients that it left to the optimiser.
@@ -82,7 +82,7 @@ class AutocastOptimWrapper(OptimWrapper):
         """Whether the step is not finite on any rank. Gradients are the same on all ranks, losses are not."""
         finite = self.grad_norm.isfinite()
         if self._losses is not None:
-            finite, self._losses = finite & self._losses.isfinite(), None
+            finite, self._losses = finite & self._losses.isfinite().to(finite.device), None
         skipped = (~finite).to(torch.uint8)  # not bool, since some backends cannot reduce it
         all_reduce(skipped, "max")
         return skipped.bool()

@@ -15,7 +15,7 @@ from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
@@ -203,6 +203,9 @@ class FSDP2(nn.Module):
         pass.
     reduce_each: add gradients up in every micro-batch, so that each process keeps only its part of them. False: only in
         the last micro-batch.
+    cpu_offload: hold weights, gradients and optimiser states in the memory of the CPU, and update the weights there. A
+        block is copied to the device when it runs. Weights that ``frozen='replicate'`` holds in full stay on the
+        device.
     frozen: ``shard``, or ``replicate`` to hold all frozen weights in each process. Frozen convolutions in the layout
         channels last are always replicated. Trained ones lose this layout.
     """
@@ -220,12 +223,15 @@ class FSDP2(nn.Module):
         shard: int | None = None,
         reshard_after_forward: bool = True,
         reduce_each: bool = True,
+        cpu_offload: bool = False,
         frozen: str = "shard",
     ):
         super().__init__()
         for name, value in dict(param_dtype=param_dtype, reduce_dtype=reduce_dtype, frozen=frozen).items():
             assert value in self.choices[name], f"parallel.{name}={value!r}: the config was not checked"
         _check_precision(module)
+        if cpu_offload and _trained_half(module):
+            raise ValueError("parallel.cpu_offload: trained weights are torch.bfloat16: set dtype='float32'")
         _check_statistics(module)
         blocks = getattr(module.llm, "blocks", None)
         if not blocks:
@@ -240,10 +246,11 @@ class FSDP2(nn.Module):
             for p in module.parameters()
             if not p.requires_grad and (frozen == "replicate" or not p.is_contiguous() or p in packed)
         ]
-        for parameter in whole:
-            if not parameter.is_meta:
-                parameter.data = parameter.data.to(device)
+        _move(whole, device)
         common = dict(mesh=_mesh(device, shard), ignored_params=set(whole))
+        if cpu_offload:
+            module.compute_device = device
+            common["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
         self._blocks = [block for block in blocks if any(p not in common["ignored_params"] for p in block.parameters())]
         for block in self._blocks:
             policy = _policy(block, param_dtype, reduce_dtype)
@@ -256,7 +263,8 @@ class FSDP2(nn.Module):
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # a plain sum also works with gloo
         if hasattr(module.llm, "materialise"):
-            module.llm.materialise(device)
+            module.llm.materialise(torch.device("cpu") if cpu_offload else device)
+            _move([*whole, *module.buffers()], device)
         self._begun = False
 
     def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
@@ -291,6 +299,13 @@ class FSDP2(nn.Module):
 
     def _units(self) -> list[FSDPModule]:
         return [module for module in self.module.modules() if isinstance(module, FSDPModule)]
+
+
+def _move(tensors: list[Tensor], device: torch.device) -> None:
+    """Move tensors in place, except those whose values are not read yet."""
+    for tensor in tensors:
+        if not tensor.is_meta:
+            tensor.data = tensor.data.to(device)
 
 
 def _policy(module: nn.Module, param_dtype: str | None = None, reduce_dtype: str | None = None) -> MixedPrecisionPolicy:

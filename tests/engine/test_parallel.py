@@ -10,15 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_helpers import without_bias_of_keys
+from engine_helpers import tiny_model, without_bias_of_keys
 from parallel_helpers import STEPS, images_of_steps, interrupted, launch, losses, make_config, train
+from process_helpers import in_processes
 from run_helpers import call_tool, tiny_command
 from safetensors.torch import load_file
+from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from transformers import LlavaForConditionalGeneration
 
 from asvr.base.distributed import processes
 from asvr.data.batch import Batch
 from asvr.engine import sharded
+from asvr.engine.parallel import FSDP2 as Sharded
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
@@ -64,6 +68,7 @@ BY_TWO = {
     "packed-fsdp-balanced": FSDP2 | BALANCED,
     "encoder-ddp-balanced": DDP | BALANCED,
     "frozen-fsdp": FSDP2,
+    "plain-offload": FSDP2 | {"parallel.cpu_offload": True},
     "encoder-fsdp": FSDP2,
     "encoder-ddp": DDP,
     "validated-fsdp": FSDP2,
@@ -213,6 +218,42 @@ def test_what_is_written_is_what_one_process_writes(shared, alone):
 def test_automatic_checkpointing_is_planned(by_two):
     log = (by_two["plain-fsdp-auto"] / "train.log").read_text()
     assert re.search(r"activation checkpointing: recomputes 0 of \d+ blocks of the LLM \(.* GiB are usable\)", log)
+
+
+def test_weights_in_the_memory_of_the_cpu_train_the_same_bit_for_bit(by_two):
+    own, other = weights(by_two["plain-offload"]), weights(by_two["plain-fsdp"])
+    assert all(torch.equal(own[key], value) for key, value in other.items())
+    assert losses(by_two["plain-offload"]) == losses(by_two["plain-fsdp"])
+
+
+def test_weights_wait_on_the_cpu_and_frozen_ones_on_the_device(tmp_path):
+    """With torch's own policy, whose memory is pinned for CUDA alone."""
+    found = in_processes(1, where_they_wait, tmp_path)[0]
+    assert found == dict(policies={(True, False)}, device=torch.device("cpu"), offloads=True)
+
+
+def where_they_wait(rank, folder) -> dict:
+    model = tiny_model(("projector", "heads"))
+    Sharded(module=model, device=torch.device("cpu"), cpu_offload=True, frozen="replicate")
+    groups = [unit._get_fsdp_state()._fsdp_param_group for unit in model.modules() if isinstance(unit, FSDPModule)]
+    params = [param for group in groups if group is not None for param in group.fsdp_params]
+    return dict(
+        policies={(param.offload_to_cpu, param.pin_memory) for param in params},
+        device=model.compute_device,
+        offloads=all(param.sharded_param.requires_grad for param in params),
+    )
+
+
+@pytest.mark.parametrize("offload, backend", [(True, "cuda:nccl,cpu:gloo"), (False, "nccl")])
+def test_gradients_on_the_cpu_are_added_up_by_gloo(offload, backend, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **_: asked.append(backend))
+    monkeypatch.setattr(dist, "new_group", lambda **_: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with processes(dict(a=dict(type="DDP"), b=dict(type="FSDP2", cpu_offload=offload)), "auto"):
+        assert asked == [backend]
 
 
 def test_validation_is_one_process_own(by_two, alone):
@@ -381,6 +422,8 @@ def test_mistakes_are_told_before_anything_is_built(config):
 
 
 def test_float16_weights_are_refused(config, tmp_path):
+    with pytest.raises(ValueError, match="parallel.cpu_offload: trained weights are torch.bfloat16: set dtype='fl"):
+        train(config, tmp_path / "offload", FSDP2 | {"parallel.cpu_offload": True, "model.llm.dtype": "bfloat16"})
     for kind in (DDP, FSDP2):
         with pytest.raises(ValueError, match="trained weights are torch.float16.*dtype='float32' or dtype='bfloat16'"):
             train(config, tmp_path / kind["parallel.type"], kind | {"model.llm.dtype": "float16"})
