@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FINETUNE_GIB = 130  # of the 7B finetune step; a smaller card gets a quarter of the LLM's blocks
 ASVR, LLAVA = "configs/benchmarks/vicuna7b_asvr.py", "configs/benchmarks/vicuna7b_llava.py"
+ONE_CARD = "configs/asvr_vicuna7b_80gb.py"  # the whole LLM is trained
+ONE_CARD_GIB = 75  # the plan says 74.0e9 bytes
 LLAVA_FP8 = "configs/benchmarks/vicuna7b_llava_fp8.py"
 AUTO = "model.llm.activation_checkpointing=auto"
 REQUIRED = ("torch", "transformers", "timm", "mmengine", "fvcore")
@@ -71,6 +73,7 @@ def parts_of(device: str, machine: dict, work: Path) -> list[Part]:
         Part("attention", "attention kernels", attention, 15, 150, _attention(work), timed=True),
         *_pairs(cuda, machine, work),
         _float8_losses(device, cuda, machine, work),
+        _one_card(cuda, machine, work),
     ]
     for part in found:
         if cuda and "gpu" not in machine:
@@ -135,6 +138,22 @@ def _float8_losses(device: str, cuda: bool, machine: dict, work: Path) -> Part:
     return Part("float8_losses", shows, command, 45, 150, own_figures, _no_torchao(machine))
 
 
+def _one_card(cuda: bool, machine: dict, work: Path) -> Part:
+    """The peak memory of the 7B finetune step that is made for a card of 80 GB, against its plan."""
+    command = ["benchmarks/memory.py", ONE_CARD if cuda else "configs/benchmarks/small_asvr.py"]
+    command += ["--stages", "finetune", "--modes", "full", "--out", str(work / "memory")]
+    if not cuda:
+        options = [*TINY, *TINY_TARGET, "optim.moments=bfloat16"]
+        command += ["--rows", "1", "--tokens", "320", "--cfg-options", *options]
+        return Part("one_card", "peak memory against the plan", command, 10, 90, _memory(work))
+    why_not = _no_torchao(machine)
+    if machine.get("gib", 0) < ONE_CARD_GIB:
+        why_not = f"the step takes about {ONE_CARD_GIB - 5} GiB"
+    command += ["--rows", "2", "--tokens", "2048"]
+    shows = "peak memory of the 7B finetune step for one card of 80 GB, against its plan"
+    return Part("7b_one_card", shows, command, 60, 240, _memory(work), why_not, timed=True)
+
+
 def _throughput(command: list[str], options: list[str]) -> list[str]:
     return ["benchmarks/throughput.py", *command, *(["--cfg-options", *options] if options else [])]
 
@@ -171,6 +190,22 @@ def _attention(work: Path) -> Callable[[str], dict]:
         rows = json.loads(read(file))["rows"] if file.is_file() else []
         return {
             f"{row['part']}, {row['kernel']}, {row['heads']}/{row['key_heads']} heads": f"{row['speedup']:.2f} x"
+            for row in rows
+        }
+
+    return figures
+
+
+def _memory(work: Path) -> Callable[[str], dict]:
+    def figures(text: str) -> dict:
+        file = work / "memory.json"
+        rows = json.loads(read(file))["rows"] if file.is_file() else []
+        return {
+            f"{row['stage']}, {row['rows']} rows": dict(
+                planned_gb=float(f"{row['planned'] / 1e9:.4g}"),
+                peak_gb=float(f"{row['measured'] / 1e9:.4g}"),
+                ratio=round(row["measured"] / row["planned"], 3),
+            )
             for row in rows
         }
 

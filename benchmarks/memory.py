@@ -1,6 +1,6 @@
 """The memory plan of ``--dry-run`` against measured peaks, stage by stage.
 
-python benchmarks/memory.py CONFIG [--rows 1 2] [--tokens 1024]
+python benchmarks/memory.py CONFIG [--stages finetune] [--rows 1 2] [--tokens 1024]
 
 A step of two micro-batches runs with random weights in a process of its own; its peak is what tensors take. Rows are
 full, as the plan takes them to be.
@@ -19,6 +19,7 @@ def parse_args() -> argparse.Namespace:
         allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config")
+    parser.add_argument("--stages", nargs="+", help="the stages to measure (default: all)")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--modes", nargs="+", default=["none", "selective", "full"])
@@ -46,7 +47,7 @@ def main() -> None:
         print(measured(prepare(recipe.stage(stage), int(rows), args.tokens, mode)))
         return
     found = []
-    for name in recipe.stages:
+    for name in args.stages or recipe.stages:
         for rows in args.rows:
             for mode in args.modes:
                 stage = prepare(recipe.stage(name), rows, args.tokens, mode)

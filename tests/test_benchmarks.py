@@ -287,12 +287,16 @@ def test_the_parts_on_a_gpu_name_what_there_is(gpu):
         {part.name: part for part in parts_of("cuda", machine, Path("w"))} for machine in (card, card | dict(gib=140))
     )
     steps = ["7b_finetune_step", "7b_pretrain_step", "attention", "7b_fp8_step", "7b_auto_step", "float8_losses"]
+    steps += ["7b_one_card"]
     assert list(small) == ["gpu_tests", "resume", "wrappers", *steps]
     assert not any(part.why_not for part in [*small.values(), *large.values()])
+    less = {part.name: part.why_not for part in parts_of("cuda", card | dict(gib=40), Path("w"))}
+    assert less["7b_one_card"] == "the step takes about 70 GiB"
     for tests in small["gpu_tests"].command[-3:]:
         assert "mark.gpu" in (ROOT / tests).read_text()
     without = {part.name: part.why_not for part in parts_of("cuda", card | dict(packages=dict(pytest="9")), Path("w"))}
-    assert [name for name, why in without.items() if why and "torchao" in why] == ["7b_fp8_step", "float8_losses"]
+    needs_torchao = ["7b_fp8_step", "float8_losses", "7b_one_card"]
+    assert [name for name, why in without.items() if why and "torchao" in why] == needs_torchao
     less = "model.llm.arch.num_hidden_layers=8"
     assert less in small["7b_finetune_step"].command and less not in large["7b_finetune_step"].command
     for part in large.values():

@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config
 from torch import nn
 
+from asvr.flops.memory import GIB, MACHINES, Machine, plan_memory
 from asvr.recipe import preflight
 from asvr.recipe.config import dump_config, load_config
 from asvr.recipe.entries import TARGET
@@ -116,7 +117,8 @@ def test_the_released_head_has_the_released_size():
 def is_of_the_paper(name: str) -> bool:
     """Its hyper-parameters, heads in both stages, and nothing of the LLM left out."""
     at_scale = name.startswith("paper/") or "7b" in name or "13b" in name
-    return at_scale and not name.startswith("examples/") and "lora" not in name and name != "paper/finetune_only.py"
+    adapted = "lora" in name or name == "asvr_vicuna7b_24gb.py"
+    return at_scale and not name.startswith("examples/") and not adapted and name != "paper/finetune_only.py"
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if is_of_the_paper(name)])
@@ -136,6 +138,20 @@ def test_the_papers_recipe(name):
         assert 0 < parameters(llm, trained=True) == parameters(llm) - parameters(model.llm)  # the adapters alone
     else:
         assert parameters(llm, trained=True) == parameters(model.llm)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine"),
+    [
+        ("asvr_vicuna7b_24gb.py", Machine(1, "24 GB", 23.5 * GIB)),
+        ("asvr_vicuna7b_80gb.py", MACHINES[0]),
+    ],
+)
+def test_a_recipe_for_a_card_leaves_a_tenth_of_it_free(name, machine):
+    last = Recipe(load(name)).last
+    if "torchao" in last.optim.type:
+        pytest.importorskip("torchao.optim", reason="torchao is not installed")
+    assert plan_memory(last, preflight.build_meta(last)).per_card(machine) < 0.9 * machine.card_bytes
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "lora" in name and "/" not in name])
@@ -170,6 +186,7 @@ def test_targets_of_the_ablations():
         "asvr_vicuna7b_appearance.py": [("appearance", 8, 1, False)],
         "asvr_vicuna7b_pixel.py": [("pixel", 1, 1, False)],
         "asvr_vicuna7b_dual.py": [("semantic", 8, 1, True), ("appearance", 8, 1, False)],
+        **{f"asvr_vicuna7b_{card}.py": [("semantic", 8, 1, True)] for card in ("24gb", "80gb", "8x80gb", "141gb")},
     }
 
 

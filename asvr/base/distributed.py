@@ -41,7 +41,9 @@ def processes(parallel: dict[str, dict | None], device: str) -> Iterator[None]:
         _, _, card = device.partition(":")  # a card is only named for a single process
         torch.cuda.set_device(int(card or os.environ.get("LOCAL_RANK", "0")))
     one = dict(store=dist.HashStore(), rank=0, world_size=1) if world == 1 else {}
-    dist.init_process_group("nccl" if cuda else "gloo", **one)
+    offloads = any((wrapper or {}).get("cpu_offload") for wrapper in parallel.values())
+    on_cuda = "cuda:nccl,cpu:gloo" if offloads else "nccl"  # weights in the CPU's memory are added up there
+    dist.init_process_group(on_cuda if cuda else "gloo", **one)
     _cpu_group = dist.new_group(backend="gloo", timeout=PATIENCE)
     failed = True
     try:

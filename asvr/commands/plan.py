@@ -12,7 +12,7 @@ from pathlib import Path
 
 from asvr.commands.cli import add_cfg_options, add_config, new_parser, parse_cfg_options, refuse_options
 
-CLUSTER = ("card", "link_gbs", "network_gbs", "disk_gbs")
+CLUSTER = ("card", "link_gbs", "network_gbs", "host_gbs", "disk_gbs")
 ASSUMED = ("samples", "mfu", "image_kb")
 
 
@@ -30,6 +30,7 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--mfu", type=float, help="the part of the GPUs' peak that a step reaches (default: 0.4)")
     parser.add_argument("--link-gbs", type=float, help="GB/s into a GPU from others of its node (default: 300)")
     parser.add_argument("--network-gbs", type=float, help="GB/s into a node from other nodes (default: 200)")
+    parser.add_argument("--host-gbs", type=float, help="GB/s between a GPU and the CPU's memory (default: 25)")
     parser.add_argument("--disk-gbs", type=float, help="GB/s from a node to the disk (default: 2)")
     parser.add_argument("--image-kb", type=float, help="the size of an image file in kB (default: 150)")
     parser.add_argument("--out", type=Path, help="a JSON file to write the plan to")

@@ -3,15 +3,19 @@
 A float32 number is a bfloat16 number and 16 more bits. The model holds the bfloat16 numbers, and the optimiser holds
 the other bits. Together they are the float32 weights that AdamW updates. So no weight is cast in the forward or
 backward pass, no update is lost, and nothing is stored twice. Gradients of a step's micro-batches add up in float32.
+The optimiser can also keep its moments in bfloat16.
 """
 
 import weakref
+from collections.abc import Iterator
 from itertools import chain
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.optim.adamw import adamw
 
+from asvr.models.shards import local_tensor
 from asvr.registry import OPTIMIZERS
 
 
@@ -29,18 +33,31 @@ def join(upper: Tensor, lower: Tensor) -> Tensor:
     return ((upper.view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)).view(torch.float32)
 
 
+def round_at_random(value: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 to one of the two nearest bfloat16 numbers, so that the mean of many results is exact.
+
+    A number that bfloat16 has stays as it is."""
+    noise = torch.randint(0, 2**16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
+    return ((value.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
+
+
 @OPTIMIZERS.register_module(name="AdamW")
 class SplitAdamW(torch.optim.AdamW):
     """torch's fused AdamW, which computes the same updates for bfloat16 parameters as for float32 ones.
 
     lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``.
+    moments: the dtype in which both moments are kept between steps, ``float32`` or ``bfloat16``. A step computes in
+        float32. In bfloat16, ``exp_avg_sq`` is rounded at random: with ``betas[1]=0.999`` its updates are smaller than
+        half of the last bit of bfloat16, so the nearest number would be the old one. The random numbers follow from the
+        number of the step. They are the same in all processes, and the global random state does not change.
 
-    sums: for each bfloat16 parameter, its float32 gradient so far. The parameter's own ``grad`` is added to it and
-    removed as soon as it is computed. found_inf: a float32 tensor (), as in torch's fused optimisers; a step changes
-    nothing if it is 1. Raises ``ValueError`` for parameters of another half precision.
+    sums: the float32 gradients so far of bfloat16 parameters. The parameter's own ``grad`` is added to them and removed
+    as soon as it is computed. found_inf: a float32 tensor (), as in torch's fused optimisers; a step changes nothing if
+    it is 1. Parameters may be sharded (`DTensor`). Raises ``ValueError`` for parameters of another half precision.
     """
 
     half_precision = True
+    choices = dict(moments=("float32", "bfloat16"))  # allowed values of fields
 
     def __init__(
         self,
@@ -50,8 +67,12 @@ class SplitAdamW(torch.optim.AdamW):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        moments: str = "float32",
     ):
+        if moments not in self.choices["moments"]:
+            raise ValueError(f"optim.moments={moments!r}: expected 'float32' or 'bfloat16'")
         super().__init__(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, fused=True)
+        self.rounds = moments == "bfloat16"
         self.sums: dict[Tensor, Tensor] = {}
         this = weakref.ref(self)
 
@@ -59,11 +80,18 @@ class SplitAdamW(torch.optim.AdamW):
             if (optimizer := this()) is not None:
                 optimizer._add(parameter)
 
-        for parameter in chain.from_iterable(group["params"] for group in self.param_groups):
+        for parameter in self._parameters():
             if parameter.dtype not in (torch.float32, torch.bfloat16):
                 raise ValueError(f"trained weights are {parameter.dtype}: set dtype='bfloat16' or 'float32'")
             if parameter.dtype == torch.bfloat16:
                 parameter.register_post_accumulate_grad_hook(take)
+
+    def _parameters(self) -> Iterator[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
+
+    def _is_own(self, parameter: Tensor) -> bool:
+        """Whether `_step` updates a parameter. torch's AdamW updates the others."""
+        return self.rounds or parameter.dtype == torch.bfloat16
 
     def _add(self, parameter: Tensor) -> None:
         if parameter in self.sums:
@@ -72,28 +100,59 @@ class SplitAdamW(torch.optim.AdamW):
             self.sums[parameter] = parameter.grad.float()
         parameter.grad = None
 
+    def add_up(self, bucket_bytes: float) -> None:
+        """Add the gradients of bfloat16 parameters up over all processes, ``bucket_bytes`` at a time.
+
+        Every process calls it. A parameter without a gradient counts as zeros."""
+        half = [parameter for parameter in self._parameters() if parameter.dtype == torch.bfloat16]
+        for parameter in half:
+            if parameter not in self.sums:
+                self.sums[parameter] = torch.zeros_like(parameter, dtype=torch.float32)
+        bucket: list[Tensor] = []
+        for gradient in (self.sums[parameter] for parameter in half):
+            if bucket and sum(one.nbytes for one in bucket) + gradient.nbytes > bucket_bytes:
+                _all_reduce(bucket)
+                bucket = []
+            bucket.append(gradient)
+        if bucket:
+            _all_reduce(bucket)
+
     @torch.no_grad()
     def step(self, closure=None):
+        generator = self._generator() if self.rounds else None
         for group in self.param_groups:
             for parameter in group["params"]:
+                if parameter.grad is not None and self._is_own(parameter):
+                    self._add(parameter)
                 if parameter in self.sums:
-                    self._step(parameter, group)
-        return super().step(closure)  # updates only the float32 parameters: the others have no `grad`
+                    self._step(parameter, group, generator)
+        return super().step(closure)  # updates only parameters that are not its own: the others have no `grad`
 
-    def _step(self, parameter: Tensor, group: dict) -> None:
+    def _generator(self) -> torch.Generator:
+        """The random numbers of this step. A plain number in the state counts the steps, so no device is waited for."""
+        first = self.param_groups[0]
+        first["roundings"] = first.get("roundings", 0) + 1  # a checkpoint with float32 moments has none
+        return torch.Generator(first["params"][0].device).manual_seed(first["roundings"])
+
+    def _step(self, parameter: Tensor, group: dict, generator: torch.Generator | None) -> None:
         state, gradient = self.state[parameter], self.sums.pop(parameter)
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
-            state |= dict(exp_avg=torch.zeros_like(gradient), exp_avg_sq=torch.zeros_like(gradient))
-            state["lower"] = torch.zeros_like(parameter, dtype=torch.int16)
-        weight = join(parameter, state["lower"])
+            dtype = torch.bfloat16 if self.rounds else torch.float32
+            state |= {key: torch.zeros_like(gradient, dtype=dtype) for key in ("exp_avg", "exp_avg_sq")}
+            if parameter.dtype == torch.bfloat16:
+                state["lower"] = torch.zeros_like(parameter, dtype=torch.int16)
+        held = local_tensor(parameter)
+        own = {key: local_tensor(value) for key, value in state.items()}
+        weight = join(held, own["lower"]) if "lower" in own else held
+        mean, square = own["exp_avg"].float(), own["exp_avg_sq"].float()
         adamw(
             [weight],
-            [gradient],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
+            [local_tensor(gradient)],
+            [mean],
+            [square],
             [],
-            [state["step"]],
+            [own["step"]],
             fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
@@ -104,20 +163,35 @@ class SplitAdamW(torch.optim.AdamW):
             maximize=False,
             found_inf=getattr(self, "found_inf", None),
         )
-        upper, lower = split(weight)
-        parameter.copy_(upper)
-        state["lower"] = lower
+        if "lower" in own:
+            upper, lower = split(weight)
+            held.copy_(upper)
+            own["lower"].copy_(lower)
+        if self.rounds:
+            own["exp_avg"].copy_(mean)
+            own["exp_avg_sq"].copy_(round_at_random(square, generator))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)
         self.sums.clear()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load the state. (torch alone would cast the state of a bfloat16 parameter to bfloat16.)"""
+        """Load the state. (torch alone would cast it to the dtype of the parameter.)"""
         super().load_state_dict(state_dict)
         names = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
-        for name, parameter in zip(names, parameters, strict=True):
-            if parameter.dtype == torch.bfloat16 and name in state_dict["state"]:
+        for name, parameter in zip(names, self._parameters(), strict=True):
+            if self._is_own(parameter) and name in state_dict["state"]:
                 own = state_dict["state"][name]
                 self.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in own.items()}
+
+
+def _all_reduce(bucket: list[Tensor]) -> None:
+    """Add tensors of one dtype up over all processes, in place and by one exchange."""
+    if len(bucket) == 1:
+        dist.all_reduce(bucket[0])
+        return
+    flat = torch.cat([one.flatten() for one in bucket])
+    dist.all_reduce(flat)
+    torch._foreach_copy_(
+        bucket, [part.view_as(one) for part, one in zip(flat.split([t.numel() for t in bucket]), bucket, strict=True)]
+    )

@@ -1,6 +1,7 @@
 """An optimiser's step, with mixed precision and clipping. Steps that are not finite are skipped."""
 
 import logging
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +13,7 @@ from asvr.base import compat
 from asvr.base.log_once import log_once
 from asvr.base.precision import PRECISIONS
 from asvr.engine.optimizers import build_optimizer
-from asvr.models.shards import full_tensor
+from asvr.models.shards import full_tensor, local_tensor
 
 
 class AutocastOptimWrapper(OptimWrapper):
@@ -23,7 +24,10 @@ class AutocastOptimWrapper(OptimWrapper):
     this process waits in each step until the device knows whether all values are finite. Its kernels are then launched
     after the backward pass, not while it runs.
     ``grad_norm`` is the norm of the last step before clipping. ``skipped`` (bool) says whether that step was skipped.
-    Both are tensors () on the device.
+    Both are tensors () on the device of the gradients.
+
+    before_step: called with the optimiser before gradients are clipped. A wrapper of several processes may set it, to
+        complete gradients that it left to the optimiser.
     """
 
     never_skips = False  # a benchmark sets this, to measure a step that neither skips nor waits
@@ -35,6 +39,7 @@ class AutocastOptimWrapper(OptimWrapper):
         self.dtype = PRECISIONS[precision]
         self.max_norm = clip_grad
         self.grad_norm = self.skipped = None
+        self.before_step: Callable[[torch.optim.Optimizer], None] | None = None
         if not compat.skips_on_device(optimizer):
             name = type(optimizer).__name__
             log_once(logging.INFO, "optim.type=%r: each step waits for the device to know if it is finite", name)
@@ -54,13 +59,16 @@ class AutocastOptimWrapper(OptimWrapper):
         self._losses = loss.detach() if self._losses is None else self._losses + loss.detach()
 
     def step(self, **kwargs) -> None:
+        if self.before_step is not None:
+            self.before_step(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         max_norm = self.max_norm if self.max_norm is not None else float("inf")
         sums = list(getattr(self.optimizer, "sums", {}).values())  # gradients of half-precision weights
         if sums:
             gradients = [p.grad for p in parameters if p.grad is not None] + sums
-            self.grad_norm = nn.utils.get_total_norm(gradients)
-            torch._foreach_mul_(gradients, (max_norm / (self.grad_norm + 1e-6)).clamp(max=1.0))
+            self.grad_norm = full_tensor(nn.utils.get_total_norm(gradients))
+            factor = (max_norm / (self.grad_norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([local_tensor(gradient) for gradient in gradients], factor)
         else:
             self.grad_norm = full_tensor(nn.utils.clip_grad_norm_(parameters, max_norm))
         self.skipped = self._not_finite()
@@ -74,7 +82,7 @@ class AutocastOptimWrapper(OptimWrapper):
         """Whether the step is not finite on any rank. Gradients are the same on all ranks, losses are not."""
         finite = self.grad_norm.isfinite()
         if self._losses is not None:
-            finite, self._losses = finite & self._losses.isfinite(), None
+            finite, self._losses = finite & self._losses.isfinite().to(finite.device), None
         skipped = (~finite).to(torch.uint8)  # not bool, since some backends cannot reduce it
         all_reduce(skipped, "max")
         return skipped.bool()

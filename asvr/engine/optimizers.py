@@ -120,8 +120,8 @@ def _check_parameters(cls, parameters: list[nn.Parameter]) -> None:
         )
     if cls.__module__.startswith("torchao.") and any(isinstance(p, DTensor) for p in parameters):
         raise ValueError(
-            f"optim.type={cls.__name__!r}: its 8-bit states cannot be saved in parts: use parallel.type='DDP', or "
-            "another optimiser"
+            f"optim.type={cls.__name__!r}: its states of few bits cannot be saved in parts: use parallel.type='DDP', "
+            "or another optimiser"
         )
 
 

@@ -8,19 +8,21 @@ micro-batches. Gradients are then added up, not averaged, so the objective is th
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from asvr.base import compat
 from asvr.base.distributed import gather, gather_numbers, get_world_size
 from asvr.data.batch import Batch
+from asvr.engine.half_weights import SplitAdamW
 from asvr.models.hf import DTYPES, resolve_dtype
 from asvr.models.trainable import kept_whole
 from asvr.models.transforms import before_sharding, without_transforms
@@ -86,13 +88,17 @@ def shared_step(wrapper: nn.Module, window: list[Batch], optim_wrapper, calls: C
 
 
 def _check_precision(model: nn.Module) -> None:
-    half = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32}
-    if half:
+    other = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32, torch.bfloat16}
+    if other:
         raise ValueError(
-            f"parallel: trained weights are {half.pop()}, whose gradients can only be added up in one process: set "
-            "dtype='float32' (optim.precision='bf16' still computes in bf16, and FSDP2's param_dtype='bfloat16' sends "
-            "bf16)"
+            f"parallel: trained weights are {other.pop()}, whose gradients several processes cannot add up: set "
+            "dtype='float32' or dtype='bfloat16'"
         )
+
+
+def _trained_half(module: nn.Module) -> list[str]:
+    """The names of trained bfloat16 weights."""
+    return [name for name, p in module.named_parameters() if p.requires_grad and p.dtype == torch.bfloat16]
 
 
 def _check_statistics(model: nn.Module) -> None:
@@ -149,6 +155,8 @@ def _bytes_of(value: Tensor):
 class DDP(DistributedDataParallel):
     """Data parallel: each process holds the whole model, and gradients are summed during the last backward pass.
 
+    Gradients of bfloat16 weights are summed after it, in float32: torch would sum them in bfloat16.
+
     bucket_mb: the size, in MB, of the gradients that are sent together.
     """
 
@@ -157,6 +165,8 @@ class DDP(DistributedDataParallel):
     def __init__(self, *, module: nn.Module, device: torch.device, bucket_mb: float = 25.0):
         _check_precision(module)
         _check_statistics(module)
+        self._half, self._bucket_bytes = _trained_half(module), bucket_mb * 2**20
+        self._set_params_and_buffers_to_ignore_for_model(module, self._half)
         super().__init__(
             module.to(device),
             device_ids=[device] if device.type == "cuda" else None,
@@ -167,7 +177,12 @@ class DDP(DistributedDataParallel):
         self.register_comm_hook(None, _add_up)
 
     def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
+        if self._half:
+            optim_wrapper.before_step = self._add_half_up
         return shared_step(self, window, optim_wrapper, lambda count: [self._without_sync] * (count - 1) + [self])
+
+    def _add_half_up(self, optimizer: SplitAdamW) -> None:
+        optimizer.add_up(self._bucket_bytes)
 
     def _without_sync(self, *args) -> dict[str, Tensor]:
         with self.no_sync():
@@ -188,13 +203,17 @@ class FSDP2(nn.Module):
     tokenizers) are gathered once in each micro-batch, even if a process has no samples that need them.
 
     param_dtype: the dtype in which blocks are gathered and compute; None: the weights' own.
-    reduce_dtype: the dtype in which the gradients of blocks are added up; None: their own.
+    reduce_dtype: the dtype in which the gradients of blocks are added up; None: their own, or float32 for bfloat16
+        weights.
     shard: the number of processes that share one copy of the model. It must divide the number of all processes. With
         the processes of one node, it is hybrid sharding. None: all processes share one copy.
     reshard_after_forward: free a block's gathered weights after its forward pass, and gather them again in the backward
         pass.
     reduce_each: add gradients up in every micro-batch, so that each process keeps only its part of them. False: only in
         the last micro-batch.
+    cpu_offload: hold weights, gradients and optimiser states in the memory of the CPU, and update the weights there. A
+        block is copied to the device when it runs. Weights that ``frozen='replicate'`` holds in full stay on the
+        device.
     frozen: ``shard``, or ``replicate`` to hold all frozen weights in each process. Frozen convolutions in the layout
         channels last are always replicated. Trained ones lose this layout.
     """
@@ -212,12 +231,15 @@ class FSDP2(nn.Module):
         shard: int | None = None,
         reshard_after_forward: bool = True,
         reduce_each: bool = True,
+        cpu_offload: bool = False,
         frozen: str = "shard",
     ):
         super().__init__()
         for name, value in dict(param_dtype=param_dtype, reduce_dtype=reduce_dtype, frozen=frozen).items():
             assert value in self.choices[name], f"parallel.{name}={value!r}: the config was not checked"
         _check_precision(module)
+        if cpu_offload and _trained_half(module):
+            raise ValueError("parallel.cpu_offload: trained weights are torch.bfloat16: set dtype='float32'")
         _check_statistics(module)
         blocks = getattr(module.llm, "blocks", None)
         if not blocks:
@@ -232,21 +254,26 @@ class FSDP2(nn.Module):
             for p in module.parameters()
             if not p.requires_grad and (frozen == "replicate" or not p.is_contiguous() or p in packed)
         ]
-        for parameter in whole:
-            if not parameter.is_meta:
-                parameter.data = parameter.data.to(device)
+        _move(whole, device)
         before_sharding(module, whole)
-        policy = MixedPrecisionPolicy(*(name and resolve_dtype(name) for name in (param_dtype, reduce_dtype)))
         common = dict(mesh=_mesh(device, shard), ignored_params=set(whole))
-        for block in blocks:
-            if any(p not in common["ignored_params"] for p in block.parameters()):
-                fully_shard(block, mp_policy=policy, reshard_after_forward=reshard_after_forward, **common)
-        fully_shard(module, reshard_after_forward=False, **common)
+        if cpu_offload:
+            module.compute_device = device
+            common["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+        self._blocks = [block for block in blocks if any(p not in common["ignored_params"] for p in block.parameters())]
+        for block in self._blocks:
+            policy = _policy(block, param_dtype, reduce_dtype)
+            fully_shard(block, mp_policy=policy, reshard_after_forward=reshard_after_forward, **common)
+        for part in _apart(module, self._blocks):
+            fully_shard(part, mp_policy=_policy(part), reshard_after_forward=False, **common)
+            module.register_forward_pre_hook(partial(_unshard, part))  # its own forward pass may never run
+        fully_shard(module, mp_policy=_policy(module), reshard_after_forward=False, **common)
         for unit in self._units():
             unit.set_gradient_divide_factor(1.0)
             unit.set_force_sum_reduction_for_comms(True)  # a plain sum also works with gloo
         if hasattr(module.llm, "materialise"):
-            module.llm.materialise(device)
+            module.llm.materialise(torch.device("cpu") if cpu_offload else device)
+            _move([*whole, *module.buffers()], device)
         self._begun = False
 
     def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
@@ -266,15 +293,14 @@ class FSDP2(nn.Module):
             with torch.no_grad():
                 self.module(Batch.blank().to(self.module.device))
             self._begun = True
-        blocks = [unit for unit in self._units() if unit is not self.module]
         for unit in self._units():
             unit.unshard()
-        for block in blocks:
+        for block in self._blocks:
             block.set_reshard_after_forward(False, recurse=False)
         try:
             yield
         finally:
-            for block in blocks:
+            for block in self._blocks:
                 block.set_reshard_after_forward(self.reshard_after_forward, recurse=False)
             for unit in self._units():
                 unit.reshard()
@@ -282,6 +308,42 @@ class FSDP2(nn.Module):
 
     def _units(self) -> list[FSDPModule]:
         return [module for module in self.module.modules() if isinstance(module, FSDPModule)]
+
+
+def _move(tensors: list[Tensor], device: torch.device) -> None:
+    """Move tensors in place, except those whose values are not read yet."""
+    for tensor in tensors:
+        if not tensor.is_meta:
+            tensor.data = tensor.data.to(device)
+
+
+def _policy(module: nn.Module, param_dtype: str | None = None, reduce_dtype: str | None = None) -> MixedPrecisionPolicy:
+    if reduce_dtype is None and _trained_half(module):
+        reduce_dtype = "float32"
+    return MixedPrecisionPolicy(*(name and resolve_dtype(name) for name in (param_dtype, reduce_dtype)))
+
+
+def _apart(model: nn.Module, blocks: list[nn.Module]) -> list[nn.Module]:
+    """The components that need a unit of their own besides their blocks.
+
+    FSDP adds gradients of one dtype up in a unit, so bfloat16 weights cannot be in one with float32 weights."""
+    done = {p for block in blocks for p in block.parameters()}
+    rest = {
+        name: {p.dtype for p in part.parameters() if p.requires_grad and p not in done}
+        for name, part in model.components().items()
+    }
+    if len(set().union(*rest.values())) < 2:
+        return []
+    if mixed := [name for name, dtypes in rest.items() if len(dtypes) > 1]:
+        raise ValueError(
+            f"parallel: {mixed[0]} trains weights of several dtypes outside of blocks, which FSDP2 cannot add up: give "
+            "them one dtype, or use type='DDP'"
+        )
+    return [part for name, part in model.components().items() if rest[name] == {torch.bfloat16}]
+
+
+def _unshard(part: FSDPModule, *_) -> None:
+    part.unshard()
 
 
 def _mesh(device: torch.device, shard: int | None):

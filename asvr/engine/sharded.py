@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from asvr.models.shards import local_shard
+from asvr.models.shards import local_shard, local_tensor
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 # The most bytes of one file. The safetensors writer keeps a file in memory and holds Python's lock while it builds it.
@@ -36,11 +36,7 @@ def is_sharded(tensors: dict[str, Tensor]) -> bool:
 
 def local_bytes(tensors: dict[str, Tensor]) -> int:
     """The number of bytes of these tensors that this process holds."""
-    return sum(_local(tensor).nbytes for tensor in tensors.values())
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return sum(local_tensor(tensor).nbytes for tensor in tensors.values())
 
 
 @contextmanager
@@ -62,10 +58,10 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple
     flat = get_optimizer_state_dict(model, optimizer, options=_FLAT)
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     for key, value in tensors.items():
-        if type(_local(value)) is not Tensor:
+        if type(local := local_tensor(value)) is not Tensor:
             raise ValueError(
-                f"the optimiser's {key} is a {type(_local(value)).__name__}, but only plain tensors of a sharded model "
-                "can be saved: use another optimiser, or parallel.type='DDP'"
+                f"the optimiser's {key} is a {type(local).__name__}, but only plain tensors of a sharded model can be "
+                "saved: use another optimiser, or parallel.type='DDP'"
             )
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
 

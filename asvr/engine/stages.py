@@ -98,7 +98,7 @@ def run_stage(recipe: Recipe, name: str, prepared: Prepared, work_dir: Path, res
     begin = time.perf_counter()
     runner.train()
     if is_main_process():
-        where = dict(machine(next(model.parameters()).device), processes=get_world_size())
+        where = dict(machine(model.device), processes=get_world_size())
         done = dict(steps=runner.max_iters, seconds=round(time.perf_counter() - begin, 1), machine=where)
         replace_text(folder / DONE, json.dumps(done, indent=1) + "\n")
     wait()

@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from asvr.base.compat import GroupedShapes
 from asvr.data.layouts import Layout
 from asvr.flops.count import is_experts
+from asvr.flops.sharded import gathered_offloaded, in_full
 from asvr.models.attention import set_kernel
 from asvr.models.batches import full_batch
 from asvr.models.checkpointing import AUTO, is_product
-from asvr.models.trainable import kept_whole
 from asvr.recipe.build import pack_limits
 from asvr.recipe.optimizer_state import state_bytes
 from asvr.recipe.preflight import build_meta
@@ -61,7 +61,9 @@ class MemoryPlan:
     activations: by mode of the LLM's activation checkpointing, with the half-precision copies of float32 weights that
     the backward pass needs under autocast. copies: the bytes of these copies alone. mode: the config's. For ``auto`` it
     is ``full``, the least that it needs. A compiled LLM without checkpointing keeps as much as ``selective``. kept: the
-    mode of a block without checkpointing. whole: bytes of weights that each of several cards has in full.
+    mode of a block without checkpointing. whole: bytes of weights that each of several cards has in full. gathered:
+    None, or with FSDP2's ``cpu_offload`` the bytes that a card holds of weights that are in use, with their gradients.
+    All states are in the CPU's memory then.
     """
 
     weights: int
@@ -72,6 +74,7 @@ class MemoryPlan:
     mode: str
     kept: str = "none"
     whole: int = 0
+    gathered: int | None = None
 
     @property
     def states(self) -> int:
@@ -83,11 +86,18 @@ class MemoryPlan:
 
     def states_on(self, cards: int) -> int:
         """Bytes of the states on each of ``cards`` cards. They share states evenly, except what each has in full."""
-        return (self.states - self.whole) // cards + self.whole
+        return self.whole if self.gathered is not None else self._share_of(cards) + self.whole
+
+    def on_cpu(self, cards: int) -> int:
+        """Bytes of the states in the CPU's memory, for each of ``cards`` cards."""
+        return self._share_of(cards) if self.gathered is not None else 0
+
+    def _share_of(self, cards: int) -> int:
+        return (self.states - self.whole) // cards
 
     def per_card(self, machine: Machine) -> int:
-        """Bytes on each card: its share of the states, and the activations."""
-        return self.states_on(machine.cards) + self.activations[self.mode]
+        """Bytes on each card: its share of the states, weights in use with ``cpu_offload``, and the activations."""
+        return self.states_on(machine.cards) + (self.gathered or 0) + self.activations[self.mode]
 
     def fits(self, machine: Machine) -> bool:
         return self.per_card(machine) <= USABLE * machine.card_bytes
@@ -112,7 +122,8 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     passes = 1 + sum(target.own_pass for target in model.targets)
     block_inputs = passes * model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    whole = sum(p.numel() * p.element_size() for p in kept_whole(model))
+    whole = sum(p.numel() * p.element_size() for p in in_full(stage, model))
+    gathered = gathered_offloaded(stage, model)
     compiled = stage.runtime.get("compile", False)
     for head in model.heads.values() if compiled else ():
         if getattr(head, "activation_checkpointing", None) == "none":
@@ -138,6 +149,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
         mode={"none": kept, AUTO: "full"}.get(mode, mode),
         kept=kept,
         whole=whole,
+        gathered=gathered,
     )
 
 

@@ -34,7 +34,7 @@ def fit_memory(stage: Stage, model: nn.Module, device: torch.device) -> None:
     if not has_llm and not heads:
         return
     room, layers = usable_bytes(device), model.llm.num_layers if has_llm else 0
-    plan = _planned(stage, layers, heads, room)
+    plan = _planned(stage, layers, heads, room, device)
     # One exchange, which a process reaches whatever happens in its plan: the others would wait for it.
     blocks, keeps_heads = min(gather((0, False) if plan is None else plan.kept(plan.tokens)))
     if has_llm:
@@ -57,10 +57,10 @@ def _decides_by_size(stage: Stage, model: nn.Module) -> bool:
     return not fixed and getattr(model.llm, "switches_blocks", True)
 
 
-def _planned(stage: Stage, layers: int, heads: list[str], room: float) -> Recomputation | None:
+def _planned(stage: Stage, layers: int, heads: list[str], room: float, device: torch.device) -> Recomputation | None:
     """What fits. layers: of an LLM that is ``auto``, or 0. heads: names of those that are ``auto``."""
     try:
-        plan, tokens = _plan(stage, False)
+        plan, tokens = _plan(stage, False, device)
         mode = plan.kept if layers else plan.mode
         return Recomputation(
             layers=layers,
@@ -69,7 +69,7 @@ def _planned(stage: Stage, layers: int, heads: list[str], room: float) -> Recomp
             tokens=tokens,
             least=_line(plan, "full" if layers else mode, tokens),
             llm_kept=_line(plan, mode, tokens),
-            all_kept=_line(_plan(stage, True)[0], mode, tokens) if heads else None,
+            all_kept=_line(_plan(stage, True, device)[0], mode, tokens) if heads else None,
         )
     except Exception as error:  # a user's own component may raise anything on fake tensors, and still train
         logger.warning("activation checkpointing: recomputes everything, not planned: %s", in_one_line(error))
@@ -82,7 +82,7 @@ def _line(plan: MemoryPlan, mode: str, tokens: int) -> Line:
     return Line(plan.states + copies, (plan.activations[mode] - copies) / tokens)
 
 
-def _plan(stage: Stage, keep_heads: bool) -> tuple[MemoryPlan, int]:
+def _plan(stage: Stage, keep_heads: bool, device: torch.device) -> tuple[MemoryPlan, int]:
     """The plan for one process, and the tokens of its micro-batch.
 
     keep_heads: whether all heads that are ``auto`` keep their activations, or none does."""
@@ -95,6 +95,7 @@ def _plan(stage: Stage, keep_heads: bool) -> tuple[MemoryPlan, int]:
     plan = plan_memory(stage, model)
     if sharded:
         cards = stage.parallel.get("shard") or get_world_size()
-        held = plan.states_on(cards) + int(gathered_bytes(sizes))
+        held = plan.states_on(cards) + (plan.on_cpu(cards) if device.type == "cpu" else 0)
+        held += int(gathered_bytes(sizes)) if plan.gathered is None else plan.gathered
         plan = replace(plan, weights=held, gradients=0, optimizer=0, whole=0)
     return plan, rows * tokens

@@ -26,6 +26,11 @@ def plain_shard(tensor: Tensor) -> Tensor:
     )
 
 
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this process holds, in the same memory. If it is not sharded, it is all."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def local_shard(source, own: Tensor) -> Tensor:
     """Return this process's part of ``source``, sharded in the same way as ``own``. If ``own`` is not, it is all.
 
@@ -38,14 +43,10 @@ def local_shard(source, own: Tensor) -> Tensor:
     rows, parts = own.shape[0], own.device_mesh.size(cut[0])
     begin = min(own.device_mesh.get_local_rank(cut[0]) * -(-rows // parts), rows)  # as torch.chunk cuts
     count = own.to_local().shape[0]
-    return DTensor.from_local(
-        source[begin : begin + count].to(own.device, own.dtype),
-        own.device_mesh,
-        own.placements,
-        run_check=False,
-        shape=own.shape,
-        stride=own.stride(),
-    )
+    # ``DTensor.from_local`` would move the part to the device of the mesh, but ``own`` may be in the CPU's memory.
+    found = torch.empty_like(own.detach())
+    found.to_local().copy_(source[begin : begin + count])
+    return found
 
 
 def untied_state_dict(module: torch.nn.Module) -> dict[str, Tensor]:

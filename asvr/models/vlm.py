@@ -89,6 +89,7 @@ class VLM(nn.Module):
         # Last, because it draws random numbers: the other weights are the same with and without it.
         self.separators = Separators(self.layout.num_separators, self.llm.hidden_size)
         self.metrics = {f"{metric}_{target.name}": target.name for target in self.targets for metric in target.metrics}
+        self.compute_device: torch.device | None = None
         check_tree(self, [*self.targets, *(target.criterion for target in self.targets)])
         self.held: set[str] = set()  # names of parameters that `train_only` froze
         if not self.all_causal:  # our sdpa, until `use_attention` chooses: transformers' kernels know no attention rule
@@ -286,7 +287,8 @@ class VLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.llm.parameters()).device
+        """The device of the forward pass. ``compute_device`` names it if the weights wait on another one."""
+        return self.compute_device or next(self.llm.parameters()).device
 
     def components(self) -> dict[str, nn.Module]:
         """Return the parts of the model by name.

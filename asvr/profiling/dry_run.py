@@ -253,7 +253,8 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layo
             f"Activations are those of one micro-batch on each card ({rows}). They are the tensors that autograd keeps "
             "for the backward pass, with bf16 copies of float32 weights. Numbers in brackets are for modes that the "
             "config does not use. With several cards, states (not activations) are sharded evenly over them, except "
-            "4-bit weights, which each card has in full. `asvr plan --plan` shows more about several cards. "
+            "4-bit weights, which each card has in full. With parallel.cpu_offload, states are in the memory of the "
+            "CPU, and a card also holds the weights in use. `asvr plan --plan` shows more about several cards. "
             f"A plan fits if the sum is at most {USABLE:.0%} of the memory that torch reports "
             f"({', '.join(f'{name}: {size / 1e9:.0f}e9 bytes' for name, size in sizes.items())})."
         ),
@@ -276,4 +277,7 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layo
             for p in plans.values()
         ]
         table.add_row(f"on each card of {machine}", *cells)
+    for machine in MACHINES if any(plan.gathered is not None for plan in plans.values()) else ():
+        cells = [_number(plan.on_cpu(machine.cards) / 1e9) for plan in plans.values()]
+        table.add_row(f"memory of the CPU for each card of {machine}", *cells)
     return table

@@ -6,7 +6,7 @@ in `Cluster` and `Assumed`, and are printed with the plan.
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import nn
 from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
 from asvr.flops.memory import USABLE, MemoryPlan, held_bytes, in_one_line, plan_memory
-from asvr.flops.sharded import FLOAT, HALF, Sizes, gathered_bytes
+from asvr.flops.sharded import FLOAT, HALF, Sizes, gathered_bytes, offloads
 from asvr.flops.step import peak_flops
 from asvr.models.trainable import trained_shares
 from asvr.recipe.build import pack_limits
@@ -34,8 +34,8 @@ class Cluster:
     """A cluster of nodes with ``gpus`` cards each.
 
     card: a key of `CARD_BYTES`. link_gbs: GB/s that a card receives from the other cards of its node. network_gbs: GB/s
-    that a node receives from other nodes. disk_gbs: GB/s that a node writes. Raises ``ValueError`` for an unknown card,
-    or a speed that is not above 0.
+    that a node receives from other nodes. host_gbs: GB/s between a card and the CPU's memory. disk_gbs: GB/s that a
+    node writes. Raises ``ValueError`` for an unknown card, or a speed that is not above 0.
     """
 
     nodes: int
@@ -43,10 +43,12 @@ class Cluster:
     card: str = "H100"
     link_gbs: float = 300.0
     network_gbs: float = 200.0
+    host_gbs: float = 25.0
     disk_gbs: float = 2.0
 
     def __post_init__(self):
-        _require_above_zero(link_gbs=self.link_gbs, network_gbs=self.network_gbs, disk_gbs=self.disk_gbs)
+        speeds = ("link_gbs", "network_gbs", "host_gbs", "disk_gbs")
+        _require_above_zero(**{name: getattr(self, name) for name in speeds})
         if self.card not in CARD_BYTES or peak_flops(self.card) is None:
             raise ValueError(f"--card {self.card!r}: expected one of {', '.join(CARD_BYTES)}")
 
@@ -109,7 +111,8 @@ class LayoutPlan:
     """The plan of one layout, for one card.
 
     memory: in bytes. link: bytes that it receives from its node in an optimisation step. network: its share of the
-    bytes that the node receives from other nodes. seconds: of the step. bound: what limits the step.
+    bytes that the node receives from other nodes. seconds: of the step. bound: what limits the step. on_cpu: bytes of
+    the CPU's memory. copied: bytes between the card and the CPU's memory in the step.
     """
 
     layout: Layout
@@ -119,6 +122,8 @@ class LayoutPlan:
     network: float
     seconds: float
     bound: str
+    on_cpu: float = 0
+    copied: float = 0
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,10 @@ def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
         tokens_per_card=per_step * tokens,
         compute=compute,
         checkpoint=sizes.saved * FLOAT + held,
-        layouts=[plan_layout(layout, sizes, memory, cluster, micro_batches, compute) for layout in layouts(cluster)],
+        layouts=[
+            plan_layout(layout, sizes, memory, cluster, micro_batches, compute, _copied(stage, sizes, micro_batches))
+            for layout in layouts(cluster)
+        ],
     )
 
 
@@ -172,19 +180,29 @@ def _needed_flops(model: nn.Module, stage: Stage, assumed: Assumed) -> float:
 
 
 def plan_layout(
-    layout: Layout, sizes: Sizes, memory: MemoryPlan, cluster: Cluster, micro_batches: int, compute: float
+    layout: Layout,
+    sizes: Sizes,
+    memory: MemoryPlan,
+    cluster: Cluster,
+    micro_batches: int,
+    compute: float,
+    copied: float = 0,
 ) -> LayoutPlan:
-    """The plan of one layout. Products, links and network work at the same time, so the slowest decides."""
+    """The plan of one layout. Products, links and network work at the same time, so the slowest decides.
+
+    copied: bytes between all cards that share a copy of the model and the CPU's memory. DDP copies nothing."""
     link, network = received(layout, sizes, cluster, micro_batches)
-    held = (
-        memory.states_on(layout.shard)
-        + (gathered_bytes(sizes) if layout.shard > 1 else 0)
-        + memory.activations[memory.mode]
-    )
+    if layout.name == "DDP":
+        memory, copied = replace(memory, gathered=None), 0
+    gathered = gathered_bytes(sizes) if memory.gathered is None else memory.gathered
+    if layout.shard == 1 and memory.gathered is None:
+        gathered = 0
+    held = memory.states_on(layout.shard) + gathered + memory.activations[memory.mode]
     times = dict(
         products=compute,
         links=link / (cluster.link_gbs * GB),
         network=network * cluster.gpus / (cluster.network_gbs * GB),
+        copies=copied / layout.shard / (cluster.host_gbs * GB),
     )
     bound = max(times, key=times.get)
     return LayoutPlan(
@@ -195,7 +213,20 @@ def plan_layout(
         network=network,
         seconds=times[bound],
         bound=bound,
+        on_cpu=memory.on_cpu(layout.shard),
+        copied=copied / layout.shard,
     )
+
+
+def _copied(stage: Stage, sizes: Sizes, micro_batches: int) -> float:
+    """Bytes of float32 weights and gradients between the cards and the CPU's memory in an optimisation step.
+
+    Blocks are fetched twice in each micro-batch, or once if they are not freed after the forward pass."""
+    if not offloads(stage):
+        return 0
+    fetches = 2 if stage.parallel.get("reshard_after_forward", True) else 1
+    returns = micro_batches if stage.parallel.get("reduce_each", True) else 1
+    return ((fetches * sizes.blocks + sizes.root) * micro_batches + sizes.trained * returns) * FLOAT
 
 
 def received(layout: Layout, sizes: Sizes, cluster: Cluster, micro_batches: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from asvr.profiling.plan import GB, Assumed, Cluster, InputPlan, LayoutPlan, Sta
 
 WIDTH = 132
 DAY = 86_400
+ON_CPU = ("memory of the CPU, GB", "copied to and from it, GB")  # rows for FSDP2's cpu_offload
 
 
 def tables(stages: dict[str, StagePlan], inputs: InputPlan, cluster: Cluster, assumed: Assumed) -> str:
@@ -39,9 +40,11 @@ def _heads(cluster: Cluster, assumed: Assumed) -> list[str]:
     return [
         f"{cluster.nodes} x {cluster.gpus} {cluster.card}, {assumed.samples:,} samples in each stage, each with one "
         f"image and {assumed.sample.text_tokens} text tokens. Parameters, FLOPs and bytes are counted from the config. "
-        "FSDP2 has param_dtype='bfloat16' and reduce_dtype='float32'. The config's `parallel` is ignored.",
+        "FSDP2 has param_dtype='bfloat16' and reduce_dtype='float32'. The config's `parallel` is ignored, except "
+        "`cpu_offload`.",
         f"Assumed: {assumed.mfu:.0%} of the cards' peak; {cluster.link_gbs:g} GB/s into a card from its node, "
-        f"{cluster.network_gbs:g} GB/s into a node from others; {cluster.disk_gbs:g} GB/s to the disk from a node; "
+        f"{cluster.network_gbs:g} GB/s into a node from others; {cluster.host_gbs:g} GB/s between a card and the "
+        f"CPU's memory; {cluster.disk_gbs:g} GB/s to the disk from a node; "
         f"{assumed.image_kb:g} kB for each image. GB: 1e9 bytes.",
     ]
 
@@ -67,10 +70,14 @@ def _stage(name: str, stage: StagePlan, cluster: Cluster) -> Table:
         "memory, GB": lambda p: f"{p.memory / GB:.1f}  {'fits' if p.fits else 'does NOT fit'}",
         "received, GB": lambda p: f"{p.link / GB:.1f}",
         "of this from other nodes, GB": lambda p: f"{p.network / GB:.2f}",
+        ON_CPU[0]: lambda p: f"{p.on_cpu / GB:.1f}",
+        ON_CPU[1]: lambda p: f"{p.copied / GB:.1f}",
         "step, s": lambda p: f"{p.seconds:.3g}  ({p.bound})",
         "samples/s, all cards": lambda p: f"{stage.global_batch / p.seconds:,.0f}",
         "whole stage, days": lambda p: f"{stage.steps * p.seconds / DAY:.2f}",
     }
+    if not any(plan.on_cpu for plan in stage.layouts):
+        rows = {label: cell for label, cell in rows.items() if label not in ON_CPU}
     for label, cell in rows.items():
         table.add_row(label, *(cell(plan) for plan in stage.layouts))
     return table

@@ -124,6 +124,15 @@ def check_component(key: str, value: Any, registry: Registry) -> list[str]:
     return problems + nested_problems(key, value)
 
 
+def check_choices(key: str, value: dict, cls: type) -> list[str]:
+    """The problems of fields whose allowed values the class lists in ``choices``: field -> values."""
+    return [
+        f"{key}.{field}={value[field]!r}: expected one of {', '.join(map(repr, allowed))}"
+        for field, allowed in getattr(cls, "choices", {}).items()
+        if field in value and value[field] not in allowed
+    ]
+
+
 def _one(registry: Registry) -> str:
     """The name of one component with its article, such as "an encoder"."""
     return f"{'an' if registry.name.startswith(('a', 'e', 'i', 'o', 'llm')) else 'a'} {registry.name}"

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.registry import Registry
 
 from asvr.base.text import nearest
-from asvr.recipe.components import check_component, find
+from asvr.recipe.components import check_choices, check_component, find
 from asvr.recipe.entries import GROUP
 from asvr.recipe.fields import check_fields
 from asvr.recipe.schema import PRESETS, SECTIONS
@@ -46,6 +46,7 @@ def check_optim(value: dict) -> list[str]:
     problems += [f"optim.{name}: {value['type']} has no such field; {nearest(name, near)}" for name in unknown]
     known = {name: item for name, item in arguments.items() if name in own and name not in fields}
     problems += check_component("optim", dict(type=value["type"], lr=1.0, **known), OPTIMIZERS)
+    problems += check_choices("optim", value, cls)
     if "weight_decay" not in constructor_fields(cls)[1] and value.get("weight_decay"):
         problems.append(
             f"optim.weight_decay={value['weight_decay']!r}: {value['type']} has no weight decay; leave it out, or set 0"

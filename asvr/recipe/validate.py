@@ -13,7 +13,7 @@ from mmengine.config import Config
 from asvr.base.hub_model import may_be_on_hub
 from asvr.base.text import nearest, short
 from asvr.models.tree import TRAINABLE
-from asvr.recipe.components import check_component, find, nested_problems
+from asvr.recipe.components import check_choices, check_component, find, nested_problems
 from asvr.recipe.config import MODEL_FILE, SCRATCH, is_model_folder, stage_config
 from asvr.recipe.entries import EMA, PROFILE
 from asvr.recipe.fields import check_fields, count
@@ -176,11 +176,7 @@ def _wrapper(value: dict) -> list[str]:
             f"parallel.type={name!r}: it cannot share an optimisation step of this library; "
             f"{nearest(name, MODEL_WRAPPERS.module_dict)}"
         ]
-    return [
-        f"parallel.{field}={value[field]!r}: expected one of {', '.join(map(repr, allowed))}"
-        for field, allowed in getattr(wrapper, "choices", {}).items()
-        if field in value and value[field] not in allowed
-    ]
+    return check_choices("parallel", value, wrapper)
 
 
 def _metrics(key: str, metrics: list) -> list[str]:

@@ -148,15 +148,26 @@ def test_a_users_own_optimiser_goes_on_bit_for_bit(config, cache, tmp_path):
     require_exact_resume(config, cache, tmp_path / "run", options)
 
 
-def test_torchaos_optimiser_in_8_bits_goes_on_bit_for_bit(config, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("AdamW8bit", "OptimState8bit"), ("AdamW4bit", "OptimState4bit"), ("AdamWFp8", "OptimStateFp8")],
+)
+def test_torchaos_optimisers_of_few_bits_go_on_bit_for_bit(name, kind, config, cache, tmp_path, monkeypatch):
     pytest.importorskip("torchao.optim", reason="torchao is not installed")
     monkeypatch.setattr(torch, "compile", lambda function, **settings: function)  # of each shape: minutes on the CPU
-    optim = dict(_delete_=True, type="torchao.optim.AdamW8bit", lr=2e-3, clip_grad=1.0, precision="float32")
+    optim = dict(_delete_=True, type=f"torchao.optim.{name}", lr=2e-3, clip_grad=1.0, precision="float32")
     whole = require_exact_resume(config, cache, tmp_path / "run", {"optim": optim | dict(block_size=32)})
     kinds = {
         type(value).__name__ for moments in state(whole)["optimizer"]["state"].values() for value in moments.values()
     }
-    assert kinds == {"Tensor", "OptimState8bit"}
+    assert kinds == {"Tensor", kind}
+
+
+def test_torchaos_optimisers_are_refused_with_fsdp(config, tmp_path):
+    pytest.importorskip("torchao.optim", reason="torchao is not installed")
+    optim = dict(_delete_=True, type="torchao.optim.AdamW4bit", lr=2e-3, clip_grad=1.0, precision="float32")
+    with pytest.raises(ValueError, match="'AdamW4bit': its states of few bits cannot be saved in parts: use parallel"):
+        train(config, tmp_path / "run", SHORT | {"optim": optim, "parallel": dict(type="FSDP2")}, only="finetune")
 
 
 # Schedules ------------------------------------------------------------------------------------------------

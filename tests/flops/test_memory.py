@@ -161,6 +161,12 @@ def test_half_weights_take_as_much_as_whole_ones():
     assert half.weights < whole.weights and half.optimizer > whole.optimizer
 
 
+def test_moments_in_bfloat16_take_half():
+    cfg = config()
+    cfg.optim.moments = "bfloat16"
+    assert plan_of(cfg, "all").optimizer * 2 == plan_of(config(), "all").optimizer
+
+
 def test_a_compiled_llm_keeps_what_selective_checkpointing_keeps():
     cfg = config()
     cfg.runtime.compile = True
@@ -213,6 +219,24 @@ def test_states_are_shared_by_the_cards_and_activations_are_not():
     packed = replace(plan, whole=8 * 10**9)  # of the weights
     assert packed.per_card(card(8, 80)) == (8 + 72 / 8 + 10) * 10**9
     assert packed.per_card(card(1, 80)) == plan.per_card(card(1, 80))
+
+
+def test_with_offloaded_states_a_card_holds_weights_in_use():
+    """By hand: the root unit and its gradients, two blocks in half precision and theirs."""
+    cfg = config()
+    cfg.parallel = dict(type="FSDP2", cpu_offload=True, param_dtype="bfloat16", frozen="replicate")
+    model, plain = build_meta(Recipe(cfg).stages["all"]), plan_of(config(), "all")
+    plan = plan_of(cfg, "all")
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    block = sum(p.numel() for p in model.llm.blocks[0].parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    in_use = 2 * 4 * (trained - LAYERS * block) + 2 * 2 * 2 * block
+    assert plan.per_card(card(8, 80)) == 4 * frozen + in_use + plain.activations["none"]
+    assert plan.on_cpu(1) == plain.states - 4 * frozen and plan.on_cpu(8) == plan.on_cpu(1) // 8
+    assert plain.on_cpu(1) == 0
+    cfg.parallel.update(reduce_each=False, reshard_after_forward=False)
+    more = 4 * trained + 2 * block * (LAYERS + 2 - 4)
+    assert plan_of(cfg, "all").per_card(card(8, 80)) == plan.per_card(card(8, 80)) + more
 
 
 def test_a_trained_encoder_keeps_its_activations():

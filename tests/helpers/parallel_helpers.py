@@ -6,6 +6,7 @@
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -103,6 +104,14 @@ def _pretrained(folder: Path, kind, arch: dict) -> Path:
     return folder
 
 
+def interrupted(finished: Path, copy: Path) -> Path:
+    """A copy that looks as if the last stage had been killed behind its second step."""
+    shutil.copytree(finished, copy)
+    (copy / "finetune" / "done.json").unlink()
+    shutil.rmtree(copy / "finetune" / "checkpoints" / f"step_{STEPS:08d}")
+    return copy
+
+
 def images_of_steps(world: int) -> list[list[int]]:
     """Pictures of each process in each step of the first epoch."""
     order = ResumableSampler(length=RECORDS, seed=0).order(0).tolist()
@@ -122,7 +131,9 @@ def train(config: Path, work_dir: Path, options: dict, **kwargs) -> dict:
 
 
 def launch(folder: Path, runs: list[dict], world: int, seconds: int = 300) -> None:
-    """``runs``, arguments of `train`, in ``world`` processes as torchrun starts them."""
+    """``runs``, arguments of `train`, in ``world`` processes as torchrun starts them.
+
+    A run with ``copy_of`` goes on in an `interrupted` copy of that finished run."""
     job = folder / f"job_{time.time_ns()}.json"
     job.write_text(json.dumps([dict(one, port=port) for one, port in zip(runs, _free_ports(len(runs)), strict=True)]))
     env = dict(os.environ, OMP_NUM_THREADS="1", WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1")
@@ -179,5 +190,8 @@ def losses(work_dir: Path) -> list[dict]:
 
 if __name__ == "__main__":
     for one in json.loads(Path(sys.argv[1]).read_text()):
-        os.environ["MASTER_PORT"] = str(one.pop("port"))
-        train(Path(one.pop("config")), Path(one.pop("work_dir")), one.pop("options"), **one)
+        os.environ["MASTER_PORT"], work_dir = str(one.pop("port")), Path(one.pop("work_dir"))
+        finished = one.pop("copy_of", None)
+        if finished is not None and os.environ["RANK"] == "0":  # the others wait for it where they meet
+            interrupted(Path(finished), work_dir)
+        train(Path(one.pop("config")), work_dir, one.pop("options"), **one)

@@ -52,6 +52,16 @@ def test_the_recipe_fits_sharded_only(finetune):
     assert all(layout.seconds >= finetune.compute for layout in finetune.layouts)
 
 
+def test_states_in_the_memory_of_the_cpu():
+    """DDP has none there. On one card the copies take the longest, as there is no other traffic."""
+    options = {"parallel": dict(type="FSDP2", cpu_offload=True, param_dtype="bfloat16")}
+    cfg = load_config(ROOT / "configs/benchmarks/small_asvr.py", options)
+    ddp, whole = plan(cfg, Cluster(1, 1), Assumed())["finetune"].layouts
+    assert ddp.on_cpu == ddp.copied == 0 and ddp.bound == "products"
+    assert whole.memory < ddp.memory and 0 < whole.on_cpu < ddp.memory
+    assert whole.bound == "copies" and whole.seconds == whole.copied / 25e9
+
+
 def test_a_slower_network_binds(finetune):
     slow = plan(load_config(RECIPE), Cluster(8, 8, network_gbs=10), Assumed())["finetune"]
     assert {layout.bound for layout in slow.layouts} == {"network"}

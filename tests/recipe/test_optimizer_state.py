@@ -56,13 +56,14 @@ def test_adafactor_keeps_rows_and_columns():
     assert 0 < state_bytes(model, COMMON | dict(type="TorchAdafactor")) < trained
 
 
-def test_torchaos_states_are_of_8_bits_where_they_are_large():
+@pytest.mark.parametrize(("name", "bits"), [("AdamW8bit", 8), ("AdamW4bit", 4), ("AdamWFp8", 8)])
+def test_torchaos_states_are_of_few_bits_where_they_are_large(name, bits):
     pytest.importorskip("torchao.optim", reason="torchao is not installed")
     model = nn.Module()
     model.encoder = nn.Linear(512, 512)
     model.components = lambda: dict(encoder=model.encoder)
-    found = state_bytes(model, COMMON | dict(type="torchao.optim.AdamW8bit"))
-    assert found - 8 * 512 == pytest.approx(2 * 512 * 512, rel=0.06)
+    found = state_bytes(model, COMMON | dict(type=f"torchao.optim.{name}"))
+    assert found - 8 * 512 == pytest.approx(2 * 512 * 512 * bits / 8, rel=0.07)
 
 
 @OPTIMIZERS.register_module()

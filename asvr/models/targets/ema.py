@@ -33,9 +33,11 @@ def move_towards(teacher: nn.Module, student: nn.Module, *, decay: float, skippe
     for key, value in own.items():
         target, source = _aligned(value.detach(), other[key].detach())
         if target.is_floating_point():
-            target.lerp_(source.to(target), share if skipped is None else share.to(target.dtype))
+            target.lerp_(source.to(target), share if skipped is None else share.to(target))
         else:
-            target.copy_(source if skipped is None else torch.where(skipped, target, source.to(target)))
+            target.copy_(
+                source if skipped is None else torch.where(skipped.to(target.device), target, source.to(target))
+            )
 
 
 def _aligned(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
