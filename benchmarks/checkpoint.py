@@ -73,10 +73,10 @@ def main() -> None:
     from asvr.engine.saver import Saver
     from asvr.profiling.machine import in_words, machine
     from asvr.profiling.report import save
-    from asvr.profiling.worker import Worker
+    from asvr.profiling.worker import OWN, Worker
 
     spec = dict(config=args.config, cfg_options=parse_cfg_options(args.cfg_options), stage=args.stage)
-    spec |= dict(plain=False, codes="online", samples=args.samples, first=0)
+    spec |= dict(way=OWN, codes="online", samples=args.samples, first=0)
     spec["steps"] = 1 + 4 * args.steps * (args.rounds + 1)
     worker = Worker(spec)
     folder = Path(tempfile.mkdtemp(prefix="checkpoints.", dir=args.folder))
