@@ -23,7 +23,7 @@ from asvr.base.distributed import gather, gather_numbers, get_world_size
 from asvr.data.batch import Batch
 from asvr.models.hf import DTYPES, resolve_dtype
 from asvr.models.trainable import kept_whole
-from asvr.models.transforms import before_sharding, without_transforms
+from asvr.models.transforms import after_step, before_sharding, without_transforms
 from asvr.registry import MODEL_WRAPPERS
 
 FROZEN = ("shard", "replicate")
@@ -267,6 +267,7 @@ class FSDP2(nn.Module):
                 self.module(Batch.blank().to(self.module.device))
             self._begun = True
         blocks = [unit for unit in self._units() if unit is not self.module]
+        after_step(self.module)  # other weights may have been loaded, such as averages
         for unit in self._units():
             unit.unshard()
         for block in blocks:
