@@ -23,7 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from gpu_list import OPTIONAL, REQUIRED, ROOT, Part, end_with_parent, own_figures, parts_of, read
+from gpu_figures import own_figures, read
+from gpu_list import OPTIONAL, REQUIRED, ROOT, Part, end_with_parent, parts_of
 
 POLL, GRACE, RESERVE = 0.1, 5.0, 8.0  # seconds: between looks, from SIGTERM to SIGKILL, for the report at the end
 LAST_LINES = 15
@@ -130,7 +131,7 @@ class Session:
         for part in self.parts:
             lines += ["", f"## {part.name}", "", f"`python {' '.join(part.command)}`", ""]
             lines += [f"- {key}: {json.dumps(value)}" for key, value in (part.result.get("figures") or {}).items()]
-            lines += ["", read(self.work / f"{_table_of(part)}.md")]
+            lines += ["", read(self.work / f"{part.name}.md")]
             if part.state in ("failed", "cut off"):
                 lines += ["```", *part.result["last_lines"], "```"]
         write(self.out / "report.md", "\n".join(lines) + "\n", "w")
@@ -165,10 +166,6 @@ class Session:
         self.machine |= self.parts[-1].result.get("figures") or {}
         if not self.machine["packages"] and not self.machine["problems"]:
             self.machine["problems"]["torch"] = "see the part `machine`"
-
-
-def _table_of(part: Part) -> str:
-    return part.name.removeprefix("7b_").removesuffix("_step")
 
 
 def stop(process: subprocess.Popen) -> None:

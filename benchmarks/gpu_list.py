@@ -1,13 +1,13 @@
-"""What ``benchmarks/gpu.py`` runs, in order of worth, and how the figures of each part are read."""
+"""What ``benchmarks/gpu.py`` runs, in order of worth."""
 
 import ctypes
-import json
-import re
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from gpu_figures import attention_figures, closing_line, memory_figures, own_figures, read, step_figures
 
 ROOT = Path(__file__).resolve().parents[1]
 FINETUNE_GIB = 130  # of the 7B finetune step; a smaller card gets a quarter of the LLM's blocks
@@ -15,7 +15,9 @@ ASVR, LLAVA = "configs/benchmarks/vicuna7b_asvr.py", "configs/benchmarks/vicuna7
 ONE_CARD = "configs/asvr_vicuna7b_80gb.py"  # the whole LLM is trained
 ONE_CARD_GIB = 75  # the plan says 74.0e9 bytes
 LLAVA_FP8 = "configs/benchmarks/vicuna7b_llava_fp8.py"
-AUTO = "model.llm.activation_checkpointing=auto"
+SMALL_ASVR, SMALL_LLAVA = "configs/benchmarks/small_asvr.py", "configs/benchmarks/small_llava.py"
+AUTO, FULL = (f"model.llm.activation_checkpointing={mode}" for mode in ("auto", "full"))
+HALF_WEIGHTS = "stages.finetune.model.llm.dtype=bfloat16"
 REQUIRED = ("torch", "transformers", "timm", "mmengine", "fvcore")
 OPTIONAL = ("pytest", "xformers", "torchao")
 # The tests' tiny sizes of configs/benchmarks/small_asvr.py.
@@ -47,33 +49,16 @@ class Part:
 def parts_of(device: str, machine: dict, work: Path) -> list[Part]:
     """In order of worth."""
     cuda = device == "cuda"
-    tests = sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in read(f))
-    pytest = ["-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-q", "-rs", "-m", "gpu", *tests]
-    no_tests = None if cuda else "these tests need CUDA"
-    if cuda and "pytest" not in machine["packages"]:
-        no_tests = "pytest cannot be imported: put its wheel into --wheels"
-    trained = ["benchmarks/gpu_train.py", "--device", device, "--steps", "60" if cuda else "10"]
-    backend = "NCCL" if cuda else "gloo, in place of NCCL, which needs CUDA"
-    attention = ["benchmarks/attention.py", "--device", device, "--out", str(work / "attention")]
-    attention += ["--dtype", "bfloat16", "--heads", "32", "--width", "128"] if cuda else ["--samples", "2"]
-    attention += [] if cuda else ["--heads", "4", "--width", "8", "--rounds", "1"]
+    finetune, pretrain, *others = _steps(machine, work) if cuda else _small_steps(work)
     found = [
-        Part("gpu_tests", "the tests marked gpu", pytest, 30, 150, _closing_line, why_not=no_tests),
-        Part(
-            *("resume", "a run that is killed by SIGKILL and goes on, against one that nobody touched"),
-            [*trained, "resume", "--work", str(work / "resume")],
-            *(30, 180, own_figures),
-        ),
-        Part(
-            *("wrappers", f"DDP and FSDP2 with one process, against none ({backend})"),
-            [*trained, "wrappers", "--work", str(work / "wrappers")],
-            *(30, 180, own_figures),
-        ),
-        *(_step(stage, cuda, machine, work) for stage in ("finetune", "pretrain")),
-        Part("attention", "attention kernels", attention, 15, 150, _attention(work), timed=True),
-        *_pairs(cuda, machine, work),
-        _float8_losses(device, cuda, machine, work),
+        *_checks(device, cuda, machine, work),
+        finetune,
+        _attention(device, cuda, work),
+        pretrain,
         _one_card(cuda, machine, work),
+        _float8_losses(device, cuda, machine, work),
+        _profile(cuda, work),
+        *others,
     ]
     for part in found:
         if cuda and "gpu" not in machine:
@@ -84,46 +69,93 @@ def parts_of(device: str, machine: dict, work: Path) -> list[Part]:
     return found
 
 
-def _step(stage: str, cuda: bool, machine: dict, work: Path) -> Part:
-    """A training step of ASVR, of LLaVA, and as the released code does it."""
-    out = ["--stage", stage, "--rounds", "1", "--out", str(work / stage)]
-    shows = f"a {stage} step of ASVR, LLaVA and the released way: time and peak memory"
-    if not cuda:
-        command = ["configs/benchmarks/small_asvr.py", "--plain", "--samples", "2", *out]
-        return Part(f"{stage}_step", shows, _throughput(command, [*TINY, *TINY_TARGET]), 10, 90, _turns, timed=True)
-    options = []
-    if stage == "finetune" and machine.get("gib", 0) < FINETUNE_GIB:
-        options = ["model.llm.arch.num_hidden_layers=8"]
-        shows += f"; 8 of the LLM's 32 blocks, since the whole takes about {FINETUNE_GIB} GiB"
-    command = [ASVR, "--against", LLAVA, "--plain", "--samples", "32", *out]
-    command += ["--other-options", "model.llm.activation_checkpointing=full"]
-    return Part(f"7b_{stage}_step", shows, _throughput(command, options), 90, 330, _turns, timed=True)
-
-
-def _pairs(cuda: bool, machine: dict, work: Path) -> list[Part]:
-    """A finetune step of LLaVA in 8 bits against bf16, and one that recomputes only what the memory requires."""
-    out = ["--stage", "finetune", "--rounds", "1", "--samples", "32" if cuda else "2", "--out"]
-    if not cuda:
-        small, options = "configs/benchmarks/small_asvr.py", [*TINY, *TINY_TARGET]
-        full = "model.llm.activation_checkpointing=full"
-        command = [small, "--against", small, "--other-options", full, *out, str(work / "auto")]
-        shows = "a step with automatic activation checkpointing, and one that recomputes the whole LLM"
-        return [Part("auto_step", shows, _throughput(command, options), 10, 90, _turns, timed=True)]
-    options = ["model.llm.arch.num_hidden_layers=8"] if machine.get("gib", 0) < FINETUNE_GIB else []
-    fp8 = [LLAVA, "--against", LLAVA_FP8, *out, str(work / "fp8")]
-    auto = [ASVR, "--against", ASVR, "--other-options", AUTO, *out, str(work / "auto")]
+def _checks(device: str, cuda: bool, machine: dict, work: Path) -> list[Part]:
+    """They measure no time."""
+    tests = sorted(str(f.relative_to(ROOT)) for f in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in read(f))
+    pytest = ["-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "-q", "-rs", "-m", "gpu", *tests]
+    no_tests = None if cuda else "these tests need CUDA"
+    if cuda and "pytest" not in machine["packages"]:
+        no_tests = "pytest cannot be imported: put its wheel into --wheels"
+    trained = ["benchmarks/gpu_train.py", "--device", device, "--steps", "60" if cuda else "10"]
+    backend = "NCCL" if cuda else "gloo, in place of NCCL, which needs CUDA"
     return [
+        Part("gpu_tests", "the tests marked gpu", pytest, 30, 150, closing_line, why_not=no_tests),
         Part(
-            *("7b_fp8_step", "a finetune step of LLaVA in bf16, and with products of the LLM's blocks in FP8"),
-            _throughput(fp8, options),
-            *(60, 150, _turns, _no_torchao(machine), True),
+            *("resume", "a run that is killed by SIGKILL and goes on, against one that nobody touched"),
+            [*trained, "resume", "--work", str(work / "resume")],
+            *(30, 180, own_figures),
         ),
         Part(
-            *("7b_auto_step", "a finetune step of ASVR with selective, and with automatic activation checkpointing"),
-            _throughput(auto, options),
-            *(60, 150, _turns, None, True),
+            *("wrappers", f"DDP and FSDP2 with one process, against none ({backend})"),
+            [*trained, "wrappers", "--work", str(work / "wrappers")],
+            *(30, 180, own_figures),
         ),
     ]
+
+
+def _steps(machine: dict, work: Path) -> list[Part]:
+    """Steps of several 7B models in turn: time, peak memory and MFU. The first two are the most useful."""
+    fewer, note = [], ""
+    if machine.get("gib", 0) < FINETUNE_GIB:
+        fewer = ["model.llm.arch.num_hidden_layers=8"]
+        note = f"; 8 of the LLM's 32 blocks, since the whole takes about {FINETUNE_GIB} GiB"
+    fp8 = [] if _no_torchao(machine) else [LLAVA_FP8]
+    sides = f"ASVR, LLaVA{', LLaVA in FP8' if fp8 else ''} and LLaVA with bfloat16 weights"
+    finetune = [ASVR, "--against", LLAVA, *fp8, LLAVA, "--other-options", HALF_WEIGHTS]
+    auto = [ASVR, "--against", ASVR, "--other-options", AUTO]
+    plain = [ASVR, "--plain", "--other-options", FULL]
+    common = ["--rounds", "1", "--samples", "32", "--stage"]
+    given = (
+        ("7b_finetune_step", f"a finetune step of {sides}{note}", finetune, "finetune", 200, 300),
+        ("7b_pretrain_step", "a pretrain step of ASVR and LLaVA", [ASVR, "--against", LLAVA], "pretrain", 80, 150),
+        (
+            "7b_auto_step",
+            f"a finetune step with selective and automatic checkpointing{note}",
+            auto,
+            "finetune",
+            80,
+            150,
+        ),
+        ("7b_plain_step", f"a finetune step of ASVR, and the released way{note}", plain, "finetune", 80, 200),
+    )
+    return [
+        _throughput(name, shows, [*command, *common, stage], fewer if stage == "finetune" else [], least, most, work)
+        for name, shows, command, stage, least, most in given
+    ]
+
+
+def _small_steps(work: Path) -> list[Part]:
+    """The same at tiny sizes, on the CPU."""
+    common = ["--rounds", "1", "--samples", "2", "--stage"]
+    half = ["--against", SMALL_LLAVA, SMALL_LLAVA, "--other-options", HALF_WEIGHTS]
+    given = (
+        ("finetune_step", "a finetune step of LLaVA, and with bfloat16 weights", [SMALL_LLAVA, *half], "finetune"),
+        ("pretrain_step", "a pretrain step of ASVR and the released way", [SMALL_ASVR, "--plain"], "pretrain"),
+        ("auto_step", "a step with automatic checkpointing, and one that recomputes all", [SMALL_ASVR], "finetune"),
+        ("llava_step", "a step of LLaVA, and of transformers' LLaVA", [SMALL_LLAVA, "--transformers"], "finetune"),
+    )
+    found = []
+    for name, shows, command, stage in given:
+        if name == "auto_step":
+            command = [*command, "--against", SMALL_ASVR, "--other-options", FULL]
+        options = [*TINY, *(TINY_TARGET if SMALL_ASVR in command else [])]
+        found.append(_throughput(name, shows, [*command, *common, stage], options, 10, 90, work))
+    return found
+
+
+def _throughput(
+    name: str, shows: str, command: list[str], options: list[str], least: float, most: float, work: Path
+) -> Part:
+    command = ["benchmarks/throughput.py", *command, "--out", str(work / name)]
+    command += ["--cfg-options", *options] if options else []
+    return Part(name, shows, command, least, most, step_figures(work / name), timed=True)
+
+
+def _attention(device: str, cuda: bool, work: Path) -> Part:
+    command = ["benchmarks/attention.py", "--device", device, "--out", str(work / "attention")]
+    command += ["--dtype", "bfloat16", "--heads", "32", "--width", "128"] if cuda else ["--samples", "2"]
+    command += [] if cuda else ["--heads", "4", "--width", "8", "--rounds", "1"]
+    return Part("attention", "attention kernels", command, 20, 150, attention_figures(work / "attention"), timed=True)
 
 
 def _no_torchao(machine: dict) -> str | None:
@@ -140,83 +172,31 @@ def _float8_losses(device: str, cuda: bool, machine: dict, work: Path) -> Part:
 
 def _one_card(cuda: bool, machine: dict, work: Path) -> Part:
     """The peak memory of the 7B finetune step that is made for a card of 80 GB, against its plan."""
-    command = ["benchmarks/memory.py", ONE_CARD if cuda else "configs/benchmarks/small_asvr.py"]
-    command += ["--stages", "finetune", "--modes", "full", "--out", str(work / "memory")]
+    out = work / ("7b_one_card" if cuda else "one_card")
+    command = ["benchmarks/memory.py", ONE_CARD if cuda else SMALL_ASVR]
+    command += ["--stages", "finetune", "--modes", "full", "--out", str(out)]
     if not cuda:
         options = [*TINY, *TINY_TARGET, "optim.moments=bfloat16"]
         command += ["--rows", "1", "--tokens", "320", "--cfg-options", *options]
-        return Part("one_card", "peak memory against the plan", command, 10, 90, _memory(work))
+        return Part("one_card", "peak memory against the plan", command, 10, 90, memory_figures(out))
     why_not = _no_torchao(machine)
     if machine.get("gib", 0) < ONE_CARD_GIB:
         why_not = f"the step takes about {ONE_CARD_GIB - 5} GiB"
     command += ["--rows", "2", "--tokens", "2048"]
     shows = "peak memory of the 7B finetune step for one card of 80 GB, against its plan"
-    return Part("7b_one_card", shows, command, 60, 240, _memory(work), why_not, timed=True)
+    return Part("7b_one_card", shows, command, 60, 240, memory_figures(out), why_not, timed=True)
 
 
-def _throughput(command: list[str], options: list[str]) -> list[str]:
-    return ["benchmarks/throughput.py", *command, *(["--cfg-options", *options] if options else [])]
-
-
-def own_figures(text: str) -> dict:
-    lines = [line for line in text.splitlines() if line.startswith("FIGURES ")]
-    return json.loads(lines[-1].removeprefix("FIGURES ")) if lines else {}
-
-
-def _closing_line(text: str) -> dict:
-    found = re.findall(r"^=*\s*(\d+ (?:passed|failed|skipped|error).*? in [\d.:]+s.*?)\s*=*$", text, re.MULTILINE)
-    return dict(tests=found[-1]) if found else {}
-
-
-def _turns(text: str) -> dict:
-    """Peak memory of each side, and its time over the first one's, of what was measured until the end."""
-    tries = [_sides(part) for part in text.split("out of memory; trying")]  # each with fewer samples a step
-    found = max(reversed(tries), key=len)
-    first, *others = found or [None]
-    times = {f"{name} / {first}": round(found[name]["seconds"] / found[first]["seconds"], 3) for name in others}
-    return dict(time_ratio=times, peak_gib={name: side.get("peak_gib") for name, side in found.items()})
-
-
-def _sides(text: str) -> dict[str, dict]:
-    found: dict[str, dict] = {}
-    for name, seconds, peak in re.findall(r"round 1/1, (.+): (\S+) s(?:, peak (\S+) GiB)?$", text, re.MULTILINE):
-        found.setdefault(name, {}).update(dict(seconds=float(seconds)) | (dict(peak_gib=float(peak)) if peak else {}))
-    return found
-
-
-def _attention(work: Path) -> Callable[[str], dict]:
-    def figures(text: str) -> dict:
-        file = work / "attention.json"
-        rows = json.loads(read(file))["rows"] if file.is_file() else []
-        return {
-            f"{row['part']}, {row['kernel']}, {row['heads']}/{row['key_heads']} heads": f"{row['speedup']:.2f} x"
-            for row in rows
-        }
-
-    return figures
-
-
-def _memory(work: Path) -> Callable[[str], dict]:
-    def figures(text: str) -> dict:
-        file = work / "memory.json"
-        rows = json.loads(read(file))["rows"] if file.is_file() else []
-        return {
-            f"{row['stage']}, {row['rows']} rows": dict(
-                planned_gb=float(f"{row['planned'] / 1e9:.4g}"),
-                peak_gb=float(f"{row['measured'] / 1e9:.4g}"),
-                ratio=round(row["measured"] / row["planned"], 3),
-            )
-            for row in rows
-        }
-
-    return figures
+def _profile(cuda: bool, work: Path) -> Part:
+    """Where the time of a step goes."""
+    name = "7b_profile" if cuda else "profile"
+    command = ["benchmarks/profile_step.py", LLAVA if cuda else SMALL_LLAVA, "--samples", "32" if cuda else "2"]
+    command += ["--out", str(work / name)] + ([] if cuda else ["--warm-up", "1", "--cfg-options", *TINY])
+    shows = "where the time of a finetune step of LLaVA goes, by kind of operation"
+    return Part(name, shows, command, 50, 120, own_figures, timed=True)
 
 
 def end_with_parent() -> None:
     """For a process that is to be started, on Linux: that it ends where its parent is killed, and leaves the GPU."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def read(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""

@@ -263,17 +263,17 @@ round 1/1, b: 4.28 s
 
 
 def test_figures_are_read_from_what_was_printed(gpu):
-    from gpu_list import _closing_line, _turns
+    from gpu_figures import closing_line, turns
 
     cut = dict(time_ratio={"b / a, cached codes": 0.8}, peak_gib={"a, cached codes": 121, "b": None})
-    assert _turns(TURNS) == cut
-    assert _turns(f"{TURNS}out of memory; trying 8 samples a step\nround 1/1, a, cached codes: 1 s\n") == cut
+    assert turns(TURNS) == cut
+    assert turns(f"{TURNS}out of memory; trying 8 samples a step\nround 1/1, a, cached codes: 1 s\n") == cut
     fewer = TURNS.replace("4.28", "10.7")
-    assert _turns(f"{TURNS}out of memory; trying 8 samples a step{fewer}")["time_ratio"] == {"b / a, cached codes": 2.0}
-    assert _turns("") == dict(time_ratio={}, peak_gib={})
+    assert turns(f"{TURNS}out of memory; trying 8 samples a step{fewer}")["time_ratio"] == {"b / a, cached codes": 2.0}
+    assert turns("") == dict(time_ratio={}, peak_gib={})
     closing = "SKIPPED [1] x.py: no\n=== 3 passed, 1 skipped, 90 deselected in 12.34s ===\n"
-    assert _closing_line(closing) == dict(tests="3 passed, 1 skipped, 90 deselected in 12.34s")
-    assert _closing_line("2 failed, 3 passed in 61.00s (0:01:01)\n") == dict(
+    assert closing_line(closing) == dict(tests="3 passed, 1 skipped, 90 deselected in 12.34s")
+    assert closing_line("2 failed, 3 passed in 61.00s (0:01:01)\n") == dict(
         tests="2 failed, 3 passed in 61.00s (0:01:01)"
     )
 
@@ -286,8 +286,8 @@ def test_the_parts_on_a_gpu_name_what_there_is(gpu):
     small, large = (
         {part.name: part for part in parts_of("cuda", machine, Path("w"))} for machine in (card, card | dict(gib=140))
     )
-    steps = ["7b_finetune_step", "7b_pretrain_step", "attention", "7b_fp8_step", "7b_auto_step", "float8_losses"]
-    steps += ["7b_one_card"]
+    steps = ["7b_finetune_step", "attention", "7b_pretrain_step", "7b_one_card", "float8_losses", "7b_profile"]
+    steps += ["7b_auto_step", "7b_plain_step"]
     assert list(small) == ["gpu_tests", "resume", "wrappers", *steps]
     assert not any(part.why_not for part in [*small.values(), *large.values()])
     less = {part.name: part.why_not for part in parts_of("cuda", card | dict(gib=40), Path("w"))}
@@ -295,7 +295,7 @@ def test_the_parts_on_a_gpu_name_what_there_is(gpu):
     for tests in small["gpu_tests"].command[-3:]:
         assert "mark.gpu" in (ROOT / tests).read_text()
     without = {part.name: part.why_not for part in parts_of("cuda", card | dict(packages=dict(pytest="9")), Path("w"))}
-    needs_torchao = ["7b_fp8_step", "float8_losses", "7b_one_card"]
+    needs_torchao = ["7b_one_card", "float8_losses"]
     assert [name for name, why in without.items() if why and "torchao" in why] == needs_torchao
     less = "model.llm.arch.num_hidden_layers=8"
     assert less in small["7b_finetune_step"].command and less not in large["7b_finetune_step"].command

@@ -25,7 +25,7 @@ from asvr.data.batch import Batch
 from asvr.engine.half_weights import SplitAdamW
 from asvr.models.hf import DTYPES, resolve_dtype
 from asvr.models.trainable import kept_whole
-from asvr.models.transforms import before_sharding, without_transforms
+from asvr.models.transforms import after_step, before_sharding, without_transforms
 from asvr.registry import MODEL_WRAPPERS
 
 FROZEN = ("shard", "replicate")
@@ -293,6 +293,7 @@ class FSDP2(nn.Module):
             with torch.no_grad():
                 self.module(Batch.blank().to(self.module.device))
             self._begun = True
+        after_step(self.module)  # other weights may have been loaded, such as averages
         for unit in self._units():
             unit.unshard()
         for block in self._blocks:

@@ -73,8 +73,12 @@ GATHER = dict(fsdp_float8_all_gather=True)
 BY_TWO = {
     "DDP": (dict(), dict(type="DDP"), {}),
     "FSDP2": (dict(), dict(type="FSDP2"), {}),
-    "fsdp": (dict(recipe="tensorwise"), dict(type="FSDP2"), {}),
-    "gather": (dict(recipe="tensorwise", **GATHER), dict(type="FSDP2"), {"runtime.ema": dict(decay=0.9)}),
+    "fsdp": (dict(recipe="tensorwise"), dict(type="FSDP2"), {"runtime.ema": dict(decay=0.9, evaluate=True)}),
+    "gather": (
+        dict(recipe="tensorwise", **GATHER),
+        dict(type="FSDP2"),
+        {"runtime.ema": dict(decay=0.9, evaluate=True)},
+    ),
     "packed": (
         GATHER,
         dict(type="FSDP2", param_dtype="bfloat16", reduce_dtype="float32"),
@@ -119,10 +123,9 @@ def test_weights_gathered_in_8_bits_are_those_cast_later(by_two):
     assert losses(by_two / "gather") == losses(by_two / "fsdp")
     own, other = (sharded_weights(by_two / name) for name in ("gather", "fsdp"))
     torch.testing.assert_close(own, other, rtol=0, atol=0)
-    evaluated = [
-        json.loads((by_two / n / "results.json").read_text())["finetune"]["losses"] for n in ("gather", "fsdp")
-    ]
-    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-3)  # of the rounded weights and of the weights
+    results = [json.loads((by_two / name / "results.json").read_text()) for name in ("gather", "fsdp")]
+    for stage in ("finetune", "finetune_ema"):  # of the rounded weights and of the weights
+        assert results[0][stage]["losses"] == pytest.approx(results[1][stage]["losses"], rel=1e-3), stage
 
 
 def test_gathering_in_8_bits_goes_with_packed_rows_in_bfloat16(done, by_two):

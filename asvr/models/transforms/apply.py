@@ -10,8 +10,9 @@ computed only from the component's files. Checkpoints do not hold them.
 
 A class may have methods that a run calls: ``require_device(device)`` and ``require_parallel(kind)`` before it begins,
 which raise ``ValueError`` if the transform cannot train there; ``before_sharding(model, whole)`` before FSDP2 shards
-all weights except those of the list ``whole``; ``after_step(model)`` after each step of the optimiser; and
-``without(model)``, a context manager inside which the model computes as after ``merge``, to answer questions.
+all weights except those of the list ``whole``; ``after_step(model)`` after each step of the optimiser, and under FSDP2
+before an evaluation; and ``without(model)``, a context manager inside which the model computes as after ``merge``, to
+answer questions.
 """
 
 import inspect
