@@ -33,7 +33,7 @@ def _sides(text: str) -> dict[str, dict]:
 
 
 def step_figures(out: Path) -> Callable[[str], dict]:
-    """Of ``benchmarks/throughput.py``: also MFU and tokens per second, if it came to its end. out: see its ``--out``."""
+    """Of ``benchmarks/throughput.py``: also MFU and tokens per second, if it came to its end. out: its ``--out``."""
 
     def figures(text: str) -> dict:
         sides = _written(out).get("sides", {})
