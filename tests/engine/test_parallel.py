@@ -421,9 +421,11 @@ def test_mistakes_are_told_before_anything_is_built(config):
         check_config(load_config(config, {"parallel.type": "MMDistributedDataParallel"}))
 
 
-def test_float16_weights_are_refused(config, tmp_path):
+def test_half_weights_that_cannot_be_shared_are_refused(config, tmp_path):
     with pytest.raises(ValueError, match="parallel.cpu_offload: trained weights are torch.bfloat16: set dtype='fl"):
         train(config, tmp_path / "offload", FSDP2 | {"parallel.cpu_offload": True, "model.llm.dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="'DDP': all trained weights are torch.bfloat16.*use type='FSDP2', or dtype="):
+        train(config, tmp_path / "llm", DDP | {"model.llm.dtype": "bfloat16", "stages.pretrain.train": ["llm"]})
     for kind in (DDP, FSDP2):
         with pytest.raises(ValueError, match="trained weights are torch.float16.*dtype='float32' or dtype='bfloat16'"):
             train(config, tmp_path / kind["parallel.type"], kind | {"model.llm.dtype": "float16"})
