@@ -37,8 +37,9 @@ def round_at_random(value: Tensor, generator: torch.Generator) -> Tensor:
     """Round float32 to one of the two nearest bfloat16 numbers, so that the mean of many results is exact.
 
     A number that bfloat16 has stays as it is."""
-    noise = torch.randint(0, 2**16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
-    return ((value.view(torch.int32) + noise) >> 16).to(torch.int16).view(torch.bfloat16)
+    bits = torch.randint(0, 2**16, value.shape, dtype=torch.int32, device=value.device, generator=generator)
+    bits.add_(value.view(torch.int32)).bitwise_right_shift_(16)
+    return bits.to(torch.int16).view(torch.bfloat16)
 
 
 @OPTIMIZERS.register_module(name="AdamW")
@@ -167,8 +168,11 @@ class SplitAdamW(torch.optim.AdamW):
             upper, lower = split(weight)
             held.copy_(upper)
             own["lower"].copy_(lower)
+            del upper, lower
+        del weight  # here and above: what is not needed, since the largest weights are large
         if self.rounds:
             own["exp_avg"].copy_(mean)
+            del mean
             own["exp_avg_sq"].copy_(round_at_random(square, generator))
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -5,7 +5,6 @@ step, the processes exchange two counts on the CPU: the supervised tokens, by wh
 micro-batches. Gradients are then added up, not averaged, so the objective is the same as with one process.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from asvr.base import compat
-from asvr.base.distributed import gather, gather_numbers, get_world_size
+from asvr.base.distributed import gather_numbers, get_world_size
 from asvr.data.batch import Batch
 from asvr.engine.half_weights import SplitAdamW
+from asvr.engine.parallel_checks import check_precision, check_statistics
 from asvr.models.hf import DTYPES, resolve_dtype
 from asvr.models.trainable import kept_whole
 from asvr.models.transforms import after_step, before_sharding, without_transforms
@@ -87,68 +86,9 @@ def shared_step(wrapper: nn.Module, window: list[Batch], optim_wrapper, calls: C
     return {name: logs[name] for name in sorted(logs)}
 
 
-def _check_precision(model: nn.Module) -> None:
-    other = {p.dtype for p in model.parameters() if p.requires_grad} - {torch.float32, torch.bfloat16}
-    if other:
-        raise ValueError(
-            f"parallel: trained weights are {other.pop()}, whose gradients several processes cannot add up: set "
-            "dtype='float32' or dtype='bfloat16'"
-        )
-
-
 def _trained_half(module: nn.Module) -> list[str]:
     """The names of trained bfloat16 weights."""
     return [name for name, p in module.named_parameters() if p.requires_grad and p.dtype == torch.bfloat16]
-
-
-def _check_statistics(model: nn.Module) -> None:
-    """Raise ``ValueError`` if a trained norm keeps running statistics, as batch norm does.
-
-    Each process would change its own statistics by its own samples. Synchronised statistics do not help: they wait for
-    all processes, and one may have no image to encode."""
-    if get_world_size() == 1:
-        return
-    model.train()  # a component may keep its norms in eval mode, and then they are allowed
-    for part, component in model.components().items():
-        for name, module in component.named_modules():
-            if isinstance(module, _NormBase) and module.training and module.running_mean is not None:
-                raise ValueError(
-                    f"parallel: {part} is trained, and its {name} ({type(module).__name__}) keeps running statistics, "
-                    "which several processes cannot share: leave the component out of `train`, use one with another "
-                    "norm (a frozen batch norm, a layer norm or a group norm), or start one process"
-                )
-
-
-def check_buffers(model: nn.Module) -> None:
-    """Raise ``ValueError`` if a buffer differs between processes, since a checkpoint can hold only one value.
-
-    Every process calls it."""
-    if get_world_size() == 1:
-        return
-    own = {
-        f"{part}.{key}": value
-        for part, component in model.components().items()
-        if component.training
-        for key, value in _buffers(component).items()
-    }
-    sums = {key: hashlib.sha256(_bytes_of(value)).hexdigest()[:16] for key, value in own.items()}
-    found = gather(sums)
-    different = [key for key in sums if any(other.get(key) != sums[key] for other in found)]
-    if different:
-        raise ValueError(
-            f"parallel: the buffer {different[0]} ({len(different)} in all) differs between processes, since it "
-            "depends on a process's own samples: compute it from the samples of all processes, or start one process"
-        )
-
-
-def _buffers(component: nn.Module) -> dict[str, Tensor]:
-    """The buffers that a checkpoint holds."""
-    names = {name for name, _ in component.named_buffers()}
-    return {key: value for key, value in component.state_dict().items() if key in names}
-
-
-def _bytes_of(value: Tensor):
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 @MODEL_WRAPPERS.register_module()
@@ -163,16 +103,21 @@ class DDP(DistributedDataParallel):
     defers = False
 
     def __init__(self, *, module: nn.Module, device: torch.device, bucket_mb: float = 25.0):
-        _check_precision(module)
-        _check_statistics(module)
+        check_precision(module)
+        check_statistics(module)
         self._half, self._bucket_bytes = _trained_half(module), bucket_mb * 2**20
+        if len(self._half) == sum(p.requires_grad for p in module.parameters()):
+            raise ValueError(
+                "parallel.type='DDP': all trained weights are torch.bfloat16, and torch's DDP needs one of float32: "
+                "use type='FSDP2', or dtype='float32'"
+            )
         self._set_params_and_buffers_to_ignore_for_model(module, self._half)
         super().__init__(
             module.to(device),
             device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=bucket_mb,
             gradient_as_bucket_view=True,
-            **compat.without_buffer_sync(),  # the same everywhere, see `check_buffers`
+            **compat.without_buffer_sync(),  # the same everywhere, see `parallel_checks`
         )
         self.register_comm_hook(None, _add_up)
 
@@ -237,10 +182,10 @@ class FSDP2(nn.Module):
         super().__init__()
         for name, value in dict(param_dtype=param_dtype, reduce_dtype=reduce_dtype, frozen=frozen).items():
             assert value in self.choices[name], f"parallel.{name}={value!r}: the config was not checked"
-        _check_precision(module)
+        check_precision(module)
         if cpu_offload and _trained_half(module):
             raise ValueError("parallel.cpu_offload: trained weights are torch.bfloat16: set dtype='float32'")
-        _check_statistics(module)
+        check_statistics(module)
         blocks = getattr(module.llm, "blocks", None)
         if not blocks:
             raise ValueError(f"parallel: {type(module.llm).__name__} has no `blocks` to shard; use type='DDP'")

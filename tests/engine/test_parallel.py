@@ -12,7 +12,6 @@ import pytest
 import torch
 from engine_helpers import tiny_model, without_bias_of_keys
 from parallel_helpers import STEPS, images_of_steps, interrupted, launch, losses, make_config, train
-from process_helpers import in_processes
 from run_helpers import call_tool, tiny_command
 from safetensors.torch import load_file
 from torch import distributed as dist
@@ -226,22 +225,16 @@ def test_weights_in_the_memory_of_the_cpu_train_the_same_bit_for_bit(by_two):
     assert losses(by_two["plain-offload"]) == losses(by_two["plain-fsdp"])
 
 
-def test_weights_wait_on_the_cpu_and_frozen_ones_on_the_device(tmp_path):
+def test_weights_wait_on_the_cpu_and_frozen_ones_on_the_device():
     """With torch's own policy, whose memory is pinned for CUDA alone."""
-    found = in_processes(1, where_they_wait, tmp_path)[0]
-    assert found == dict(policies={(True, False)}, device=torch.device("cpu"), offloads=True)
-
-
-def where_they_wait(rank, folder) -> dict:
     model = tiny_model(("projector", "heads"))
-    Sharded(module=model, device=torch.device("cpu"), cpu_offload=True, frozen="replicate")
-    groups = [unit._get_fsdp_state()._fsdp_param_group for unit in model.modules() if isinstance(unit, FSDPModule)]
+    with processes(dict(all=dict(type="FSDP2")), "cpu"):
+        Sharded(module=model, device=torch.device("cpu"), cpu_offload=True, frozen="replicate")
+        groups = [unit._get_fsdp_state()._fsdp_param_group for unit in model.modules() if isinstance(unit, FSDPModule)]
     params = [param for group in groups if group is not None for param in group.fsdp_params]
-    return dict(
-        policies={(param.offload_to_cpu, param.pin_memory) for param in params},
-        device=model.compute_device,
-        offloads=all(param.sharded_param.requires_grad for param in params),
-    )
+    assert {(param.offload_to_cpu, param.pin_memory) for param in params} == {(True, False)}
+    assert model.compute_device == torch.device("cpu")
+    assert all(param.sharded_param.requires_grad for param in params)
 
 
 @pytest.mark.parametrize("offload, backend", [(True, "cuda:nccl,cpu:gloo"), (False, "nccl")])
@@ -421,9 +414,11 @@ def test_mistakes_are_told_before_anything_is_built(config):
         check_config(load_config(config, {"parallel.type": "MMDistributedDataParallel"}))
 
 
-def test_float16_weights_are_refused(config, tmp_path):
+def test_half_weights_that_cannot_be_shared_are_refused(config, tmp_path):
     with pytest.raises(ValueError, match="parallel.cpu_offload: trained weights are torch.bfloat16: set dtype='fl"):
         train(config, tmp_path / "offload", FSDP2 | {"parallel.cpu_offload": True, "model.llm.dtype": "bfloat16"})
+    with pytest.raises(ValueError, match="'DDP': all trained weights are torch.bfloat16.*use type='FSDP2', or dtype="):
+        train(config, tmp_path / "llm", DDP | {"model.llm.dtype": "bfloat16", "stages.pretrain.train": ["llm"]})
     for kind in (DDP, FSDP2):
         with pytest.raises(ValueError, match="trained weights are torch.float16.*dtype='float32' or dtype='bfloat16'"):
             train(config, tmp_path / kind["parallel.type"], kind | {"model.llm.dtype": "float16"})

@@ -6,7 +6,8 @@ from mmengine.hooks import Hook
 from mmengine.runner.priority import get_priority
 
 from asvr.base.distributed import get_world_size
-from asvr.engine.parallel import check_buffers, unwrap
+from asvr.engine.parallel import unwrap
+from asvr.engine.parallel_checks import check_buffers
 from asvr.engine.random_state import random_states
 from asvr.engine.saver import Saver
 from asvr.registry import HOOKS
