@@ -6,14 +6,19 @@ python benchmarks/attention.py [--device cuda] [--dtype bfloat16] [--out FILE]
 "padded" is SDPA on rows padded to the longest with a causal mask that leaves padding out, as transformers makes it.
 Every kernel is measured in turn on the same samples, packed. Rows of the vision tower and of the depth transformer are
 all of one length. There the model takes SDPA, and the other kernels get the same rows packed, to see what they would
-take. "sdpa, FA3" is SDPA with FlashAttention-3 behind it. Kernels that do not work here are listed with the reason.
+take. "sdpa, FA3" is SDPA with FlashAttention-3 behind it. For the eight depths of the depth transformer there are two
+more ways: "products" are plain matrix products with a mask, and "sums, compiled" (on CUDA) are sums over the width that
+torch.compile fuses. Kernels that do not work here are listed with the reason.
 """
 
 import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 
 from asvr.commands.cli import run_tool
+
+CALL = dict(window=None, scale=None)
 
 
 def parse_args() -> argparse.Namespace:
@@ -91,6 +96,8 @@ def main() -> None:
 
 def _rectangular(args: argparse.Namespace, lengths: list[int], working: list[str], device, dtype) -> list[dict]:
     """Tower and depth transformer: rows of one length. SigLIP-SO400M's heads, and the released head's."""
+    import torch
+
     from asvr.data.batch import Segments
     from asvr.models.attention_kernels import KERNELS
     from asvr.models.flash_attention import IMPLEMENTATIONS, implementation_of, switched
@@ -103,16 +110,19 @@ def _rectangular(args: argparse.Namespace, lengths: list[int], working: list[str
     cases = dict(tower=(images, 729, 16, 72, False), depth=(images * 729, 8, 16, 128, True))
     if device.type == "cpu":  # the proportions of configs/benchmarks/small_asvr.py
         cases = dict(tower=(images, 729, 5, 32, False), depth=(images * 729, 8, 4, 64, True))
+    short = {"products": _products} | ({"sums, compiled": torch.compile(_sums)} if device.type == "cuda" else {})
     for part, (count, tokens, heads, width, causal) in cases.items():
-        seconds: dict[str, list] = {side: [] for side in sides}
+        own = sides | ({name: (name, True) for name in short} if part == "depth" else {})
+        seconds: dict[str, list] = {side: [] for side in own}
         for _ in range(1 + args.rounds):
-            for side, (name, dense) in sides.items():
+            for side, (name, dense) in own.items():
                 shape = (count, tokens) if dense else (1, count * tokens)
                 segments = None if dense else Segments.of([tokens] * count).to(device)
                 q, k, v = _inputs(*shape, heads, heads, width, device, dtype)
+                kernel = short[name] if name in short else partial(KERNELS[name], segments=segments, **CALL)
                 with switched(name):
                     timer = Clock(device)
-                    out = KERNELS[name](q, k, v, segments=segments, causal=causal, window=None, scale=None)
+                    out = kernel(q, k, v, causal=causal)
                     out.backward(out.detach())
                     timer.stop("all")
                     seconds[side].append(timer.seconds()["all"])
@@ -123,6 +133,24 @@ def _rectangular(args: argparse.Namespace, lengths: list[int], working: list[str
             for name, values in seconds.items()
         ]
     return found
+
+
+def _products(q, k, v, *, causal: bool):
+    """Attention over short rows as two products."""
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    return (scores + _mask(scores, causal)).softmax(-1).to(v.dtype) @ v
+
+
+def _sums(q, k, v, *, causal: bool):
+    """The same without products of matrices, so that a compiler makes one kernel of it."""
+    scores = (q[..., :, None, :] * k[..., None, :, :]).sum(-1, dtype=q.dtype) * q.shape[-1] ** -0.5
+    weights = (scores + _mask(scores, causal)).softmax(-1).to(v.dtype)
+    return (weights[..., None] * v[..., None, :, :]).sum(-2)
+
+
+def _mask(scores, causal: bool):
+    mask = scores.new_zeros(scores.shape[-2:])
+    return mask.fill_(float("-inf")).triu(1) if causal else mask
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:

@@ -149,6 +149,15 @@ def parts(out: Path) -> dict[str, dict]:
     return {part["part"]: part for part in map(json.loads, (out / "parts.jsonl").read_text().splitlines())}
 
 
+def test_short_rows_are_attended_in_the_same_way():
+    found = runpy.run_path(str(ROOT / "benchmarks/attention.py"))
+    q, k, v = torch.randn(3, 5, 2, 8, 4, generator=torch.Generator().manual_seed(0))
+    for causal in (True, False):
+        expected = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        for name in ("_products", "_sums"):
+            torch.testing.assert_close(found[name](q, k, v, causal=causal), expected)
+
+
 def test_the_gpu_script_without_a_gpu(tmp_path):
     """What needs CUDA is listed; the rest runs, and what it found is there."""
     command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--seconds", "200", "--out", tmp_path]
