@@ -197,6 +197,16 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def reserved(left: float, group: list[Part], behind: list[Part]) -> float:
+    """Seconds for the parts behind a group: those that have room beside the most that the group may take, in order."""
+    room, found = left - max(part.most for part in group), 0.0
+    for part in behind:
+        if found + part.least > room:
+            break
+        found += part.least
+    return found
+
+
 def write(file: Path, text: str, mode: str) -> None:
     """So that it is there whenever the process or the machine ends."""
     with open(file, mode, encoding="utf-8", errors="backslashreplace") as stream:
@@ -235,7 +245,7 @@ def main() -> int:
         groups = [together, *([part] for part in parts if part not in together)]
         for number, group in enumerate(groups):
             behind = [part for later in groups[number + 1 :] for part in later if part.why_not is None]
-            session.run(group, later=sum(part.least for part in behind))
+            session.run(group, later=reserved(session.left, group, behind))
         say(f"written: {args.out / 'report.md'}, parts.jsonl and output.log")
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import torch
+import torch.nn.functional as F
 from run_helpers import ROOT, call_tool, tiny_env
 
 SIZES = {

@@ -90,6 +90,11 @@ class SplitAdamW(torch.optim.AdamW):
     def _parameters(self) -> Iterator[Tensor]:
         return chain.from_iterable(group["params"] for group in self.param_groups)
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the moments between steps."""
+        return torch.bfloat16 if self.rounds else torch.float32
+
     def _is_own(self, parameter: Tensor) -> bool:
         """Whether `_step` updates a parameter. torch's AdamW updates the others."""
         return self.rounds or parameter.dtype == torch.bfloat16
@@ -139,8 +144,7 @@ class SplitAdamW(torch.optim.AdamW):
         state, gradient = self.state[parameter], self.sums.pop(parameter)
         if not state:
             state["step"] = torch.zeros((), device=parameter.device)
-            dtype = torch.bfloat16 if self.rounds else torch.float32
-            state |= {key: torch.zeros_like(gradient, dtype=dtype) for key in ("exp_avg", "exp_avg_sq")}
+            state |= {key: torch.zeros_like(gradient, dtype=self._dtype) for key in ("exp_avg", "exp_avg_sq")}
             if parameter.dtype == torch.bfloat16:
                 state["lower"] = torch.zeros_like(parameter, dtype=torch.int16)
         held = local_tensor(parameter)
@@ -187,6 +191,8 @@ class SplitAdamW(torch.optim.AdamW):
             if self._is_own(parameter) and name in state_dict["state"]:
                 own = state_dict["state"][name]
                 self.state[parameter] = {key: value.to(parameter.device, copy=True) for key, value in own.items()}
+                for key in ("exp_avg", "exp_avg_sq"):  # the state may be of another choice of `moments`
+                    self.state[parameter][key] = self.state[parameter][key].to(self._dtype)
 
 
 def _all_reduce(bucket: list[Tensor]) -> None:

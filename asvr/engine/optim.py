@@ -5,8 +5,8 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from mmengine.dist import all_reduce
 from mmengine.optim import OptimWrapper
+from torch import distributed as dist
 from torch import nn
 
 from asvr.base import compat
@@ -84,7 +84,8 @@ class AutocastOptimWrapper(OptimWrapper):
         if self._losses is not None:
             finite, self._losses = finite & self._losses.isfinite().to(finite.device), None
         skipped = (~finite).to(torch.uint8)  # not bool, since some backends cannot reduce it
-        all_reduce(skipped, "max")
+        if dist.is_initialized():  # not MMEngine's function: it goes through the CPU if the group has two backends
+            dist.all_reduce(skipped, op=dist.ReduceOp.MAX)
         return skipped.bool()
 
 

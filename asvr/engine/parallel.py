@@ -200,7 +200,7 @@ class FSDP2(nn.Module):
             if not p.requires_grad and (frozen == "replicate" or not p.is_contiguous() or p in packed)
         ]
         _move(whole, device)
-        before_sharding(module, whole)
+        before_sharding(module, whole, shard or get_world_size())
         common = dict(mesh=_mesh(device, shard), ignored_params=set(whole))
         if cpu_offload:
             module.compute_device = device
@@ -219,10 +219,12 @@ class FSDP2(nn.Module):
         if hasattr(module.llm, "materialise"):
             module.llm.materialise(torch.device("cpu") if cpu_offload else device)
             _move([*whole, *module.buffers()], device)
-        self._begun = False
+        self._begun = self._stepped = False
 
     def train_step(self, window: list[Batch], optim_wrapper) -> dict[str, Tensor]:
-        self._begun = True
+        if not self._stepped:
+            after_step(self.module)  # a checkpoint may have been loaded since the model was built
+        self._begun = self._stepped = True
         return shared_step(self, window, optim_wrapper, self._calls)
 
     def _calls(self, count: int) -> Iterator[Callable]:

@@ -60,13 +60,14 @@ def _decides_by_size(stage: Stage, model: nn.Module) -> bool:
 def _planned(stage: Stage, layers: int, heads: list[str], room: float, device: torch.device) -> Recomputation | None:
     """What fits. layers: of an LLM that is ``auto``, or 0. heads: names of those that are ``auto``."""
     try:
-        plan, tokens = _plan(stage, False, device)
+        plan, tokens, crops = _plan(stage, False, device)
         mode = plan.kept if layers else plan.mode
         return Recomputation(
             layers=layers,
             heads=tuple(heads),
             room=room,
             tokens=tokens,
+            crops=crops,
             least=_line(plan, "full" if layers else mode, tokens),
             llm_kept=_line(plan, mode, tokens),
             all_kept=_line(_plan(stage, True, device)[0], mode, tokens) if heads else None,
@@ -82,8 +83,8 @@ def _line(plan: MemoryPlan, mode: str, tokens: int) -> Line:
     return Line(plan.states + copies, (plan.activations[mode] - copies) / tokens)
 
 
-def _plan(stage: Stage, keep_heads: bool, device: torch.device) -> tuple[MemoryPlan, int]:
-    """The plan for one process, and the tokens of its micro-batch.
+def _plan(stage: Stage, keep_heads: bool, device: torch.device) -> tuple[MemoryPlan, int, int]:
+    """The plan for one process, and the tokens and the crops of its micro-batch.
 
     keep_heads: whether all heads that are ``auto`` keep their activations, or none does."""
     model = build_meta(stage)
@@ -91,11 +92,12 @@ def _plan(stage: Stage, keep_heads: bool, device: torch.device) -> tuple[MemoryP
         if getattr(head, "activation_checkpointing", None) == AUTO:
             head.activation_checkpointing = "none" if keep_heads else "full"
     sizes, sharded = Sizes.of(model), stage.parallel is not None and stage.parallel.type == "FSDP2"
-    rows, tokens, _ = largest_micro_batch(stage.data, model.layout.largest())
+    image = model.layout.largest()
+    rows, tokens, images = largest_micro_batch(stage.data, image)
     plan = plan_memory(stage, model)
     if sharded:
         cards = stage.parallel.get("shard") or get_world_size()
         held = plan.states_on(cards) + (plan.on_cpu(cards) if device.type == "cpu" else 0)
         held += int(gathered_bytes(sizes)) if plan.gathered is None else plan.gathered
         plan = replace(plan, weights=held, gradients=0, optimizer=0, whole=0)
-    return plan, rows * tokens
+    return plan, rows * tokens, images * image.num_crops

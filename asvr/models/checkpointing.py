@@ -84,15 +84,19 @@ class Line(NamedTuple):
 class Recomputation:
     """What a micro-batch may keep for its backward pass, by the number of its tokens (rows times their length).
 
+    Activations of heads grow with the images. So a micro-batch with many images and short texts counts by its images.
+
     layers: blocks of an LLM that is ``auto``, or 0. heads: names of the heads that are ``auto``. room: bytes that may
-    be used in all. tokens: of the largest micro-batch. least: the bytes needed if all of these are recomputed.
-    llm_kept: if the LLM's blocks keep everything. all_kept: if the heads do too; None without ``heads``.
+    be used in all. tokens, crops: of the largest micro-batch; a whole image is one crop. least: the bytes needed if all
+    of these are recomputed. llm_kept: if the LLM's blocks keep everything. all_kept: if the heads do too; None without
+    ``heads``.
     """
 
     layers: int
     heads: tuple[str, ...]
     room: float
     tokens: int
+    crops: int
     least: Line
     llm_kept: Line
     all_kept: Line | None
@@ -105,8 +109,10 @@ class Recomputation:
         keeps_heads = blocks == self.layers and self.all_kept is not None and self.all_kept(tokens) <= self.room
         return blocks, keeps_heads
 
-    def apply(self, model: nn.Module, tokens: int) -> None:
+    def apply(self, model: nn.Module, tokens: int, crops: int) -> None:
         """Set up a `VLM` for the next micro-batch."""
+        if self.crops:
+            tokens = max(tokens, -(-self.tokens * crops // self.crops))
         blocks, keeps_heads = self.kept(tokens)
         if self.layers:
             model.llm.keep_activations(blocks)

@@ -253,7 +253,7 @@ class VLM(nn.Module):
         logs: dict[str, Tensor] = {}
         for batch, call in zip(window, calls or [self] * len(window), strict=True):
             if self.recomputation is not None:
-                self.recomputation.apply(self, batch.input_ids_BT.numel())
+                self.recomputation.apply(self, batch.input_ids_BT.numel(), len(batch.crops))
             with named_range("forward"), optim_wrapper.optim_context(self):
                 out = call(batch.to(self.device), totals)
             with named_range("backward"):

@@ -118,7 +118,8 @@ def measured(path: Path, axis: Axis, *, samples: int, rounds: int, fixed: dict |
         seconds = [sum(step["seconds"].values()) for step in steps]
         size = size_of(axis.name, worker.model, worker.model.layout(IMAGE_SIZE))
         row = dict(size=size, seconds=statistics.median(seconds))
-        rows.append(dict(row, all_seconds=[round(value, 3) for value in seconds], **worker.peak()))
+        peak = worker.peak()["peak_bytes"]
+        rows.append(dict(row, all_seconds=[round(value, 3) for value in seconds], peak_bytes=peak))
         print(f"{axis.name} {row['size']}: {row['seconds']:.3g} s", file=sys.stderr)
     return rows
 

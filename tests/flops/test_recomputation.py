@@ -37,7 +37,7 @@ def logged(caplog):
 def fits(room: float, **changes) -> Recomputation:
     """States 40; of a micro-batch of 10 tokens, 20 bytes are the least, and each of 4 blocks keeps 20 more."""
     lines = dict(least=Line(40, 2), llm_kept=Line(40, 10), all_kept=Line(40, 11))
-    return Recomputation(**dict(layers=4, heads=("semantic",), tokens=10, room=room, **lines) | changes)
+    return Recomputation(**dict(layers=4, heads=("semantic",), tokens=10, crops=2, room=room, **lines) | changes)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,14 @@ def test_blocks_by_hand(room, blocks):
 def test_a_smaller_micro_batch_keeps_more():
     assert [fits(100).kept(tokens)[0] for tokens in (100, 20, 10, 7, 6, 5, 1)] == [0, 0, 2, 3, 4, 4, 4]
     assert [fits(100).kept(tokens)[1] for tokens in (6, 5, 1)] == [False, True, True]
+
+
+def test_a_micro_batch_with_short_texts_counts_by_its_images():
+    kept: list[int] = []
+    model = SimpleNamespace(llm=SimpleNamespace(keep_activations=kept.append), heads={"semantic": SimpleNamespace()})
+    for tokens, crops in ((5, 1), (5, 2), (10, 0), (1, 0)):
+        fits(100).apply(model, tokens, crops)
+    assert kept == [4, 2, 2, 4]
 
 
 def test_an_llm_that_is_not_auto_leaves_room_for_the_heads():
@@ -117,7 +125,7 @@ def test_each_micro_batch_recomputes_what_its_own_size_requires(change, monkeypa
     fit_memory(stage, model, torch.device("cpu"))
     model.llm.blocks[0].mlp.register_forward_pre_hook(lambda *_: runs.append("block"))
     model.heads["semantic"].layers[0].register_forward_pre_hook(lambda *_: runs.append("head"))
-    small, large = full_batch(model, ROWS, TOKENS // 2), full_batch(model, ROWS, TOKENS)
+    small, large = full_batch(model, 1, TOKENS), full_batch(model, ROWS, TOKENS)
     found = []
     for batch in (small, large, small):
         runs.clear()

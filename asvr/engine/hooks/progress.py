@@ -102,8 +102,9 @@ class ProgressHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         skipped = runner.optim_wrapper.skipped
         for key, value in dict(outputs, grad_norm=runner.optim_wrapper.grad_norm).items():
-            self.sums[key] = self.sums.get(key, 0) + value.masked_fill(skipped, 0)
-            self.counts[key] = self.counts.get(key, 0) + (~skipped).long()
+            own = skipped.to(value.device)  # with FSDP2's cpu_offload, gradients are in the CPU's memory
+            self.sums[key] = self.sums.get(key, 0) + value.masked_fill(own, 0)
+            self.counts[key] = self.counts.get(key, 0) + (~own).long()
         self.steps += 1
         self._count_refusals([refusal for batch in data_batch for refusal in batch.refusals])
         self.tokens += sum(batch.num_tokens for batch in data_batch)

@@ -9,7 +9,7 @@ does a later stage without the transform. A class may also have ``derived``: com
 computed only from the component's files. Checkpoints do not hold them.
 
 A class may have methods that a run calls: ``require_device(device)`` and ``require_parallel(kind)`` before it begins,
-which raise ``ValueError`` if the transform cannot train there; ``before_sharding(model, whole)`` before FSDP2 shards
+which raise ``ValueError`` if it cannot train there; ``before_sharding(model, whole, shards)`` before FSDP2 shards
 all weights except those of the list ``whole``; ``after_step(model)`` after each step of the optimiser, and under FSDP2
 before an evaluation; and ``without(model)``, a context manager inside which the model computes as after ``merge``, to
 answer questions.
@@ -120,11 +120,11 @@ def require_parallel(configs: Sequence[dict], kind: str | None) -> None:
             transform.require_parallel(kind)
 
 
-def before_sharding(model: nn.Module, whole: Sequence[nn.Parameter]) -> None:
-    """Call ``before_sharding`` of the transforms that have it. FSDP2 will not shard the parameters of ``whole``."""
+def before_sharding(model: nn.Module, whole: Sequence[nn.Parameter], shards: int) -> None:
+    """Call ``before_sharding`` of the transforms that have it. FSDP2 will shard all parameters but ``whole``."""
     for transform in model.transforms:
         if hasattr(transform, "before_sharding"):
-            transform.before_sharding(model, whole)
+            transform.before_sharding(model, whole, shards)
 
 
 def after_step(model: nn.Module) -> None:

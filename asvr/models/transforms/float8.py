@@ -101,14 +101,21 @@ class Float8:
         blocks = {id(module) for block in getattr(model.llm, "blocks", ()) for module in block.modules()}
         return {key for key, layer in layers.items() if id(layer) in blocks}
 
-    def before_sharding(self, model: nn.Module, whole: list[nn.Parameter]) -> None:
-        """Let FSDP2 cast the shards of the weights to 8 bits before it gathers them. whole: weights that it will not
-        shard."""
+    def before_sharding(self, model: nn.Module, whole: list[nn.Parameter], shards: int) -> None:
+        """Let FSDP2 cast the shards of the weights to 8 bits before it gathers them.
+
+        whole: weights that it will not shard. shards: the number of shards of each weight. Raises ``ValueError`` if it
+        does not divide the rows of a weight: FSDP2 does not pad what it gathers in 8 bits."""
         from torchao.float8.fsdp_utils import WeightWithDynamicFloat8CastTensor
 
         whole = {id(parameter) for parameter in whole}
         for layer in self._gathered:
             weight = layer.weight
+            if id(weight) not in whole and weight.shape[0] % shards:
+                raise ValueError(
+                    f"Float8: fsdp_float8_all_gather=True needs weights whose rows can be shared evenly, but one has "
+                    f"{weight.shape[0]} rows for {shards} shards: leave it out, or set parallel.shard"
+                )
             if id(weight) not in whole:
                 dtype = layer.config.cast_config_weight.target_dtype
                 cast = WeightWithDynamicFloat8CastTensor(weight.detach(), layer.linear_mm_config, dtype)
