@@ -199,7 +199,7 @@ def descendants(pid: int) -> list[int]:
 
 def reserved(left: float, group: list[Part], behind: list[Part]) -> float:
     """Seconds for the parts behind a group: those that have room beside the most that the group may take, in order."""
-    room, found = left - max(part.most for part in group), 0.0
+    room, found = left - max((part.most for part in group), default=0.0), 0.0
     for part in behind:
         if found + part.least > room:
             break

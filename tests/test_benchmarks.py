@@ -61,6 +61,7 @@ def test_attention(run):
     assert [(row["part"], row["kernel"], row["key_heads"]) for row in result["rows"]] == [
         ("tower", "sdpa", 5),
         ("depth", "sdpa", 4),
+        ("depth", "products", 4),
         ("LLM", "padded", 4),
         ("LLM", "sdpa", 4),
         ("LLM", "padded", 1),
