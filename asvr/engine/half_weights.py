@@ -33,7 +33,7 @@ def join(upper: Tensor, lower: Tensor) -> Tensor:
     return ((upper.view(torch.int16).to(torch.int32) << 16) + lower.to(torch.int32)).view(torch.float32)
 
 
-def round_at_random(value: Tensor, generator: torch.Generator) -> Tensor:
+def round_stochastically(value: Tensor, generator: torch.Generator) -> Tensor:
     """Round float32 to one of the two nearest bfloat16 numbers, so that the mean of many results is exact.
 
     A number that bfloat16 has stays as it is."""
@@ -48,8 +48,8 @@ class SplitAdamW(torch.optim.AdamW):
 
     lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``.
     moments: the dtype in which both moments are kept between steps, ``float32`` or ``bfloat16``. A step computes in
-        float32. In bfloat16, ``exp_avg_sq`` is rounded at random: with ``betas[1]=0.999`` its updates are smaller than
-        half of the last bit of bfloat16, so the nearest number would be the old one. The random numbers follow from the
+        float32. In bfloat16, ``exp_avg_sq`` gets stochastic rounding: with ``betas[1]=0.999`` its updates are smaller
+        than half of the last bit of bfloat16, so the nearest number would be the old one. The random numbers follow from the
         number of the step. They are the same in all processes, and the global random state does not change.
 
     sums: the float32 gradients so far of bfloat16 parameters. The parameter's own ``grad`` is added to them and removed
@@ -177,7 +177,7 @@ class SplitAdamW(torch.optim.AdamW):
         if self.rounds:
             own["exp_avg"].copy_(mean)
             del mean
-            own["exp_avg_sq"].copy_(round_at_random(square, generator))
+            own["exp_avg_sq"].copy_(round_stochastically(square, generator))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         super().zero_grad(set_to_none)

@@ -200,10 +200,11 @@ class FSDP2(nn.Module):
             if not p.requires_grad and (frozen == "replicate" or not p.is_contiguous() or p in packed)
         ]
         _move(whole, device)
+        if cpu_offload:
+            module.compute_device = device
         before_sharding(module, whole, shard or get_world_size())
         common = dict(mesh=_mesh(device, shard), ignored_params=set(whole))
         if cpu_offload:
-            module.compute_device = device
             common["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
         self._blocks = [block for block in blocks if any(p not in common["ignored_params"] for p in block.parameters())]
         for block in self._blocks:

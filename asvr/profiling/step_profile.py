@@ -14,10 +14,10 @@ from asvr.profiling.worker import Worker
 
 # The first kind whose pattern is found in the name of a kernel or operator.
 KINDS = dict(
-    attention=r"flash|attention|fmha|attn",
+    attention=r"flash|attention|fmha|attn|sdpa",
     products=r"nvjet|gemm|cutlass|cublas|xmma|::(mm|addmm|bmm|baddbmm|linear|convolution|mkldnn|_scaled_mm|_grouped_mm)",
-    optimiser=r"multi_tensor_apply|_fused_adam|adamw",
-    casts=r"_to_copy|copy_kernel|::(_to_copy|copy_|to)\b|direct_copy",
+    optimiser=r"FusedOptimizer|_fused_adam|adamw",
+    casts=r"fused__to_copy_\d+$|copy_kernel|::(_to_copy|copy_|to)\b|direct_copy",
     sums=r"Functor_add|::(add|add_|sum)\b",
     softmax=r"softmax|nll|cross_entropy",
 )

@@ -126,7 +126,9 @@ class Worker:
             self.how = f"{micro}, padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
         elif spec["way"] == TRANSFORMERS:
             self.how = f"{micro}, padded rows, transformers' LLaVA with SDPA, fused AdamW, {stage.optim.precision}"
-        else:
+        if not own and stage.model.llm.get("activation_checkpointing", "none") != "none":
+            self.how += ", LLM recomputed"
+        if own:
             kernel = use_attention(model, stage.runtime.get("attention", AUTO), self.dtype)
             rows = "packed" if stage.data.get("pack") else "padded"
             codes = f"{spec['codes']} codes, " if model.targets else ""

@@ -1,12 +1,11 @@
 """Runs whose products are in 8-bit floating point, emulated on the CPU."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from parallel_helpers import held, launch, losses, make_config, train
+from parallel_helpers import held, interrupted, launch, losses, make_config, train
 from safetensors.torch import load_file
 from torch import nn
 
@@ -35,14 +34,6 @@ def done(config, tmp_path_factory) -> Path:
     work_dir = tmp_path_factory.mktemp("run") / "float8"
     train(config, work_dir, OPTIONS)
     return work_dir
-
-
-def interrupted(finished: Path, copy: Path) -> Path:
-    """A copy that looks as if the finetune stage had been killed behind its second step."""
-    shutil.copytree(finished, copy)
-    (copy / "finetune" / "done.json").unlink()
-    shutil.rmtree(copy / "finetune" / "checkpoints" / "step_00000004")
-    return copy
 
 
 def test_a_run_goes_on_bit_for_bit(done, config, tmp_path):

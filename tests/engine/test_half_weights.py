@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from asvr.engine.half_weights import SplitAdamW, join, round_at_random, split
+from asvr.engine.half_weights import SplitAdamW, join, round_stochastically, split
 from asvr.engine.optim import AutocastOptimWrapper
 from asvr.recipe.training import check_optim
 
@@ -77,13 +77,13 @@ def test_small_steps_are_not_lost():
 def test_numbers_are_rounded_at_random_to_their_neighbours_and_are_exact_on_average():
     generator = torch.Generator().manual_seed(0)
     value = torch.tensor([1.0 + 2**-9, 3e-7, 0.0, 1.5]).repeat(4000, 1)
-    rounded = round_at_random(value, generator).float()
+    rounded = round_stochastically(value, generator).float()
     torch.testing.assert_close(rounded.mean(0), value[0], rtol=2e-4, atol=0)
     below = value[0].view(torch.int32) & -(2**16)
     low, high = below.view(torch.float32), (below + 2**16).view(torch.float32)
     assert ((rounded == low) | (rounded == high)).all()
     exact = torch.randn(1000).bfloat16()
-    assert torch.equal(round_at_random(exact.float(), generator), exact)
+    assert torch.equal(round_stochastically(exact.float(), generator), exact)
 
 
 def average_of_squares(moments: str, steps: int = 1000) -> torch.Tensor:

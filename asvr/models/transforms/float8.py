@@ -108,6 +108,11 @@ class Float8:
         does not divide the rows of a weight: FSDP2 does not pad what it gathers in 8 bits."""
         from torchao.float8.fsdp_utils import WeightWithDynamicFloat8CastTensor
 
+        if self._gathered and model.compute_device is not None:
+            raise ValueError(
+                "Float8: fsdp_float8_all_gather=True does not work with parallel.cpu_offload, which loses the "
+                "scales of the weights: leave one of them out"
+            )
         whole = {id(parameter) for parameter in whole}
         for layer in self._gathered:
             weight = layer.weight

@@ -16,6 +16,7 @@ from asvr.models.checkpointing import is_product
 from asvr.models.losses import linear_cross_entropy
 from asvr.models.transforms import (
     apply_transforms,
+    before_sharding,
     merge_transforms,
     require_device,
     require_parallel,
@@ -181,3 +182,12 @@ def test_what_cannot_be_done_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ValueError, match="Float8 needs torchao .*: pip install torchao"):
         changed()
+
+
+def test_weights_that_cannot_be_gathered_in_8_bits_are_refused():
+    model = changed(fsdp_float8_all_gather=True, recipe="tensorwise")
+    with pytest.raises(ValueError, match=r"rows can be shared evenly, but one has \d+ rows for 7 shards"):
+        before_sharding(model, [], 7)
+    model.compute_device = torch.device("cpu")
+    with pytest.raises(ValueError, match="does not work with parallel.cpu_offload"):
+        before_sharding(model, [], 2)
