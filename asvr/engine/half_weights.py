@@ -49,8 +49,8 @@ class SplitAdamW(torch.optim.AdamW):
     lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``.
     moments: the dtype in which both moments are kept between steps, ``float32`` or ``bfloat16``. A step computes in
         float32. In bfloat16, ``exp_avg_sq`` gets stochastic rounding: with ``betas[1]=0.999`` its updates are smaller
-        than half of the last bit of bfloat16, so the nearest number would be the old one. The random numbers follow from the
-        number of the step. They are the same in all processes, and the global random state does not change.
+        than half of the last bit of bfloat16, so the nearest number would be the old one. The random numbers follow
+        from the number of the step. They are the same in all processes, and the global random state does not change.
 
     sums: the float32 gradients so far of bfloat16 parameters. The parameter's own ``grad`` is added to them and removed
     as soon as it is computed. found_inf: a float32 tensor (), as in torch's fused optimisers; a step changes nothing if
