@@ -31,6 +31,7 @@ stages = dict(finetune=dict(model_transforms=[
     dict(type="Float8", layers=["llm.*.layers"], recipe={recipe!r}, emulate={emulate})]))
 """
 WRAPPERS = dict(DDP=["parallel.type=DDP"], FSDP2=["parallel.type=FSDP2"])
+WRAPPERS["FSDP2_offloaded"] = [*WRAPPERS["FSDP2"], "parallel.cpu_offload=True"]
 
 
 def parse_args() -> argparse.Namespace:
@@ -124,7 +125,9 @@ def resume(runs: Runs) -> dict:
 
 
 def wrappers(runs: Runs) -> dict:
-    """DDP and FSDP2 with one process that torchrun starts, against no wrapper. NCCL on CUDA, gloo on the CPU."""
+    """DDP, FSDP2 and FSDP2 with `cpu_offload`, each with one process of torchrun, against no wrapper.
+
+    NCCL on CUDA, gloo on the CPU."""
     runs.run("plain")
     found = {}
     for name, options in WRAPPERS.items():
