@@ -10,6 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
+from asvr.base.allocator import keep_freed_memory
 from asvr.commands.cli import add_cfg_options, parse_cfg_options, run_tool
 
 
@@ -30,6 +31,7 @@ def main() -> None:
     args = parse_args()
     if args.samples < 1 or args.warm_up < 1:
         raise ValueError("--samples and --warm-up: expected at least 1")
+    kept = keep_freed_memory()  # as in training; without it, much of the time goes into clearing pages
     from asvr.profiling.machine import in_words
     from asvr.profiling.machine import machine as machine_of
     from asvr.profiling.report import save
@@ -41,7 +43,7 @@ def main() -> None:
     seconds = sum(worker.run(args.warm_up)["steps"][-1]["seconds"].values())
     rows = profile_step(worker)
     machine = machine_of(worker.device)
-    text = f"{in_words(machine)}; {args.config}, {args.samples} samples a step of {seconds:.4g} s; {worker.how}\n\n"
+    text = f"{in_words(machine)}; {args.config}, {args.samples} samples a step of {seconds:.4g} s; {worker.how}{"; freed memory kept" if kept else ""}\n\n"
     save(args.out, dict(machine=machine, how=worker.how, seconds=seconds, rows=rows), text + markdown(rows))
     figures = dict(seconds=round(seconds, 4)) | {
         f"{kind}_percent": round(value, 1) for kind, value in shares(rows).items()
