@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from recipe_helpers import make_data, make_zoo, options
+from recipe_helpers import SIGLIP, make_data, make_zoo, options
 from run_helpers import ROOT, read_metrics
 
 from asvr.data.images import open_image
@@ -21,6 +21,7 @@ from asvr.recipe.recipe import Recipe, load_recipe
 from asvr.registry import TEXT_TOKENIZERS
 
 CONFIG = ROOT / "configs" / "asvr_vicuna7b.py"
+OWN = dict(type="HFVisionEncoder", name=SIGLIP, layer=-2)
 ASPECTS = dict(pretrain="square", finetune="pad")
 
 
@@ -86,9 +87,11 @@ def test_cached_losses_are_those_computed_online(cache, online, data, tmp_path):
     assert contents(tmp_path / "cache") == before  # nothing is computed again
 
 
-@pytest.mark.parametrize("cache", [True, "codes"])
-def test_each_stage_reads_its_own_images_in_its_own_shape(cache, data, tmp_path):
-    recipe = Recipe(load_config(CONFIG, changed(data, {"data.cache": cache})))
+@pytest.mark.parametrize(("cache", "encoder"), [(True, None), (True, OWN), ("codes", None), ("codes", OWN)])
+def test_each_stage_reads_its_own_images_in_its_own_shape(cache, encoder, data, tmp_path):
+    """encoder: of the tokenizer, which then opens the images itself."""
+    changes = {"data.cache": cache} | ({"model.reconstruction.0.tokenizer.encoder": encoder} if encoder else {})
+    recipe = Recipe(load_config(CONFIG, changed(data, changes)))
     prepared, rows = prepare(recipe, tmp_path / "run", TEXT_TOKENIZERS.build(recipe.text_tokenizer)), {}
     for name, images in (("pretrain", range(6)), ("finetune", range(4))):
         stage = recipe.stages[name]
