@@ -54,7 +54,7 @@ def evaluate_run(
     check_run(recipe, [name], text_tokenizer, work_dir)
     prepared = prepare(recipe, work_dir, text_tokenizer)
     if questions is not None:
-        prepared.cache = None  # it holds the images of the config's own data
+        prepared.caches.clear()  # they hold the images of the config's own data
     model, config = load_stage(recipe, name, prepared, work_dir), recipe.stages[name]
     if limit is not None:
         settings["limit"] = limit

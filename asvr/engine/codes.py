@@ -30,51 +30,70 @@ BATCH = 32
 AHEAD = 2  # batches that each worker keeps ready
 
 
-def code_cache(
+def code_caches(
     recipe: Recipe,
     root: Path,
     vocab_size: Callable[[], int],
     *,
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
-) -> tuple[CodeCache, dict[str, str]]:
+) -> tuple[dict[str, CodeCache], dict[str, str]]:
     """Compute the codes of all images of all stages, with every target's tokenizer, and keep them under ``root``.
 
-    Codes that are there already are reused. Returns the cache, and the tokenizers' fingerprints by the names of
-    `VLM.components`. vocab_size: see `tokenizer_ahead`. shard: (i, n) computes every n-th image, starting with the
-    i-th. Other processes compute the rest, and the cache is complete when all are done. workers: processes that open
-    images; None: ``data.num_workers``.
+    Codes that are there already are reused. Returns a cache for each ``image_aspect`` of the stages, with the images
+    and targets of these stages, and the tokenizers' fingerprints by the names of `VLM.components`. vocab_size: see
+    `tokenizer_ahead`. shard: (i, n) computes every n-th image, starting with the i-th. Other processes compute the
+    rest, and the caches are complete when all are done. workers: processes that open images; None:
+    ``data.num_workers``.
 
     Raises ``ValueError`` if stages disagree on a target's codes, if a tokenizer is fitted in the run, or if the disk is
     too small. Raises `Refused` for an image that cannot be read, if ``on_error`` is ``'raise'``.
     """
-    targets, data = distinct_targets(recipe), recipe.first.data
-    _, images = images_of_stages(recipe)
+    targets, groups = distinct_targets(recipe), recipe.by_image_aspect()
+    images = {aspect: images_of_stages(group)[1] for aspect, group in groups.items()}
     device = build_device(recipe.runtime.device)
     encoder = encoder_ahead(recipe, device)
-    hashes, stores, fingerprints = hash_images(root, images), {}, {}
-    by_hash = {sha256: images[key] for key, sha256 in hashes.items()}
+    hashes = hash_images(root, {key: source for own in images.values() for key, source in own.items()})
+    caches = {aspect: CodeCache({key: hashes[key] for key in own}, {}) for aspect, own in images.items()}
+    limits = dict(shard=shard, budget_gb=recipe.shared("cache_budget_gb", CACHE))
+    fingerprints = {}
     for name, target in targets.items():
         tokenizer = tokenizer_ahead(recipe, target, encoder, device, vocab_size)
         fingerprints[f"tokenizer.{name}"] = fingerprint_of(tokenizer)
-        store = stores[name] = store_of(
-            root,
-            name,
-            tokenizer,
-            target,
-            data.image_aspect,
-            recipe.first.model.encoder if shares_encoder(tokenizer, encoder) else None,
-        )
-        missing = [sha256 for sha256 in by_hash if sha256 not in store.rows]  # refused images are tried again
-        share = set(list(by_hash)[shard[0] :: shard[1]])  # of all images, so that others' progress does not change it
-        own = {sha256: by_hash[sha256] for sha256 in missing if sha256 in share}
-        _log_state(store, len(by_hash), len(missing), len(own), recipe.shared("cache_budget_gb", CACHE))
-        if own:
-            workers = data.num_workers if workers is None else workers
-            _compute(store, tokenizer, own, data, device, workers, part=f"{shard[0]}-of-{shard[1]}")
-            store.reload()
-        assert shard[1] > 1 or all(sha256 in store for sha256 in by_hash)
-    return CodeCache(hashes, stores), fingerprints
+        shared = recipe.first.model.encoder if shares_encoder(tokenizer, encoder) else None
+        for aspect, group in groups.items():
+            if name not in distinct_targets(group):
+                continue
+            store = caches[aspect].stores[name] = store_of(root, name, tokenizer, target, aspect, shared)
+            what = f"{name} with image_aspect={aspect!r}" if len(groups) > 1 else name
+            sources = {hashes[key]: source for key, source in images[aspect].items()}
+            _complete(store, tokenizer, sources, group.first.data, device, workers, what=what, **limits)
+    return caches, fingerprints
+
+
+def _complete(
+    store: CodeStore,
+    tokenizer,
+    sources: dict,
+    data: Config,
+    device,
+    workers: int | None,
+    *,
+    what: str,
+    shard: tuple[int, int],
+    budget_gb: float | None,
+) -> None:
+    """Compute the codes of a shard that the store does not have. sources: SHA-256 -> image. what: the codes in words.
+    The other arguments are as in `code_caches`."""
+    missing = [sha256 for sha256 in sources if sha256 not in store.rows]  # refused images are tried again
+    share = set(list(sources)[shard[0] :: shard[1]])  # of all images, so that others' progress does not change it
+    own = {sha256: sources[sha256] for sha256 in missing if sha256 in share}
+    _log_state(store, what, len(sources), len(missing), len(own), budget_gb)
+    if own:
+        workers = data.num_workers if workers is None else workers
+        _compute(store, tokenizer, own, data, device, workers, part=f"{shard[0]}-of-{shard[1]}", what=what)
+        store.reload()
+    assert shard[1] > 1 or all(sha256 in store for sha256 in sources)
 
 
 def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
@@ -87,10 +106,8 @@ def distinct_targets(recipe: Recipe) -> dict[str, ConfigDict]:
                 "a cache of codes alone (data.cache='codes') keeps those of whole images, and "
                 f"stages.{name}.model.layout may cut them into crops: set data.cache=True, or False"
             )
-        if stage.data.image_aspect != first.data.image_aspect or stage.model.encoder != first.model.encoder:
-            raise ValueError(
-                f"data.cache='codes': stages.{name} has another image_aspect or encoder: set data.cache=False"
-            )
+        if stage.model.encoder != first.model.encoder:
+            raise ValueError(f"data.cache='codes': stages.{name} has another encoder: set data.cache=False")
         for target in stage.model.reconstruction:
             if "fit" in target:
                 raise ValueError(
@@ -121,11 +138,11 @@ def store_of(root: Path, name: str, tokenizer, target: dict, aspect: str, encode
     return CodeStore(root, name, depends_on=depends_on, shape=shape, size=max(tokenizer.codebook_sizes))
 
 
-def _log_state(store: CodeStore, images: int, missing: int, own: int, budget_gb: float | None) -> None:
+def _log_state(store: CodeStore, what: str, images: int, missing: int, own: int, budget_gb: float | None) -> None:
     if not missing:
-        logger.info("codes of %s: all %d images are in %s", store.name, images, store.folder)
+        logger.info("codes of %s: all %d images are in %s", what, images, store.folder)
         return
-    logger.info("codes of %s: %d of %d images are missing in %s", store.name, missing, images, store.folder)
+    logger.info("codes of %s: %d of %d images are missing in %s", what, missing, images, store.folder)
     require_room(store.folder, own * store.row_bytes, f"codes of {own} images", budget_gb)
 
 
@@ -147,11 +164,12 @@ class _Images(Dataset):
             return sha256, None, (str(error), error.reason)
 
 
-def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, workers: int, *, part: str) -> None:
+def _compute(
+    store: CodeStore, tokenizer, sources: dict, data: Config, device, workers: int, *, part: str, what: str
+) -> None:
     if workers:
-        pixels = torch.empty(3, *tokenizer.transform.size)
-        what = f"batches of {BATCH} images"
-        require_room_for_workers(pixels, share=BATCH, files=BATCH, workers=workers, ahead=AHEAD, what=what)
+        pixels, batches = torch.empty(3, *tokenizer.transform.size), f"batches of {BATCH} images"
+        require_room_for_workers(pixels, share=BATCH, files=BATCH, workers=workers, ahead=AHEAD, what=batches)
     loader = DataLoader(
         _Images(sources, tokenizer.transform, data),
         BATCH,
@@ -165,7 +183,7 @@ def _compute(store: CodeStore, tokenizer, sources: dict, data: Config, device, w
     )
     with (
         store.writer(part) as writer,
-        progress_bar(total=len(sources), desc=f"codes {store.name}", unit="image") as bar,
+        progress_bar(total=len(sources), desc=f"codes {what}", unit="image") as bar,
     ):
         for batch in items_of(loader):
             for sha256, _, refused in batch:
@@ -195,7 +213,7 @@ def run_config(path: str, *, out: Path | None, shard: str, workers: int | None, 
     def vocab_size() -> int:
         return TEXT_TOKENIZERS.build(recipe.text_tokenizer).num_ids
 
-    code_cache(recipe, Path(out), vocab_size, shard=(index, count), workers=workers)
+    code_caches(recipe, Path(out), vocab_size, shard=(index, count), workers=workers)
     print(f"train with data.cache='codes', data.cache_dir={str(out)!r}")
 
 

@@ -20,12 +20,12 @@ from asvr.data.layouts import ImageLayout, WholeImage, build_layout, layout_conf
 from asvr.data.refusals import Refused
 from asvr.data.transforms import move
 from asvr.engine.ahead import encoder_ahead, is_code_target, is_drawn, truth_ahead
-from asvr.engine.codes import code_cache
+from asvr.engine.codes import code_caches
 from asvr.models.component import fingerprint_of, without_weights
 from asvr.models.targets import build_tokenizer, shares_encoder
 from asvr.recipe.build import build_device
 from asvr.recipe.images import images_of_stages, record_of_image
-from asvr.recipe.recipe import CACHE, Recipe
+from asvr.recipe.recipe import CACHE, Recipe, Stage
 from asvr.registry import ENCODERS
 
 STATISTICS = dict(  # the results of `fit` in words, for the log
@@ -40,15 +40,20 @@ class Prepared:
     """The result of `prepare`, which all stages use.
 
     recipe: the recipe; a fitted tokenizer has the ``name`` of its folder in place of ``fit``.
-    cache: features and codes of all images, or only codes; None if ``data.cache`` is off.
-    fingerprints: of the parts that computed the cache, by the names of `VLM.components`. The parts of a stage must have
-        the same.
+    caches: for each ``image_aspect``, features and codes of all images of its stages, or only codes. It is empty if
+        ``data.cache`` is off.
+    fingerprints: of the parts that computed the caches, by the names of `VLM.components`. The parts of a stage must
+        have the same.
     """
 
     recipe: Recipe
     text_tokenizer: object
-    cache: FeatureCache | CodeCache | None
+    caches: dict[str, FeatureCache | CodeCache] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
+
+    def cache(self, stage: Stage) -> FeatureCache | CodeCache | None:
+        """The cache that a stage reads; None if there is none."""
+        return self.caches.get(stage.data.image_aspect)
 
 
 def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
@@ -58,30 +63,61 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
     ``work_dir/tokenizers/<target>-<digest of all that the fit depends on>``. ``recipe`` itself is not changed, so it
     does not depend on the work dir.
     """
-    entries, data = recipe.targets(), recipe.first.data
     cached = recipe.shared("cache", CACHE)
     root = Path(recipe.shared("cache_dir", CACHE) or work_dir / "cache")
     if cached == "codes":
-        return Prepared(recipe, text_tokenizer, *code_cache(recipe, root, lambda: text_tokenizer.num_ids))
+        return Prepared(recipe, text_tokenizer, *code_caches(recipe, root, lambda: text_tokenizer.num_ids))
+    fits = [entry["name"] for entry in recipe.targets() if "fit" in entry]
     if not cached:
-        if fitted := [entry["name"] for entry in entries if "fit" in entry]:
-            raise ValueError(f"reconstruction target {fitted[0]!r} has `fit`, which needs data.cache=True")
-        return Prepared(recipe, text_tokenizer, None)
+        if fits:
+            raise ValueError(f"reconstruction target {fits[0]!r} has `fit`, which needs data.cache=True")
+        return Prepared(recipe, text_tokenizer)
 
+    _require_one_encoder(recipe)
+    groups = recipe.by_image_aspect()
     device = build_device(recipe.runtime.device)
     encoder = encoder_ahead(recipe, device)
-    layout = build_layout(recipe.first.model, encoder)
-    training, all_images = images_of_recipe(recipe)
-    if not all_images and not any("fit" in entry for entry in entries):  # there is nothing to compute
-        return Prepared(recipe, text_tokenizer, None)
+    images = {aspect: images_of_stages(group) for aspect, group in groups.items()}
+    caches = {
+        aspect: _features(recipe, root, encoder, all_images, aspect, device)
+        for aspect, (_, all_images) in images.items()
+        if all_images or fits  # else there is nothing to compute
+    }
+    if not caches:
+        return Prepared(recipe, text_tokenizer)
+    if fits:
+        ((aspect, (training, all_images)),) = images.items()  # see `_require_one_encoder`
+        training = {key: all_images[key] for key in training if key in caches[aspect].crops}
+        recipe = recipe.with_fitted(_fit_all(recipe, work_dir, encoder, caches[aspect], training, device))
+    fingerprints = dict(encoder=fingerprint_of(encoder))
+    opened = dict(layout=build_layout(recipe.first.model, encoder), device=device)
+    room = dict(budget_gb=recipe.shared("cache_budget_gb", CACHE))
+    for name, target in {entry["name"]: entry for entry in recipe.targets()}.items():
+        own = truth_ahead(recipe, target, encoder, device, lambda: text_tokenizer.num_ids)
+        if own is None:
+            continue
+        if own.teacher is not None:
+            fingerprints[f"tokenizer.{name}"] = fingerprint_of(own.teacher)
+        config = without_weights(target["tokenizer"]) if is_code_target(target) else _unweighted(target)
+        for aspect, cache in caches.items():
+            if name in [entry["name"] for entry in groups[aspect].targets()]:
+                if len(caches) > 1:
+                    logger.info("truth of target %r with image_aspect=%r", name, aspect)
+                cache.add_truth(own, images=images[aspect][1], aspect=aspect, config=config, **opened, **room)
+    return Prepared(recipe, text_tokenizer, caches, fingerprints)
+
+
+def _features(recipe: Recipe, root: Path, encoder, images: dict, aspect: str, device) -> FeatureCache:
+    if len(recipe.by_image_aspect()) > 1:
+        logger.info("features of %d images with image_aspect=%r", len(images), aspect)
     try:
-        cache = build_feature_cache(
+        return build_feature_cache(
             root,
             encoder,
-            all_images,
-            data.image_aspect,
+            images,
+            aspect,
             device,
-            layout=layout,
+            layout=build_layout(recipe.first.model, encoder),
             config=without_weights(recipe.first.model.encoder, nested=True),
             on_error=recipe.shared("on_error", CACHE),
             max_pixels=recipe.shared("max_pixels", CACHE) or MAX_PIXELS,
@@ -91,36 +127,27 @@ def prepare(recipe: Recipe, work_dir: Path, text_tokenizer) -> Prepared:
         if (place := record_of_image(recipe, str(error))) is None:
             raise
         raise Refused(f"{place}: {error}", error.reason) from error
-    training = [key for key in training if key in cache.crops]
+
+
+def _fit_all(recipe: Recipe, work_dir: Path, encoder, cache: FeatureCache, images: dict, device) -> dict[str, str]:
+    """Fit the tokenizers of all targets with ``fit``. Returns the folder of each target's tokenizer. images: those of
+    the training data in the cache."""
     fitted = {}
-    for target in entries:
+    for target in recipe.targets():
         if "fit" not in target:
             continue
-        images = {key: all_images[key] for key in training}
         folder = _fit_folder(work_dir, recipe, target, encoder, cache, images)
         if not folder.is_dir():
-            opened = dict(images=images, layout=layout, aspect=data.image_aspect)
-            _fit(target, folder, encoder, cache, seed=recipe.runtime.seed, device=device, **opened)
+            opened = dict(images=images, layout=build_layout(recipe.first.model, encoder))
+            aspect, seed = recipe.first.data.image_aspect, recipe.runtime.seed
+            _fit(target, folder, encoder, cache, seed=seed, device=device, aspect=aspect, **opened)
         fitted[target["name"]] = str(folder)
-    recipe = recipe.with_fitted(fitted)
-    fingerprints = dict(encoder=fingerprint_of(encoder))
-    for target in {entry["name"]: entry for entry in recipe.targets()}.values():
-        own = truth_ahead(recipe, target, encoder, device, lambda: text_tokenizer.num_ids)
-        if own is None:
-            continue
-        if own.teacher is not None:
-            fingerprints[f"tokenizer.{target['name']}"] = fingerprint_of(own.teacher)
-        config = without_weights(target["tokenizer"]) if is_code_target(target) else _unweighted(target)
-        opened = dict(images=all_images, layout=layout, aspect=data.image_aspect)
-        room = dict(budget_gb=recipe.shared("cache_budget_gb", CACHE))
-        cache.add_truth(own, device=device, config=config, **opened, **room)
-    return Prepared(recipe, text_tokenizer, cache, fingerprints)
+    return fitted
 
 
-def images_of_recipe(recipe: Recipe) -> tuple[list[str], dict]:
-    """The images of all stages, see `images_of_stages`.
-
-    Raises ``ValueError`` if one cache of features and codes cannot serve all stages."""
+def _require_one_encoder(recipe: Recipe) -> None:
+    """Raise ``ValueError`` if the features and codes of one encoder, one layout and one tokenizer for each target
+    cannot serve all stages."""
     first = recipe.first
     for name, stage in recipe.stages.items():
         if "encoder" in stage.trained_components:
@@ -135,13 +162,14 @@ def images_of_recipe(recipe: Recipe) -> tuple[list[str], dict]:
             raise ValueError(
                 f"data.cache serves all stages, and stages.{name}.model.layout differs: set data.cache=False"
             )
-        if stage.data.image_aspect != first.data.image_aspect:
-            raise ValueError(
-                f"data.cache serves all stages, and stages.{name}.data.image_aspect differs: set data.cache=False, or "
-                f"image_aspect={first.data.image_aspect!r}"
-            )
-    codes: dict[str, object] = {}
+    aspects, codes = list(recipe.by_image_aspect()), {}
     for entry in recipe.targets():
+        if "fit" in entry and len(aspects) > 1:
+            raise ValueError(
+                f"reconstruction target {entry['name']!r} has `fit`, and data.image_aspect differs between stages "
+                f"({', '.join(map(repr, aspects))}): set the same one in all stages, or fit the tokenizer first with "
+                "asvr train-tokenizer and name its folder"
+            )
         own = (entry["tokenizer"], entry.get("fit")) if is_code_target(entry) else _unweighted(entry)
         if codes.setdefault(entry["name"], own) != own:
             raise ValueError(
@@ -149,7 +177,6 @@ def images_of_recipe(recipe: Recipe) -> tuple[list[str], dict]:
                 f"{'tokenizers' if is_code_target(entry) else 'settings'}: give the targets different names, or set "
                 "data.cache=False"
             )
-    return images_of_stages(recipe)
 
 
 def _unweighted(entry: dict) -> dict:

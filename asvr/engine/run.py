@@ -179,7 +179,7 @@ def evaluate_stage(stage: Stage, model, prepared: Prepared, dataset, settings: d
         dataset,
         prepared.text_tokenizer,
         data=stage.data,
-        cache=prepared.cache,
+        cache=prepared.cache(stage),
         samples_file=samples_file,
         precision=stage.optim.precision,
         **settings,

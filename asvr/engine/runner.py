@@ -47,7 +47,7 @@ DEFAULT_MAX_SKIPPED = 10
 def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: Path, meta: dict) -> Runner:
     """Build the runner of a stage. shared: the model, or its wrapper (`asvr.engine.parallel`) for several processes."""
     model, several, tokenizer = unwrap(shared), get_world_size() > 1, prepared.text_tokenizer
-    folder, data, runtime = work_dir / name, stage.data, stage.runtime
+    folder, data, runtime, cache = work_dir / name, stage.data, stage.runtime, prepared.cache(stage)
     dataset = build_dataset(data.train, data, tokenizer, model.layout.per_image)
     steps = num_steps(stage, len(dataset))
     optim_wrapper, flops = build_optim_wrapper(model, stage.optim), step_flops(stage)
@@ -66,7 +66,7 @@ def build_runner(stage: Stage, name: str, shared, prepared: Prepared, work_dir: 
         train_dataloader=build_train_loader(
             stage,
             dataset,
-            build_collate(data, model, tokenizer, prepared.cache, packed=pack_limits(data) is not None, trains=True),
+            build_collate(data, model, tokenizer, cache, packed=pack_limits(data) is not None, trains=True),
             cost=None if flops is None else flops.cost(encodes=data.get("cache") is not True),
         ),
         train_cfg=dict(type="StepLoop", steps=steps),
@@ -145,7 +145,7 @@ def _validation(stage: Stage, name: str, model, prepared: Prepared, work_dir: Pa
             dataset,
             prepared.text_tokenizer,
             data=stage.data,
-            cache=prepared.cache,
+            cache=prepared.cache(stage),
             samples_file=work_dir / name / "validation.jsonl",
             precision=stage.optim.precision,
             num_examples=0,

@@ -146,7 +146,7 @@ def _require_same_architecture(folder: Path, model: nn.Module, config: dict) -> 
 
 def _require_prepared(prepared: Prepared, model: nn.Module, name: str) -> None:
     """Raise ``ValueError`` if the cache holds outputs of other weights than the model's. Every process calls it."""
-    parts = model.components() if prepared.cache is not None else {}
+    parts = model.components() if prepared.cache(prepared.recipe.stages[name]) is not None else {}
     for part, fingerprint in prepared.fingerprints.items():
         if part in parts and (own := fingerprint_of(parts[part])) != fingerprint:
             raise ValueError(
@@ -168,7 +168,7 @@ def _fresh_model(
     folder = local_model(init := recipe.stages[name].init)
     defers = wrapper is not None and getattr(MODEL_WRAPPERS.get(wrapper.type), "defers", False)
     if folder is not None:
-        begin = partial(start_from, folder=folder, cached=prepared.cache is not None)
+        begin = partial(start_from, folder=folder, cached=prepared.cache(stage) is not None)
         logger.info("stage %s starts from %s", name, init)
     defers = defers and begin is None and not stage.model_transforms  # transforms need the weights
     model = build_model(stage, prepared.text_tokenizer.num_ids, defer_llm=defers, begin=begin)
@@ -203,7 +203,7 @@ def finished_model(recipe: Recipe, name: str, text_tokenizer, work_dir: Path, *,
             fitted = frozen[f"tokenizer.{target}"]["source"]
             folders[target] = str((work_dir / "tokenizers" / Path(fitted).name).absolute())
     here = recipe.with_fitted(folders)
-    model = load_stage(recipe, name, Prepared(here, text_tokenizer, None), work_dir, averaged=averaged)
+    model = load_stage(recipe, name, Prepared(here, text_tokenizer), work_dir, averaged=averaged)
     return model, here.stages[name]
 
 

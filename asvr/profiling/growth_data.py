@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from asvr.base.text import table
-from asvr.engine.codes import code_cache
+from asvr.engine.codes import code_caches
 from asvr.models.tokenizers import SemanticTokenizer
 from asvr.profiling.growth import exponents
 from asvr.profiling.synthetic import SyntheticSamples
@@ -42,7 +42,7 @@ def caches(path: Path, counts: list[int], fixed: dict | None = None) -> dict:
             seconds = []
             for _ in range(2):  # the second finds all codes
                 begin = time.perf_counter()
-                code_cache(recipe, root / f"cache_{count}", lambda: 32000, workers=0)
+                code_caches(recipe, root / f"cache_{count}", lambda: 32000, workers=0)
                 seconds.append(time.perf_counter() - begin)
             size = sum(file.stat().st_size for file in (root / f"cache_{count}").rglob("*") if file.is_file())
             rows.append(dict(size=count, seconds=seconds[0], again=seconds[1], bytes=size))

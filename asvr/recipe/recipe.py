@@ -103,6 +103,15 @@ class Recipe:
         """The recipe with only one of its stages."""
         return Recipe(self.config, {name: self.stages[name]})
 
+    def by_image_aspect(self) -> dict[str, "Recipe"]:
+        """For each ``data.image_aspect`` of the stages, the recipe with only the stages that have it.
+
+        These stages see the same pixels of an image, so one cache can serve them."""
+        groups: dict[str, dict[str, Stage]] = {}
+        for name, stage in self.stages.items():
+            groups.setdefault(stage.data.image_aspect, {})[name] = stage
+        return {aspect: Recipe(self.config, stages) for aspect, stages in groups.items()}
+
     def shared(self, key: str, why: str) -> Any:
         """The value of ``data.<key>``, or None if it is not set. Raises ``ValueError`` if stages differ in it.
 

@@ -110,7 +110,8 @@ DATA = dict(
         "codes",
         default=False,
         doc="True: features of a frozen encoder and codes of the targets are computed once, before training. "
-        "`'codes'`: only codes, which are found by the content of the images (see `asvr cache-codes`).",
+        "`'codes'`: only codes, which are found by the content of the images (see `asvr cache-codes`). Stages with "
+        "different values of `image_aspect` have features and codes of their own.",
     ),
     pack=Field(
         "True, False or dict(max_tokens=..., max_images=...)",
@@ -138,8 +139,9 @@ DATA = dict(
     ),
     cache_budget_gb=optional(
         number(0, above=True),
-        doc="The most disk space in GB (1e9 bytes) for the features, and for the codes of each target. The log says "
-        "how much they need before they are computed.",
+        doc="The most disk space in GB (1e9 bytes) for the features, and for the codes of each target. If stages "
+        "differ in `image_aspect`, it holds for each value of it. The log says how much they need before they are "
+        "computed.",
     ),
     cache_dir=Field(
         "a folder's name, or None",

@@ -88,7 +88,7 @@ def test_a_partial_cache_is_named_and_completed(config, tmp_path):
     [
         ((), {}, "give --out DIR, or set data.cache_dir"),
         (("--out", "x", "--shard", "2/2"), {}, "--shard 2/2: expected i/n with i from 0"),
-        (("--out", "x"), {"stages.finetune.data.image_aspect": "pad"}, "stages.finetune has another image_aspect"),
+        (("--out", "x"), {"stages.finetune.model.encoder.image_size": 32}, "stages.finetune has another encoder"),
     ],
 )
 def test_what_cannot_be_cached_is_one_clear_line(arguments, options, message, config, tmp_path):

@@ -45,8 +45,8 @@ def target_options(targets: list[str]) -> dict:
     return own | {f"model.reconstruction.{i}.tokenizer.encoder.layer": LAYER for i in layers}
 
 
-def make_zoo(root: Path) -> Path:
-    """Tiny random models in the folders that the recipes name."""
+def make_zoo(root: Path, dtype: str = "bfloat16") -> Path:
+    """Tiny random models in the folders that the recipes name. dtype: of the encoder that the tokenizers are for."""
     torch.manual_seed(0)
     tower = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2)
     text = dict(tower, vocab_size=16, max_position_embeddings=8)
@@ -64,7 +64,7 @@ def make_zoo(root: Path) -> Path:
         llm.to(torch.bfloat16).save_pretrained(root / name)
         text_tokenizer.save_pretrained(root / name)
     for name, layer in ((TOKENIZERS["semantic"], -2), (TOKENIZERS["appearance"], LAYER)):
-        encoder = ENCODERS.build(dict(type="HFVisionEncoder", name=str(root / SIGLIP), layer=layer, dtype="bfloat16"))
+        encoder = ENCODERS.build(dict(type="HFVisionEncoder", name=str(root / SIGLIP), layer=layer, dtype=dtype))
         rvq = VISUAL_TOKENIZERS.build(dict(type="SemanticTokenizer", depth=2, codebook_size=8, encoder=encoder))
         rvq.fit([encoder(torch.rand(12, 3, 28, 28)).detach()], progress=False)
         rvq.save_pretrained(root / name)

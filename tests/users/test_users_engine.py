@@ -98,14 +98,14 @@ def trained(config, tmp_path_factory) -> Path:
 
 
 def model_of(config: Path, options: dict, work_dir: Path):
-    """The model of the last stage, and what was prepared for it."""
+    """The model of the last stage, and the cache that it reads."""
     from asvr.engine.stages import load_stage
     from asvr.registry import TEXT_TOKENIZERS
 
     cfg = load_config(config, options)
     recipe = Recipe(cfg)
     prepared = prepare.prepare(recipe, work_dir, TEXT_TOKENIZERS.build(cfg.text_tokenizer))
-    return load_stage(recipe, recipe.last.name, prepared, work_dir), prepared
+    return load_stage(recipe, recipe.last.name, prepared, work_dir), prepared.cache(recipe.last)
 
 
 # What is built twice --------------------------------------------------------------------------------------
@@ -120,11 +120,11 @@ def pixels_of(transform, key: str) -> torch.Tensor:
 def test_a_random_encoder_is_the_cached_one_in_all_stages(config, tmp_path):
     options = RANDOM_TOWER | NO_EVALUATION
     train(config, tmp_path, options)
-    model, prepared = model_of(config, options, tmp_path)
-    keys = list(prepared.cache.rows)
+    model, cache = model_of(config, options, tmp_path)
+    keys = list(cache.rows)
     with torch.no_grad():
         own = model.encoder(torch.cat([pixels_of(model.encoder.transform, key) for key in keys]))
-    assert torch.equal(own, prepared.cache.features(keys))
+    assert torch.equal(own, cache.features(keys))
 
 
 @pytest.mark.parametrize("cache", [True, "codes"])
@@ -139,10 +139,10 @@ def test_a_random_tokenizer_is_the_cached_one(config, tmp_path, cache):
     train(config, tmp_path / "online", options | {"data.cache": False})
     found, expected = ([line["loss"] for line in losses(tmp_path / name)] for name in ("cached", "online"))
     assert found == pytest.approx(expected, abs=1e-5)
-    model, prepared = model_of(config, options, tmp_path / "cached")
-    key = next(iter(prepared.cache.rows if cache is True else prepared.cache.hashes))
+    model, own = model_of(config, options, tmp_path / "cached")
+    key = next(iter(own.rows if cache is True else own.hashes))
     pixels = pixels_of(model.tokenizers["random"].transform, key)
-    assert torch.equal(model.tokenizers["random"].encode(pixels), prepared.cache.truth("random", [key])["codes"].long())
+    assert torch.equal(model.tokenizers["random"].encode(pixels), own.truth("random", [key])["codes"].long())
 
 
 def test_other_weights_than_the_cached_ones_are_refused(config, tmp_path, monkeypatch):
