@@ -159,3 +159,17 @@ EXPORTED = (
     "smollm3",
     "olmo2",
 )
+# Sliding and global layers have heads of two widths.
+GEMMA4 = dict(
+    model_type="gemma4_text",
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    global_head_dim=16,
+    layer_types=["sliding_attention", "full_attention"] * 2,
+    sliding_window=4,
+    hidden_size_per_layer_input=0,
+)
