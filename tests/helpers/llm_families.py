@@ -44,6 +44,15 @@ PACKED = {
         layer_types=ALTERNATING,
         rope_parameters=GEMMA3_ROPE,
     ),
+    "gemma4": dict(  # its global layers have wider heads
+        GROUPED,
+        model_type="gemma4_text",
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=3,
+        layer_types=ALTERNATING,
+        hidden_size_per_layer_input=0,
+    ),
     "phi3": dict(GROUPED, model_type="phi3", sliding_window=3, rope_parameters=PARTIAL),
     "phi3-128k": dict(
         GROUPED, model_type="phi3", sliding_window=3, rope_parameters=PHI3_ROPE, original_max_position_embeddings=32
@@ -158,18 +167,4 @@ EXPORTED = (
     "smollm2",
     "smollm3",
     "olmo2",
-)
-# Sliding and global layers have heads of two widths.
-GEMMA4 = dict(
-    model_type="gemma4_text",
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=4,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    global_head_dim=16,
-    layer_types=["sliding_attention", "full_attention"] * 2,
-    sliding_window=4,
-    hidden_size_per_layer_input=0,
 )

@@ -1,7 +1,7 @@
 """FLOPs of whole recipes: fvcore's count, the formulas and torch's own counter agree."""
 
 import pytest
-from llm_families import GEMMA4
+from llm_families import FAMILIES
 from run_helpers import ROOT
 from test_throughput import LLAVA, TARGET, TINY
 
@@ -39,7 +39,7 @@ def test_grouped_heads_agree_too():
 
 def test_layers_of_two_widths_agree_too():
     cfg = load_config(LLAVA, TINY)
-    cfg.model.llm.arch = dict(GEMMA4, hidden_size=32)
+    cfg.model.llm.arch = dict(FAMILIES["gemma4"])
     (row,) = (row for row in flops_report(cfg, Sample())["forward"] if row["part"] == "LLM blocks")
     assert row["formula"] == pytest.approx(row["fvcore"], rel=0.01) == pytest.approx(row["torch"], rel=0.01)
 
