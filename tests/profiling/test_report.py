@@ -7,8 +7,8 @@ from test_throughput import LLAVA, TARGET, TINY
 
 from asvr.data.batch import Segments
 from asvr.flops.count import Sample
-from asvr.flops.memory import full_batch
 from asvr.flops.step import StepFlops
+from asvr.models.batches import full_batch
 from asvr.profiling.report import added, added_in_words, flops_report, markdown, memory_bytes, paper_ratio
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import Recipe
