@@ -69,7 +69,7 @@ def test_states_in_the_memory_of_the_cpu():
 
 def test_copies_have_the_dtype_of_their_weights():
     """By hand. Frozen weights in half precision take 2 bytes each, and those that stay on the card are not copied."""
-    options = {"parallel": dict(type="FSDP2", cpu_offload=True), "model.llm.dtype": "bfloat16"}
+    options = {"parallel": dict(type="FSDP2", cpu_offload=True), "stages.pretrain.model.llm.dtype": "bfloat16"}
     stage = Recipe(load_config(ROOT / "configs/benchmarks/small_asvr.py", options)).stages["pretrain"]
     model = build_meta(stage)
     assert {(p.dtype, p.requires_grad) for p in model.llm.parameters()} == {(torch.bfloat16, False)}
