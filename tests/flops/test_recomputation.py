@@ -68,8 +68,8 @@ def test_an_llm_that_is_not_auto_leaves_room_for_the_heads():
 def test_a_compiled_block_keeps_what_selective_keeps():
     given = dict(weights=10, gradients=10, optimizer=20, activations=dict(none=110, selective=60, full=20))
     plan = MemoryPlan(**given, copies=dict(none=10, selective=5, full=5), mode="full", kept="selective")
-    assert recomputation._linear_bytesar_bytes(plan, plan.kept, 11) == LinearBytes(45, 5)
-    assert recomputation._linear_bytesar_bytes(plan, "none", 10) == LinearBytes(50, 10)
+    assert recomputation._linear_bytes(plan, plan.kept, 11) == LinearBytes(45, 5)
+    assert recomputation._linear_bytes(plan, "none", 10) == LinearBytes(50, 10)
 
 
 def stage_of(mode: str, head: str = "none"):
