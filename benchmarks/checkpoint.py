@@ -76,7 +76,7 @@ def main() -> None:
     from asvr.profiling.worker import OWN, Worker
 
     spec = dict(config=args.config, cfg_options=parse_cfg_options(args.cfg_options), stage=args.stage)
-    spec |= dict(way=OWN, codes="online", samples=args.samples, first=0)
+    spec |= dict(implementation=OWN, codes="online", samples=args.samples, first=0)
     spec["steps"] = 1 + 4 * args.steps * (args.rounds + 1)
     worker = Worker(spec)
     folder = Path(tempfile.mkdtemp(prefix="checkpoints.", dir=args.folder))

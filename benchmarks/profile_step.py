@@ -38,7 +38,9 @@ def main() -> None:
     from asvr.profiling.step_profile import markdown, profile_step, shares
     from asvr.profiling.worker import OWN, Worker
 
-    spec = dict(config=args.config, cfg_options=parse_cfg_options(args.cfg_options), stage=args.stage, way=OWN)
+    spec = dict(
+        config=args.config, cfg_options=parse_cfg_options(args.cfg_options), stage=args.stage, implementation=OWN
+    )
     worker = Worker(dict(spec, codes="cached", samples=args.samples, steps=args.warm_up + 1, first=0))
     seconds = sum(worker.run(args.warm_up)["steps"][-1]["seconds"].values())
     rows = profile_step(worker)

@@ -52,14 +52,21 @@ def main() -> None:
     from asvr.recipe.recipe import Recipe
 
     shared, own = parse_cfg_options(args.cfg_options), parse_cfg_options(args.other_options, "--other-options")
-    ways = [way for way, asked in ((PLAIN, args.plain), (TRANSFORMERS, args.transformers)) if asked]
-    if own and not (ways or args.against):
+    implementations = [name for name, asked in ((PLAIN, args.plain), (TRANSFORMERS, args.transformers)) if asked]
+    if own and not (implementations or args.against):
         raise ValueError("--other-options: there is no second side; give --plain, --transformers or --against too")
 
-    def side(path: str, name: str, *, way: str = OWN, codes: str = "cached", options: dict = shared) -> Side:
+    def side(path: str, name: str, *, implementation: str = OWN, codes: str = "cached", options: dict = shared) -> Side:
         precision = Recipe(load_config(path, options)).stage(args.stage).optim.precision
-        spec = dict(config=path, cfg_options=options, stage=args.stage, way=way, codes=codes, precision=precision)
-        return Side(name, dict(spec, keep_memory=way == OWN or args.plain_keeps_memory))
+        spec = dict(
+            config=path,
+            cfg_options=options,
+            stage=args.stage,
+            implementation=implementation,
+            codes=codes,
+            precision=precision,
+        )
+        return Side(name, dict(spec, keep_memory=implementation == OWN or args.plain_keeps_memory))
 
     for name in ("samples", "rounds", "steps"):
         if getattr(args, name) < 1:
@@ -67,11 +74,11 @@ def main() -> None:
     stem = Path(args.config).stem
     sides = [side(args.config, f"{stem}, {args.codes} codes", codes=args.codes)]
     others = [(path, Path(path).stem, OWN) for path in args.against]
-    others += [(args.config, f"{stem}, {way}", way) for way in ways]
-    for number, (path, name, way) in enumerate(others, 1):
+    others += [(args.config, f"{stem}, {implementation}", implementation) for implementation in implementations]
+    for number, (path, name, implementation) in enumerate(others, 1):
         last = bool(own) and number == len(others)
         name += f" ({', '.join(args.other_options)})" if last else ""
-        sides.append(side(path, name, way=way, options=shared | own if last else shared))
+        sides.append(side(path, name, implementation=implementation, options=shared | own if last else shared))
     if len({side.name for side in sides}) < len(sides):
         raise ValueError("--against: two sides have the same name: give configs with different file names")
     out = args.out or Path("work_dirs/benchmarks") / stem

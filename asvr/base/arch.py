@@ -21,6 +21,7 @@ from transformers import (
 from asvr.base.text import nearest, short
 
 OF_CONFIG = re.compile(r"""config(?:\.|, ["'])([a-z]\w*)""")  # config.head_dim, getattr(config, "head_dim", ...)
+OF_KEYWORDS = re.compile(r"""kwargs\.pop\(["']([a-z]\w*)""")  # kwargs.pop("global_head_dim", ...)
 
 
 GROUPS = ("num_attention_heads", "num_key_value_heads")
@@ -106,6 +107,11 @@ def causal_problem(config: PretrainedConfig) -> str | None:
         return f"an encoder-decoder (model_type {kind!r}): {fix}"
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return f"not an LLM (model_type {kind!r}): {fix}"
+    if width := getattr(config, "hidden_size_per_layer_input", None):
+        return (
+            f"an LLM with embeddings in every layer (hidden_size_per_layer_input={width}), which need a token id at "
+            "each position, and visual tokens have none: expected one without them, such as gemma3_text"
+        )
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", True):
         return f"an encoder (model_type {kind!r}), whose tokens also see later tokens: {fix}"
     return None
@@ -122,11 +128,19 @@ def tower_problem(config: PretrainedConfig) -> str | None:
     )
 
 
+def field_of(config: PretrainedConfig, name: str):
+    """A field of a configuration, or None. If it differs from layer to layer, the list of its values."""
+    if name in (getattr(config, "per_layer_attributes", None) or ()):
+        return [getattr(layer, name, None) for layer in config.per_layer_config]
+    return getattr(config, name, None)
+
+
 def _read_in_passing(config_class: type) -> set[str]:
     """Fields that a configuration class does not list, but that its model reads if they are given (``head_dim`` of
-    qwen3_moe)."""
+    qwen3_moe), or that it makes other fields of (``global_head_dim`` of gemma4_text)."""
+    found = set(OF_KEYWORDS.findall(inspect.getsource(config_class)))
     model = next((m[config_class] for m in (MODEL_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING) if config_class in m), None)
-    return set() if model is None else set(OF_CONFIG.findall(inspect.getsource(sys.modules[model.__module__])))
+    return found if model is None else found | set(OF_CONFIG.findall(inspect.getsource(sys.modules[model.__module__])))
 
 
 def arch_bytes(arch: dict) -> int:

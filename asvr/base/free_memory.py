@@ -8,6 +8,7 @@ import torch
 # The share that a plan may fill. On CUDA the rest is for the context, workspaces and fragmentation. On the CPU it is
 # also for libraries, data loading and the file cache.
 USABLE = dict(cuda=0.95, cpu=0.75)
+MEMINFO = Path("/proc/meminfo")
 # In a container the group's limit counts (version 2, then version 1 of Linux's control groups).
 LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -28,11 +29,25 @@ def usable_bytes(device: torch.device) -> float:
     return USABLE["cpu"] * (_available() / share + _own())
 
 
+def machine_bytes() -> int | None:
+    """The memory of this machine's CPU, or of the container. None: the system does not say."""
+    if not MEMINFO.is_file():
+        return None
+    found = [_in_meminfo("MemTotal")]
+    for limit, _ in LIMITS:
+        if Path(limit).is_file() and (text := Path(limit).read_text(encoding="utf-8").strip()).isdigit():
+            found.append(int(text))
+    return min(found)
+
+
+def _in_meminfo(name: str) -> int:
+    return 1024 * int(MEMINFO.read_text(encoding="utf-8").split(f"{name}:")[1].split()[0])
+
+
 def _available() -> int:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
+    if not MEMINFO.is_file():
         raise ValueError("activation_checkpointing='auto' needs /proc/meminfo, as Linux has it: set 'full' or 'none'")
-    found = [1024 * int(meminfo.read_text(encoding="utf-8").split("MemAvailable:")[1].split()[0])]
+    found = [_in_meminfo("MemAvailable")]
     for limit, used in LIMITS:
         if Path(limit).is_file() and (text := Path(limit).read_text(encoding="utf-8").strip()).isdigit():
             found.append(max(0, int(text) - int(Path(used).read_text(encoding="utf-8"))))

@@ -31,6 +31,12 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--link-gbs", type=float, help="GB/s into a GPU from others of its node (default: 300)")
     parser.add_argument("--network-gbs", type=float, help="GB/s into a node from other nodes (default: 200)")
     parser.add_argument("--host-gbs", type=float, help="GB/s between a GPU and the CPU's memory (default: 25)")
+    parser.add_argument(
+        "--host-memory",
+        type=float,
+        metavar="GB",
+        help="the CPU's memory of a machine that will train, for parallel.cpu_offload (default: this machine's)",
+    )
     parser.add_argument("--disk-gbs", type=float, help="GB/s from a node to the disk (default: 2)")
     parser.add_argument("--image-kb", type=float, help="the size of an image file in kB (default: 150)")
     parser.add_argument("--out", type=Path, help="a JSON file to write the plan to")
@@ -49,15 +55,19 @@ def main() -> None:
     if args.plan is None:
         from asvr.profiling.dry_run import dry_run
 
-        print(dry_run(cfg))
+        print(dry_run(cfg, host_memory=args.host_memory))
         return
+    from asvr.flops.host_memory import require_offload
     from asvr.profiling.plan import Assumed, Cluster, parse_nodes, plan, plan_inputs
     from asvr.profiling.plan_table import tables, write_json
+    from asvr.recipe.recipe import Recipe
     from asvr.recipe.validate import check_config
 
     check_config(cfg)
+    require_offload(Recipe(cfg), args.host_memory)
     given = {name: value for name, value in given.items() if value is not None}
-    cluster = Cluster(*parse_nodes(args.plan), **{name: given[name] for name in CLUSTER if name in given})
+    speeds = {name: given[name] for name in CLUSTER if name in given}
+    cluster = Cluster(*parse_nodes(args.plan), host_memory=args.host_memory, **speeds)
     assumed = Assumed(**{name: given[name] for name in ASSUMED if name in given})
     stages, inputs = plan(cfg, cluster, assumed), plan_inputs(cfg, assumed)
     print(tables(stages, inputs, cluster, assumed))

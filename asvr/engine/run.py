@@ -24,6 +24,7 @@ from asvr.engine.trackers import Trackers, draw_samples
 from asvr.evaluation.accuracy import evaluate, report
 from asvr.evaluation.metrics import check_metrics
 from asvr.evaluation.summary import draw_summary
+from asvr.flops.host_memory import warn_of_host_memory
 from asvr.flops.memory import warn_of_memory
 from asvr.models.transforms import require_device, require_parallel
 from asvr.recipe.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
@@ -81,6 +82,7 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str, warnings
     check_run(recipe, chosen, text_tokenizer, work_dir)
     if get_world_size() == 1:
         warn_of_memory(running, build_device(recipe.runtime.device))
+    warn_of_host_memory(running)
     if is_main_process():
         dump_config(recipe.config, work_dir / "config.py")
         with replaced_folder(work_dir / "text_tokenizer") as folder:  # for loading the model later

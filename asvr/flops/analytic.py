@@ -2,7 +2,7 @@
 
 A product of (m, k) and (k, n) is ``2 m k n`` FLOPs. For one sample with ``T`` tokens, ``N`` of them visual:
 
-- LLM block (width ``H``, inner ``F``, ``M`` heads of ``K``, ``G`` key heads):
+- LLM block (width ``H``, inner ``F``, ``M`` heads of ``K``, ``G`` key heads; a layer may have its own):
   ``2 T H (2 M K + 2 G K) + 6 T H F + 4 T^2 M K``; all pairs of tokens, causal or not
 - LM head (``S`` supervised positions, vocabulary ``V``): ``2 S H V``
 - block of a vision tower (width ``E``, inner ``F``): ``8 N E^2 + 4 N E F + 4 N^2 E``; patches of ``p`` pixels:
@@ -16,6 +16,7 @@ A product of (m, k) and (k, n) is ``2 m k n`` FLOPs. For one sample with ``T`` t
 from torch import nn
 
 from asvr.flops.count import Sample
+from asvr.models.attention_sizes import attention_sizes, layer_configs
 from asvr.models.encoders import HFVisionEncoder
 from asvr.models.heads import DepthTransformerHead
 from asvr.models.llms import HFCausalLM
@@ -30,8 +31,8 @@ def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
     found = {}
     if isinstance(model.encoder, HFVisionEncoder):
         found["encoder"] = crops * vision_tower(model.encoder)
-    if isinstance(model.llm, HFCausalLM):
-        found["LLM blocks"] = llm_blocks(model.llm, tokens)
+    if isinstance(model.llm, HFCausalLM) and (blocks := llm_blocks(model.llm, tokens)) is not None:
+        found["LLM blocks"] = blocks
     layers = [module for module in model.projector.modules() if isinstance(module, nn.Linear)]
     if isinstance(model.projector, LinearProjector | MLPProjector):
         products = sum(layer.in_features * layer.out_features for layer in layers)
@@ -51,14 +52,21 @@ def formulas(model: nn.Module, sample: Sample) -> dict[str, float]:
     return found
 
 
-def llm_blocks(llm: HFCausalLM, tokens: int) -> float:
+def llm_blocks(llm: HFCausalLM, tokens: int) -> float | None:
+    """FLOPs of the blocks. None: their weights are not those of the formula, as with experts or adapters."""
     config = llm.model.config
-    width, heads = config.hidden_size, config.num_attention_heads
-    head = getattr(config, "head_dim", None) or width // heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    projections = 2 * tokens * width * (2 * heads * head + 2 * keys * head)
-    feed_forward = 6 * tokens * width * config.intermediate_size
-    return config.num_hidden_layers * (projections + feed_forward + 4 * tokens**2 * heads * head)
+    layers, attention = layer_configs(config), attention_sizes(config)
+    inner = [getattr(layer, "intermediate_size", None) for layer in layers]
+    if len(attention) != len(layers) or not all(isinstance(size, int) for size in inner):
+        return None
+    weights = sum(
+        config.hidden_size * (own.heads + own.key_heads) * (own.width + own.value_width) + 3 * config.hidden_size * size
+        for own, size in zip(attention, inner, strict=True)
+    )
+    if weights != sum(p.numel() for block in llm.blocks for p in block.parameters() if p.ndim > 1):
+        return None
+    pairs = sum(own.heads * (own.width + own.value_width) for own in attention)
+    return 2 * tokens * weights + 2 * tokens**2 * pairs
 
 
 def vision_tower(encoder: HFVisionEncoder) -> float:

@@ -7,27 +7,19 @@ block; in selective mode also the results of products.
 """
 
 import logging
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from mmengine.config import Config
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
-from asvr.base.compat import GroupedShapes
 from asvr.data.layouts import Layout
+from asvr.flops.activations import any_trained, saved_bytes
 from asvr.flops.count import is_experts
-from asvr.flops.sharded import gathered_offloaded, in_full
-from asvr.models.attention import set_kernel
-from asvr.models.batches import full_batch
-from asvr.models.checkpointing import AUTO, is_product
+from asvr.flops.sharded import gathered_offloaded
+from asvr.flops.states import States, states_of
+from asvr.models.checkpointing import AUTO
 from asvr.recipe.build import pack_limits
-from asvr.recipe.optimizer_state import state_bytes
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe, Stage
 
@@ -54,31 +46,22 @@ GIB = 2**30
 MACHINES = (Machine(1, "80 GB", 79.1 * GIB), Machine(8, "80 GB", 79.1 * GIB), Machine(1, "141 GB", 139.8 * GIB))
 
 
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes on one card that holds everything.
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan(States):
+    """Bytes on one card that holds everything: the states, and more.
 
     activations: by mode of the LLM's activation checkpointing, with the half-precision copies of float32 weights that
     the backward pass needs under autocast. copies: the bytes of these copies alone. mode: the config's. For ``auto`` it
     is ``full``, the least that it needs. A compiled LLM without checkpointing keeps as much as ``selective``. kept: the
-    mode of a block without checkpointing. whole: bytes of weights that each of several cards has in full. gathered:
-    None, or with FSDP2's ``cpu_offload`` the bytes that a card holds of weights that are in use, with their gradients.
-    All states are in the CPU's memory then.
+    mode of a block without checkpointing. gathered: None, or with FSDP2's ``cpu_offload`` the bytes that a card holds
+    of weights that are in use, with their gradients. All states are in the CPU's memory then.
     """
 
-    weights: int
-    gradients: int
-    optimizer: int
     activations: dict[str, int]
     copies: dict[str, int]
     mode: str
     kept: str = "none"
-    whole: int = 0
     gathered: int | None = None
-
-    @property
-    def states(self) -> int:
-        return self.weights + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
@@ -86,14 +69,11 @@ class MemoryPlan:
 
     def states_on(self, cards: int) -> int:
         """Bytes of the states on each of ``cards`` cards. They share states evenly, except what each has in full."""
-        return self.whole if self.gathered is not None else self._share_of(cards) + self.whole
+        return self.whole if self.gathered is not None else self.share(cards) + self.whole
 
     def on_cpu(self, cards: int) -> int:
         """Bytes of the states in the CPU's memory, for each of ``cards`` cards."""
-        return self._share_of(cards) if self.gathered is not None else 0
-
-    def _share_of(self, cards: int) -> int:
-        return (self.states - self.whole) // cards
+        return self.share(cards) if self.gathered is not None else 0
 
     def per_card(self, machine: Machine) -> int:
         """Bytes on each card: its share of the states, weights in use with ``cpu_offload``, and the activations."""
@@ -110,19 +90,13 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     largest length, with images that have a short text each. There are no images if the data set leaves them out. All
     text is supervised.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    # Gradients are float32. The optimiser holds the bits that half-precision weights do not have.
-    gradients = sum(p.numel() for p in trained) * torch.float32.itemsize
-    lower = sum(p.numel() * (torch.float32.itemsize - p.element_size()) for p in trained)
-    held = held_bytes(stage, model)
+    states = states_of(stage, model)
     half = torch.bfloat16 if stage.optim.precision == "bf16" else None
     shape = largest_micro_batch(stage.data, model.layout.largest())
     rows, tokens, _ = shape
     stream = half or next(model.llm.parameters()).dtype
     passes = 1 + sum(target.own_pass for target in model.targets)
     block_inputs = passes * model.llm.num_layers * rows * tokens * model.llm.hidden_size * stream.itemsize
-    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    whole = sum(p.numel() * p.element_size() for p in in_full(stage, model))
     gathered = gathered_offloaded(stage, model)
     compiled = stage.runtime.get("compile", False)
     for head in model.heads.values() if compiled else ():
@@ -137,9 +111,7 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
     casts, casts_of_block = _half_copies(model, half)
     mode, kept = stage.model.llm.get("activation_checkpointing", "none"), "selective" if compiled else "none"
     return MemoryPlan(
-        weights=weights,
-        gradients=gradients,
-        optimizer=held + lower,
+        **asdict(states),
         activations=dict(
             none=inside + casts + outside,
             selective=block_inputs + products + one_block + casts_of_block + outside,
@@ -148,16 +120,8 @@ def plan_memory(stage: Stage, model: nn.Module) -> MemoryPlan:
         copies=dict(none=casts, selective=casts_of_block, full=casts_of_block),
         mode={"none": kept, AUTO: "full"}.get(mode, mode),
         kept=kept,
-        whole=whole,
         gathered=gathered,
     )
-
-
-def held_bytes(stage: Stage, model: nn.Module) -> int:
-    """Bytes of the optimiser's state and of the averages of ``runtime.ema``."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    averages = trained * torch.float32.itemsize if stage.runtime.get("ema") else 0
-    return state_bytes(model, dict(stage.optim)) + averages
 
 
 def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
@@ -177,7 +141,7 @@ def _half_copies(model: nn.Module, half: torch.dtype | None) -> tuple[int, int]:
     }
     reached, found = False, dict.fromkeys(parts, 0)
     for name, (whole, cast) in parts.items():
-        reached = reached or _trained(whole)
+        reached = reached or any_trained(whole)
         parts_of = [part for module in cast for part in module.modules() if not is_experts(part)]
         own = [p for part in parts_of for p in part.parameters(recurse=False)]
         weights = [p for p in own if p.ndim > 1 and p.dtype == torch.float32]
@@ -231,88 +195,3 @@ def warn_of_memory(recipe: Recipe, device: torch.device) -> None:
 
 def in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-class _Results(TorchDispatchMode):
-    """Counts the results of operations: products and attention while ``in_llm()``, and all results that are alive.
-
-    parameters: the storages of parameters. Neither these nor copies of them in another precision count.
-    """
-
-    def __init__(self, in_llm: Callable[[], bool], parameters: set[int]):
-        super().__init__()
-        self.in_llm, self.ignored, self.products = in_llm, set(parameters), 0
-        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.casts: list[torch.UntypedStorage] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        results = [t for t in (out if isinstance(out, tuple | list) else [out]) if isinstance(t, Tensor)]
-        if self.in_llm() and is_product(func):
-            self.products += sum(t.numel() * t.element_size() for t in results)
-        if func is torch.ops.aten._to_copy.default and not self.counts(args[0]):
-            self.casts.append(out.untyped_storage())  # kept, so that no other storage takes its place
-            self.ignored.add(self.casts[-1]._cdata)
-        for storage in (t.untyped_storage() for t in results if self.counts(t)):
-            self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        return out
-
-    def counts(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage()._cdata not in self.ignored
-
-    def alive(self) -> int:
-        return sum(size for storage, size in self.storages.values() if not storage.expired())
-
-
-def saved_bytes(model: nn.Module, shape: tuple[int, int, int], half: torch.dtype | None) -> tuple[int, int, int]:
-    """Bytes that are kept for the backward pass: inside the LLM's blocks, results of products in them, and outside.
-
-    Inside, the tensors that autograd saves are counted. The bytes of products are approximate. Outside, everything that
-    is alive after the forward pass is counted, because activation checkpointing keeps tensors of its own. shape: see
-    `largest_micro_batch`. Neither parameters nor their half-precision copies count. The model is moved to fake tensors.
-    """
-    kept: dict[int, torch.UntypedStorage] = {}
-    in_llm = False
-
-    def pack(tensor: Tensor) -> Tensor:
-        if in_llm and results.counts(tensor):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage
-        return tensor
-
-    def enter(*_) -> None:
-        nonlocal in_llm
-        in_llm = True
-
-    def leave(*_) -> None:
-        nonlocal in_llm
-        in_llm = False
-
-    decoder = model.llm.model.get_decoder()
-    handles = [decoder.register_forward_pre_hook(enter), decoder.register_forward_hook(leave)]
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
-        warnings.simplefilter("ignore")  # about kernels that fake tensors do not run
-        for module in model.components().values():
-            if module is not model.encoder or _trained(module):  # a frozen encoder's features are given
-                module.to_empty(device="cpu")
-        batch = full_batch(model, *shape)
-        if not model.all_causal:
-            set_kernel(model, "sdpa")  # this kernel takes a rule
-        results = _Results(lambda: in_llm, {p.untyped_storage()._cdata for p in model.parameters()})
-        with (
-            GroupedShapes(),
-            results,
-            saved_tensors_hooks(pack, lambda tensor: tensor),
-            torch.autocast("cpu", dtype=half, enabled=half is not None),
-        ):
-            out = model(batch)
-        alive = results.alive()
-        del out  # this frees all that was kept
-    for handle in handles:
-        handle.remove()
-    inside = sum(storage.nbytes() for storage in kept.values())
-    return inside, results.products, max(0, alive - inside)
-
-
-def _trained(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())

@@ -18,7 +18,7 @@ from asvr.base.free_memory import usable_bytes
 from asvr.base.log import logger
 from asvr.flops.memory import GIB, MemoryPlan, in_one_line, largest_micro_batch, plan_memory
 from asvr.flops.sharded import Sizes, gathered_bytes
-from asvr.models.checkpointing import AUTO, Line, Recomputation
+from asvr.models.checkpointing import AUTO, LinearBytes, Recomputation
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Stage
 
@@ -68,19 +68,19 @@ def _planned(stage: Stage, layers: int, heads: list[str], room: float, device: t
             room=room,
             tokens=tokens,
             crops=crops,
-            least=_line(plan, "full" if layers else mode, tokens),
-            llm_kept=_line(plan, mode, tokens),
-            all_kept=_line(_plan(stage, True, device)[0], mode, tokens) if heads else None,
+            least=_linear_bytes(plan, "full" if layers else mode, tokens),
+            llm_kept=_linear_bytes(plan, mode, tokens),
+            all_kept=_linear_bytes(_plan(stage, True, device)[0], mode, tokens) if heads else None,
         )
     except Exception as error:  # a user's own component may raise anything on fake tensors, and still train
         logger.warning("activation checkpointing: recomputes everything, not planned: %s", in_one_line(error))
         return None
 
 
-def _line(plan: MemoryPlan, mode: str, tokens: int) -> Line:
+def _linear_bytes(plan: MemoryPlan, mode: str, tokens: int) -> LinearBytes:
     """The bytes of a plan as a function of the tokens in a micro-batch. Only activations grow with them."""
     copies = plan.copies[mode]
-    return Line(plan.states + copies, (plan.activations[mode] - copies) / tokens)
+    return LinearBytes(plan.states + copies, (plan.activations[mode] - copies) / tokens)
 
 
 def _plan(stage: Stage, keep_heads: bool, device: torch.device) -> tuple[MemoryPlan, int, int]:

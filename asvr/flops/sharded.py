@@ -66,6 +66,25 @@ def offloads(stage: Stage) -> bool:
     return stage.parallel is not None and bool(stage.parallel.get("cpu_offload"))
 
 
+def copied_offloaded(stage: Stage, model: nn.Module, micro_batches: int) -> int:
+    """Bytes of weights and gradients between all cards and the CPU's memory in an optimisation step of one copy.
+
+    Weights are copied in their own dtype, before they are cast. Gradients are as large as their weights, which are
+    float32 if they are trained. Blocks are fetched twice in each micro-batch, or once if they are not freed after the
+    forward pass."""
+    if not offloads(stage):
+        return 0
+    whole = in_full(stage, model)
+    moved = {id(p): p for p in model.parameters() if p not in whole}
+    inside = {id(p) for block in model.llm.blocks for p in block.parameters()}
+    fetches = 2 if stage.parallel.get("reshard_after_forward", True) else 1
+    returns = micro_batches if stage.parallel.get("reduce_each", True) else 1
+    return sum(
+        p.numel() * p.element_size() * (micro_batches * (fetches if key in inside else 1) + returns * p.requires_grad)
+        for key, p in moved.items()
+    )
+
+
 def in_full(stage: Stage, model: nn.Module) -> set[nn.Parameter]:
     """The parameters that a card has in full even if the others are sharded, or are in the CPU's memory."""
     whole = kept_whole(model)

@@ -8,7 +8,7 @@ sample by sample, and xformers and torch's variable-length attention get the len
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -19,6 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from asvr.data.batch import Segments
 from asvr.models.attention_kernels import KERNELS, masked_sdpa
+from asvr.models.attention_sizes import head_widths
 from asvr.models.flash_attention import (
     IMPLEMENTATIONS,
     implementation_of,
@@ -34,10 +35,9 @@ logger = logging.getLogger("asvr")
 AUTO = "auto"
 PREFIX = "asvr_"  # of the names under which our kernels are registered with transformers
 PROBE = [5, 8, 3]  # lengths of the samples with which a kernel is tried
-# Kernels are tried with packed rows, without and with a sliding window. Other rows use SDPA.
-PROBES = (dict(width=128, window=None), dict(width=64, window=4))
-# Other implementations of flash attention change SDPA too. 72: the width of SigLIP's heads.
-PROBES_OF_SDPA = (dict(width=128, window=None, packed=False), dict(width=72, window=None, packed=False))
+WINDOWS = (None, 4)  # kernels are tried with packed rows, without and with a sliding window; other rows use SDPA
+USUAL = ((64, 64), (128, 128))  # widths of heads (query and key, value) of an LLM that does not tell its own
+WIDTHS_OF_SDPA = ((128, 128), (72, 72))  # of the depth transformer's and SigLIP's heads
 
 
 def no_mask(like: Tensor) -> Tensor:
@@ -112,18 +112,23 @@ for _name, _kernel in KERNELS.items():
     AttentionMaskInterface.register(PREFIX + _name, sdpa_mask)
 
 
-def choose(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
-    """Return the kernel to use, and why. asked: a kernel's name, or ``auto``. dtype: dtype of the matrix products.
+def choose(
+    asked: str, device: torch.device, dtype: torch.dtype, widths: Sequence[tuple[int, int]] = ()
+) -> tuple[str, str]:
+    """Return the kernel to use, and why.
 
-    Torch's flash attention is switched to the implementation that the kernel needs, for the whole process.
+    asked: a kernel's name, or ``auto``. dtype: dtype of the matrix products. widths: all widths of the LLM's heads, see
+    `asvr.models.attention_sizes.head_widths`. The kernel works with each of them. Torch's flash attention is switched
+    to the implementation that the kernel needs, for the whole process.
+
     Raises ``ValueError`` if the config names a kernel that does not work here.
     """
     if asked not in (AUTO, *KERNELS):
         raise ValueError(f"runtime.attention={asked!r}: expected one of {', '.join((AUTO, *KERNELS))}")
     if asked == AUTO:
-        name, why = _fastest(device, dtype)
+        name, why = _fastest(device, dtype, widths)
     else:
-        problem = problem_of(asked, device, dtype)
+        problem = problem_of(asked, device, dtype, widths)
         if problem is not None:
             raise ValueError(f"runtime.attention={asked!r}: {problem}; use 'auto' or 'sdpa'")
         name, why = asked, "the config asks for it"
@@ -131,21 +136,25 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype) -> tuple[str, s
     return name, why
 
 
-def _fastest(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+def _fastest(device: torch.device, dtype: torch.dtype, widths: Sequence[tuple[int, int]]) -> tuple[str, str]:
     """Return the first kernel that works here, and why. They are tried in the order of speed (benchmarks/README.md)."""
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else None
     flash = {9: ("varlen_fa3", "varlen_fa4"), 10: ("varlen_fa4",)}.get(major, ())
     reasons = []
     for name in (*flash, "varlen", "xformers"):
-        problem = problem_of(name, device, dtype)
+        problem = problem_of(name, device, dtype, widths)
         if problem is None:
             return name, "; ".join([*reasons, f"it works on {device} in {dtype}"])
         reasons.append(f"{name}: {problem}")
     return "sdpa", "; ".join(reasons)
 
 
-def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why a kernel cannot be used here. None: on a few tokens it gave the same results as SDPA."""
+def problem_of(
+    name: str, device: torch.device, dtype: torch.dtype, widths: Sequence[tuple[int, int]] = ()
+) -> str | None:
+    """Return why a kernel cannot be used here. None: on a few tokens it gave the same results as SDPA.
+
+    widths: see `choose`."""
     if name == "sdpa":
         return None
     if device.type != "cuda":
@@ -157,25 +166,43 @@ def problem_of(name: str, device: torch.device, dtype: torch.dtype) -> str | Non
     flash = name in IMPLEMENTATIONS
     if flash and (problem := problem_of_implementation(name, device)) is not None:
         return problem
+    cases = [dict(width=width, window=window) for width in widths or USUAL for window in WINDOWS]
+    if flash:  # other implementations of flash attention change SDPA too
+        alone = dict.fromkeys([*widths, *WIDTHS_OF_SDPA])
+        cases += [dict(width=width, window=None, packed=False) for width in alone]
+    limit, heads = 1e-4 if dtype == torch.float32 else 3e-2, ""
     try:
         with switched(name):
-            cases = (*PROBES, *PROBES_OF_SDPA) if flash else PROBES
-            difference = max(_probe(name, device, dtype, **case) for case in cases)
+            for case in cases:
+                heads = _with_heads(*case["width"])
+                difference = _probe(name, device, dtype, **case)
+                if not difference < limit:
+                    return f"differs from SDPA by {difference:.1e} of the largest value{heads}"
     except Exception as error:  # a kernel built for another machine may raise anything
-        return f"fails here ({' '.join(f'{type(error).__name__}: {error}'.split())[:1000]})"
-    limit = 1e-4 if dtype == torch.float32 else 3e-2
-    return None if difference < limit else f"differs from SDPA by {difference:.1e} of the largest value"
+        return f"fails here{heads} ({' '.join(f'{type(error).__name__}: {error}'.split())[:1000]})"
+    return None
+
+
+def _with_heads(key: int, value: int) -> str:
+    return f" with heads of width {key}" + ("" if key == value else f" and values of width {value}")
 
 
 def _probe(
-    name: str, device: torch.device, dtype: torch.dtype, *, width: int, window: int | None, packed: bool = True
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    width: tuple[int, int],
+    window: int | None,
+    packed: bool = True,
 ) -> float:
     """Return the largest difference from SDPA in float32, relative to the largest value.
 
-    Outputs and gradients are compared, with grouped heads."""
+    width: of a head of query and key, and of the value. Outputs and gradients are compared, with grouped heads."""
     generator = torch.Generator(device).manual_seed(0)
     inputs = [
-        torch.randn(1, heads, sum(PROBE), width, device=device, generator=generator).to(dtype) for heads in (4, 2, 2)
+        torch.randn(1, heads, sum(PROBE), own, device=device, generator=generator).to(dtype)
+        for heads, own in ((4, width[0]), (2, width[0]), (2, width[1]))
     ]
     segments, results = Segments.of(PROBE).to(device) if packed else None, []
     for kernel, precision in ((KERNELS[name], dtype), (KERNELS["sdpa"], torch.float32)):
@@ -203,12 +230,19 @@ def use_attention(model: nn.Module, asked: str, dtype: torch.dtype | None, devic
 
     asked: see `choose`. dtype: dtype of autocast, or None. device: the device on which the model will run; None: the
     device of the model."""
-    name, why = choose(asked, device or model.device, dtype or next(model.llm.parameters()).dtype)
+    dtype = dtype or next(model.llm.parameters()).dtype
+    name, why = choose(asked, device or model.device, dtype, widths_of(model.llm))
     logger.info("attention: %s (%s)", name, why)
     set_kernel(model, name)
     if not getattr(model.llm, "own_kernels", True):
         logger.info("attention of the LLM: transformers' own (%s)", model.llm.model.config._attn_implementation)
     return name
+
+
+def widths_of(llm: nn.Module) -> list[tuple[int, int]]:
+    """All widths of an LLM's heads. Empty for an LLM of a user's own that has no configuration of transformers."""
+    config = getattr(getattr(llm, "model", None), "config", None)
+    return [] if config is None else head_widths(config)
 
 
 def set_kernel(model: nn.Module, name: str) -> None:

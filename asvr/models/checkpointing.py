@@ -70,8 +70,8 @@ def run_in_chunks(function: Callable, inputs: tuple[torch.Tensor, ...], rows: in
     return torch.cat([checkpoint(function, *chunk, **settings("full")) for chunk in chunks])
 
 
-class Line(NamedTuple):
-    """Bytes that grow with the tokens of a micro-batch."""
+class LinearBytes(NamedTuple):
+    """Bytes as a linear function of the tokens of a micro-batch."""
 
     fixed: float
     per_token: float
@@ -97,9 +97,9 @@ class Recomputation:
     room: float
     tokens: int
     crops: int
-    least: Line
-    llm_kept: Line
-    all_kept: Line | None
+    least: LinearBytes
+    llm_kept: LinearBytes
+    all_kept: LinearBytes | None
 
     def kept(self, tokens: int) -> tuple[int, bool]:
         """How many blocks of the LLM may keep their activations, and whether the heads may."""

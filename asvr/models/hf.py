@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from asvr.base import hub
-from asvr.base.arch import causal_problem, tower_problem
+from asvr.base.arch import causal_problem, field_of, tower_problem
 from asvr.base.files import unsafe_pickle
 from asvr.base.gguf import gguf_config, gguf_model, is_gguf
 from asvr.base.log_once import log_once
@@ -54,9 +54,9 @@ def read_config(folder: Path | None, arch: dict | None, name: str | None, **over
     config = _read_folder(folder)
     if given is not None:
         own = _same_kind(config, given.model_type)
-        different = [k for k in arch if k != "model_type" and getattr(own, k, None) != getattr(given, k)]
+        different = [k for k in arch if k != "model_type" and field_of(own, k) != field_of(given, k)]
         if different:
-            listing = ", ".join(f"{k}={getattr(own, k, None)!r} (config: {arch[k]!r})" for k in different)
+            listing = ", ".join(f"{k}={field_of(own, k)!r} (config: {arch[k]!r})" for k in different)
             log_once(
                 logging.WARNING, "%s: the folder %s differs from `arch`; the folder is used: %s", name, folder, listing
             )

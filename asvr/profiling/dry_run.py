@@ -13,6 +13,7 @@ from torch import nn
 
 from asvr.data.layouts import Layout, layout_config
 from asvr.flops.count import Part, Sample, recomputed_parts, training_factor
+from asvr.flops.host_memory import HOST_USABLE, fits_host, host_room, require_offload
 from asvr.flops.memory import (
     MACHINES,
     USABLE,
@@ -34,19 +35,21 @@ WIDTH = 132
 SAMPLE = Sample()
 
 
-def dry_run(cfg: Config, sample: Sample = SAMPLE) -> str:
+def dry_run(cfg: Config, sample: Sample = SAMPLE, host_memory: float | None = None) -> str:
     """Tables of parameters, tokens per image, FLOPs and memory, by stage, as text.
 
-    Raises ``ValueError`` for a wrong config, as a real run does.
+    host_memory: GB of the CPU's memory of the machine that will train; None: that of this machine. Raises
+    ``ValueError`` for a wrong config, as a real run does.
     """
     check_config(cfg)
     recipe = Recipe(cfg)
+    require_offload(recipe, host_memory)
     models = check_sizes(recipe)
     tables = [
         _parameters(models),
         _tokens(recipe, models),
         _flops_or_why(recipe, models, sample),
-        _memory_or_why(recipe, models),
+        _memory_or_why(recipe, models, host_room(host_memory)),
     ]
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, markup=False)  # names may hold brackets
@@ -132,13 +135,13 @@ def _flops_or_why(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) 
         return f"FLOPs are not counted: {in_one_line(error)}"
 
 
-def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module]) -> Table | str:
+def _memory_or_why(recipe: Recipe, models: dict[str, nn.Module], room: float | None) -> Table | str:
     """The memory plan, or a line that says why there is none."""
     try:
         plans = {name: plan_memory(recipe.stages[name], models[name]) for name in models}
     except Exception as error:  # a user's own component may raise anything here too
         return f"Memory is not planned: {in_one_line(error)}"
-    return _memory(plans, recipe, {name: model.layout.largest() for name, model in models.items()})
+    return _memory(plans, recipe, {name: model.layout.largest() for name, model in models.items()}, room)
 
 
 def _flops(recipe: Recipe, models: dict[str, nn.Module], sample: Sample) -> Table:
@@ -241,8 +244,8 @@ def _micro_batch(stage: Stage, image: Layout) -> str:
     return f"{rows} {'row' if rows == 1 else 'rows'} of {tokens} tokens {seen}"
 
 
-def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layout]) -> Table:
-    """The table of the memory plan. images: the layout of the largest image, by stage."""
+def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layout], room: float | None) -> Table:
+    """The table of the memory plan. images: the layout of the largest image, by stage. room: see `host_room`."""
     rows = ", ".join(f"{name} {_micro_batch(recipe.stages[name], images[name])}" for name in plans)
     sizes = {machine.name: machine.card_bytes for machine in MACHINES}
     table = _table(
@@ -277,7 +280,20 @@ def _memory(plans: dict[str, MemoryPlan], recipe: Recipe, images: dict[str, Layo
             for p in plans.values()
         ]
         table.add_row(f"on each card of {machine}", *cells)
-    for machine in MACHINES if any(plan.gathered is not None for plan in plans.values()) else ():
-        cells = [_number(plan.on_cpu(machine.cards) / 1e9) for plan in plans.values()]
-        table.add_row(f"memory of the CPU for each card of {machine}", *cells)
+    if any(plan.gathered is not None for plan in plans.values()):
+        _add_host_memory(table, list(plans.values()), room)
     return table
+
+
+def _add_host_memory(table: Table, plans: list[MemoryPlan], room: float | None) -> None:
+    """Rows for the memory of the CPU that all cards of a machine take together, and a sentence about its size."""
+    for machine in MACHINES:
+        needs = [machine.cards * plan.on_cpu(machine.cards) for plan in plans]
+        ends = ["" if room is None else "  fits" if fits_host(need, room) else "  does NOT fit" for need in needs]
+        cells = [_number(need / 1e9) + end for need, end in zip(needs, ends, strict=True)]
+        table.add_row(f"memory of the CPU of {machine}", *cells)
+    if room is not None:
+        table.caption += (
+            f" The memory of the CPU is {room / 1e9:,.0f}e9 bytes (--host-memory, or this machine's), and states may "
+            f"fill {HOST_USABLE:.0%} of it."
+        )

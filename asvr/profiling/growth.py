@@ -109,7 +109,9 @@ def measured(path: Path, axis: Axis, *, samples: int, rounds: int, fixed: dict |
     """Seconds and peak bytes of a step, for each size. The sizes take turns, since the speed of a machine drifts."""
     workers = []
     for _, options in axis.points:
-        spec = dict(config=str(path), cfg_options=(fixed or {}) | options, stage=None, way=OWN, codes="cached")
+        spec = dict(
+            config=str(path), cfg_options=(fixed or {}) | options, stage=None, implementation=OWN, codes="cached"
+        )
         workers.append(Worker(dict(spec, samples=samples, steps=2 + rounds, first=0)))
         workers[-1].run(1)  # to warm up
     turns = [[worker.run(1)["steps"][0] for worker in workers] for _ in range(rounds)]

@@ -26,7 +26,7 @@ def time_method(path: Path, *, rounds: int, options: dict | None = None, samples
     options, load = options or {}, [os.getloadavg()[0]]
     stage = last_with_target(Recipe(load_config(path, options)))
     samples = samples or stage.data.global_batch
-    spec = dict(config=str(path), stage=stage.name, way=OWN, codes="cached", cached_features=True)
+    spec = dict(config=str(path), stage=stage.name, implementation=OWN, codes="cached", cached_features=True)
     spec |= dict(samples=samples, steps=1 + rounds, first=0)
     sides = [Worker(dict(spec, cfg_options=own)) for own in (options | without_targets(path), options)]
     for side in sides:

@@ -17,8 +17,10 @@ from torch import nn
 
 from asvr.data.transforms import ImageTransform
 from asvr.flops.count import Sample, forward_parts, training_factor
-from asvr.flops.memory import USABLE, MemoryPlan, held_bytes, in_one_line, plan_memory
-from asvr.flops.sharded import FLOAT, HALF, Sizes, gathered_bytes, offloads
+from asvr.flops.host_memory import fits_host, host_room
+from asvr.flops.memory import USABLE, MemoryPlan, in_one_line, plan_memory
+from asvr.flops.sharded import FLOAT, HALF, Sizes, copied_offloaded, gathered_bytes
+from asvr.flops.states import held_bytes
 from asvr.flops.step import peak_flops
 from asvr.models.trainable import trained_shares
 from asvr.recipe.build import pack_limits
@@ -35,7 +37,8 @@ class Cluster:
 
     card: a key of `CARD_BYTES`. link_gbs: GB/s that a card receives from the other cards of its node. network_gbs: GB/s
     that a node receives from other nodes. host_gbs: GB/s between a card and the CPU's memory. disk_gbs: GB/s that a
-    node writes. Raises ``ValueError`` for an unknown card, or a speed that is not above 0.
+    node writes. host_memory: GB of the CPU's memory of a node; None: as this machine has. Raises
+    ``ValueError`` for an unknown card, or a speed that is not above 0.
     """
 
     nodes: int
@@ -45,6 +48,7 @@ class Cluster:
     network_gbs: float = 200.0
     host_gbs: float = 25.0
     disk_gbs: float = 2.0
+    host_memory: float | None = None
 
     def __post_init__(self):
         speeds = ("link_gbs", "network_gbs", "host_gbs", "disk_gbs")
@@ -112,7 +116,8 @@ class LayoutPlan:
 
     memory: in bytes. link: bytes that it receives from its node in an optimisation step. network: its share of the
     bytes that the node receives from other nodes. seconds: of the step. bound: what limits the step. on_cpu: bytes of
-    the CPU's memory. copied: bytes between the card and the CPU's memory in the step.
+    the CPU's memory. fits_host: whether those of all cards fit a node. copied: bytes between the card and the CPU's
+    memory in the step.
     """
 
     layout: Layout
@@ -123,6 +128,7 @@ class LayoutPlan:
     seconds: float
     bound: str
     on_cpu: float = 0
+    fits_host: bool = True
     copied: float = 0
 
 
@@ -142,7 +148,7 @@ class StagePlan:
     @property
     def best(self) -> LayoutPlan | None:
         """The fastest layout that fits."""
-        return min((p for p in self.layouts if p.fits), key=lambda p: p.seconds, default=None)
+        return min((p for p in self.layouts if p.fits and p.fits_host), key=lambda p: p.seconds, default=None)
 
 
 def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
@@ -153,7 +159,7 @@ def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
     per_micro_batch = stage.data.micro_batch if limits is None else max(1, limits["max_tokens"] // tokens)
     micro_batches = ceil(ceil(per_step) / per_micro_batch)
     compute = _needed_flops(model, stage, assumed) * per_step / (peak_flops(cluster.card) * assumed.mfu)
-    held = held_bytes(stage, model)
+    held, copied = held_bytes(stage, model), copied_offloaded(stage, model, micro_batches)
     memory = plan_memory(stage, model)  # uses the model up
     return StagePlan(
         global_batch=stage.data.global_batch,
@@ -163,8 +169,7 @@ def plan_stage(stage: Stage, cluster: Cluster, assumed: Assumed) -> StagePlan:
         compute=compute,
         checkpoint=sizes.saved * FLOAT + held,
         layouts=[
-            plan_layout(layout, sizes, memory, cluster, micro_batches, compute, _copied(stage, sizes, micro_batches))
-            for layout in layouts(cluster)
+            plan_layout(layout, sizes, memory, cluster, micro_batches, compute, copied) for layout in layouts(cluster)
         ],
     )
 
@@ -205,6 +210,7 @@ def plan_layout(
         copies=copied / layout.shard / (cluster.host_gbs * GB),
     )
     bound = max(times, key=times.get)
+    on_cpu, room = memory.on_cpu(layout.shard), host_room(cluster.host_memory)
     return LayoutPlan(
         layout=layout,
         memory=held,
@@ -213,20 +219,10 @@ def plan_layout(
         network=network,
         seconds=times[bound],
         bound=bound,
-        on_cpu=memory.on_cpu(layout.shard),
+        on_cpu=on_cpu,
+        fits_host=room is None or fits_host(on_cpu * cluster.gpus, room),
         copied=copied / layout.shard,
     )
-
-
-def _copied(stage: Stage, sizes: Sizes, micro_batches: int) -> float:
-    """Bytes of float32 weights and gradients between the cards and the CPU's memory in an optimisation step.
-
-    Blocks are fetched twice in each micro-batch, or once if they are not freed after the forward pass."""
-    if not offloads(stage):
-        return 0
-    fetches = 2 if stage.parallel.get("reshard_after_forward", True) else 1
-    returns = micro_batches if stage.parallel.get("reduce_each", True) else 1
-    return ((fetches * sizes.blocks + sizes.root) * micro_batches + sizes.trained * returns) * FLOAT
 
 
 def received(layout: Layout, sizes: Sizes, cluster: Cluster, micro_batches: int) -> tuple[float, float]:

@@ -8,11 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from asvr.flops.host_memory import HOST_USABLE, host_room
 from asvr.profiling.plan import GB, Assumed, Cluster, InputPlan, LayoutPlan, StagePlan
 
 WIDTH = 132
 DAY = 86_400
-ON_CPU = ("memory of the CPU, GB", "copied to and from it, GB")  # rows for FSDP2's cpu_offload
+ON_CPU = (
+    "memory of the CPU, GB",
+    "of a node together, GB",
+    "copied to and from it, GB",
+)  # rows for FSDP2's cpu_offload
 
 
 def tables(stages: dict[str, StagePlan], inputs: InputPlan, cluster: Cluster, assumed: Assumed) -> str:
@@ -20,6 +25,8 @@ def tables(stages: dict[str, StagePlan], inputs: InputPlan, cluster: Cluster, as
     console = Console(file=text, width=WIDTH, markup=False)  # names may hold brackets
     for line in _heads(cluster, assumed):
         console.print(line, highlight=False)
+    if any(plan.on_cpu for stage in stages.values() for plan in stage.layouts):
+        console.print(_host_memory(cluster), highlight=False)
     for name, stage in stages.items():
         console.print("", _stage(name, stage, cluster), sep="\n", highlight=False)
     console.print("", _inputs(stages, inputs, cluster, assumed), sep="\n", highlight=False)
@@ -49,6 +56,14 @@ def _heads(cluster: Cluster, assumed: Assumed) -> list[str]:
     ]
 
 
+def _host_memory(cluster: Cluster) -> str:
+    room = host_room(cluster.host_memory)
+    if room is None:
+        return "This system does not say how much memory its CPU has (--host-memory), so it is not compared."
+    whose = "as this machine (--host-memory changes it)" if cluster.host_memory is None else "by --host-memory"
+    return f"The CPU of a node has {room / GB:,.1f} GB of memory, {whose}. States may fill {HOST_USABLE:.0%} of it."
+
+
 def _stage(name: str, stage: StagePlan, cluster: Cluster) -> Table:
     samples = stage.global_batch / cluster.cards
     table = Table(
@@ -71,7 +86,8 @@ def _stage(name: str, stage: StagePlan, cluster: Cluster) -> Table:
         "received, GB": lambda p: f"{p.link / GB:.1f}",
         "of this from other nodes, GB": lambda p: f"{p.network / GB:.2f}",
         ON_CPU[0]: lambda p: f"{p.on_cpu / GB:.1f}",
-        ON_CPU[1]: lambda p: f"{p.copied / GB:.1f}",
+        ON_CPU[1]: lambda p: f"{p.on_cpu * cluster.gpus / GB:.1f}  {'fits' if p.fits_host else 'does NOT fit'}",
+        ON_CPU[2]: lambda p: f"{p.copied / GB:.1f}",
         "step, s": lambda p: f"{p.seconds:.3g}  ({p.bound})",
         "samples/s, all cards": lambda p: f"{stage.global_batch / p.seconds:,.0f}",
         "whole stage, days": lambda p: f"{stage.steps * p.seconds / DAY:.2f}",

@@ -160,7 +160,7 @@ def _require_same_losses(sides: list[Side]) -> None:
     """Raise ``ValueError`` if another way to take a step has other losses than the first side."""
     ours = sides[0]
     for side in sides[1:]:
-        if side.spec["way"] != OWN:
+        if side.spec["implementation"] != OWN:
             difference = _difference(ours.info["first_losses"], side.info["first_losses"])
             limit = HALF_DIFFERENCE if "bf16" in (ours.spec["precision"], side.spec["precision"]) else DIFFERENCE
             if not difference <= limit:

@@ -90,16 +90,16 @@ class StoredCodes:
 class Worker:
     """A model, its optimiser and its batches, ready to take steps.
 
-    spec: config, cfg_options, stage, way (``own``, ``plain`` or ``transformers``), codes (``cached`` or ``online``),
-    samples (per step), steps (at most), first (number of the first step); steps_of_turn: a smaller limit of steps on an
-    accelerator; cached_features: whether the features of a frozen encoder are cached too, as with ``data.cache=True``
-    (default: no).
+    spec: config, cfg_options, stage, implementation (``own``, ``plain`` or ``transformers``), codes (``cached`` or
+    ``online``), samples (per step), steps (at most), first (number of the first step); steps_of_turn: a smaller limit
+    of steps on an accelerator; cached_features: whether the features of a frozen encoder are cached too, as with
+    ``data.cache=True`` (default: no).
     """
 
     def __init__(self, spec: dict):
         recipe = Recipe(load_config(spec["config"], spec["cfg_options"]))
         self.stage = stage = recipe.stage(spec["stage"])
-        own, self.size = spec["way"] == OWN, spec["samples"]
+        own, self.size = spec["implementation"] == OWN, spec["samples"]
         stage.data.global_batch = self.size
         stage.data.micro_batch = min(stage.data.micro_batch, self.size)
         if not own:
@@ -122,9 +122,9 @@ class Worker:
         if not on_gpu:
             stage.data.num_workers = 0  # the step needs all cores, and workers would take some
         micro = f"micro-batches of {stage.data.micro_batch}"
-        if spec["way"] == PLAIN:
+        if spec["implementation"] == PLAIN:
             self.how = f"{micro}, padded rows, masked SDPA, online codes, AdamW, {stage.optim.precision}"
-        elif spec["way"] == TRANSFORMERS:
+        elif spec["implementation"] == TRANSFORMERS:
             self.how = f"{micro}, padded rows, transformers' LLaVA with SDPA, fused AdamW, {stage.optim.precision}"
         if not own and stage.model.llm.get("activation_checkpointing", "none") != "none":
             self.how += ", LLM recomputed"
@@ -143,10 +143,10 @@ class Worker:
         self.windows = iter(build_step_loader(stage, self.samples, collate, of_steps))
         self.flops = StepFlops(stage)
         steps = {PLAIN: PlainStep, TRANSFORMERS: partial(HuggingFaceStep, dtype=self.dtype), OWN: lambda model: model}
-        self.step = steps[spec["way"]](model)
+        self.step = steps[spec["implementation"]](model)
         self.wrapper = build_optim_wrapper(model, stage.optim)
         self.wrapper.never_skips = not own
-        if spec["way"] == PLAIN:
+        if spec["implementation"] == PLAIN:
             self.wrapper.optimizer = plain_optimizer(model, stage.optim)
         self.optimizer = self.wrapper.optimizer
 

@@ -24,10 +24,10 @@ from asvr.data.packing import Balance, StepCollate
 from asvr.data.refusals import Refusal, Refused
 from asvr.data.samplers import BatchSampler
 from asvr.data.workers import TIMEOUT, require_room_for_workers, tensors_in
-from asvr.models.attention import AUTO, choose, set_kernel
+from asvr.models.attention import AUTO, choose, set_kernel, widths_of
 from asvr.models.targets.weights import has_weight
 from asvr.models.transforms import transform_and_train
-from asvr.recipe.preflight import check_sizes
+from asvr.recipe.preflight import build_meta, check_sizes
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.schema import is_device
 from asvr.registry import DATASETS, MODELS
@@ -73,7 +73,8 @@ def as_in_training(part: torch.nn.Module, stage: Stage, device: torch.device) ->
     It uses the device and the attention kernel of training, so cached outputs equal those computed online. The LLM's
     dtype is not known here. It only decides between kernels that are the same in vision towers."""
     dtype = PRECISIONS[stage.optim.precision] or torch.float32
-    kernel, _ = choose(stage.runtime.get("attention", AUTO), device, dtype)
+    widths = widths_of(build_meta(stage).llm) if device.type == "cuda" else ()  # elsewhere no kernel is tried
+    kernel, _ = choose(stage.runtime.get("attention", AUTO), device, dtype, widths)
     set_kernel(part, kernel)
     return part.requires_grad_(False).eval().to(device)
 

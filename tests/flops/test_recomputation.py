@@ -15,7 +15,7 @@ from asvr.flops.memory import MemoryPlan, plan_memory
 from asvr.flops.recomputation import fit_memory
 from asvr.models.attention import use_attention
 from asvr.models.batches import full_batch
-from asvr.models.checkpointing import Line, Recomputation
+from asvr.models.checkpointing import LinearBytes, Recomputation
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe
 from asvr.registry import MODELS
@@ -36,7 +36,7 @@ def logged(caplog):
 
 def fits(room: float, **changes) -> Recomputation:
     """States 40; of a micro-batch of 10 tokens, 20 bytes are the least, and each of 4 blocks keeps 20 more."""
-    lines = dict(least=Line(40, 2), llm_kept=Line(40, 10), all_kept=Line(40, 11))
+    lines = dict(least=LinearBytes(40, 2), llm_kept=LinearBytes(40, 10), all_kept=LinearBytes(40, 11))
     return Recomputation(**dict(layers=4, heads=("semantic",), tokens=10, crops=2, room=room, **lines) | changes)
 
 
@@ -61,15 +61,15 @@ def test_a_micro_batch_with_short_texts_counts_by_its_images():
 
 
 def test_an_llm_that_is_not_auto_leaves_room_for_the_heads():
-    own = dict(layers=0, least=Line(40, 10))
+    own = dict(layers=0, least=LinearBytes(40, 10))
     assert fits(150, **own).kept(10) == (0, True) and fits(149, **own).kept(10) == (0, False)
 
 
 def test_a_compiled_block_keeps_what_selective_keeps():
     given = dict(weights=10, gradients=10, optimizer=20, activations=dict(none=110, selective=60, full=20))
     plan = MemoryPlan(**given, copies=dict(none=10, selective=5, full=5), mode="full", kept="selective")
-    assert recomputation._line(plan, plan.kept, 11) == Line(45, 5)
-    assert recomputation._line(plan, "none", 10) == Line(50, 10)
+    assert recomputation._linear_bytes(plan, plan.kept, 11) == LinearBytes(45, 5)
+    assert recomputation._linear_bytes(plan, "none", 10) == LinearBytes(50, 10)
 
 
 def stage_of(mode: str, head: str = "none"):

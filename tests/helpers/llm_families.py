@@ -44,6 +44,15 @@ PACKED = {
         layer_types=ALTERNATING,
         rope_parameters=GEMMA3_ROPE,
     ),
+    "gemma4": dict(  # its global layers have wider heads
+        GROUPED,
+        model_type="gemma4_text",
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=3,
+        layer_types=ALTERNATING,
+        hidden_size_per_layer_input=0,
+    ),
     "phi3": dict(GROUPED, model_type="phi3", sliding_window=3, rope_parameters=PARTIAL),
     "phi3-128k": dict(
         GROUPED, model_type="phi3", sliding_window=3, rope_parameters=PHI3_ROPE, original_max_position_embeddings=32

@@ -10,13 +10,16 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from vlm_helpers import LLAMA, build, collate, rows
 
 from asvr.data.batch import Segments
+from asvr.models import attention
 from asvr.models.attention import (
     PREFIX,
     _interface,
+    _probe,
     choose,
     no_mask,
     problem_of,
     use_attention,
+    widths_of,
 )
 from asvr.models.attention_checks import check_isolation
 from asvr.models.attention_kernels import KERNELS
@@ -173,6 +176,27 @@ def test_the_choice_is_told_and_an_impossible_one_refused(caplog):
             choose(name, torch.device("cpu"), torch.float32)
     with pytest.raises(ValueError, match="expected one of auto, sdpa, xformers, varlen"):
         choose("flash", torch.device("cpu"), torch.float32)
+
+
+def test_the_widths_of_the_heads_reach_the_choice(monkeypatch):
+    model, seen = build(llm=MISTRAL), []
+    monkeypatch.setattr(attention, "choose", lambda *given: seen.append(given[-1]) or ("sdpa", "a test"))
+    use_attention(model, "auto", None)
+    assert seen == [[(4, 4)]]
+    assert widths_of(torch.nn.Linear(2, 2)) == []  # an LLM without a configuration
+
+
+def test_on_the_cpu_no_kernel_is_tried(monkeypatch):
+    monkeypatch.setattr(attention, "_probe", lambda *args, **case: pytest.fail("it was tried"))
+    assert use_attention(build(), "auto", torch.bfloat16) == "sdpa"
+
+
+@pytest.mark.parametrize("width", [(8, 8), (12, 8)])
+def test_the_probe_sees_a_kernel_that_is_wrong(width, monkeypatch):
+    case = dict(width=width, window=4)
+    assert _probe("sdpa", torch.device("cpu"), torch.float32, **case) == 0
+    monkeypatch.setitem(KERNELS, "wrong", lambda *args, **kwargs: 1.5 * KERNELS["sdpa"](*args, **kwargs))
+    assert _probe("wrong", torch.device("cpu"), torch.float32, **case) > 0.1
 
 
 def test_every_part_of_the_model_uses_the_kernel(monkeypatch):

@@ -20,9 +20,10 @@ HOPPER, BLACKWELL, AMPERE = (9, 0), (10, 0), (8, 0)
 def machine(monkeypatch):
     """Stands in for a machine with a GPU, and for torch's switch.
 
-    works: kernels that give right results. installed: modules. broken: implementations that cannot be imported."""
-    own = SimpleNamespace(capability=HOPPER, works={"varlen", "xformers"}, installed=set(), broken=set())
-    own.switch, own.history = None, []
+    works: kernels that give right results. installed: modules. broken: implementations that cannot be imported. widest:
+    the widest head of a kernel that has a limit. tried: the cases of each kernel."""
+    own = SimpleNamespace(capability=HOPPER, works={"varlen", "xformers"}, installed=set(), broken=set(), widest={})
+    own.switch, own.history, own.tried = None, [], {}
 
     def activate(name):
         own.switch = None  # as torch does
@@ -33,6 +34,9 @@ def machine(monkeypatch):
 
     def probe(name, device, dtype, **case):
         assert own.switch == flash_attention.implementation_of(name), "the kernel is tried with another implementation"
+        own.tried.setdefault(name, []).append((case["width"], case["window"], case.get("packed", True)))
+        if max(case["width"]) > own.widest.get(name, 10_000):
+            raise RuntimeError("head dimension is too large")
         return 0.0 if name in own.works else 1.0
 
     def find_spec(name, *args):
@@ -77,12 +81,42 @@ def test_the_fastest_that_works_is_chosen_and_stays(machine, capability, works, 
     assert choose("sdpa", CUDA, HALF)[0] == "sdpa" and machine.switch is None
 
 
+def test_a_kernel_must_work_with_all_heads_of_the_llm(machine):
+    """Gemma 4: the heads of its global layers are wider than flash attention takes."""
+    machine.installed, machine.works = {"flash_attn.cute"}, {"varlen_fa4", "varlen", "xformers"}
+    machine.widest = {"varlen_fa4": 256, "varlen": 256}
+    widths = [(256, 256), (512, 512)]
+    assert choose("auto", CUDA, HALF, widths[:1])[0] == "varlen_fa4"
+    name, why = choose("auto", CUDA, HALF, widths)
+    assert (name, machine.switch) == ("xformers", None)
+    assert "varlen: fails here with heads of width 512 (RuntimeError: head dimension is too large)" in why
+    assert {case[0] for case in machine.tried["xformers"]} == set(widths)
+    with pytest.raises(ValueError, match="runtime.attention='varlen': fails here with heads of width 512"):
+        choose("varlen", CUDA, HALF, widths)
+    machine.works = {"varlen"}
+    assert choose("auto", CUDA, HALF, widths)[0] == "sdpa"
+    machine.widest = dict(varlen=128)
+    assert "with heads of width 192 and values of width 128" in problem_of("varlen", CUDA, HALF, [(192, 128)])
+
+
+def test_each_width_is_tried_packed_with_and_without_a_window_and_alone(machine):
+    machine.installed, machine.works = {"flash_attn.cute"}, {"varlen_fa4", "varlen"}
+    assert problem_of("varlen", CUDA, HALF, [(96, 96)]) is None
+    assert machine.tried["varlen"] == [((96, 96), None, True), ((96, 96), 4, True)]
+    assert problem_of("varlen_fa4", CUDA, HALF, [(96, 96)]) is None
+    alone = {width for width, _, packed in machine.tried["varlen_fa4"] if not packed}
+    assert {(96, 96), (72, 72)} < alone  # the vision tower's too, since SDPA is switched
+
+
 def test_one_that_fails_leaves_the_switch_as_it_was(machine):
     machine.installed = {"flash_attn_interface", "flash_attn.cute"}
     machine.broken, machine.switch = {"FA3"}, "FA4"
     assert problem_of("varlen_fa3", CUDA, HALF) == "fails here (ImportError: FA3: undefined symbol)"
     assert machine.switch == "FA4"
-    assert problem_of("varlen_fa4", CUDA, HALF) == "differs from SDPA by 1.0e+00 of the largest value"
+    assert (
+        problem_of("varlen_fa4", CUDA, HALF)
+        == "differs from SDPA by 1.0e+00 of the largest value with heads of width 64"
+    )
     assert problem_of("varlen", CUDA, HALF) is None and machine.switch == "FA4"
     name, why = choose("auto", CUDA, HALF)
     assert (name, machine.switch) == ("varlen", None) and why.startswith("varlen_fa3: fails here (ImportError")

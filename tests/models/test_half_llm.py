@@ -17,11 +17,16 @@ def half_model(dtype: str) -> VLM:
     return model
 
 
-def test_losses_are_those_of_float32_weights():
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_CUDA])])
+@pytest.mark.parametrize("moments", ["float32", "bfloat16"])
+def test_losses_are_those_of_float32_weights_and_moments(moments, device):
     curves = []
-    for dtype in ("bfloat16", "float32"):
-        model = half_model(dtype)
-        wrapper = build_optim_wrapper(model, OPTIM)
+    for dtype, kept in (("bfloat16", moments), ("float32", "float32")):
+        model = half_model(dtype).to(device)
+        wrapper = build_optim_wrapper(model, dict(OPTIM, moments=kept))
         window = [collate(model, rows()[:3], packed=False), collate(model, rows()[3:])]
         curves.append([float(model.train_step(window, wrapper)["text"]) for _ in range(20)])
     assert curves[0] == pytest.approx(curves[1], rel=2e-2) and curves[0][-1] < 0.9 * curves[0][0]

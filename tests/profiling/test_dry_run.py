@@ -57,6 +57,16 @@ def test_what_a_cache_holds_costs_nothing(cache, encoder, search):
     assert factors == [encoder, search]
 
 
+@pytest.mark.parametrize(("host_memory", "end"), [(1000.0, "  fits"), (0.5, "  does NOT fit")])
+def test_offloaded_states_against_the_memory_of_the_machine(host_memory, end):
+    options = {"parallel": dict(type="FSDP2", cpu_offload=True)}
+    cfg = load_config(ROOT / "configs/benchmarks/small_asvr.py", options)
+    text = dry_run(cfg, host_memory=host_memory)
+    for machine in ("1 x 80 GB", "8 x 80 GB"):  # all cards of a machine together
+        assert row(text, f"memory of the CPU of {machine}")[2].endswith(end)
+    assert f"The memory of the CPU is {host_memory:,.0f}e9 bytes" in " ".join(text.split()) or host_memory < 1
+
+
 def test_memory_plan_of_the_three_machines(printed):
     for machine, pretrain, finetune in (
         ("1 x 80", "fits", "NOT"),

@@ -4,19 +4,24 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from run_helpers import ROOT, call_tool
 
-from asvr.flops.sharded import FLOAT, HALF, Sizes, gathered_bytes
+from asvr.flops.sharded import FLOAT, HALF, Sizes, copied_offloaded, gathered_bytes
 from asvr.profiling.plan import (
     Assumed,
     Cluster,
+    InputPlan,
     Layout,
     images_per_second,
     layouts,
     plan,
     received,
 )
+from asvr.profiling.plan_table import tables
 from asvr.recipe.config import load_config
+from asvr.recipe.preflight import build_meta
+from asvr.recipe.recipe import Recipe
 
 RECIPE = ROOT / "configs/asvr_vicuna7b.py"
 SIZES = Sizes(blocks=800, num_blocks=4, root=100, trained=900, saved=900)
@@ -62,6 +67,41 @@ def test_states_in_the_memory_of_the_cpu():
     assert whole.bound == "copies" and whole.seconds == whole.copied / 25e9
 
 
+def test_copies_have_the_dtype_of_their_weights():
+    """By hand. Frozen weights in half precision take 2 bytes each, and those that stay on the card are not copied."""
+    options = {"parallel": dict(type="FSDP2", cpu_offload=True), "stages.pretrain.model.llm.dtype": "bfloat16"}
+    stage = Recipe(load_config(ROOT / "configs/benchmarks/small_asvr.py", options)).stages["pretrain"]
+    model = build_meta(stage)
+    assert {(p.dtype, p.requires_grad) for p in model.llm.parameters()} == {(torch.bfloat16, False)}
+    inside = {id(p) for block in model.llm.blocks for p in block.parameters()}
+    blocks = sum(p.numel() for p in model.parameters() if id(p) in inside)
+    root = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in inside)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert copied_offloaded(stage, model, 3) == 3 * (2 * 2 * blocks + root + 4 * trained)
+    stage.parallel.update(reshard_after_forward=False, reduce_each=False)
+    assert copied_offloaded(stage, model, 3) == 3 * (2 * blocks + root) + 4 * trained
+    stage.parallel["frozen"] = "replicate"
+    assert copied_offloaded(stage, model, 3) == 3 * 4 * trained + 4 * trained
+    stage.parallel["cpu_offload"] = False
+    assert copied_offloaded(stage, model, 3) == 0
+
+
+@pytest.mark.parametrize(("host_memory", "fits"), [(1000.0, True), (0.1, False)])
+def test_a_node_must_hold_what_its_cards_offload(host_memory, fits):
+    options = {"parallel": dict(type="FSDP2", cpu_offload=True, param_dtype="bfloat16")}
+    cfg = load_config(ROOT / "configs/benchmarks/small_asvr.py", options)
+    cluster = Cluster(2, 4, host_memory=host_memory)
+    stages = plan(cfg, cluster, Assumed())
+    ddp, whole, hybrid = stages["finetune"].layouts
+    assert ddp.fits_host and whole.fits_host is hybrid.fits_host is fits
+    assert hybrid.on_cpu == pytest.approx(2 * whole.on_cpu, rel=1e-6)  # each node has a copy
+    assert fits or stages["finetune"].best is ddp
+    text = tables(stages, InputPlan(50, 0, 0), cluster, Assumed())
+    assert f"The CPU of a node has {host_memory:,.1f} GB of memory, by --host-memory" in text
+    rows = [line for line in text.splitlines() if "of a node together, GB" in line]
+    assert rows and all(("does NOT fit" in line) is not fits for line in rows)
+
+
 def test_a_slower_network_binds(finetune):
     slow = plan(load_config(RECIPE), Cluster(8, 8, network_gbs=10), Assumed())["finetune"]
     assert {layout.bound for layout in slow.layouts} == {"network"}
@@ -93,6 +133,8 @@ def test_the_tool(tmp_path):
         (["--samples", "5"], "--samples needs --plan"),
         (["--plan", "1x8", "--mfu", "0"], "--mfu 0.0: expected a number above 0"),
         (["--plan", "1x8", "--mfu", "45"], "--mfu 45.0: expected a share, at most 1"),
+        (["--plan", "1x8", "--host-memory", "512"], "--host-memory has no effect: no stage has parallel.cpu_offload"),
+        (["--host-memory", "0"], "--host-memory 0: expected a number above 0"),
         (["--plan", "1x8", "--card", "H1"], "--card 'H1': expected one of A100, H100, H200"),
     ],
 )

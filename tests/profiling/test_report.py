@@ -1,13 +1,14 @@
 """FLOPs of whole recipes: fvcore's count, the formulas and torch's own counter agree."""
 
 import pytest
+from llm_families import FAMILIES
 from run_helpers import ROOT
 from test_throughput import LLAVA, TARGET, TINY
 
 from asvr.data.batch import Segments
 from asvr.flops.count import Sample
-from asvr.flops.memory import full_batch
 from asvr.flops.step import StepFlops
+from asvr.models.batches import full_batch
 from asvr.profiling.report import added, added_in_words, flops_report, markdown, memory_bytes, paper_ratio
 from asvr.recipe.config import load_config
 from asvr.recipe.recipe import Recipe
@@ -33,6 +34,13 @@ def test_three_counts_agree_within_a_percent(reports):
 def test_grouped_heads_agree_too():
     rows = flops_report(load_config(ROOT / "configs/asvr_mistral7b.py"), Sample())["forward"]
     (row,) = (row for row in rows if row["part"] == "LLM blocks")
+    assert row["formula"] == pytest.approx(row["fvcore"], rel=0.01) == pytest.approx(row["torch"], rel=0.01)
+
+
+def test_layers_of_two_widths_agree_too():
+    cfg = load_config(LLAVA, TINY)
+    cfg.model.llm.arch = dict(FAMILIES["gemma4"])
+    (row,) = (row for row in flops_report(cfg, Sample())["forward"] if row["part"] == "LLM blocks")
     assert row["formula"] == pytest.approx(row["fvcore"], rel=0.01) == pytest.approx(row["torch"], rel=0.01)
 
 

@@ -45,7 +45,7 @@ ASVR, LLAVA = (str(ROOT / f"configs/benchmarks/small_{name}.py") for name in ("a
 def spec(config=ASVR, **changes) -> dict:
     options = TINY | (TARGET if config == ASVR else {})
     return dict(
-        dict(config=config, cfg_options=options, stage=None, way="own", codes="cached", precision="float32")
+        dict(config=config, cfg_options=options, stage=None, implementation="own", codes="cached", precision="float32")
         | dict(keep_memory=True),
         **changes,
     )
@@ -56,7 +56,9 @@ def steps(**changes) -> list[dict]:
     return Worker(spec(**changes) | dict(samples=8, steps=3, first=0)).run(3)["steps"]
 
 
-@pytest.mark.parametrize("changes", [dict(way="plain"), dict(codes="online"), dict(cached_features=True)], ids=str)
+@pytest.mark.parametrize(
+    "changes", [dict(implementation="plain"), dict(codes="online"), dict(cached_features=True)], ids=str
+)
 def test_every_way_of_a_step_has_the_same_losses(changes):
     """Also after two optimisation steps: the released code's way computes the same gradients."""
     for own, other in zip(steps(**changes), steps(), strict=True):
@@ -69,8 +71,8 @@ def test_the_step_of_transformers_has_the_same_losses(precision):
     options = TINY | {"optim.precision": precision, "stages.finetune.data.micro_batch": 4}
     given = dict(config=LLAVA, cfg_options=options, precision=precision)
     sides = [
-        Worker(spec(**given, way=way) | dict(samples=8, steps=3, first=0)).run(3)["steps"]
-        for way in ("own", "transformers")
+        Worker(spec(**given, implementation=name) | dict(samples=8, steps=3, first=0)).run(3)["steps"]
+        for name in ("own", "transformers")
     ]
     for own, other in zip(*sides, strict=True):
         assert own["losses"] == pytest.approx(other["losses"], rel=1e-5 if precision == "float32" else 2e-2)
@@ -79,11 +81,11 @@ def test_the_step_of_transformers_has_the_same_losses(precision):
 
 def test_transformers_llava_has_no_target():
     with pytest.raises(ValueError, match="--transformers: .* no reconstruction target: give a config of this kind"):
-        Worker(spec(way="transformers") | dict(samples=2, steps=1, first=0))
+        Worker(spec(implementation="transformers") | dict(samples=2, steps=1, first=0))
 
 
 def test_what_is_computed_is_counted():
-    packed, plain, llava = steps(), steps(way="plain"), steps(config=LLAVA)
+    packed, plain, llava = steps(), steps(implementation="plain"), steps(config=LLAVA)
     assert packed[0]["positions"] == packed[0]["tokens"] < plain[0]["positions"]
     assert llava[0]["flops"] < packed[0]["flops"] < steps(codes="online")[0]["flops"]
     without_encoder = steps(cached_features=True)[0]["flops"]
@@ -114,7 +116,7 @@ def test_samples_are_like_llavas():
 
 @pytest.fixture(scope="module")
 def result():
-    sides = [Side("ours", spec()), Side("plain", spec(way="plain"))]
+    sides = [Side("ours", spec()), Side("plain", spec(implementation="plain"))]
     return compare(sides, samples=4, rounds=2, steps=1)
 
 
@@ -165,7 +167,7 @@ def test_one_side_at_a_time_holds_an_accelerators_memory(monkeypatch):
         seen.append((side.name, keep))
 
     monkeypatch.setattr(Side, "run", alone)
-    sides = [Alone("ours", spec()), Alone("plain", spec(way="plain"))]
+    sides = [Alone("ours", spec()), Alone("plain", spec(implementation="plain"))]
     kept = []
     found = compare(sides, samples=2, rounds=2, steps=1, keep=kept.append)
     assert [result["rounds"] for result in kept] == [1, 2] and kept[-1] == found  # a run that is ended keeps the first
@@ -190,7 +192,7 @@ def test_a_side_alone_is_one_process_and_has_samples_for_all_rounds(names, of_tu
 
 
 def test_sides_whose_losses_differ_are_no_comparison():
-    sides = [Side("a", spec()), Side("b", spec(way="plain"))]
+    sides = [Side("a", spec()), Side("b", spec(implementation="plain"))]
     sides[0].info["first_losses"], sides[1].info["first_losses"] = dict(text=1.0), dict(text=1.001)
     with pytest.raises(ValueError, match=r"losses of the two sides differ by 1.0e-03, more than 1e-04"):
         throughput._require_same_losses(sides)
@@ -205,7 +207,7 @@ def test_sides_whose_losses_differ_are_no_comparison():
     ("key", "value"), [("tap", 1), ("supervise", 3), ("loss", dict(type="CodeCrossEntropy", label_smoothing=0.1))]
 )
 def test_plain_refuses_an_objective_that_the_released_code_has_not(key, value):
-    changed = spec(way="plain")
+    changed = spec(implementation="plain")
     changed["cfg_options"] = changed["cfg_options"] | {f"model.reconstruction.0.{key}": value}
     with pytest.raises(ValueError, match="--plain: target 'semantic' has (label_smoothing|tap|supervise)="):
         Worker(changed | dict(samples=1, steps=1, first=0))

@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from asvr.flops.count import Part, Sample, _with_last, flops_of, training_factor
-from asvr.flops.memory import full_batch, plan_memory, warn_of_memory
+from asvr.flops.memory import plan_memory, warn_of_memory
 from asvr.flops.step import step_flops
 from asvr.models.attention import set_kernel
+from asvr.models.batches import full_batch
 from asvr.models.checkpointing import MODES
 from asvr.models.llms import HFCausalLM
 from asvr.profiling.dry_run import _flops_or_why, _memory_or_why

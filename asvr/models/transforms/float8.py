@@ -22,12 +22,12 @@ class Float8:
     bits: a model that answers questions has plain layers, in a run too.
 
     layers: patterns of names, as in `Lora`.
-    recipe: how numbers are scaled to 8 bits. ``rowwise``: with a factor for each row. ``tensorwise``: with one factor
+    recipe: how numbers are scaled to 8 bits. ``rowwise``: with a scale for each row. ``tensorwise``: with one scale
         for the whole tensor, which is faster. Samples of a micro-batch then change each other's rounding, so it cannot
         be used with ``data.pack``. ``rowwise_with_gw_hp``: as rowwise, but the gradients of weights are computed in
         full precision.
     fsdp_float8_all_gather: with ``parallel.type='FSDP2'``, gather the layers of the LLM's blocks in 8 bits, which is a
-        quarter of float32's bytes. Their weights have one factor for the whole tensor, with any recipe. Other layers
+        quarter of float32's bytes. Their weights have one scale for the whole tensor, with any recipe. Other layers
         are gathered as without it.
     emulate: round to 8 bits, but multiply in full precision. It runs on any device, and is slower than no transform.
 
@@ -58,7 +58,7 @@ class Float8:
         raise ValueError(
             f"model_transforms: Float8 with recipe={self.recipe!r} needs a CUDA device of capability "
             f"{needed[0]}.{needed[1]} or higher, but runtime.device is {device}: leave it out, or set emulate=True, "
-            "which rounds in the same way but is slow"
+            "which rounds the same but is slow"
         )
 
     def require_parallel(self, kind: str | None) -> None:
@@ -83,7 +83,7 @@ class Float8:
                         "layers"
                     )
             in_blocks = self._in_blocks(model, layers) if self.fsdp_float8_all_gather else set()
-            for chosen, own in ((layers.keys() - in_blocks, config), (in_blocks, _one_factor_a_weight(float8, config))):
+            for chosen, own in ((layers.keys() - in_blocks, config), (in_blocks, _one_scale_a_weight(float8, config))):
                 float8.convert_to_float8_training(
                     parts[name], module_filter_fn=lambda layer, key, chosen=chosen: key in chosen, config=own
                 )
@@ -127,7 +127,7 @@ class Float8:
                 layer.weight = nn.Parameter(cast, requires_grad=weight.requires_grad)
 
     def after_step(self, model: nn.Module) -> None:
-        """Compute the factors of all gathered weights in one exchange. Otherwise there would be one for each weight."""
+        """Compute the scales of all gathered weights in one exchange. Otherwise there would be one for each weight."""
         if self._gathered:
             _torchao_float8().precompute_float8_dynamic_scale_for_fsdp(model)
 
@@ -162,8 +162,8 @@ class Float8:
         self._gathered.clear()
 
 
-def _one_factor_a_weight(float8, config):
-    """The config with one factor for a whole weight, which each process can apply to its own part."""
+def _one_scale_a_weight(float8, config):
+    """The config with one scale for a whole weight, which each process can apply to its own part."""
     cast = replace(config.cast_config_weight, scaling_granularity=float8.ScalingGranularity.TENSORWISE)
     return replace(config, cast_config_weight=cast, cast_config_weight_for_grad_input=cast)
 
