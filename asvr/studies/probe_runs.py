@@ -12,6 +12,7 @@ Legend: ``I`` images, ``N`` visual tokens of an image, ``G`` regions, ``H`` LLM 
 """
 
 import json
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
@@ -36,8 +37,8 @@ from asvr.pretrained import Pretrained
 from asvr.recipe.preflight import preflight
 from asvr.recipe.recipe import Recipe
 from asvr.registry import DATASETS
-from asvr.studies.probe_truth import PROBES, coverage, asked_place, rows_of
-from asvr.studies.probes import TEST, fit_probe, parts_of
+from asvr.studies.probe_truth import PROBES, asked_place, coverage, rows_of
+from asvr.studies.probes import TEST, Fitted, fit_probe, parts_of
 from asvr.studies.results import Run, runs, sighted
 from asvr.studies.study_file import arm_config
 
@@ -72,12 +73,28 @@ def probe_study(study: Config, out: Path, *, scenes: int = DEFAULT_SCENES) -> tu
     missing += [f"{r.arm}, seed {r.seed} (the baseline lacks it)" for r in finished if r.seed not in shared]
     chosen = sorted((run for run in finished if run.seed in shared), key=lambda run: run.arm != study.baseline)
     dataset = _scenes_of(study, {run.arm: recipes[run.arm] for run in chosen}, scenes)
+    made_with = {run: _made_with(run, last[run.arm], dataset) for run in chosen}
+    results = {run: read_json_file(_file(run)) for run in chosen}
+    waiting = [run for run in chosen if results[run].get("made_with") != made_with[run]]
+    if kept := len(chosen) - len(waiting):
+        logger.info("%d of %d runs are probed already", kept, len(chosen))
+    with progress_bar(desc="probes", unit="step", disable=not waiting) as bar:
+        for number, run in enumerate(waiting):
+            pretrained = load(run.work_dir, device=recipes[run.arm].runtime.device)
+            # Runs have about as many steps as one another, so the first one tells how long all will take.
+            bar.total = bar.n + (len(waiting) - number) * _steps(pretrained, dataset)
+            results[run] = dict(made_with=made_with[run], **probe(pretrained, dataset, done=bar.update))
+            _file(run).parent.mkdir(exist_ok=True)
+            replace_text(_file(run), json.dumps(results[run]) + "\n")
+            logger.info("%s, seed %d: probed (%s)", run.arm, run.seed, _file(run))
     found: dict[str, list[dict]] = {}
-    with progress_bar(total=len(chosen), desc="probes", unit="run") as bar:
-        for run in chosen:
-            found.setdefault(run.arm, []).append(_kept(run, last[run.arm], dataset, recipes[run.arm].runtime.device))
-            bar.update(1)
+    for run in chosen:
+        found.setdefault(run.arm, []).append(dict(results[run], seed=run.seed))
     return found, missing
+
+
+def _file(run: Run) -> Path:
+    return run.work_dir / "probes" / "probes.json"
 
 
 def _scenes_of(study: Config, recipes: dict[str, Recipe], scenes: int) -> Scenes:
@@ -114,32 +131,29 @@ def _no_places(layout: ImageLayout) -> str | None:
     return None if height == width else f"its encoder reads images of {width} x {height} pixels, and scenes are square"
 
 
-def _kept(run: Run, stage: str, dataset: Scenes, device: str) -> dict:
-    """The result of a run: from its file, if that was made with the same, else new."""
-    file = run.work_dir / "probes" / "probes.json"
-    made_with = dict(
+def _made_with(run: Run, stage: str, dataset: Scenes) -> dict:
+    """What decides the result of a run."""
+    return dict(
         version=VERSION,
         weights=weights_digest(run.work_dir, stage),
         scenes=f"{dataset.made} {len(dataset.scenes)} {dataset.fingerprint()}",
         drawings=painter(),
     )
-    result = read_json_file(file)
-    if result.get("made_with") == made_with:
-        logger.info("%s, seed %d: probed already (%s)", run.arm, run.seed, file)
-    else:
-        result = dict(made_with=made_with, **probe(load(run.work_dir, device=device), dataset, desc=_name(run)))
-        file.parent.mkdir(exist_ok=True)
-        replace_text(file, json.dumps(result) + "\n")
-        logger.info("%s, seed %d: probed (%s)", run.arm, run.seed, file)
-    return dict(result, seed=run.seed)
 
 
-def _name(run: Run) -> str:
-    return f"{run.arm}, seed {run.seed}"
+def _layers(pretrained: Pretrained) -> int:
+    """The number of hidden states: the input of the first block, and the output of each block."""
+    return pretrained.model.llm.num_layers + 1
 
 
-def probe(pretrained: Pretrained, dataset: Scenes, *, desc: str) -> dict:
-    """All probes of one model on the scenes of a data set. desc: the name of the progress bar.
+def _steps(pretrained: Pretrained, dataset: Scenes) -> int:
+    """The number of steps of `probe`: scenes, classifiers, and questions for the attention."""
+    classifiers = sum(len(own) for own in rows_of(dataset.scenes).values())
+    return len(dataset.scenes) + _layers(pretrained) * classifiers + len(_asked(dataset))
+
+
+def probe(pretrained: Pretrained, dataset: Scenes, *, done: Callable[[int], object]) -> dict:
+    """All probes of one model on the scenes of a data set. done: gets the number of steps since its last call.
 
     Returns a dict with these entries:
 
@@ -153,19 +167,14 @@ def probe(pretrained: Pretrained, dataset: Scenes, *, desc: str) -> dict:
     pretrained.model.eval()
     part_I, rows = parts_of(len(dataset.scenes)), rows_of(dataset.scenes)
     covered_GN = coverage(pretrained.model.encoder.grid)
-    layers = pretrained.model.llm.num_layers + 1
-    asked = _asked(dataset, part_I)
-    classifiers = layers * sum(len(own) for own in rows.values())
-    with progress_bar(total=len(dataset.scenes) + classifiers + len(asked), desc=desc, unit="step", leave=False) as bar:
-        states = _states(pretrained, dataset, covered_GN, bar)
-        found = {name: [[] for _ in states] for name in PROBES}
-        for layer, states_IGH in enumerate(states):
-            for name in PROBES:
-                for own in rows[name]:
-                    read_QH = states_IGH[own.scene_Q, own.region_Q]
-                    found[name][layer].append(fit_probe(read_QH, own.class_Q, part_I[own.scene_Q]))
-                    bar.update(1)
-        attention = _attention(pretrained, dataset, asked, covered_GN, bar)
+    states = _states(pretrained, dataset, covered_GN, done)
+    found: dict[str, list[list[Fitted]]] = {name: [[] for _ in states] for name in PROBES}
+    for layer, states_IGH in enumerate(states):
+        for name in PROBES:
+            for own in rows[name]:
+                read_QH = states_IGH[own.scene_Q, own.region_Q]
+                found[name][layer].append(fit_probe(read_QH, own.class_Q, part_I[own.scene_Q]))
+                done(1)
     return dict(
         probes={
             name: dict(
@@ -176,7 +185,7 @@ def probe(pretrained: Pretrained, dataset: Scenes, *, desc: str) -> dict:
             )
             for name in PROBES
         },
-        attention=attention,
+        attention=_attention(pretrained, dataset, covered_GN, done),
     )
 
 
@@ -185,11 +194,11 @@ def _joined(fits: list, field: str) -> list[int]:
 
 
 @torch.no_grad()
-def _states(pretrained: Pretrained, dataset: Scenes, covered_GN: np.ndarray, bar) -> list[Tensor]:
+def _states(pretrained: Pretrained, dataset: Scenes, covered_GN: np.ndarray, done: Callable) -> list[Tensor]:
     """(I, G, H) for each layer: the mean state of the visual tokens of each region of each image."""
     model, number = pretrained.model, len(dataset.scenes)
     weights_GN = torch.tensor(covered_GN / covered_GN.sum(1, keepdims=True), dtype=torch.float32)
-    layers: list[list[Tensor]] = [[] for _ in range(model.llm.num_layers + 1)]
+    layers: list[list[Tensor]] = [[] for _ in range(_layers(pretrained))]
     for first in range(0, number, BATCH):
         images = [open_image(dataset.image(str(i))[1]) for i in range(first, min(first + BATCH, number))]
         messages = [{"from": "human", "value": IMAGE_MARK}]
@@ -200,18 +209,19 @@ def _states(pretrained: Pretrained, dataset: Scenes, covered_GN: np.ndarray, bar
         for layer, kept in enumerate(layers):
             states_INH = hidden[layer][batch.visual_position_V].float().cpu().unflatten(0, (len(images), -1))
             kept.append(weights_GN @ states_INH)
-        bar.update(len(images))
+        done(len(images))
     return [torch.cat(kept) for kept in layers]
 
 
-def _asked(dataset: Scenes, part_I: np.ndarray) -> list[dict]:
-    """The records of the first scenes of the test part."""
-    chosen = {str(i) for i in np.flatnonzero(part_I == TEST)[:ATTENDED]}
+def _asked(dataset: Scenes) -> list[dict]:
+    """The questions of the first scenes of the test part."""
+    chosen = {str(i) for i in np.flatnonzero(parts_of(len(dataset.scenes)) == TEST)[:ATTENDED]}
     return [record for record in dataset.records if record["image"] in chosen]
 
 
-def _attention(pretrained: Pretrained, dataset: Scenes, asked: list[dict], covered_GN: np.ndarray, bar) -> dict | None:
+def _attention(pretrained: Pretrained, dataset: Scenes, covered_GN: np.ndarray, done: Callable) -> dict | None:
     """See `probe`. The attention to a cell is taken as even over its area."""
+    asked = _asked(dataset)
     if not asked or not hasattr(pretrained.model.llm, "attention"):
         return None
     images, places, on_image, on_asked = [], [], [], []
@@ -229,7 +239,7 @@ def _attention(pretrained: Pretrained, dataset: Scenes, asked: list[dict], cover
         if (place := asked_place(record["conversations"][0]["value"])) is not None:
             places.append(scene)
             on_asked.append((weights_LN @ covered_GN[place]) / weights_LN.sum(1))
-        bar.update(1)
+        done(1)
     return dict(
         scenes=images,
         image=np.round(np.stack(on_image, 1), 5).tolist(),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4)  # from strong to weak
+PENALTIES = (1.0, 0.1, 1e-2, 1e-3)  # from strong to weak
 FIT, CHOOSE, TEST = range(3)
 SHARES = (0.6, 0.2, 0.2)  # of the scenes in each part
 LEAST_SCENES = 10
@@ -86,7 +86,12 @@ def _fitted(states_QH: Tensor, class_Q: Tensor, penalty: float, begin_HK: Tensor
     """The weights with the least mean cross-entropy plus ``penalty / 2`` times their squares. The bias is free."""
     weights_HK = begin_HK.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [weights_HK], max_iter=STEPS, tolerance_grad=1e-6, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+        [weights_HK],
+        max_iter=STEPS,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-10,
+        history_size=20,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
