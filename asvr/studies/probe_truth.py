@@ -30,7 +30,7 @@ from asvr.data.scenes.scene import COLORS, LETTERS, PLACES, Scene
 
 PROBES = ("color", "what", "letter", "count", "place")
 PLATE = 0.23  # the radius of a plate, in widths of the image
-LETTER = (0.056, 0.07)  # half the width and half the height of a letter
+LETTER = (0.058, 0.064)  # half the mean width and half the height of a letter
 REGIONS = (*PLACES, "left letter", "right letter", "image")
 IMAGE = REGIONS.index("image")
 POINTS = 16  # for each side of a cell, to measure how much of it a region covers
