@@ -84,6 +84,7 @@ def probe_study(study: Config, out: Path, *, scenes: int = DEFAULT_SCENES) -> tu
             # Runs have about as many steps as one another, so the first one tells how long all will take.
             bar.total = bar.n + (len(waiting) - number) * _steps(pretrained, dataset)
             results[run] = dict(made_with=made_with[run], **probe(pretrained, dataset, done=bar.update))
+            del pretrained  # before the next model is loaded
             _file(run).parent.mkdir(exist_ok=True)
             replace_text(_file(run), json.dumps(results[run]) + "\n")
             logger.info("%s, seed %d: probed (%s)", run.arm, run.seed, _file(run))
@@ -234,11 +235,13 @@ def _attention(pretrained: Pretrained, dataset: Scenes, covered_GN: np.ndarray, 
             logger.warning("the attention is not measured: %s", error)
             return None
         weights_LN = weights_LN.reshape(len(weights_LN), -1).astype(float)
+        share_L = weights_LN.sum(1)
         images.append(scene)
-        on_image.append(weights_LN.sum(1))
+        on_image.append(share_L)
         if (place := asked_place(record["conversations"][0]["value"])) is not None:
             places.append(scene)
-            on_asked.append((weights_LN @ covered_GN[place]) / weights_LN.sum(1))
+            # A layer with a sliding window may see no visual token.
+            on_asked.append(np.divide(weights_LN @ covered_GN[place], share_L, out=0 * share_L, where=share_L > 0))
         done(1)
     return dict(
         scenes=images,
