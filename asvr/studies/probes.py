@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PENALTIES = (1.0, 0.1, 1e-2, 1e-3)  # from strong to weak
+PENALTIES = (1.0, 0.1, 1e-2, 1e-3, 1e-4)  # from strong to weak
 FIT, CHOOSE, TEST = range(3)
 SHARES = (0.6, 0.2, 0.2)  # of the scenes in each part
 LEAST_SCENES = 10
