@@ -4,6 +4,7 @@ examples:
   asvr study targets_mini
   asvr study my_study.py --jobs 2
   asvr study my_study.py --report
+  asvr study my_study.py --probes
 """
 
 import argparse
@@ -28,19 +29,33 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--image-folder", type=Path, help="the folder of the images of --questions (default: the current one)"
     )
+    parser.add_argument(
+        "--probes",
+        action="store_true",
+        help="do not train; measure which facts of a scene each layer of the finished runs holds (Scenes only)",
+    )
+    parser.add_argument("--scenes", type=int, help="the number of scenes for --probes (default: 1500)")
     return parser
 
 
-def written(folder: Path) -> str:
-    names = ("report.md", "report.json", "radar.png", "bars.png", "curves.png")
+REPORT = ("report.md", "report.json", "radar.png", "bars.png", "curves.png")
+PROBES = ("probes.md", "probes.json", "probes.png")
+
+
+def written(folder: Path, names: tuple[str, ...] = REPORT) -> str:
     return f"written: {folder}/{', '.join(name for name in names if (folder / name).is_file())}"
 
 
 def main() -> None:
     args = parser().parse_args()
-    require_positive(dict(jobs=args.jobs))
+    require_positive(dict(jobs=args.jobs, scenes=args.scenes))
     require_file(dict(questions=args.questions))
     require_folder(dict(image_folder=args.image_folder))
+    if args.probes:
+        others = dict(jobs=args.jobs, report=args.report, questions=args.questions, image_folder=args.image_folder)
+        refuse_options(others, "cannot be used with --probes")
+    else:
+        refuse_options(dict(scenes=args.scenes), "needs --probes")
     if args.report:
         refuse_options(dict(jobs=args.jobs, image_folder=args.image_folder), "cannot be used with --report")
     if args.questions is None:
@@ -55,9 +70,11 @@ def main() -> None:
 
     study, name = load_study(args.study), Path(args.study).stem
     out = args.out or Path("work_dirs") / name
-    if args.report:
-        require_begun(study, out)
+    if args.report or args.probes:
+        require_begun(study, out, "--report" if args.report else "--probes")
     set_up_logging(out / "study.log")
+    if args.probes:
+        return _probe(study, out, name, args.scenes)
     failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1)
     if failed:
         again = (
@@ -83,3 +100,13 @@ def main() -> None:
         there, title = out / "questions" / args.questions.stem, f"{name}, questions of {args.questions.name}"
         print(write_report(asked_groups(study, found), found, there, name=title, missing=missing))
         print(written(there))
+
+
+def _probe(study, out: Path, name: str, scenes: int | None) -> None:
+    from asvr.studies.probe_report import write_probe_report
+    from asvr.studies.probe_runs import DEFAULT_SCENES, probe_study
+
+    scenes = scenes or DEFAULT_SCENES
+    found, missing = probe_study(study, out, scenes=scenes)
+    print(write_probe_report(study, found, out, name=name, scenes=scenes, missing=missing))
+    print(written(out, PROBES))

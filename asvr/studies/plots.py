@@ -12,7 +12,8 @@ from asvr.studies.comparison import ALL
 RADAR, BARS = "radar.png", "bars.png"
 
 
-def _plt():
+def pyplot():
+    """matplotlib's pyplot, without a screen."""
     import matplotlib  # here: it takes a second to import
 
     matplotlib.use("Agg")
@@ -42,7 +43,7 @@ def _groups(result: dict) -> list[str]:
 
 def draw_groups(result: dict, file: Path) -> None:
     """Plot the right answers by group. `groups_file` decides how."""
-    plt = _plt()
+    plt = pyplot()
     names = _groups(result)
     colours = arm_colours(plt, result["arms"], result["baseline"])
     figure = plt.figure(figsize=(7, 6) if groups_file(result) == RADAR else (7, 4), layout="constrained")
@@ -83,7 +84,7 @@ def _bars(axis, result: dict, names: list[str], colours: dict) -> None:
 
 def draw_curves(found: dict[str, list[dict]], file: Path, *, baseline: str) -> None:
     """Plot the text loss and the first target's code accuracy over the steps of the last stage, as means over seeds."""
-    plt = _plt()
+    plt = pyplot()
     colours = arm_colours(plt, found, baseline)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for arm, runs in found.items():

@@ -30,7 +30,7 @@ def write_report(study: Config, found: dict[str, list[dict]], out: Path, *, name
         study=name,
         date=date.today().isoformat(),
         asvr=asvr.__version__,
-        config=_shown(Path(study.config)),
+        config=shown_config(Path(study.config)),
         intervals=sum(low is not None for low in intervals),
         missing=missing,
     )
@@ -48,7 +48,7 @@ def write_report(study: Config, found: dict[str, list[dict]], out: Path, *, name
     return text
 
 
-def _shown(config: Path) -> str:
+def shown_config(config: Path) -> str:
     """A config as a study names it: a recipe of the library, or a path without the current directory."""
     recipes = home().resolve() / CONFIGS
     if config.is_relative_to(recipes):
@@ -62,8 +62,6 @@ def heading(about: dict, result: dict) -> str:
     steps = {arm: ", ".join(f"{stage} {n}" for stage, n in own["steps"].items()) for arm, own in result["arms"].items()}
     if len(set(steps.values())) == 1:
         steps = {"every arm": next(iter(steps.values()))}
-    expected = f"about 5 % of them ({about['intervals'] / 20:.1f}) would exclude zero by chance"
-    by_chance = f" If no arm had an effect, {expected}." if about["intervals"] else ""
     arms = [f"`{arm}`{' (baseline)' if arm == result['baseline'] else ''}" for arm in result["arms"]]
     lines = [
         f"# {about['study']}",
@@ -74,7 +72,7 @@ def heading(about: dict, result: dict) -> str:
         f"- Arms: {', '.join(arms)}",
         f"- Seeds: {', '.join(map(str, result['seeds']))}",
         f"- Questions: {asked}. Scenes: {result['scenes']}.",
-        f"- Intervals: {about['intervals']}.{by_chance}",
+        f"- Intervals: {about['intervals']}.{by_chance(about['intervals'])}",
     ]
     if result["left_out"]:
         lines.append(
@@ -83,13 +81,20 @@ def heading(about: dict, result: dict) -> str:
         )
     if about["missing"]:
         lines.append(f"- **This report is not complete.** These runs are left out: {'; '.join(about['missing'])}.")
-    if (warning := _of_few_seeds(result)) is not None:
+    if (warning := of_few_seeds(result)) is not None:
         lines.append(f"- **{warning[0]}** {warning[1]}")
     return "\n".join([*lines, "", ""])
 
 
-def _of_few_seeds(result: dict) -> tuple[str, str] | None:
-    """A warning and what to do, or None."""
+def by_chance(intervals: int) -> str:
+    """How many intervals would exclude zero without any effect, as a sentence."""
+    if not intervals:
+        return ""
+    return f" If no arm had an effect, about 5 % of them ({intervals / 20:.1f}) would exclude zero by chance."
+
+
+def of_few_seeds(result: dict) -> tuple[str, str] | None:
+    """A warning and what to do, or None. result: with the ``seeds`` of each of its ``arms``."""
     number = {arm: len(own["seeds"]) for arm, own in result["arms"].items()}
     fewest = min(number.values())
     arms = [arm for arm, own in number.items() if own == fewest]

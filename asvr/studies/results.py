@@ -81,10 +81,10 @@ def collect_finished(study: Config, out: Path, *, questions: Path | None = None)
     return kept, missing
 
 
-def require_begun(study: Config, out: Path) -> None:
-    """Raise ``ValueError`` if ``out`` has no run of the study."""
+def require_begun(study: Config, out: Path, option: str) -> None:
+    """Raise ``ValueError`` if ``out`` has no run of the study. option: the one that needs runs."""
     if not any(run.work_dir.is_dir() for run in runs(study, out)):
-        raise ValueError(f"{out}: there is no run of this study; run the same command without --report")
+        raise ValueError(f"{out}: there is no run of this study; run the same command without {option}")
 
 
 class _NotFinished(ValueError):
