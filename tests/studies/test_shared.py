@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -42,10 +43,11 @@ ORDER: dict[str, list] = {}
 
 @HOOKS.register_module()
 class KeepsOrder(Hook):
-    """Keeps which samples each step has, by stage."""
+    """Keeps which samples each step has, by the work dir of the run and its stage."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        ORDER.setdefault(runner.work_dir, []).append([key for batch in data_batch for key in batch.sample_ids])
+        of_step = [key for batch in data_batch for key in batch.sample_ids]
+        ORDER.setdefault(str(Path(runner.work_dir).parent), []).append(of_step)
 
 
 def write(folder, more=""):
@@ -66,8 +68,8 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """A copy of the finished study, without what a check does not read."""
-    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("cache", "state.pt"))
+    """A copy of the finished study."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("cache"))
     return tmp_path
 
 
