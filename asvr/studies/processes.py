@@ -63,6 +63,7 @@ def _outcome(process: multiprocessing.Process, receiver: Connection) -> str | No
     except EOFError:  # it died without a word
         outcome = ""
     process.join()
+    receiver.close()
     if isinstance(outcome, Interrupted):
         raise outcome
     return how_it_died(process.exitcode) if outcome == "" else outcome

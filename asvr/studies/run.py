@@ -66,11 +66,12 @@ def _train_arms(study: Config, out: Path, jobs: int) -> list[str]:
     first, ahead = waiting[0], True  # the first run computes the features that all others read
     with Processes() as processes, progress_bar(total=len(waiting), desc="study", unit="run") as bar:
         while waiting or len(processes):
-            ahead = ahead and not bar.n and not (first.work_dir / "metrics.jsonl").is_file()
+            ahead = ahead and not (first.work_dir / "metrics.jsonl").is_file()
             while waiting and len(processes) < (1 if ahead else jobs):
                 run = waiting.pop(0)
                 processes.start(run, _one, study.to_dict(), run, out)
             for run, problem in processes.ended(LOOK if ahead and jobs > 1 else None):
+                ahead = False
                 bar.update(1)
                 message = f"{run.arm}, seed {run.seed}: {problem or 'done'} ({run.work_dir / CONSOLE})"
                 logger.info(message)
