@@ -11,11 +11,11 @@ from asvr.engine.stages import finished_model
 from asvr.engine.training_facts import training_facts
 from asvr.models.attention import set_kernel
 from asvr.models.transforms import merge_transforms
-from asvr.pretrained import TEXT_TOKENIZER, Pretrained
+from asvr.pretrained import Pretrained
 from asvr.recipe.build import build_device
 from asvr.recipe.config import MODEL_FILE, load_config
 from asvr.recipe.model_file import build_described, check_description, import_modules, read_description
-from asvr.recipe.model_folder import load_into, read_weights, why_no_model
+from asvr.recipe.model_folder import TEXT_TOKENIZER, load_into, read_weights, why_no_model
 from asvr.recipe.recipe import Recipe
 from asvr.registry import TEXT_TOKENIZERS
 from asvr.sharing.card import read_training

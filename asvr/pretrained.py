@@ -37,10 +37,10 @@ from asvr.models.losses import linear_cross_entropy
 from asvr.models.transforms import merge_transforms
 from asvr.recipe.config import MODEL_FILE
 from asvr.recipe.model_file import FORMAT
+from asvr.recipe.model_folder import TEXT_TOKENIZER
 from asvr.sharing.card import License, write_card
 from asvr.sharing.push import push_folder
 
-TEXT_TOKENIZER = "text_tokenizer"
 NO_TEXT_TOKENIZER = "this model has no text tokenizer: import it again with --text-tokenizer FOLDER"
 
 logger = logging.getLogger("asvr")

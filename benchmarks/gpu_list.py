@@ -122,7 +122,7 @@ def _steps(machine: dict, work: Path) -> list[Part]:
             80,
             150,
         ),
-        ("7b_plain_step", f"a finetune step of ASVR, and the released way{note}", plain, "finetune", 80, 200),
+        ("7b_plain_step", f"a finetune step of ASVR, and the baseline (--plain){note}", plain, "finetune", 80, 200),
     )
     return [
         _throughput(name, shows, [*command, *common, stage], fewer if stage == "finetune" else [], least, most, work)
@@ -136,7 +136,7 @@ def _small_steps(work: Path) -> list[Part]:
     half = ["--against", SMALL_LLAVA, SMALL_LLAVA, "--other-options", HALF_WEIGHTS]
     given = (
         ("finetune_step", "a finetune step of LLaVA, and with bfloat16 weights", [SMALL_LLAVA, *half], "finetune"),
-        ("pretrain_step", "a pretrain step of ASVR and the released way", [SMALL_ASVR, "--plain"], "pretrain"),
+        ("pretrain_step", "a pretrain step of ASVR and the baseline (--plain)", [SMALL_ASVR, "--plain"], "pretrain"),
         ("auto_step", "a step with automatic checkpointing, and one that recomputes all", [SMALL_ASVR], "finetune"),
         ("llava_step", "a step of LLaVA, and of transformers' LLaVA", [SMALL_LLAVA, "--transformers"], "finetune"),
     )

@@ -96,6 +96,14 @@ def test_a_config_builds_without_weights(name):
     assert [target.shift for target in model.targets] == [entry.get("shift", 0) for entry in last.model.reconstruction]
 
 
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "tokenizers").glob("siglip*.py")))
+def test_a_tokenizer_is_fitted_on_the_images_of_the_recipes(name):
+    tokenizer = load(f"tokenizers/{name}")
+    assert tokenizer.data.root == load("asvr_vicuna7b.py").data.train.image_folder
+    command = f"# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/{name.removesuffix('.py')}\n"
+    assert command in (ROOT / "tokenizers" / name).read_text(), "the header says how to fit it"
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [

@@ -73,7 +73,8 @@ def _check(parallel: dict[str, dict | None], device: str, world: int) -> None:
         if world > 1 and not wrapper:
             raise ValueError(
                 f"WORLD_SIZE={world}, and stage {name} has no `parallel`: add parallel=dict(type='FSDP2') or "
-                "parallel=dict(type='DDP') to the config (--cfg-options parallel.type=FSDP2), or start one process"
+                "parallel=dict(type='DDP') to the config (--cfg-options parallel.type=FSDP2 "
+                "parallel.param_dtype=bfloat16), or start one process"
             )
         shard = (wrapper or {}).get("shard")
         if shard is not None and (shard < 1 or world % shard):

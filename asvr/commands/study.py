@@ -66,6 +66,7 @@ def main() -> None:
     from asvr.studies.report import write_report
     from asvr.studies.results import collect, collect_finished, require_begun
     from asvr.studies.run import ask_all, run_study
+    from asvr.studies.shared import starts
     from asvr.studies.study_file import load_study
 
     study, name = load_study(args.study), Path(args.study).stem
@@ -90,15 +91,16 @@ def main() -> None:
             else (collect(study, out, questions=questions), [])
         )
 
+    begun = starts(study, out)
     found, missing = read()
-    print(write_report(study, found, out, name=name, missing=missing))
+    print(write_report(study, found, out, name=name, missing=missing, starts=begun))
     print(written(out))
     if args.questions is not None:
         if not args.report:
             ask_all(study, out, questions=args.questions, image_folder=args.image_folder or Path())
         found, missing = read(args.questions)
         there, title = out / "questions" / args.questions.stem, f"{name}, questions of {args.questions.name}"
-        print(write_report(asked_groups(study, found), found, there, name=title, missing=missing))
+        print(write_report(asked_groups(study, found), found, there, name=title, missing=missing, starts=begun))
         print(written(there))
 
 

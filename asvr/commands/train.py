@@ -6,7 +6,7 @@ examples:
   asvr train asvr_mini
   asvr train my_config.py --cfg-options optim.lr=1e-4 schedule.steps=500
   asvr train asvr_vicuna7b --dry-run
-  torchrun --standalone --nproc-per-node 8 -m asvr train asvr_vicuna7b --cfg-options parallel.type=FSDP2
+  torchrun --standalone --nproc-per-node 8 -m asvr train asvr_vicuna7b_8x80gb
 """
 
 import argparse

@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from asvr.base.distributed import get_world_size, is_main_process, main_first, processes, wait
 from asvr.base.files import replace_text, replaced_folder
+from asvr.base.hub_model import local_model
 from asvr.base.interruption import interruptible
 from asvr.base.log import logger, set_up_logging
 from asvr.base.plots import optional
@@ -28,7 +29,8 @@ from asvr.flops.host_memory import warn_of_host_memory
 from asvr.flops.memory import warn_of_memory
 from asvr.models.transforms import require_device, require_parallel
 from asvr.recipe.build import build_dataset, build_device, check_data, check_workers, data_fingerprint
-from asvr.recipe.config import dump_config
+from asvr.recipe.config import distinct, dump_config
+from asvr.recipe.model_folder import require_same_text_tokenizer
 from asvr.recipe.preflight import preflight
 from asvr.recipe.recipe import Recipe, Stage
 from asvr.recipe.trackers import require_packages
@@ -64,6 +66,8 @@ def _run(recipe: Recipe, work_dir: Path, only: str | None, resume: str, warnings
     layouts = preflight(running)
     text_tokenizer = TEXT_TOKENIZERS.build(recipe.text_tokenizer)
     check_saving(text_tokenizer)
+    for folder in distinct([folder for stage in running.stages.values() if (folder := local_model(stage.init))]):
+        require_same_text_tokenizer(folder, text_tokenizer)
     for stage in running.stages.values():
         require_packages(stage.visualizer)
         require_device(stage.model_transforms, build_device(stage.runtime.device))

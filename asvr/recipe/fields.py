@@ -69,13 +69,15 @@ def optional(field: Field, *, default: Any = None, doc: str = "") -> Field:
 
 
 def check_fields(key: str, value: Any, fields: dict[str, Field]) -> list[str]:
-    """Return the problems of one section: unknown, missing and wrong fields. key: the section's place in the config."""
+    """Return the problems of one section: unknown, missing and wrong fields. key: the section's place in the config;
+    empty for the whole file."""
     if not isinstance(value, dict):
         return [f"{key}={short(value)}: expected a dict with {', '.join(fields)}"]
-    problems = [f"{key}.{name}: unknown field; {nearest(name, fields)}" for name in value if name not in fields]
+    above = f"{key}." if key else ""
+    problems = [f"{above}{name}: unknown field; {nearest(name, fields)}" for name in value if name not in fields]
     for name, field in fields.items():
         if name in value and not field.test(value[name]):
-            problems.append(f"{key}.{name}={short(value[name])}: expected {field.expected}")
+            problems.append(f"{above}{name}={short(value[name])}: expected {field.expected}")
         elif name not in value and field.required:
-            problems.append(f"{key}.{name} is missing: expected {field.expected}")
+            problems.append(f"{above}{name} is missing: expected {field.expected}")
     return problems

@@ -8,6 +8,8 @@ from torch import nn
 
 from asvr.base.checkpoint_files import open_checkpoint
 from asvr.base.files import sha256_of
+from asvr.data.text_tokenizer import HFTokenizer
+from asvr.data.token_ids import other_ids
 from asvr.models.component import fingerprint_of, source_of
 from asvr.models.tree import KEPT, is_trained
 from asvr.recipe.config import MODEL_FILE
@@ -17,6 +19,7 @@ logger = logging.getLogger("asvr")
 
 OF_TARGETS = ("heads", "tokenizers", "losses", "teachers")  # attributes of a VLM with parts of its targets
 SEPARATORS = "separators."
+TEXT_TOKENIZER = "text_tokenizer"  # the folder of its files, inside a model's folder
 
 
 def why_no_model(folder: Path) -> str:
@@ -100,6 +103,20 @@ def start_from(model: nn.Module, folder: Path, *, cached: bool) -> None:
             continue
         if name in other or name not in before or source_of(part) is None:
             part.source = str(folder)
+
+
+def require_same_text_tokenizer(folder: Path, text_tokenizer) -> None:
+    """Raise ``ValueError`` if the ids of a run's text tokenizer are not those of the model that it starts from.
+
+    The model would read other words than it has learned. An imported model may have no text tokenizer."""
+    own = folder / TEXT_TOKENIZER
+    if not own.is_dir():
+        return
+    if (difference := other_ids(text_tokenizer, HFTokenizer(name=str(own.absolute())))) is not None:
+        raise ValueError(
+            f"init={str(folder)!r}: text_tokenizer has other ids than this model's ({difference}): set "
+            f"text_tokenizer=dict(type='HFTokenizer', name={str(own)!r})"
+        )
 
 
 def tell_new_separators(model: nn.Module, folder: Path) -> None:

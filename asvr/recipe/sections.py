@@ -76,6 +76,7 @@ STAGE_DOCS = dict(
     init=Section(
         "`'scratch'`, the name of a stage, or a folder",
         "Where the weights of the stage come from: the weights that the config names (`'scratch'`), an earlier stage, "
-        "or a model's folder. The default is the stage before; for the first stage, it is `'scratch'`.",
+        "or a model's folder, whose text tokenizer must give the same ids. The default is the stage before; for the "
+        "first stage, it is `'scratch'`.",
     ),
 )

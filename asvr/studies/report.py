@@ -19,10 +19,13 @@ ADVICE = "Ask easier or harder questions, train for more steps, or add questions
 ENOUGH = 3  # seeds; the interval of two is too unsteady, see tests/studies/test_significance.py
 
 
-def write_report(study: Config, found: dict[str, list[dict]], out: Path, *, name: str, missing: list[str]) -> str:
+def write_report(
+    study: Config, found: dict[str, list[dict]], out: Path, *, name: str, missing: list[str], starts: list[dict]
+) -> str:
     """Write ``report.json``, ``report.md`` and the plots to ``out``, and return the text.
 
-    found: see `asvr.studies.results.collect`. name: the title. missing: runs that are left out, in words.
+    found: see `asvr.studies.results.collect`. name: the title. missing: runs that are left out, in words. starts: see
+    `asvr.studies.shared.starts`.
     """
     result = compare(study, found)
     intervals = [group["low"] for groups in _compared(result).values() for group in groups.values()]
@@ -33,6 +36,7 @@ def write_report(study: Config, found: dict[str, list[dict]], out: Path, *, name
         config=shown_config(Path(study.config)),
         intervals=sum(low is not None for low in intervals),
         missing=missing,
+        starts=[dict(start, config=shown_config(Path(start["config"]))) for start in starts],
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(dict(about=about, **result), indent=1) + "\n", encoding="utf-8")
@@ -71,6 +75,7 @@ def heading(about: dict, result: dict) -> str:
         f"- Steps: {'; '.join(f'{arm}: {own}' for arm, own in steps.items())}",
         f"- Arms: {', '.join(arms)}",
         f"- Seeds: {', '.join(map(str, result['seeds']))}",
+        *_of_starts(about["starts"], list(result["arms"])),
         f"- Questions: {asked}. Scenes: {result['scenes']}.",
         f"- Intervals: {about['intervals']}.{by_chance(about['intervals'])}",
     ]
@@ -84,6 +89,27 @@ def heading(about: dict, result: dict) -> str:
     if (warning := of_few_seeds(result)) is not None:
         lines.append(f"- **{warning[0]}** {warning[1]}")
     return "\n".join([*lines, "", ""])
+
+
+def _of_starts(starts: list[dict], arms: list[str]) -> list[str]:
+    """What the arms start from, if it is a shared training, and what the intervals then mean."""
+    lines, started = [], set()
+    for start in starts:
+        own = {arm: stages for arm, stages in start["arms"].items() if arm in arms}
+        if own:
+            started |= own.keys()
+            named = ", ".join(f"`{arm}` ({', '.join(stages)})" for arm, stages in own.items())
+            steps = "".join(f", {stage} {n} steps" for stage, n in start["steps"].items())
+            made = f"`{start['config']}`, seed {start['seed']}{steps}"
+            lines.append(f"- Start: all seeds of {named} begin with one model, `{start['name']}` ({made}).")
+    if lines:
+        others = [f"`{arm}`" for arm in arms if arm not in started]
+        rest = f" These arms do not begin with a shared model: {', '.join(others)}." if others else ""
+        lines.append(
+            "- **The intervals hold for this start.** They do not cover another training of it, which may give other "
+            f"differences.{rest}"
+        )
+    return lines
 
 
 def by_chance(intervals: int) -> str:

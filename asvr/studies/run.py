@@ -1,53 +1,79 @@
 """Runs a study: trains every arm with every seed, and asks all of them the same questions.
 
 out/
-  report.json  report.md  *.png  tokenizers/<name>/  cache/  <arm>/seed_<n>/ (a work dir of asvr train)
+  report.json  report.md  *.png  tokenizers/<name>/  shared/<name>/  cache/
+  <arm>/seed_<n>/ (a work dir of asvr train, as shared/<name>/ is)
 """
 
-import multiprocessing
 import os
 import sys
 import traceback
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 from mmengine.config import Config
 
 from asvr.base.log import logger, progress_bar
-from asvr.studies.existing import require_same_arms
+from asvr.studies.existing import require_same_arms, require_same_shared
+from asvr.studies.processes import Processes
 from asvr.studies.results import Run, asked_folder, runs, sighted
-from asvr.studies.study_file import arm_config
+from asvr.studies.shared import finished_shared, require_fitting_starts
+from asvr.studies.study_file import MODEL, arm_config, shared_config, shared_folder
+
+CONSOLE = "console.log"
+LOOK = 1.0  # seconds between two looks at the first run
 
 
 def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
     """Train and evaluate every arm with every seed. Finished runs are kept, interrupted runs continue.
 
-    jobs: the number of runs at the same time, see `threads_of_a_run`. All arms of one seed run before the next seed, so
-    a stopped study has complete seeds. Returns a message for each run that failed. The other runs are done anyway.
-    Raises ``ValueError`` before the first run if an arm was changed after it had run, see `require_same_arms`.
+    Tokenizers and shared trainings come first. jobs: the number of runs at the same time, see `threads_of_a_run`. All
+    arms of one seed run before the next seed, so a stopped study has complete seeds. Returns a message for each run
+    that failed, also if its process was killed. The other runs are done anyway.
+
+    Raises ``ValueError`` before the first run if an arm or a shared training was changed after it had run, see
+    `require_same_arms`, or if an arm cannot start from the model that it names; later if a shared training fails.
     """
+    require_same_shared(study, out)
+    finished = finished_shared(study, out)
     require_same_arms(study, out)
+    require_fitting_starts(study, out)
     for name, config in study.tokenizers.items():
         _train_tokenizer(config, out / "tokenizers" / name)
-    waiting = runs(study, out)
+    if missing := [name for name in study.shared if name not in finished]:
+        _train_shared(study, missing, out)
+        require_same_arms(study, out)  # a model that was gone may be another one now
     os.environ["OMP_NUM_THREADS"] = threads_of_a_run(jobs)  # for processes that start from now on
-    failed: list[str] = []
-    with (
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool,
-        progress_bar(total=len(waiting), desc="study", unit="run") as bar,
-    ):
-        under_way: dict = {}
-        while waiting or under_way:
-            together = jobs if bar.n else 1  # the first run computes the features that all others read
-            while waiting and len(under_way) < together:
+    return _train_arms(study, out, jobs)
+
+
+def _train_shared(study: Config, names: list[str], out: Path) -> None:
+    """Train these shared trainings one after another: a later one may start from an earlier one."""
+    with Processes() as processes, progress_bar(total=len(names), desc="shared", unit="run") as bar:
+        for name in names:
+            processes.start(name, _one_shared, study.to_dict(), name, out)
+            [(_, problem)] = processes.ended()
+            bar.update(1)
+            message = f"shared {name!r}: {problem or 'done'} ({shared_folder(out, name) / CONSOLE})"
+            if problem is not None:
+                raise ValueError(f"{message}. No run can start from it: run the same command to try it again")
+            logger.info(message)
+
+
+def _train_arms(study: Config, out: Path, jobs: int) -> list[str]:
+    waiting, failed = runs(study, out), []
+    first, ahead = waiting[0], True  # the first run computes the features that all others read
+    with Processes() as processes, progress_bar(total=len(waiting), desc="study", unit="run") as bar:
+        while waiting or len(processes):
+            ahead = ahead and not (first.work_dir / "metrics.jsonl").is_file()
+            while waiting and len(processes) < (1 if ahead else jobs):
                 run = waiting.pop(0)
-                under_way[pool.submit(_one, study.to_dict(), run, out)] = run
-            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
-            for future in done:
-                run, problem = under_way.pop(future), future.result()
+                processes.start(run, _one, study.to_dict(), run, out)
+            for run, problem in processes.ended(LOOK if ahead and jobs > 1 else None):
+                ahead = False
                 bar.update(1)
-                message = f"{run.arm}, seed {run.seed}: {problem or 'done'} ({run.work_dir / 'console.log'})"
+                message = f"{run.arm}, seed {run.seed}: {problem or 'done'} ({run.work_dir / CONSOLE})"
                 logger.info(message)
                 if problem is not None:
                     failed.append(message)
@@ -70,16 +96,39 @@ def _train_tokenizer(config: str, work_dir: Path) -> None:
 
 def _one(study: dict, run: Run, out: Path) -> str | None:
     """Do one run in a process of its own. Returns the error in one line, or None."""
-    run.work_dir.mkdir(parents=True, exist_ok=True)
+
+    def work() -> None:
+        from asvr.engine.run import run as train
+
+        train(arm_config(Config(study), run.arm, run.seed, out), run.work_dir)
+
+    return _logged(run.work_dir, work)
+
+
+def _one_shared(study: dict, name: str, out: Path) -> str | None:
+    """The same for a shared training, whose model is saved in the end."""
+    work_dir = shared_folder(out, name)
+
+    def work() -> None:
+        from asvr.engine.run import run as train
+        from asvr.loading import load
+
+        train(shared_config(Config(study), name, out), work_dir)
+        load(work_dir, device="cpu").save_pretrained(work_dir / MODEL)
+
+    return _logged(work_dir, work)
+
+
+def _logged(work_dir: Path, work: Callable[[], None]) -> str | None:
+    """Do ``work``, with what it prints in a file of ``work_dir``. Returns its error in one line, or None."""
+    work_dir.mkdir(parents=True, exist_ok=True)
     with (
-        open(run.work_dir / "console.log", "a", encoding="utf-8", errors="backslashreplace") as console,
+        open(work_dir / CONSOLE, "a", encoding="utf-8", errors="backslashreplace") as console,
         redirect_stdout(console),
         redirect_stderr(console),
     ):
-        from asvr.engine.run import run as train
-
         try:
-            train(arm_config(Config(study), run.arm, run.seed, out), run.work_dir)
+            work()
         except Exception as error:  # reported at the end, with the name of the log file
             traceback.print_exc(file=sys.stderr)
             return f"{type(error).__name__}: {error}".split("\n")[0]

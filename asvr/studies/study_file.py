@@ -8,68 +8,66 @@ A study is a Python file::
   groups = dict(ocr=['word'])    optional: kinds of question by group
   compare = [('both', 'pixel')]  optional: further pairs of arms; the second is subtracted from the first
   tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, shared by all arms
+  shared = dict(words='_base_words.py')   optional: trained once; all arms and seeds can start from its model
   arms = dict(none=dict(model=dict(reconstruction=[])), ...)   an arm is a dict of changes to the config,
       viral='../targets/scenes/viral.py'                  or a config of its own that differs only in its model,
       ross=dict(config='../targets/scenes/ross.py', ...)  or such a config with changes
 
-``asvr::NAME`` in place of a path is a recipe of the library. In an arm, ``study:NAME`` stands for the folder of a
-tokenizer of the study. Names that begin with ``_`` are ignored.
+``asvr::NAME`` in place of a path is a recipe of the library. An entry of ``shared`` is given as an arm is, and its
+config may differ in everything. In the changes of an arm, ``study:NAME`` stands for the folder of a tokenizer of the
+study; as ``init`` of a stage, for the folder of a shared model. Names that begin with ``_`` are ignored.
 """
 
 from pathlib import Path
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from asvr.base.recipes import config_file, recipe_file
 from asvr.base.text import nearest
-from asvr.recipe.config import import_custom, load_config
+from asvr.recipe.config import SCRATCH, import_custom, load_config
 from asvr.recipe.config_file import read_config_file
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
 from asvr.registry import SCOPE
+from asvr.studies.study_fields import MARK, OWN_CONFIG, is_start, problems_of, starts_of
 
-FIELDS = ("config", "seeds", "baseline", "groups", "compare", "tokenizers", "arms")
-REQUIRED = ("config", "seeds", "baseline", "arms")
-MARK = "study:"
 IMPORTS = "custom_imports"
-OWN_CONFIG = "config"  # the key of an arm that names its own config
+SHARED, MODEL = "shared", "model"  # folders: of all shared trainings, and of the saved model in one of them
 
 
 def load_study(file: str | Path) -> Config:
     """Read a study, and check all that can be checked before a run.
 
     file: a path, or the name of a study that ships with the library. Raises ``ValueError`` with every problem of its
-    fields, or of an arm's config.
+    fields, or of the config of an arm or a shared training.
     """
     file = config_file(file, "study")
     read = read_config_file(file)
     study = Config({key: value for key, value in read.to_dict().items() if not key.startswith("_")})
-    problems = [f"{key}: unknown; {nearest(key, FIELDS)}" for key in study if key not in FIELDS]
-    problems += [f"{key} is missing" for key in REQUIRED if key not in study]
-    if not problems and study.baseline not in study.arms:
-        problems.append(f"baseline={study.baseline!r}: no such arm; {nearest(study.baseline, list(study.arms))}")
-    if not problems:
-        unknown = [arm for pair in study.get("compare", []) for arm in pair if arm not in study.arms]
-        problems += [f"compare: no arm {arm!r}; {nearest(arm, list(study.arms))}" for arm in unknown]
-        problems += [f"compare: {pair}: expected two arms" for pair in study.get("compare", []) if len(pair) != 2]
-    if not problems and (not study.seeds or len(set(study.seeds)) != len(study.seeds)):
-        problems.append(f"seeds={list(study.seeds)}: expected different numbers")
-    if problems:
+    if problems := problems_of(ConfigDict(study.to_dict())):
         raise ValueError(_listing(file, problems))
-    if wrong := [arm for arm, own in study.arms.items() if not _is_arm(own)]:
-        expected = "expected a dict of changes, the path of a config, or dict(config='PATH', ...)"
-        raise ValueError(_listing(file, [f"arms.{arm}={study.arms[arm]!r}: {expected}" for arm in wrong]))
     study.config = _path(study.config, file.parent)
     study.tokenizers = {name: _path(path, file.parent) for name, path in study.get("tokenizers", {}).items()}
     study.arms = {arm: _arm(own, file.parent) for arm, own in study.arms.items()}
-    for arm in study.arms:
-        try:
-            check_config(arm_config(study, arm, study.seeds[0], file.parent))
-        except ValueError as error:
-            raise ValueError(f"{file}, arm {arm!r}: {error}") from error
+    study.shared = {name: _arm(own, file.parent) for name, own in study.get("shared", {}).items()}
+    for name, own in study.shared.items():
+        _check(file, f"shared {name!r}", lambda name=name: shared_config(study, name, file.parent), own)
+    for arm, own in study.arms.items():
+        _check(file, f"arm {arm!r}", lambda arm=arm: arm_config(study, arm, study.seeds[0], file.parent), own)
     if problems := _wrong_kinds(study, file.parent):
         raise ValueError(_listing(file, problems))
     return study
+
+
+def _check(file: Path, what: str, make, own: dict) -> None:
+    """Check the config of an arm or a shared training, whose models to start from may not exist yet."""
+    try:
+        cfg = make()
+        for stage in starts_of(own):
+            cfg.stages[stage].init = SCRATCH
+        check_config(cfg)
+    except ValueError as error:
+        raise ValueError(f"{file}, {what}: {error}") from error
 
 
 def _listing(file: Path, problems: list[str]) -> str:
@@ -93,12 +91,30 @@ def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
 
     Raises ``ValueError`` if the arm has a config of its own that differs from the study's in more than its model and
     these modules."""
-    changes = study.arms[arm].to_dict()
+    cfg = _changed(study, study.arms[arm].to_dict(), out, only_model=True)
+    cfg.merge_from_dict(dict(runtime=dict(seed=seed), data=dict(cache_dir=str(out / "cache"))))
+    return cfg
+
+
+def shared_config(study: Config, name: str, out: Path) -> Config:
+    """The config of a shared training, as `arm_config` makes it. Its seed is its own."""
+    cfg = _changed(study, study.shared[name].to_dict(), out, only_model=False)
+    cfg.merge_from_dict(dict(data=dict(cache_dir=str(out / "cache"))))
+    return cfg
+
+
+def shared_folder(out: Path, name: str) -> Path:
+    """The work dir of a shared training."""
+    return out / SHARED / name
+
+
+def _changed(study: Config, changes: dict, out: Path, *, only_model: bool) -> Config:
+    """The study's config, or a config of one's own, with changes. only_model: it may differ only in its model."""
     file, added = changes.pop(OWN_CONFIG, study.config), changes.pop(IMPORTS, None)
     cfg = load_config(file)
     if file != study.config:
         base = load_config(study.config)
-        if other := _other_sections(cfg, base):
+        if only_model and (other := _other_sections(cfg, base)):
             raise ValueError(
                 f"{file} differs from {study.config} in {', '.join(other)}: an arm's config may differ only in its "
                 "model. To set something else, give the same change to every arm, as in dict(config='PATH', "
@@ -110,12 +126,10 @@ def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
             raise ValueError(f"{IMPORTS}={added!r}: expected dict(imports=['module', ...])")
         _join_imports(cfg, cfg.get(IMPORTS), added)
         import_custom(cfg[IMPORTS])
-    folders = {name: out / "tokenizers" / name / "tokenizer" for name in study.tokenizers}
     try:
-        cfg.merge_from_dict(_named(changes, folders))
+        cfg.merge_from_dict(_in_folders(changes, out))
     except (KeyError, TypeError) as error:
         raise ValueError(f"does not fit {file}: {error}") from error
-    cfg.merge_from_dict(dict(runtime=dict(seed=seed), data=dict(cache_dir=str(out / "cache"))))
     return cfg
 
 
@@ -128,10 +142,6 @@ def _join_imports(cfg: Config, *given: dict | None) -> None:
     modules = [name for own in lists for name in ([own] if isinstance(own, str) else own)]
     options = {key: value for own in fields for key, value in own.items()}
     cfg[IMPORTS] = dict(imports=list(dict.fromkeys(modules)), **options)
-
-
-def _is_arm(own) -> bool:
-    return isinstance(own, str) or (isinstance(own, dict) and isinstance(own.get(OWN_CONFIG, ""), str))
 
 
 def _arm(own: Config | str, folder: Path) -> dict:
@@ -160,15 +170,14 @@ def _other_sections(cfg: Config, other: Config) -> list[str]:
     return sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
 
 
-def _named(value, folders: dict[str, Path]):
-    """``value`` with folders in place of the names of the study's tokenizers."""
+def _in_folders(value, out: Path, place: tuple[str, ...] = ()):
+    """``value`` with folders in place of each ``study:NAME``."""
     if isinstance(value, dict):
-        return {key: _named(item, folders) for key, item in value.items()}
+        return {key: _in_folders(item, out, (*place, str(key))) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_named(item, folders) for item in value]
+        return [_in_folders(item, out, (*place, str(i))) for i, item in enumerate(value)]
     if isinstance(value, str) and value.startswith(MARK):
         name = value.removeprefix(MARK)
-        if name not in folders:
-            raise ValueError(f"{value!r}: the study has no tokenizer {name!r}; {nearest(name, list(folders))}")
-        return str(folders[name].absolute())
+        folder = shared_folder(out, name) / MODEL if is_start(place) else out / "tokenizers" / name / "tokenizer"
+        return str(folder.absolute())
     return value

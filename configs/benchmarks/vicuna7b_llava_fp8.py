@@ -1,4 +1,4 @@
-# vicuna7b_llava.py with the products of the LLM's blocks in 8 bits (torchao, one factor for each row of a tensor).
+# vicuna7b_llava.py with the products of the LLM's blocks in 8 bits (torchao, one scale for each row of a tensor).
 # python benchmarks/throughput.py configs/benchmarks/vicuna7b_llava_fp8.py --samples 64
 _base_ = ["./vicuna7b_llava.py"]
 

@@ -1,7 +1,6 @@
 # The semantic tokenizer of examples/naflex.py: 8 levels of 16,384 codes for layer -2 of SigLIP2's NaFlex tower. It is
 # fitted on the real patches of images, without padding.
-# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip2_naflex_rvq8 \
-#     --cfg-options data.root=data/LLaVA-Pretrain/images
+# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip2_naflex_rvq8
 name = "asvr/siglip2-base-naflex-rvq8"
 
 tokenizer = dict(
@@ -27,6 +26,6 @@ tokenizer = dict(
     ),
 )
 
-data = dict(type="ImageFolder", root="data/LLaVA-Pretrain/images")
+data = dict(type="ImageFolder", root="data/LLaVA-Pretrain")
 
 fit = dict(batch_size=64, num_workers=8, vectors_per_code=64, iterations=10)

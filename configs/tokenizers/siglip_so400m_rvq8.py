@@ -1,7 +1,6 @@
 # The semantic tokenizer of asvr_vicuna7b.py: 8 levels of 16,384 codes for SigLIP-SO400M's layer -2 (27 x 27 tokens).
 # Its encoder is SigLIP itself. The paper used DualToken, whose encoder is a fine-tuned copy of SigLIP.
-# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip_so400m_rvq8 \
-#     --cfg-options data.root=data/LLaVA-Pretrain/images
+# ASVR_MODEL_ZOO=models asvr train-tokenizer tokenizers/siglip_so400m_rvq8
 name = "asvr/siglip-so400m-rvq8"
 
 tokenizer = dict(
@@ -26,6 +25,6 @@ tokenizer = dict(
     ),
 )
 
-data = dict(type="ImageFolder", root="data/LLaVA-Pretrain/images")
+data = dict(type="ImageFolder", root="data/LLaVA-Pretrain")
 
 fit = dict(batch_size=64, num_workers=8, vectors_per_code=64, iterations=10)

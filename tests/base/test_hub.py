@@ -63,6 +63,13 @@ def test_without_a_zoo_the_command_fetches_into_the_cache(monkeypatch):
     assert hub.fetch_command("org/model") == "hf download org/model"
 
 
+def test_the_command_for_a_tokenizer_sets_the_zoo_where_the_training_looks(monkeypatch):
+    command = "asvr train-tokenizer tokenizers/siglip_so400m_rvq8"
+    assert hub.fetch_command("asvr/siglip-so400m-rvq8") == command
+    monkeypatch.delenv("ASVR_MODEL_ZOO")
+    assert hub.fetch_command("asvr/siglip-so400m-rvq8") == f"export ASVR_MODEL_ZOO=models && {command}"
+
+
 def test_several_missing_models_are_one_error_and_each_is_named_once(nowhere):
     (nowhere / "zoo" / "org" / "here").mkdir(parents=True)
     wanted = [

@@ -10,9 +10,10 @@ from PIL import Image
 
 from asvr.data.images import open_image
 from asvr.data.scenes import Scenes
+from asvr.data.scenes.dataset import some_names
 from asvr.data.scenes.facts import TRUE_OF, UNSURE_OF
 from asvr.data.scenes.photos import photo, photos
-from asvr.data.scenes.questions import MAKERS, UNNAMED, ask, caption, in_turns
+from asvr.data.scenes.questions import MAKERS, UNNAMED, ask, caption, in_turns, told
 from asvr.data.scenes.scene import BACKGROUNDS, COLORS, PLACES, Scene, Thing, make_scene, paint
 from asvr.data.scenes.sprites import DRAWINGS, groups, sprite
 
@@ -235,8 +236,24 @@ def test_records():
     assert {r["category"] for r in Scenes(scenes=20, kinds=["pose"]).records} == {"pose"}
     blind = Scenes(scenes=10, per_scene=2, captions=True, with_images=False)
     assert not list(blind.images()) and len(blind) == 30
+    words = Scenes(scenes=10, per_scene=2, captions=True, with_images=False, in_words=True)
+    values = [record["conversations"][0]["value"] for record in words.records]
+    assert [value.split("\n")[1] for value in values] == [r["conversations"][0]["value"] for r in blind.records]
+    assert "image" not in words.record(0) and not list(words.images())
+    both = Scenes(scenes=1, in_words=True).record(0)["conversations"][0]["value"]
+    assert both.split("\n")[:2] == ["<image>", values[0].split("\n")[0]]
     item = Scenes(scenes=3, tokenizer=byte_level(), template="vicuna_v1").question(0)
     assert open_image(item["images"][0]).size == (128, 128) and item["answer"]
+
+
+def test_a_scene_in_words_has_what_questions_ask_for():
+    for i, scene in enumerate(Scenes(scenes=50, concepts=40).scenes):
+        text, asked = told(scene), ask(scene, random.Random(i), some_names(40))
+        parts = text.split(", ")
+        assert len(parts) == len(scene.things) + 1 and parts[-1] == f"middle letters {scene.word}"
+        assert asked["count"][1] == str(text.count(" small "))
+        for kind in ("what", "knowledge", "left_of", "there", "color", "pose", "plate", "where"):
+            assert kind not in asked or asked[kind][1] in text, kind
 
 
 def test_fewer_concepts_are_of_all_groups():

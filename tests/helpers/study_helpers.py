@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from unittest.mock import patch
 
@@ -51,20 +50,31 @@ arms = dict(
 """
 
 
-class Here(Executor):
-    """Does the work in this process: starting one for every run takes seconds."""
+class Here:
+    """Does the work of `Processes` in this process: starting one for every run takes seconds."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self):
+        self.done: list[tuple] = []
+
+    def __len__(self) -> int:
+        return len(self.done)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
         pass
 
-    def submit(self, work, *args):
-        future = Future()
-        future.set_result(work(*args))
-        return future
+    def start(self, key, work, *args) -> None:
+        self.done.append((key, work(*args)))
+
+    def ended(self, timeout=None) -> list[tuple]:
+        done, self.done = self.done, []
+        return done
 
 
-def run(folder, *arguments, pool: type[Executor] = Here) -> subprocess.CompletedProcess:
-    with patch.object(engine_study, "ProcessPoolExecutor", pool):
+def run(folder, *arguments, processes: type = Here) -> subprocess.CompletedProcess:
+    with patch.object(engine_study, "Processes", processes):
         return call_tool("tools/study.py", folder / "study.py", "--out", folder / "out", *arguments)
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from unittest.mock import patch
 
 import numpy as np
@@ -13,6 +12,7 @@ from asvr.commands.scenes import main as write_scenes
 from asvr.studies import run as engine_study
 from asvr.studies.comparison import compare
 from asvr.studies.existing import require_same_arms
+from asvr.studies.processes import Processes
 from asvr.studies.report import markdown
 from asvr.studies.results import collect
 from asvr.studies.run import threads_of_a_run
@@ -161,7 +161,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
     (tmp_path / "base.py").write_text((folder / "base.py").read_text())
     broken = "arms = dict(bad=dict(data=dict(train=dict(scenes=0))), none=dict(model=dict(reconstruction=[])))\n"
     (tmp_path / "study.py").write_text("config = 'base.py'\nseeds = [0]\nbaseline = 'none'\n" + broken)
-    done = run(tmp_path, "--jobs", "2", pool=ProcessPoolExecutor)
+    done = run(tmp_path, "--jobs", "2", processes=Processes)
     assert done.returncode == 1 and "1 run(s) failed" in done.stderr
     assert "bad, seed 0: ValueError" in done.stderr and "scenes=0: expected at least 1" in done.stderr
     assert (tmp_path / "out/none/seed_0/results.json").is_file()

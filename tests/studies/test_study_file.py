@@ -16,19 +16,22 @@ from asvr.studies.study_file import arm_config, load_study
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("baseline = 'non'", "baseline='non': no such arm; did you mean 'none'?"),
-        ("compare = [('none', 'lat')]", "compare: no arm 'lat'; did you mean 'late'?"),
-        ("compare = [('none',)]", r"compare: \('none',\): expected two arms"),
+        ("baseline = 'non'", "baseline='non': expected an arm; did you mean 'none'?"),
+        (
+            "compare = [('none', 'lat')]",
+            r"compare=\['none', 'lat'\]: expected two arms, not 'lat'; did you mean 'late'?",
+        ),
+        ("compare = [('none',)]", r"compare=\[\('none',\)\]: expected a list of pairs of arms"),
         ("groups = dict(ocr=['wrod'])", "groups: no question of kind 'wrod'; did you mean 'word'?"),
-        ("seeds = [1, 1]", r"seeds=\[1, 1\]: expected different numbers"),
-        ("arm = 1", "arm: unknown; did you mean 'arms'?"),
+        ("seeds = [1, 1]", r"seeds=\[1, 1\]: expected a list of different whole numbers"),
+        ("arm = 1", "- arm: unknown field; did you mean 'arms'?"),
         (
             "compare = []; arms = dict(none=dict(modle=dict()))",
             "arm 'none': .*modle: unknown section; did you mean 'model'?",
         ),
         (
             "compare = []; arms = dict(none=dict(text_tokenizer=dict(corpus=dict(split='study:pixl'))))",
-            "'study:pixl': the study has no tokenizer",
+            "split='study:pixl': expected a visual tokenizer of `tokenizers`; known: none",
         ),
         (
             "compare = []; arms = dict(none=dict(model=dict(reconstruction=[])), own='own.py')",

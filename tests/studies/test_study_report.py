@@ -44,7 +44,7 @@ def test_without_spread_the_report_has_no_interval_and_says_why(finished, answer
         own["answers"][0]["right"] = not own["answers"][0]["right"]
     text = markdown(compare(study, found))
     assert "cannot be estimated: late (ocr); " not in text and "cannot be estimated: late (ocr). " in text
-    about = dict(study="a", date="", asvr="", config="", intervals=0, missing=[])
+    about = dict(study="a", date="", asvr="", config="", intervals=0, missing=[], starts=[])
     assert "- Intervals: 0.\n" in heading(about, result)
 
 
@@ -152,7 +152,7 @@ def test_few_seeds_are_a_warning(finished, seeds, warning):
     study, found, _ = finished
     study.seeds = list(range(seeds))
     found = {arm: [dict(runs[0], seed=seed) for seed in study.seeds] for arm, runs in found.items()}
-    about = dict(study="a", date="", asvr="", config="", intervals=6, missing=[])
+    about = dict(study="a", date="", asvr="", config="", intervals=6, missing=[], starts=[])
     text = heading(about, compare(study, found))
     assert (warning in text) if warning else ("**Only" not in text)
 

@@ -267,6 +267,17 @@ def test_a_folder_without_targets_gets_new_heads_where_they_are_trained(trained,
         train(config, tmp_path / "other", stage("projector"))
 
 
+def test_a_start_with_other_token_ids_is_refused_before_training(trained, config, tmp_path):
+    asvr.load(trained, device="cpu").save_pretrained(tmp_path / "folder")
+    only = dict(train=["projector", "heads", "llm"], init=str(tmp_path / "folder"))
+    options = NO_EVALUATION | {"stages": dict(_delete_=True, only=only), "text_tokenizer.special_tokens": ["<x>"]}
+    with pytest.raises(ValueError) as error:
+        train(config, tmp_path / "run", options)
+    said = f"init={str(tmp_path / 'folder')!r}: text_tokenizer has other ids than this model's ("
+    assert str(error.value).startswith(said) and "\n" not in str(error.value)
+    assert "set text_tokenizer=dict(type='HFTokenizer', name=" in str(error.value) and not (tmp_path / "run").exists()
+
+
 def test_an_encoder_that_is_a_plain_module_trains_goes_on_and_is_saved(config, tmp_path):
     options = NO_EVALUATION | {"model.encoder": dict(_delete_=True, type="PlainEncoder")}
     options |= {"model.reconstruction": [], "data.on_error": "skip"}

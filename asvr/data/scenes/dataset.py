@@ -30,9 +30,10 @@ class Scenes(ConversationDataset):
     another. kinds: use only these kinds, see `asvr.data.scenes.questions.MAKERS`; []: no questions. captions: add one
     record for each scene that describes what is where. describe: end each conversation with that description.
     with_text: only this many scenes, the first ones, have records with text; each other scene is a record with only its
-    image. with_images: False leaves the images out, for a blind model. concepts: the number of objects; each group
-    keeps its share. size: the side of an image in pixels. The category of a question is its kind. For the other
-    arguments see `asvr.data.records.ConversationDataset`.
+    image. with_images: False leaves the images out, for a blind model. in_words: tell the whole scene in words before
+    the first question, see `asvr.data.scenes.questions.told`. concepts: the number of objects; each group keeps its
+    share. size: the side of an image in pixels. The category of a question is its kind. For the other arguments see
+    `asvr.data.records.ConversationDataset`.
 
     Raises: ValueError if an argument is out of range.
     """
@@ -49,16 +50,17 @@ class Scenes(ConversationDataset):
         describe: bool = False,
         with_text: int | None = None,
         with_images: bool = True,
+        in_words: bool = False,
         concepts: int | None = None,
         size: int = 128,
         seed: int = 0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self._check(
-            split, scenes, per_scene, turns, kinds, captions or describe, with_text, with_images, concepts, size
-        )
-        self.source, self.split, self.size, self.with_images = f"scenes/{split}", split, size, with_images
+        names_objects = captions or describe or in_words
+        self._check(split, scenes, per_scene, turns, kinds, names_objects, with_text, with_images, concepts, size)
+        self.source, self.split, self.size = f"scenes/{split}", split, size
+        self.with_images, self.in_words = with_images, in_words
         self.made = f"{self.source} seed={seed} concepts={concepts} size={size}"
         self.names = list(photos()) if split == PHOTOS else some_names(concepts)
         self.per_scene, self.turns, self.captions, self.describe = per_scene, turns, captions, describe
@@ -76,7 +78,7 @@ class Scenes(ConversationDataset):
         ]
 
     @staticmethod
-    def _check(split, scenes, per_scene, turns, kinds, captions, with_text, with_images, concepts, size) -> None:
+    def _check(split, scenes, per_scene, turns, kinds, names_objects, with_text, with_images, concepts, size) -> None:
         if split not in SPLITS:
             raise ValueError(f"Scenes: split={split!r}: expected one of {', '.join(SPLITS)}")
         unknown = set(kinds or []) - set(_kinds(split))
@@ -91,9 +93,9 @@ class Scenes(ConversationDataset):
                 raise ValueError(f"Scenes: {name}={value}: expected at least {least}")
         if turns > 1 and per_scene is None:
             raise ValueError(f"Scenes: turns={turns} needs per_scene, the number of conversations for a scene")
-        if split == PHOTOS and (concepts is not None or captions):
+        if split == PHOTOS and (concepts is not None or names_objects):
             raise ValueError(
-                "Scenes: split='photos' has no names of objects: leave out concepts, captions and describe"
+                "Scenes: split='photos' has no names of objects: leave out concepts, captions, describe and in_words"
             )
         if concepts is not None and concepts > len(groups()):
             raise ValueError(f"Scenes: concepts={concepts}: expected at most {len(groups())}")
@@ -116,6 +118,7 @@ class Scenes(ConversationDataset):
 
     def _record(self, i: int, turns: list[questions.Pair], category: str) -> dict:
         mark = f"{IMAGE_MARK}\n" if self.with_images else ""
+        mark += f"{questions.told(self.scenes[i])}\n" if self.in_words else ""
         messages = []
         for question, answer in turns:
             messages += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]

@@ -180,3 +180,9 @@ def in_turns(scene: Scene, asked: dict[str, Pair], rng: random.Random, turns: in
 def caption(scene: Scene) -> str:
     """The caption: what is where. Size, colour, pose and letters are left out."""
     return ", ".join(f"{PLACES[thing.place]} {thing.name}" for thing in scene.things)
+
+
+def told(scene: Scene) -> str:
+    """All that questions ask for, in words: what is where, its size, its pose, the colour of its plate, the letters."""
+    things = [f"{PLACES[t.place]} {t.size} {t.name} {t.pose} on {t.color}" for t in scene.things]
+    return ", ".join([*things, f"middle letters {scene.word}"])

@@ -1,0 +1,18 @@
+# The small LLM of `_base_scenes` learns its words before it sees an image: scenes are told in words, and it answers
+# questions about them and describes them. It learns letters, colours, numbers and places as words. A study trains this
+# once, and all arms and seeds start from it, see docs/guides/studies.md. The text tokenizer is that of `_base_scenes`.
+# asvr train studies/_base_words
+_base_ = ["./_base_scenes.py"]
+
+model = dict(reconstruction=[])
+data = dict(max_length=320)  # the longest of these conversations has 295 tokens
+stages = dict(
+    _delete_=True,
+    words=dict(
+        init="scratch",
+        train=["llm"],
+        data=dict(train=dict(captions=True, with_images=False, in_words=True)),
+        schedule=dict(steps=1500),
+    ),
+)
+evaluation = dict(dataset=dict(with_images=False, in_words=True))
