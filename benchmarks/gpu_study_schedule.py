@@ -27,7 +27,7 @@ PASSED, FAILED, CUT, WAITING = "passed", "failed", "cut off", "not begun"
 class Job:
     """One run of the study. together: the most runs that were under way beside it, with itself."""
 
-    run: Run
+    run: "Run"
     command: list[str]
     log: Path
     state: str = WAITING
