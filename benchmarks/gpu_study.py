@@ -66,6 +66,11 @@ def chosen_study(args: argparse.Namespace) -> tuple:
     from asvr.studies.study_file import load_study
 
     study = load_study(args.study)
+    if study.shared or study.tokenizers:
+        raise ValueError(
+            f"{args.study}: it has `shared` or `tokenizers`, which are not trained here: use asvr study, or a study "
+            "without them"
+        )
     if args.arms:
         if unknown := [arm for arm in args.arms if arm not in study.arms]:
             raise ValueError(f"--arms: no arm {unknown[0]!r}; {nearest(unknown[0], list(study.arms))}")

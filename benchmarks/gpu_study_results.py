@@ -21,6 +21,7 @@ class Results:
     def __init__(self, study: Config, name: str, out: Path, jobs: list[Job]):
         self.study, self.name, self.out, self.jobs = study, name, out, jobs
         self.found: dict = {}  # what the report has found
+        self.reported: list[str] = []  # the runs in it
         self.problem: str | None = None  # why there is no report
 
     def keep(self, job: Job) -> None:
@@ -43,14 +44,17 @@ class Results:
 
     def report(self) -> None:
         """Of all runs that have a result, if there is one of the baseline and of another arm with the same seed."""
+        passed = [job.name for job in self.jobs if job.state == PASSED]
+        if passed == self.reported:
+            return
         try:
             found, missing = collect_finished(self.study, self.out)
-        except ValueError as error:
-            self.problem = str(error)
+            write_report(self.study, found, self.out, name=self.name, missing=missing, starts=[])
+        except Exception as error:  # whatever is wrong with a result: the other runs go on
+            self.problem = f"{type(error).__name__}: {error}"
             return
-        write_report(self.study, found, self.out, name=self.name, missing=missing)
         self.found = json.loads((self.out / "report.json").read_text(encoding="utf-8"))
-        self.problem = None
+        self.reported, self.problem = passed, None
         say(f"written: {self.out / 'report.md'}, report.json")
 
     def tell(self) -> None:
