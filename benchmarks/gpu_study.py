@@ -27,7 +27,7 @@ from gpu_study_schedule import FAILED, Schedule, say
 from asvr.base.text import nearest
 from asvr.commands.cli import require_positive, run_tool
 
-RESERVE = 6.0  # seconds for the report at the end
+RESERVE = 12.0  # seconds, to end the runs that are under way, for the report, and to remove the weights
 GIB_OF_A_RUN = 20  # of configs/studies/_base_smollm2.py: the memory plan says 18.0e9 bytes, and CUDA's own
 CACHED = "cache/*/index.json"  # it is there when the features of all images are
 
@@ -56,7 +56,7 @@ def runs_at_once(device: str, arms: int) -> int:
     import torch
 
     if not torch.cuda.is_available():
-        raise ValueError("torch finds no CUDA device: use --device cpu to try this at tiny sizes")
+        sys.exit("error: torch finds no CUDA device: use --device cpu to try this at tiny sizes")
     free, _ = torch.cuda.mem_get_info()
     return max(1, min(2 * arms, cores, int(free / 2**30 / GIB_OF_A_RUN)))
 
@@ -67,19 +67,19 @@ def chosen_study(args: argparse.Namespace) -> tuple:
 
     study = load_study(args.study)
     if study.shared or study.tokenizers:
-        raise ValueError(
-            f"{args.study}: it has `shared` or `tokenizers`, which are not trained here: use asvr study, or a study "
-            "without them"
+        sys.exit(
+            f"error: {args.study}: it has `shared` or `tokenizers`, which are not trained here: use asvr study, or a "
+            "study without them"
         )
     if args.arms:
         if unknown := [arm for arm in args.arms if arm not in study.arms]:
-            raise ValueError(f"--arms: no arm {unknown[0]!r}; {nearest(unknown[0], list(study.arms))}")
+            sys.exit(f"error: --arms: no arm {unknown[0]!r}; {nearest(unknown[0], list(study.arms))}")
         if study.baseline not in args.arms:
-            raise ValueError(f"--arms: expected the baseline {study.baseline!r} among them")
+            sys.exit(f"error: --arms: expected the baseline {study.baseline!r} among them")
         study.arms = {arm: own for arm, own in study.arms.items() if arm in args.arms}
     if args.seeds:
         if len(set(args.seeds)) != len(args.seeds):
-            raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: expected different numbers")
+            sys.exit(f"error: --seeds {' '.join(map(str, args.seeds))}: expected different numbers")
         study.seeds = args.seeds
     return study, Path(args.study).stem
 
@@ -116,7 +116,7 @@ def main() -> None:
     args = parse_args()
     require_positive(dict(jobs=args.jobs, seconds=args.seconds))
     if args.out.is_dir() and any(args.out.iterdir()):
-        raise ValueError(f"--out {args.out}: expected a new or an empty folder")
+        sys.exit(f"error: --out {args.out}: expected a new or an empty folder")
     args.out.mkdir(parents=True, exist_ok=True)
     work = args.work or Path(tempfile.mkdtemp(prefix="asvr_gpu_study_"))
     try:

@@ -93,15 +93,17 @@ class Schedule:
                 break
             time.sleep(POLL)
             over = self.stopped or (OVER if self.left <= 0 else None)
-            for job in self.under_way:
-                code = job.process.poll()
-                if code is None and over is None:
-                    continue
-                if code is None:
+            codes = [(job, job.process.poll()) for job in self.under_way]
+            running = [job for job, code in codes if code is None]
+            if over:
+                for job in running:  # all at once: each takes a while to leave the GPU
                     os.killpg(job.process.pid, signal.SIGKILL)
+            for job, code in codes:
+                if code is None and over:
                     job.process.wait()
-                job.close(*_end(code, over, job.log))
-                self.ended(job)
+                if code is not None or over:
+                    job.close(*_end(code, over, job.log))
+                    self.ended(job)
         needed, left = self.needed, self.left
         for job in self.waiting:
             short = OVER if left <= 0 else f"its seed needs about {needed:.0f} s, and {left:.0f} s were left"

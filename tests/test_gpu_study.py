@@ -9,7 +9,7 @@ import time
 from argparse import Namespace
 
 import pytest
-from run_helpers import ROOT, tiny_env
+from run_helpers import ROOT, call_tool, tiny_env
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +98,16 @@ def test_only_the_first_seed_begins_before_a_run_has_ended(schedule):
     first, second, third, last = jobs.values()
     assert second.begin - first.begin > 0.3 and third.begin > second.begin + second.seconds - 0.1
     assert (last.state, last.reason) == ("failed", "exit code 1: why") and third.state == "passed"
+
+
+def test_mistakes_are_told_in_one_line(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/report.md").write_text("kept")
+    for options, told in {
+        ("--out", tmp_path / "full"): "expected a new or an empty folder",
+        ("--out", tmp_path / "a", "--arms", "semantic"): "--arms: expected the baseline 'none' among them",
+        ("--out", tmp_path / "b", "--seeds", "1", "1"): "--seeds 1 1: expected different numbers",
+        ("studies/methods", "--out", tmp_path / "c"): "it has `shared` or `tokenizers`, which are not trained here",
+    }.items():
+        done = call_tool("benchmarks/gpu_study.py", *options, "--device", "cpu")
+        assert done.returncode == 1 and told in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
