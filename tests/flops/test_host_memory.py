@@ -10,6 +10,7 @@ from asvr.flops.states import states_of
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe
 
+
 def offloaded(**parallel):
     cfg = config(dtype="bfloat16")
     cfg.stages = dict(pretrain=dict(train=["projector", "heads"]))
