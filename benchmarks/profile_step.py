@@ -45,7 +45,7 @@ def main() -> None:
     seconds = sum(worker.run(args.warm_up)["steps"][-1]["seconds"].values())
     rows = profile_step(worker)
     machine = machine_of(worker.device)
-    how = f"{worker.how}{'; freed memory kept' if kept else ''}"
+    how = worker.how + ("; freed memory kept" if kept else "")
     text = f"{in_words(machine)}; {args.config}, {args.samples} samples a step of {seconds:.4g} s; {how}\n\n"
     save(args.out, dict(machine=machine, how=how, seconds=seconds, rows=rows), text + markdown(rows))
     figures = dict(seconds=round(seconds, 4)) | {

@@ -1,8 +1,10 @@
 """The memory of a machine's CPU that ``parallel.cpu_offload`` takes, against what the machine has."""
 
+import platform
+from collections import Counter
+
 from asvr.base.distributed import gather, get_world_size, is_main_process
 from asvr.base.free_memory import USABLE, machine_bytes
-from asvr.base.launched import processes_here
 from asvr.base.log import logger
 from asvr.flops.sharded import offloads
 from asvr.flops.states import States, states_of
@@ -46,12 +48,12 @@ def warn_of_host_memory(recipe: Recipe) -> None:
     stages = {name: stage for name, stage in recipe.stages.items() if offloads(stage)}
     if not stages:
         return
-    machines = gather((machine_bytes(), processes_here()))
-    if not is_main_process() or any(room is None for room, _ in machines):
+    machines = Counter(gather((platform.node(), machine_bytes())))
+    if not is_main_process() or any(room is None for _, room in machines):
         return
     for name, stage in stages.items():
         states = states_of(stage, build_meta(stage))
-        needs = [(held_on_host(stage, states, get_world_size(), here), room) for room, here in machines]
+        needs = [(held_on_host(stage, states, get_world_size(), here), room) for (_, room), here in machines.items()]
         needed, room = max(needs, key=lambda pair: pair[0] / pair[1])
         if not fits_host(needed, room):
             logger.warning(

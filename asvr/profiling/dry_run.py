@@ -294,6 +294,6 @@ def _add_host_memory(table: Table, plans: list[MemoryPlan], room: float | None) 
         table.add_row(f"memory of the CPU of {machine}", *cells)
     if room is not None:
         table.caption += (
-            f" The memory of the CPU is {room / 1e9:,.0f}e9 bytes (--host-memory, or this machine's), and states may "
-            f"fill {HOST_USABLE:.0%} of it."
+            f" The memory of the CPU is {room / 1e9:,.1f}e9 bytes (this machine's, or by `asvr plan --host-memory`), "
+            f"and states may fill {HOST_USABLE:.0%} of it."
         )

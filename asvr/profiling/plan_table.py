@@ -86,7 +86,7 @@ def _stage(name: str, stage: StagePlan, cluster: Cluster) -> Table:
         "received, GB": lambda p: f"{p.link / GB:.1f}",
         "of this from other nodes, GB": lambda p: f"{p.network / GB:.2f}",
         ON_CPU[0]: lambda p: f"{p.on_cpu / GB:.1f}",
-        ON_CPU[1]: lambda p: f"{p.on_cpu * cluster.gpus / GB:.1f}  {'fits' if p.fits_host else 'does NOT fit'}",
+        ON_CPU[1]: lambda p: _on_host(p, cluster),
         ON_CPU[2]: lambda p: f"{p.copied / GB:.1f}",
         "step, s": lambda p: f"{p.seconds:.3g}  ({p.bound})",
         "samples/s, all cards": lambda p: f"{stage.global_batch / p.seconds:,.0f}",
@@ -97,6 +97,12 @@ def _stage(name: str, stage: StagePlan, cluster: Cluster) -> Table:
     for label, cell in rows.items():
         table.add_row(label, *(cell(plan) for plan in stage.layouts))
     return table
+
+
+def _on_host(plan: LayoutPlan, cluster: Cluster) -> str:
+    if not plan.on_cpu:  # DDP offloads nothing
+        return "-"
+    return f"{plan.on_cpu * cluster.gpus / GB:.1f}  {'fits' if plan.fits_host else 'does NOT fit'}"
 
 
 def _inputs(stages: dict[str, StagePlan], inputs: InputPlan, cluster: Cluster, assumed: Assumed) -> Table:

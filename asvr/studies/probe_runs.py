@@ -103,8 +103,7 @@ def _scenes_of(study: Config, recipes: dict[str, Recipe], scenes: int) -> Scenes
     drawn: dict[str, dict] = {}
     for arm, recipe in recipes.items():
         asked = recipe.last.evaluation.dataset
-        kind = DATASETS.get(asked["type"])
-        if not (isinstance(kind, type) and issubclass(kind, Scenes)):
+        if DATASETS.get(asked["type"]) is not Scenes:  # a class that derives from it may draw other scenes
             raise ValueError(
                 f"arm {arm!r}: its questions are of {asked['type']}, whose images have no known content: probes need "
                 "evaluation.dataset of type Scenes"
@@ -211,7 +210,7 @@ def _states(pretrained: Pretrained, dataset: Scenes, covered_GN: np.ndarray, don
             states_INH = hidden[layer][batch.visual_position_V].float().cpu().unflatten(0, (len(images), -1))
             kept.append(weights_GN @ states_INH)
         done(len(images))
-    return [torch.cat(kept) for kept in layers]
+    return [torch.cat(layers.pop(0)) for _ in range(len(layers))]  # pop: no two copies of all layers
 
 
 def _asked(dataset: Scenes) -> list[dict]:

@@ -4,14 +4,11 @@ import pytest
 from test_memory import config
 
 from asvr.base import free_memory
-from asvr.base.launched import processes_here
 from asvr.flops import host_memory
 from asvr.flops.host_memory import fits_host, held_on_host, require_offload, warn_of_host_memory
 from asvr.flops.states import states_of
 from asvr.recipe.preflight import build_meta
 from asvr.recipe.recipe import Recipe
-
-LAUNCHER = ("LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES")
 
 
 def offloaded(**parallel):
@@ -19,23 +16,6 @@ def offloaded(**parallel):
     cfg.stages = dict(pretrain=dict(train=["projector", "heads"]))
     cfg.parallel = dict(type="FSDP2", cpu_offload=True, **parallel)
     return cfg
-
-
-@pytest.mark.parametrize(
-    ("variables", "expected"),
-    [
-        ({}, 1),
-        (dict(LOCAL_WORLD_SIZE="4", SLURM_STEP_NUM_TASKS="16"), 4),  # torchrun inside of a Slurm job
-        (dict(SLURM_STEP_NUM_TASKS="16", SLURM_STEP_NUM_NODES="2"), 8),
-        (dict(SLURM_STEP_NUM_TASKS="5", SLURM_STEP_NUM_NODES="2"), 3),
-    ],
-)
-def test_processes_of_a_machine(variables, expected, monkeypatch):
-    for name in LAUNCHER:
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert processes_here() == expected
 
 
 def test_the_memory_of_a_machine_is_the_smallest_limit(tmp_path, monkeypatch):
@@ -69,18 +49,33 @@ def test_frozen_weights_are_held_in_their_own_dtype():
     assert held_on_host(stage, states, 1, 1) == 0
 
 
-@pytest.mark.parametrize("machines, warned", [([(1e12, 1)], False), ([(1e5, 1)], True), ([(1e12, 1), (1e5, 1)], True)])
-def test_a_run_that_does_not_fit_the_smallest_machine_is_told(machines, warned, monkeypatch, caplog):
-    monkeypatch.setattr(host_memory, "gather", lambda own: machines)
+LARGE, SMALL = ("a", 1e12), ("b", 1e5)  # names of machines, and the bytes of their memory
+
+
+@pytest.mark.parametrize("processes, warned", [([LARGE], False), ([SMALL], True), ([LARGE, SMALL], True)])
+def test_a_run_that_does_not_fit_the_smallest_machine_is_told(processes, warned, monkeypatch, caplog):
+    monkeypatch.setattr(host_memory, "gather", lambda own: processes)
     warn_of_host_memory(Recipe(offloaded()))
     assert [record.args[0] for record in caplog.records] == ["pretrain"] * warned
     assert not warned or "it is likely to be killed" in caplog.text
 
 
+@pytest.mark.parametrize("machines, warned", [(1, True), (2, False)])
+def test_processes_of_one_machine_share_its_memory(machines, warned, monkeypatch, caplog):
+    """Four processes with a copy of the states for each two of them."""
+    stage = Recipe(cfg := offloaded(shard=2)).stages["pretrain"]
+    copy = held_on_host(stage, states_of(stage, build_meta(stage)), 4, 2)
+    processes = [(f"node{i % machines}", 1.5 * copy) for i in range(4)]  # room for one copy, not for two
+    monkeypatch.setattr(host_memory, "gather", lambda own: processes)
+    monkeypatch.setattr(host_memory, "get_world_size", lambda: 4)
+    warn_of_host_memory(Recipe(cfg))
+    assert bool(caplog.records) == warned
+
+
 def test_nothing_is_told_without_offloaded_states_or_if_the_system_does_not_say(monkeypatch, caplog):
-    monkeypatch.setattr(host_memory, "gather", lambda own: [(1, 1)])
+    monkeypatch.setattr(host_memory, "gather", lambda own: [("a", 1)])
     warn_of_host_memory(Recipe(config()))
-    monkeypatch.setattr(host_memory, "gather", lambda own: [(None, 1), (1, 1)])
+    monkeypatch.setattr(host_memory, "gather", lambda own: [("a", None), ("b", 1)])
     warn_of_host_memory(Recipe(offloaded()))
     assert not caplog.records
 

@@ -64,7 +64,7 @@ def test_offloaded_states_against_the_memory_of_the_machine(host_memory, end):
     text = dry_run(cfg, host_memory=host_memory)
     for machine in ("1 x 80 GB", "8 x 80 GB"):  # all cards of a machine together
         assert row(text, f"memory of the CPU of {machine}")[2].endswith(end)
-    assert f"The memory of the CPU is {host_memory:,.0f}e9 bytes" in " ".join(text.split()) or host_memory < 1
+    assert f"The memory of the CPU is {host_memory:,.1f}e9 bytes" in " ".join(text.split())
 
 
 def test_memory_plan_of_the_three_machines(printed):

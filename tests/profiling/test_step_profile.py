@@ -1,7 +1,10 @@
 """Where the time of a step goes, by kind of operation."""
 
+import json
+
 import pytest
-from test_throughput import spec
+from run_helpers import call_tool
+from test_throughput import ASVR, spec
 
 from asvr.profiling.step_profile import kind_of, markdown, profile_step, shares
 from asvr.profiling.worker import Worker
@@ -37,3 +40,15 @@ def test_the_profile_of_a_step():
     assert sum(found.values()) == pytest.approx(100) and {"products", "attention", "optimiser"} <= found.keys()
     assert [row["seconds"] for row in rows] == sorted((row["seconds"] for row in rows), reverse=True)
     assert "| products |" in markdown(rows) and "| aten::mm | products |" in markdown(rows)
+
+
+def test_the_script_writes_the_profile_and_prints_the_shares(tmp_path, monkeypatch):
+    monkeypatch.setenv("ASVR_KEEP_MEMORY", "0")  # the setting would stay in this process
+    options = [f"{key}={value}" for key, value in spec()["cfg_options"].items()]
+    options = ["--samples", "2", "--warm-up", "1", "--out", tmp_path / "profile", "--cfg-options", *options]
+    done = call_tool("benchmarks/profile_step.py", ASVR, *options)
+    assert done.returncode == 0, done.stderr
+    name, figures = done.stdout.splitlines()[-1].split(" ", 1)
+    assert name == "FIGURES" and {"seconds", "products_percent"} <= json.loads(figures).keys()
+    assert ASVR in (tmp_path / "profile.md").read_text()
+    assert "freed memory" not in json.loads((tmp_path / "profile.json").read_text())["how"]

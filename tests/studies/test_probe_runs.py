@@ -13,6 +13,7 @@ from study_helpers import run, write_files
 from asvr.data.images import open_image
 from asvr.data.scenes import Scenes
 from asvr.loading import load
+from asvr.registry import DATASETS
 from asvr.studies import probe_runs, probes
 from asvr.studies.probe_report import TITLES, compare_probes
 from asvr.studies.probe_runs import _states, probe, probe_study
@@ -29,6 +30,11 @@ _short = dict(
 arms = dict(none=_short, late=dict(_short, optim=dict(lr=0.01)))
 """
 SCENES = 15  # 9 to fit, 3 to choose, 3 to test
+
+
+@DATASETS.register_module()
+class OwnScenes(Scenes):
+    """Scenes of somebody's own, which may be drawn in another way."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -220,6 +226,7 @@ def test_unfinished_runs_and_blind_arms_are_left_out(probed, tmp_path):
             dict(evaluation=dict(dataset=dict(_delete_=True, type="EasyVQA"))),
             "arm 'late': its questions are of EasyVQA, whose images have no known content",
         ),
+        ("late", dict(evaluation=dict(dataset=dict(type="OwnScenes"))), "arm 'late': its questions are of OwnScenes"),
         (
             "late",
             dict(model=dict(layout=dict(type="AnyRes", grids=[(1, 2)])), data=dict(max_length=500)),

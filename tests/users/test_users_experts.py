@@ -159,7 +159,7 @@ def test_a_dry_run_and_the_warning_of_memory_are_made(caplog, monkeypatch):
     cfg = config(dict(arch=arch("mixtral")))
     models = check_sizes(Recipe(cfg))
     assert not isinstance(_flops_or_why(Recipe(cfg), models, Sample()), str)
-    assert not isinstance(_memory_or_why(Recipe(cfg), models), str)
+    assert not isinstance(_memory_or_why(Recipe(cfg), models, None), str)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("", (), dict(total_memory=1e12)))
     warn_of_memory(Recipe(cfg), torch.device("cuda"))
     assert not caplog.records
@@ -177,7 +177,7 @@ class ReadsItsData(HFCausalLM):
 def test_what_cannot_be_run_without_data_is_told_in_one_line(caplog, monkeypatch):
     cfg = config(dict(type="ReadsItsData", arch=arch("mixtral")))
     models = check_sizes(Recipe(cfg))
-    told = [_flops_or_why(Recipe(cfg), models, Sample()), _memory_or_why(Recipe(cfg), models)]
+    told = [_flops_or_why(Recipe(cfg), models, Sample()), _memory_or_why(Recipe(cfg), models, None)]
     assert told[0].startswith("FLOPs are not counted: ") and told[1].startswith("Memory is not planned: ")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: type("", (), dict(total_memory=1e12)))
     with caplog.at_level(logging.WARNING, logger="asvr"):
