@@ -2,6 +2,7 @@
 
 python benchmarks/gpu.py --seconds 540 --out DIR [--wheels DIR]
 python benchmarks/gpu.py --seconds 120 --out DIR --device cpu        the same at tiny sizes, to try it
+python benchmarks/gpu.py --seconds 540 --out DIR --wheels DIR --parts study      one part alone
 
 Each part is a process of its own with its own limit. DIR gets a line of JSON as each one ends (parts.jsonl), a report
 for people that is written anew each time (report.md), and what the parts printed (output.log). A part that fails, is
@@ -24,9 +25,11 @@ import time
 from pathlib import Path
 
 from gpu_figures import own_figures, read
-from gpu_list import OPTIONAL, REQUIRED, ROOT, Part, end_with_parent, parts_of
+from gpu_list import ENCODER, LLM, OPTIONAL, REQUIRED, ROOT, Part, end_with_parent, parts_of
+from gpu_wheels import find_wheels
 
 POLL, GRACE, RESERVE = 0.1, 5.0, 8.0  # seconds: between looks, from SIGTERM to SIGKILL, for the report at the end
+MARGIN = 4.0  # seconds by which a part that is told its limit ends before it
 LAST_LINES = 15
 SIDE_BY_SIDE = 8  # cores from which the parts that measure no time run together
 
@@ -37,7 +40,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--seconds", type=float, default=540, help="for everything (default: 540)")
     parser.add_argument("--out", type=Path, required=True, help="a folder for the results")
-    parser.add_argument("--wheels", type=Path, help="a folder with wheels of what this machine's Python lacks")
+    parser.add_argument(
+        "--wheels", type=Path, help="a folder with wheels of what this machine's Python lacks, also in parts"
+    )
+    parser.add_argument("--llm", type=Path, help="a folder with the LLM of the part `study`, in place of a wheel's")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--parts", nargs="+", metavar="NAME", help="only these, of the names in the report")
     return parser.parse_args()
@@ -73,6 +79,7 @@ class Session:
                 self._keep(part, "not run", reason=part.why_not)
                 continue
             log = self.out / f"{part.name}.log"
+            part.command += ["--seconds", f"{limit - MARGIN:.0f}"] if part.told else []
             command, own = [sys.executable, *part.command], dict(cwd=ROOT, env=self.env, preexec_fn=end_with_parent)
             with open(log, "w", encoding="utf-8") as stream:
                 process = subprocess.Popen(
@@ -131,7 +138,7 @@ class Session:
         for part in self.parts:
             lines += ["", f"## {part.name}", "", f"`python {' '.join(part.command)}`", ""]
             lines += [f"- {key}: {json.dumps(value)}" for key, value in (part.result.get("figures") or {}).items()]
-            lines += ["", read(self.work / f"{part.name}.md")]
+            lines += ["", read(self.work / f"{part.name}.md") or read(self.out / part.name / "report.md")]
             if part.state in ("failed", "cut off"):
                 lines += ["```", *part.result["last_lines"], "```"]
         write(self.out / "report.md", "\n".join(lines) + "\n", "w")
@@ -140,7 +147,7 @@ class Session:
         """The wheels, into a folder that the parts' Python looks into first; then, what there is."""
         (self.work / "site").mkdir()
         if self.args.wheels is not None:
-            wheels = sorted(map(str, self.args.wheels.resolve().glob("*.whl")))
+            wheels = map(str, find_wheels(self.args.wheels, self.work / "joined"))
             pip = [
                 "-m",
                 "pip",
@@ -160,7 +167,7 @@ class Session:
             self.env["PYTHONPATH"] = os.pathsep.join([*folders, self.env["PYTHONPATH"]])
             before = filter(None, [os.environ.get("LD_LIBRARY_PATH")])
             self.env["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, *before])
-        probe = ["benchmarks/gpu_probe.py", str(self.work / "site"), *REQUIRED, *OPTIONAL]
+        probe = ["benchmarks/gpu_probe.py", str(self.work / "site"), *REQUIRED, *OPTIONAL, ENCODER, LLM]
         self.parts.append(Part("machine", "what this machine has", probe, 10, 120, own_figures))
         self.run(self.parts[-1:])
         self.machine |= self.parts[-1].result.get("figures") or {}
@@ -222,9 +229,7 @@ def say(text: str) -> None:
 def main() -> int:
     args = parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")
-    if args.wheels is not None and not any(args.wheels.glob("*.whl")):
-        print(f"error: --wheels {args.wheels}: there are no wheels", file=sys.stderr)
-        return 2
+    args.out = args.out.resolve()  # parts have a directory of their own
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("parts.jsonl", "report.md", "output.log"):
         (args.out / name).unlink(missing_ok=True)
@@ -233,14 +238,20 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: setattr(session, "ended", True))
     try:
-        session.install()
-        parts = parts_of(args.device, session.machine, work)
+        try:
+            session.install()
+        except ValueError as error:  # of --wheels
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        parts = parts_of(args.device, session.machine, work, args.out, args.llm and args.llm.resolve())
         names = [part.name for part in parts]
         if args.parts and (unknown := set(args.parts) - set(names)):
             print(f"error: --parts {' '.join(sorted(unknown))}: expected some of {' '.join(names)}", file=sys.stderr)
             return 2
         parts = [part for part in parts if not args.parts or part.name in args.parts]
         session.parts += parts
+        if any(part.told for part in parts):
+            shutil.rmtree(args.out / "study", ignore_errors=True)
         together = [part for part in parts if not part.timed and (os.cpu_count() or 1) >= SIDE_BY_SIDE]
         groups = [together, *([part] for part in parts if part not in together)]
         for number, group in enumerate(groups):

