@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 from gpu_figures import own_figures, read
-from gpu_list import ENCODER, LLM, OPTIONAL, REQUIRED, ROOT, Part, end_with_parent, parts_of
+from gpu_list import ENCODER, LLM, OPTIONAL, REQUIRED, ROOT, STUDY, Part, end_with_parent, parts_of
 from gpu_wheels import find_wheels
 
 POLL, GRACE, RESERVE = 0.1, 5.0, 8.0  # seconds: between looks, from SIGTERM to SIGKILL, for the report at the end
@@ -230,6 +230,9 @@ def main() -> int:
     args = parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")
     args.out = args.out.resolve()  # parts have a directory of their own
+    if (args.parts is None or STUDY in args.parts) and any((args.out / STUDY).glob("*")):
+        print(f"error: {args.out / STUDY} has the results of another study: give another --out", file=sys.stderr)
+        return 2
     args.out.mkdir(parents=True, exist_ok=True)
     for name in ("parts.jsonl", "report.md", "output.log"):
         (args.out / name).unlink(missing_ok=True)
@@ -250,8 +253,6 @@ def main() -> int:
             return 2
         parts = [part for part in parts if not args.parts or part.name in args.parts]
         session.parts += parts
-        if any(part.told for part in parts):
-            shutil.rmtree(args.out / "study", ignore_errors=True)
         together = [part for part in parts if not part.timed and (os.cpu_count() or 1) >= SIDE_BY_SIDE]
         groups = [together, *([part] for part in parts if part not in together)]
         for number, group in enumerate(groups):

