@@ -25,7 +25,7 @@ def test_a_study_tells_each_complete_seed_and_a_run_that_was_killed(tmp_path):
     from gpu_figures import own_figures
 
     out, work = tmp_path / "out", tmp_path / "work"
-    options = ["--seconds", "300", "--arms", "none", "semantic", "--seeds", "0", "1", "--jobs", "1"]
+    options = ["--seconds", "1800", "--arms", "none", "semantic", "--seeds", "0", "1", "--jobs", "1"]
     command = [sys.executable, ROOT / "benchmarks/gpu_study.py", "--device", "cpu", "--out", out, "--work", work]
     process = subprocess.Popen([*command, *options], env=tiny_env(), stdout=subprocess.PIPE, text=True)
     lines, after_first = [], None
@@ -52,24 +52,59 @@ def test_a_study_tells_each_complete_seed_and_a_run_that_was_killed(tmp_path):
     assert not list(out.rglob("*.safetensors"))
 
 
+class Clock:
+    """In place of the module ``time``: it moves only when somebody sleeps. So slow machines change no result."""
+
+    strftime = staticmethod(time.strftime)
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Process:
+    """A process that ends with exit code 0 after some seconds of a clock, or at once with 1 if there are none."""
+
+    def __init__(self, clock: Clock, pid: int, seconds: float | None):
+        self.clock, self.pid, self.end, self.code = clock, pid, clock.now + (seconds or 0.0), int(seconds is None)
+
+    def poll(self) -> int | None:
+        return self.code if self.clock.now >= self.end else None
+
+    def wait(self) -> int:
+        assert self.clock.now >= self.end  # it was killed
+        return self.code
+
+
 @pytest.fixture
-def schedule(tmp_path):
-    """A schedule of runs that sleep for some seconds, or end with an error if there are none."""
-    from gpu_study_schedule import Job, Schedule
+def schedule(tmp_path, monkeypatch):
+    """Run a schedule of processes that take some seconds each, or fail if there are none."""
+    import gpu_study_schedule as module
+
+    clock, processes = Clock(), []
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module.os, "killpg", lambda pid, _: setattr(processes[pid], "end", clock.now))
+
+    def popen(command, *, stdout, **_):
+        seconds = json.loads(command[-1])
+        stdout.write("why" if seconds is None else "")
+        processes.append(Process(clock, len(processes), seconds))
+        return processes[-1]
+
+    monkeypatch.setattr(module.subprocess, "Popen", popen)
 
     def schedule(seconds: dict[tuple[str, int], float | None], limit: float, at_once: int, ready=lambda: True):
         jobs = [
-            Job(
-                Namespace(arm=arm, seed=seed),
-                ["-c", f"import time; time.sleep({own})" if own is not None else "raise SystemExit('why')"],
-                tmp_path / f"{arm}_{seed}.log",
-            )
+            module.Job(Namespace(arm=arm, seed=seed), [json.dumps(own)], tmp_path / f"{arm}_{seed}.log")
             for (arm, seed), own in seconds.items()
         ]
         ended: list = []
-        deadline = time.monotonic() + limit
-        found = Schedule(jobs, at_once=at_once, deadline=deadline, ready=ready, ended=ended.append)
-        found.go()
+        module.Schedule(jobs, at_once=at_once, deadline=limit, ready=ready, ended=ended.append).go()
         assert {id(job) for job in ended} == {id(job) for job in jobs if job.seconds is not None}
         return {(job.run.arm, job.run.seed): job for job in jobs}
 
@@ -77,7 +112,7 @@ def schedule(tmp_path):
 
 
 def test_a_run_that_cannot_end_in_time_is_not_begun(schedule):
-    jobs = schedule({(arm, seed): 1.0 for seed in (0, 1, 2) for arm in "ab"}, limit=3.8, at_once=2)
+    jobs = schedule({(arm, seed): 10 for seed in (0, 1, 2) for arm in "ab"}, limit=30, at_once=2)
     assert {key: job.state for key, job in jobs.items()} == {
         (arm, seed): "passed" if seed < 2 else "not begun" for seed in (0, 1, 2) for arm in "ab"
     }
@@ -85,19 +120,27 @@ def test_a_run_that_cannot_end_in_time_is_not_begun(schedule):
 
 
 def test_a_run_that_does_not_end_in_time_is_cut_off(schedule):
-    jobs = schedule({("a", 0): 0.1, ("b", 0): 60, ("a", 1): 0.1}, limit=2, at_once=2)
+    jobs = schedule({("a", 0): 1, ("b", 0): 60, ("a", 1): 1}, limit=20, at_once=2)
     assert [job.state for job in jobs.values()] == ["passed", "cut off", "passed"]
-    assert jobs["b", 0].reason == "the time was over" and jobs["b", 0].seconds < 3
+    assert jobs["b", 0].reason == "the time was over" and jobs["b", 0].seconds == pytest.approx(20, abs=1)
 
 
 def test_only_the_first_seed_begins_before_a_run_has_ended(schedule):
     """And of it only one run, until the others can read its features."""
     ready = iter([False, False, True])
-    sleeps = {("a", 0): 2.0, ("b", 0): 0.5, ("a", 1): 0.1, ("b", 1): None}
-    jobs = schedule(sleeps, limit=30, at_once=3, ready=lambda: next(ready, True))
+    sleeps = {("a", 0): 20, ("b", 0): 5, ("a", 1): 1, ("b", 1): None}
+    jobs = schedule(sleeps, limit=300, at_once=3, ready=lambda: next(ready, True))
     first, second, third, last = jobs.values()
-    assert second.begin - first.begin > 0.3 and third.begin > second.begin + second.seconds - 0.1
+    assert second.begin > first.begin and third.begin >= second.begin + second.seconds
     assert (last.state, last.reason) == ("failed", "exit code 1: why") and third.state == "passed"
+
+
+def test_a_process_that_does_not_end_in_time_is_killed(tmp_path):
+    from gpu_study_schedule import Job, Schedule
+
+    job = Job(Namespace(arm="a", seed=0), ["-c", "import time; time.sleep(600)"], tmp_path / "log")
+    Schedule([job], at_once=1, deadline=time.monotonic() + 1, ready=lambda: True, ended=lambda job: None).go()
+    assert job.state == "cut off" and job.process.returncode == -signal.SIGKILL
 
 
 def test_mistakes_are_told_in_one_line(tmp_path):
