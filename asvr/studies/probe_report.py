@@ -64,10 +64,11 @@ def compare_probes(study: Config, found: dict[str, list[dict]]) -> dict:
     """Each measure by arm and layer: its mean with an interval, and its difference from the baseline with an interval.
 
     An arm is compared with the baseline over the seeds that both have. There is no difference where the LLMs have
-    another number of layers."""
+    another number of layers. ``left_out``: measures that some arms lack, with these arms."""
     whole = {arm: measured(runs) for arm, runs in found.items()}
     base = whole[study.baseline]
-    names = [name for name in TITLES if all(name in own for own in whole.values())]
+    lacking = {name: [arm for arm, own in whole.items() if name not in own] for name in TITLES}
+    names = [name for name in TITLES if not lacking[name]]
     base_seeds = [run["seed"] for run in found[study.baseline]]
     arms = {}
     for arm, runs in found.items():
@@ -85,7 +86,8 @@ def compare_probes(study: Config, found: dict[str, list[dict]]) -> dict:
         name: dict(guess=base[name].guess, rows=len(base[name].scenes_Q), scenes=len(set(base[name].scenes_Q)))
         for name in names
     }
-    return dict(baseline=study.baseline, seeds=base_seeds, measures=of_names, arms=arms)
+    left_out = {name: own for name, own in lacking.items() if own}
+    return dict(baseline=study.baseline, seeds=base_seeds, measures=of_names, left_out=left_out, arms=arms)
 
 
 def _of_layer(own: Measured, values_RQ: np.ndarray, other_RQ: np.ndarray | None) -> dict:
@@ -143,6 +145,8 @@ def _heading(about: dict, result: dict) -> str:
     ]
     if about["missing"]:
         lines.append(f"- Left out: {'; '.join(about['missing'])}.")
+    for measure, without in result["left_out"].items():
+        lines.append(f"- Left out for all arms: {measure}. {', '.join(f'`{arm}`' for arm in without)} cannot give it.")
     if (warning := of_few_seeds(result)) is not None:
         lines.append(f"- **{warning[0]}** {warning[1]}")
     return "\n".join([*lines, "", ""])

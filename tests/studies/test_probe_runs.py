@@ -15,7 +15,7 @@ from asvr.data.scenes import Scenes
 from asvr.loading import load
 from asvr.registry import DATASETS
 from asvr.studies import probe_runs, probes
-from asvr.studies.probe_report import TITLES, compare_probes
+from asvr.studies.probe_report import TITLES, compare_probes, write_probe_report
 from asvr.studies.probe_runs import _states, probe, probe_study
 from asvr.studies.probe_truth import IMAGE, PROBES, coverage
 from asvr.studies.study_file import load_study
@@ -124,6 +124,17 @@ def test_the_differences_are_paired_by_seed_and_row(probed):
     del found["late"][1]  # its seed 0 is compared with seed 0 of the baseline
     found["none"][1]["probes"]["color"]["right"][1] = [1] * len(found["none"][1]["probes"]["color"]["scenes"])
     assert compare_probes(study, found)["arms"]["late"]["measures"]["color"][1]["gain"] == 0.0
+
+
+def test_a_measure_that_an_arm_lacks_is_told(probed, tmp_path):
+    folder, _ = probed
+    study = study_of(folder)
+    found, _ = probe_study(study, folder / "out", scenes=SCENES)
+    for own in found["late"]:
+        own["attention"] = None
+    text = write_probe_report(study, found, tmp_path, name="study", scenes=SCENES, missing=[])
+    assert "- Left out for all arms: attention on the image. `late` cannot give it." in text
+    assert "## attention" not in text and "## color" in text
 
 
 def test_files_are_kept_until_weights_scenes_or_version_change(probed, tmp_path):
