@@ -2,7 +2,7 @@
 # questions about them and describes them. It learns letters, colours, numbers and places as words. A study trains this
 # once, and all arms and seeds start from it, see docs/guides/studies.md. The text tokenizer is that of `_base_scenes`.
 # After these 1,500 steps, 75.0 % of the questions about test scenes told in words are right: number 98 %, letters 55 %,
-# colours 59 %. So letters and colours need more steps.
+# colours 59 % (one run). More steps have not been tried.
 # asvr train studies/_base_words
 _base_ = ["./_base_scenes.py"]
 
