@@ -7,8 +7,8 @@ Every run is a process of its own. All arms of a seed run before the next seed. 
 seed's runs are begun; from then on a seed is begun only if it can end before the limit, by the seconds of the runs
 that have ended. DIR gets the results and answers of each run as it ends, and the study's report after each complete
 seed. The last line that is printed is ``FIGURES`` and a JSON object. A run that fails is told, and the others go on.
-The weights of a run are removed when it has ended. Exit code: 0 no run failed and a seed is complete, 143 ended by
-SIGTERM, else 1.
+The weights of a run are removed when it has ended. Exit code: 0 no run failed and the report has a
+complete seed, 143 ended by SIGTERM, else 1.
 
 `asvr study STUDY --out DIR --report` writes the report again from DIR.
 """
@@ -108,7 +108,8 @@ def run(args: argparse.Namespace, deadline: float, work: Path) -> int:
     results.tell()
     if schedule.stopped:
         return 128 + signal.SIGTERM
-    return int(not results.complete or any(job.state == FAILED for job in results.jobs))
+    broken = results.problem is not None or any(job.state == FAILED for job in results.jobs)
+    return int(broken or not results.complete)
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ class Results:
             write_report(self.study, found, self.out, name=self.name, missing=missing, starts=[])
         except Exception as error:  # whatever is wrong with a result: the other runs go on
             self.problem = f"{type(error).__name__}: {error}"
+            say(f"no report: {self.problem}")
             return
         self.found = json.loads((self.out / "report.json").read_text(encoding="utf-8"))
         self.reported, self.problem = passed, None

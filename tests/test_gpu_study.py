@@ -143,6 +143,31 @@ def test_a_process_that_does_not_end_in_time_is_killed(tmp_path):
     assert job.state == "cut off" and job.process.returncode == -signal.SIGKILL
 
 
+def test_a_report_that_cannot_be_written_is_told(tmp_path, monkeypatch, capsys):
+    """The runs passed, so only the exit code and this line show it."""
+    import gpu_study
+    import gpu_study_results
+    import gpu_study_setup
+
+    job = Namespace(name="none, seed 0", state="passed", reason=None, seconds=1.0, together=1, run=Namespace(seed=0))
+    monkeypatch.setattr(gpu_study, "chosen_study", lambda args: (Namespace(seeds=[0], arms={"none": {}}), "study"))
+    monkeypatch.setattr(gpu_study_setup, "llm_of", lambda *_: "llm")
+    monkeypatch.setattr(gpu_study_setup, "jobs_of", lambda *_, **__: [job])
+    monkeypatch.setattr(gpu_study.Schedule, "go", lambda self: None)
+    monkeypatch.setattr(gpu_study.signal, "signal", lambda *_: None)
+    args = Namespace(jobs=1, device="cpu", llm=None, out=tmp_path)
+
+    def broken(*_):
+        raise KeyError("accuracy")
+
+    monkeypatch.setattr(gpu_study_results, "collect_finished", broken)
+    assert gpu_study.run(args, 0.0, tmp_path) == 1
+    assert "no report: KeyError: 'accuracy'" in capsys.readouterr().out
+    monkeypatch.setattr(gpu_study_results, "collect_finished", lambda *_: ({}, []))
+    monkeypatch.setattr(gpu_study_results, "write_report", lambda *_, **__: (tmp_path / "report.json").write_text("{}"))
+    assert gpu_study.run(args, 0.0, tmp_path) == 0
+
+
 def test_mistakes_are_told_in_one_line(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/report.md").write_text("kept")
