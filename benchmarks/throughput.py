@@ -28,6 +28,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--transformers", action="store_true", help="the same config as transformers' LLaVA")
     parser.add_argument("--stage", help="default: the last")
     parser.add_argument("--codes", default="cached", choices=("cached", "online"), help="of the first config")
+    parser.add_argument(
+        "--features",
+        default="online",
+        choices=("cached", "online"),
+        help="cached: as data.cache=True, which computes the frozen encoder once, before training; not of --plain",
+    )
     parser.add_argument("--samples", type=int, default=8, help="of a step; fewer where memory runs out")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="of each side in a round")
@@ -57,20 +63,26 @@ def main() -> None:
         raise ValueError("--other-options: there is no second side; give --plain, --transformers or --against too")
 
     def side(path: str, name: str, *, implementation: str = OWN, codes: str = "cached", options: dict = shared) -> Side:
-        precision = Recipe(load_config(path, options)).stage(args.stage).optim.precision
+        stage = Recipe(load_config(path, options)).stage(args.stage)
+        cached = implementation == OWN and args.features == "cached"
+        if cached and "encoder" in stage.trained_components:
+            raise ValueError(f"--features cached: stage {stage.name!r} of {path} trains the encoder")
         spec = dict(
             config=path,
             cfg_options=options,
             stage=args.stage,
             implementation=implementation,
             codes=codes,
-            precision=precision,
+            cached_features=cached,
+            precision=stage.optim.precision,
         )
         return Side(name, dict(spec, keep_memory=implementation == OWN or args.plain_keeps_memory))
 
     for name in ("samples", "rounds", "steps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}: expected at least 1")
+    if args.features == "cached" and args.codes == "online":
+        raise ValueError("--features cached: needs --codes cached, as data.cache=True keeps both")
     stem = Path(args.config).stem
     sides = [side(args.config, f"{stem}, {args.codes} codes", codes=args.codes)]
     others = [(path, Path(path).stem, OWN) for path in args.against]

@@ -46,11 +46,24 @@ def run(tmp_path):
 
 def test_throughput(run, tmp_path):
     other = ("--other-options", "optim.precision=bf16")
-    result, text = run("throughput", *TINY, "--plain", "--samples", "2", "--rounds", "1", *other)
+    cached = ("--features", "cached")
+    result, text = run("throughput", *TINY, "--plain", "--samples", "2", "--rounds", "1", *cached, *other)
     assert list(result["sides"]) == ["small_asvr, cached codes", "small_asvr, plain (optim.precision=bf16)"]
-    assert "fused AdamW, float32" in text and "online codes, AdamW, bf16" in text
+    assert "cached codes, cached features, fused AdamW, float32" in text and "online codes, AdamW, bf16" in text
     assert all(side["peak_gib"] < side["resident_gib"] for side in result["sides"].values())
     assert f"torch {result['machine']['torch']}" in text and (tmp_path / "result.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--codes", "online"], "--features cached: needs --codes cached"),
+        (["--cfg-options", "stages.finetune.train=[encoder,llm]"], "trains the encoder"),
+    ],
+)
+def test_features_that_cannot_be_kept(options, message):
+    done = call_tool("benchmarks/throughput.py", CONFIG, "--features", "cached", *options)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and message in done.stderr
 
 
 def test_attention(run):

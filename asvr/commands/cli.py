@@ -162,7 +162,7 @@ def _reader_is_gone() -> bool:
 def run_tool(main) -> None:
     """Run the main function of a command.
 
-    The user can correct a ``ValueError`` of this library, or a full disk. These are printed as one plain line, with
+    The user can correct a ``ValueError`` of this library or of the script itself, or a full disk. These are printed as one plain line, with
     exit code 1. Any other error keeps its traceback. No printed character ends a command, in any locale."""
     _take_all_characters()
     _name_process()
@@ -181,7 +181,8 @@ def run_tool(main) -> None:
             )
         kind = type(error)
         own = kind.__module__.split(".")[0] == Path(PACKAGE).name  # `Refused`, also out of a DataLoader's worker
-        if not own and not traceback.extract_tb(error.__traceback__)[-1].filename.startswith(PACKAGE):
+        file = traceback.extract_tb(error.__traceback__)[-1].filename
+        if not own and not file.startswith(PACKAGE) and Path(file).resolve() != Path(sys.argv[0]).resolve():
             raise
         # The message of a DataLoader worker's error begins with its traceback.
         _end(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")
