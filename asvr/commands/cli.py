@@ -162,8 +162,9 @@ def _reader_is_gone() -> bool:
 def run_tool(main) -> None:
     """Run the main function of a command.
 
-    The user can correct a ``ValueError`` of this library or of the script itself, or a full disk. These are printed as one plain line, with
-    exit code 1. Any other error keeps its traceback. No printed character ends a command, in any locale."""
+    The user can correct a ``ValueError`` of this library or of the script itself, or a full disk. These are printed as
+    one plain line, with exit code 1. Any other error keeps its traceback. No printed character ends a command, in any
+    locale."""
     _take_all_characters()
     _name_process()
     try:

@@ -3,6 +3,7 @@
 examples:
   asvr study targets_mini
   asvr study my_study.py --jobs 2
+  asvr study my_study.py --arms none mine
   asvr study my_study.py --report
   asvr study my_study.py --probes
 """
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from asvr.base.allocator import keep_freed_memory
+from asvr.base.text import nearest
 from asvr.commands.cli import CONFIGS, new_parser, refuse_options, require_file, require_folder, require_positive
 
 
@@ -21,6 +23,9 @@ def parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="the folder for all runs (default: work_dirs/<name of the study>)")
     parser.add_argument(
         "--jobs", type=int, help="the number of runs that train at the same time; they share the cores (default: 1)"
+    )
+    parser.add_argument(
+        "--arms", nargs="+", metavar="ARM", help="train only these arms; the report is of all finished runs"
     )
     parser.add_argument("--report", action="store_true", help="do not train; write the report of finished runs")
     parser.add_argument(
@@ -52,12 +57,18 @@ def main() -> None:
     require_file(dict(questions=args.questions))
     require_folder(dict(image_folder=args.image_folder))
     if args.probes:
-        others = dict(jobs=args.jobs, report=args.report, questions=args.questions, image_folder=args.image_folder)
+        others = dict(
+            jobs=args.jobs, arms=args.arms, report=args.report, questions=args.questions, image_folder=args.image_folder
+        )
         refuse_options(others, "cannot be used with --probes")
     else:
         refuse_options(dict(scenes=args.scenes), "needs --probes")
     if args.report:
-        refuse_options(dict(jobs=args.jobs, image_folder=args.image_folder), "cannot be used with --report")
+        refuse_options(
+            dict(jobs=args.jobs, arms=args.arms, image_folder=args.image_folder), "cannot be used with --report"
+        )
+    if args.arms:
+        refuse_options(dict(questions=args.questions), "cannot be used with --arms: it asks all runs")
     if args.questions is None:
         refuse_options(dict(image_folder=args.image_folder), "needs --questions")
     keep_freed_memory()
@@ -70,13 +81,15 @@ def main() -> None:
     from asvr.studies.study_file import load_study
 
     study, name = load_study(args.study), Path(args.study).stem
+    if unknown := [arm for arm in args.arms or [] if arm not in study.arms]:
+        raise ValueError(f"--arms: {args.study} has no arm {unknown[0]!r}; {nearest(unknown[0], list(study.arms))}")
     out = args.out or Path("work_dirs") / name
     if args.report or args.probes:
         require_begun(study, out, "--report" if args.report else "--probes")
     set_up_logging(out / "study.log")
     if args.probes:
         return _probe(study, out, name, args.scenes)
-    failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1)
+    failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1, arms=args.arms)
     if failed:
         again = (
             f"run the same command to try them again. If you change an arm, remove its folder in {out}, or use "
@@ -87,7 +100,7 @@ def main() -> None:
     def read(questions: Path | None = None) -> tuple[dict, list[str]]:
         return (
             collect_finished(study, out, questions=questions)
-            if args.report
+            if args.report or args.arms
             else (collect(study, out, questions=questions), [])
         )
 

@@ -10,6 +10,7 @@ from asvr.base.files import sha256_of
 from asvr.engine.finished import DONE
 from asvr.evaluation.metrics import own_numbers
 from asvr.recipe.recipe import Recipe
+from asvr.studies.study_fields import seeds_of
 from asvr.studies.study_file import arm_config
 
 
@@ -23,7 +24,11 @@ class Run:
 
 
 def runs(study: Config, out: Path) -> list[Run]:
-    return [Run(arm, seed, out / arm / f"seed_{seed}") for seed in study.seeds for arm in study.arms]
+    """All runs of a study. Those of one seed come before the next seed."""
+    seeds = {arm: seeds_of(study, arm) for arm in study.arms}
+    return [
+        Run(arm, seed, out / arm / f"seed_{seed}") for seed in study.seeds for arm in study.arms if seed in seeds[arm]
+    ]
 
 
 def sighted(study: Config, out: Path) -> list[Run]:

@@ -25,12 +25,12 @@ CONSOLE = "console.log"
 LOOK = 1.0  # seconds between two looks at the first run
 
 
-def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
+def run_study(study: Config, out: Path, *, jobs: int = 1, arms: list[str] | None = None) -> list[str]:
     """Train and evaluate every arm with every seed. Finished runs are kept, interrupted runs continue.
 
-    Tokenizers and shared trainings come first. jobs: the number of runs at the same time, see `threads_of_a_run`. All
-    arms of one seed run before the next seed, so a stopped study has complete seeds. Returns a message for each run
-    that failed, also if its process was killed. The other runs are done anyway.
+    Tokenizers and shared trainings come first. All arms of one seed run before the next seed, so a stopped study has
+    complete seeds. jobs: the number of runs at the same time, see `threads_of_a_run`. arms: train only these (default:
+    all). Returns a message for each run that failed, also if its process was killed. The other runs are done anyway.
 
     Raises ``ValueError`` before the first run if an arm or a shared training was changed after it had run, see
     `require_same_arms`, or if an arm cannot start from the model that it names; later if a shared training fails.
@@ -45,7 +45,7 @@ def run_study(study: Config, out: Path, *, jobs: int = 1) -> list[str]:
         _train_shared(study, missing, out)
         require_same_arms(study, out)  # a model that was gone may be another one now
     os.environ["OMP_NUM_THREADS"] = threads_of_a_run(jobs)  # for processes that start from now on
-    return _train_arms(study, out, jobs)
+    return _train_arms([run for run in runs(study, out) if arms is None or run.arm in arms], study, out, jobs)
 
 
 def _train_shared(study: Config, names: list[str], out: Path) -> None:
@@ -61,8 +61,8 @@ def _train_shared(study: Config, names: list[str], out: Path) -> None:
             logger.info(message)
 
 
-def _train_arms(study: Config, out: Path, jobs: int) -> list[str]:
-    waiting, failed = runs(study, out), []
+def _train_arms(waiting: list[Run], study: Config, out: Path, jobs: int) -> list[str]:
+    failed: list[str] = []
     first, ahead = waiting[0], True  # the first run computes the features that all others read
     with Processes() as processes, progress_bar(total=len(waiting), desc="study", unit="run") as bar:
         while waiting or len(processes):

@@ -9,6 +9,7 @@ from asvr.recipe.fields import Field, check_fields, is_int
 
 MARK = "study:"
 OWN_CONFIG = "config"  # the key of an arm that names its own config
+OWN_SEEDS = "seeds"  # the key of an arm that has fewer seeds than the study
 TAKEN = ("cache", "questions", "shared", "tokenizers")  # folders of a study that are no arms
 
 
@@ -67,13 +68,31 @@ def problems_of(study: ConfigDict) -> list[str]:
         for arm in pair:
             if arm not in study.arms:
                 problems.append(f"compare={list(pair)}: expected two arms, not {arm!r}; {nearest(arm, study.arms)}")
-    for arm in study.arms:
+    for arm, own in study.arms.items():
         if arm in TAKEN:
             problems.append(f"arms.{arm}: expected another name: the study has its own folder of this name")
+        problems += _wrong_seeds(study, arm, own)
     for name in study.get("shared", {}):
         if name in study.get("tokenizers", {}):
             problems.append(f"shared.{name}: expected another name: `tokenizers` has this one")
     return problems or list(_wrong_names(study))
+
+
+def seeds_of(study: ConfigDict, arm: str) -> list[int]:
+    """The seeds that an arm is trained with: all of the study, or its own."""
+    own = study.arms[arm]
+    return list(own.get(OWN_SEEDS, study.seeds) if isinstance(own, dict) else study.seeds)
+
+
+def _wrong_seeds(study: ConfigDict, arm: str, own: dict | str) -> list[str]:
+    if not isinstance(own, dict) or OWN_SEEDS not in own:
+        return []
+    seeds, place = own[OWN_SEEDS], f"arms.{arm}.{OWN_SEEDS}"
+    if arm == study.baseline:
+        return [f"{place}: the baseline has all seeds of the study, because all arms are compared with it"]
+    if not _are_seeds(seeds) or not set(seeds) <= set(study.seeds):
+        return [f"{place}={seeds!r}: expected some of the study's seeds {list(study.seeds)}"]
+    return []
 
 
 def uses(value, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

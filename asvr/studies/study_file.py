@@ -12,6 +12,7 @@ A study is a Python file::
   arms = dict(none=dict(model=dict(reconstruction=[])), ...)   an arm is a dict of changes to the config,
       viral='../targets/scenes/viral.py'                  or a config of its own that differs only in its model,
       ross=dict(config='../targets/scenes/ross.py', ...)  or such a config with changes
+      vae=dict(seeds=[0], ...)                            any of these with fewer seeds than the study
 
 ``asvr::NAME`` in place of a path is a recipe of the library. An entry of ``shared`` is given as an arm is, and its
 config may differ in everything. In the changes of an arm, ``study:NAME`` stands for the folder of a tokenizer of the
@@ -29,7 +30,7 @@ from asvr.recipe.config_file import read_config_file
 from asvr.recipe.recipe import Recipe
 from asvr.recipe.validate import check_config
 from asvr.registry import SCOPE
-from asvr.studies.study_fields import MARK, OWN_CONFIG, is_start, problems_of, starts_of
+from asvr.studies.study_fields import MARK, OWN_CONFIG, OWN_SEEDS, is_start, problems_of, starts_of
 
 IMPORTS = "custom_imports"
 SHARED, MODEL = "shared", "model"  # folders: of all shared trainings, and of the saved model in one of them
@@ -91,7 +92,8 @@ def arm_config(study: Config, arm: str, seed: int, out: Path) -> Config:
 
     Raises ``ValueError`` if the arm has a config of its own that differs from the study's in more than its model and
     these modules."""
-    cfg = _changed(study, study.arms[arm].to_dict(), out, only_model=True)
+    changes = {key: value for key, value in study.arms[arm].to_dict().items() if key != OWN_SEEDS}
+    cfg = _changed(study, changes, out, only_model=True)
     cfg.merge_from_dict(dict(runtime=dict(seed=seed), data=dict(cache_dir=str(out / "cache"))))
     return cfg
 

@@ -84,6 +84,33 @@ def test_what_is_finished_is_kept(finished):
     assert "not complete" not in (folder / "out/report.md").read_text()
 
 
+def test_an_arm_may_have_fewer_seeds(finished, tmp_path):
+    shutil.copytree(finished[0] / "out", tmp_path / "out")
+    write_files(tmp_path, "arms['late']['seeds'] = [1]")
+    shutil.rmtree(tmp_path / "out/late/seed_0")
+    assert run(tmp_path).returncode == 0 and not (tmp_path / "out/late/seed_0").exists()
+    result = json.loads((tmp_path / "out/report.json").read_text())
+    assert {arm: own["seeds"] for arm, own in result["arms"].items()} == dict(none=[0, 1], late=[1])
+    assert result["about"]["missing"] == []
+
+
+def test_only_some_arms_are_trained(finished, tmp_path):
+    write_files(tmp_path)
+    shutil.copytree(finished[0] / "out/late", tmp_path / "out/late")
+    shutil.rmtree(tmp_path / "out/late/seed_0")
+    shutil.copytree(finished[0] / "out/cache", tmp_path / "out/cache")
+    done = run(tmp_path, "--arms", "none")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.glob("out/*/seed_?")) == ["seed_0", "seed_1", "seed_1"]
+    about = json.loads((tmp_path / "out/report.json").read_text())["about"]
+    assert about["missing"] == ["late, seed 0 (not finished)"]
+    wrong = run(tmp_path, "--arms", "nome")
+    assert wrong.returncode == 1 and "has no arm 'nome'; did you mean 'none'?" in wrong.stderr
+    for option in (("--report",), ("--questions", tmp_path / "study.py")):
+        refused = run(tmp_path, "--arms", "none", *option)
+        assert refused.returncode == 1 and "cannot be used with --" in refused.stderr
+
+
 def test_other_questions_are_asked_of_every_run_that_sees_pictures(finished, monkeypatch):
     """A LLaVA file of scenes, of fewer kinds than the study's groups name."""
     folder, _ = finished

@@ -24,6 +24,9 @@ from asvr.studies.study_file import arm_config, load_study
         ("compare = [('none',)]", r"compare=\[\('none',\)\]: expected a list of pairs of arms"),
         ("groups = dict(ocr=['wrod'])", "groups: no question of kind 'wrod'; did you mean 'word'?"),
         ("seeds = [1, 1]", r"seeds=\[1, 1\]: expected a list of different whole numbers"),
+        ("arms['late']['seeds'] = [2]", r"arms.late.seeds=\[2\]: expected some of the study's seeds \[0, 1\]"),
+        ("arms['late']['seeds'] = 1", "arms.late.seeds=1: expected some of the study's seeds"),
+        ("arms['none']['seeds'] = [0]", "arms.none.seeds: the baseline has all seeds of the study"),
         ("arm = 1", "- arm: unknown field; did you mean 'arms'?"),
         (
             "compare = []; arms = dict(none=dict(modle=dict()))",
