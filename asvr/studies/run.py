@@ -19,6 +19,7 @@ from asvr.studies.existing import require_same_arms, require_same_shared
 from asvr.studies.processes import Processes
 from asvr.studies.results import Run, asked_folder, runs, sighted
 from asvr.studies.shared import finished_shared, require_fitting_starts
+from asvr.studies.study_fields import needed
 from asvr.studies.study_file import MODEL, arm_config, shared_config, shared_folder
 
 CONSOLE = "console.log"
@@ -29,8 +30,9 @@ def run_study(study: Config, out: Path, *, jobs: int = 1, arms: list[str] | None
     """Train and evaluate every arm with every seed. Finished runs are kept, interrupted runs continue.
 
     Tokenizers and shared trainings come first. All arms of one seed run before the next seed, so a stopped study has
-    complete seeds. jobs: the number of runs at the same time, see `threads_of_a_run`. arms: train only these (default:
-    all). Returns a message for each run that failed, also if its process was killed. The other runs are done anyway.
+    complete seeds. jobs: the number of runs at the same time, see `threads_of_a_run`. arms: train only these, with what
+    they use (default: all). Returns a message for each run that failed, also if its process was killed. The other runs
+    are done anyway.
 
     Raises ``ValueError`` before the first run if an arm or a shared training was changed after it had run, see
     `require_same_arms`, or if an arm cannot start from the model that it names; later if a shared training fails.
@@ -39,9 +41,11 @@ def run_study(study: Config, out: Path, *, jobs: int = 1, arms: list[str] | None
     finished = finished_shared(study, out)
     require_same_arms(study, out)
     require_fitting_starts(study, out)
+    used = {*study.tokenizers, *study.shared} if arms is None else needed(study, arms)
     for name, config in study.tokenizers.items():
-        _train_tokenizer(config, out / "tokenizers" / name)
-    if missing := [name for name in study.shared if name not in finished]:
+        if name in used:
+            _train_tokenizer(config, out / "tokenizers" / name)
+    if missing := [name for name in study.shared if name in used and name not in finished]:
         _train_shared(study, missing, out)
         require_same_arms(study, out)  # a model that was gone may be another one now
     os.environ["OMP_NUM_THREADS"] = threads_of_a_run(jobs)  # for processes that start from now on

@@ -107,6 +107,18 @@ def uses(value, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], 
         yield place, value.removeprefix(MARK)
 
 
+def needed(study: ConfigDict, arms: list[str]) -> set[str]:
+    """The names of the tokenizers and shared models that these arms use, themselves or by way of a shared model."""
+    names: set[str] = set()
+    waiting = [study.arms[arm] for arm in arms]
+    while waiting:
+        for _, name in uses(waiting.pop()):
+            if name not in names:
+                names.add(name)
+                waiting += [study.shared[name]] if name in study.get("shared", {}) else []
+    return names
+
+
 def is_start(place: tuple[str, ...]) -> bool:
     """Whether a place in an arm is the ``init`` of a stage."""
     return len(place) == 3 and place[0] == "stages" and place[2] == "init"

@@ -14,7 +14,7 @@ stages = dict(
         init="scratch",
         train=["llm"],
         data=dict(train=dict(captions=True, with_images=False, in_words=True)),
-        schedule=dict(steps=1500),
+        schedule=dict(steps=4000),
     ),
 )
 evaluation = dict(dataset=dict(with_images=False, in_words=True))

@@ -268,7 +268,10 @@ shared['codes'] = dict(model=dict(reconstruction={'0': _name}))
         patch.object(engine_study, "_train_arms", lambda *_: []),
     ):
         run_study(study, tmp_path / "out")
-    assert trained == ["pixel", "words", "more", "codes"]
+        assert trained == ["pixel", "words", "more", "codes"]
+        trained.clear()
+        run_study(study, tmp_path / "out", arms=["none"])
+    assert trained == ["words"]  # what this arm does not use can wait
 
 
 def test_a_shared_training_that_fails_ends_the_study_in_one_line(tmp_path):

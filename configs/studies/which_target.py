@@ -1,0 +1,66 @@
+# Which visual target helps? All arms and seeds start from one small LLM that has learned its words from scenes told in
+# words. The main comparison is `none`, `semantic`, `semantic_shift0` and `pixel`, with six seeds. The other arms have
+# three. Protocol and results: docs/studies/which_target.
+# asvr study studies/which_target --jobs 2
+_base_ = ["./_base_study.py"]
+baseline = "none"
+seeds = [0, 1, 2, 3, 4, 5]
+compare = [
+    ("semantic_shift0", "semantic"),
+    ("semantic", "pixel"),
+    ("semantic_shift0", "pixel"),
+    ("semantic", "semantic_in_finetune"),
+    ("semantic", "semantic_in_pretrain"),
+    ("semantic", "semantic_of_16"),
+    ("dual", "semantic"),
+    ("jarvis", "bidirectional"),
+]
+tokenizers = dict(pixel="../tokenizers/pixel_scenes.py", vae="../tokenizers/vae_scenes.py")
+shared = dict(words="./_base_words.py")
+
+_semantic = dict(
+    name="semantic",
+    tokenizer=dict(type="SemanticTokenizer", depth=1, codebook_size=256),
+    fit=dict(vectors_per_code=512, iterations=15),
+    head=dict(type="DepthTransformerHead", width=64, layers=1, num_heads=4),
+    loss=dict(type="CodeCrossEntropy"),
+    weight=0.3,
+    shift=1,
+)
+
+
+def _arm(*targets, pretrain=None, finetune=None, **changes):
+    """An arm that starts from the words. targets: of both stages. pretrain, finetune: changes of one stage."""
+    stages = dict(pretrain=dict(pretrain or {}, init="study:words"))
+    if finetune:
+        stages["finetune"] = finetune
+    return dict(dict(model=dict(reconstruction=list(targets))), stages=stages, **changes)
+
+
+def _recipe(name, **changes):
+    """The recipe of a method, with three seeds."""
+    stages = dict(pretrain=dict(init="study:words"))
+    return dict(config=f"../targets/scenes/{name}.py", seeds=[0, 1, 2], stages=stages, **changes)
+
+
+def _set(**target):
+    return dict(model=dict(reconstruction={"0": target}))
+
+
+_off = dict(model=dict(reconstruction=[dict(_semantic, weight=0.0)]))
+_few = dict(seeds=[0, 1, 2])
+arms = dict(
+    none=_arm(),
+    semantic=_arm(_semantic),
+    semantic_shift0=_arm(dict(_semantic, shift=0)),
+    pixel=dict(_recipe("pixel", **_set(tokenizer=dict(name="study:pixel"))), seeds=seeds),
+    viral=_recipe("viral"),
+    ross=_recipe("ross", **_set(teacher=dict(name="study:vae"))),
+    bidirectional=dict(_arm(), model=dict(reconstruction=[], visual_attention="bidirectional"), **_few),
+    jarvis=_recipe("jarvis"),
+    appearance=_recipe("appearance"),
+    dual=_recipe("dual"),
+    semantic_in_pretrain=_arm(_semantic, finetune=_off, **_few),
+    semantic_in_finetune=_arm(_semantic, pretrain=_off, **_few),
+    semantic_of_16=_arm(dict(_semantic, supervise=16), **_few),
+)
