@@ -13,8 +13,8 @@ stages = dict(
     words=dict(
         init="scratch",
         train=["llm"],
-        data=dict(train=dict(captions=True, with_images=False, in_words=True)),
-        schedule=dict(steps=4000),
+        data=dict(train=dict(scenes=96000, captions=True, with_images=False, in_words=True)),
+        schedule=dict(steps=6000),
     ),
 )
 evaluation = dict(dataset=dict(with_images=False, in_words=True))
