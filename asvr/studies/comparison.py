@@ -8,7 +8,7 @@ import json
 import numpy as np
 from mmengine.config import Config
 
-from asvr.studies.significance import detectable, mcnemar, paired_bootstrap
+from asvr.studies.significance import LEVEL, detectable, mcnemar, paired_bootstrap
 
 ALL = "all"
 
@@ -23,8 +23,8 @@ def asked_groups(study: Config, found: dict[str, list[dict]]) -> Config:
 def compare(study: Config, found: dict[str, list[dict]]) -> dict:
     """The share of right answers by arm and group, and its difference from the baseline. ``all`` is one of the groups.
 
-    Every question has the same weight. Two arms are compared over the seeds that both have. Raises ``ValueError`` if a
-    group names a kind that was not asked.
+    Every question has the same weight. Two arms are compared over the seeds that both have. The k pairs that decide
+    have intervals at the ``level`` 1 - 0.05 / k. Raises ``ValueError`` if a group names a kind that was not asked.
     """
     answers = found[study.baseline][0]["answers"]
     kinds_Q = np.array([answer["kind"] for answer in answers])
@@ -39,13 +39,18 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
     right = {arm: np.array([[a["right"] for a in run["answers"]] for run in runs]) for arm, runs in found.items()}
     base_RQ = right[study.baseline]
 
-    def gains(first: str, second: str) -> dict[str, dict]:
+    def gains(first: str, second: str, level: float = LEVEL) -> dict[str, dict]:
         """By group. Empty without a common seed."""
         rows, others = _common_seeds(found[first], found[second])
         if not rows:
             return {}
         pair = right[first][rows], right[second][others]
-        return {name: _gain(*(own[:, of] for own in pair), scenes_Q[of]) for name, of in members.items()}
+        return {name: _gain(*(own[:, of] for own in pair), scenes_Q[of], level) for name, of in members.items()}
+
+    def compared(field: str, level: float = LEVEL) -> list[dict]:
+        """The pairs of a field of the study, of arms that have run."""
+        pairs = [(a, b, gains(a, b, level)) for a, b in study.get(field, []) if a in right and b in right]
+        return [dict(first=a, second=b, groups=own) for a, b, own in pairs if own]
 
     arms = {}
     for arm, right_RQ in right.items():
@@ -58,7 +63,7 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
             by_group = {name: own | from_baseline[name] for name, own in by_group.items()}
         kinds = {kind: float(right_RQ[:, kinds_Q == kind].mean()) for kind in _kinds(groups)}
         arms[arm] = dict(groups=by_group, kinds=kinds, **_means(found[arm]))
-    pairs = [(a, b, gains(a, b)) for a, b in study.get("compare", []) if a in right and b in right]
+    level = 1 - (1 - LEVEL) / max(1, len(study.get("decides", [])))  # Bonferroni
     several = len(base_RQ) > 1
     return dict(
         baseline=study.baseline,
@@ -67,8 +72,10 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
         scenes=len(set(scenes_Q)),
         left_out=sorted(set(kinds_Q[~members[ALL]])),
         detectable={n: detectable(base_RQ[:, of]) if several else None for n, of in members.items()},
+        level=level,
+        decides=[dict(pair, groups={ALL: pair["groups"][ALL]}) for pair in compared("decides", level)],
         arms=arms,
-        pairs=[dict(first=a, second=b, groups=own) for a, b, own in pairs if own],
+        pairs=compared("compare"),
     )
 
 
@@ -92,9 +99,9 @@ def _means(runs: list[dict]) -> dict:
     )
 
 
-def _gain(right_RQ: np.ndarray, other_RQ: np.ndarray, scenes_Q: np.ndarray) -> dict:
+def _gain(right_RQ: np.ndarray, other_RQ: np.ndarray, scenes_Q: np.ndarray, level: float) -> dict:
     """The difference with its interval and p. These are None if nothing spreads, or if no answer differs."""
-    gain = paired_bootstrap(right_RQ, other_RQ, scenes_Q)
+    gain = paired_bootstrap(right_RQ, other_RQ, scenes_Q, level=level)
     p = mcnemar(right_RQ, other_RQ) if (right_RQ != other_RQ).any() else None
     return dict(gain=gain.mean, low=gain.low, high=gain.high, p=p)
 

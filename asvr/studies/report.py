@@ -11,7 +11,7 @@ from asvr.base.plots import optional
 from asvr.base.recipes import CONFIGS, home
 from asvr.base.text import table
 from asvr.registry import SCOPE
-from asvr.studies.comparison import compare
+from asvr.studies.comparison import ALL, compare
 from asvr.studies.plots import BARS, RADAR, draw_curves, draw_groups, groups_file
 from asvr.studies.significance import Difference
 
@@ -156,6 +156,7 @@ def markdown(result: dict) -> str:
     pairs = _pairs(result)
     return "\n".join(
         [
+            *_decisive(result),
             *_accuracy(result, names),
             *_differences(result, names),
             *(["Differences between other pairs of arms.", "", table(["arms", *names], _rows(pairs))] if pairs else []),
@@ -167,6 +168,21 @@ def markdown(result: dict) -> str:
             *_numbers(result),
         ]
     )
+
+
+def _decisive(result: dict) -> list[str]:
+    """The pairs that the study named as those that decide."""
+    pairs, level = result["decides"], f"{100 * result['level']:.4g}"
+    if not pairs:
+        return []
+    rows = [[f"{pair['first']} minus {pair['second']}", _cell(pair["groups"][ALL])] for pair in pairs]
+    return [
+        f"**The comparisons that decide**, over all questions: difference in percentage points, {level} % confidence "
+        "interval, and p of McNemar's test. At this level the chance that any of them excludes zero without an effect "
+        "is about 5 %. All other tables have 95 % intervals and only suggest what to test next.",
+        "",
+        table(["arms", ALL], rows),
+    ]
 
 
 def _accuracy(result: dict, names: list[str]) -> list[str]:

@@ -12,13 +12,14 @@ from scipy.optimize import brentq
 from scipy.stats import nct, t
 
 DRAWS = 10_000
+LEVEL = 0.95  # of an interval
 NO_SPREAD = 1e-20  # a variance of shares; rounding alone gives up to about 1e-31, one answer of a million 1e-12
 POWER = 0.8  # the share of studies that find a difference of the smallest detectable size
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference between two shares of right answers (-1 to 1), with its 95 % confidence interval.
+    """A difference between two shares of right answers (-1 to 1), with its confidence interval.
 
     low, high: None if the interval cannot be estimated, because nothing spreads.
     """
@@ -34,9 +35,18 @@ class Difference:
 
 
 def paired_bootstrap(
-    right_RQ: np.ndarray, other_RQ: np.ndarray, scenes_Q: np.ndarray, *, draws: int = DRAWS, seed: int = 0
+    right_RQ: np.ndarray,
+    other_RQ: np.ndarray,
+    scenes_Q: np.ndarray,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = LEVEL,
 ) -> Difference:
     """The mean of ``right`` minus ``other``. Its interval covers other scenes and other seeds.
+
+    level: of the interval. For k comparisons that all decide, ``1 - 0.05 / k`` keeps the chance of any false finding
+    at 5 % (Bonferroni).
 
     Scenes and seeds are random, and crossed: every seed answers the questions of every scene. The variance has two
     parts. The part of the scenes is bootstrapped; all questions of a scene stay together. The part of the seeds is the
@@ -59,7 +69,7 @@ def paired_bootstrap(
     if variance < NO_SPREAD:
         return Difference(mean, None, None)
     freedom = (runs - 1) * (variance * runs / spread) ** 2 if spread > 0 else math.inf
-    half = float(t.ppf(0.975, freedom) * math.sqrt(variance))
+    half = float(t.ppf((1 + level) / 2, freedom) * math.sqrt(variance))
     return Difference(mean, mean - half, mean + half)
 
 

@@ -46,6 +46,7 @@ FIELDS = dict(
     seeds=Field("a list of different whole numbers, at least 0", _are_seeds),
     baseline=Field("the name of an arm", _is_text),
     groups=Field("dict(NAME=[kind, ...]) with kinds of question", _are_groups, default=None),
+    decides=Field("a list of pairs of arms", _are_pairs, default=()),
     compare=Field("a list of pairs of arms", _are_pairs, default=()),
     tokenizers=Field("dict(NAME='PATH') with configs of visual tokenizers", _is_dict, default=()),
     shared=Field(f"dict(NAME=...), each {CHANGED}", _is_dict, default=()),
@@ -64,10 +65,11 @@ def problems_of(study: ConfigDict) -> list[str]:
         problems += check_fields(section, own, dict.fromkeys(own, field))
     if study.baseline not in study.arms:
         problems.append(f"baseline={study.baseline!r}: expected an arm; {nearest(study.baseline, study.arms)}")
-    for pair in study.get("compare", []):
-        for arm in pair:
-            if arm not in study.arms:
-                problems.append(f"compare={list(pair)}: expected two arms, not {arm!r}; {nearest(arm, study.arms)}")
+    for name in ("decides", "compare"):
+        for pair in study.get(name, []):
+            for arm in pair:
+                if arm not in study.arms:
+                    problems.append(f"{name}={list(pair)}: expected two arms, not {arm!r}; {nearest(arm, study.arms)}")
     for arm, own in study.arms.items():
         if arm in TAKEN:
             problems.append(f"arms.{arm}: expected another name: the study has its own folder of this name")

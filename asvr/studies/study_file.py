@@ -6,6 +6,7 @@ A study is a Python file::
   seeds = [0, 1, 2]
   baseline = 'none'              the arm that all others are compared with
   groups = dict(ocr=['word'])    optional: kinds of question by group
+  decides = [('both', 'none')]   optional: the pairs of arms that decide, over all questions
   compare = [('both', 'pixel')]  optional: further pairs of arms; the second is subtracted from the first
   tokenizers = dict(pixel='../tokenizers/pixel_scenes.py')   optional: trained first, shared by all arms
   shared = dict(words='_base_words.py')   optional: trained once; all arms and seeds can start from its model

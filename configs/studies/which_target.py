@@ -5,8 +5,8 @@
 _base_ = ["./_base_study.py"]
 baseline = "none"
 seeds = [0, 1, 2, 3, 4, 5]
+decides = [("semantic", "none"), ("semantic_shift0", "none"), ("pixel", "none"), ("semantic_shift0", "semantic")]
 compare = [
-    ("semantic_shift0", "semantic"),
     ("semantic", "pixel"),
     ("semantic_shift0", "pixel"),
     ("semantic", "semantic_in_finetune"),

@@ -20,12 +20,12 @@ def simulate(rng, *, runs=3, scenes=120, each=4, base=0.6, gain=0.0, by_seed=0.0
     return *arms, scene_Q
 
 
-def share_held(runs: int, by_seed: float) -> float:
+def share_held(runs: int, by_seed: float, level: float = 0.95) -> float:
     """How many of 300 intervals hold the true difference."""
     rng, held, gain = np.random.default_rng(0), 0, 0.05
     for trial in range(300):
         right, other, scenes = simulate(rng, runs=runs, gain=gain, by_seed=by_seed)
-        found = paired_bootstrap(right, other, scenes, draws=300, seed=trial)
+        found = paired_bootstrap(right, other, scenes, draws=300, seed=trial, level=level)
         held += found.low <= gain <= found.high
     return held / 300
 
@@ -34,6 +34,11 @@ def share_held(runs: int, by_seed: float) -> float:
 def test_the_interval_holds_the_true_difference_nineteen_times_of_twenty(by_seed):
     """Three seeds, whether they or the questions decide how far it is off."""
     assert 0.91 < share_held(3, by_seed) < 0.99
+
+
+@pytest.mark.parametrize("by_seed", [0.0, 0.05])
+def test_a_lower_level_holds_less(by_seed):
+    assert 0.44 < share_held(3, by_seed, level=0.5) < 0.6
 
 
 @pytest.mark.parametrize(("runs", "least", "most"), [(1, 0.58, 0.68), (2, 0.87, 0.93)])

@@ -48,6 +48,18 @@ def test_without_spread_the_report_has_no_interval_and_says_why(finished, answer
     assert "- Intervals: 0.\n" in heading(about, result)
 
 
+def test_pairs_that_decide_have_wider_intervals(finished):
+    study, found, _ = finished
+    assert compare(study, found)["decides"] == [] and "decide**" not in markdown(compare(study, found))
+    study.decides = [("late", "none"), ("none", "late")]
+    result = compare(study, found)
+    assert result["level"] == 0.975 and "97.5 % confidence interval" in markdown(result)
+    [decisive, reverse] = [pair["groups"]["all"] for pair in result["decides"]]
+    other = result["arms"]["late"]["groups"]["all"]
+    assert decisive["gain"] == other["gain"] == -reverse["gain"]
+    assert decisive["low"] < other["low"] < other["high"] < decisive["high"]
+
+
 def unfinish(folder, *names):
     for name in names:
         (folder / "out" / name / "results.json").unlink()
