@@ -63,6 +63,7 @@ def runs_at_once(device: str, arms: int) -> int:
 
 def chosen_study(args: argparse.Namespace) -> tuple:
     """The study with the arms and seeds of the options, and its name."""
+    from asvr.studies.study_fields import OWN_SEEDS
     from asvr.studies.study_file import load_study
 
     study = load_study(args.study)
@@ -77,10 +78,17 @@ def chosen_study(args: argparse.Namespace) -> tuple:
         if study.baseline not in args.arms:
             sys.exit(f"error: --arms: expected the baseline {study.baseline!r} among them")
         study.arms = {arm: own for arm, own in study.arms.items() if arm in args.arms}
+        for name in ("decides", "compare"):
+            study[name] = [pair for pair in study.get(name, []) if set(pair) <= set(args.arms)]
     if args.seeds:
         if len(set(args.seeds)) != len(args.seeds):
             sys.exit(f"error: --seeds {' '.join(map(str, args.seeds))}: expected different numbers")
         study.seeds = args.seeds
+        for arm, own in study.arms.items():
+            if OWN_SEEDS in own:
+                own[OWN_SEEDS] = [seed for seed in own[OWN_SEEDS] if seed in args.seeds]
+                if not own[OWN_SEEDS]:
+                    sys.exit(f"error: --seeds: the arm {arm!r} has none of these seeds: leave it out with --arms")
     return study, Path(args.study).stem
 
 

@@ -32,7 +32,8 @@ def parse_args() -> argparse.Namespace:
         "--features",
         default="online",
         choices=("cached", "online"),
-        help="cached: as data.cache=True, which computes the frozen encoder once, before training; not of --plain",
+        help="cached: as with data.cache=True, which computes the frozen encoder once, before training; --plain and "
+        "--transformers compute it in each step",
     )
     parser.add_argument("--samples", type=int, default=8, help="of a step; fewer where memory runs out")
     parser.add_argument("--rounds", type=int, default=3)

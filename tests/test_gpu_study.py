@@ -52,6 +52,21 @@ def test_a_study_tells_each_complete_seed_and_a_run_that_was_killed(tmp_path):
     assert not list(out.rglob("*.safetensors"))
 
 
+def test_arms_and_seeds_of_the_options(tmp_path):
+    from gpu_study import chosen_study
+
+    file = tmp_path / "study.py"
+    arms = "dict(none=dict(model=dict(reconstruction=[])), few=dict(seeds=[0, 1]), more=dict())"
+    pairs = "[('few', 'none'), ('more', 'none')]"
+    fields = f"'{ROOT}/configs/studies/_base_scenes.py', [0, 1, 2], 'none', {arms}, {pairs}, {pairs}"
+    file.write_text(f"config, seeds, baseline, arms, decides, compare = {fields}")
+    chosen, _ = chosen_study(Namespace(study=str(file), arms=["none", "few"], seeds=[1, 2]))
+    assert list(chosen.arms) == ["none", "few"] and chosen.arms.few.seeds == [1] and chosen.seeds == [1, 2]
+    assert list(chosen.decides) == list(chosen.compare) == [("few", "none")]
+    with pytest.raises(SystemExit, match="--seeds: the arm 'few' has none of these seeds"):
+        chosen_study(Namespace(study=str(file), arms=None, seeds=[2]))
+
+
 class Clock:
     """In place of the module ``time``: it moves only when somebody sleeps. So slow machines change no result."""
 

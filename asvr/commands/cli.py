@@ -159,6 +159,13 @@ def _reader_is_gone() -> bool:
     return gone
 
 
+def _is_told(last: traceback.FrameSummary) -> bool:
+    """Whether an error that was raised there tells the user what to correct: one of this library, or one that the
+    script itself raises. The script's ``int("three")`` is a bug."""
+    script = Path(last.filename).resolve() == Path(sys.argv[0]).resolve()
+    return last.filename.startswith(PACKAGE) or (script and (last.line or "").startswith("raise "))
+
+
 def run_tool(main) -> None:
     """Run the main function of a command.
 
@@ -182,8 +189,7 @@ def run_tool(main) -> None:
             )
         kind = type(error)
         own = kind.__module__.split(".")[0] == Path(PACKAGE).name  # `Refused`, also out of a DataLoader's worker
-        file = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not own and not file.startswith(PACKAGE) and Path(file).resolve() != Path(sys.argv[0]).resolve():
+        if not own and not _is_told(traceback.extract_tb(error.__traceback__)[-1]):
             raise
         # The message of a DataLoader worker's error begins with its traceback.
         _end(f"error: {str(error).rpartition(f'{kind.__module__}.{kind.__qualname__}: ')[2].strip()}")

@@ -1,4 +1,4 @@
-"""Run a study: train every arm with every seed and compare them.
+"""Run a study: train every arm with every seed, or with its own, and compare them.
 
 examples:
   asvr study targets_mini
@@ -51,8 +51,7 @@ def written(folder: Path, names: tuple[str, ...] = REPORT) -> str:
     return f"written: {folder}/{', '.join(name for name in names if (folder / name).is_file())}"
 
 
-def main() -> None:
-    args = parser().parse_args()
+def _check_options(args: argparse.Namespace) -> None:
     require_positive(dict(jobs=args.jobs, scenes=args.scenes))
     require_file(dict(questions=args.questions))
     require_folder(dict(image_folder=args.image_folder))
@@ -68,14 +67,19 @@ def main() -> None:
             dict(jobs=args.jobs, arms=args.arms, image_folder=args.image_folder), "cannot be used with --report"
         )
     if args.arms:
-        refuse_options(dict(questions=args.questions), "cannot be used with --arms: it asks all runs")
+        refuse_options(dict(questions=args.questions), "cannot be used with --arms: --questions asks all runs")
     if args.questions is None:
         refuse_options(dict(image_folder=args.image_folder), "needs --questions")
+
+
+def main() -> None:
+    args = parser().parse_args()
+    _check_options(args)
     keep_freed_memory()
     from asvr.base.log import set_up_logging  # here: --help need not wait for torch
     from asvr.studies.comparison import asked_groups
     from asvr.studies.report import write_report
-    from asvr.studies.results import collect, collect_finished, require_begun
+    from asvr.studies.results import collect, collect_finished, require_begun, runs
     from asvr.studies.run import ask_all, run_study
     from asvr.studies.shared import starts
     from asvr.studies.study_file import load_study
@@ -96,6 +100,10 @@ def main() -> None:
             "another --out. For a report of the finished runs, add --report"
         )
         sys.exit("\n".join([f"{len(failed)} run(s) failed; {again}:", *failed]))
+
+    if args.arms and not any(run.arm == study.baseline and run.finished for run in runs(study, out)):
+        print(f"{out}: no report yet: it needs a finished run of the baseline {study.baseline!r}")
+        return
 
     def read(questions: Path | None = None) -> tuple[dict, list[str]]:
         return (

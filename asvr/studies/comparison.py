@@ -9,6 +9,7 @@ import numpy as np
 from mmengine.config import Config
 
 from asvr.studies.significance import LEVEL, detectable, mcnemar, paired_bootstrap
+from asvr.studies.study_fields import seeds_of
 
 ALL = "all"
 
@@ -17,7 +18,8 @@ def asked_groups(study: Config, found: dict[str, list[dict]]) -> Config:
     """The study with only those groups and kinds that were asked. Questions from elsewhere may have fewer kinds."""
     kinds = {answer["kind"] for answer in found[study.baseline][0]["answers"]}
     groups = {name: [kind for kind in own if kind in kinds] for name, own in study.get("groups", {}).items()}
-    return Config(dict(study.to_dict(), groups={name: own for name, own in groups.items() if own}))
+    pairs = [*study.get("decides", []), *study.get("compare", [])]  # no other questions decide
+    return Config(dict(study.to_dict(), groups={n: own for n, own in groups.items() if own}, decides=[], compare=pairs))
 
 
 def compare(study: Config, found: dict[str, list[dict]]) -> dict:
@@ -40,17 +42,19 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
     base_RQ = right[study.baseline]
 
     def gains(first: str, second: str, level: float = LEVEL) -> dict[str, dict]:
-        """By group. Empty without a common seed."""
+        """By group, over the seeds that both have."""
         rows, others = _common_seeds(found[first], found[second])
-        if not rows:
-            return {}
         pair = right[first][rows], right[second][others]
         return {name: _gain(*(own[:, of] for own in pair), scenes_Q[of], level) for name, of in members.items()}
 
-    def compared(field: str, level: float = LEVEL) -> list[dict]:
-        """The pairs of a field of the study, of arms that have run."""
-        pairs = [(a, b, gains(a, b, level)) for a, b in study.get(field, []) if a in right and b in right]
-        return [dict(first=a, second=b, groups=own) for a, b, own in pairs if own]
+    def of_pair(a: str, b: str, level: float) -> dict:
+        seeds = _common(*([run["seed"] for run in found.get(arm, [])] for arm in (a, b)))
+        planned = _common(seeds_of(study, a), seeds_of(study, b))
+        return dict(first=a, second=b, seeds=seeds, planned=planned, groups=gains(a, b, level) if seeds else {})
+
+    def least(seeds: int, level: float = LEVEL) -> dict[str, float | None]:
+        known = len(base_RQ) > 1
+        return {n: detectable(base_RQ[:, of], seeds=seeds, level=level) if known else None for n, of in members.items()}
 
     arms = {}
     for arm, right_RQ in right.items():
@@ -64,19 +68,26 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
         kinds = {kind: float(right_RQ[:, kinds_Q == kind].mean()) for kind in _kinds(groups)}
         arms[arm] = dict(groups=by_group, kinds=kinds, **_means(found[arm]))
     level = 1 - (1 - LEVEL) / max(1, len(study.get("decides", [])))  # Bonferroni
-    several = len(base_RQ) > 1
+    decides = [of_pair(a, b, level) for a, b in study.get("decides", [])]
+    for pair in decides:
+        pair["detectable"] = least(len(pair["planned"]), level)[ALL] if len(pair["planned"]) > 1 else None
+    sizes = {len(base_RQ), *(len(seeds_of(study, arm)) for arm in study.arms)}
     return dict(
         baseline=study.baseline,
         seeds=[seed for seed in study.seeds if any(run["seed"] == seed for run in found[study.baseline])],
         questions={name: int(of.sum()) for name, of in members.items()},
         scenes=len(set(scenes_Q)),
         left_out=sorted(set(kinds_Q[~members[ALL]])),
-        detectable={n: detectable(base_RQ[:, of]) if several else None for n, of in members.items()},
+        detectable=[dict(seeds=n, groups=least(n)) for n in sorted(sizes) if n > 1],
         level=level,
-        decides=[dict(pair, groups={ALL: pair["groups"][ALL]}) for pair in compared("decides", level)],
+        decides=decides,
         arms=arms,
-        pairs=compared("compare"),
+        pairs=[pair for a, b in study.get("compare", []) if (pair := of_pair(a, b, LEVEL))["seeds"]],
     )
+
+
+def _common(first: list[int], second: list[int]) -> list[int]:
+    return [seed for seed in first if seed in second]
 
 
 def _common_seeds(first: list[dict], second: list[dict]) -> tuple[list[int], list[int]]:

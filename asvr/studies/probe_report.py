@@ -16,7 +16,7 @@ from asvr.base.plots import optional, plain
 from asvr.base.text import table
 from asvr.studies.plots import arm_colours, pyplot
 from asvr.studies.probe_truth import PROBES
-from asvr.studies.report import by_chance, of_few_seeds, shown_config
+from asvr.studies.report import by_chance, of_few_seeds, shown_config, shown_seeds
 from asvr.studies.significance import Difference, paired_bootstrap
 
 DRAWS = 2000  # of scenes, for each interval; there are many intervals
@@ -134,7 +134,7 @@ def _heading(about: dict, result: dict) -> str:
         f"- Date: {about['date']}. asvr {about['asvr']}.",
         f"- Config: `{about['config']}`",
         f"- Arms: {', '.join(arms)}",
-        f"- Seeds: {', '.join(map(str, result['seeds']))}",
+        f"- Seeds: {shown_seeds(result)}",
         f"- Scenes: {about['scenes']} with the held-out drawings. {tested} of them test the probes; the probes learn "
         "from the others.",
         f"- Intervals of differences: {about['intervals']}.{by_chance(about['intervals'])}",

@@ -13,6 +13,8 @@ from asvr.recipe.recipe import Recipe
 from asvr.studies.study_fields import seeds_of
 from asvr.studies.study_file import arm_config
 
+RESULTS = "results.json"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -21,6 +23,10 @@ class Run:
     arm: str
     seed: int
     work_dir: Path
+
+    @property
+    def finished(self) -> bool:
+        return (self.work_dir / RESULTS).is_file()
 
 
 def runs(study: Config, out: Path) -> list[Run]:
@@ -66,7 +72,7 @@ def collect(study: Config, out: Path, *, questions: Path | None = None) -> dict[
 def collect_finished(study: Config, out: Path, *, questions: Path | None = None) -> tuple[dict, list[str]]:
     """Like `collect`, but only of the seeds that both an arm and the baseline have finished.
 
-    Also returns what is left out. Raises ``ValueError`` if no arm shares a seed with the baseline.
+    Also returns what is left out. The baseline may be alone. Raises ``ValueError`` if it has no finished run.
     """
     found, unfinished = _read_all(study, out, questions)
     missing = [
@@ -77,11 +83,10 @@ def collect_finished(study: Config, out: Path, *, questions: Path | None = None)
         missing += [f"{arm}, seed {run['seed']} (the baseline lacks it)" for run in own if run["seed"] not in shared]
     kept = {arm: [run for run in own if run["seed"] in shared] for arm, own in found.items()}
     kept = {arm: own for arm, own in kept.items() if own}
-    others = any(run.arm != study.baseline for run in unfinished)
-    if unfinished and (study.baseline not in kept or (len(kept) < 2 and others)):
+    if unfinished and study.baseline not in kept:
         raise ValueError(
-            f"{out}: no report: it needs finished runs of the baseline {study.baseline!r} and of another arm with the "
-            f"same seed. {next(iter(unfinished.values()))}"
+            f"{out}: no report: it needs a finished run of the baseline {study.baseline!r}. "
+            f"{next(iter(unfinished.values()))}"
         )
     return kept, missing
 
@@ -136,12 +141,12 @@ def _read_all(
 
 def _own(run: Run, stage: str) -> tuple[dict, Path]:
     """The result on the study's own questions, and the file of its answers. stage: the last one."""
-    results, file = run.work_dir / "results.json", run.work_dir / stage / "answers.jsonl"
+    results, file = run.work_dir / RESULTS, run.work_dir / stage / "answers.jsonl"
     result = (
         json.loads(results.read_text(encoding="utf-8")).get(stage) if results.is_file() and file.is_file() else None
     )
     if result is None:
-        raise _NotFinished(f"{run.work_dir}: this run is not finished; run the same command without --report")
+        raise _NotFinished(f"{run.work_dir}: this run is not finished; run the study without --report")
     return result, file
 
 
@@ -152,6 +157,6 @@ def _others(run: Run, questions: Path) -> tuple[dict, Path]:
     )
     if result.get("asked", {}).get("questions") != sha256_of(questions):
         raise _NotFinished(
-            f"{run.work_dir}: was not asked the current questions of {questions}; run the same command without --report"
+            f"{run.work_dir}: was not asked the current questions of {questions}; run the study without --report"
         )
     return result, folder / "answers.jsonl"

@@ -27,7 +27,7 @@ LOOK = 1.0  # seconds between two looks at the first run
 
 
 def run_study(study: Config, out: Path, *, jobs: int = 1, arms: list[str] | None = None) -> list[str]:
-    """Train and evaluate every arm with every seed. Finished runs are kept, interrupted runs continue.
+    """Train and evaluate every arm with each of its seeds. Finished runs are kept, interrupted runs continue.
 
     Tokenizers and shared trainings come first. All arms of one seed run before the next seed, so a stopped study has
     complete seeds. jobs: the number of runs at the same time, see `threads_of_a_run`. arms: train only these, with what
@@ -67,6 +67,8 @@ def _train_shared(study: Config, names: list[str], out: Path) -> None:
 
 def _train_arms(waiting: list[Run], study: Config, out: Path, jobs: int) -> list[str]:
     failed: list[str] = []
+    if not waiting:
+        return failed
     first, ahead = waiting[0], True  # the first run computes the features that all others read
     with Processes() as processes, progress_bar(total=len(waiting), desc="study", unit="run") as bar:
         while waiting or len(processes):

@@ -45,8 +45,8 @@ def paired_bootstrap(
 ) -> Difference:
     """The mean of ``right`` minus ``other``. Its interval covers other scenes and other seeds.
 
-    level: of the interval. For k comparisons that all decide, ``1 - 0.05 / k`` keeps the chance of any false finding
-    at 5 % (Bonferroni).
+    level: of the interval. For k comparisons that all decide, ``1 - 0.05 / k`` is Bonferroni's. With few seeds an
+    interval at a high level holds the truth less often than it says (tests/studies/test_significance.py).
 
     Scenes and seeds are random, and crossed: every seed answers the questions of every scene. The variance has two
     parts. The part of the scenes is bootstrapped; all questions of a scene stay together. The part of the seeds is the
@@ -101,8 +101,11 @@ def _log_choose(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
-def detectable(right_RQ: np.ndarray) -> float | None:
-    """The smallest difference that four of five studies with as many seeds and questions would find.
+def detectable(right_RQ: np.ndarray, *, seeds: int | None = None, level: float = LEVEL) -> float | None:
+    """The smallest difference that four of five studies with as many questions would find.
+
+    seeds: of both arms in such a study, at least 2; None: as many as these runs. level: of the interval that has to
+    exclude zero.
 
     It is estimated from the runs of the baseline: an arm that is equally good is taken to differ from the baseline as
     these runs differ from one another. None if these runs do not differ: their spread cannot be estimated then. Raises
@@ -115,6 +118,7 @@ def detectable(right_RQ: np.ndarray) -> float | None:
     between = np.mean([(share_R[i] - share_R[j]) ** 2 for i in range(runs) for j in range(i)])
     if between < NO_SPREAD:
         return None
-    critical = t.ppf(0.975, runs - 1)
-    steps = brentq(lambda shift: nct.sf(critical, runs - 1, shift) - POWER, 0, 50)  # in standard errors
-    return float(steps * math.sqrt(between / runs))
+    seeds = seeds or runs
+    critical = t.ppf((1 + level) / 2, seeds - 1)
+    steps = brentq(lambda shift: nct.sf(critical, seeds - 1, shift) - POWER, 0, 10 * critical)  # in standard errors
+    return float(steps * math.sqrt(between / seeds))

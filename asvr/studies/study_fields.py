@@ -65,15 +65,12 @@ def problems_of(study: ConfigDict) -> list[str]:
         problems += check_fields(section, own, dict.fromkeys(own, field))
     if study.baseline not in study.arms:
         problems.append(f"baseline={study.baseline!r}: expected an arm; {nearest(study.baseline, study.arms)}")
-    for name in ("decides", "compare"):
-        for pair in study.get(name, []):
-            for arm in pair:
-                if arm not in study.arms:
-                    problems.append(f"{name}={list(pair)}: expected two arms, not {arm!r}; {nearest(arm, study.arms)}")
-    for arm, own in study.arms.items():
+    for arm in study.arms:
         if arm in TAKEN:
             problems.append(f"arms.{arm}: expected another name: the study has its own folder of this name")
-        problems += _wrong_seeds(study, arm, own)
+    wrong = [problem for arm, own in study.arms.items() for problem in _wrong_seeds(study, arm, own)]
+    pairs = [problem for name in ("decides", "compare") for problem in _wrong_pairs(study, name)] if not wrong else []
+    problems += [*wrong, *pairs]
     for name in study.get("shared", {}):
         if name in study.get("tokenizers", {}):
             problems.append(f"shared.{name}: expected another name: `tokenizers` has this one")
@@ -95,6 +92,19 @@ def _wrong_seeds(study: ConfigDict, arm: str, own: dict | str) -> list[str]:
     if not _are_seeds(seeds) or not set(seeds) <= set(study.seeds):
         return [f"{place}={seeds!r}: expected some of the study's seeds {list(study.seeds)}"]
     return []
+
+
+def _wrong_pairs(study: ConfigDict, name: str) -> Iterator[str]:
+    known: list[set] = []
+    for pair in study.get(name, []):
+        place, unknown = f"{name}={list(pair)}", [arm for arm in pair if arm not in study.arms]
+        if unknown:
+            yield f"{place}: expected two arms, not {unknown[0]!r}; {nearest(unknown[0], study.arms)}"
+        elif pair[0] == pair[1] or set(pair) in known:
+            yield f"{place}: expected two different arms, and each pair once"
+        elif not set(seeds_of(study, pair[0])) & set(seeds_of(study, pair[1])):
+            yield f"{place}: these arms have no common seed"
+        known.append(set(pair))
 
 
 def uses(value, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -1,10 +1,11 @@
-# Do images without text help in addition to 1,000 scenes with text? All arms start from the LLM of `which_target`. Arms
-# with a target get 0, 1,000 or 4,000 further images, from which only the target learns. In every arm a step has 16 scenes
-# with text on average. The study is ready to run and has not been run.
+# Do images without text help in addition to 1,000 scenes with text? All arms start from an LLM that was trained as that
+# of `which_target`. Arms with a target get 0, 1,000 or 4,000 further images, from which only the target learns. A step
+# has 16 scenes with text on average, in every arm. The study is ready to run and has not been run.
 # asvr study studies/caption_free --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "captioned"
-compare = [("semantic_1x", "semantic_0x"), ("semantic_4x", "semantic_0x")]
+decides = [("semantic_4x", "semantic_0x")]
+compare = [("semantic_1x", "semantic_0x")]
 shared = dict(words="./_base_words.py")
 
 

@@ -1,6 +1,6 @@
 # Which visual target helps? All arms and seeds start from one small LLM that has learned its words from scenes told in
-# words. The main comparison is `none`, `semantic`, `semantic_shift0` and `pixel`, with six seeds. The other arms have
-# three. Protocol and results: docs/studies/which_target.
+# words. (Those with codes as input have one of their own.) The main comparison is `none`, `semantic`, `semantic_shift0`
+# and `pixel`, with six seeds. The other arms have three. Protocol: docs/studies/which_target/protocol.md.
 # asvr study studies/which_target --jobs 2
 _base_ = ["./_base_study.py"]
 baseline = "none"
@@ -52,18 +52,18 @@ _semantic = dict(
 )
 
 
+_few = dict(seeds=[0, 1, 2])
+
+
 def _arm(*targets, pretrain=None, finetune=None, **changes):
     """An arm that starts from the words. targets: of both stages. pretrain, finetune: changes of one stage."""
-    stages = dict(pretrain=dict(pretrain or {}, init="study:words"))
-    if finetune:
-        stages["finetune"] = finetune
-    return dict(dict(model=dict(reconstruction=list(targets))), stages=stages, **changes)
+    stages = dict(pretrain=dict(pretrain or {}, init="study:words"), finetune=finetune or {})
+    return dict(model=dict(reconstruction=list(targets)), stages=stages, **changes)
 
 
 def _recipe(name, **changes):
-    """The recipe of a method, with three seeds."""
-    stages = dict(pretrain=dict(init="study:words"))
-    return dict(config=f"../targets/scenes/{name}.py", seeds=[0, 1, 2], stages=stages, **changes)
+    """The recipe of a method."""
+    return dict(config=f"../targets/scenes/{name}.py", stages=dict(pretrain=dict(init="study:words")), **changes)
 
 
 def _set(**target):
@@ -73,22 +73,21 @@ def _set(**target):
 def _discrete(*targets):
     """An arm with codes as the LLM's input. Its start is trained in the same way."""
     stages = dict(pretrain=dict(init="study:words_for_codes"))
-    return dict(model=dict(reconstruction=list(targets), encoder=_codes), stages=stages, seeds=[0, 1, 2])
+    return dict(model=dict(reconstruction=list(targets), encoder=_codes), stages=stages, **_few)
 
 
 _off = dict(model=dict(reconstruction=[dict(_semantic, weight=0.0)]))
-_few = dict(seeds=[0, 1, 2])
 arms = dict(
     none=_arm(),
     semantic=_arm(_semantic),
     semantic_shift0=_arm(dict(_semantic, shift=0)),
-    pixel=dict(_recipe("pixel", **_set(tokenizer=dict(name="study:pixel"))), seeds=seeds),
-    viral=_recipe("viral"),
-    ross=_recipe("ross", **_set(teacher=dict(name="study:vae"))),
+    pixel=_recipe("pixel", **_set(tokenizer=dict(name="study:pixel"))),
+    viral=_recipe("viral", **_few),
+    ross=_recipe("ross", **_set(teacher=dict(name="study:vae")), **_few),
     bidirectional=dict(_arm(), model=dict(reconstruction=[], visual_attention="bidirectional"), **_few),
-    jarvis=_recipe("jarvis"),
-    appearance=_recipe("appearance"),
-    dual=_recipe("dual"),
+    jarvis=_recipe("jarvis", **_few),
+    appearance=_recipe("appearance", **_few),
+    dual=_recipe("dual", **_few),
     semantic_in_pretrain=_arm(_semantic, finetune=_off, **_few),
     semantic_in_finetune=_arm(_semantic, pretrain=_off, **_few),
     semantic_of_16=_arm(dict(_semantic, supervise=16), **_few),

@@ -1,6 +1,6 @@
 # A semantic tokenizer for Scenes: one code of 256 for each of 8 x 8 features of EfficientNet-Lite0, fitted on the
-# training images. `targets/scenes/asvr` fits the same codes before its first stage. As a file they can also be the
-# input of the LLM (`CodeEncoder`).
+# training images. `targets/scenes/asvr` fits codes in the same way before its first stage, with the seed of the run. As
+# a file they can also be the input of the LLM (`CodeEncoder`).
 # asvr train-tokenizer tokenizers/semantic_scenes
 tokenizer = dict(
     type="SemanticTokenizer",

@@ -170,6 +170,15 @@ def test_a_bug_keeps_its_traceback():
         run_tool(from_elsewhere)
 
 
+def test_what_a_script_itself_raises_is_one_line_and_its_bug_is_not(tmp_path):
+    (tmp_path / "told.py").write_text("def main():\n    raise ValueError(\n        'set --steps'\n    )\n")
+    told = call_tool(str(tmp_path / "told.py"))
+    assert (told.returncode, told.stderr) == (1, "error: set --steps\n")
+    (tmp_path / "bug.py").write_text("def main():\n    first, second = 1, 2, 3\n")
+    with pytest.raises(ValueError, match="too many values"):
+        call_tool(str(tmp_path / "bug.py"))
+
+
 def test_a_reader_that_stops_early_is_no_error():
     code = "from asvr.commands.cli import run_tool; run_tool(lambda: print('line\\n' * 50_000))"
     with subprocess.Popen(

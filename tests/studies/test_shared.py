@@ -271,7 +271,11 @@ shared['codes'] = dict(model=dict(reconstruction={'0': _name}))
         assert trained == ["pixel", "words", "more", "codes"]
         trained.clear()
         run_study(study, tmp_path / "out", arms=["none"])
-    assert trained == ["words"]  # what this arm does not use can wait
+        assert trained == ["words"]  # what this arm does not use can wait
+        trained.clear()
+        study.arms.late = dict(stages=dict(pretrain=dict(init="study:codes")))
+        run_study(study, tmp_path / "out", arms=["late"])
+    assert trained == ["pixel", "codes"]
 
 
 def test_a_shared_training_that_fails_ends_the_study_in_one_line(tmp_path):

@@ -20,14 +20,14 @@ def simulate(rng, *, runs=3, scenes=120, each=4, base=0.6, gain=0.0, by_seed=0.0
     return *arms, scene_Q
 
 
-def share_held(runs: int, by_seed: float, level: float = 0.95) -> float:
-    """How many of 300 intervals hold the true difference."""
+def share_held(runs: int, by_seed: float, level: float = 0.95, trials: int = 300) -> float:
+    """How many intervals hold the true difference."""
     rng, held, gain = np.random.default_rng(0), 0, 0.05
-    for trial in range(300):
+    for trial in range(trials):
         right, other, scenes = simulate(rng, runs=runs, gain=gain, by_seed=by_seed)
         found = paired_bootstrap(right, other, scenes, draws=300, seed=trial, level=level)
         held += found.low <= gain <= found.high
-    return held / 300
+    return held / trials
 
 
 @pytest.mark.parametrize("by_seed", [0.0, 0.01, 0.05])
@@ -39,6 +39,12 @@ def test_the_interval_holds_the_true_difference_nineteen_times_of_twenty(by_seed
 @pytest.mark.parametrize("by_seed", [0.0, 0.05])
 def test_a_lower_level_holds_less(by_seed):
     assert 0.44 < share_held(3, by_seed, level=0.5) < 0.6
+
+
+@pytest.mark.parametrize(("runs", "least", "most"), [(3, 0.955, 0.985), (6, 0.98, 1.0)])
+def test_the_level_of_four_deciding_pairs_needs_six_seeds(runs, least, most):
+    """98.75 %: three seeds hold less than that, if seeds differ much."""
+    assert least < share_held(runs, 0.05, level=0.9875, trials=600) < most
 
 
 @pytest.mark.parametrize(("runs", "least", "most"), [(1, 0.58, 0.68), (2, 0.87, 0.93)])

@@ -13,7 +13,7 @@ from asvr.studies import run as engine_study
 from asvr.studies.comparison import compare
 from asvr.studies.existing import require_same_arms
 from asvr.studies.processes import Processes
-from asvr.studies.report import markdown
+from asvr.studies.report_tables import markdown
 from asvr.studies.results import collect
 from asvr.studies.run import threads_of_a_run
 from asvr.studies.study_file import load_study
@@ -104,6 +104,9 @@ def test_only_some_arms_are_trained(finished, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("out/*/seed_?")) == ["seed_0", "seed_1", "seed_1"]
     about = json.loads((tmp_path / "out/report.json").read_text())["about"]
     assert about["missing"] == ["late, seed 0 (not finished)"]
+    shutil.rmtree(tmp_path / "out/none")
+    done = run(tmp_path, "--arms", "late")
+    assert done.returncode == 0 and "no report yet: it needs a finished run of the baseline 'none'" in done.stdout
     wrong = run(tmp_path, "--arms", "nome")
     assert wrong.returncode == 1 and "has no arm 'nome'; did you mean 'none'?" in wrong.stderr
     for option in (("--report",), ("--questions", tmp_path / "study.py")):

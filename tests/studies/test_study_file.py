@@ -27,6 +27,16 @@ from asvr.studies.study_file import arm_config, load_study
         ("arms['late']['seeds'] = [2]", r"arms.late.seeds=\[2\]: expected some of the study's seeds \[0, 1\]"),
         ("arms['late']['seeds'] = 1", "arms.late.seeds=1: expected some of the study's seeds"),
         ("arms['none']['seeds'] = [0]", "arms.none.seeds: the baseline has all seeds of the study"),
+        ("decides = [('none', 'lat')]", r"decides=\['none', 'lat'\]: expected two arms, not 'lat'; did you mean"),
+        ("decides = [('none', 'none')]", r"decides=\['none', 'none'\]: expected two different arms"),
+        (
+            "decides = [('late', 'none'), ('none', 'late')]",
+            r"decides=\['none', 'late'\]: .* and each pair once",
+        ),
+        (
+            "arms['late']['seeds'] = [0]; arms['more'] = dict(seeds=[1]); decides = [('late', 'more')]",
+            r"decides=\['late', 'more'\]: these arms have no common seed",
+        ),
         ("arm = 1", "- arm: unknown field; did you mean 'arms'?"),
         (
             "compare = []; arms = dict(none=dict(modle=dict()))",

@@ -10,9 +10,10 @@ from matplotlib.colors import to_rgb
 from study_helpers import run, write_files, write_finished
 
 import asvr
-from asvr.studies.comparison import compare
+from asvr.studies.comparison import asked_groups, compare
 from asvr.studies.plots import arm_colours, draw_curves, draw_groups, groups_file
-from asvr.studies.report import heading, markdown
+from asvr.studies.report import heading
+from asvr.studies.report_tables import markdown
 from asvr.studies.results import collect
 from asvr.studies.study_file import load_study
 
@@ -33,9 +34,9 @@ def test_without_spread_the_report_has_no_interval_and_says_why(finished, answer
         own["answers"] = [dict(a, right=r) for a, r in zip(own["answers"], right[: len(own["answers"])], strict=True)]
     result = compare(study, found)
     assert json.loads(json.dumps(result))["arms"]["late"]["groups"]["ocr"]["low"] is None
-    assert set(result["detectable"].values()) == {None}
+    assert [(own["seeds"], set(own["groups"].values())) for own in result["detectable"]] == [(2, {None})]
     lines = markdown(result).splitlines()
-    assert "| late | +0.0 (-), p - | +0.0 (-), p - | +0.0 (-), p - |" in lines and "| - | - | - |" in lines
+    assert "| late | +0.0 (-), p - | +0.0 (-), p - | +0.0 (-), p - |" in lines and "| 2 | - | - | - |" in lines
     [of_arms, of_pairs, of_size] = [line for line in lines if line.startswith("`-`: no spread, so ")]
     assert "cannot be estimated: late (all groups)." in of_arms and "Ask easier or harder questions" in of_arms
     assert "none minus late (all groups)" in of_pairs and "the seeds of the baseline agree in all groups." in of_size
@@ -51,13 +52,27 @@ def test_without_spread_the_report_has_no_interval_and_says_why(finished, answer
 def test_pairs_that_decide_have_wider_intervals(finished):
     study, found, _ = finished
     assert compare(study, found)["decides"] == [] and "decide**" not in markdown(compare(study, found))
-    study.decides = [("late", "none"), ("none", "late")]
+    study.arms.more, found["more"] = study.arms.late, found["late"]
+    study.decides = [("late", "none"), ("more", "none")]
     result = compare(study, found)
-    assert result["level"] == 0.975 and "97.5 % confidence interval" in markdown(result)
-    [decisive, reverse] = [pair["groups"]["all"] for pair in result["decides"]]
-    other = result["arms"]["late"]["groups"]["all"]
-    assert decisive["gain"] == other["gain"] == -reverse["gain"]
-    assert decisive["low"] < other["low"] < other["high"] < decisive["high"]
+    text = markdown(result)
+    assert result["level"] == 0.975 and "97.5 % confidence interval" in text and "a pair has fewer than 6 seeds" in text
+    decisive, other = result["decides"][0]["groups"]["all"], result["arms"]["late"]["groups"]["all"]
+    assert decisive["gain"] == other["gain"] and decisive["low"] < other["low"] < other["high"] < decisive["high"]
+    assert result["decides"][0]["detectable"] > result["detectable"][0]["groups"]["all"]
+    del found["more"]
+    found["late"] = found["late"][1:]
+    text = markdown(compare(study, found))
+    assert "**Runs are missing, so nothing is decided yet.**" in text and "is about 5 %" not in text
+    assert "| late minus none | 1 of 2 | " in text and "| more minus none | 0 of 2 | not run | " in text
+    assert "The interval covers other scenes. It does not cover other seeds, because there is only one." in text
+
+
+def test_other_questions_decide_nothing(finished):
+    study, found, _ = finished
+    study.decides, study.compare = [("late", "none")], [("none", "late")]
+    asked = asked_groups(study, found)
+    assert asked.decides == [] and asked.compare == [("late", "none"), ("none", "late")]
 
 
 def unfinish(folder, *names):
@@ -97,17 +112,24 @@ def test_a_report_of_finished_runs_says_what_is_missing(finished, gone, missing,
     assert f"| late | {seeds['late'][0]} | " in text if gone == ["late/seed_1"] else "| arm | seeds |" not in text
 
 
-@pytest.mark.parametrize(
-    "gone", [["late/seed_0", "late/seed_1"], ["none/seed_0", "none/seed_1"], ["none/seed_0", "late/seed_1"]]
-)
-def test_there_is_no_report_without_a_common_seed(finished, gone):
+@pytest.mark.parametrize("gone", [["late/seed_0", "late/seed_1"], ["none/seed_0", "late/seed_1"]])
+def test_the_baseline_may_be_alone(finished, gone):
+    """It is run first, to see its power."""
     _, _, folder = finished
     unfinish(folder, *gone)
+    assert run(folder, "--report").returncode == 0
+    text = (folder / "out/report.md").read_text()
+    assert "There is no other arm." in text and "This report is not complete" in text
+
+
+def test_there_is_no_report_without_the_baseline(finished):
+    _, _, folder = finished
+    unfinish(folder, "none/seed_0", "none/seed_1")
     done = run(folder, "--report")
     assert done.returncode == 1 and not (folder / "out/report.md").exists()
     [line] = done.stderr.strip().splitlines()
-    assert "no report: it needs finished runs of the baseline 'none' and of another arm with the same seed" in line
-    assert f"out/{gone[0]}: this run is not finished" in line or f"out/{gone[1]}: this run is not finished" in line
+    assert "no report: it needs a finished run of the baseline 'none'" in line
+    assert "out/none/seed_0: this run is not finished" in line
 
 
 def test_a_report_of_a_study_that_never_ran_makes_no_folder(tmp_path):
