@@ -23,6 +23,8 @@ def work(kind: str) -> str | None:
         return "x" * 200_000  # more than a pipe holds
     if kind == "stopped":
         raise Interrupted(signal.SIGTERM)
+    if kind == "endless":
+        time.sleep(1000)
     if kind == "slow":
         time.sleep(3)
     return None if kind == "done" else kind
@@ -54,6 +56,19 @@ def test_a_signal_to_a_run_ends_the_study():
         processes.start("run", work, "stopped")
         with pytest.raises(Interrupted, match="SIGTERM"):
             processes.ended()
+
+
+def test_a_signal_to_the_study_ends_its_runs():
+    before = signal.getsignal(signal.SIGTERM)
+    begun = time.monotonic()
+    with pytest.raises(Interrupted, match="SIGTERM"), Processes() as processes:
+        processes.start("run", work, "endless")
+        os.kill(os.getpid(), signal.SIGTERM)
+        processes.ended()
+    assert time.monotonic() - begun < 100 and signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(Interrupted, match="SIGTERM"), Processes() as processes:
+        os.kill(os.getpid(), signal.SIGTERM)  # with no run
+        time.sleep(1)
 
 
 def test_a_look_does_not_wait_for_the_end():
