@@ -95,9 +95,10 @@ def main() -> None:
         return _probe(study, out, name, args.scenes)
     failed = [] if args.report else run_study(study, out, jobs=args.jobs or 1, arms=args.arms)
     if failed:
+        report = "give --report in place of --arms" if args.arms else "add --report"
         again = (
             f"run the same command to try them again. If you change an arm, remove its folder in {out}, or use "
-            "another --out. For a report of the finished runs, add --report"
+            f"another --out. For a report of the finished runs, {report}"
         )
         sys.exit("\n".join([f"{len(failed)} run(s) failed; {again}:", *failed]))
 

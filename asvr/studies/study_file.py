@@ -13,7 +13,7 @@ A study is a Python file::
   arms = dict(none=dict(model=dict(reconstruction=[])), ...)   an arm is a dict of changes to the config,
       viral='../targets/scenes/viral.py'                  or a config of its own that differs only in its model,
       ross=dict(config='../targets/scenes/ross.py', ...)  or such a config with changes
-      vae=dict(seeds=[0], ...)                            any of these with fewer seeds than the study
+      few=dict(seeds=[0, 1], ...)                         any of these with fewer seeds than the study
 
 ``asvr::NAME`` in place of a path is a recipe of the library. An entry of ``shared`` is given as an arm is, and its
 config may differ in everything. In the changes of an arm, ``study:NAME`` stands for the folder of a tokenizer of the

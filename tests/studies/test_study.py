@@ -194,7 +194,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(finished, tmp_path):
     done = run(tmp_path, "--jobs", "2", processes=Processes)
     assert done.returncode == 1 and "1 run(s) failed" in done.stderr
     assert "bad, seed 0: ValueError" in done.stderr and "scenes=0: expected at least 1" in done.stderr
-    assert (tmp_path / "out/none/seed_0/results.json").is_file()
+    assert (tmp_path / "out/none/seed_0/results.json").is_file() and "runs, add --report" in done.stderr
+    done = run(tmp_path, "--arms", "bad")
+    assert done.returncode == 1 and "runs, give --report in place of --arms" in done.stderr
 
 
 @pytest.mark.parametrize(
