@@ -39,16 +39,16 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
     members = {name: np.isin(kinds_Q, list(kinds)) for name, kinds in groups.items()}
     members[ALL] = np.isin(kinds_Q, _kinds(groups))
     right = {arm: np.array([[a["right"] for a in run["answers"]] for run in runs]) for arm, runs in found.items()}
-    base_RQ = right[study.baseline]
+    base_RQ, ran = right[study.baseline], {arm: [run["seed"] for run in runs] for arm, runs in found.items()}
 
     def gains(first: str, second: str, level: float = LEVEL) -> dict[str, dict]:
         """By group, over the seeds that both have."""
-        rows, others = _common_seeds(found[first], found[second])
-        pair = right[first][rows], right[second][others]
+        seeds = _common(ran[first], ran[second])
+        pair = [right[arm][[ran[arm].index(seed) for seed in seeds]] for arm in (first, second)]
         return {name: _gain(*(own[:, of] for own in pair), scenes_Q[of], level) for name, of in members.items()}
 
     def of_pair(a: str, b: str, level: float) -> dict:
-        seeds = _common(*([run["seed"] for run in found.get(arm, [])] for arm in (a, b)))
+        seeds = _common(ran.get(a, []), ran.get(b, []))
         planned = _common(seeds_of(study, a), seeds_of(study, b))
         return dict(first=a, second=b, seeds=seeds, planned=planned, groups=gains(a, b, level) if seeds else {})
 
@@ -74,7 +74,7 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
     sizes = {len(base_RQ), *(len(seeds_of(study, arm)) for arm in study.arms)}
     return dict(
         baseline=study.baseline,
-        seeds=[seed for seed in study.seeds if any(run["seed"] == seed for run in found[study.baseline])],
+        seeds=_common(study.seeds, ran[study.baseline]),
         questions={name: int(of.sum()) for name, of in members.items()},
         scenes=len(set(scenes_Q)),
         left_out=sorted(set(kinds_Q[~members[ALL]])),
@@ -88,13 +88,6 @@ def compare(study: Config, found: dict[str, list[dict]]) -> dict:
 
 def _common(first: list[int], second: list[int]) -> list[int]:
     return [seed for seed in first if seed in second]
-
-
-def _common_seeds(first: list[dict], second: list[dict]) -> tuple[list[int], list[int]]:
-    """The rows of both arms with the same seeds."""
-    of_second = {run["seed"]: row for row, run in enumerate(second)}
-    pairs = [(row, of_second[run["seed"]]) for row, run in enumerate(first) if run["seed"] in of_second]
-    return [row for row, _ in pairs], [row for _, row in pairs]
 
 
 def _means(runs: list[dict]) -> dict:
